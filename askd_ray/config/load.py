@@ -1,0 +1,114 @@
+"""Reading a recipe: a name or a file, then overrides, then checks whose messages name the key."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from askd_ray.config.schema import Recipe
+from askd_ray.errors import AskdError, did_you_mean
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    folder = resources.files("askd_ray.config") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_file: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Load a recipe by name (one that comes with the package) or from a YAML file, and apply ``a.b=c`` overrides.
+
+    Raises :class:`AskdError` with one line that names the key, what is allowed, and a close match.
+    """
+    values = _read_yaml(name_or_file)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise AskdError(f"--set {override!r}: write it as a.b=value, such as train.epochs=3")
+        _set(values, key.split("."), _parse_value(text, key), key)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise AskdError(f"recipe {name_or_file}: {_explain(error.errors()[0])}") from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(name_or_file: str) -> dict[str, Any]:
+    path = Path(name_or_file)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        if not path.is_file():
+            raise AskdError(f"recipe file {name_or_file} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif name_or_file in recipe_names():
+        text = (resources.files("askd_ray.config") / "recipes" / f"{name_or_file}.yaml").read_text(encoding="utf-8")
+    else:
+        names = recipe_names()
+        hint = did_you_mean(name_or_file, names)
+        raise AskdError(f"no recipe {name_or_file!r}: give a .yaml file or one of {', '.join(names)}{hint}")
+    values = _yaml(text, f"recipe {name_or_file}")
+    if not isinstance(values, dict):
+        raise AskdError(f"recipe {name_or_file}: expected a mapping of keys to values, found {type(values).__name__}")
+    return values
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise AskdError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _parse_value(text: str, key: str) -> Any:
+    value = _yaml(text, f"--set {key}={text}")
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text; people mean the number
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise AskdError(f"--set {key}: {part} is a value, not a section")
+        values = inner
+    values[path[-1]] = value
+
+
+def _explain(error: ErrorDetails) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        allowed = _fields_at(location[:-1])
+        return f"unknown key {key!r}: allowed here are {', '.join(allowed)}{did_you_mean(location[-1], allowed)}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error["input"]
+    hint = did_you_mean(given, _words(error)) if isinstance(given, str) else ""
+    if isinstance(given, dict):  # a check over a whole section: its message says it all
+        return f"{key}: {message}"
+    return f"{key} = {given!r}: {message}{hint}"
+
+
+def _words(error: ErrorDetails) -> list[str]:
+    expected = str(error.get("ctx", {}).get("expected", ""))
+    return [word.strip(" '") for word in expected.replace(" or ", ",").split(",")]
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return sorted(model.model_fields)

@@ -1,0 +1,92 @@
+"""What travels: utterances in shards, labels beside them, batches to the training step."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+SHARD_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),  # the Hugging Face convention
+        ("text", pa.string()),
+        ("duration_s", pa.float64()),
+        ("speaker", pa.string()),
+        ("language", pa.string()),
+        ("domain", pa.string()),
+        ("split", pa.string()),
+        ("licence", pa.string()),
+        ("content_hash", pa.string()),
+    ]
+)
+"""A shard: one row an utterance."""
+
+LABEL_SCHEMA = pa.schema(
+    [
+        ("content_hash", pa.string()),
+        ("target_ids", pa.list_(pa.int32())),  # (n_tokens,): the text and the end token
+        ("top_ids", pa.binary()),  # int32 (n_tokens, k)
+        ("top_log_probs", pa.binary()),  # float16 (n_tokens, k)
+        ("rest_log_prob", pa.binary()),  # float16 (n_tokens,): log of the mass outside the top k
+        ("teacher_loss", pa.float32()),  # mean cross-entropy of the target tokens, in nats
+    ]
+)
+"""A label shard: one row for every row of the shard of the same name, in its order."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One row of a shard."""
+
+    id: str
+    audio: bytes
+    path: str
+    text: str
+    duration_s: float
+    speaker: str
+    language: str
+    domain: str
+    split: Split
+    licence: str
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over audio, text and language: what the teacher's answer depends on, besides the teacher."""
+        sha = hashlib.sha256(self.audio)
+        sha.update(f"\0{self.language}\0{self.text}".encode())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one micro-batch of the student needs.
+
+    ``log_mel`` (batch, n_mels, n_frames) float32; ``decoder_ids`` (batch, length) int64: the prompt, then the text;
+    ``targets`` (batch, length) int64: the text and the end token, -100 where no loss is taken; ``top_ids`` int64 and
+    ``top_log_probs`` float32 (batch, length, k), ``rest_log_prob`` float32 (batch, length): the teacher's soft labels
+    at the same positions; ``teacher_loss`` (batch,) float32; ``ids`` names the utterances.
+    """
+
+    ids: tuple[str, ...]
+    log_mel: NDArray[np.float32]
+    decoder_ids: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    top_ids: NDArray[np.int64]
+    top_log_probs: NDArray[np.float32]
+    rest_log_prob: NDArray[np.float32]
+    teacher_loss: NDArray[np.float32]
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of target tokens."""
+        return int((self.targets != IGNORED).sum())
+
+
+IGNORED = -100
+"""The target where no loss is taken (PyTorch's ``ignore_index``)."""

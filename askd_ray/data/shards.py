@@ -1,0 +1,85 @@
+"""Reading and writing shards: Parquet files of utterances, one set a split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from askd_ray.data.schema import SHARD_SCHEMA, Split, Utterance
+from askd_ray.errors import AskdError
+from askd_ray.files import atomic_path
+
+
+def shard_paths(folder: Path, split: Split) -> list[Path]:
+    """Return the shards of a split, sorted.
+
+    Raises :class:`AskdError` when there are none.
+    """
+    paths = sorted(folder.glob(f"{split}-*.parquet"))
+    if not paths:
+        raise AskdError(f"no {split} shards in {folder}: run `askd prepare` first, or give the {split} split a share")
+    return paths
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns.
+
+    Raises :class:`AskdError` when it is missing or damaged.
+    """
+    try:
+        return pq.read_table(path, columns=list(columns) if columns is not None else None)
+    except FileNotFoundError:
+        raise AskdError(f"{path} does not exist") from None
+    except (pa.ArrowException, OSError) as error:
+        raise AskdError(f"{path} is damaged or no Parquet file of this kind: {' '.join(str(error).split())}") from None
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, atomically."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def to_table(utterances: Sequence[Utterance]) -> pa.Table:
+    """Return utterances as a table of :data:`~askd_ray.data.schema.SHARD_SCHEMA`."""
+    rows = [
+        {
+            "id": u.id,
+            "audio": {"bytes": u.audio, "path": u.path},
+            "text": u.text,
+            "duration_s": u.duration_s,
+            "speaker": u.speaker,
+            "language": u.language,
+            "domain": u.domain,
+            "split": u.split,
+            "licence": u.licence,
+            "content_hash": u.content_hash,
+        }
+        for u in utterances
+    ]
+    return pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
+
+
+def to_utterances(table: pa.Table) -> list[Utterance]:
+    """Return the rows of a shard as utterances."""
+    return [
+        Utterance(
+            id=row["id"],
+            audio=row["audio"]["bytes"],
+            path=row["audio"]["path"],
+            text=row["text"],
+            duration_s=row["duration_s"],
+            speaker=row["speaker"],
+            language=row["language"],
+            domain=row["domain"],
+            split=row["split"],
+            licence=row["licence"],
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def read_utterances(folder: Path, split: Split) -> list[Utterance]:
+    """Read all utterances of a split into memory: for dev and test sets."""
+    return [u for path in shard_paths(folder, split) for u in to_utterances(read_table(path))]

@@ -1,0 +1,1 @@
+"""The objective: divergences, schedules, self-teachers."""

@@ -1,0 +1,17 @@
+"""The one error that users are meant to see."""
+
+import difflib
+
+
+class AskdError(ValueError):
+    """A mistake in the input or the surroundings that its reader can mend.
+
+    The message is one line: what is wrong, where, and what is allowed. The command line prints it without a
+    traceback and exits with code 2.
+    """
+
+
+def did_you_mean(word: str, allowed: list[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest allowed word, or an empty string when none is close."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

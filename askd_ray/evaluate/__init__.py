@@ -1,0 +1,1 @@
+"""Scores, confidence intervals and latency of teacher and student."""

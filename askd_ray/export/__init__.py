@@ -1,0 +1,1 @@
+"""The bundle: an exported student that every engine loads."""

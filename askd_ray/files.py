@@ -1,0 +1,70 @@
+"""Writing files so that a reader sees the whole of them or nothing."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+
+@contextmanager
+def atomic_path(target: Path) -> Generator[Path]:
+    """Yield a temporary path beside ``target``; it becomes ``target`` when the block ends well, and is gone otherwise.
+
+    Works for a file and for a folder (the block creates whichever it wants). A folder that is already there is
+    replaced: it is moved aside first, since a rename onto a folder that is not empty fails.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        old = target.with_name(f".{target.name}.{uuid4().hex[:8]}.old")
+        if temporary.is_dir() and target.exists():
+            target.rename(old)
+        temporary.replace(target)
+        remove(old)
+    finally:
+        remove(temporary)
+
+
+def _sync(path: Path) -> None:
+    """Flush what was written to the disk, so that a rename never exposes an empty file after a power cut."""
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Return a short, stable hash (16 hex digits) of anything that JSON can hold: the key of a stage's inputs."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,65 @@
+"""Progress bars with rates and time left, one look for all stages."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class _RateColumn(TextColumn):
+    """Completed units a second."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text(f"{rate:.1f} {task.fields.get('unit', '')}/s" if rate else "", style="cyan")
+
+
+class Bar:
+    """One bar: advance it, and say something beside it."""
+
+    def __init__(self, progress: Progress, task: TaskID):
+        self._progress, self._task = progress, task
+
+    def advance(self, n: float = 1) -> None:
+        """Count ``n`` more units as done."""
+        self._progress.advance(self._task, n)
+
+    def update(self, completed: float, note: str = "", total: float | None = None) -> None:
+        """Set how much is done, and the note beside the bar."""
+        self._progress.update(self._task, completed=completed, note=note, total=total)
+
+    def note(self, note: str) -> None:
+        """Set the note beside the bar."""
+        self._progress.update(self._task, note=note)
+
+
+@contextmanager
+def bar(description: str, total: float | None, unit: str = "it") -> Generator[Bar]:
+    """Show a progress bar while the block runs. Where output is no terminal, only its last state is printed."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _RateColumn(""),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        yield Bar(progress, progress.add_task(description, total=total, unit=unit, note=""))

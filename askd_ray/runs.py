@@ -1,0 +1,128 @@
+"""A run's folder: where each stage writes, and the records that say what is finished."""
+
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from askd_ray.config.load import dump_recipe
+from askd_ray.config.schema import Recipe
+from askd_ray.errors import AskdError
+from askd_ray.files import atomic_path, digest, read_json, write_json
+
+_PACKAGES = ("askd-ray", "ray", "torch", "torchaudio", "transformers", "ctranslate2", "jiwer", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder ``<runs_root>/<name>`` of a recipe, and the stages in it."""
+
+    recipe: Recipe
+
+    @property
+    def path(self) -> Path:
+        """The run's folder, absolute."""
+        return Path(self.recipe.runs_root).expanduser().resolve() / self.recipe.name
+
+    @property
+    def shards(self) -> Path:
+        """Parquet files of utterances, one set a split."""
+        return self.path / "shards"
+
+    @property
+    def labels(self) -> Path:
+        """The teacher's soft labels: a file for every shard, with the same name."""
+        return self.path / "labels"
+
+    @property
+    def distill(self) -> Path:
+        """Checkpoints, TensorBoard events and the best student."""
+        return self.path / "distill"
+
+    @property
+    def student(self) -> Path:
+        """The best student by dev WER, as a transformers folder."""
+        return self.distill / "best"
+
+    @property
+    def bundle(self) -> Path:
+        """The exported student."""
+        return self.path / "bundle"
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """Return what the stage wrote when it finished, or None when it has not."""
+        path = self.path / f"{stage}.json"
+        return read_json(path) if path.is_file() else None
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """Return the result of a finished stage.
+
+        Raises :class:`AskdError` when it has not finished.
+        """
+        record = self.record(stage)
+        if record is None:
+            raise AskdError(f"run {self.recipe.name}: stage '{stage}' has not finished: run `askd {stage}` first")
+        return record["result"]
+
+    def key(self, stage: str) -> str:
+        """Return the key of a finished stage's inputs, for the stages after it.
+
+        Raises :class:`AskdError` when it has not finished.
+        """
+        self.result(stage)
+        record = self.record(stage)
+        assert record is not None
+        return record["key"]
+
+    def finished(self, stage: str, key: str) -> dict[str, Any] | None:
+        """Return the stage's result if it finished with the same inputs, else None."""
+        record = self.record(stage)
+        return record["result"] if record is not None and record["key"] == key else None
+
+    def begin(self) -> float:
+        """Write the resolved recipe into the folder and return the time, for :meth:`finish`."""
+        with atomic_path(self.path / "recipe.yaml") as temporary:
+            temporary.write_text(dump_recipe(self.recipe), encoding="utf-8")
+        return time.monotonic()
+
+    def finish(self, stage: str, key: str, result: dict[str, Any], begun: float) -> dict[str, Any]:
+        """Record that the stage has finished: result, time, recipe, git SHA and versions. Returns ``result``."""
+        record = {
+            "stage": stage,
+            "key": key,
+            "wall_s": round(time.monotonic() - begun, 2),
+            "result": result,
+            "git_sha": git_sha(),
+            "versions": versions(),
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+        write_json(self.path / f"{stage}.json", record)
+        return result
+
+
+def stage_key(*inputs: Any) -> str:
+    """Return the key of a stage's inputs: recipe sections and the keys of the stages before it."""
+    return digest([i.model_dump(mode="json") if hasattr(i, "model_dump") else i for i in inputs])
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_sha() -> str | None:
+    """Return the SHA of the checkout that the code runs from (``-dirty`` when it has changes), or None outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

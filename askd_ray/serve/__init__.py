@@ -1,0 +1,1 @@
+"""The service: an OpenAI-compatible endpoint on Ray Serve."""

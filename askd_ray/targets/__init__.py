@@ -1,0 +1,1 @@
+"""What the teacher says: soft labels, computed once and kept beside the shards."""

@@ -1,0 +1,65 @@
+"""Whisper's tokens: prompts, targets and texts, from a model's tokenizer.json."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from askd_ray.errors import AskdError
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokenizer of a Whisper model. English-only models have no language and task tokens in their prompts."""
+
+    path: Path
+    """A tokenizer.json file, or the model folder that holds it."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer itself.
+
+        Raises :class:`AskdError` when the file is missing.
+        """
+        file = self.path / "tokenizer.json" if self.path.is_dir() else self.path
+        if not file.is_file():
+            raise AskdError(f"{file} does not exist: a model folder needs its tokenizer.json")
+        return Tokenizer.from_file(str(file))
+
+    @cached_property
+    def multilingual(self) -> bool:
+        """Whether the model has language and task tokens in its prompts (its vocabulary is the larger one)."""
+        return self.id_of("<|endoftext|>") == 50257
+
+    @property
+    def end(self) -> int:
+        """The id of the end token."""
+        return self.id_of("<|endoftext|>")
+
+    def id_of(self, token: str) -> int:
+        """Return the id of a special token.
+
+        Raises :class:`AskdError` when the vocabulary has no such token.
+        """
+        token_id = self.tokenizer.token_to_id(token)
+        if token_id is None:
+            raise AskdError(f"{self.path}: the vocabulary has no token {token}")
+        return token_id
+
+    def prompt(self, language: str = "en") -> tuple[int, ...]:
+        """Return the ids that a transcript without timestamps starts with."""
+        names = ["<|startoftranscript|>"]
+        if self.multilingual:
+            names += [f"<|{language}|>", "<|transcribe|>"]
+        elif language != "en":
+            raise AskdError(f"language {language!r}: {self.path} is an English-only model, only 'en' is allowed")
+        return tuple(self.id_of(name) for name in [*names, "<|notimestamps|>"])
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text as Whisper writes it: with a leading space, without special tokens."""
+        return self.tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids; special tokens and timestamps are left out."""
+        return self.tokenizer.decode([i for i in ids if i < self.end], skip_special_tokens=True).strip()

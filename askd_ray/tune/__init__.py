@@ -1,0 +1,1 @@
+"""The search over schedules and weights with Ray Tune."""

@@ -107,7 +107,8 @@ class TeacherWeight(Section):
 class SelfTeacher(Section):
     """The weight ``b`` of the student's own knowledge: ``weight`` from progress ``switch`` on.
 
-    At ``switch`` the student is frozen as its own teacher; ``refresh`` > 0 freezes it anew after every such share of the run.
+    At ``switch`` the student is frozen as its own teacher; ``refresh`` > 0 freezes it anew after each such share of the
+    run.
     """
 
     kind: Literal["none", "snapshot"] = "snapshot"

@@ -8,6 +8,15 @@ from tokenizers import Tokenizer
 
 from askd_ray.errors import AskdError
 
+MOST_TOKENS = 224  # half of Whisper's decoder positions; the other half is the prompt's
+TOKENS_AT_LEAST = 16
+TOKENS_PER_S = 15  # fast speech has about 5 words a second, and digits a token each
+
+
+def most_tokens(window_s: float) -> int:
+    """Return how many tokens a window may produce: a model that does not stop must not run to the last position."""
+    return min(TOKENS_AT_LEAST + int(TOKENS_PER_S * window_s), MOST_TOKENS)
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -16,16 +25,23 @@ class Tokens:
     path: Path
     """A tokenizer.json file, or the model folder that holds it."""
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer itself.
+    @property
+    def file(self) -> Path:
+        """The tokenizer.json itself.
 
-        Raises :class:`AskdError` when the file is missing.
+        Raises :class:`AskdError` when it is missing.
         """
         file = self.path / "tokenizer.json" if self.path.is_dir() else self.path
         if not file.is_file():
             raise AskdError(f"{file} does not exist: a model folder needs its tokenizer.json")
-        return Tokenizer.from_file(str(file))
+        return file
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer itself."""
+        tokenizer = Tokenizer.from_file(str(self.file))
+        tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text: it must not end the target
+        return tokenizer
 
     @cached_property
     def multilingual(self) -> bool:

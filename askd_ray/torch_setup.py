@@ -1,0 +1,20 @@
+"""Device and threads, decided in one place."""
+
+import os
+
+import torch
+
+
+def best_device() -> torch.device:
+    """Return the GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_threads(threads: int = 0, processes: int = 1) -> int:
+    """Let torch use ``threads`` threads (0: the machine's cores, shared by ``processes``); returns how many.
+
+    Ray sets OMP_NUM_THREADS from the logical CPUs of a worker, which on purpose are fewer than what it may use.
+    """
+    threads = threads or max(1, (os.cpu_count() or 1) // processes)
+    torch.set_num_threads(threads)
+    return threads

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from askd_ray.audio.decode import AudioError, Waveform, decode
 from askd_ray.data.schema import SHARD_SCHEMA, Split, Utterance
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path
@@ -83,3 +84,14 @@ def to_utterances(table: pa.Table) -> list[Utterance]:
 def read_utterances(folder: Path, split: Split) -> list[Utterance]:
     """Read all utterances of a split into memory: for dev and test sets."""
     return [u for path in shard_paths(folder, split) for u in to_utterances(read_table(path))]
+
+
+def waveform_of(utterance: Utterance) -> Waveform:
+    """Decode the audio of a shard's row.
+
+    Raises :class:`AskdError` when it cannot be decoded: `askd prepare` let only good audio in, so the shard is damaged.
+    """
+    try:
+        return decode(utterance.audio)
+    except AudioError as error:
+        raise AskdError(f"utterance {utterance.id} ({utterance.path}) can no longer be decoded: {error}") from None

@@ -1,0 +1,146 @@
+"""Planned utterances to batches: decode, trim or pad, log-mel, mask, and lay targets and soft labels beside them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from askd_ray.audio.augment import draw_seed, spec_augment
+from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.units import HOP_LENGTH, window_samples
+from askd_ray.config.schema import SpecAugment, Train, Window
+from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
+from askd_ray.data.plan import Planned, Planner, Row, Task
+from askd_ray.data.schema import IGNORED, Batch, Utterance
+from askd_ray.data.shards import read_table, shard_paths, to_utterances, waveform_of
+from askd_ray.text.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All that turns shards and labels into batches; the same on a laptop and in a Ray Data task."""
+
+    shards: Path
+    labels: Path
+    label_key: LabelKey
+    tokenizer: Path
+    n_mels: int
+    train: Train
+    window: Window
+    spec_augment: SpecAugment
+    seed: int
+
+    def planner(self) -> Planner:
+        """Check every label shard against its shard and return the planner over the rows that have labels.
+
+        Raises :class:`AskdError` when there are no shards, or labels are missing or stale.
+        """
+        shards: list[tuple[Row, ...]] = []
+        for number, path in enumerate(shard_paths(self.shards, "train")):
+            check_labels(self.labels / path.name, path, self.label_key)
+            rows = read_table(path, ["id", "duration_s"]).to_pylist()
+            lengths = read_table(self.labels / path.name, ["target_ids"]).column("target_ids")
+            shards.append(
+                tuple(
+                    Row(number, i, row["id"], row["duration_s"])
+                    for i, (row, ids) in enumerate(zip(rows, lengths, strict=True))
+                    if len(ids.as_py())
+                )
+            )
+        return Planner(tuple(shards), self.train, self.window, self.seed)
+
+    def batches(self, task: Task) -> Iterator[Batch]:
+        """Read the shards of a task once and yield its batches in order.
+
+        Raises :class:`AskdError` when a shard is damaged or its audio cannot be decoded any more.
+        """
+        paths = shard_paths(self.shards, "train")
+        wanted = sorted({p.shard for batch in task.batches for p in batch})
+        utterances = {s: to_utterances(read_table(paths[s])) for s in wanted}
+        labels = {s: read_labels(self.labels / paths[s].name, self.label_key["top_k"]) for s in wanted}
+        tokens = Tokens(self.tokenizer)
+        for batch in task.batches:
+            rows = [(utterances[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
+            yield self._collate(rows, batch, tokens, task.epoch)
+
+    def _collate(
+        self, rows: Sequence[tuple[Utterance, SoftLabels]], planned: Sequence[Planned], tokens: Tokens, epoch: int
+    ) -> Batch:
+        if not rows:
+            return empty_batch(self.n_mels, self.label_key["top_k"])
+        waveforms = [waveform_of(u) for u, _ in rows]
+        log_mel = log_mel_windows(waveforms, [p.window_samples for p in planned], self.n_mels)
+        for i, (utterance, _) in enumerate(rows):
+            clip = slice(0, min(len(waveforms[i]) // HOP_LENGTH, log_mel.shape[-1]))
+            seed = draw_seed(self.seed, epoch, utterance.id, "mask")
+            log_mel[i, :, clip] = spec_augment(log_mel[i, :, clip], self.spec_augment, seed)
+        prompts = [tokens.prompt(u.language) for u, _ in rows]
+        return _with_targets([u.id for u, _ in rows], log_mel.numpy(), prompts, [label for _, label in rows])
+
+
+def _with_targets(
+    ids: Sequence[str],
+    log_mel: NDArray[np.float32],
+    prompts: Sequence[tuple[int, ...]],
+    labels: Sequence[SoftLabels],
+) -> Batch:
+    n, k = len(ids), labels[0].top_ids.shape[1]
+    # The last prompt token already predicts the first target, so prompt and targets share one position.
+    length = max(len(p) - 1 + len(label.target_ids) for p, label in zip(prompts, labels, strict=True))
+    decoder_ids = np.zeros((n, length), np.int64)
+    targets = np.full((n, length), IGNORED, np.int64)
+    top_ids = np.zeros((n, length, k), np.int64)
+    top_log_probs = np.zeros((n, length, k), np.float32)
+    rest = np.zeros((n, length), np.float32)
+    for i, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
+        at = slice(len(prompt) - 1, len(prompt) - 1 + len(label.target_ids))
+        decoder_ids[i, : at.stop] = [*prompt, *label.target_ids[:-1]]
+        targets[i, at] = label.target_ids
+        top_ids[i, at] = label.top_ids
+        top_log_probs[i, at] = label.top_log_probs
+        rest[i, at] = label.rest_log_prob
+    loss = np.asarray([label.teacher_loss for label in labels], np.float32)
+    return Batch(tuple(ids), log_mel, decoder_ids, targets, top_ids, top_log_probs, rest, loss)
+
+
+def empty_batch(n_mels: int, top_k: int) -> Batch:
+    """Return the batch of a rank that has no data left while others have: one silent row whose loss counts nothing."""
+    return Batch(
+        ids=(),
+        log_mel=np.zeros((1, n_mels, 2), np.float32),
+        decoder_ids=np.zeros((1, 1), np.int64),
+        targets=np.full((1, 1), IGNORED, np.int64),
+        top_ids=np.zeros((1, 1, top_k), np.int64),
+        top_log_probs=np.zeros((1, 1, top_k), np.float32),
+        rest_log_prob=np.zeros((1, 1), np.float32),
+        teacher_loss=np.zeros(1, np.float32),
+    )
+
+
+def to_bytes(batch: Batch) -> bytes:
+    """Return a batch as safetensors, to travel through Ray's object store without pickle."""
+    arrays = {name: value for name, value in vars(batch).items() if name != "ids"}
+    names = np.frombuffer(json.dumps(batch.ids).encode(), np.uint8)
+    return save({name: np.ascontiguousarray(a) for name, a in arrays.items()} | {"ids": names})
+
+
+def from_bytes(data: bytes) -> Batch:
+    """Return the batch of :func:`to_bytes`."""
+    arrays = load(data)
+    return Batch(ids=tuple(json.loads(arrays.pop("ids").tobytes())), **arrays)
+
+
+def evaluation_windows(
+    utterances: Sequence[Utterance], silence_s: float, n_mels: int, batch_size: int
+) -> Iterator[tuple[list[Utterance], torch.Tensor]]:
+    """Yield utterances, sorted by length, with the log-mel ``(batch, n_mels, n_frames)`` of their trimmed windows."""
+    ordered = sorted(utterances, key=lambda u: (u.duration_s, u.id))
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        waveforms = [waveform_of(u) for u in batch]
+        yield batch, log_mel_windows(waveforms, [window_samples(len(w), silence_s) for w in waveforms], n_mels)

@@ -1,0 +1,35 @@
+"""Ray Data carries the batches of one rank: tasks all over the cluster decode while the worker trains.
+
+Each rank streams its own plan instead of a share of one dataset: ``streaming_split`` drops the rows that don't divide
+by the number of ranks and cannot start in the middle, and a plan does neither.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray.data
+
+from askd_ray.data.collate import Stream, from_bytes, to_bytes
+from askd_ray.data.plan import Task
+from askd_ray.data.schema import Batch
+
+_CPUS_PER_TASK = 0.5  # leaves room beside the training workers, whatever the size of the machine
+
+
+def ray_batches(stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+    """Yield the batches of a rank's tasks, in order, made by Ray Data tasks ahead of the training step."""
+    if not tasks:
+        return
+
+    def load(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for batch in stream.batches(Task.from_json(json.loads(item["task"]))):
+            yield {"batch": to_bytes(batch)}
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    items = [{"task": json.dumps(task.to_json())} for task in tasks]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    for row in dataset.flat_map(load, num_cpus=_CPUS_PER_TASK).iter_rows():
+        yield from_bytes(row["batch"])

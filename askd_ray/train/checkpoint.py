@@ -1,0 +1,108 @@
+"""Checkpoints: one folder, written whole or not at all, safetensors and JSON only."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from askd_ray.distill.self_teacher import Snapshot
+from askd_ray.errors import AskdError
+from askd_ray.files import atomic_path, read_json, remove, write_json
+from askd_ray.models.windows import WindowedWhisper
+
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands, besides its tensors."""
+
+    key: str
+    """Of the inputs: a checkpoint of another recipe is not taken up."""
+    step: int = 0
+    best_wer: float | None = None
+    best_step: int | None = None
+    snapshot_taken: int = -1
+
+
+def save_checkpoint(
+    folder: Path,
+    position: Position,
+    student: WindowedWhisper,
+    optimizer: torch.optim.Optimizer,
+    snapshot: Snapshot,
+) -> Path:
+    """Write ``folder/step-00000012`` and remove the checkpoints before it. Returns the path."""
+    path = folder / f"step-{position.step:08d}"
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        save_file(_plain(student.state_dict()), temporary / "student.safetensors")
+        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+        if snapshot.model is not None:
+            save_file(_plain(snapshot.model.state_dict()), temporary / "snapshot.safetensors")
+        write_json(temporary / _STATE, dataclasses.asdict(position))
+    for older in _checkpoints(folder):
+        if older != path:
+            remove(older)
+    return path
+
+
+def latest_position(folder: Path) -> Position | None:
+    """Return where the newest whole checkpoint stands, or None when there is none."""
+    found = _checkpoints(folder)
+    return _position(found[-1]) if found else None
+
+
+def load_checkpoint(
+    folder: Path, student: WindowedWhisper, optimizer: torch.optim.Optimizer, snapshot: Snapshot
+) -> Position | None:
+    """Put the newest checkpoint into student, optimizer and snapshot; None when there is none.
+
+    Raises :class:`AskdError` when it is damaged.
+    """
+    found = _checkpoints(folder)
+    if not found:
+        return None
+    path, position = found[-1], _position(found[-1])
+    try:
+        student.load_state_dict(load_file(path / "student.safetensors"), strict=True)
+        _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
+        if position.snapshot_taken >= 0:
+            snapshot.restore(student, load_file(path / "snapshot.safetensors"), position.snapshot_taken)
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise AskdError(f"checkpoint {path} is damaged ({' '.join(str(error).split())[:120]}): delete it") from None
+    return position
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if (p / _STATE).is_file())
+
+
+def _position(path: Path) -> Position:
+    return Position(**read_json(path / _STATE))
+
+
+def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for number, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    # The groups (rates, decay) are the recipe's, not the checkpoint's.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,58 @@
+"""What the loop needs from its surroundings; Ray Train, Ray Tune and a plain process each give it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from askd_ray.data.collate import Stream
+from askd_ray.data.plan import Task
+from askd_ray.data.schema import Batch
+from askd_ray.torch_setup import best_device
+
+
+class Context(Protocol):
+    """The surroundings of one rank."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that train together."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        ...
+
+    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+        """Yield the batches of this rank's tasks, in order."""
+        ...
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Hand over the metrics of an evaluation; every rank calls it at the same steps."""
+        ...
+
+
+@dataclass
+class PlainContext:
+    """One process without Ray: a laptop, a test, a lone GPU. Reports are kept in ``reports``."""
+
+    device: torch.device = field(default_factory=best_device)
+    rank: int = 0
+    world_size: int = 1
+    reports: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+
+    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+        """Make the batches here, one after the other."""
+        for task in tasks:
+            yield from stream.batches(task)
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Keep the metrics."""
+        self.reports.append(metrics)

@@ -1,0 +1,47 @@
+"""Dev scores while training: every rank decodes its share, and words are counted, not averaged over batches."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from transformers import WhisperForConditionalGeneration
+
+from askd_ray.data.collate import evaluation_windows
+from askd_ray.data.schema import Utterance
+from askd_ray.models.generate import greedy
+from askd_ray.text.error_rate import ErrorCounts, count_word_errors
+from askd_ray.text.normalize import normalizer
+from askd_ray.text.tokens import Tokens
+from askd_ray.train.context import Context
+
+_BATCH_SIZE = 16
+
+
+def dev_errors(
+    model: WhisperForConditionalGeneration,
+    tokens: Tokens,
+    utterances: Sequence[Utterance],
+    silence_s: float,
+    context: Context,
+) -> ErrorCounts:
+    """Return the word errors of greedy transcripts in trimmed windows, summed over all ranks.
+
+    Every rank ends with one all-reduce, whatever its share, so ranks with fewer utterances cannot hang the others.
+    """
+    was_training = model.training
+    model.eval()
+    mine = utterances[context.rank :: context.world_size]
+    counts = ErrorCounts()
+    for batch, log_mel in evaluation_windows(mine, silence_s, model.config.num_mel_bins, _BATCH_SIZE):
+        # One decode a language: the prompt holds it.
+        for language in sorted({u.language for u in batch}):
+            rows = [i for i, u in enumerate(batch) if u.language == language]
+            ids = greedy(model, tokens, log_mel[rows].to(context.device), language)
+            normalize = normalizer(language)
+            references = [normalize(batch[i].text) for i in rows]
+            counts += count_word_errors(references, [normalize(tokens.decode(row)) for row in ids])
+    model.train(was_training)
+    totals = torch.tensor([counts.substitutions, counts.deletions, counts.insertions, counts.n_reference])
+    if context.world_size > 1:
+        dist.all_reduce(totals)
+    return ErrorCounts(*totals.tolist())

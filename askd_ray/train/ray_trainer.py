@@ -1,0 +1,179 @@
+"""The stage `distill`: Ray Train workers run the loop, Ray Data streams their batches."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.collate import Stream
+from askd_ray.data.plan import Task
+from askd_ray.data.ray_stream import ray_batches
+from askd_ray.data.schema import Batch
+from askd_ray.data.shards import shard_paths
+from askd_ray.distill import schedules
+from askd_ray.errors import AskdError
+from askd_ray.files import read_json, remove, write_json
+from askd_ray.models.load import resolve
+from askd_ray.progress import Bar, bar, console
+from askd_ray.ray_cluster import connect
+from askd_ray.ray_errors import user_error
+from askd_ray.runs import Run, stage_key
+from askd_ray.text.tokens import Tokens
+from askd_ray.train.checkpoint import latest_position
+from askd_ray.train.loop import CHECKPOINTS, Loop, make_stream
+from askd_ray.train.track import read_metrics
+
+_SUMMARY = "summary.json"
+
+
+class RayTrainContext:
+    """The surroundings of a Ray Train worker."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        device = get_device()
+        assert isinstance(device, torch.device)
+        self.device = device
+
+    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+        """Stream the batches through Ray Data."""
+        return ray_batches(stream, tasks)
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Tell Ray Train; checkpoints are our own, since it registers them only seconds later."""
+        ray.train.report(metrics)
+
+
+def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+    """Distil the student of a recipe into ``runs/<name>/distill``; a killed run goes on from its last checkpoint.
+
+    Returns and records the loop's summary. Raises :class:`AskdError` when labels are missing or stale, or when the
+    folder holds a run of another recipe (``force`` starts over).
+    """
+    run = Run(recipe)
+    key = distill_key(run)
+    done = run.finished("distill", key)
+    if done is not None and run.student.is_dir() and not force:
+        console.print(f"distill: finished already (dev WER {done['dev_wer']:.4f}, {run.student})")
+        return done
+    check_inputs(recipe)
+    _make_room(run, key, force)
+    begun = run.begin()
+    connect()
+    with user_error():
+        result = _fit(recipe, run, key)
+    best = f"dev WER {result['dev_wer']:.4f} at step {result['best_step']} of {result['steps']}"
+    console.print(f"distilled: {best}, in {run.student}")
+    return run.finish("distill", key, result, begun)
+
+
+def distill_key(run: Run) -> str:
+    """Return the key of what a student hangs on. The number of workers is part of it: batches differ with it."""
+    r = run.recipe
+    return stage_key(r.student, r.window, r.spec_augment, r.objective, r.train, r.seed, run.key("label"))
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Check all that can be checked before any worker starts.
+
+    Raises :class:`AskdError` when weights add up to more than 1, when labels or splits are missing, when labels are
+    stale, or when the student's vocabulary is not the teacher's.
+    """
+    run = Run(recipe)
+    schedules.check(recipe.objective)
+    make_stream(recipe, n_mels=80).planner()
+    shard_paths(run.shards, "dev")
+    init = recipe.student.init
+    if init is not None and Tokens(resolve(init)).tokenizer.get_vocab() != Tokens(run.labels).tokenizer.get_vocab():
+        raise AskdError(
+            f"student.init = {init!r}: its vocabulary is not that of the teacher {recipe.teacher.model}; soft labels "
+            "need one vocabulary: both English-only or both multilingual, of the same generation"
+        )
+
+
+def _make_room(run: Run, key: str, force: bool) -> None:
+    """Leave only what this very run can go on from."""
+    position = latest_position(run.distill / CHECKPOINTS)
+    other = run.record("distill") is not None or (position is not None and position.key != key)
+    if other and not force:
+        raise AskdError(
+            f"{run.distill} holds a student of other settings: give this run a name of its own (--set name=...), or "
+            "--force to start over"
+        )
+    if other or force:
+        remove(run.distill)
+        remove(run.path / "distill.json")
+
+
+def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
+    train = recipe.train
+    storage = run.distill / "ray"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"recipe": recipe.model_dump(mode="json"), "folder": str(run.distill), "key": key},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.workers,
+            use_gpu=train.use_gpu,
+            resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{recipe.name}-{uuid4().hex[:8]}",
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    remove(run.distill / _SUMMARY)
+    with _progress(run.distill):
+        trainer.fit()
+    remove(storage)
+    return read_json(run.distill / _SUMMARY)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    context = RayTrainContext()
+    folder = Path(config["folder"])
+    summary = Loop(Recipe.model_validate(config["recipe"]), context, folder, config["key"]).run()
+    if context.rank == 0:
+        write_json(folder / _SUMMARY, summary)
+
+
+class _progress:  # noqa: N801  # a context manager, used like a function
+    """Shows the metrics that rank 0 writes, while the driver waits for the workers."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._stop = folder, threading.Event()
+
+    def __enter__(self) -> None:
+        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _show(self) -> None:
+        with bar("distill", None, "step") as progress:
+            while not self._stop.wait(0.5):
+                _update(progress, self._folder)
+            _update(progress, self._folder)
+
+
+def _update(progress: Bar, folder: Path) -> None:
+    lines = read_metrics(folder)
+    if not lines:
+        return
+    last = lines[-1]
+    scored = next((line for line in reversed(lines) if "dev_wer" in line), None)
+    note = f"loss {last['loss']:.3f}  a {last['a']:.2f}  b {last['b']:.2f}  lr {last['lr/decoder']:.1e}"
+    if scored is not None:
+        note += f"  dev WER {scored['dev_wer']:.3f}  {scored['utterances_per_s']:.1f} utt/s"
+    progress.update(last["step"], note, total=last["n_steps"])

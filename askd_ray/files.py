@@ -26,7 +26,12 @@ def atomic_path(target: Path) -> Generator[Path]:
         old = target.with_name(f".{target.name}.{uuid4().hex[:8]}.old")
         if temporary.is_dir() and target.exists():
             target.rename(old)
-        temporary.replace(target)
+        try:
+            temporary.replace(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
         remove(old)
     finally:
         remove(temporary)

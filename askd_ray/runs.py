@@ -1,5 +1,6 @@
 """A run's folder: where each stage writes, and the records that say what is finished."""
 
+import os
 import platform
 import subprocess
 import time
@@ -82,6 +83,10 @@ class Run:
         record = self.record(stage)
         return record["result"] if record is not None and record["key"] == key else None
 
+    def forget(self, stage: str) -> None:
+        """Drop the stage's record, before its work is replaced: what is there meanwhile is not trusted."""
+        (self.path / f"{stage}.json").unlink(missing_ok=True)
+
     def begin(self) -> float:
         """Write the resolved recipe into the folder and return the time, for :meth:`finish`."""
         with atomic_path(self.path / "recipe.yaml") as temporary:
@@ -120,7 +125,12 @@ def versions() -> dict[str, str]:
 
 
 def git_sha() -> str | None:
-    """Return the SHA of the checkout that the code runs from (``-dirty`` when it has changes), or None outside one."""
+    """Return the SHA of the checkout that the code runs from (``-dirty`` when it has changes), or None outside one.
+
+    In a Ray job the code is a copy: ``ASKD_GIT_SHA`` says where it was copied from.
+    """
+    if "ASKD_GIT_SHA" in os.environ:
+        return os.environ["ASKD_GIT_SHA"]
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

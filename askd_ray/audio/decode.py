@@ -8,6 +8,7 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio.functional
+from av.container import InputContainer
 from numpy.typing import NDArray
 
 from askd_ray.audio.units import SAMPLE_RATE_HZ
@@ -16,10 +17,12 @@ Waveform = NDArray[np.float32]
 """Mono samples at 16 kHz in [-1, 1], shape ``(n_samples,)``."""
 
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 384_000
+_TRUNCATED = "truncated: the file ends or breaks off before the audio that its header declares"
+_SLACK_S = 0.25  # containers round their duration, and encoders pad
 
 
 class AudioError(ValueError):
-    """Audio that cannot be used; the message is a reason that fits a quarantine file."""
+    """Audio that cannot be used. The message is a reason that fits a quarantine file, and after a colon its detail."""
 
 
 def decode(audio: bytes, max_s: float | None = None) -> Waveform:
@@ -31,16 +34,18 @@ def decode(audio: bytes, max_s: float | None = None) -> Waveform:
     Raises :class:`AudioError`: unreadable, truncated, empty, not finite, or longer than ``max_s``.
     """
     if not audio:
-        raise AudioError("empty file")
+        raise AudioError("unreadable audio: the file is empty")
     try:
         samples, rate_hz = _decode_soundfile(audio, max_s)
     except soundfile.LibsndfileError:
         samples, rate_hz = _decode_av(audio, max_s)
+    if _riff_is_cut(audio):
+        raise AudioError(_TRUNCATED)
     if samples.shape[0] == 0:
-        raise AudioError("no audio in the file")
+        raise AudioError("unreadable audio: no samples in the file")
     mono = samples.mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all():
-        raise AudioError("samples that are not finite")
+        raise AudioError("not finite: the samples hold NaN or infinity")
     return resample(mono, rate_hz)
 
 
@@ -58,7 +63,7 @@ def duration_s(waveform: Waveform) -> float:
 
 def _check_rate(rate_hz: int) -> int:
     if not _MIN_RATE_HZ <= rate_hz <= _MAX_RATE_HZ:
-        raise AudioError(f"sample rate of {rate_hz} Hz: {_MIN_RATE_HZ} to {_MAX_RATE_HZ} is allowed")
+        raise AudioError(f"unreadable audio: {rate_hz} Hz, and {_MIN_RATE_HZ} to {_MAX_RATE_HZ} Hz are allowed")
     return rate_hz
 
 
@@ -67,15 +72,18 @@ def _decode_soundfile(audio: bytes, max_s: float | None) -> tuple[NDArray[np.flo
         rate_hz = _check_rate(file.samplerate)
         declared = file.frames
         limit = declared if max_s is None else min(declared, int(max_s * rate_hz) + 1)
-        samples = np.asarray(file.read(limit, dtype="float32", always_2d=True), np.float32)
+        try:
+            samples = np.asarray(file.read(limit, dtype="float32", always_2d=True), np.float32)
+        except soundfile.LibsndfileError:  # the header was fine: what follows it is cut or damaged
+            raise AudioError(_TRUNCATED) from None
     _check_length(samples.shape[0], rate_hz, max_s)
-    if samples.shape[0] < limit or _wav_is_cut(audio):
-        raise AudioError("truncated: the file ends before the audio that its header declares")
+    if samples.shape[0] < limit:
+        raise AudioError(_TRUNCATED)
     return samples, rate_hz
 
 
-def _wav_is_cut(audio: bytes) -> bool:
-    """Whether a RIFF file is shorter than it says; libsndfile silently corrects its header. Streams declare 0 or -1."""
+def _riff_is_cut(audio: bytes) -> bool:
+    """Whether a RIFF file is shorter than it says; decoders silently take what is there. Streams declare 0 or -1."""
     declared = int.from_bytes(audio[4:8], "little")
     return audio[:4] == b"RIFF" and 0 < declared < 0xFFFF_FF00 and declared + 8 > len(audio) + 1
 
@@ -86,7 +94,7 @@ def _decode_av(audio: bytes, max_s: float | None) -> tuple[NDArray[np.float32], 
     try:
         with av.open(io.BytesIO(audio), "r") as container:
             if not container.streams.audio:
-                raise AudioError("no audio stream in the file")
+                raise AudioError("unreadable audio: no audio stream in the file")
             rate_hz = _check_rate(int(container.streams.audio[0].rate or 0))
             mono = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
             for frame in container.decode(audio=0):
@@ -94,11 +102,20 @@ def _decode_av(audio: bytes, max_s: float | None) -> tuple[NDArray[np.float32], 
                     chunks.append(np.asarray(piece.to_ndarray(), np.float32).reshape(-1, 1))
                     n_samples += chunks[-1].shape[0]
                 _check_length(n_samples, rate_hz, max_s)
+            if n_samples / rate_hz < _declared_s(container) - _SLACK_S:
+                raise AudioError(_TRUNCATED)
     except AudioError:
         raise
     except (av.error.FFmpegError, ValueError, IndexError):
-        raise AudioError("unreadable audio") from None
+        raise AudioError("unreadable audio: no decoder takes it") from None
     return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), rate_hz
+
+
+def _declared_s(container: InputContainer) -> float:
+    """Return the duration in the header of a sound file, or 0. Where there is none, FFmpeg only guesses it."""
+    declares = {"matroska", "mov"} & set(container.format.name.split(","))
+    alone = len(container.streams) == 1  # beside a picture, the duration may be the picture's
+    return (container.duration or 0) / av.time_base if declares and alone else 0.0
 
 
 def _check_length(n_samples: int, rate_hz: int, max_s: float | None) -> None:

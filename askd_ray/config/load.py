@@ -45,7 +45,10 @@ def _read_yaml(name_or_file: str) -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         if not path.is_file():
             raise AskdError(f"recipe file {name_or_file} does not exist")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise AskdError(f"recipe {name_or_file} is not YAML: no UTF-8 text") from None
     elif name_or_file in recipe_names():
         text = (resources.files("askd_ray.config") / "recipes" / f"{name_or_file}.yaml").read_text(encoding="utf-8")
     else:

@@ -22,8 +22,8 @@ class Source(Section):
     """Where utterances come from.
 
     ``path`` is a manifest file or its folder, a Parquet file or folder, a WebDataset tar or folder of tars, or
-    ``cache:NAME`` for speech that ``askd fetch speech NAME`` brought. ``domain``, ``language``, ``licence`` and
-    ``split`` fill in what the rows themselves do not say.
+    ``cache:NAME`` for speech that ``askd fetch speech NAME`` brought. ``domain``, ``language`` and ``licence`` fill
+    in what the rows themselves do not say.
     """
 
     path: str

@@ -1,0 +1,244 @@
+"""Where utterances come from: manifests, Hugging Face style Parquet, WebDataset tars, read as a stream of rows."""
+
+import math
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from askd_ray.audio.cut import cut
+from askd_ray.audio.decode import AudioError
+from askd_ray.config.schema import Source
+from askd_ray.data.manifest import json_object, manifest_file, read_manifest
+from askd_ray.errors import AskdError
+from askd_ray.fetch.speech import speech_folder
+from askd_ray.files import digest
+
+_SUFFIXES = {"parquet": (".parquet",), "webdataset": (".tar", ".tar.gz", ".tgz")}
+_AUDIO_EXTENSIONS = {"wav", "flac", "ogg", "opus", "mp3", "m4a", "mp4", "aac", "webm", "wma", "aiff", "aif", "amr"}
+_MAX_BYTES = 1 << 29  # no clip of 30 s needs more, and several are in memory at a time
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row as its source gives it; nothing is known about its audio yet. ``where`` names file and line."""
+
+    id: str
+    audio: bytes | Path
+    path: str
+    text: str
+    speaker: str
+    language: str
+    domain: str
+    licence: str
+    where: str
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def read_audio(self, max_s: float) -> bytes:
+        """Return the audio file's bytes, or the stretch of it as FLAC where the row names one.
+
+        Raises :class:`~askd_ray.audio.decode.AudioError` when it cannot be read.
+        """
+        if isinstance(self.audio, bytes):
+            return self.audio
+        try:
+            if self.start_s is not None or self.end_s is not None:
+                return cut(self.audio, self.start_s or 0.0, self.end_s, max_s)
+            if self.audio.stat().st_size > _MAX_BYTES:
+                raise AudioError(f"longer than {max_s:g} s: {self.audio} is larger than {_MAX_BYTES >> 20} MiB")
+            return self.audio.read_bytes()
+        except OSError as error:
+            raise AudioError(f"unreadable audio: {self.audio}: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What can be said about sources without reading their audio. ``n_rows`` is None where only reading tells."""
+
+    fingerprint: str
+    n_rows: int | None
+
+
+def survey(sources: Sequence[Source]) -> Survey:
+    """Return a hash over names, sizes and times of the sources' files (and of those that manifests name), and a count.
+
+    Raises :class:`AskdError` for a source that is missing or that is no such source.
+    """
+    files: dict[Path, tuple[str, int, int]] = {}
+    n_rows: int | None = 0
+    for source in sources:
+        for file in _files(source):
+            files[file] = _stamp(file)
+            if source.kind == "manifest":
+                for _, record in read_manifest(file):
+                    audio = file.parent / str(record["audio"])
+                    files.setdefault(audio, _stamp(audio))
+                    n_rows = None if n_rows is None else n_rows + 1
+            elif source.kind == "parquet":
+                n_rows = None if n_rows is None else n_rows + _open_parquet(file).metadata.num_rows
+            else:
+                n_rows = None
+    return Survey(digest([list(stamp) for stamp in files.values()]), n_rows)
+
+
+def read_rows(source: Source) -> Iterator[SourceRow]:
+    """Yield the rows of a source, in its order. Audio in files is not read; audio in tars and Parquet comes along.
+
+    Raises :class:`AskdError` for what makes the source unusable: missing, damaged, an unknown or missing column.
+    """
+    read = {"manifest": _manifest_rows, "parquet": _parquet_rows, "webdataset": _webdataset_rows}[source.kind]
+    for file, label in _files(source).items():
+        yield from read(source, file, label)
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    """Return name, size and time of a file; a missing one is a matter of its row."""
+    if not file.is_file():
+        return file.name, -1, -1
+    stat = file.stat()
+    return file.name, stat.st_size, stat.st_mtime_ns
+
+
+def _root(source: Source) -> Path:
+    if source.path.startswith("cache:"):
+        return speech_folder(source.path.removeprefix("cache:"))
+    path = Path(source.path).expanduser()
+    if not path.exists():
+        raise AskdError(f"source {path} does not exist")
+    return path
+
+
+def _files(source: Source) -> dict[Path, str]:
+    """Return the source's files in their order, each with the name that the recipe gives it: what ids start with."""
+    root, name = _root(source), source.path.removeprefix("cache:")
+    if source.kind == "manifest":
+        files = [manifest_file(root)]
+    else:
+        suffixes = _SUFFIXES[source.kind]
+        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.name.endswith(suffixes))
+        if not files:
+            raise AskdError(f"source {root}: no {' or '.join(suffixes)} file in it, as kind: {source.kind} needs")
+    return {file: str(PurePath(name) / file.relative_to(root)) for file in files}
+
+
+def _manifest_rows(source: Source, file: Path, label: str) -> Iterator[SourceRow]:
+    for where, record in read_manifest(file):
+        start_s, end_s = (_seconds(record.get(name), name, where) for name in ("start_s", "end_s"))
+        audio = str(record["audio"])
+        stretch = "" if start_s is None and end_s is None else f"@{start_s or 0.0}-{end_s or ''}"
+        default_id = f"{PurePath(label).parent / audio}{stretch}"
+        yield _row(source, record, default_id, file.parent / audio, audio, where, start_s, end_s)
+
+
+def _seconds(value: Any, name: str, where: str) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise AskdError(f"{where}: {name} = {value!r}: a number of seconds is needed")
+    return seconds
+
+
+def _row(
+    source: Source,
+    values: Mapping[str, Any],
+    default_id: str,
+    audio: bytes | Path,
+    path: str,
+    where: str,
+    start_s: float | None = None,
+    end_s: float | None = None,
+) -> SourceRow:
+    """Return a row from what its source says of it; what is not said, the recipe's source fills in."""
+
+    def text_of(*names: str, default: str = "") -> str:
+        found = (values.get(name) for name in names)
+        return next((str(value) for value in found if value is not None and value != ""), default)
+
+    return SourceRow(
+        id=text_of("id", default=default_id),
+        audio=audio,
+        path=path,
+        text=" ".join(text_of("text", "sentence").split()),
+        speaker=text_of("speaker", "speaker_id"),
+        language=text_of("language", default=source.language),
+        domain=text_of("domain", default=source.domain),
+        licence=text_of("licence", "license", default=source.licence),
+        where=where,
+        start_s=start_s,
+        end_s=end_s,
+    )
+
+
+def _open_parquet(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise AskdError(f"{file} is damaged or no Parquet file: {' '.join(str(error).split())}") from None
+
+
+_PARQUET_OPTIONAL = ("id", "speaker", "speaker_id", "domain", "language", "licence", "license")
+
+
+def _parquet_rows(source: Source, file: Path, label: str) -> Iterator[SourceRow]:
+    parquet = _open_parquet(file)
+    schema = parquet.schema_arrow
+    texts = [name for name in ("text", "sentence") if name in schema.names][:1]
+    if "audio" not in schema.names or not texts:
+        raise AskdError(f"{file}: columns 'audio' and 'text' (or 'sentence') are needed, it has {schema.names}")
+    audio_type = schema.field("audio").type
+    if not pa.types.is_struct(audio_type) or not {"bytes", "path"} <= {field.name for field in audio_type}:
+        raise AskdError(f"{file}: the column 'audio' is {audio_type}, and struct<bytes, path> is needed")
+    columns = ["audio", *texts, *(name for name in _PARQUET_OPTIONAL if name in schema.names)]
+    number = 0
+    try:
+        for batch in parquet.iter_batches(batch_size=16, columns=columns):
+            for values in batch.to_pylist():
+                audio = values["audio"] or {"bytes": None, "path": None}
+                path = audio["path"] or ""
+                where = f"{file}:{number}"
+                in_file = file.parent / path if path else b""
+                yield _row(source, values, f"{label}:{number}", audio["bytes"] or in_file, path, where)
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise AskdError(f"{file} is damaged after row {number}: {' '.join(str(error).split())}") from None
+
+
+def _webdataset_rows(source: Source, file: Path, label: str) -> Iterator[SourceRow]:
+    """Group the members of a tar by their names up to the first dot, as they come; nothing is unpacked."""
+    key: str | None = None
+    members: dict[str, tuple[str, bytes]] = {}
+    try:
+        with tarfile.open(file, "r|*") as tar:
+            for member in tar:
+                folder, slash, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                handle = tar.extractfile(member) if member.isreg() and stem else None
+                if handle is None:
+                    continue
+                if key not in (None, folder + slash + stem):
+                    yield _sample(source, f"{file}:{key}", f"{label}/{key}", members)
+                    members = {}
+                key = folder + slash + stem
+                members[extension.lower()] = (member.name, handle.read())
+        if key is not None:
+            yield _sample(source, f"{file}:{key}", f"{label}/{key}", members)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise AskdError(f"{file} is damaged or no tar file: {error}") from None
+
+
+def _sample(source: Source, where: str, default_id: str, members: Mapping[str, tuple[str, bytes]]) -> SourceRow:
+    values = json_object(members["json"][1], f"{where}.json") if "json" in members else {}
+    if "txt" in members:
+        values["text"] = members["txt"][1].decode("utf-8", errors="replace")
+    path, audio = next((m for name, m in members.items() if name in _AUDIO_EXTENSIONS), ("", b""))
+    return _row(source, values, default_id, audio, path, where)

@@ -1,0 +1,81 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperFeatureExtractor
+
+from askd_ray.audio.decode import decode
+from askd_ray.audio.logmel import log_mel, log_mel_windows
+from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, PADDED_SAMPLES, samples_of, window_samples
+
+
+@pytest.fixture(scope="module")
+def clips(speech):
+    """Every 40th real prompt of at most 30 s, and the shortest."""
+    rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()]
+    files = [speech / row["audio"] for row in rows]
+    chosen = [*files[::40], min(files, key=lambda file: file.stat().st_size)]
+    clips = [decode(file.read_bytes()) for file in chosen]
+    clips = [clip for clip in clips if len(clip) <= PADDED_SAMPLES]
+    assert len(clips) >= 10
+    assert min(map(len, clips)) < samples_of(0.7)
+    return clips
+
+
+def padded(clips, n_mels=80):
+    return log_mel_windows(clips, [PADDED_SAMPLES] * len(clips), n_mels)
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_padded_windows_equal_transformers_on_real_clips(clips, n_mels):
+    extract = WhisperFeatureExtractor(feature_size=n_mels)
+    expected = extract(clips, sampling_rate=16_000, return_tensors="np")["input_features"]
+    ours = padded(clips, n_mels).numpy()
+    assert ours.shape == expected.shape == (len(clips), n_mels, PADDED_FRAMES)
+    assert np.abs(ours - expected).max() <= 1e-4
+
+
+def test_a_trimmed_window_is_the_head_of_the_padded_one(clips):
+    # 0.1 s of silence is more than the 200 samples that the STFT mirrors at the end of a window.
+    for clip in clips:
+        if len(clip) > PADDED_SAMPLES - samples_of(0.1):
+            continue
+        window = window_samples(len(clip), 0.1)
+        trimmed = log_mel_windows([clip], [window])[0]
+        assert trimmed.shape == (80, window // HOP_LENGTH)
+        assert (trimmed - padded([clip])[0, :, : trimmed.shape[1]]).abs().max() <= 1e-5
+
+
+def test_a_clip_gives_the_same_features_in_any_batch(clips):
+    windows = [window_samples(len(clip), 0.3) for clip in clips]
+    batch = log_mel_windows(clips, windows)
+    assert batch.shape == (len(clips), 80, max(windows) // HOP_LENGTH)
+    for row, (clip, window) in enumerate(zip(clips, windows, strict=True)):
+        alone = log_mel_windows([clip], [window])[0]
+        assert (batch[row, :, : alone.shape[1]] - alone).abs().max() <= 1e-5
+
+
+def test_a_clip_longer_than_its_window_is_cut(clips):
+    clip = max(clips, key=len)
+    window = samples_of(1.0)
+    torch.testing.assert_close(log_mel_windows([clip], [window]), log_mel(torch.from_numpy(clip[:window])[None]))
+
+
+def test_silence_is_the_floor():
+    # log10(1e-10) = -10, and (-10 + 4) / 4 = -1.5
+    assert torch.equal(log_mel(torch.zeros(2, 3200)), torch.full((2, 80, 20), -1.5))
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "silence_s", "expected"),
+    [
+        (16_000, 0.3, 20_800),  # 65 positions exactly
+        (16_001, 0.3, 21_120),  # one sample more needs one position more
+        (1, 0.01, 320),
+        (480_000, 0.3, 480_000),  # never beyond 30 s
+        (479_999, 1.0, 480_000),
+    ],
+)
+def test_window_samples(n_samples, silence_s, expected):
+    assert window_samples(n_samples, silence_s) == expected

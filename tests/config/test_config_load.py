@@ -1,0 +1,108 @@
+import pytest
+
+from askd_ray.config.load import dump_recipe, load_recipe, recipe_names
+from askd_ray.config.schema import Recipe
+from askd_ray.errors import AskdError
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ntrain:\n  epochs: 2\n  lr: 1.0e-3\ndata:\n  sources:\n  - path: clips\n")
+    return str(path)
+
+
+def test_overrides_win_over_the_file_and_the_rest_stays(recipe_file):
+    recipe = load_recipe(recipe_file, ["train.lr=1e-4", "train.use_gpu=true", "student.decoder_layers=[0, 3]"])
+    assert recipe.train.lr == 1e-4
+    assert recipe.train.use_gpu is True
+    assert recipe.student.decoder_layers == (0, 3)
+    assert recipe.train.epochs == 2
+    assert recipe.data.sources[0].path == "clips"
+
+
+def test_sources_in_one_override(recipe_file):
+    recipe = load_recipe(recipe_file, ["data.sources=[{path: a, domain: calls}, {path: b.tar, kind: webdataset}]"])
+    assert [(s.path, s.kind, s.domain) for s in recipe.data.sources] == [
+        ("a", "manifest", "calls"),
+        ("b.tar", "webdataset", "default"),
+    ]
+
+
+def test_null_in_an_override(recipe_file):
+    assert load_recipe(recipe_file, ["student.decoder_layers=null"]).student.decoder_layers is None
+
+
+def test_what_is_dumped_is_what_was_loaded(tmp_path, recipe_file):
+    recipe = load_recipe(recipe_file, ["train.lr=3e-5", "window.train_silence_s=[0.2, 0.4]", "student.init=wheel:base"])
+    dumped = tmp_path / "dumped.yaml"
+    dumped.write_text(dump_recipe(recipe))
+    assert load_recipe(str(dumped)) == recipe
+
+
+def test_recipes_of_the_package_load():
+    for name in recipe_names():
+        assert load_recipe(name).name
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().name = "other"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", r"unknown key 'train\.epoch': allowed here are .*clip_norm.*; did you mean 'epochs'\?"),
+        ("trian.epochs=3", r"unknown key 'trian': allowed here are .*; did you mean 'train'\?"),
+        ("data.sources=[{pth: x}]", r"'data\.sources\.0\.pth': allowed here .*; did you mean 'path'\?|Field required"),
+        ("train.epochs=0", r"train\.epochs = 0: .*greater than or equal to 1"),
+        ("train.epochs=many", r"train\.epochs = 'many': .*integer"),
+        ("train.lr=fast", r"train\.lr = 'fast': .*number"),
+        (
+            "objective.teacher_weight.schedule=linaer",
+            r"objective\.teacher_weight\.schedule = 'linaer': .*'linear'.*; did you mean 'linear'\?",
+        ),
+        ("name=../up", r"name = '\.\./up': .*pattern"),
+        ("data.max_duration_s=31", r"data\.max_duration_s = 31: .*less than or equal to 30"),
+        ("data.dev_share=0.95", r"data: dev_share \+ test_share must stay below 1"),
+        ("window.train_silence_s=[2, 1]", r"window: train_silence_s is \[least, most\]"),
+        ("train.epochs", r"write it as a\.b=value"),
+        ("name.deep=1", r"--set name\.deep: name is a value, not a section"),
+        ("data.sources=[{", r"--set data\.sources=\[\{ is not YAML"),
+    ],
+)
+def test_mistakes_name_the_key_what_is_allowed_and_a_close_match(recipe_file, override, message):
+    with pytest.raises(AskdError, match=message) as caught:
+        load_recipe(recipe_file, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_and_missing_file(tmp_path):
+    with pytest.raises(AskdError, match=r"no recipe 'dmo': give a \.yaml file or one of"):
+        load_recipe("dmo")
+    with pytest.raises(AskdError, match=r"nowhere\.yaml does not exist"):
+        load_recipe(str(tmp_path / "nowhere.yaml"))
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "", "just words\n"])
+def test_yaml_that_is_no_recipe(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(AskdError, match=r"expected a mapping of keys to values"):
+        load_recipe(str(path))
+
+
+def test_broken_yaml(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("train: {epochs: 3\n")
+    with pytest.raises(AskdError, match=r"r\.yaml is not YAML") as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_no_text(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AskdError, match=r"r\.yaml is not"):
+        load_recipe(str(path))

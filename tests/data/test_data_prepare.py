@@ -1,0 +1,269 @@
+import io
+import json
+import resource
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from askd_ray.audio.decode import decode
+from askd_ray.config.schema import Data, Recipe
+from askd_ray.data.prepare import prepare, split_of
+from askd_ray.data.schema import SHARD_SCHEMA, SPLITS
+from askd_ray.data.shards import read_utterances
+from askd_ray.errors import AskdError
+from askd_ray.runs import Run
+
+ALL_TRAIN = {"dev_share": 0.0, "test_share": 0.0}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def _recipe(*folders, **data):
+        sources = [{"path": str(folder), "domain": "calls"} for folder in folders]
+        return Recipe.model_validate(
+            {"name": "mine", "runs_root": str(tmp_path / "runs"), "data": {"sources": sources, **data}}
+        )
+
+    return _recipe
+
+
+def quarantine(run):
+    return [json.loads(line) for line in (run.shards / "quarantine.jsonl").read_text().splitlines()]
+
+
+def test_real_prompts_become_shards(speech, tmp_path):
+    recipe = Recipe.model_validate(
+        {
+            "name": "ivr",
+            "runs_root": str(tmp_path),
+            "data": {"sources": [{"path": "cache:ivr"}], "utterances_per_shard": 100, "max_duration_s": 10.0},
+        }
+    )
+    result = prepare(recipe)
+    run = Run(recipe)
+    assert result["read"] == 542
+    assert sum(result["utterances"].values()) + sum(result["quarantined"].values()) == 542
+    assert set(result["quarantined"]) == {"longer than 10 s"}
+    rows = [row for split in SPLITS for row in read_utterances(run.shards, split)]
+    assert len(rows) == sum(result["utterances"].values())
+    for split in SPLITS:
+        shards = sorted(p.name for p in run.shards.glob(f"{split}-*"))
+        count = -(-result["utterances"][split] // 100)
+        assert shards == [f"{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+        seconds = sum(u.duration_s for u in rows if u.split == split)
+        assert result["minutes"][split] == pytest.approx(seconds / 60, abs=0.01)
+    assert pq.read_schema(next(run.shards.glob("train-*"))).equals(SHARD_SCHEMA)
+    first = next(u for u in rows if u.id == "ivr/audio/activated.flac")
+    assert (first.text, first.domain, first.language, first.licence) == ("Activated.", "ivr", "en", "CC-BY-SA-3.0")
+    assert first.audio == (speech / "audio" / "activated.flac").read_bytes()
+    assert first.duration_s == len(decode(first.audio)) / 16_000
+    splits_of_text = {}
+    for row in rows:
+        splits_of_text.setdefault(row.text.casefold(), set()).add(row.split)
+    assert all(len(splits) == 1 for splits in splits_of_text.values())  # the same words are never on both sides
+
+
+def spoilt(**changes):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 8_000).astype(np.float32)
+    for at, value in changes.get("samples", {}).items():
+        samples[at] = value
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples * changes.get("gain", 1.0), 16_000, format="WAV", subtype="FLOAT")
+    return buffer.getvalue()
+
+
+BAD_ROWS = {
+    "unreadable audio": {"bytes": b"no audio"},
+    "truncated": {"bytes": spoilt()[:20_000]},
+    "empty text": {"text": " \n"},
+    "longer than 1 s": None,  # filled in by the test: it needs the encoder
+    "not finite": {"bytes": spoilt(samples={5: float("nan")})},
+    "silence": {"bytes": spoilt(gain=0.0015)},  # a peak of 0.00075
+    "duplicate id": {"id": "first"},
+}
+
+
+def test_each_bad_row_is_set_aside_with_its_reason(manifest, recipe, sound):
+    bad = {**BAD_ROWS, "longer than 1 s": {"bytes": sound(1.01, container="FLAC")}}
+    folder = manifest([{"id": "first"}, *bad.values(), {"bytes": None}, {"bytes": spoilt(gain=0.003)}])
+    mine = recipe(folder, max_duration_s=1.0, max_quarantine_share=0.9, **ALL_TRAIN)
+    result = prepare(mine)
+    assert result["read"] == 10
+    assert result["utterances"] == {"train": 2, "dev": 0, "test": 0}
+    assert result["quarantined"] == dict(Counter([*bad, "unreadable audio"]).most_common())
+    lines = quarantine(Run(mine))
+    assert [line["reason"] for line in lines] == [*bad, "unreadable audio"]
+    assert all(set(line) == {"id", "source", "reason", "detail"} for line in lines)
+    assert lines[0]["source"] == f"{folder / 'manifest.jsonl'}:2"
+    assert lines[-1]["detail"].endswith("8.wav: No such file or directory")
+    assert [u.id for u in read_utterances(Run(mine).shards, "train")] == ["first", str(folder / "9.wav")]
+
+
+def test_too_many_bad_rows_leave_the_quarantine_file_and_no_shards(manifest, recipe):
+    good = recipe(manifest([{}], name="good"), **ALL_TRAIN)
+    prepare(good)
+    bad = recipe(manifest([{}] * 7 + [{"bytes": b"x"}] * 2 + [{"text": ""}], name="bad"), **ALL_TRAIN)
+    message = r"3 of 10 rows can't be used \(2 unreadable audio, 1 empty text\).*max_quarantine_share = 0\.2"
+    with pytest.raises(AskdError, match=message) as caught:
+        prepare(bad)
+    run = Run(bad)
+    assert str(run.shards / "quarantine.jsonl") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in run.shards.iterdir()] == ["quarantine.jsonl"]
+    assert len(quarantine(run)) == 3
+    assert run.record("prepare") is None  # the stages after it must not take the earlier shards for these
+
+
+def test_just_the_allowed_share_passes(manifest, recipe):
+    assert prepare(recipe(manifest([{}] * 4 + [{"text": ""}]), **ALL_TRAIN))["quarantined"] == {"empty text": 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [([], "the sources hold no rows"), ([{"text": ""}], r"none of 1 rows .*\(1 empty text\)")]
+)
+def test_nothing_to_use(manifest, recipe, rows, message):
+    mine = recipe(manifest(rows), max_quarantine_share=1.0)
+    with pytest.raises(AskdError, match=message):
+        prepare(mine)
+    assert Run(mine).record("prepare") is None
+
+
+def test_no_sources(recipe):
+    mine = recipe()
+    with pytest.raises(AskdError, match=r"data\.sources is empty: --set data\.sources="):
+        prepare(mine)
+    assert not Run(mine).path.exists()
+
+
+def test_a_source_that_breaks_off_leaves_no_half_written_shards(manifest, recipe):
+    folder = manifest([{}] * 5)
+    with (folder / "manifest.jsonl").open("a") as file:
+        file.write('{"audio": "0.wav", "text": "x", "end_s": "soon"}\n')
+    mine = recipe(folder, utterances_per_shard=1, **ALL_TRAIN)
+    with pytest.raises(AskdError, match=r"manifest\.jsonl:6: end_s = 'soon'"):
+        prepare(mine)
+    assert [p.name for p in Run(mine).path.iterdir()] == ["recipe.yaml"]
+
+
+def test_finished_work_is_not_done_twice(manifest, recipe, sound, capsys):
+    folder = manifest([{}, {}, {}])
+    mine = recipe(folder, utterances_per_shard=2, **ALL_TRAIN)
+    result = prepare(mine)
+    shard = Run(mine).shards / "train-00000-of-00002.parquet"
+    written = shard.stat().st_ino
+    capsys.readouterr()
+    assert prepare(mine) == result
+    assert "finished already, 3 utterances" in capsys.readouterr().out
+    assert shard.stat().st_ino == written
+
+    assert prepare(mine, force=True) == result
+    assert shard.stat().st_ino != written
+
+    shard.unlink()  # a shard is gone: the record alone is not trusted
+    prepare(mine)
+    assert shard.is_file()
+
+    (folder / "2.wav").write_bytes(sound(5.0))  # other audio under the same name
+    assert prepare(mine)["minutes"] != result["minutes"]
+
+
+def test_other_settings_are_other_work(manifest, recipe):
+    folder = manifest([{}, {}, {}])
+    prepare(recipe(folder, utterances_per_shard=2, **ALL_TRAIN))
+    mine = recipe(folder, utterances_per_shard=1, **ALL_TRAIN)
+    prepare(mine)
+    assert len(list(Run(mine).shards.glob("*.parquet"))) == 3  # and none of the earlier ones
+
+
+def test_rows_keep_their_order_and_shards_their_bytes(manifest, recipe, sound):
+    lengths = np.random.default_rng(1).uniform(0.05, 0.9, 40)
+    folder = manifest([{"bytes": sound(s)} for s in lengths])
+    mine = recipe(folder, utterances_per_shard=16, **ALL_TRAIN)
+    prepare(mine)
+    rows = read_utterances(Run(mine).shards, "train")
+    assert [u.id for u in rows] == [str(folder / f"{i}.wav") for i in range(40)]
+    shards = sorted(Run(mine).shards.glob("*.parquet"))
+    first = [shard.read_bytes() for shard in shards]
+    prepare(mine, force=True)
+    assert [shard.read_bytes() for shard in shards] == first
+
+
+def test_a_speaker_is_in_one_split_only(manifest, recipe):
+    folders = [manifest([{"speaker": f"s{i % 12}"} for i in range(24)], name=name) for name in ("a", "b")]
+    mine = recipe(*folders, dev_share=0.3, test_share=0.3)
+    prepare(mine)
+    places = Counter(
+        (u.speaker, split)
+        for split in SPLITS
+        if list(Run(mine).shards.glob(f"{split}-*"))
+        for u in read_utterances(Run(mine).shards, split)
+    )
+    assert len({split for _, split in places}) == 3
+    assert {count for count in places.values()} == {4}
+
+
+def test_splits_are_the_same_on_every_machine():
+    """From `printf salice | sha256sum`: its first bytes over their range. Another hash would move the held-out set."""
+    data = Data(dev_share=0.25, test_share=0.25)
+    names = ["alice", "bob", "carol", "dave", "erin", "frank"]
+    speakers = [split_of(name, "", data) for name in names]  # 0.37, 0.27, 0.24, 0.30, 0.56, 0.94
+    texts = [split_of("", name, data) for name in names]  # with t for s: 0.88, 0.69, 0.05, 0.14, 0.63, 0.07
+    assert speakers == ["dev", "dev", "test", "dev", "train", "train"]
+    assert texts == ["train", "train", "test", "test", "train", "test"]
+
+
+_words = st.text(alphabet="abcdeABCDE0", min_size=1, max_size=8)
+
+
+@given(_words, _words, _words, st.floats(0, 0.45), st.floats(0, 0.45))
+def test_the_speaker_decides_and_only_without_one_the_words(speaker, one, other, dev, test):
+    data = Data(dev_share=dev, test_share=test)
+    assert split_of(speaker, one, data) == split_of(speaker, other, data)
+    assert split_of("", f"{one} {other}", data) == split_of("", f" {one.upper()}\t{other.lower()}\n", data)
+
+
+def test_shares_are_kept():
+    data = Data(dev_share=0.1, test_share=0.2)
+    counts = Counter(split_of(f"speaker {i}", "", data) for i in range(5_000))
+    assert counts["dev"] / 5_000 == pytest.approx(0.1, abs=0.02)
+    assert counts["test"] / 5_000 == pytest.approx(0.2, abs=0.02)
+
+
+def test_a_share_of_zero_is_none():
+    assert {split_of(f"{i}", "", Data(dev_share=0.0, test_share=0.0)) for i in range(500)} == {"train"}
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_nothing_half_written(manifest, recipe):
+    """A limit on file size makes the kernel refuse the write, as a full disk does."""
+    mine = recipe(manifest([{}] * 8), **ALL_TRAIN)
+    code = (
+        "import sys; from askd_ray.config.schema import Recipe; from askd_ray.data.prepare import prepare\n"
+        "try: prepare(Recipe.model_validate_json(sys.argv[1]))\n"
+        "except OSError as error: print('OSError', error); sys.exit(3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, mine.model_dump_json()],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)),
+    )
+    assert done.returncode == 3, done.stderr
+    assert "File too large" in done.stdout
+    assert [p.name for p in Run(mine).path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, manifest):
+    (tmp_path / "file").write_text("no folder")
+    sources = [{"path": str(manifest([{}]))}]
+    mine = Recipe.model_validate({"runs_root": str(tmp_path / "file" / "runs"), "data": {"sources": sources}})
+    with pytest.raises(OSError, match="Not a directory"):
+        prepare(mine)
+    assert (tmp_path / "file").read_text() == "no folder"

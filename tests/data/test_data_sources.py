@@ -1,0 +1,305 @@
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from askd_ray.audio.decode import AudioError, decode
+from askd_ray.config.schema import Source
+from askd_ray.data.sources import read_rows, survey
+from askd_ray.errors import AskdError
+
+
+def rows_of(path, kind="manifest", **fields):
+    return list(read_rows(Source(path=str(path), kind=kind, **fields)))
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value)
+
+
+ROWS = [
+    {"audio": "a.wav", "text": "One,  two", "speaker": "s1", "domain": "calls", "language": "de", "licence": "CC0-1.0"},
+    {"audio": "sub/b.wav", "text": 'say "three"', "speaker": "", "domain": "", "language": "", "licence": ""},
+]
+
+
+def write_table(path, rows, delimiter):
+    def cell(value):
+        return '"' + value.replace('"', '""') + '"' if delimiter == "," else value
+
+    lines = [delimiter.join(rows[0]), *(delimiter.join(cell(v) for v in row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "tsv", "csv"])
+def test_manifests_of_three_kinds_say_the_same(tmp_path, suffix):
+    file = tmp_path / f"manifest.{suffix}"
+    if suffix == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n\n" for row in ROWS))
+    else:
+        write_table(file, ROWS, "\t" if suffix == "tsv" else ",")
+    for path in (file, tmp_path):
+        first, second = rows_of(path, domain="books", licence="MIT")
+        assert (first.text, first.speaker, first.domain) == ("One, two", "s1", "calls")
+        assert (first.language, first.licence) == ("de", "CC0-1.0")
+        assert first.audio == tmp_path / "a.wav"
+        assert first.id == str(tmp_path / "a.wav")
+        assert (second.text, second.speaker, second.domain) == ('say "three"', "", "books")
+        assert (second.language, second.licence) == ("en", "MIT")
+        assert second.audio == tmp_path / "sub" / "b.wav"
+
+
+def test_an_id_of_its_own_wins(manifest):
+    assert [row.id for row in rows_of(manifest([{"id": "mine"}, {"id": 7}]))] == ["mine", "7"]
+
+
+def test_a_stretch_of_a_long_recording(manifest, sound):
+    folder = manifest([{"bytes": sound(2.0), "start_s": 0.5, "end_s": 1.25}, {"bytes": sound(2.0), "end_s": "0.5"}])
+    first, second = rows_of(folder)
+    assert first.id.endswith("0.wav@0.5-1.25")
+    whole = decode((folder / "0.wav").read_bytes())
+    assert decode(first.read_audio(30.0)) == pytest.approx(whole[8_000:20_000], abs=2**-14)
+    assert len(decode(second.read_audio(30.0))) == 8_000
+    assert first.read_audio(30.0)[:4] == b"fLaC"
+
+
+def test_stretches_of_one_recording_have_ids_of_their_own(manifest, sound):
+    rows = [{"audio": "long.wav", "bytes": sound(2.0), "start_s": s, "end_s": s + 1} for s in (0.0, 0.5)]
+    assert len({row.id for row in rows_of(manifest(rows))}) == 2
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
+def test_audio_that_cannot_be_read_is_a_matter_of_its_row(manifest, make):
+    folder = manifest([{"bytes": None}])
+    make(folder / "0.wav")
+    (row,) = rows_of(folder)
+    with pytest.raises(AudioError, match=r"^unreadable audio: .*0\.wav: "):
+        row.read_audio(30.0)
+
+
+def test_a_huge_file_is_not_read(manifest):
+    folder = manifest([{}])
+    os.truncate(folder / "0.wav", 1 << 40)  # sparse: takes no space
+    (row,) = rows_of(folder)
+    with pytest.raises(AudioError, match=r"^longer than 30 s: .*larger than 512 MiB"):
+        row.read_audio(30.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.jsonl", '{"audio": "a", "text": "b"}\n{"audio": ', r"m\.jsonl:2: not JSON"),
+        ("m.jsonl", "[1]\n", r"m\.jsonl:1: expected a JSON object, found list"),
+        (
+            "m.jsonl",
+            '{"audio": "a", "txt": "b"}\n',
+            r"m\.jsonl:1: unknown column 'txt': allowed.*; did you mean 'text'\?",
+        ),
+        ("m.jsonl", '{"audio": "a"}\n', r"m\.jsonl:1: no column 'text'"),
+        ("m.jsonl", '{"audio": null, "text": "b"}\n', r"m\.jsonl:1: no path in the column 'audio'"),
+        ("m.jsonl", '{"audio": "a", "text": "b", "end_s": "x"}\n', r"m\.jsonl:1: end_s = 'x': a number of seconds"),
+        ("m.jsonl", '{"audio": "a", "text": "b", "start_s": NaN}\n', r"m\.jsonl:1: start_s = nan"),
+        ("m.csv", "audio,text,speker\na,b,c\n", r"m\.csv:2: unknown column 'speker'.*; did you mean 'speaker'\?"),
+        ("m.csv", "text\nb\n", r"m\.csv:2: no column 'audio'"),
+        ("m.csv", "audio,text\na,b\nc\n", r"m\.csv:3: 1 cells, and the header has 2"),
+        ("m.tsv", "audio\ttext\na\tb\tc\n", r"m\.tsv:2: 3 cells, and the header has 2"),
+        ("m.tsv", "", r"m\.tsv:1: no header"),
+        ("m.txt", "", r"m\.txt: a manifest is a \.jsonl, \.tsv, \.csv file"),
+    ],
+)
+def test_a_broken_manifest_names_file_and_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    for read in (rows_of, lambda path: survey([Source(path=str(path))])):
+        if "seconds" in message or "nan" in message:
+            read = rows_of  # the survey looks at names only
+        with pytest.raises(AskdError, match=message) as caught:
+            read(tmp_path / name)
+        one_line(caught)
+
+
+def test_a_manifest_that_is_no_text(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes(b'{"audio": "\xff"}')
+    with pytest.raises(AskdError, match=r"m\.jsonl: not UTF-8 text"):
+        rows_of(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["manifest", "parquet", "webdataset"])
+def test_sources_that_are_not_there(tmp_path, kind):
+    with pytest.raises(AskdError, match=r"source .*nowhere does not exist"):
+        rows_of(tmp_path / "nowhere", kind)
+    with pytest.raises(AskdError, match=r"0 manifests in it|no \.(parquet|tar or .*) file in it"):
+        rows_of(tmp_path, kind)
+
+
+def test_two_manifests_in_a_folder(tmp_path):
+    for suffix in ("csv", "tsv"):
+        (tmp_path / f"manifest.{suffix}").write_text("audio")
+    with pytest.raises(AskdError, match=r"2 manifests in it, and exactly one of manifest\.jsonl"):
+        rows_of(tmp_path)
+
+
+def test_speech_from_the_cache(speech):
+    rows = rows_of("cache:ivr")
+    assert len(rows) == survey([Source(path="cache:ivr")]).n_rows == 542
+    assert rows[0].id == "ivr/audio/activated.flac"
+    assert {row.domain for row in rows} == {"ivr"}
+    assert {row.speaker for row in rows} == {""}
+
+
+def test_speech_that_the_cache_does_not_have(monkeypatch, tmp_path):
+    monkeypatch.setenv("ASKD_CACHE", str(tmp_path))
+    with pytest.raises(AskdError, match=r"`askd fetch speech ivr`"):
+        rows_of("cache:ivr")
+
+
+def write_parquet(path, rows, audio_type=None):
+    table = pa.Table.from_pylist(rows)
+    if audio_type is not None:
+        table = table.set_column(0, "audio", pa.array([row["audio"] for row in rows], audio_type))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+def test_parquet_in_hugging_face_style(tmp_path, sound):
+    audio = sound()
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    (tmp_path / "set" / "data" / "beside.wav").write_bytes(audio)
+    write_parquet(
+        tmp_path / "set" / "data" / "train-00000-of-00001.parquet",
+        [
+            {"audio": {"bytes": audio, "path": "x.wav"}, "sentence": "Hi", "speaker_id": 12, "up_votes": 2},
+            {"audio": {"bytes": None, "path": "beside.wav"}, "sentence": "Ho", "speaker_id": 13, "up_votes": 0},
+            {"audio": {"bytes": None, "path": None}, "sentence": None, "speaker_id": None, "up_votes": 0},
+        ],
+    )
+    rows = rows_of(tmp_path / "set", "parquet", domain="web")
+    assert [row.text for row in rows] == ["Hi", "Ho", ""]
+    assert [row.speaker for row in rows] == ["12", "13", ""]
+    assert [row.read_audio(30.0) for row in rows] == [audio, audio, b""]
+    assert rows[0].path == "x.wav"
+    assert rows[0].domain == "web"
+    assert rows[2].id.endswith("set/data/train-00000-of-00001.parquet:2")
+
+
+def test_parquet_with_columns_of_ours(tmp_path, sound):
+    row = {"audio": {"bytes": sound(), "path": "x"}, "text": "a", "id": "i", "speaker": "s", "domain": "d"}
+    write_parquet(tmp_path / "x.parquet", [{**row, "language": "fr", "licence": "L", "duration_s": 0.5}])
+    (read,) = rows_of(tmp_path / "x.parquet", "parquet")
+    assert (read.id, read.speaker, read.domain, read.language, read.licence) == ("i", "s", "d", "fr", "L")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"audio": {"bytes": b"", "path": ""}, "transcript": "x"}], r"'text' \(or 'sentence'\) are needed, it has"),
+        ([{"sound": b"", "text": "x"}], r"columns 'audio' and"),
+        ([{"audio": b"", "text": "x"}], r"column 'audio' is binary, and struct<bytes, path> is needed"),
+    ],
+)
+def test_parquet_with_other_columns(tmp_path, rows, message):
+    write_parquet(tmp_path / "x.parquet", rows)
+    with pytest.raises(AskdError, match=rf"x\.parquet: .*{message}"):
+        rows_of(tmp_path, "parquet")
+
+
+def test_damaged_parquet(tmp_path, sound):
+    path = tmp_path / "x.parquet"
+    write_parquet(path, [{"audio": {"bytes": sound(2.0), "path": ""}, "text": "x"}])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(AskdError, match=r"x\.parquet is damaged or no Parquet file") as caught:
+        rows_of(tmp_path, "parquet")
+    one_line(caught)
+    path.write_bytes(whole[:4] + b"\xff" * 2000 + whole[2004:])
+    with pytest.raises(AskdError, match=r"x\.parquet is damaged after row 0") as caught:
+        rows_of(tmp_path, "parquet")
+    one_line(caught)
+
+
+def write_tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("x.tar", "w"), ("x.tar.gz", "w:gz")])
+def test_webdataset_members_are_grouped_by_name(tmp_path, sound, name, mode):
+    write_tar(
+        tmp_path / name,
+        [
+            ("a/000.flac", sound(container="FLAC")),
+            ("a/000.txt", "Hällo\n".encode()),
+            ("a/001.json", json.dumps({"text": "Two", "speaker": "s", "language": "sv", "id": "two"}).encode()),
+            ("a/001.WAV", sound()),
+            ("b/001.wav", sound(0.25)),
+            ("b/001.txt", b"Three"),
+            ("b/001.cls", b"5"),
+            ("b/002.txt", b"no audio"),
+        ],
+        mode,
+    )
+    rows = rows_of(tmp_path, "webdataset", language="de")
+    assert [row.text for row in rows] == ["Hällo", "Two", "Three", "no audio"]
+    assert [row.language for row in rows] == ["de", "sv", "de", "de"]
+    assert rows[1].speaker == "s"
+    assert rows[1].id == "two"
+    assert rows[2].id.endswith(f"{name}/b/001")
+    assert rows[2].audio == sound(0.25)
+    assert rows[2].path == "b/001.wav"
+    assert rows[3].audio == b""
+
+
+def test_tars_are_never_unpacked(tmp_path, sound, monkeypatch):
+    write_tar(tmp_path / "x.tar", [("../../evil.wav", sound()), ("../../evil.txt", b"text")])
+    monkeypatch.chdir(tmp_path)
+    assert len(rows_of("x.tar", "webdataset")) == 1
+    assert [f.name for f in Path().iterdir()] == ["x.tar"]
+    assert not (tmp_path.parent.parent / "evil.wav").exists()
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_damaged_tars(tmp_path, sound, suffix):
+    path = tmp_path / f"x.{suffix}"
+    write_tar(path, [("0.wav", sound()), ("0.txt", b"text")], "w:gz" if suffix.endswith("gz") else "w")
+    whole = path.read_bytes()
+    for data in (whole[:5000], b"not a tar at all" * 100):
+        path.write_bytes(data)
+        with pytest.raises(AskdError, match=rf"x\.{suffix} is damaged or no tar file") as caught:
+            rows_of(path, "webdataset")
+        one_line(caught)
+
+
+def test_broken_json_in_a_tar(tmp_path, sound):
+    write_tar(tmp_path / "x.tar", [("0.wav", sound()), ("0.json", b"{")])
+    with pytest.raises(AskdError, match=r"x\.tar:0\.json: not JSON"):
+        rows_of(tmp_path, "webdataset")
+
+
+def test_the_fingerprint_follows_manifest_and_audio(manifest, sound):
+    folder = manifest([{}, {}])
+    source = Source(path=str(folder))
+    first = survey([source])
+    assert first.n_rows == 2
+    assert survey([source]) == first
+    os.utime(folder / "1.wav", ns=(1, 1))
+    touched = survey([source])
+    assert touched.fingerprint != first.fingerprint
+    (folder / "1.wav").unlink()
+    assert survey([source]).fingerprint not in {first.fingerprint, touched.fingerprint}
+
+
+def test_the_survey_counts_rows_where_that_is_cheap(tmp_path, manifest, sound):
+    clips = Source(path=str(manifest([{}, {}])))
+    write_parquet(tmp_path / "x.parquet", [{"audio": {"bytes": sound(), "path": ""}, "text": "x"}] * 3)
+    parquet = Source(path=str(tmp_path / "x.parquet"), kind="parquet")
+    write_tar(tmp_path / "x.tar", [("0.wav", sound())])
+    tar = Source(path=str(tmp_path / "x.tar"), kind="webdataset")
+    assert survey([clips, parquet]).n_rows == 5
+    assert survey([clips, tar]).n_rows is None

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from askd_ray.text.error_rate import ErrorCounts, count_character_errors, count_word_errors
+from askd_ray.text.normalize import normalizer
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "counts"),
+    [
+        ("a b c", "a b c", ErrorCounts(0, 0, 0, 3)),
+        ("a b c", "a x c", ErrorCounts(1, 0, 0, 3)),
+        ("a b c", "a c", ErrorCounts(0, 1, 0, 3)),
+        ("a b c", "a b b c", ErrorCounts(0, 0, 1, 3)),
+        ("a b c", "", ErrorCounts(0, 3, 0, 3)),
+        ("", "a b", ErrorCounts(0, 0, 2, 0)),
+        ("a b c d e f", "x b d e f g", ErrorCounts(1, 1, 1, 6)),
+    ],
+)
+def test_word_errors(reference, hypothesis, counts):
+    assert count_word_errors([reference], [hypothesis]) == counts
+
+
+def test_character_errors_count_characters():
+    assert count_character_errors(["abcd"], ["abxd"]) == ErrorCounts(1, 0, 0, 4)
+
+
+def test_rate_sums_before_it_divides():
+    counts = count_word_errors(["a", "b c d"], ["x", "b c d"])
+    assert counts.errors == 1
+    assert counts.rate == 0.25  # the mean of the utterances' rates would be 0.5
+
+
+def test_no_utterances_have_no_rate():
+    assert count_word_errors([], []) == ErrorCounts()
+    assert count_character_errors([], []) == ErrorCounts()
+    assert math.isnan(ErrorCounts().rate)
+
+
+_texts = st.lists(st.sampled_from(["a", "b", "c"]), max_size=5).map(" ".join)
+
+
+@given(st.lists(st.tuples(_texts, _texts), max_size=6))
+def test_counts_add_up_over_parts(pairs):
+    parts = sum((count_word_errors([r], [h]) for r, h in pairs), ErrorCounts())
+    assert count_word_errors([r for r, _ in pairs], [h for _, h in pairs]) == parts
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "normalised"),
+    [("en", "Mr. Smith, it's TWENTY-one!", "mister smith it is 21"), ("de", "Grüße, Welt!", "grüße welt ")],
+)
+def test_normaliser_is_chosen_by_language(language, text, normalised):
+    assert normalizer(language)(text) == normalised

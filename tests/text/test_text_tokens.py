@@ -1,0 +1,76 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from askd_ray.errors import AskdError
+from askd_ray.text.tokens import Tokens
+
+
+@pytest.fixture(scope="session")
+def tokens(weights):
+    return Tokens(weights)
+
+
+@pytest.fixture
+def multilingual(tmp_path):
+    """A tokenizer with the special ids of the multilingual vocabulary, and no words."""
+    special = {
+        "<|endoftext|>": 50257,
+        "<|startoftranscript|>": 50258,
+        "<|en|>": 50259,
+        "<|de|>": 50261,
+        "<|transcribe|>": 50359,
+        "<|notimestamps|>": 50363,
+    }
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(models.WordLevel(special, unk_token="<|endoftext|>")).save(str(path))
+    return Tokens(path)
+
+
+def test_prompt_of_an_english_model(tokens):
+    assert not tokens.multilingual
+    assert tokens.prompt() == (50257, 50362)
+    assert tokens.end == 50256
+
+
+def test_prompt_of_a_multilingual_model(multilingual):
+    assert multilingual.multilingual
+    assert multilingual.prompt("de") == (50258, 50261, 50359, 50363)
+
+
+def test_languages_that_a_model_does_not_have(tokens, multilingual):
+    with pytest.raises(AskdError, match=r"'de'.*English-only.*only 'en'"):
+        tokens.prompt("de")
+    with pytest.raises(AskdError, match=r"no token <\|xx\|>"):
+        multilingual.prompt("xx")
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(AskdError, match=r"tokenizer\.json does not exist"):
+        Tokens(tmp_path).encode("hello")
+
+
+def test_encoding_is_whispers(tokens):
+    # GPT-2's vocabulary: " Hello" is 18435, " world" is 995
+    assert tokens.encode("Hello world") == [18435, 995]
+    assert tokens.encode("  Hello world\n") == [18435, 995]
+
+
+@given(text=st.text())
+def test_text_survives_the_round_trip(tokens, text):
+    assert tokens.decode(tokens.encode(text)) == text.strip()
+
+
+@given(
+    text=st.lists(st.sampled_from(["<|endoftext|>", "<|notimestamps|>", "word", "<|0.00|>"]), max_size=4).map(" ".join)
+)
+def test_special_tokens_in_a_text_stay_text(tokens, text):
+    ids = tokens.encode(text)
+    assert tokens.end not in ids
+    assert tokens.decode(ids) == text
+
+
+def test_decoding_leaves_special_tokens_out(tokens):
+    ids = [*tokens.prompt(), *tokens.encode("hello"), 50363, tokens.end]
+    assert tokens.decode(ids) == "hello"

@@ -1,13 +1,12 @@
 """The ASKD objective of one batch, as sums: whoever knows the global token count divides by it, once.
 
-``L = sum_n [(1 - a - b) * CE_n + a * T^2 * KL(p_teacher || p_student)_n + b * T^2 * KL(p_self || p_student)_n] / N``, all
-distributions at temperature T.
+``L = sum_n [(1 - a - b) * CE_n + a * T^2 * KL(p_teacher || p_student)_n + b * T^2 * KL(p_self || p_student)_n] / N``,
+all distributions at temperature T.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from askd_ray.data.schema import IGNORED
 from askd_ray.distill.divergence import dense_kl, top_k_kl
@@ -51,13 +50,16 @@ def loss_sums(
     """
     a, b = weights
     valid = batch.targets != IGNORED
-    student, targets = logits[valid], batch.targets[valid]
-    zero = student.sum() * 0.0  # keeps every parameter in the graph, which DistributedDataParallel waits for
-    ce = functional.cross_entropy(student.float(), targets, reduction="sum") if len(targets) else zero
+    student, targets = logits[valid].float(), batch.targets[valid]
+    log_q = torch.log_softmax(student, dim=-1)
+    log_q_soft = log_q if temperature == 1.0 else torch.log_softmax(student / temperature, dim=-1)
+    zero = log_q[:0].sum()  # keeps every parameter in the graph, which DistributedDataParallel waits for
+    ce = -log_q.gather(1, targets[:, None]).sum()
     kd = self_kd = zero
     if a > 0.0:
         soft = (batch.top_ids[valid], batch.top_log_probs[valid], batch.rest_log_prob[valid])
-        kd = temperature**2 * top_k_kl(student, *soft, temperature).sum()
+        kd = temperature**2 * top_k_kl(log_q_soft, *soft).sum()
     if b > 0.0 and self_logits is not None:
-        self_kd = temperature**2 * dense_kl(student, self_logits[valid], temperature).sum()
+        log_p = torch.log_softmax(self_logits[valid].float() / temperature, dim=-1)
+        self_kd = temperature**2 * dense_kl(log_q_soft, log_p).sum()
     return LossSums((1.0 - a - b) * ce + a * kd + b * self_kd + zero, ce, kd, self_kd)

@@ -5,13 +5,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askd_ray.distill.divergence import dense_kl, top_k_kl
+from askd_ray.distill import divergence
 
 N_VOCAB = 13
 
 
 def logits(seed: int, n: int = 5, spread: float = 3.0) -> torch.Tensor:
     return torch.randn(n, N_VOCAB, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def dense_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Of logits."""
+    return divergence.dense_kl(*(torch.log_softmax(x / temperature, -1) for x in (student, teacher)))
+
+
+def top_k_kl(student: torch.Tensor, ids, values, rest, temperature: float = 1.0) -> torch.Tensor:
+    """Of the student's logits."""
+    return divergence.top_k_kl(torch.log_softmax(student / temperature, -1), ids, values, rest)
 
 
 def kept(teacher: torch.Tensor, k: int, temperature: float = 1.0):
@@ -50,9 +60,9 @@ def test_top_k_is_a_lower_bound_of_the_dense_divergence(seed: int, k: int, tempe
 def test_keeping_all_tokens_equals_dense_in_value_and_gradient():
     teacher = logits(1)
     values, gradients = [], []
-    for divergence in (lambda s: dense_kl(s, teacher), lambda s: top_k_kl(s, *kept(teacher, N_VOCAB))):
+    for loss_of in (lambda s: dense_kl(s, teacher), lambda s: top_k_kl(s, *kept(teacher, N_VOCAB))):
         student = logits(2).requires_grad_()
-        loss = divergence(student).sum()
+        loss = loss_of(student).sum()
         loss.backward()
         values.append(loss.item())
         gradients.append(student.grad)

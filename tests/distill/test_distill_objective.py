@@ -29,8 +29,9 @@ def test_the_total_is_the_weighted_sum_of_its_parts_over_valid_tokens():
     sums = loss_sums(logits, b, (0.5, 0.2), 2.0, own)
     valid = b.targets != IGNORED
     ce = torch.nn.functional.cross_entropy(logits[valid], b.targets[valid], reduction="sum")
-    kd = 4.0 * top_k_kl(logits[valid], b.top_ids[valid], b.top_log_probs[valid], b.rest_log_prob[valid], 2.0).sum()
-    self_kd = 4.0 * dense_kl(logits[valid], own[valid], 2.0).sum()
+    log_q = torch.log_softmax(logits[valid] / 2.0, -1)
+    kd = 4.0 * top_k_kl(log_q, b.top_ids[valid], b.top_log_probs[valid], b.rest_log_prob[valid]).sum()
+    self_kd = 4.0 * dense_kl(log_q, torch.log_softmax(own[valid] / 2.0, -1)).sum()
     assert sums.total.item() == pytest.approx((0.3 * ce + 0.5 * kd + 0.2 * self_kd).item(), rel=1e-5)
     assert sums.parts().tolist() == pytest.approx([sums.total.item(), ce.item(), kd.item(), self_kd.item()], rel=1e-5)
 

@@ -17,6 +17,7 @@ Waveform = NDArray[np.float32]
 """Mono samples at 16 kHz in [-1, 1], shape ``(n_samples,)``."""
 
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 384_000
+_MAX_SAMPLES = 1 << 28  # over all channels, before resampling: 1 GB, or 46 minutes of stereo at 48 kHz
 _TRUNCATED = "truncated: the file ends or breaks off before the audio that its header declares"
 _SLACK_S = 0.25  # containers round their duration, and encoders pad
 
@@ -31,7 +32,8 @@ def decode(audio: bytes, max_s: float | None = None) -> Waveform:
     wav, flac, ogg and mp3 go through libsndfile; all else through FFmpeg (PyAV). Decoding stops as soon as more
     than ``max_s`` seconds have come out, so that a small file cannot become a large array.
 
-    Raises :class:`AudioError`: unreadable, truncated, empty, not finite, or longer than ``max_s``.
+    Raises :class:`AudioError`: unreadable, truncated, empty, not finite, longer than ``max_s``, or too
+    many samples to hold.
     """
     if not audio:
         raise AudioError("unreadable audio: the file is empty")
@@ -72,6 +74,7 @@ def _decode_soundfile(audio: bytes, max_s: float | None) -> tuple[NDArray[np.flo
         rate_hz = _check_rate(file.samplerate)
         declared = file.frames
         limit = declared if max_s is None else min(declared, int(max_s * rate_hz) + 1)
+        _check_memory(limit * file.channels)
         try:
             samples = np.asarray(file.read(limit, dtype="float32", always_2d=True), np.float32)
         except soundfile.LibsndfileError:  # the header was fine: what follows it is cut or damaged
@@ -102,6 +105,7 @@ def _decode_av(audio: bytes, max_s: float | None) -> tuple[NDArray[np.float32], 
                     chunks.append(np.asarray(piece.to_ndarray(), np.float32).reshape(-1, 1))
                     n_samples += chunks[-1].shape[0]
                 _check_length(n_samples, rate_hz, max_s)
+                _check_memory(n_samples)
             if n_samples / rate_hz < _declared_s(container) - _SLACK_S:
                 raise AudioError(_TRUNCATED)
     except AudioError:
@@ -116,6 +120,11 @@ def _declared_s(container: InputContainer) -> float:
     declares = {"matroska", "mov"} & set(container.format.name.split(","))
     alone = len(container.streams) == 1  # beside a picture, the duration may be the picture's
     return (container.duration or 0) / av.time_base if declares and alone else 0.0
+
+
+def _check_memory(n_samples: int) -> None:
+    if n_samples > _MAX_SAMPLES:  # a bound in seconds alone would let a small file of silence at 384 kHz take 20 GB
+        raise AudioError(f"too many samples: at most {_MAX_SAMPLES} over all channels are allowed")
 
 
 def _check_length(n_samples: int, rate_hz: int, max_s: float | None) -> None:

@@ -143,3 +143,10 @@ def test_real_g722_prompts_were_decoded_by_the_fetch(speech):
     info = soundfile.info(io.BytesIO((speech / "audio" / "activated.flac").read_bytes()))
     assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
     assert 0.5 < info.duration < 2.0
+
+
+def test_too_many_samples_to_hold(tone, encode, monkeypatch):
+    monkeypatch.setattr("askd_ray.audio.decode._MAX_SAMPLES", len(tone) - 1)
+    for container in ("FLAC", "WAV"):
+        with pytest.raises(AudioError, match="too many samples"):
+            decode(encode(tone, container, "PCM_16"))

@@ -1,0 +1,107 @@
+"""The one place where a Ray cluster is started or joined."""
+
+import logging
+import os
+import secrets
+import socket
+from pathlib import Path
+
+import psutil
+import ray
+from ray.exceptions import AuthenticationError
+
+from askd_ray.errors import AskdError
+
+_LEAST_CPUS = 4
+_PROBE_S = 5.0
+_OBJECT_STORE_SHARE = 16  # of the machine's memory: 512 MB on a laptop with 8 GB
+_MOST_OBJECT_STORE_BYTES = 1 << 30
+_QUIET = {  # read by Ray when it is imported or when a process starts, so they go through the environment
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # our own bars say more
+    "RAY_DATA_LOG_LEVEL": "ERROR",  # nor its progress as log lines
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or each worker without a GPU warns about a coming change
+}
+
+
+def connect(num_cpus: int | None = None) -> None:
+    """Join the cluster that ``RAY_ADDRESS`` names (as it does inside a Ray job), else start one on this machine.
+
+    A second call does nothing. The cluster of one's own is for this process and those that it starts: Ray's ports
+    listen on the machine's address, so whoever connects must know a token (`Ray's token authentication
+    <https://docs.ray.io/en/latest/ray-security/token-auth.html>`_). Where the user has set up no token, one is drawn
+    for this process only, and nothing is written to the home folder.
+
+    ``num_cpus`` are logical: how many workers, data tasks and trials may run side by side. By default at least 4, since
+    on fewer a training worker holds what its own data tasks wait for.
+
+    Raises :class:`AskdError` when the cluster of ``RAY_ADDRESS`` cannot be joined.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _join(address)
+    else:
+        _start(num_cpus)
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that :func:`connect` started ends."""
+    ray.shutdown()
+
+
+def package_folder() -> Path:
+    """Return the folder of the package, for clusters that do not have it installed."""
+    return Path(__file__).resolve().parent
+
+
+def auth_token() -> str | None:
+    """Return the user's token for Ray clusters from where Ray itself looks for it, or None where there is none."""
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return os.environ["RAY_AUTH_TOKEN"]
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _join(address: str) -> None:
+    if "://" in address:
+        raise AskdError(
+            f"RAY_ADDRESS={address}: a stage joins a cluster by host:port (of `ray start`); unset it and use "
+            "`askd submit STAGE --address` for the address of a dashboard"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray itself tries for two minutes before it says that nobody listens
+            socket.create_connection((host, int(port)), _PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise AskdError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
+    try:
+        ray.init(address, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+        reason = " ".join(str(error).split())[:300]
+        hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it wants a token, set RAY_AUTH_MODE=token"
+        raise AskdError(f"cannot join the cluster at RAY_ADDRESS={address}: {reason}{hint}") from None
+
+
+def _start(num_cpus: int | None) -> None:
+    if "RAY_AUTH_MODE" not in os.environ and auth_token() is None:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    memory = psutil.virtual_memory().total // _OBJECT_STORE_SHARE
+    ray.init(
+        "local",
+        num_cpus=num_cpus or max(_LEAST_CPUS, os.cpu_count() or 1),
+        object_store_memory=min(memory, _MOST_OBJECT_STORE_BYTES),
+        include_dashboard=True,  # Train and Tune free their resources through its state API
+        dashboard_host="127.0.0.1",
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+    )
+
+
+def _python_path() -> str:
+    """Let workers import the package also where it runs from a checkout that is not installed."""
+    return os.pathsep.join(filter(None, [str(package_folder().parent), os.environ.get("PYTHONPATH")]))

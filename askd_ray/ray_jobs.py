@@ -1,0 +1,147 @@
+"""Stages as Ray jobs: the same command, run by a cluster that need not have this package installed."""
+
+import asyncio
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from askd_ray.config.load import dump_recipe
+from askd_ray.config.schema import Recipe
+from askd_ray.errors import AskdError, did_you_mean
+from askd_ray.progress import console
+from askd_ray.ray_cluster import auth_token, package_folder
+from askd_ray.runs import git_sha
+
+STAGES = ("prepare", "label", "distill", "tune", "export", "evaluate")
+_RECIPE = "recipe.yaml"
+# Loggers that report each upload and the end of the log.
+_CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+
+
+def submit(stage: str, recipe: Recipe, address: str, follow: bool = True) -> int:
+    """Run ``askd STAGE`` with ``recipe`` as a job of the cluster whose dashboard is at ``address``.
+
+    The package and the resolved recipe travel with the job. Data, runs and models do not: their paths are made
+    absolute, and the cluster's nodes must see them there. With ``follow`` the job's output is printed as it comes and
+    its exit code is returned; without, 0 is returned as soon as the cluster has taken the job.
+
+    Raises :class:`AskdError` for an unknown stage, or a cluster that cannot be reached or refuses the job.
+    """
+    if stage not in STAGES:
+        hint = did_you_mean(stage, list(STAGES))
+        raise AskdError(f"no stage {stage!r} to submit: allowed are {', '.join(STAGES)}{hint}")
+    client = _client(address)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="askd-job-") as folder:
+        (Path(folder) / _RECIPE).write_text(dump_recipe(with_absolute_paths(recipe)), encoding="utf-8")
+        try:
+            job_id = client.submit_job(
+                entrypoint=f"python -m askd_ray {stage} --recipe {_RECIPE}", runtime_env=_runtime_env(folder)
+            )
+        except (RuntimeError, ConnectionError) as error:
+            raise AskdError(f"the cluster at {address} refused the job: {_one_line(error)}") from None
+    console.print(f"job {job_id} is at {address}; `ray job stop {job_id} --address {address}` ends it")
+    return _follow(client, job_id) if follow else 0
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with the paths of data, runs and models made absolute, since a job runs in another folder.
+
+    ``cache:`` and ``wheel:`` references and hub ids stay as they are.
+    """
+    sources = tuple(
+        source if source.path.startswith("cache:") else source.model_copy(update={"path": _absolute(source.path)})
+        for source in recipe.data.sources
+    )
+    return recipe.model_copy(
+        update={
+            "runs_root": _absolute(recipe.runs_root),
+            "data": recipe.data.model_copy(update={"sources": sources}),
+            "teacher": recipe.teacher.model_copy(update={"model": _model(recipe.teacher.model)}),
+            "student": recipe.student.model_copy(update={"init": _model(recipe.student.init)}),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _model(reference: str | None) -> str | None:
+    if reference is None or not Path(reference).expanduser().exists():  # wheel:NAME, or an id on the hub
+        return reference
+    return _absolute(reference)
+
+
+def _runtime_env(folder: str) -> dict[str, Any]:
+    variables: dict[str, str] = {}
+    if "ASKD_CACHE" in os.environ:
+        variables["ASKD_CACHE"] = _absolute(os.environ["ASKD_CACHE"])
+    sha = git_sha()
+    if sha is not None:  # the job's copy of the package lies in no checkout
+        variables["ASKD_GIT_SHA"] = sha
+    if sys.prefix != sys.base_prefix:
+        # A head node that was started without its virtual environment being active has another `python`, or none.
+        variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}${{PATH}}"
+    return {"working_dir": folder, "py_modules": [str(package_folder())], "env_vars": variables}
+
+
+def _client(address: str) -> JobSubmissionClient:
+    if not address.startswith(("http://", "https://")):
+        raise AskdError(f"--address {address}: the dashboard's URL is expected, such as http://127.0.0.1:8265")
+    try:
+        with _preferred(address):
+            try:
+                return JobSubmissionClient(address)
+            except AuthenticationError:  # the cluster wants a token: send the user's, to this cluster only
+                token = auth_token()
+                if token is None:
+                    raise
+                return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
+    except AuthenticationError as error:
+        raise AskdError(f"the cluster at {address} wants another token: {_one_line(error)}") from None
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise AskdError(f"no Ray cluster at {address}: {_one_line(error)}") from None
+
+
+@contextmanager
+def _preferred(address: str) -> Generator[None]:
+    """Let the address that was asked for win: Ray's client otherwise takes the one in RAY_ADDRESS."""
+    before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    try:
+        yield
+    finally:
+        os.environ.pop("RAY_API_SERVER_ADDRESS")
+        if before is not None:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _follow(client: JobSubmissionClient, job_id: str) -> int:
+    asyncio.run(_print_log(client, job_id))
+    info = client.get_job_info(job_id)
+    if info.driver_exit_code is not None:
+        return info.driver_exit_code
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    console.print(f"job {job_id}: {info.status}: {info.message or ''}")  # it never ran, or was stopped
+    return 1
+
+
+async def _print_log(client: JobSubmissionClient, job_id: str) -> None:
+    async for text in client.tail_job_logs(job_id):
+        sys.stdout.write(text)
+        sys.stdout.flush()

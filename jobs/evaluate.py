@@ -1,0 +1,8 @@
+"""Teacher against student on held-out speech, as a Ray job; jobs/run_all.sh shows how."""
+
+import sys
+
+from askd_ray.cli import main
+
+if __name__ == "__main__":
+    main(["evaluate", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""The teacher's soft labels, as a Ray job; jobs/run_all.sh shows how."""
+
+import sys
+
+from askd_ray.cli import main
+
+if __name__ == "__main__":
+    main(["label", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""Serve a bundle until the job is stopped, as a Ray job; jobs/run_all.sh shows how."""
+
+import sys
+
+from askd_ray.cli import main
+
+if __name__ == "__main__":
+    main(["serve", *sys.argv[1:]])

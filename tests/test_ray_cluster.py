@@ -1,0 +1,81 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from askd_ray import ray_cluster
+from askd_ray.errors import AskdError
+from askd_ray.ray_cluster import auth_token, connect
+
+OWN_CLUSTER = """
+import os, ray
+from askd_ray.ray_cluster import connect, disconnect
+connect(num_cpus=3)
+connect()
+print(ray.cluster_resources()["CPU"], os.environ["RAY_AUTH_MODE"])
+disconnect()
+print(ray.is_initialized())
+"""
+
+
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "no Ray cluster at RAY_ADDRESS=127.0.0.1:1"),
+        ("127.0.0.1:99999", "no Ray cluster at"),
+        ("http://127.0.0.1:8265", "askd submit"),
+    ],
+)
+def test_an_address_without_a_cluster(no_cluster: None, monkeypatch: pytest.MonkeyPatch, address: str, said: str):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(AskdError, match=said) as caught:
+        connect()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_token_is_looked_for_where_ray_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert auth_token() is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("home\n")
+    assert auth_token() == "home"
+    (tmp_path / "file").write_text("file")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file"))
+    assert auth_token() == "file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
+    assert auth_token() == "variable"
+
+
+@pytest.mark.slow
+def test_a_cluster_of_ones_own_wants_a_token_and_leaves_none_at_home(tmp_path: Path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ray_cluster.package_folder().parent)}
+    out = subprocess.run(
+        [sys.executable, "-c", OWN_CLUSTER], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert out.stdout == "3.0 token\nFalse\n", out.stderr
+    assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.slow
+def test_workers_import_the_package_and_data_is_quiet(ray_session: None):
+    @ray.remote
+    def seen() -> tuple[str, str | None]:
+        import askd_ray
+
+        return str(askd_ray.__file__), os.environ.get("RAY_DATA_DISABLE_PROGRESS_BARS")
+
+    file, quiet = ray.get(seen.remote())
+    assert Path(file).parent == ray_cluster.package_folder()
+    assert quiet == "1"
+    assert ray.cluster_resources()["CPU"] >= 4

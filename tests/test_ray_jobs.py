@@ -1,0 +1,105 @@
+"""Stages as Ray jobs, against the dashboard of the session's own cluster."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from askd_ray import ray_jobs
+from askd_ray.config.schema import Data, Recipe, Source, Student, Teacher
+from askd_ray.errors import AskdError
+from askd_ray.ray_jobs import submit, with_absolute_paths
+
+STAND_IN = """\
+import sys, pathlib, askd_ray
+print("arguments", *sys.argv[1:])
+print(pathlib.Path(sys.argv[3]).read_text())
+sys.exit(3)
+"""
+
+
+@pytest.fixture
+def dashboard(ray_session: None) -> str:
+    return "http://" + ray._private.worker.get_dashboard_url()
+
+
+def test_paths_become_absolute_and_references_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "t").mkdir(parents=True)
+    recipe = Recipe(
+        data=Data(sources=(Source(path="speech"), Source(path="cache:ivr"), Source(path="/data/x"))),
+        teacher=Teacher(model="models/t"),
+        student=Student(init="openai/whisper-small"),
+    )
+    absolute = with_absolute_paths(recipe)
+    assert [s.path for s in absolute.data.sources] == [str(tmp_path / "speech"), "cache:ivr", "/data/x"]
+    assert absolute.runs_root == str(tmp_path / "runs")
+    assert absolute.teacher.model == str(tmp_path / "models/t")
+    assert absolute.student.init == "openai/whisper-small"
+    assert with_absolute_paths(Recipe()).teacher.model == "wheel:tiny.en"
+    assert absolute.train == recipe.train
+
+
+def test_mistakes_in_the_call():
+    with pytest.raises(AskdError, match=r"allowed are prepare, label.*did you mean 'distill'"):
+        submit("destill", Recipe(), "http://127.0.0.1:8265")
+    with pytest.raises(AskdError, match="dashboard's URL"):
+        submit("distill", Recipe(), "127.0.0.1:8265")
+
+
+def test_an_address_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
+    with pytest.raises(AskdError, match=r"no Ray cluster at http://127\.0\.0\.1:1"):
+        submit("distill", Recipe(), "http://127.0.0.1:1")
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
+
+
+@pytest.mark.slow
+def test_a_job_gets_the_recipe_and_its_output_and_exit_code_come_back(
+    dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    package = tmp_path / "askd_ray"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(STAND_IN)
+    monkeypatch.setattr(ray_jobs, "package_folder", lambda: package)
+    recipe = Recipe(name="as-a-job", runs_root=str(tmp_path / "runs"))
+    assert submit("label", recipe, dashboard) == 3
+    _, _, output = capfd.readouterr().out.partition("arguments label --recipe recipe.yaml\n")
+    assert Recipe.model_validate(yaml.safe_load(output)) == recipe
+
+
+@pytest.mark.slow
+def test_a_users_mistake_in_a_job_is_one_line_and_exit_code_2(
+    dashboard: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    recipe = Recipe(runs_root=str(tmp_path / "runs"), data=Data(sources=(Source(path=str(tmp_path / "missing")),)))
+    assert submit("prepare", recipe, dashboard) == 2
+    output = capfd.readouterr().out
+    assert str(tmp_path / "missing") in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_cluster_with_another_token_is_refused_in_one_line(dashboard: str, monkeypatch: pytest.MonkeyPatch):
+    def with_wrong_token(address: str, headers: dict[str, str] | None = None):
+        return client(address, headers={"Authorization": "Bearer wrong"})
+
+    client = ray_jobs.JobSubmissionClient
+    monkeypatch.setattr(ray_jobs, "JobSubmissionClient", with_wrong_token)
+    with pytest.raises(AskdError, match="wants another token") as caught:
+        submit("label", Recipe(), dashboard)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_submitting_environment_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ASKD_CACHE", "cache")
+    environment = ray_jobs._runtime_env("folder")
+    assert environment["env_vars"]["ASKD_CACHE"] == str(tmp_path / "cache")
+    assert Path(environment["py_modules"][0]).name == "askd_ray"
+    if sys.prefix != sys.base_prefix:
+        assert environment["env_vars"]["PATH"].startswith(str(Path(sys.executable).parent) + os.pathsep)

@@ -92,8 +92,11 @@ def export(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOp
 def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
     """Teacher against student on held-out speech: WER with intervals, CER, RTFx, latency."""
     from askd_ray.evaluate import evaluate as stage
+    from askd_ray.export import bundle
+    from askd_ray.runs import Run
 
-    stage.evaluate(load_recipe(recipe, set_ or ()), force)
+    loaded = load_recipe(recipe, set_ or ())
+    bundle.add_scores(Run(loaded).bundle, stage.evaluate(loaded, force))
 
 
 @app.command()

@@ -1,0 +1,21 @@
+# Every target sets up what it needs and leaves alone what is there already: see scripts/tasks.sh.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint setup clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## distil Whisper on real speech, compare, serve, transcribe (SPEECH=FOLDER: your own speech)
+	@bash scripts/tasks.sh demo
+
+test: ## run all tests: real models and a real Ray cluster on this machine
+	@bash scripts/tasks.sh test
+
+lint: ## ruff, ruff format and pyright strict, as pre-commit and CI run them
+	@bash scripts/tasks.sh lint
+
+setup: ## only install: everything that the demo, the tests and lint need, into .venv
+	@bash scripts/tasks.sh setup
+
+clean: ## remove .venv and the tools' caches (runs/ and the downloads stay)
+	@bash scripts/tasks.sh clean

@@ -1,0 +1,70 @@
+"""Latency of one clip at a time, measured so that systems can be compared on a machine that is never quite idle."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from askd_ray.data.schema import Utterance
+from askd_ray.evaluate.systems import System
+from askd_ray.progress import bar
+
+_REPLICATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one system said, and how long it took, clip by clip. ``latency_s`` has shape ``(n_clips,)``."""
+
+    texts: tuple[str, ...]
+    latency_s: NDArray[np.float64]
+
+
+def ask(systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1) -> dict[str, Answers]:
+    """Give every clip to every system, one at a time, and return the answers.
+
+    The systems take turns clip by clip, and who goes first rotates, so that a slow minute of the machine falls on all.
+    Each has one clip to warm up. With ``repeats``, the median time of a clip counts.
+    """
+    names = list(systems)
+    for system in systems.values():
+        system.transcribe(utterances[0].audio, utterances[0].language)
+    texts: dict[str, list[str]] = {name: [] for name in names}
+    times: dict[str, list[list[float]]] = {name: [] for name in names}
+    with bar("Evaluating", len(utterances), "clips") as progress:
+        for number, utterance in enumerate(utterances):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                took: list[float] = []
+                text = ""
+                for _ in range(repeats):
+                    begun = time.perf_counter()
+                    text = systems[name].transcribe(utterance.audio, utterance.language)
+                    took.append(time.perf_counter() - begun)
+                texts[name].append(text)
+                times[name].append(took)
+            progress.advance()
+    return {name: Answers(tuple(texts[name]), np.median(np.asarray(times[name]), axis=1)) for name in names}
+
+
+def percentile_ms(latency_s: NDArray[np.float64], percentile: float) -> float | None:
+    """Return a percentile (linear between neighbours) in milliseconds, or None where there is no clip."""
+    return round(1000 * float(np.percentile(latency_s, percentile)), 2) if latency_s.size else None
+
+
+def speedup(baseline_s: NDArray[np.float64], system_s: NDArray[np.float64], seed: int = 0) -> dict[str, float]:
+    """Return how many times faster the median clip is, with a 95 % interval from a bootstrap over clips.
+
+    Both are latencies ``(n_clips,)`` of the same clips in the same order, at least one; clips are drawn in pairs.
+    """
+    assert baseline_s.shape == system_s.shape and system_s.size
+    rng = np.random.default_rng(seed)
+    ratios = np.empty(_REPLICATIONS)
+    for i in range(_REPLICATIONS):
+        drawn = rng.integers(system_s.size, size=system_s.size)
+        ratios[i] = np.median(baseline_s[drawn]) / np.median(system_s[drawn])
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    value = float(np.median(baseline_s) / np.median(system_s))
+    return {"value": round(value, 3), "low": round(float(low), 3), "high": round(float(high), 3)}

@@ -1,0 +1,152 @@
+"""The stage: the best student as a bundle that others can run.
+
+<run>/bundle/
+    transformers/           model.safetensors, tokenizer, preprocessor and generation configs
+    ctranslate2-int8/       for CPUs (faster-whisper, askd serve)
+    ctranslate2-float16/    for GPUs
+    licences/               of the teacher and of the data, where they came with one
+    README.md               the model card
+    recipe.yaml             the run that made it
+    bundle.json             what is in it, its window, scores, and the SHA-256 of every other file
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from askd_ray.config.load import dump_recipe
+from askd_ray.config.schema import Recipe
+from askd_ray.data.shards import read_table, read_utterances, shard_paths
+from askd_ray.errors import AskdError
+from askd_ray.export.card import model_card
+from askd_ray.export.verify import BUNDLE_FILE, check_hashes, hashes, quiet_transformers, verify
+from askd_ray.fetch.speech import speech_folder
+from askd_ray.files import atomic_path, read_json, sha256_of_file, write_json
+from askd_ray.models.load import convert_to_ctranslate2, resolve
+from askd_ray.progress import console
+from askd_ray.runs import Run, git_sha, stage_key, versions
+
+FORMAT = 1
+"""Version of bundle.json's layout."""
+
+_CARD = "README.md"
+_N_CLIPS = 6  # dev clips that each format transcribes before the bundle is published
+
+
+def export(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+    """Write the best student as a bundle, verify it on real dev clips, and publish it in one move.
+
+    Returns the bundle's folder, the student's size and how far the formats agree.
+
+    Raises :class:`AskdError`: no student yet, no dev shards, formats that disagree.
+    """
+    run = Run(recipe)
+    key = stage_key(recipe.window.silence_s, run.key("distill"))
+    done = run.finished("export", key)
+    if done is not None and (run.bundle / BUNDLE_FILE).is_file() and not force:
+        console.print(f"export: finished already ({run.bundle})")
+        return done
+    if not (run.student / "model.safetensors").is_file():
+        raise AskdError(f"no student in {run.student}: run `askd distill` first")
+    clips = read_utterances(run.shards, "dev")[:_N_CLIPS]
+    begun = run.begin()
+    with quiet_transformers(), atomic_path(run.bundle) as temporary:
+        with console.status("Converting the student"):
+            _write(temporary, run)
+        with console.status(f"Verifying every format on {len(clips)} clips"):
+            verified = verify(temporary, clips)
+        run.forget("export")
+    result = {
+        "bundle": str(run.bundle),
+        "params_m": read_json(run.bundle / BUNDLE_FILE)["params_m"],
+        "size_mb": {f.name: _size_mb(f) for f in sorted(run.bundle.iterdir()) if f.is_dir()},
+        **verified,
+    }
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in verified["agreement"].items())
+    console.print(f"exported: {run.bundle}; same text from {shares} of {verified['clips']} clips")
+    return run.finish("export", key, result, begun)
+
+
+def add_scores(bundle: Path, scores: Mapping[str, Any]) -> None:
+    """Put the scores of an evaluation into the bundle's description and its model card.
+
+    Raises :class:`AskdError` when the bundle is missing or damaged.
+    """
+    check_hashes(bundle)
+    description = {**read_json(bundle / BUNDLE_FILE), "scores": dict(scores)}
+    with atomic_path(bundle / _CARD) as temporary:
+        temporary.write_text(model_card(description), encoding="utf-8")
+    description["sha256"][_CARD] = sha256_of_file(bundle / _CARD)
+    write_json(bundle / BUNDLE_FILE, description)
+
+
+def _write(folder: Path, run: Run) -> None:
+    """Write all of the bundle into ``folder``."""
+    folder.mkdir()
+    shutil.copytree(run.student, folder / "transformers")
+    for quantization in ("int8", "float16"):
+        convert_to_ctranslate2(folder / "transformers", folder / f"ctranslate2-{quantization}", quantization)
+    _copy_licences(folder / "licences", run.recipe)
+    (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
+    description = _describe(folder, run)
+    (folder / _CARD).write_text(model_card(description), encoding="utf-8")
+    write_json(folder / BUNDLE_FILE, {**description, "sha256": hashes(folder)})
+
+
+def _describe(folder: Path, run: Run) -> dict[str, Any]:
+    recipe = run.recipe
+    rows = [row for path in shard_paths(run.shards, "train") for row in _rows(path)]
+    return {
+        "format": FORMAT,
+        "name": recipe.name,
+        "teacher": recipe.teacher.model,
+        "window": {"silence_s": recipe.window.silence_s},
+        "languages": sorted({row["language"] for row in rows}),
+        "data": {
+            "utterances": len(rows),
+            "hours": round(sum(row["duration_s"] for row in rows) / 3600, 3),
+            "domains": dict(sorted(Counter(row["domain"] for row in rows).items())),
+            "licences": dict(sorted(Counter(row["licence"] for row in rows).items())),
+        },
+        "params_m": _params_m(folder / "transformers"),
+        "objective": recipe.objective.model_dump(mode="json"),
+        "epochs": recipe.train.epochs,
+        "scores": None,
+        "git_sha": git_sha(),
+        "versions": versions(),
+    }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return read_table(path, ["language", "licence", "domain", "duration_s"]).to_pylist()
+
+
+def _copy_licences(folder: Path, recipe: Recipe) -> None:
+    """Keep the licence texts that came with the teacher and with fetched speech: attribution travels with the model."""
+    found = {"teacher": resolve(recipe.teacher.model)}
+    for source in recipe.data.sources:
+        if source.path.startswith("cache:"):
+            name = source.path.removeprefix("cache:")
+            found[f"data-{name}"] = speech_folder(name)
+    for name, origin in found.items():
+        for file in sorted(origin.glob("LICEN[SC]E*")):
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / f"{name}-{file.name}")
+
+
+def _params_m(folder: Path) -> float:
+    """Return the number of stored weights in millions; tied ones are stored once."""
+    n = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            n += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
+    return round(n / 1e6, 3)
+
+
+def _size_mb(folder: Path) -> float:
+    return round(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6, 1)

@@ -1,0 +1,151 @@
+"""Does a bundle hold what it says, and do its formats hear the same?"""
+
+import io
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+from transformers.utils import logging
+
+from askd_ray.audio.decode import Waveform
+from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.data.schema import Utterance
+from askd_ray.data.shards import waveform_of
+from askd_ray.errors import AskdError
+from askd_ray.files import read_json, sha256_of_file
+from askd_ray.models.engine import Engine
+from askd_ray.text.normalize import normalizer
+from askd_ray.text.tokens import MOST_TOKENS, Tokens
+
+BUNDLE_FILE = "bundle.json"
+
+_ONE_IN = 8  # clips may differ where two formats hold the same weights: a near-tie of two tokens can flip
+
+
+def hashes(bundle: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a bundle but its description, by relative path."""
+    files = sorted(f for f in bundle.rglob("*") if f.is_file() and f != bundle / BUNDLE_FILE)
+    return {f.relative_to(bundle).as_posix(): sha256_of_file(f) for f in files}
+
+
+def check_hashes(bundle: Path) -> int:
+    """Compare a bundle's files with its description and return how many there are.
+
+    Raises :class:`AskdError` that names the first file that is missing, added or changed.
+    """
+    if not (bundle / BUNDLE_FILE).is_file():
+        raise AskdError(f"{bundle} is no bundle: it has no {BUNDLE_FILE}; `askd export` writes one")
+    try:
+        expected: dict[str, str] = read_json(bundle / BUNDLE_FILE)["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise AskdError(f"{bundle / BUNDLE_FILE} is damaged: export the model again") from None
+    found = hashes(bundle)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise AskdError(f"{bundle / name} is missing: export the model again")
+        if expected.get(name) != found[name]:
+            what = "is corrupt (its SHA-256 is not the recorded one)" if name in expected else "is not part of it"
+            raise AskdError(f"bundle {bundle}: {name} {what}; export the model again")
+    return len(found)
+
+
+def verify(bundle: Path, clips: Sequence[Utterance]) -> dict[str, Any]:
+    """Check the files of a bundle, load every format and compare what they hear in real clips.
+
+    Like is compared with like: 30 s windows with 30 s windows, the same weights with the same weights. ``agreement`` is
+    the share of clips with the same normalised text: of transformers (its weights rounded to float16) with
+    ctranslate2-float16, of the int8 weights with the float16 ones in 30 s and in trimmed windows (rounding may change
+    words), and of faster-whisper with our engine on the int8 folder, where faster-whisper is installed.
+
+    Raises :class:`AskdError`: a file that is missing or changed, a format that does not load, transformers or
+    faster-whisper at odds with our engine in more than one clip of eight.
+    """
+    n_files = check_hashes(bundle)
+    silence_s = float(read_json(bundle / BUNDLE_FILE)["window"]["silence_s"])
+    waveforms = [waveform_of(clip) for clip in clips]
+    languages = [clip.language for clip in clips]
+
+    def heard(folder: str, silence_s: float | None) -> list[str]:
+        # float16 weights are computed in float32 here: a CPU has no float16 arithmetic
+        kind = "int8" if folder.endswith("int8") else "float32"
+        engine = Engine(bundle / folder, compute_type=kind, silence_s=silence_s)
+        return [engine.transcribe([w], language)[0].text for w, language in zip(waveforms, languages, strict=True)]
+
+    padded_int8 = heard("ctranslate2-int8", None)
+    padded_float16 = heard("ctranslate2-float16", None)
+    pairs = {
+        "transformers and float16": (_hear_transformers(bundle / "transformers", waveforms, languages), padded_float16),
+        "int8 and float16": (padded_int8, padded_float16),
+        "int8 and float16, trimmed": (heard("ctranslate2-int8", silence_s), heard("ctranslate2-float16", silence_s)),
+    }
+    if find_spec("faster_whisper") is not None:
+        pairs["faster-whisper and int8"] = (_hear_stock(bundle / "ctranslate2-int8", clips), padded_int8)
+    same = {name: _n_same(*texts, languages) for name, texts in pairs.items()}
+    for name in ("transformers and float16", "faster-whisper and int8"):
+        differ = len(clips) - same.get(name, len(clips))
+        if differ > ceil(len(clips) / _ONE_IN):
+            raise AskdError(
+                f"export: {name} give different texts for {differ} of {len(clips)} clips, although their weights are "
+                f"the same; at most one in {_ONE_IN} is allowed: the conversion went wrong"
+            )
+    agreement = {name: round(n / len(clips), 4) for name, n in same.items()}
+    return {"files": n_files, "clips": len(clips), "agreement": agreement}
+
+
+def _n_same(texts: Sequence[str], others: Sequence[str], languages: Sequence[str]) -> int:
+    pairs = zip(texts, others, languages, strict=True)
+    return sum(normalizer(language)(text) == normalizer(language)(other) for text, other, language in pairs)
+
+
+@torch.no_grad()
+def _hear_transformers(folder: Path, waveforms: Sequence[Waveform], languages: Sequence[str]) -> list[str]:
+    """Transcribe as a user of transformers would, greedily, with the weights rounded as the float16 folder has them."""
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+        model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype="float32").half().float().eval()
+    except (OSError, ValueError) as error:
+        raise AskdError(f"{folder} cannot be loaded by transformers: {' '.join(str(error).split())[:300]}") from None
+    model.generation_config.max_length = None  # max_new_tokens says it
+    multilingual = Tokens(folder).multilingual
+    texts: list[str] = []
+    for waveform, language in zip(waveforms, languages, strict=True):
+        features = processor(waveform, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features
+        asked = {"language": language, "task": "transcribe"} if multilingual else {}
+        ids = model.generate(features, num_beams=1, do_sample=False, max_new_tokens=MOST_TOKENS, **asked)
+        texts.append(processor.batch_decode(ids, skip_special_tokens=True)[0])
+    return texts
+
+
+def _hear_stock(folder: Path, clips: Sequence[Utterance]) -> list[str]:
+    from faster_whisper import WhisperModel
+
+    try:
+        model = WhisperModel(str(folder), device="cpu", compute_type="int8")
+    except (RuntimeError, ValueError) as error:
+        raise AskdError(f"{folder} cannot be loaded by faster-whisper: {' '.join(str(error).split())}") from None
+    texts: list[str] = []
+    for clip in clips:
+        segments, _ = model.transcribe(
+            io.BytesIO(clip.audio), language=clip.language, beam_size=1, temperature=0.0, without_timestamps=True
+        )
+        texts.append("".join(segment.text for segment in segments))
+    return texts
+
+
+@contextmanager
+def quiet_transformers() -> Generator[None]:
+    """Keep transformers' own bars and its warnings about its own internals off the screen."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,59 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from askd_ray.data.schema import Utterance
+from askd_ray.evaluate import latency
+from askd_ray.evaluate.latency import ask, percentile_ms, speedup
+
+CLIP = Utterance("a", b"", "a.wav", "one", 1.0, "", "en", "d", "test", "cc0")
+
+
+class Recorder:
+    """A system that writes down when it was asked, and says what it was given."""
+
+    def __init__(self, name: str, asked: list[str]):
+        self.name, self.asked = name, asked
+
+    def transcribe(self, audio: bytes, language: str) -> str:
+        self.asked.append(self.name)
+        return f"{self.name} {audio.decode()} {language}"
+
+
+def test_percentiles_are_linear_between_clips():
+    times = np.asarray([0.4, 0.1, 0.2, 0.3])
+    assert percentile_ms(times, 50) == 250.0
+    assert percentile_ms(times, 95) == 385.0
+    assert percentile_ms(times[:1], 95) == 400.0
+    assert percentile_ms(times[:0], 50) is None
+
+
+def test_systems_take_turns_and_who_is_first_rotates():
+    asked: list[str] = []
+    systems = {name: Recorder(name, asked) for name in "xyz"}
+    clips = [replace(CLIP, audio=f"{i}".encode()) for i in range(4)]
+    answers = ask(systems, clips)
+    assert "".join(asked) == "xyz" + "xyz" + "yzx" + "zxy" + "xyz"  # the first three warm up
+    assert answers["y"].texts == ("y 0 en", "y 1 en", "y 2 en", "y 3 en")
+    assert all(a.latency_s.shape == (4,) and (a.latency_s > 0).all() for a in answers.values())
+
+
+def test_the_median_of_repeats_counts(monkeypatch: pytest.MonkeyPatch):
+    clock = iter([0.0, 9.0, 10.0, 11.0, 20.0, 22.0])  # 9 s, 1 s, 2 s
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))
+    answers = ask({"x": Recorder("x", [])}, [CLIP], repeats=3)
+    assert answers["x"].latency_s.tolist() == [2.0]
+
+
+def test_speedup_of_a_constant_factor_is_certain():
+    times = np.linspace(0.01, 0.05, 21)
+    assert speedup(8 * times, times) == {"value": 8.0, "low": 8.0, "high": 8.0}
+
+
+def test_speedup_is_of_medians_and_its_interval_holds_it():
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.lognormal(0, 0.3, 101), 5 * rng.lognormal(0, 0.3, 101)
+    found = speedup(theirs, ours)
+    assert found["value"] == pytest.approx(np.median(theirs) / np.median(ours), abs=1e-3)
+    assert 3.5 < found["low"] < found["value"] < found["high"] < 7.0

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_run import utterances
+
+from askd_ray.audio.decode import Waveform
+from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
+from askd_ray.data.shards import waveform_of
+from askd_ray.errors import AskdError
+from askd_ray.models.engine import Engine
+from askd_ray.models.load import load_whisper
+from askd_ray.models.windows import encode
+from askd_ray.text.tokens import most_tokens
+
+
+@pytest.fixture(scope="module")
+def clips(speech: Path) -> list[Waveform]:
+    return [waveform_of(u) for u in utterances(speech, 8)]
+
+
+@pytest.fixture(scope="module")
+def trimmed(weights: Path) -> Engine:
+    return Engine(weights)
+
+
+@pytest.fixture(scope="module")
+def padded(weights: Path) -> Engine:
+    return Engine(weights, silence_s=None)
+
+
+def test_no_clips(trimmed: Engine):
+    assert trimmed.transcribe([]) == []
+
+
+def test_text_does_not_depend_on_the_neighbours(trimmed: Engine, clips: list[Waveform]):
+    # Clips of one length share a window; every third is cut a little, and the order is not that of the lengths.
+    same = [np.pad(clip, (0, 4 * SAMPLE_RATE_HZ - len(clip))) for clip in clips]
+    mixed = [*clips, *(clip[: -1000 * (i % 3)] if i % 3 else clip for i, clip in enumerate(same))]
+    together = trimmed.transcribe(mixed)
+    alone = [trimmed.transcribe([clip])[0] for clip in mixed]
+    assert [t.token_ids for t in together] == [t.token_ids for t in alone]
+    assert [t.avg_logprob for t in together] == pytest.approx([t.avg_logprob for t in alone], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_real_clips_in_padded_windows(padded: Engine, speech: Path):
+    said = utterances(speech, 2)
+    heard = padded.transcribe([waveform_of(u) for u in said])
+    for utterance, transcript in zip(said, heard, strict=True):
+        words = {w.strip(".,").lower() for w in utterance.text.split()}
+        assert len(words & {w.strip(".,").lower() for w in transcript.text.split()}) >= 0.6 * len(words)
+        assert transcript.avg_logprob < 0.0
+        assert 0.0 <= transcript.no_speech_prob <= 1.0
+
+
+@pytest.mark.slow
+def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, clips: list[Waveform]):
+    transcript = Engine(weights, compute_type="float32", silence_s=None).transcribe(clips[:1])[0]
+    model, tokens = load_whisper(str(weights))
+    prompt, said = tokens.prompt(), [*transcript.token_ids, tokens.end]
+    with torch.no_grad():
+        states = encode(model, log_mel_windows(clips[:1], [PADDED_SAMPLES]))
+        ids = torch.tensor([[*prompt, *said[:-1]]])
+        logits = model.proj_out(model.model.decoder(input_ids=ids, encoder_hidden_states=states).last_hidden_state)[0]
+    logits = logits[len(prompt) - 1 :]
+    logits[:, model.generation_config.suppress_tokens] = -torch.inf
+    logits[0, model.generation_config.begin_suppress_tokens] = -torch.inf
+    expected = logits.log_softmax(-1)[range(len(said)), said].mean()
+    assert transcript.avg_logprob == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_a_clip_that_does_not_stop_is_stopped(trimmed: Engine, speech: Path):
+    # tiny.en was never trained on trimmed windows and repeats itself in some of them.
+    waveforms = [waveform_of(u) for u in utterances(speech, 24)]
+    lengths = [len(t.token_ids) for t in trimmed.transcribe(waveforms)]
+    windows_s = [len(w) / SAMPLE_RATE_HZ + 0.3 for w in waveforms]
+    bounds = [(most_tokens(s), most_tokens(s + 0.2)) for s in windows_s]  # the window is rounded up by less than 0.2 s
+    assert all(n <= most for n, (_, most) in zip(lengths, bounds, strict=True))
+    assert any(least <= n for n, (least, _) in zip(lengths, bounds, strict=True)), (
+        "no clip ran away: nothing was bounded"
+    )
+
+
+def test_most_tokens():
+    assert [most_tokens(s) for s in (0.0, 1.7, 10.0, 30.0)] == [16, 41, 166, 224]
+
+
+def test_the_longest_clip_is_thirty_seconds(trimmed: Engine):
+    noise = np.random.default_rng(0).normal(0, 0.01, PADDED_SAMPLES + 1).astype(np.float32)
+    assert len(trimmed.transcribe([noise[:-1]])) == 1
+    with pytest.raises(AskdError, match=r"clip 1 is 30\.0 s long: at most 30 s"):
+        trimmed.transcribe([noise[:100], noise])
+
+
+def test_an_empty_clip_is_silence(trimmed: Engine):
+    assert len(trimmed.transcribe([np.zeros(0, np.float32)])) == 1
+
+
+def test_a_language_that_the_model_does_not_know(trimmed: Engine):
+    with pytest.raises(AskdError, match="English-only"):
+        trimmed.transcribe([np.zeros(1600, np.float32)], "de")
+
+
+def test_torch_keeps_its_threads(trimmed: Engine):
+    before = torch.get_num_threads()
+    trimmed.transcribe([np.zeros(1600, np.float32)])
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("missing", ["model.bin", "config.json", "tokenizer.json"])
+def test_an_incomplete_folder(weights: Path, tmp_path: Path, missing: str):
+    for name in {"model.bin", "config.json", "tokenizer.json"} - {missing}:
+        (tmp_path / name).symlink_to(weights / name)
+    with pytest.raises(AskdError, match=missing):
+        Engine(tmp_path)
+
+
+def test_a_damaged_model(weights: Path, tmp_path: Path):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).symlink_to(weights / name)
+    (tmp_path / "model.bin").write_bytes((weights / "model.bin").read_bytes()[:100_000])
+    with pytest.raises(AskdError, match="cannot be loaded by CTranslate2"):
+        Engine(tmp_path)

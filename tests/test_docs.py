@@ -1,0 +1,180 @@
+"""What the documents name exists: commands, options, make targets, links, and the files of README's tree."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel
+
+from askd_ray.cli import app
+from askd_ray.config.schema import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TREE_LINE = re.compile(r"^([\s│├└─]*)(\S+)(.*)$")
+NAME_IN_TREE = re.compile(r"(?<![\w./*-])[\w.-]+(?:/[\w.-]+)*(?:/|\.(?:py|md|yaml|yml|toml|txt|sh|svg))(?![\w/*-])")
+
+
+def code_of(text: str) -> list[str]:
+    """Return the lines of fenced blocks (continued lines joined), and the inline code outside them."""
+    blocks = [line for block in FENCE.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    return blocks + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Return the words of every ``askd ...`` in code that names a command."""
+    lines = [re.sub(r"(^|\s)#.*", "", line) for line in code_of(text)]
+    found = [match for line in lines for match in re.findall(r"(?:^|[\s(/])askd ([a-z-][^|&;>]*)", line)]
+    return [re.sub(r"['\"]|\.\.\.", "", rest).split() for rest in found]
+
+
+def trouble_with_command(words: list[str]) -> str | None:
+    """Return what the command line does not know of ``askd WORDS...``, or None."""
+    command, path = typer.main.get_command(app), "askd"
+    options = {name for option in command.params for name in option.opts}
+    for word in words:
+        if word.startswith("-"):
+            if word.partition("=")[0] not in options | {"--help"}:
+                return f"{path} has no option {word}"
+        elif hasattr(command, "commands"):
+            if word not in command.commands:
+                return f"{path} has no command {word}"
+            command, path = command.commands[word], f"{path} {word}"
+            options |= {name for option in command.params for name in option.opts}
+    return None
+
+
+def trouble_with_overrides(words: list[str]) -> list[str]:
+    """Return the keys after ``--set`` that no recipe has; ``a.b`` stands for any."""
+    keys = [after.partition("=")[0] for word, after in itertools.pairwise(words) if word == "--set"]
+    return [key for key in keys if key != "a.b" and not has_field(Recipe, key.split("."))]
+
+
+def has_field(section: type[BaseModel], names: list[str]) -> bool:
+    """Whether a recipe's section has the field, or the field of its section's section."""
+    field = section.model_fields.get(names[0])
+    if field is None or len(names) == 1:
+        return field is not None
+    inner = field.annotation
+    return isinstance(inner, type) and issubclass(inner, BaseModel) and has_field(inner, names[1:])
+
+
+def links_in(text: str) -> list[str]:
+    """Return the targets of links and pictures that are no addresses, without their anchors."""
+    plain = FENCE.sub("", text)
+    targets = re.findall(r"\]\(([^)\s]+)", plain) + re.findall(r"(?:src|srcset|href)=\"([^\"\s]+)", plain)
+    return [target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:|#", target)]
+
+
+def missing_in_tree(tree: str, root: Path) -> list[str]:
+    """Return the names in an indented tree that do not exist under ``root``.
+
+    The first word of a line is an entry of the folder that the indentation says; other words that look like files or
+    folders may lie beside it, in it, or at the root.
+    """
+    folders: list[tuple[int, Path]] = []
+    missing: list[str] = []
+    for line in filter(str.strip, tree.splitlines()):
+        indent, name, rest = TREE_LINE.match(line).groups()  # type: ignore[union-attr]
+        while folders and folders[-1][0] >= len(indent):
+            folders.pop()
+        parent = folders[-1][1] if folders else root
+        here = root if not folders and name.rstrip("/") in (".", "askd-ray") else parent / name
+        if not here.exists():
+            missing.append(name)
+        if name.endswith("/"):
+            folders.append((len(indent), here))
+        for other in NAME_IN_TREE.findall(rest):
+            if not any((place / other).exists() for place in (parent, here, root)):
+                missing.append(other)
+    return missing
+
+
+def trees_of(text: str) -> list[str]:
+    """Return the fenced blocks that show the package's tree."""
+    return [block for block in FENCE.findall(text) if re.search(r"^[\s│├└─]*askd_ray/", block, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_named_exist(document: Path):
+    text = document.read_text(encoding="utf-8")
+    assert [trouble for words in commands_in(text) if (trouble := trouble_with_command(words))] == []
+    assert [key for words in commands_in(text) for key in trouble_with_overrides(words)] == []
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {name for line in code_of(text) for name in re.findall(r"(?:^|\s)make ([a-z]+)", line)}
+    assert named <= targets, f"no such make targets: {sorted(named - targets)}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(document: Path):
+    links = links_in(document.read_text(encoding="utf-8"))
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_readme_names_commands_and_shows_the_tree():
+    text = README.read_text(encoding="utf-8")
+    assert len(commands_in(text)) >= 3
+    (tree,) = trees_of(text)
+    assert missing_in_tree(tree, ROOT) == []
+
+
+def test_pre_commit_runs_what_make_lint_runs():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    tasks = (ROOT / "scripts" / "tasks.sh").read_text(encoding="utf-8")
+    lint = re.findall(r'^    step \'lint: [^\']*\' (.*"\$PY" .*)$', tasks, re.MULTILINE)
+    assert [hook["entry"] for hook in hooks] == [line.replace('"$PY"', ".venv/bin/python") for line in lint]
+
+
+def test_constraints_pin_versions_and_name_no_index():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert [line for line in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    assert len(pins) == len({re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in pins}) > 100
+
+
+@pytest.mark.parametrize(
+    ("words", "trouble"),
+    [
+        ("prepare --recipe mine.yaml --set data.dev_share=0.2", None),
+        ("fetch speech ivr --force", None),
+        ("--debug evaluate", None),
+        ("evaluat", "askd has no command evaluat"),
+        ("fetch music", "askd fetch has no command music"),
+        ("prepare --recipes x", "askd prepare has no option --recipes"),
+    ],
+)
+def test_the_check_of_commands(words: str, trouble: str | None):
+    text = f"Askd prepares.\n```sh\n# askd nothing\n.venv/bin/askd {words}  # askd says\n```\nor `askd {words}`."
+    assert commands_in(text) == [words.split()] * 2
+    assert trouble_with_command(words.split()) == trouble
+
+
+def test_the_check_of_overrides():
+    words = "tune --set train.epochs=3 --set a.b=1 --set train.epoch=3 --set name.x=1 --set nothing=1".split()
+    assert trouble_with_overrides(words) == ["train.epoch", "name.x", "nothing"]
+
+
+def test_the_check_of_links():
+    text = '[a](docs/a.md#x) ![b](docs/b.svg "B") [c](https://x.org) [d](#here) <img src="e.png">\n```\n[f](f.md)\n```'
+    assert links_in(text) == ["docs/a.md", "docs/b.svg", "e.png"]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        "askd_ray/\n    cli.py    commands\n    audio/    decode.py, gone.py: see docs/\njobs/\n    lost.py",
+        "askd-ray/\n├── askd_ray/   x\n│   ├── cli.py\n│   └── audio/   decode.py gone.py\n└── jobs/\n    └── lost.py",
+    ],
+    ids=["indented", "drawn"],
+)
+def test_the_check_of_the_tree(tree: str, tmp_path: Path):
+    for name in ("askd_ray/cli.py", "askd_ray/audio/decode.py", "docs/LOG.md", "jobs/prepare.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert trees_of(f"text\n```text\n{tree}\n```\n") == [f"{tree}\n"]
+    assert missing_in_tree(tree, tmp_path) == ["gone.py", "lost.py"]

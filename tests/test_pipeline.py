@@ -1,0 +1,110 @@
+"""The whole way, with real parts: real speech, real tiny.en, real Ray, two training workers, a real HTTP request."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from askd_ray.export.bundle import export
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.prepare import prepare
+from askd_ray.data.shards import read_utterances
+from askd_ray.evaluate.evaluate import evaluate
+from askd_ray.runs import Run
+from askd_ray.serve.ray_app import serve_bundle, stop_serving
+from askd_ray.targets.ray_label import label
+from askd_ray.train.ray_trainer import distill
+from askd_ray.train.track import read_metrics
+
+pytestmark = pytest.mark.slow
+
+N_CLIPS = 24
+
+
+@pytest.fixture(scope="module")
+def few_clips(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of a few real prompts, spread over the set; one of them is not audio at all."""
+    folder = tmp_path_factory.mktemp("clips")
+    manifest = (speech / "manifest.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in manifest][:: len(manifest) // N_CLIPS][:N_CLIPS]
+    for line in lines:
+        line["audio"] = str(speech / line["audio"])
+    (folder / "broken.wav").write_bytes(b"RIFF this is no audio")
+    lines.append({"audio": "broken.wav", "text": "never spoken"})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(few_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "e2e",
+            "runs_root": str(tmp_path_factory.mktemp("runs")),
+            "data": {
+                "sources": [{"path": str(few_clips), "licence": "CC-BY-SA-3.0"}],
+                "dev_share": 0.2,
+                "test_share": 0.25,
+                "utterances_per_shard": 4,
+            },
+            "window": {"padded_share": 0.0},
+            "train": {"epochs": 2, "workers": 2, "batch_utterances": 4, "lr": 1e-5, "encoder_lr": 5e-6},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def distilled(recipe: Recipe, weights: Path, ray_session: None) -> dict[str, Any]:
+    """All stages up to the scores."""
+    made = {"prepare": prepare(recipe), "label": label(recipe), "distill": distill(recipe)}
+    return {**made, "export": export(recipe), "evaluate": evaluate(recipe)}
+
+
+def test_every_row_is_accounted_for(distilled: dict[str, Any], recipe: Recipe):
+    prepared = distilled["prepare"]
+    assert prepared["read"] == N_CLIPS + 1
+    assert sum(prepared["utterances"].values()) + sum(prepared["quarantined"].values()) == N_CLIPS + 1
+    assert distilled["label"]["utterances"] == prepared["utterances"]["train"]
+    assert distilled["distill"]["train_utterances"] >= prepared["utterances"]["train"] // 2  # rank 0's share
+
+
+def test_two_workers_trained_and_scored_dev(distilled: dict[str, Any], recipe: Recipe):
+    assert distilled["distill"]["workers"] == 2
+    metrics = read_metrics(Run(recipe).distill)
+    assert [m["step"] for m in metrics] == list(range(1, distilled["distill"]["steps"] + 1))
+    assert distilled["distill"]["dev_wer"] == min(m["dev_wer"] for m in metrics if "dev_wer" in m)
+
+
+def test_the_scores_cover_the_held_out_clips(distilled: dict[str, Any]):
+    scores = distilled["evaluate"]
+    assert scores["n_eval"] == distilled["prepare"]["utterances"]["test"]
+    assert set(scores["systems"]) == {"student", "teacher", "teacher_stock"}
+    assert scores["speedup_p50_short"] > 1.0
+
+
+def test_finished_stages_are_not_done_again(distilled: dict[str, Any], recipe: Recipe):
+    student = Run(recipe).student / "model.safetensors"
+    before = student.stat().st_mtime_ns
+    assert [prepare(recipe), label(recipe), distill(recipe)] == [distilled[s] for s in ("prepare", "label", "distill")]
+    assert student.stat().st_mtime_ns == before
+
+
+def test_a_client_gets_the_student_s_words(distilled: dict[str, Any], recipe: Recipe, unused_port: int):
+    utterance = read_utterances(Run(recipe).shards, "test")[0]
+    url = serve_bundle(Run(recipe).bundle, port=unused_port, blocking=False)
+    try:
+        answer = httpx.post(
+            f"{url}/v1/audio/transcriptions",
+            files={"file": ("clip.flac", utterance.audio)},
+            data={"model": "e2e"},
+            timeout=60,
+        )
+        models = httpx.get(f"{url}/v1/models").json()
+    finally:
+        stop_serving()
+    assert answer.status_code == 200
+    words = set(utterance.text.lower().replace(".", "").replace(",", "").split())
+    assert words & set(answer.json()["text"].lower().replace(".", "").replace(",", "").split())
+    assert [m["id"] for m in models["data"]] == ["e2e"]

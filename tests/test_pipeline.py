@@ -6,12 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
-from askd_ray.export.bundle import export
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.prepare import prepare
 from askd_ray.data.shards import read_utterances
 from askd_ray.evaluate.evaluate import evaluate
+from askd_ray.export.bundle import export
 from askd_ray.runs import Run
 from askd_ray.serve.ray_app import serve_bundle, stop_serving
 from askd_ray.targets.ray_label import label

@@ -18,8 +18,6 @@ _OBJECT_STORE_SHARE = 16  # of the machine's memory: 512 MB on a laptop with 8 G
 _MOST_OBJECT_STORE_BYTES = 1 << 30
 _QUIET = {  # read by Ray when it is imported or when a process starts, so they go through the environment
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # our own bars say more
-    "RAY_DATA_LOG_LEVEL": "ERROR",  # nor its progress as log lines
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or each worker without a GPU warns about a coming change
 }
 

@@ -5,6 +5,7 @@ by the number of ranks and cannot start in the middle, and a plan does neither.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,14 @@ from askd_ray.data.schema import Batch
 _CPUS_PER_TASK = 0.5  # leaves room beside the training workers, whatever the size of the machine
 
 
+def configure() -> None:
+    """Let Ray Data keep the order of its input in this process, and be quiet: our own bars say more."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
 def ray_batches(stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
     """Yield the batches of a rank's tasks, in order, made by Ray Data tasks ahead of the training step."""
     if not tasks:
@@ -26,9 +35,7 @@ def ray_batches(stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
         for batch in stream.batches(Task.from_json(json.loads(item["task"]))):
             yield {"batch": to_bytes(batch)}
 
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
+    configure()
     items = [{"task": json.dumps(task.to_json())} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     for row in dataset.flat_map(load, num_cpus=_CPUS_PER_TASK).iter_rows():

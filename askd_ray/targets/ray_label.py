@@ -11,6 +11,7 @@ from rich.table import Table
 
 from askd_ray.config.schema import Recipe, Teacher
 from askd_ray.data.labels import LabelKey, labels_match, read_labels, write_labels
+from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
 from askd_ray.files import atomic_path
 from askd_ray.models.load import load_whisper, resolve
@@ -68,6 +69,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
 def _run_actors(run: Run, todo: list[Path], key: LabelKey) -> None:
     connect()
+    configure()
     items = [{"shard": str(s), "labels": str(run.labels / s.name)} for s in todo]
     gpus = int(ray.cluster_resources().get("GPU", 0)) if run.recipe.train.use_gpu else 0
     pool = max(

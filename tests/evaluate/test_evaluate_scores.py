@@ -64,7 +64,7 @@ def test_the_table_says_it_all():
         "0.3333",
         "0 / 1 / 1",
         "teacher, stock",
-        "10.0x faster than teacher, stock",
+        "10.0x as fast as teacher, stock",
         "-33.33 points",
         "-16.67 points",
     ):

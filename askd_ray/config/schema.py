@@ -77,7 +77,7 @@ class Window(Section):
 
     train_silence_s: tuple[Positive, Positive] = (0.1, 1.0)
     silence_s: Positive = 0.3
-    padded_share: Share = 0.02
+    padded_share: Share = 0.01
 
     @model_validator(mode="after")
     def _low_before_high(self) -> "Window":

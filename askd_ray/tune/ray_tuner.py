@@ -112,6 +112,10 @@ class _Progress(tune.Callback):
     def __init__(self, progress: Bar):
         self._bar, self._best = progress, float("inf")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune saves its settings, callbacks included, to resume from; a bar on the screen is not among them.
+        return tune.Callback, ()
+
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:

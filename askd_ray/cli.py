@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (AskdError, OSError) as error:
         if os.environ.get("ASKD_DEBUG"):
             raise
-        console.print(f"askd: {_one_line(error)}", style="bold red", markup=False)
+        print(f"askd: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from askd_ray.audio.decode import decode, duration_s
+from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.units import PADDED_SAMPLES
+from askd_ray.config.schema import Teacher
+from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_labels
+from askd_ray.data.schema import Utterance
+from askd_ray.data.shards import to_table, waveform_of, write_table
+from askd_ray.distill.divergence import top_k_kl
+from askd_ray.errors import AskdError
+from askd_ray.models.load import load_whisper
+from askd_ray.models.windows import WindowedWhisper
+from askd_ray.targets.soft_labels import label, label_key
+
+K = 8
+
+
+@pytest.fixture(scope="module")
+def utterances(speech: Path) -> list[Utterance]:
+    rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()[::180]]
+    clips = [(row, (speech / row["audio"]).read_bytes()) for row in rows]
+    return [
+        Utterance(r["audio"], audio, r["audio"], r["text"], duration_s(decode(audio)), "", "en", "ivr", "train", "")
+        for r, audio in clips
+    ]
+
+
+@pytest.fixture(scope="module")
+def labels(utterances: list[Utterance], weights: Path) -> list[SoftLabels]:
+    model, tokens = load_whisper(str(weights))
+    return label(model, tokens, utterances, Teacher(model=str(weights), top_k=K, batch_size=3))
+
+
+def test_labels_are_the_teacher_s_distribution(utterances: list[Utterance], labels: list[SoftLabels], weights: Path):
+    """The teacher as its own student has no divergence; a teacher-forced pass gives the same loss."""
+    model, tokens = load_whisper(str(weights))
+    for utterance, made in zip(utterances, labels, strict=True):
+        prompt = tokens.prompt()
+        log_mel = log_mel_windows([waveform_of(utterance)], [PADDED_SAMPLES])
+        with torch.no_grad():
+            logits = WindowedWhisper(model)(log_mel, torch.tensor([[*prompt, *made.target_ids[:-1]]]))[0]
+        log_q = torch.log_softmax(logits[len(prompt) - 1 :], -1)
+        ids, values, rest = (torch.from_numpy(a.copy()) for a in (made.top_ids, made.top_log_probs, made.rest_log_prob))
+        assert top_k_kl(log_q, ids.long(), values, rest).max().item() < 1e-4
+        targets = torch.from_numpy(made.target_ids.copy()).long()
+        assert torch.nn.functional.nll_loss(log_q, targets).item() == pytest.approx(made.teacher_loss, abs=1e-3)
+        assert tokens.decode(made.target_ids.tolist()) == utterance.text and made.target_ids[-1] == tokens.end
+
+
+def test_the_kept_mass_and_the_rest_add_up_to_one(labels: list[SoftLabels]):
+    for made in labels:
+        mass = np.exp(made.top_log_probs.astype(np.float64)).sum(1) + np.exp(made.rest_log_prob.astype(np.float64))
+        np.testing.assert_allclose(mass, 1.0, atol=5e-3)
+        assert (np.diff(made.top_log_probs.astype(np.float32), axis=1) <= 0).all()
+
+
+def test_at_k_32_a_token_takes_at_most_200_bytes(utterances: list[Utterance], weights: Path):
+    model, tokens = load_whisper(str(weights))
+    made = label(model, tokens, utterances[:1], Teacher(model=str(weights), top_k=32))[0]
+    n_bytes = made.top_ids.nbytes + made.top_log_probs.nbytes + made.rest_log_prob.nbytes
+    assert n_bytes / len(made.target_ids) <= 200
+
+
+def test_a_text_that_does_not_fit_gets_empty_labels(utterances: list[Utterance], weights: Path):
+    model, tokens = load_whisper(str(weights))
+    long = Utterance(**{**vars(utterances[0]), "text": "nine " * 500})
+    made = label(model, tokens, [long, utterances[0]], Teacher(model=str(weights), top_k=K))
+    assert len(made[0].target_ids) == 0 and made[0].top_ids.shape == (0, K)
+    assert len(made[1].target_ids) > 0
+
+
+def test_labels_survive_the_disk_and_know_their_key(
+    utterances: list[Utterance], labels: list[SoftLabels], weights: Path, tmp_path: Path
+):
+    key = label_key(Teacher(model=str(weights), top_k=K))
+    write_table(tmp_path / "shard.parquet", to_table(utterances))
+    write_labels(tmp_path / "labels.parquet", labels, key)
+    check_labels(tmp_path / "labels.parquet", tmp_path / "shard.parquet", key)
+    for again, made in zip(read_labels(tmp_path / "labels.parquet", K), labels, strict=True):
+        for name in ("target_ids", "top_ids", "top_log_probs", "rest_log_prob"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(made, name))
+    for name, value in (("teacher", "another"), ("top_k", 16), ("prompt", [1])):
+        with pytest.raises(AskdError, match=f"stale soft labels .* {name} "):
+            check_labels(tmp_path / "labels.parquet", tmp_path / "shard.parquet", {**key, name: value})
+    (tmp_path / "labels.parquet").write_bytes((tmp_path / "labels.parquet").read_bytes()[:200])
+    with pytest.raises(AskdError, match="damaged"):
+        check_labels(tmp_path / "labels.parquet", tmp_path / "shard.parquet", key)

@@ -18,6 +18,7 @@ _OBJECT_STORE_SHARE = 16  # of the machine's memory: 512 MB on a laptop with 8 G
 _MOST_OBJECT_STORE_BYTES = 1 << 30
 _QUIET = {  # read by Ray when it is imported or when a process starts, so they go through the environment
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other screen, the one that is silent when told to
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or each worker without a GPU warns about a coming change
 }
 
@@ -87,6 +88,7 @@ def _join(address: str) -> None:
 def _start(num_cpus: int | None) -> None:
     if "RAY_AUTH_MODE" not in os.environ and auth_token() is None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors on a healthy start only frighten
     memory = psutil.virtual_memory().total // _OBJECT_STORE_SHARE
     ray.init(
         "local",

@@ -1,0 +1,50 @@
+"""What is the trimmed window worth? A student's bundle against its teacher in stock faster-whisper, clip by clip.
+
+    python benchmarks/window.py [--recipe demo] [--quick] [--json]
+
+Both get the encoded bytes of the same held-out clips in turn, greedy, int8, on the same threads. --quick takes the
+first 20 clips, --json prints the scores as the last line. Needs a run that has been exported (`askd export`).
+"""
+
+import argparse
+import json
+
+from askd_ray.config.load import load_recipe
+from askd_ray.data.shards import read_utterances
+from askd_ray.evaluate.latency import ask
+from askd_ray.evaluate.scores import STUDENT, score, table
+from askd_ray.evaluate.systems import EngineSystem, StockSystem
+from askd_ray.models.engine import n_cores
+from askd_ray.models.load import ctranslate2_folder
+from askd_ray.progress import console
+from askd_ray.runs import Run
+
+QUICK_CLIPS = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe, options.overrides)
+    run, threads = Run(recipe), n_cores()
+    run.result("export")
+    utterances = read_utterances(run.shards, recipe.evaluate.split)
+    folder, silence_s = run.bundle / "ctranslate2-int8", recipe.window.silence_s
+    systems = {
+        STUDENT: EngineSystem(folder, silence_s, threads),
+        "student_padded": EngineSystem(folder, None, threads),
+        "teacher_stock": StockSystem(ctranslate2_folder(recipe.teacher.model), threads),
+    }
+    utterances = utterances[:QUICK_CLIPS] if options.quick else utterances
+    scores = score(utterances, ask(systems, utterances, repeats=1), recipe.evaluate.short_s)
+    console.print(table(scores))
+    if options.json:
+        print(json.dumps({**scores, "threads": threads}))
+
+
+if __name__ == "__main__":
+    main()

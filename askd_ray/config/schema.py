@@ -125,9 +125,12 @@ class Objective(Section):
 
 
 class Train(Section):
-    """The loop. Learning rates rise over ``warmup_share`` of the steps and then fall linearly to 0."""
+    """The loop. Learning rates rise over ``warmup_share`` of the steps and then fall linearly to 0.
 
-    epochs: Count = 6
+    ``epochs`` may be a fraction. Dev is scored ``evals_per_epoch`` times in each epoch that is begun.
+    """
+
+    epochs: Positive = 6
     lr: Positive = 5e-5
     encoder_lr: Positive = 2e-5
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
@@ -147,7 +150,7 @@ class Tune(Section):
     """The search: how many trials, how long each, and the values that are tried. All trials share the soft labels."""
 
     trials: Count = 4
-    epochs: Count = 2
+    epochs: Positive = 2
     concurrent: Count = 1
     schedules: tuple[Literal["constant", "linear", "cosine", "exponential"], ...] = ("constant", "linear", "cosine")
     start: tuple[Share, Share] = (0.5, 0.9)

@@ -82,8 +82,14 @@ class Planner:
         return tasks
 
     def run(self, rank: int, world_size: int) -> list[Task]:
-        """Return what ``rank`` does in the whole run."""
-        return [task for epoch in range(self.train.epochs) for task in self.epoch(epoch, rank, world_size)]
+        """Return what ``rank`` does in the whole run; of a last epoch that is a fraction, the first batches."""
+        whole = int(self.train.epochs)
+        tasks = [task for epoch in range(whole) for task in self.epoch(epoch, rank, world_size)]
+        if whole == self.train.epochs:
+            return tasks
+        last = self.epoch(whole, rank, world_size)
+        n_batches = sum(len(task.batches) for task in last)
+        return tasks + take(last, max(1, round((self.train.epochs - whole) * n_batches)))
 
     def _steps(
         self, rows: Sequence[Row], epoch: int, world_size: int, rng: random.Random
@@ -119,6 +125,16 @@ class Planner:
         if rng.random() < self.window.padded_share:
             return PADDED_SAMPLES
         return window_samples(samples_of(row.duration_s), rng.uniform(*self.window.train_silence_s))
+
+
+def take(tasks: Sequence[Task], n_batches: int) -> list[Task]:
+    """Return a rank's first ``n_batches`` batches, as tasks."""
+    taken: list[Task] = []
+    for task in tasks:
+        if n_batches > 0:
+            taken.append(Task(task.epoch, task.batches[:n_batches]))
+            n_batches -= len(task.batches)
+    return taken
 
 
 def skip(tasks: Sequence[Task], n_batches: int) -> list[Task]:

@@ -90,6 +90,7 @@ def _trials(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
                 mode="min",
                 num_samples=settings.trials,
                 max_concurrent_trials=settings.concurrent,
+                reuse_actors=True,  # importing torch takes as long as a tenth of a short trial
                 search_alg=OptunaSearch(seed=recipe.seed),
                 scheduler=ASHAScheduler(time_attr="training_iteration", max_t=1000, grace_period=1, reduction_factor=2),
             ),

@@ -1,5 +1,6 @@
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,6 +58,16 @@ def test_a_resumed_run_takes_just_the_batches_that_are_left(lengths: list[float]
     tasks = planner(lengths).run(0, 1)
     batches = [b for t in tasks for b in t.batches]
     assert [b for t in skip(tasks, done) for b in t.batches] == batches[done:]
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(0.5, 0.5), (1.0, 1.0), (2.25, 2.25), (0.001, None)])
+def test_a_fraction_of_an_epoch_is_its_first_batches(epochs: float, share: float | None):
+    whole = planner([1.0 + i / 10 for i in range(64)], epochs=3).run(0, 1)
+    part = planner([1.0 + i / 10 for i in range(64)], epochs=epochs).run(0, 1)
+    batches = [b for t in part for b in t.batches]
+    assert batches == [b for t in whole for b in t.batches][: len(batches)]
+    n_epoch = sum(len(t.batches) for t in whole if t.epoch == 0)
+    assert len(batches) == (1 if share is None else pytest.approx(share * n_epoch, abs=3))
 
 
 def test_tasks_travel_as_json():

@@ -66,8 +66,12 @@ def test_a_fraction_of_an_epoch_is_its_first_batches(epochs: float, share: float
     part = planner([1.0 + i / 10 for i in range(64)], epochs=epochs).run(0, 1)
     batches = [b for t in part for b in t.batches]
     assert batches == [b for t in whole for b in t.batches][: len(batches)]
-    n_epoch = sum(len(t.batches) for t in whole if t.epoch == 0)
-    assert len(batches) == (1 if share is None else pytest.approx(share * n_epoch, abs=3))
+    if share is not None:  # epochs differ a little in their number of batches: windows are drawn anew
+        per_epoch = [sum(len(t.batches) for t in whole if t.epoch == e) for e in range(3)]
+        rest = share - int(share)
+        assert len(batches) == sum(per_epoch[: int(share)]) + round(rest * per_epoch[int(share)])
+    else:
+        assert len(batches) == 1
 
 
 def test_tasks_travel_as_json():

@@ -5,6 +5,11 @@ import os
 import torch
 
 
+def n_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def best_device() -> torch.device:
     """Return the GPU when there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -15,6 +20,6 @@ def use_threads(threads: int = 0, processes: int = 1) -> int:
 
     Ray sets OMP_NUM_THREADS from the logical CPUs of a worker, which on purpose are fewer than what it may use.
     """
-    threads = threads or max(1, (os.cpu_count() or 1) // processes)
+    threads = threads or max(1, n_cores() // processes)
     torch.set_num_threads(threads)
     return threads

@@ -14,10 +14,10 @@ from askd_ray.data.shards import read_utterances
 from askd_ray.evaluate.latency import ask
 from askd_ray.evaluate.scores import STUDENT, score, table
 from askd_ray.evaluate.systems import EngineSystem, StockSystem
-from askd_ray.models.engine import n_cores
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.progress import console
 from askd_ray.runs import Run
+from askd_ray.torch_setup import n_cores
 
 QUICK_CLIPS = 20
 

@@ -13,10 +13,10 @@ from askd_ray.evaluate.latency import Answers, ask
 from askd_ray.evaluate.scores import STUDENT, score, table
 from askd_ray.evaluate.systems import EngineSystem, StockSystem, System, cpu_model
 from askd_ray.files import write_json
-from askd_ray.models.engine import n_cores
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.progress import console
 from askd_ray.runs import Run, stage_key
+from askd_ray.torch_setup import n_cores
 
 
 def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.shards import read_table, read_utterances, shard_paths
 from askd_ray.errors import AskdError
 from askd_ray.export.card import model_card
-from askd_ray.export.verify import BUNDLE_FILE, check_hashes, hashes, quiet_transformers, verify
+from askd_ray.export.verify import BUNDLE_FILE, check_hashes, hashes, verify
 from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, sha256_of_file, write_json
-from askd_ray.models.load import convert_to_ctranslate2, resolve
+from askd_ray.models.load import convert_to_ctranslate2, quiet_transformers, resolve
 from askd_ray.progress import console
 from askd_ray.runs import Run, git_sha, stage_key, versions
 

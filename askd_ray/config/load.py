@@ -40,6 +40,36 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with the paths of data, runs and models made absolute.
+
+    Workers, trials and jobs need that: each runs in a folder of its own.
+    ``cache:`` and ``wheel:`` references and hub ids stay as they are.
+    """
+    sources = tuple(
+        source if source.path.startswith("cache:") else source.model_copy(update={"path": _absolute(source.path)})
+        for source in recipe.data.sources
+    )
+    return recipe.model_copy(
+        update={
+            "runs_root": _absolute(recipe.runs_root),
+            "data": recipe.data.model_copy(update={"sources": sources}),
+            "teacher": recipe.teacher.model_copy(update={"model": _model(recipe.teacher.model)}),
+            "student": recipe.student.model_copy(update={"init": _model(recipe.student.init)}),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _model(reference: str | None) -> str | None:
+    if reference is None or not Path(reference).expanduser().exists():  # wheel:NAME, or an id on the hub
+        return reference
+    return _absolute(reference)
+
+
 def _read_yaml(name_or_file: str) -> dict[str, Any]:
     path = Path(name_or_file)
     if path.suffix in {".yaml", ".yml"} or path.is_file():

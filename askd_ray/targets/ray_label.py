@@ -9,6 +9,7 @@ import ray.data
 import torch
 from rich.table import Table
 
+from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe, Teacher
 from askd_ray.data.labels import LabelKey, labels_match, read_labels, write_labels
 from askd_ray.data.ray_stream import configure
@@ -48,6 +49,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     Returns and records ``utterances``, ``tokens``, ``too_long`` (texts with more tokens than the model has positions:
     they are left out of training), ``teacher_loss`` (mean over tokens, nats) and ``bytes_per_token``.
     """
+    recipe = with_absolute_paths(recipe)  # an actor runs in a folder of its own
     run = Run(recipe)
     key = label_key(recipe.teacher)
     inputs = stage_key(run.key("prepare"), key)

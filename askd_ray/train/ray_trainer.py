@@ -11,6 +11,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 
+from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import Stream
 from askd_ray.data.plan import Task
@@ -58,6 +59,7 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     Returns and records the loop's summary. Raises :class:`AskdError` when labels are missing or stale, or when the
     folder holds a run of another recipe (``force`` starts over).
     """
+    recipe = with_absolute_paths(recipe)  # a worker runs in a folder of its own
     run = Run(recipe)
     key = distill_key(run)
     done = run.finished("distill", key)

@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from rich.table import Table
 
-from askd_ray.config.load import dump_recipe
+from askd_ray.config.load import dump_recipe, with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, remove
@@ -42,6 +42,7 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
     Returns and records the trials, best first, the best values and where the recipe lies.
     """
+    recipe = with_absolute_paths(recipe)  # a trial runs in a folder of its own
     run = Run(recipe)
     key = stage_key(recipe.model_dump(exclude={"runs_root", "evaluate"}), run.key("label"))
     folder = run.path / "tune"

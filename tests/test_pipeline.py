@@ -1,12 +1,15 @@
 """The whole way, with real parts: real speech, real tiny.en, real Ray, two training workers, a real HTTP request."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.data.prepare import prepare
 from askd_ray.data.shards import read_utterances
@@ -17,6 +20,7 @@ from askd_ray.serve.ray_app import serve_bundle, stop_serving
 from askd_ray.targets.ray_label import label
 from askd_ray.train.ray_trainer import distill
 from askd_ray.train.track import read_metrics
+from askd_ray.tune.ray_tuner import search
 
 pytestmark = pytest.mark.slow
 
@@ -38,11 +42,13 @@ def few_clips(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipe(few_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return Recipe.model_validate(
+def recipe(few_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
+    """Results go to ``runs`` in the current folder, as on the command line; Ray's workers run elsewhere."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("work"))
+    yield Recipe.model_validate(
         {
             "name": "e2e",
-            "runs_root": str(tmp_path_factory.mktemp("runs")),
             "data": {
                 "sources": [{"path": str(few_clips), "licence": "CC-BY-SA-3.0"}],
                 "dev_share": 0.2,
@@ -51,14 +57,16 @@ def recipe(few_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             },
             "window": {"padded_share": 0.0},
             "train": {"epochs": 2, "workers": 2, "batch_utterances": 4, "lr": 1e-5, "encoder_lr": 5e-6},
+            "tune": {"trials": 2, "epochs": 0.5},
         }
     )
+    os.chdir(before)
 
 
 @pytest.fixture(scope="module")
 def distilled(recipe: Recipe, weights: Path, ray_session: None) -> dict[str, Any]:
     """All stages up to the scores."""
-    made = {"prepare": prepare(recipe), "label": label(recipe), "distill": distill(recipe)}
+    made = {"prepare": prepare(recipe), "label": label(recipe), "tune": search(recipe), "distill": distill(recipe)}
     return {**made, "export": export(recipe), "evaluate": evaluate(recipe)}
 
 
@@ -68,6 +76,14 @@ def test_every_row_is_accounted_for(distilled: dict[str, Any], recipe: Recipe):
     assert sum(prepared["utterances"].values()) + sum(prepared["quarantined"].values()) == N_CLIPS + 1
     assert distilled["label"]["utterances"] == prepared["utterances"]["train"]
     assert distilled["distill"]["train_utterances"] >= prepared["utterances"]["train"] // 2  # rank 0's share
+
+
+def test_the_search_wrote_its_best_trial_as_a_recipe(distilled: dict[str, Any], recipe: Recipe):
+    trials = distilled["tune"]["trials"]
+    assert len(trials) == 2 and trials[0]["dev_wer"] <= trials[1]["dev_wer"]
+    best = load_recipe(distilled["tune"]["best"])
+    assert best.objective.teacher_weight.start == pytest.approx(trials[0]["start"])
+    assert best.train == recipe.train
 
 
 def test_two_workers_trained_and_scored_dev(distilled: dict[str, Any], recipe: Recipe):

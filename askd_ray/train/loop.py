@@ -77,7 +77,9 @@ class Loop:
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.snapshot = Snapshot(recipe.objective.self_teacher)
         self.stream = make_stream(recipe, self.model.config.num_mel_bins)
-        self.tasks = self.stream.planner().run(context.rank, context.world_size)
+        planner = self.stream.planner()
+        self.n_train = sum(len(rows) for rows in planner.shards)
+        self.tasks = planner.run(context.rank, context.world_size)
         self.n_steps = sum(len(task.batches) for task in self.tasks)
         self.dev = read_utterances(Run(recipe).shards, "dev")
         self.evaluations = set(evaluation_steps(self.tasks, recipe.train.evals_per_epoch))
@@ -118,7 +120,7 @@ class Loop:
         """Return how the run ended."""
         return {
             "steps": self.n_steps,
-            "train_utterances": sum(len(b) for t in self.tasks if t.epoch == 0 for b in t.batches),
+            "train_utterances": self.n_train,
             "dev_utterances": len(self.dev),
             "dev_wer": self.position.best_wer,
             "best_step": self.position.best_step,

@@ -53,6 +53,7 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
         tuned = load_recipe(search(recipe)["best"])
         _say("distill", "the student, with the best of these")
         distilled = distill(tuned)
+        disconnect()  # an idle cluster takes memory, and time from what is measured next
         _say("export", "the bundle: transformers, CTranslate2 int8 and float16")
         export(tuned)
         _say("evaluate", "teacher against student on held-out speech")

@@ -51,6 +51,7 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
         label(recipe)
         _say("tune", "which decay, which self weight: short trials, scored on dev")
         tuned = load_recipe(search(recipe)["best"])
+        disconnect()  # a trial's process idles on with all its memory: the training starts on a fresh cluster
         _say("distill", "the student, with the best of these")
         distilled = distill(tuned)
         disconnect()  # an idle cluster takes memory, and time from what is measured next

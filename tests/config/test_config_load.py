@@ -56,8 +56,9 @@ def test_recipes_are_frozen():
         ("train.epoch=3", r"unknown key 'train\.epoch': allowed here are .*clip_norm.*; did you mean 'epochs'\?"),
         ("trian.epochs=3", r"unknown key 'trian': allowed here are .*; did you mean 'train'\?"),
         ("data.sources=[{pth: x}]", r"'data\.sources\.0\.pth': allowed here .*; did you mean 'path'\?|Field required"),
-        ("train.epochs=0", r"train\.epochs = 0: .*greater than or equal to 1"),
-        ("train.epochs=many", r"train\.epochs = 'many': .*integer"),
+        ("train.epochs=0", r"train\.epochs = 0: .*greater than 0"),
+        ("train.workers=0", r"train\.workers = 0: .*greater than or equal to 1"),
+        ("train.workers=many", r"train\.workers = 'many': .*integer"),
         ("train.lr=fast", r"train\.lr = 'fast': .*number"),
         (
             "objective.teacher_weight.schedule=linaer",

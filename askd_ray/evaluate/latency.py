@@ -11,6 +11,8 @@ from askd_ray.data.schema import Utterance
 from askd_ray.evaluate.systems import System
 from askd_ray.progress import bar
 
+TURN_CLIPS = 10
+_PAUSE_S = 0.3  # OpenMP's threads wait awake for 0.2 s
 _REPLICATIONS = 10_000
 
 
@@ -21,32 +23,50 @@ class Answers:
     texts: tuple[str, ...]
     latency_s: NDArray[np.float64]
 
+    def only(self, clips: Sequence[int]) -> "Answers":
+        """Return the answers to some of the clips, by number."""
+        return Answers(tuple(self.texts[i] for i in clips), self.latency_s[list(clips)])
+
 
 def ask(systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1) -> dict[str, Answers]:
     """Give every clip to every system, one at a time, and return the answers.
 
-    The systems take turns clip by clip, and who goes first rotates, so that a slow minute of the machine falls on all.
-    Each has one clip to warm up. With ``repeats``, the median time of a clip counts.
+    The systems take turns of :data:`TURN_CLIPS` clips, and who goes first rotates, so that a slow minute of the machine
+    falls on all. A turn begins with a pause and a clip that does not count: the threads of the system before go to
+    sleep, its own wake up. With ``repeats``, the median time of a clip counts.
     """
     names = list(systems)
-    for system in systems.values():
-        system.transcribe(utterances[0].audio, utterances[0].language)
     texts: dict[str, list[str]] = {name: [] for name in names}
     times: dict[str, list[list[float]]] = {name: [] for name in names}
     with bar("Evaluating", len(utterances), "clips") as progress:
-        for number, utterance in enumerate(utterances):
-            first = number % len(names)
+        for turn, start in enumerate(range(0, len(utterances), TURN_CLIPS)):
+            clips = utterances[start : start + TURN_CLIPS]
+            first = turn % len(names)
             for name in names[first:] + names[:first]:
-                took: list[float] = []
-                text = ""
-                for _ in range(repeats):
-                    begun = time.perf_counter()
-                    text = systems[name].transcribe(utterance.audio, utterance.language)
-                    took.append(time.perf_counter() - begun)
-                texts[name].append(text)
-                times[name].append(took)
-            progress.advance()
+                time.sleep(_PAUSE_S)
+                systems[name].transcribe(clips[0].audio, clips[0].language)
+                for clip in clips:
+                    text, took = _timed(systems[name], clip, repeats)
+                    texts[name].append(text)
+                    times[name].append(took)
+            progress.advance(len(clips))
     return {name: Answers(tuple(texts[name]), np.median(np.asarray(times[name]), axis=1)) for name in names}
+
+
+def _timed(system: System, clip: Utterance, repeats: int) -> tuple[str, list[float]]:
+    text, took = "", list[float]()
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        text = system.transcribe(clip.audio, clip.language)
+        took.append(time.perf_counter() - begun)
+    return text, took
+
+
+def short_sample(utterances: Sequence[Utterance], short_s: float, n_clips: int) -> list[Utterance]:
+    """Return up to ``n_clips`` of the clips shorter than ``short_s``, spread evenly over their durations."""
+    short = sorted((u for u in utterances if u.duration_s < short_s), key=lambda u: (u.duration_s, u.id))
+    picked = np.linspace(0, len(short) - 1, min(n_clips, len(short))).round().astype(int) if short else []
+    return [short[i] for i in picked]
 
 
 def percentile_ms(latency_s: NDArray[np.float64], percentile: float) -> float | None:

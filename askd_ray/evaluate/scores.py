@@ -14,15 +14,14 @@ from askd_ray.evaluate.significance import wer_difference, wer_interval
 from askd_ray.text.error_rate import count_character_errors, count_word_errors
 from askd_ray.text.normalize import normalizer
 
-STUDENT = "student"
+STUDENT, TEACHER, STOCK = "student", "teacher", "teacher_stock"
 
 
 def score(utterances: Sequence[Utterance], answers: Mapping[str, Answers], short_s: float) -> dict[str, Any]:
     """Return the scores of every system, and of the student against every other.
 
-    ``systems`` holds one dict a system (see :func:`_score_one`); ``difference`` the student's WER minus that of each
-    baseline; ``speedup_p50_short`` the median latency of ``speedup_baseline`` (the stock teacher where it ran) over the
-    student's on clips shorter than ``short_s``, None where there is no such clip.
+    ``systems`` holds one dict a system (see :func:`_score_one`), ``difference`` the student's WER minus that of each
+    other one.
 
     Raises :class:`AskdError` when no reference has a word after normalisation.
     """
@@ -32,20 +31,30 @@ def score(utterances: Sequence[Utterance], answers: Mapping[str, Answers], short
     durations_s = np.asarray([u.duration_s for u in utterances])
     short = durations_s < short_s
     texts = {name: _normalised(utterances, a.texts) for name, a in answers.items()}
-    systems = {name: _score_one(references, texts[name], a, durations_s, short) for name, a in answers.items()}
-    others = [name for name in answers if name != STUDENT]
-    baseline = "teacher_stock" if "teacher_stock" in others else others[0]
-    faster = speedup(answers[baseline].latency_s[short], answers[STUDENT].latency_s[short]) if short.any() else None
     return {
         "n_eval": len(utterances),
-        "n_short": int(short.sum()),
         "short_s": short_s,
         "audio_min": round(float(durations_s.sum()) / 60, 3),
-        "systems": systems,
-        "difference": {name: wer_difference(references, texts[STUDENT], texts[name]) for name in others},
+        "systems": {name: _score_one(references, texts[name], a, durations_s, short) for name, a in answers.items()},
+        "difference": {
+            name: wer_difference(references, texts[STUDENT], texts[name]) for name in answers if name != STUDENT
+        },
+    }
+
+
+def score_speed(answers: Mapping[str, Answers], baseline: str) -> dict[str, Any]:
+    """Return how many times faster than ``baseline`` the student is on the median of the short clips of ``answers``.
+
+    ``p50_short_ms`` holds the medians of both; all are None where there is no such clip.
+    """
+    ours, theirs = answers[STUDENT].latency_s, answers[baseline].latency_s
+    faster = speedup(theirs, ours) if ours.size else None
+    return {
         "speedup_baseline": baseline,
+        "speedup_clips": int(ours.size),
         "speedup_p50_short": faster and faster["value"],
         "speedup_p50_short_ci95": faster and [faster["low"], faster["high"]],
+        "p50_short_ms": {STUDENT: percentile_ms(ours, 50), baseline: percentile_ms(theirs, 50)},
     }
 
 
@@ -110,8 +119,10 @@ def _verdict(scores: Mapping[str, Any]) -> list[str]:
     ]
     if scores["speedup_p50_short"] is not None:
         low, high = scores["speedup_p50_short_ci95"]
+        baseline = scores["speedup_baseline"]
         lines.append(
-            f"{scores['speedup_p50_short']:.1f}x as fast as {scores['speedup_baseline'].replace('_', ', ')} on the "
-            f"median of {scores['n_short']} clips under {scores['short_s']:g} s (95 %: {low:.1f} to {high:.1f})"
+            f"{scores['speedup_p50_short']:.1f}x as fast as {baseline.replace('_', ', ')} on the median of "
+            f"{scores['speedup_clips']} clips under {scores['short_s']:g} s (95 %: {low:.1f} to {high:.1f}; "
+            f"{_ms(scores['p50_short_ms'][STUDENT])} against {_ms(scores['p50_short_ms'][baseline])})"
         )
     return lines

@@ -38,19 +38,11 @@ class EngineSystem:
 
 
 class StockSystem:
-    """faster-whisper as people run it, greedy and in int8.
-
-    Raises :class:`AskdError` when it is not installed.
-    """
+    """faster-whisper as people run it, greedy and in int8. It comes with the extra ``demo``."""
 
     def __init__(self, folder: Path, threads: int):
-        try:
-            from faster_whisper import WhisperModel
-        except ImportError:
-            raise AskdError(
-                "evaluate.stock compares with faster-whisper, which is not installed: pip install 'askd-ray[demo]', "
-                "or --set evaluate.stock=false"
-            ) from None
+        from faster_whisper import WhisperModel
+
         self._model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
 
     def transcribe(self, audio: bytes, language: str) -> str:

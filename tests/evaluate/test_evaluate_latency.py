@@ -5,7 +5,7 @@ import pytest
 
 from askd_ray.data.schema import Utterance
 from askd_ray.evaluate import latency
-from askd_ray.evaluate.latency import ask, percentile_ms, speedup
+from askd_ray.evaluate.latency import ask, percentile_ms, short_sample, speedup
 
 CLIP = Utterance("a", b"", "a.wav", "one", 1.0, "", "en", "d", "test", "cc0")
 
@@ -29,14 +29,23 @@ def test_percentiles_are_linear_between_clips():
     assert percentile_ms(times[:0], 50) is None
 
 
-def test_systems_take_turns_and_who_is_first_rotates():
+def test_systems_take_turns_and_who_is_first_rotates(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(latency, "TURN_CLIPS", 2)
     asked: list[str] = []
     systems = {name: Recorder(name, asked) for name in "xyz"}
-    clips = [replace(CLIP, audio=f"{i}".encode()) for i in range(4)]
+    clips = [replace(CLIP, audio=f"{i}".encode()) for i in range(5)]
     answers = ask(systems, clips)
-    assert "".join(asked) == "xyz" + "xyz" + "yzx" + "zxy" + "xyz"  # the first three warm up
-    assert answers["y"].texts == ("y 0 en", "y 1 en", "y 2 en", "y 3 en")
-    assert all(a.latency_s.shape == (4,) and (a.latency_s > 0).all() for a in answers.values())
+    # Two clips a turn, and one before them to warm up; the last turn has a single clip.
+    assert "".join(asked) == "xxxyyyzzz" + "yyyzzzxxx" + "zzxxyy"
+    assert answers["y"].texts == ("y 0 en", "y 1 en", "y 2 en", "y 3 en", "y 4 en")
+    assert all(a.latency_s.shape == (5,) and (a.latency_s > 0).all() for a in answers.values())
+
+
+def test_the_sample_of_short_clips_is_spread_over_their_durations():
+    clips = [replace(CLIP, id=str(i), duration_s=float(i)) for i in (9, 3, 1, 2, 4, 0, 7)]
+    assert [u.duration_s for u in short_sample(clips, 5.0, 3)] == [0.0, 2.0, 4.0]
+    assert [u.duration_s for u in short_sample(clips, 5.0, 99)] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert short_sample(clips, 0.0, 3) == []
 
 
 def test_the_median_of_repeats_counts(monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,9 @@ class Isolated:
     """Makes a system in a new process, and passes clips to it and texts back.
 
     ``make`` and its arguments go to that process: a class or function of a module. Use it in a ``with``: the process
-    ends with it. Raises :class:`AskdError` when the system cannot be made, and in ``transcribe`` what the system raises.
+    ends with it.
+
+    Raises :class:`AskdError` when the system cannot be made, and in ``transcribe`` what the system raises.
     """
 
     def __init__(self, make: Callable[..., System], *args: Any):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import soundfile
 
@@ -45,3 +46,11 @@ def small_run(root: Path, speech: Path, **settings: object) -> Run:
         rows = clips[number * N_PER_SPLIT : (number + 1) * N_PER_SPLIT]
         write_table(run.shards / f"{split}-00000.parquet", to_table(rows))
     return run
+
+
+def with_objective(recipe: Recipe, objective: dict[str, Any], **sections: dict[str, Any]) -> Recipe:
+    """The recipe with another objective, and with changes in other sections."""
+    values = recipe.model_dump(mode="json")
+    for name, changes in sections.items():
+        values[name] |= changes
+    return Recipe.model_validate({**values, "objective": objective})

@@ -5,17 +5,10 @@ A recipe is read by :mod:`askd_ray.config.load`; every stage takes one. Fields c
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of all parts of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from askd_ray.config.objective import Objective, Shape
+from askd_ray.config.section import Count, Positive, Section, Share
 
 
 class Source(Section):
@@ -51,12 +44,22 @@ class Data(Section):
 
 
 class Teacher(Section):
-    """The model that labels. ``temperature`` is baked into the soft labels when they are written."""
+    """The model that is learnt from.
+
+    Its ``top_k`` log-probabilities a token are computed once, when `askd label` runs. With ``online`` it runs beside
+    the student instead, at every step in which it has a weight, and gives its whole distribution.
+    """
 
     model: str = "wheel:tiny.en"
+    online: bool = False
     top_k: Annotated[int, Field(ge=1, le=128)] = 32
-    temperature: Positive = 1.0
     batch_size: Count = 8
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "Teacher":
+        if self.online:
+            self.refuse_unread(["top_k"], "an online teacher gives its whole distribution")
+        return self
 
 
 class Student(Section):
@@ -95,35 +98,6 @@ class SpecAugment(Section):
     time_share: Share = 0.06
 
 
-class TeacherWeight(Section):
-    """The weight ``a`` of the teacher: from ``start`` to ``end`` while progress goes from 0 to ``until``."""
-
-    schedule: Literal["constant", "linear", "cosine", "exponential"] = "linear"
-    start: Share = 0.8
-    end: Share = 0.16
-    until: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-
-
-class SelfTeacher(Section):
-    """The weight ``b`` of the student's own knowledge: ``weight`` from progress ``switch`` on.
-
-    At ``switch`` the student is frozen as its own teacher; ``refresh`` > 0 freezes it anew after each such share of the
-    run.
-    """
-
-    kind: Literal["none", "snapshot"] = "snapshot"
-    weight: Share = 0.2
-    switch: Share = 0.5
-    refresh: Share = 0.0
-
-
-class Objective(Section):
-    """``L = a * KD + b * self-KD + (1 - a - b) * CE``; the temperature is the teacher's."""
-
-    teacher_weight: TeacherWeight = TeacherWeight()
-    self_teacher: SelfTeacher = SelfTeacher()
-
-
 class Train(Section):
     """The loop. Learning rates rise over ``warmup_share`` of the steps and then fall linearly to 0.
 
@@ -152,7 +126,7 @@ class Tune(Section):
     trials: Count = 4
     epochs: Positive = 2
     concurrent: Count = 1
-    schedules: tuple[Literal["constant", "linear", "cosine", "exponential"], ...] = ("constant", "linear", "cosine")
+    schedules: tuple[Shape, ...] = ("constant", "linear", "cosine")
     start: tuple[Share, Share] = (0.5, 0.9)
     end: tuple[Share, Share] = (0.0, 0.4)
     self_weight: tuple[Share, Share] = (0.0, 0.3)
@@ -161,8 +135,8 @@ class Tune(Section):
 class Evaluate(Section):
     """The comparison on the held-out split, ``threads`` = 0 taking all cores.
 
-    With ``stock`` the speed-up is against the teacher in faster-whisper as people run it, on ``stock_clips`` clips under
-    ``short_s``; without, against the teacher in our engine.
+    With ``stock`` the speed-up is against the teacher in faster-whisper as people run it, on ``stock_clips`` clips
+    under ``short_s``; without, against the teacher in our engine.
     """
 
     split: Literal["dev", "test"] = "test"
@@ -184,7 +158,26 @@ class Recipe(Section):
     student: Student = Student()
     window: Window = Window()
     spec_augment: SpecAugment = SpecAugment()
-    objective: Objective = Objective()
+    objective: Objective = Field(default_factory=Objective)
     train: Train = Train()
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _the_teacher_can_give_what_is_asked(self) -> "Recipe":
+        wants = self.objective
+        if not self.teacher.online and wants.has_teacher and wants.temperature.schedule != "constant":
+            raise ValueError(
+                "objective.temperature changes over the run: cached soft labels have one temperature baked in; "
+                "make it constant, or set teacher.online=true"
+            )
+        if self.teacher.online and wants.instance_weights.kind == "adakd":
+            raise ValueError(
+                "objective.instance_weights adakd needs the teacher's loss on every utterance beforehand: cached soft "
+                "labels have it, teacher.online=true does not"
+            )
+        if self.teacher.online and not wants.has_teacher and wants.hidden_states.kind == "none":
+            raise ValueError(f"teacher.online = True would be ignored: preset {wants.preset} gives it no weight")
+        if not self.teacher.online and wants.hidden_states.kind != "none":
+            raise ValueError("objective.hidden_states needs the teacher beside the student: teacher.online=true")
+        return self

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,24 +13,26 @@ from safetensors.numpy import load, save
 
 from askd_ray.audio.augment import draw_seed, spec_augment
 from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import HOP_LENGTH, window_samples
+from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, window_samples
 from askd_ray.config.schema import SpecAugment, Train, Window
 from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
 from askd_ray.data.plan import Planned, Planner, Row, Task
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import read_table, shard_paths, to_utterances, waveform_of
-from askd_ray.text.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class Stream:
-    """All that turns shards and labels into batches; the same on a laptop and in a Ray Data task."""
+    """All that turns shards and labels into batches; the same on a laptop and in a Ray Data task.
+
+    ``teacher_n_mels`` is 0 where no online teacher wants the clean clips.
+    """
 
     shards: Path
     labels: Path
     label_key: LabelKey
-    tokenizer: Path
     n_mels: int
+    teacher_n_mels: int
     train: Train
     window: Window
     spec_augment: SpecAugment
@@ -63,52 +66,65 @@ class Stream:
         wanted = sorted({p.shard for batch in task.batches for p in batch})
         utterances = {s: to_utterances(read_table(paths[s])) for s in wanted}
         labels = {s: read_labels(self.labels / paths[s].name, self.label_key["top_k"]) for s in wanted}
-        tokens = Tokens(self.tokenizer)
         for batch in task.batches:
             rows = [(utterances[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
-            yield self._collate(rows, batch, tokens, task.epoch)
+            yield self._collate(rows, batch, task.epoch)
 
-    def _collate(
-        self, rows: Sequence[tuple[Utterance, SoftLabels]], planned: Sequence[Planned], tokens: Tokens, epoch: int
-    ) -> Batch:
+    def teacher_losses(self) -> NDArray[np.float32]:
+        """Return the teacher's mean loss on every train utterance that is not left out, in nats a token."""
+        losses: list[float] = []
+        for path in shard_paths(self.shards, "train"):
+            table = read_table(self.labels / path.name, ["left_out", "teacher_loss"])
+            losses += [row["teacher_loss"] for row in table.to_pylist() if not row["left_out"]]
+        return np.asarray(losses, np.float32)
+
+    def _collate(self, rows: Sequence[tuple[Utterance, SoftLabels]], planned: Sequence[Planned], epoch: int) -> Batch:
         if not rows:
-            return empty_batch(self.n_mels, self.label_key["top_k"])
+            return empty_batch(self.n_mels, self.label_key["top_k"], self.teacher_n_mels)
         waveforms = [waveform_of(u) for u, _ in rows]
         log_mel = log_mel_windows(waveforms, [p.window_samples for p in planned], self.n_mels)
         for i, (utterance, _) in enumerate(rows):
             clip = slice(0, min(len(waveforms[i]) // HOP_LENGTH, log_mel.shape[-1]))
             seed = draw_seed(self.seed, epoch, utterance.id, "mask")
             log_mel[i, :, clip] = spec_augment(log_mel[i, :, clip], self.spec_augment, seed)
-        prompts = [tokens.prompt(u.language) for u, _ in rows]
-        return _with_targets([u.id for u, _ in rows], log_mel.numpy(), prompts, [label for _, label in rows])
+        arrays = _targets([label for _, label in rows])
+        if self.teacher_n_mels:  # clean, and padded: what it hears when it labels
+            padded = log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms), self.teacher_n_mels).numpy()
+        else:
+            padded = np.zeros((len(rows), 0, 0), np.float32)
+        return Batch(ids=tuple(u.id for u, _ in rows), log_mel=log_mel.numpy(), teacher_log_mel=padded, **arrays)
 
 
-def _with_targets(
-    ids: Sequence[str],
-    log_mel: NDArray[np.float32],
-    prompts: Sequence[tuple[int, ...]],
-    labels: Sequence[SoftLabels],
-) -> Batch:
-    n, k = len(ids), labels[0].top_ids.shape[1]
+def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a batch that lie along its tokens."""
+    n, k = len(labels), labels[0].top_ids.shape[1]
     # The last prompt token already predicts the first target, so prompt and targets share one position.
-    length = max(len(p) - 1 + len(label.target_ids) for p, label in zip(prompts, labels, strict=True))
+    length = max(len(label.prompt_ids) - 1 + len(label.target_ids) for label in labels)
     decoder_ids = np.zeros((n, length), np.int64)
     targets = np.full((n, length), IGNORED, np.int64)
     top_ids = np.zeros((n, length, k), np.int64)
     top_log_probs = np.zeros((n, length, k), np.float32)
-    rest = np.zeros((n, length), np.float32)
-    for i, (prompt, label) in enumerate(zip(prompts, labels, strict=True)):
+    rest, token_loss = np.zeros((n, length), np.float32), np.zeros((n, length), np.float32)
+    for i, label in enumerate(labels):
+        prompt = label.prompt_ids
         at = slice(len(prompt) - 1, len(prompt) - 1 + len(label.target_ids))
         decoder_ids[i, : at.stop] = [*prompt, *label.target_ids[:-1]]
         targets[i, at] = label.target_ids
         top_ids[i, at] = label.top_ids
         top_log_probs[i, at] = label.top_log_probs
         rest[i, at] = label.rest_log_prob
-    loss = np.asarray([label.teacher_loss for label in labels], np.float32)
-    return Batch(tuple(ids), log_mel, decoder_ids, targets, top_ids, top_log_probs, rest, loss)
+        token_loss[i, at] = label.token_loss
+    return {
+        "decoder_ids": decoder_ids,
+        "targets": targets,
+        "top_ids": top_ids,
+        "top_log_probs": top_log_probs,
+        "rest_log_prob": rest,
+        "token_loss": token_loss,
+    }
 
 
-def empty_batch(n_mels: int, top_k: int) -> Batch:
+def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0) -> Batch:
     """Return the batch of a rank that has no data left while others have: one silent row whose loss counts nothing."""
     return Batch(
         ids=(),
@@ -118,7 +134,8 @@ def empty_batch(n_mels: int, top_k: int) -> Batch:
         top_ids=np.zeros((1, 1, top_k), np.int64),
         top_log_probs=np.zeros((1, 1, top_k), np.float32),
         rest_log_prob=np.zeros((1, 1), np.float32),
-        teacher_loss=np.zeros(1, np.float32),
+        token_loss=np.zeros((1, 1), np.float32),
+        teacher_log_mel=np.zeros((1, teacher_n_mels, 2 if teacher_n_mels else 0), np.float32),
     )
 
 

@@ -18,24 +18,35 @@ from askd_ray.errors import AskdError
 _METADATA = b"askd.label_key"
 
 LabelKey = dict[str, Any]
-"""What the labels were made with: teacher (SHA-256 of its weights), prompt, temperature, top_k."""
+"""What the labels were made with: teacher (SHA-256 of its weights), prompt, targets, temperature, top_k."""
 
 
 @dataclass(frozen=True)
 class SoftLabels:
     """The teacher's answer for one utterance.
 
-    ``target_ids`` int32 (n_tokens,): the text and the end token; empty when the text has more tokens than the model
-    has positions. ``top_ids`` int32 and ``top_log_probs`` float16 (n_tokens, k); ``rest_log_prob`` float16
-    (n_tokens,): the log of the mass outside the top k. ``teacher_loss``: mean cross-entropy in nats.
+    ``prompt_ids``: what the decoder is given first. ``target_ids`` int32 (n_tokens,): the text and the end token; empty
+    when the utterance is left out, and ``left_out`` says why. ``top_ids`` uint16 and ``top_log_probs`` float16
+    (n_tokens, k), k = 0 for an online teacher; ``rest_log_prob`` float16 (n_tokens,): the log of the mass outside the
+    top k; ``token_loss`` float16 (n_tokens,): cross-entropy of the target tokens at temperature 1, in nats.
     """
 
     content_hash: str
+    prompt_ids: tuple[int, ...]
     target_ids: NDArray[np.int32]
-    top_ids: NDArray[np.int32]
+    left_out: str
+    top_ids: NDArray[np.uint16]
     top_log_probs: NDArray[np.float16]
     rest_log_prob: NDArray[np.float16]
-    teacher_loss: float
+    token_loss: NDArray[np.float16]
+
+    @property
+    def teacher_loss(self) -> float:
+        """The teacher's mean cross-entropy on the utterance, in nats a token; 0 for one that is left out."""
+        return float(self.token_loss.astype(np.float64).mean()) if len(self.token_loss) else 0.0
+
+
+_ARRAYS = {"top_ids": "<u2", "top_log_probs": "<f2", "rest_log_prob": "<f2", "token_loss": "<f2"}
 
 
 def write_labels(path: Path, labels: Sequence[SoftLabels], key: LabelKey) -> None:
@@ -43,11 +54,11 @@ def write_labels(path: Path, labels: Sequence[SoftLabels], key: LabelKey) -> Non
     rows = [
         {
             "content_hash": label.content_hash,
+            "prompt_ids": list(label.prompt_ids),
             "target_ids": label.target_ids.tolist(),
-            "top_ids": label.top_ids.astype("<i4").tobytes(),
-            "top_log_probs": label.top_log_probs.astype("<f2").tobytes(),
-            "rest_log_prob": label.rest_log_prob.astype("<f2").tobytes(),
+            "left_out": label.left_out,
             "teacher_loss": label.teacher_loss,
+            **{name: getattr(label, name).astype(dtype).tobytes() for name, dtype in _ARRAYS.items()},
         }
         for label in labels
     ]
@@ -88,14 +99,19 @@ def check_labels(path: Path, shard: Path, key: LabelKey) -> None:
 
 def read_labels(path: Path, top_k: int) -> list[SoftLabels]:
     """Read a label shard that :func:`check_labels` has passed."""
-    return [
-        SoftLabels(
-            content_hash=row["content_hash"],
-            target_ids=np.asarray(row["target_ids"], np.int32),
-            top_ids=np.frombuffer(row["top_ids"], "<i4").reshape(-1, top_k),
-            top_log_probs=np.frombuffer(row["top_log_probs"], "<f2").reshape(-1, top_k),
-            rest_log_prob=np.frombuffer(row["rest_log_prob"], "<f2"),
-            teacher_loss=row["teacher_loss"],
+    made: list[SoftLabels] = []
+    for row in read_table(path).to_pylist():
+        arrays = {name: np.frombuffer(row[name], dtype) for name, dtype in _ARRAYS.items()}
+        for name in ("top_ids", "top_log_probs"):
+            arrays[name] = arrays[name].reshape(len(row["target_ids"]), top_k)
+        target_ids = np.asarray(row["target_ids"], np.int32)
+        made.append(
+            SoftLabels(
+                content_hash=row["content_hash"],
+                prompt_ids=tuple(row["prompt_ids"]),
+                target_ids=target_ids,
+                left_out=row["left_out"],
+                **arrays,
+            )
         )
-        for row in read_table(path).to_pylist()
-    ]
+    return made

@@ -30,10 +30,16 @@ SHARD_SCHEMA = pa.schema(
 LABEL_SCHEMA = pa.schema(
     [
         ("content_hash", pa.string()),
-        ("target_ids", pa.list_(pa.int32())),  # (n_tokens,): the text and the end token
-        ("top_ids", pa.binary()),  # int32 (n_tokens, k)
+        ("prompt_ids", pa.list_(pa.int32())),  # what the decoder is given before the text
+        ("target_ids", pa.list_(pa.int32())),  # (n_tokens,): the text and the end token; empty when it is left out
+        ("left_out", pa.string()),  # why, where target_ids is empty
+        ("top_ids", pa.binary()),  # uint16 (n_tokens, k): Whisper's vocabularies have at most 51,866 tokens
         ("top_log_probs", pa.binary()),  # float16 (n_tokens, k)
         ("rest_log_prob", pa.binary()),  # float16 (n_tokens,): log of the mass outside the top k
+        (
+            "token_loss",
+            pa.binary(),
+        ),  # float16 (n_tokens,): cross-entropy of each target token at temperature 1, in nats
         ("teacher_loss", pa.float32()),  # mean cross-entropy of the target tokens, in nats
     ]
 )
@@ -70,7 +76,9 @@ class Batch:
     ``log_mel`` (batch, n_mels, n_frames) float32; ``decoder_ids`` (batch, length) int64: the prompt, then the text;
     ``targets`` (batch, length) int64: the text and the end token, -100 where no loss is taken; ``top_ids`` int64 and
     ``top_log_probs`` float32 (batch, length, k), ``rest_log_prob`` float32 (batch, length): the teacher's soft labels
-    at the same positions; ``teacher_loss`` (batch,) float32; ``ids`` names the utterances.
+    at the same positions, and ``token_loss`` float32 (batch, length) its cross-entropy there (k = 0 and zeros for an
+    online teacher); ``teacher_log_mel`` (batch, n_mels, 3000) float32: the clean clip in its padded window, for an
+    online teacher (otherwise 0 frames); ``ids`` names the utterances.
     """
 
     ids: tuple[str, ...]
@@ -80,7 +88,8 @@ class Batch:
     top_ids: NDArray[np.int64]
     top_log_probs: NDArray[np.float32]
     rest_log_prob: NDArray[np.float32]
-    teacher_loss: NDArray[np.float32]
+    token_loss: NDArray[np.float32]
+    teacher_log_mel: NDArray[np.float32]
 
     @property
     def n_tokens(self) -> int:

@@ -1,65 +1,79 @@
-"""The ASKD objective of one batch, as sums: whoever knows the global token count divides by it, once.
+"""The objective of one batch, as sums: whoever knows the global token count divides by it, once.
 
-``L = sum_n [(1 - a - b) * CE_n + a * T^2 * KL(p_teacher || p_student)_n + b * T^2 * KL(p_self || p_student)_n] / N``,
-all distributions at temperature T.
+``L = sum_n [c_n CE_n + a w_i g_n T^2 D(teacher, student)_n + b T^2 D(self, student)_n] / N`` with c_n = 1 - a - b
+(ASKD), 1 - a w_i g_n - b (AdaKD) or a constant (Distil-Whisper); see docs/objective.md.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from askd_ray.data.schema import IGNORED
-from askd_ray.distill.divergence import dense_kl, top_k_kl
+from askd_ray.config.objective import Objective
+from askd_ray.distill.chunked import chunked_sums
+from askd_ray.distill.divergence import divergence
+from askd_ray.distill.instance_weights import trust_gate
+from askd_ray.distill.references import Distribution, Reference
+from askd_ray.distill.schedules import Weights
+
+PARTS = ("loss", "ce", "kd", "self_kd", "teacher_ce", "teacher_share")
+"""What is summed over target tokens: the loss, its parts before weighting (nats), the teacher's own cross-entropy, and
+``w_i g_n``. A part whose weight is 0 is not computed and stays 0."""
 
 
 @dataclass(frozen=True)
-class TensorBatch:
-    """The arrays of a :class:`~askd_ray.data.schema.Batch` that the objective needs, as tensors on its device."""
+class Tokens:
+    """The target tokens of a batch: ``targets`` and their utterances' instance weights ``w_i``, ``(n_tokens,)``."""
 
-    targets: torch.Tensor  # (batch, length)
-    top_ids: torch.Tensor  # (batch, length, k)
-    top_log_probs: torch.Tensor  # (batch, length, k)
-    rest_log_prob: torch.Tensor  # (batch, length)
-
-
-@dataclass(frozen=True)
-class LossSums:
-    """Sums over target tokens, in nats; ``total`` carries the gradient."""
-
-    total: torch.Tensor
-    ce: torch.Tensor
-    kd: torch.Tensor
-    self_kd: torch.Tensor
-
-    def parts(self) -> torch.Tensor:
-        """Return ``[total, ce, kd, self_kd]`` without gradient, float64: to be summed over batches and ranks."""
-        return torch.stack([self.total, self.ce, self.kd, self.self_kd]).detach().double()
+    targets: torch.Tensor
+    instance_weights: torch.Tensor
+    teacher: Reference | None
+    own: Reference | None
 
 
-def loss_sums(
-    logits: torch.Tensor,
-    batch: TensorBatch,
-    weights: tuple[float, float],
-    temperature: float,
-    self_logits: torch.Tensor | None,
-) -> LossSums:
-    """Return the objective's sums for student logits ``(batch, length, n_vocab)``.
+def objective_sums(
+    settings: Objective,
+    weights: Weights,
+    tokens: Tokens,
+    student: tuple[torch.Tensor, torch.Tensor],
+    observe: Callable[[slice, torch.Tensor], None],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss, which carries the gradient, and the sums of :data:`PARTS` in float64; all 0 without tokens.
 
-    ``weights`` are ``(a, b)``. A term whose weight is 0 is not computed. A batch without targets gives 0 with a
-    gradient of 0.
+    ``student``: its hidden states ``(n_tokens, d_model)`` and its projection ``(n_vocab, d_model)``. ``observe`` is
+    shown the student's log-probabilities at temperature T, a few rows at a time.
     """
-    a, b = weights
-    valid = batch.targets != IGNORED
-    student, targets = logits[valid].float(), batch.targets[valid]
-    log_q = torch.log_softmax(student, dim=-1)
-    log_q_soft = log_q if temperature == 1.0 else torch.log_softmax(student / temperature, dim=-1)
-    zero = log_q[:0].sum()  # keeps every parameter in the graph, which DistributedDataParallel waits for
-    ce = -log_q.gather(1, targets[:, None]).sum()
-    kd = self_kd = zero
-    if a > 0.0:
-        soft = (batch.top_ids[valid], batch.top_log_probs[valid], batch.rest_log_prob[valid])
-        kd = temperature**2 * top_k_kl(log_q_soft, *soft).sum()
-    if b > 0.0 and self_logits is not None:
-        log_p = torch.log_softmax(self_logits[valid].float() / temperature, dim=-1)
-        self_kd = temperature**2 * dense_kl(log_q_soft, log_p).sum()
-    return LossSums((1.0 - a - b) * ce + a * kd + b * self_kd + zero, ce, kd, self_kd)
+    t = weights.temperature
+    scale = t**2 if settings.divergence.t_squared else 1.0
+    a = weights.teacher if tokens.teacher is not None else 0.0
+    b = weights.own if tokens.own is not None else 0.0
+
+    def sums_of(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        targets, w = tokens.targets[rows], tokens.instance_weights[rows]
+        logits = logits.float()
+        log_q = torch.log_softmax(logits, dim=-1)
+        log_q_soft = log_q if t == 1.0 else torch.log_softmax(logits / t, dim=-1)
+        observe(rows, log_q_soft.detach())
+        ce = -log_q.gather(1, targets[:, None])[:, 0]
+        kd = self_kd = teacher_ce = share = torch.zeros_like(ce)
+        if a > 0.0 and tokens.teacher is not None:
+            teacher = tokens.teacher.at(rows, targets, t)
+            teacher_ce, share = teacher.token_loss, w * trust_gate(settings.trust_gate, teacher.token_loss)
+            kd = scale * _divergence(settings, teacher, log_q_soft)
+        if b > 0.0 and tokens.own is not None:
+            self_kd = scale * _divergence(settings, tokens.own.at(rows, targets, t), log_q_soft)
+        loss = _ce_weight(settings, a, b, share) * ce + a * share * kd + b * self_kd
+        return torch.stack([part.sum() for part in (loss, ce, kd, self_kd, teacher_ce, share)])
+
+    return chunked_sums(*student, sums_of)
+
+
+def _divergence(settings: Objective, reference: Distribution, log_q: torch.Tensor) -> torch.Tensor:
+    return divergence(settings.divergence, reference.log_p, reference.of_student(log_q))
+
+
+def _ce_weight(settings: Objective, a: float, b: float, share: torch.Tensor) -> torch.Tensor | float:
+    """Return ``c_n``; ``share`` is ``w_i g_n`` of the tokens."""
+    if settings.ce_weight == "complement":
+        return 1.0 - a - b
+    return 1.0 - a * share - b if settings.ce_weight == "instance_complement" else settings.ce_weight

@@ -1,45 +1,156 @@
-"""The weights over a run: pure functions of progress u in [0, 1]. New shapes go into :data:`SHAPES`."""
+"""Weights and temperature over a run: pure functions of progress (``gap``: and of the losses).
+
+New shapes go into :data:`SHAPES`.
+"""
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from askd_ray.config.schema import Objective, SelfTeacher, TeacherWeight
+from askd_ray.config.objective import SHARPNESS, InstanceWeights, Objective, SelfTeacher, TeacherWeight, Temperature
 from askd_ray.errors import AskdError
 
-SHAPES: dict[str, Callable[[float], float]] = {
-    "constant": lambda u: 1.0,
-    "linear": lambda u: 1.0 - u,
-    "cosine": lambda u: 0.5 * (1.0 + math.cos(math.pi * u)),
-    "exponential": lambda u: (math.exp(-5.0 * u) - math.exp(-5.0)) / (1.0 - math.exp(-5.0)),
+
+def _exponential(v: float, rate: float) -> float:
+    return (math.exp(-rate * v) - math.exp(-rate)) / (1.0 - math.exp(-rate))
+
+
+def _sigmoid(v: float, steepness: float) -> float:
+    # tanh, the logistic function without overflow; brought to exactly 1 and 0 at the ends
+    return 0.5 - 0.5 * math.tanh(steepness * (v - 0.5) / 2.0) / math.tanh(steepness / 4.0)
+
+
+SHAPES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda v, _: 1.0,
+    "linear": lambda v, _: 1.0 - v,
+    "cosine": lambda v, _: 0.5 * (1.0 + math.cos(math.pi * v)),
+    "exponential": _exponential,
+    "polynomial": lambda v, power: (1.0 - v) ** power,
+    "step": lambda v, n: max(0.0, 1.0 - math.floor(v * n + 1e-9) / n),
+    "sigmoid": _sigmoid,
 }
-"""Each falls from 1 at u = 0 to 0 at u = 1 (``constant`` stays at 1)."""
+"""Each falls from 1 at v = 0 to 0 at v = 1 (``constant`` stays at 1); the second argument is its sharpness."""
 
 
-def teacher_weight(settings: TeacherWeight, u: float) -> float:
-    """Return ``a`` at progress ``u``: from ``start`` to ``end``, reached at ``until``."""
-    shape = SHAPES[settings.schedule](min(u / settings.until, 1.0))
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: the share ``u`` of its steps that are done, and the epoch (from 0) of ``n_epochs``."""
+
+    u: float
+    epoch: int
+    n_epochs: int
+
+    @classmethod
+    def at(cls, u: float, epochs: float) -> "Progress":
+        """Return the progress at ``u`` of a run of so many epochs, all of them equally long."""
+        n_epochs = math.ceil(epochs)
+        return cls(u, min(int(u * epochs), n_epochs - 1), n_epochs)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the objective needs to know at a step: ``teacher`` is a, ``own`` is b; ``k`` is AdaKD's."""
+
+    teacher: float
+    own: float
+    temperature: float = 1.0
+    k: float = 0.0
+
+
+@dataclass
+class Gap:
+    """How far the student is behind its teacher: ``clip((l_S - l_T) / (l_S0 - l_T), 0, 1)``, never rising again.
+
+    l_S and l_T are running means of their cross-entropies on the same tokens, l_S0 is the student's after the first few
+    steps: until then the gap is 1, since single batches say little.
+    """
+
+    student: float = 0.0
+    teacher: float = 0.0
+    first: float = 0.0
+    steps: int = 0
+    value: float = 1.0
+
+    DECAY = 0.98
+    FIRST_STEPS = 20
+
+    def update(self, student: float, teacher: float) -> None:
+        """Take in the mean losses of a step over all ranks, in nats a token."""
+        self.steps += 1
+        share = max(1.0 - self.DECAY, 1.0 / self.steps)  # a plain mean at first
+        self.student += share * (student - self.student)
+        self.teacher += share * (teacher - self.teacher)
+        if self.steps <= self.FIRST_STEPS:
+            self.first = self.student
+            return
+        behind, at_first = self.student - self.teacher, self.first - self.teacher
+        now = min(max(behind / at_first, 0.0), 1.0) if at_first > 0.0 else 0.0
+        self.value = min(self.value, now)
+
+    def state(self) -> dict[str, Any]:
+        """Return what :class:`Gap` is built from again, for a checkpoint."""
+        return asdict(self)
+
+
+def teacher_weight(settings: TeacherWeight, u: float, gap: float = 1.0) -> float:
+    """Return ``a`` at progress ``u``: from ``start`` to ``end``, reached at ``until``; ``gap`` is :attr:`Gap.value`."""
+    if settings.schedule == "gap":
+        shape = gap
+    else:
+        sharpness = settings.sharpness or SHARPNESS.get(settings.schedule, 0.0)
+        shape = SHAPES[settings.schedule](min(u / settings.until, 1.0), sharpness)
     return settings.end + (settings.start - settings.end) * shape
 
 
-def self_weight(settings: SelfTeacher, u: float) -> float:
-    """Return ``b`` at progress ``u``: 0 before the switch."""
-    return settings.weight if settings.kind != "none" and u >= settings.switch else 0.0
+def self_weight(settings: SelfTeacher, progress: Progress) -> float:
+    """Return ``b``: 0 before the switch, then ``weight``, or rising to it until the end of the run.
+
+    What was said an epoch ago changes only with the epoch, so its weight does too: ``weight * (epoch + 1) / epochs``
+    when it rises linearly from the start (PS-KD, arXiv 2006.12000, equation 7).
+    """
+    if settings.kind == "none" or progress.u < settings.switch:
+        return 0.0
+    u = (progress.epoch + 1) / progress.n_epochs if settings.kind == "previous_epoch" else progress.u
+    v = (u - settings.switch) / (1.0 - settings.switch) if settings.switch < 1.0 else 1.0
+    rising = {"constant": 1.0, "linear": v, "cosine": 0.5 * (1.0 - math.cos(math.pi * v))}
+    return settings.weight * rising[settings.schedule]
 
 
-def weights_at(objective: Objective, u: float) -> tuple[float, float]:
-    """Return ``(a, b)``, the weights of the teacher and of the student's own knowledge, at progress ``u``."""
-    return teacher_weight(objective.teacher_weight, u), self_weight(objective.self_teacher, u)
+def temperature(settings: Temperature, u: float) -> float:
+    """Return ``T`` at progress ``u``."""
+    if settings.schedule == "constant":
+        return settings.start
+    return settings.end + (settings.start - settings.end) * SHAPES[settings.schedule](u, 0.0)
 
 
-def check(objective: Objective) -> None:
+def adakd_k(settings: InstanceWeights, u: float) -> float:
+    """Return AdaKD's ``k``, falling linearly: easy utterances come first, hard ones later."""
+    return settings.k_start + (settings.k_end - settings.k_start) * u if settings.kind == "adakd" else 0.0
+
+
+def weights_at(objective: Objective, progress: Progress, gap: float = 1.0) -> Weights:
+    """Return the weights, the temperature and ``k`` at a point of the run."""
+    return Weights(
+        teacher_weight(objective.teacher_weight, progress.u, gap),
+        self_weight(objective.self_teacher, progress),
+        temperature(objective.temperature, progress.u),
+        adakd_k(objective.instance_weights, progress.u),
+    )
+
+
+def check(objective: Objective, epochs: float) -> None:
     """Check that the weight left for cross-entropy is never negative.
 
     Raises :class:`AskdError` that names where the weights add up to more than 1.
     """
+    if isinstance(objective.ce_weight, float):
+        return
     for step in range(201):
-        a, b = weights_at(objective, step / 200)
-        if a + b > 1.0 + 1e-9:
+        weights = weights_at(objective, Progress.at(step / 200, epochs))
+        if weights.teacher + weights.own > 1.0 + 1e-9:
             raise AskdError(
-                f"objective: teacher weight {a:.2f} + self weight {b:.2f} exceed 1 at progress {step / 200:.2f}: lower "
-                "objective.teacher_weight or objective.self_teacher.weight, or move objective.self_teacher.switch"
+                f"objective: teacher weight {weights.teacher:.2f} + self weight {weights.own:.2f} exceed 1 at progress "
+                f"{step / 200:.2f}: lower objective.teacher_weight or objective.self_teacher.weight, or move "
+                "objective.self_teacher.switch"
             )

@@ -17,7 +17,7 @@ def greedy(
     Suppresses the tokens that the model's generation config names, as every Whisper engine does.
     """
     prompt = torch.tensor(tokens.prompt(language), device=log_mel.device)
-    states = encode(model, log_mel)
+    states = encode(model, log_mel).states
     config = model.generation_config
     suppressed = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=log_mel.device)
     at_begin = torch.tensor(

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from askd_ray.config.load import with_absolute_paths
-from askd_ray.config.schema import Recipe, Teacher
+from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import LabelKey, labels_match, read_labels, write_labels
 from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
@@ -20,8 +20,8 @@ from askd_ray.progress import bar, console
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
+from askd_ray.targets.soft_labels import kept_tokens, label_key
 from askd_ray.targets.soft_labels import label as label_utterances
-from askd_ray.targets.soft_labels import label_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import best_device, use_threads
 
@@ -29,17 +29,17 @@ from askd_ray.torch_setup import best_device, use_threads
 class _TeacherActor:
     """One copy of the teacher: labels a shard, writes the label shard, and says how much that was."""
 
-    def __init__(self, teacher: dict[str, Any], key: LabelKey, threads: int):
+    def __init__(self, recipe: dict[str, Any], key: LabelKey, threads: int):
         use_threads(threads)
-        self.settings = Teacher.model_validate(teacher)
+        self.recipe = Recipe.model_validate(recipe)
         self.key = key
-        self.model, self.tokens = load_whisper(self.settings.model)
+        self.model, self.tokens = load_whisper(self.recipe.teacher.model)
         cast(torch.nn.Module, self.model).to(best_device())
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard, target = Path(row["shard"]), Path(row["labels"])
         utterances = to_utterances(read_table(shard))
-        write_labels(target, label_utterances(self.model, self.tokens, utterances, self.settings), self.key)
+        write_labels(target, label_utterances(self.model, self.tokens, utterances, self.recipe), self.key)
         return {"shard": shard.name, "utterances": len(utterances)}
 
 
@@ -51,7 +51,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """
     recipe = with_absolute_paths(recipe)  # an actor runs in a folder of its own
     run = Run(recipe)
-    key = label_key(recipe.teacher)
+    key = label_key(recipe)
     inputs = stage_key(run.key("prepare"), key)
     shards = shard_paths(run.shards, "train")
     begun = run.begin()
@@ -64,7 +64,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         _run_actors(run, todo, key)
     with atomic_path(run.labels / "tokenizer.json") as temporary:  # what the target ids mean, for whoever reads them
         shutil.copy(Tokens(resolve(recipe.teacher.model)).file, temporary)
-    result = _summary(run.labels, shards, recipe.teacher.top_k)
+    result = _summary(run.labels, shards, kept_tokens(recipe))
     console.print(_table(result, recipe.teacher.model))
     return run.finish("label", inputs, result, begun)
 
@@ -80,7 +80,7 @@ def _run_actors(run: Run, todo: list[Path], key: LabelKey) -> None:
     rows = sum(read_table(s, ["id"]).num_rows for s in todo)
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _TeacherActor),
-        fn_constructor_args=(run.recipe.teacher.model_dump(), key, 0),
+        fn_constructor_args=(run.recipe.model_dump(mode="json"), key, 0),
         num_gpus=1 if gpus else 0,
         num_cpus=0.5,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool, len(items))),
@@ -94,11 +94,12 @@ def _run_actors(run: Run, todo: list[Path], key: LabelKey) -> None:
 def _summary(folder: Path, shards: list[Path], top_k: int) -> dict[str, Any]:
     labels = [made for shard in shards for made in read_labels(folder / shard.name, top_k)]
     n_tokens = sum(len(made.target_ids) for made in labels)
-    n_bytes = sum(m.top_ids.nbytes + m.top_log_probs.nbytes + m.rest_log_prob.nbytes for m in labels)
+    arrays = ("top_ids", "top_log_probs", "rest_log_prob", "token_loss")
+    n_bytes = sum(getattr(made, name).nbytes for made in labels for name in arrays)
     return {
         "utterances": len(labels),
         "tokens": n_tokens,
-        "too_long": sum(1 for made in labels if not len(made.target_ids)),
+        "too_long": sum(1 for made in labels if made.left_out),
         "teacher_loss": round(sum(m.teacher_loss * len(m.target_ids) for m in labels) / max(n_tokens, 1), 4),
         "bytes_per_token": round(n_bytes / max(n_tokens, 1), 1),
     }

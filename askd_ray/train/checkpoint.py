@@ -1,7 +1,7 @@
 """Checkpoints: one folder, written whole or not at all, safetensors and JSON only."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from askd_ray.distill.self_teacher import Snapshot
+from askd_ray.distill.self_teacher import Facts, SelfTeacher, StudentAt, Tensors
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, read_json, remove, write_json
 from askd_ray.models.windows import WindowedWhisper
@@ -26,24 +26,26 @@ class Position:
     step: int = 0
     best_wer: float | None = None
     best_step: int | None = None
-    snapshot_taken: int = -1
+    gap: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The running losses of the ``gap`` schedule (:meth:`~askd_ray.distill.schedules.Gap.state`)."""
+    own: Facts = field(default_factory=dict[str, Any])
+    """What the self-teacher keeps besides its tensors."""
 
 
 def save_checkpoint(
-    folder: Path,
-    position: Position,
-    student: WindowedWhisper,
-    optimizer: torch.optim.Optimizer,
-    snapshot: Snapshot,
+    folder: Path, position: Position, student: WindowedWhisper, optimizer: torch.optim.Optimizer, own: Tensors
 ) -> Path:
-    """Write ``folder/step-00000012`` and remove the checkpoints before it. Returns the path."""
+    """Write ``folder/step-00000012`` and remove the checkpoints before it. ``own`` is the self-teacher's.
+
+    Returns the path.
+    """
     path = folder / f"step-{position.step:08d}"
     with atomic_path(path) as temporary:
         temporary.mkdir()
         save_file(_plain(student.state_dict()), temporary / "student.safetensors")
         save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-        if snapshot.model is not None:
-            save_file(_plain(snapshot.model.state_dict()), temporary / "snapshot.safetensors")
+        if own:
+            save_file(_plain(own), temporary / "self_teacher.safetensors")
         write_json(temporary / _STATE, dataclasses.asdict(position))
     for older in _checkpoints(folder):
         if older != path:
@@ -58,9 +60,13 @@ def latest_position(folder: Path) -> Position | None:
 
 
 def load_checkpoint(
-    folder: Path, student: WindowedWhisper, optimizer: torch.optim.Optimizer, snapshot: Snapshot
+    folder: Path,
+    student: WindowedWhisper,
+    optimizer: torch.optim.Optimizer,
+    own: SelfTeacher,
+    student_at: StudentAt,
 ) -> Position | None:
-    """Put the newest checkpoint into student, optimizer and snapshot; None when there is none.
+    """Put the newest checkpoint into student, optimizer and self-teacher; None when there is none.
 
     Raises :class:`AskdError` when it is damaged.
     """
@@ -71,8 +77,8 @@ def load_checkpoint(
     try:
         student.load_state_dict(load_file(path / "student.safetensors"), strict=True)
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        if position.snapshot_taken >= 0:
-            snapshot.restore(student, load_file(path / "snapshot.safetensors"), position.snapshot_taken)
+        kept = path / "self_teacher.safetensors"
+        own.restore(load_file(kept) if kept.is_file() else {}, position.own, student_at)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise AskdError(f"checkpoint {path} is damaged ({' '.join(str(error).split())[:120]}): delete it") from None
     return position

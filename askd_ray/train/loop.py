@@ -5,17 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from transformers import WhisperForConditionalGeneration
 
 from askd_ray.audio.augment import draw_seed
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import Stream
 from askd_ray.data.plan import Task, skip
 from askd_ray.data.shards import read_utterances
-from askd_ray.distill.schedules import weights_at
-from askd_ray.distill.self_teacher import Snapshot
-from askd_ray.models.load import save_whisper
+from askd_ray.distill.distiller import Distiller
+from askd_ray.distill.online_teacher import OnlineTeacher, encoders_agree
+from askd_ray.distill.schedules import Gap, Progress, Weights, weights_at
+from askd_ray.distill.self_teacher import self_teacher
+from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.models.student import build_student
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.runs import Run
@@ -31,20 +36,34 @@ from askd_ray.train.track import Tracker
 BEST, CHECKPOINTS = "best", "checkpoints"
 
 
-def make_stream(recipe: Recipe, n_mels: int) -> Stream:
+def make_stream(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> Stream:
     """Return the stream of a recipe's train shards and labels."""
     run = Run(recipe)
     return Stream(
         shards=run.shards,
         labels=run.labels,
-        label_key=label_key(recipe.teacher),
-        tokenizer=run.labels / "tokenizer.json",
+        label_key=label_key(recipe),
         n_mels=n_mels,
+        teacher_n_mels=teacher_n_mels,
         train=recipe.train,
         window=recipe.window,
         spec_augment=recipe.spec_augment,
         seed=recipe.seed,
     )
+
+
+def _student_and_teacher(
+    recipe: Recipe, model: WhisperForConditionalGeneration
+) -> tuple[WindowedWhisper, OnlineTeacher | None]:
+    """Return the student around its model, and the teacher that runs beside it where the recipe wants one."""
+    if not recipe.teacher.online:
+        return WindowedWhisper(model), None
+    wanted = recipe.objective.hidden_states
+    layers = wanted.layers if wanted.kind != "none" else ()
+    theirs = load_whisper(recipe.teacher.model)[0]
+    student = WindowedWhisper(model, [mine for mine, _ in layers], [theirs.config.d_model] * len(layers))
+    teacher = WindowedWhisper(theirs, [its for _, its in layers])
+    return student, OnlineTeacher(teacher, encoders_agree(recipe, student, teacher))
 
 
 def evaluation_steps(tasks: list[Task], evals_per_epoch: int) -> list[int]:
@@ -73,19 +92,28 @@ class Loop:
         recipe, context = self.recipe, self.context
         use_threads(processes=context.world_size)
         self.model, self.tokens = build_student(recipe.student, recipe.teacher.model)
-        self.student = WindowedWhisper(self.model).to(context.device).train()
-        self.optimizer = build_optimizer(self.model, recipe.train)
-        self.snapshot = Snapshot(recipe.objective.self_teacher)
-        self.stream = make_stream(recipe, self.model.config.num_mel_bins)
+        self.student, teacher = _student_and_teacher(recipe, self.model)
+        self.student.to(context.device).train()
+        self.optimizer = build_optimizer(self.student, recipe.train)
+        clean_mels = 0
+        if teacher is not None:
+            teacher.model.to(context.device)
+            clean_mels = 0 if teacher.shares_encoder else teacher.model.whisper.config.num_mel_bins
+        self.stream = make_stream(recipe, self.model.config.num_mel_bins, clean_mels)
+        own = self_teacher(recipe.objective.self_teacher, self._load_best)
+        self.distiller = Distiller(recipe.objective, own, teacher, self._threshold())
         planner = self.stream.planner()
         self.n_train = sum(len(rows) for rows in planner.shards)
         self.tasks = planner.run(context.rank, context.world_size)
-        self.n_steps = sum(len(task.batches) for task in self.tasks)
+        self.epochs = [task.epoch for task in self.tasks for _ in task.batches]
+        self.n_steps = len(self.epochs)
         self.dev = read_utterances(Run(recipe).shards, "dev")
         self.evaluations = set(evaluation_steps(self.tasks, recipe.train.evals_per_epoch))
-        position = load_checkpoint(folder := self.folder / CHECKPOINTS, self.student, self.optimizer, self.snapshot)
+        folder = self.folder / CHECKPOINTS
+        position = load_checkpoint(folder, self.student, self.optimizer, own, lambda _: self.student)
         assert position is None or position.key == self.key, f"{folder} is of another recipe"
         self.position = position or Position(self.key)
+        self.gap = Gap(**self.position.gap)
 
     def run(self) -> dict[str, Any]:
         """Train from where the last checkpoint stands to the end; returns a summary, the same on every rank."""
@@ -94,15 +122,16 @@ class Loop:
         utterances, since = 0, time.monotonic()
         for batch in self.context.batches(self.stream, skip(self.tasks, self.position.step)):
             step = self.position.step
-            u = step / self.n_steps
-            self.snapshot.update(self.student, u)
-            weights = weights_at(self.recipe.objective, u)
+            progress = Progress(step / self.n_steps, self.epochs[step], self.epochs[-1] + 1)
+            self.distiller.own.before_step(self.student, progress)
+            weights = weights_at(self.recipe.objective, progress, self.gap.value)
             set_lr(self.optimizer, lr_factor(self.recipe.train, step, self.n_steps))
             torch.manual_seed(draw_seed(self.recipe.seed, step, str(self.context.rank), "dropout"))
-            settings = self.recipe.teacher.temperature, self.recipe.train.clip_norm
-            result = train_step(network, self.optimizer, batch, self.snapshot, weights, *settings)
+            clip_norm = self.recipe.train.clip_norm
+            result = train_step(network, self.student, self.optimizer, batch, self.distiller, weights, clip_norm)
+            self.gap.update(result.means["ce"], result.means["teacher_ce"])
             utterances += len(batch.ids)
-            self._move(step=step + 1, snapshot_taken=self.snapshot.taken)
+            self._move(step=step + 1)
             metrics = self._metrics(result, weights)
             if self.position.step in self.evaluations:
                 metrics["utterances_per_s"] = utterances * self.context.world_size / (time.monotonic() - since)
@@ -128,10 +157,10 @@ class Loop:
             "workers": self.context.world_size,
         }
 
-    def _metrics(self, result: StepResult, weights: tuple[float, float]) -> dict[str, float]:
+    def _metrics(self, result: StepResult, weights: Weights) -> dict[str, float]:
         rates = {f"lr/{group['name']}": float(group["lr"]) for group in self.optimizer.param_groups}
-        losses = {name: getattr(result, name) for name in ("loss", "ce", "kd", "self_kd", "grad_norm")}
-        return {**losses, "n_steps": self.n_steps, "a": weights[0], "b": weights[1], **rates}
+        schedule = {"a": weights.teacher, "b": weights.own, "T": weights.temperature, "k": weights.k}
+        return {**result.means, "grad_norm": result.grad_norm, "n_steps": self.n_steps, **schedule, **rates}
 
     def _evaluate(self) -> float:
         """Score dev, keep the student if it is the best so far, then write the checkpoint that knows it."""
@@ -139,12 +168,29 @@ class Loop:
         better = self.position.best_wer is None or errors.rate < self.position.best_wer
         if better:
             self._move(best_wer=errors.rate, best_step=self.position.step)
+        own = self.distiller.own
+        own.after_evaluation(self.student, better)
+        tensors, facts = own.state()
+        self._move(gap=self.gap.state(), own=facts)
         if self.context.rank == 0:
             if better:
                 save_whisper(self.model, self.tokens, self.folder / BEST)
-            folder = self.folder / CHECKPOINTS
-            save_checkpoint(folder, self.position, self.student, self.optimizer, self.snapshot)
+            save_checkpoint(self.folder / CHECKPOINTS, self.position, self.student, self.optimizer, tensors)
+        if self.context.world_size > 1:
+            dist.barrier()  # what rank 0 has written, the others may read now
         return errors.rate
 
     def _move(self, **changes: Any) -> None:
         self.position = Position(**{**vars(self.position), **changes})
+
+    def _load_best(self) -> WindowedWhisper | None:
+        folder = self.folder / BEST
+        return WindowedWhisper(load_whisper(str(folder))[0]).to(self.context.device) if folder.is_dir() else None
+
+    def _threshold(self) -> float:
+        """Return AdaKD's t from the teacher's losses on the train split."""
+        settings = self.recipe.objective.instance_weights
+        if settings.kind == "uniform":
+            return 0.0
+        losses = self.stream.teacher_losses()
+        return float(losses.mean() if settings.threshold == "mean" else np.percentile(losses, settings.threshold))

@@ -1,17 +1,17 @@
 """The optimizer: AdamW with rates of their own for encoder and decoder, warmed up, then falling linearly to 0."""
 
 import torch
-from transformers import WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Train
+from askd_ray.models.windows import WindowedWhisper
 
 
-def build_optimizer(model: WhisperForConditionalGeneration, settings: Train) -> torch.optim.AdamW:
+def build_optimizer(student: WindowedWhisper, settings: Train) -> torch.optim.AdamW:
     """Return AdamW over the parameters that are trained; ``initial_lr`` in each group is the rate that is scaled."""
     groups: dict[str, list[torch.nn.Parameter]] = {"encoder": [], "decoder": []}
-    for name, parameter in model.named_parameters():
+    for name, parameter in student.named_parameters():
         if parameter.requires_grad:
-            groups["encoder" if name.startswith("model.encoder.") else "decoder"].append(parameter)
+            groups["encoder" if name.startswith("whisper.model.encoder.") else "decoder"].append(parameter)
     rates = {"encoder": settings.encoder_lr, "decoder": settings.lr}
     return torch.optim.AdamW(
         [{"params": p, "lr": rates[g], "initial_lr": rates[g], "name": g} for g, p in groups.items() if p],

@@ -90,7 +90,7 @@ def check_inputs(recipe: Recipe) -> None:
     stale, or when the student's vocabulary is not the teacher's.
     """
     run = Run(recipe)
-    schedules.check(recipe.objective)
+    schedules.check(recipe.objective, recipe.train.epochs)
     make_stream(recipe, n_mels=80).planner()
     shard_paths(run.shards, "dev")
     init = recipe.student.init

@@ -37,6 +37,8 @@ def with_trial(recipe: Recipe, trial: dict[str, Any]) -> Recipe:
     start = float(trial["start"])
     end = min(float(trial["end"]), start)
     values = recipe.model_dump()
-    values["objective"]["teacher_weight"] |= {"schedule": trial["schedule"], "start": start, "end": end}
+    values["objective"]["teacher_weight"] |= {"schedule": trial["schedule"], "start": start}
+    if trial["schedule"] != "constant":
+        values["objective"]["teacher_weight"]["end"] = end
     values["objective"]["self_teacher"]["weight"] = min(float(trial["self_weight"]), 1.0 - start)
     return Recipe.model_validate(values)

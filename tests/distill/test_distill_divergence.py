@@ -5,64 +5,71 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askd_ray.distill import divergence
+from askd_ray.config.objective import Divergence
+from askd_ray.distill.divergence import at_least, divergence, forward_kl, jensen_shannon, reverse_kl, to_buckets
 
 N_VOCAB = 13
+ALL_KINDS = [
+    Divergence(),
+    Divergence(kind="reverse_kl"),
+    Divergence(kind="jsd"),
+    Divergence(kind="jsd", beta=0.1),
+]
 
 
-def logits(seed: int, n: int = 5, spread: float = 3.0) -> torch.Tensor:
-    return torch.randn(n, N_VOCAB, generator=torch.Generator().manual_seed(seed)) * spread
+def log_probs(seed: int, n: int = 5, spread: float = 3.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.log_softmax(torch.randn(n, N_VOCAB, generator=generator) * spread, -1)
 
 
-def dense_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Of logits."""
-    return divergence.dense_kl(*(torch.log_softmax(x / temperature, -1) for x in (student, teacher)))
+def buckets(log_p: torch.Tensor, log_q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = log_p.topk(k, -1).indices
+    return to_buckets(log_p, ids), to_buckets(log_q, ids)
 
 
-def top_k_kl(student: torch.Tensor, ids, values, rest, temperature: float = 1.0) -> torch.Tensor:
-    """Of the student's logits."""
-    return divergence.top_k_kl(torch.log_softmax(student / temperature, -1), ids, values, rest)
+def test_divergences_of_a_coin_by_hand():
+    p, q = torch.log(torch.tensor([[0.75, 0.25]])), torch.log(torch.tensor([[0.5, 0.5]]))
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    reverse = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    m = [0.625, 0.375]
+    jsd = 0.5 * (0.75 * math.log(0.75 / m[0]) + 0.25 * math.log(0.25 / m[1])) + 0.5 * (
+        0.5 * math.log(0.5 / m[0]) + 0.5 * math.log(0.5 / m[1])
+    )
+    assert forward_kl(p, q).item() == pytest.approx(kl, abs=1e-6)
+    assert reverse_kl(p, q).item() == pytest.approx(reverse, abs=1e-6)
+    assert jensen_shannon(p, q, 0.5).item() == pytest.approx(jsd, abs=1e-6)
 
 
-def kept(teacher: torch.Tensor, k: int, temperature: float = 1.0):
-    log_p = torch.log_softmax(teacher / temperature, -1)
-    top = log_p.topk(k, -1)
-    return top.indices, top.values, log_p.scatter(1, top.indices, -torch.inf).logsumexp(-1)
-
-
-def test_dense_kl_of_a_coin_by_hand():
-    teacher = torch.log(torch.tensor([[0.75, 0.25]]))
-    student = torch.log(torch.tensor([[0.5, 0.5]]))
-    by_hand = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert dense_kl(student, teacher).item() == pytest.approx(by_hand, abs=1e-6)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_identical_distributions_have_no_divergence_and_no_gradient(temperature: float):
-    student = logits(0).requires_grad_()
-    own = student.detach()
-    top_k = top_k_kl(student, *kept(own, 4, temperature), temperature)
-    loss = (dense_kl(student, own, temperature) + top_k).sum()
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=lambda d: f"{d.kind}-{d.beta}")
+@pytest.mark.parametrize("k", [4, N_VOCAB, None])
+def test_identical_distributions_have_no_divergence_and_no_gradient(kind: Divergence, k: int | None):
+    own = log_probs(0)
+    logits = own.clone().requires_grad_()
+    log_q = torch.log_softmax(logits, -1)
+    pair = (own, log_q) if k is None else buckets(own, log_q, k)
+    loss = divergence(kind, *pair).sum()
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-5)
-    assert student.grad is not None and student.grad.abs().max().item() < 1e-5
+    assert logits.grad is not None and logits.grad.abs().max().item() < 1e-5
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 10_000), k=st.integers(1, N_VOCAB - 1), temperature=st.sampled_from([0.5, 1.0, 2.0]))
-def test_top_k_is_a_lower_bound_of_the_dense_divergence(seed: int, k: int, temperature: float):
-    teacher, student = logits(seed), logits(seed + 1)
-    bound = top_k_kl(student, *kept(teacher, k, temperature), temperature)
+@given(st.integers(0, 10_000), st.integers(1, N_VOCAB - 1), st.sampled_from(ALL_KINDS))
+def test_top_k_is_a_lower_bound_of_the_dense_divergence(seed: int, k: int, kind: Divergence):
+    log_p, log_q = log_probs(seed), log_probs(seed + 1)
+    bound = divergence(kind, *buckets(log_p, log_q, k))
     assert (bound >= -1e-5).all()
-    assert (bound <= dense_kl(student, teacher, temperature) + 1e-4).all()
+    assert (bound <= divergence(kind, log_p, log_q) + 1e-4).all()
 
 
-def test_keeping_all_tokens_equals_dense_in_value_and_gradient():
-    teacher = logits(1)
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=lambda d: f"{d.kind}-{d.beta}")
+def test_keeping_all_tokens_equals_dense_in_value_and_gradient(kind: Divergence):
+    log_p = log_probs(1)
     values, gradients = [], []
-    for loss_of in (lambda s: dense_kl(s, teacher), lambda s: top_k_kl(s, *kept(teacher, N_VOCAB))):
-        student = logits(2).requires_grad_()
-        loss = loss_of(student).sum()
+    for k in (None, N_VOCAB):
+        student = log_probs(2).requires_grad_()
+        log_q = torch.log_softmax(student, -1)
+        loss = divergence(kind, *((log_p, log_q) if k is None else buckets(log_p, log_q, k))).sum()
         loss.backward()
         values.append(loss.item())
         gradients.append(student.grad)
@@ -70,19 +77,27 @@ def test_keeping_all_tokens_equals_dense_in_value_and_gradient():
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
 
 
+@given(st.integers(0, 10_000), st.floats(0.01, 0.99))
+def test_the_jensen_shannon_divergence_is_bounded_and_symmetric_at_one_half(seed: int, beta: float):
+    p, q = log_probs(seed, spread=8.0), log_probs(seed + 1, spread=8.0)
+    assert (jensen_shannon(p, q, beta) <= math.log(2) + 1e-5).all()
+    torch.testing.assert_close(jensen_shannon(p, q, 0.5), jensen_shannon(q, p, 0.5), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(jensen_shannon(p, q, beta), jensen_shannon(q, p, 1.0 - beta), atol=1e-5, rtol=1e-4)
+
+
 def test_float16_labels_change_little():
-    teacher, student = logits(3), logits(4)
-    ids, values, rest = kept(teacher, 4)
-    exact = top_k_kl(student, ids, values, rest)
-    rounded = top_k_kl(student, ids, values.half(), rest.half())
-    torch.testing.assert_close(exact, rounded, atol=5e-3, rtol=5e-3)
+    p, q = buckets(log_probs(3), log_probs(4), 4)
+    rounded = at_least(p.half().float().log_softmax(-1))
+    torch.testing.assert_close(forward_kl(p, q), forward_kl(rounded, q), atol=5e-3, rtol=5e-3)
 
 
-def test_a_certain_student_gives_finite_gradients():
+@pytest.mark.parametrize("kind", ALL_KINDS, ids=lambda d: f"{d.kind}-{d.beta}")
+def test_a_certain_student_gives_finite_gradients(kind: Divergence):
     student = torch.zeros(1, N_VOCAB)
     student[0, 0] = 80.0
     student.requires_grad_()
     teacher = torch.zeros(1, N_VOCAB)
     teacher[0, 0] = 20.0
-    top_k_kl(student, *kept(teacher, 2)).sum().backward()
+    pair = buckets(torch.log_softmax(teacher, -1), torch.log_softmax(student, -1), 2)
+    divergence(kind, *pair).sum().backward()
     assert student.grad is not None and torch.isfinite(student.grad).all()

@@ -1,38 +1,89 @@
-import torch
+from typing import Any
 
-from askd_ray.config.schema import SelfTeacher
-from askd_ray.distill.self_teacher import Snapshot
+import pytest
+from torch import nn
+
+from askd_ray.config.objective import SelfTeacher
+from askd_ray.distill.schedules import Progress
+from askd_ray.distill.self_teacher import self_teacher
 
 
-def test_nothing_is_held_before_the_switch_or_without_weight():
-    student = torch.nn.Linear(2, 2)
-    for settings in (
-        SelfTeacher(switch=0.5),
-        SelfTeacher(switch=0.0, weight=0.0),
-        SelfTeacher(kind="none", switch=0.0),
-    ):
-        snapshot = Snapshot(settings)
-        snapshot.update(student, 0.4)  # type: ignore[arg-type]
-        assert snapshot.model is None and snapshot.taken == -1
+class Student(nn.Linear):
+    """Stands in for the student: copies only need its weights."""
+
+    shrunk = 0
+
+    def __init__(self, value: float = 0.0):
+        super().__init__(1, 1, bias=False)
+        nn.init.constant_(self.weight, value)
+
+
+def at(u: float) -> Progress:
+    return Progress.at(u, 4.0)
+
+
+def held(own: Any) -> float | None:
+    return None if own.model is None else own.model.weight.item()
+
+
+def make(best: Student | None = None, **settings: Any) -> Any:
+    return self_teacher(SelfTeacher(**settings), lambda: best)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "ema", "best", "previous_epoch"])
+def test_nothing_is_held_before_the_switch_or_without_weight(kind: str):
+    for settings, u in (({"switch": 0.5}, 0.4), ({"weight": 0.0}, 0.9)):
+        own = make(Student(), kind=kind, **settings)
+        own.before_step(Student(), at(u))
+        own.after_evaluation(Student(), better=True)
+        tensors, _ = own.state()
+        assert tensors == {}
 
 
 def test_the_snapshot_is_taken_once_and_does_not_follow_the_student():
-    student = torch.nn.Linear(2, 2)
-    snapshot = Snapshot(SelfTeacher(switch=0.5))
-    snapshot.update(student, 0.5)  # type: ignore[arg-type]
-    assert snapshot.model is not None
-    frozen = snapshot.model.weight.clone()  # type: ignore[union-attr]
-    with torch.no_grad():
-        student.weight += 1.0
-    snapshot.update(student, 0.9)  # type: ignore[arg-type]
-    assert torch.equal(snapshot.model.weight, frozen)  # type: ignore[arg-type]
-    assert not any(p.requires_grad for p in snapshot.model.parameters())
+    student, own = Student(1.0), make(switch=0.5)
+    own.before_step(student, at(0.5))
+    nn.init.constant_(student.weight, 2.0)
+    own.before_step(student, at(0.9))
+    assert held(own) == 1.0
+    assert not any(p.requires_grad for p in own.model.parameters())
 
 
 def test_refresh_takes_a_new_one_at_each_multiple():
-    snapshot = Snapshot(SelfTeacher(switch=0.5, refresh=0.1))
-    student, taken = torch.nn.Linear(2, 2), []
+    own, found = make(switch=0.5, refresh=0.1), []
     for u in (0.45, 0.5, 0.55, 0.6, 0.75, 0.8):
-        snapshot.update(student, u)  # type: ignore[arg-type]
-        taken.append(snapshot.taken)
-    assert taken == [-1, 0, 0, 1, 2, 3]
+        own.before_step(Student(u), at(u))
+        found.append(held(own))
+    assert found == pytest.approx([None, 0.5, 0.5, 0.6, 0.75, 0.8])
+
+
+def test_the_moving_average_starts_at_the_switch_and_follows():
+    own, found = make(kind="ema", switch=0.5, decay=0.75), []
+    for u, value in ((0.4, 9.0), (0.5, 1.0), (0.6, 2.0), (0.7, 2.0)):
+        own.before_step(Student(value), at(u))
+        found.append(held(own))
+    assert found == pytest.approx([None, 1.0, 1.25, 1.4375])
+
+
+def test_the_best_is_fetched_at_the_switch_and_replaced_by_better_ones():
+    own = make(Student(1.0), kind="best", switch=0.5)
+    own.before_step(Student(2.0), at(0.5))
+    assert held(own) == 1.0
+    own.after_evaluation(Student(3.0), better=False)
+    assert held(own) == 1.0
+    own.after_evaluation(Student(4.0), better=True)
+    own.before_step(Student(5.0), at(0.9))
+    assert held(own) == 4.0
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "ema", "best"])
+def test_a_copy_goes_on_where_it_was_kept(kind: str):
+    extra = {"refresh": 0.25} if kind == "snapshot" else {}
+    own, again = (make(Student(0.5), kind=kind, switch=0.25, **extra) for _ in range(2))
+    for u in (0.25, 0.3, 0.55):
+        own.before_step(Student(u), at(u))
+    again.restore(*own.state(), lambda shrunk: Student(9.0))
+    for u in (0.6, 0.8, 0.9):
+        for one in (own, again):
+            one.before_step(Student(u), at(u))
+        assert held(own) == held(again)

@@ -62,7 +62,7 @@ def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, clips: l
     model, tokens = load_whisper(str(weights))
     prompt, said = tokens.prompt(), [*transcript.token_ids, tokens.end]
     with torch.no_grad():
-        states = encode(model, log_mel_windows(clips[:1], [PADDED_SAMPLES]))
+        states = encode(model, log_mel_windows(clips[:1], [PADDED_SAMPLES])).states
         ids = torch.tensor([[*prompt, *said[:-1]]])
         logits = model.proj_out(model.model.decoder(input_ids=ids, encoder_hidden_states=states).last_hidden_state)[0]
     logits = logits[len(prompt) - 1 :]

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,17 +9,22 @@ import torch
 from askd_ray.audio.decode import decode, duration_s
 from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
-from askd_ray.config.schema import Teacher
+from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_labels
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
-from askd_ray.distill.divergence import top_k_kl
+from askd_ray.distill.divergence import forward_kl
+from askd_ray.distill.references import TopK
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.targets.soft_labels import label, label_key
 
 K = 8
+
+
+def recipe(weights: Path, **teacher: Any) -> Recipe:
+    return Recipe.model_validate({"teacher": {"model": str(weights), **teacher}})
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def utterances(speech: Path) -> list[Utterance]:
 @pytest.fixture(scope="module")
 def labels(utterances: list[Utterance], weights: Path) -> list[SoftLabels]:
     model, tokens = load_whisper(str(weights))
-    return label(model, tokens, utterances, Teacher(model=str(weights), top_k=K, batch_size=3))
+    return label(model, tokens, utterances, recipe(weights, top_k=K, batch_size=3))
 
 
 def test_labels_are_the_teacher_s_distribution(utterances: list[Utterance], labels: list[SoftLabels], weights: Path):
@@ -44,11 +50,12 @@ def test_labels_are_the_teacher_s_distribution(utterances: list[Utterance], labe
         prompt = tokens.prompt()
         log_mel = log_mel_windows([waveform_of(utterance)], [PADDED_SAMPLES])
         with torch.no_grad():
-            logits = WindowedWhisper(model)(log_mel, torch.tensor([[*prompt, *made.target_ids[:-1]]]))[0]
-        log_q = torch.log_softmax(logits[len(prompt) - 1 :], -1)
-        ids, values, rest = (torch.from_numpy(a.copy()) for a in (made.top_ids, made.top_log_probs, made.rest_log_prob))
-        assert top_k_kl(log_q, ids.long(), values, rest).max().item() < 1e-4
-        targets = torch.from_numpy(made.target_ids.copy()).long()
+            hidden = WindowedWhisper(model)(log_mel, torch.tensor([[*prompt, *made.target_ids[:-1]]])).hidden[0]
+            log_q = torch.log_softmax(model.proj_out(hidden[len(prompt) - 1 :]), -1)
+        targets = torch.from_numpy(made.target_ids.astype(np.int64))
+        arrays = (made.top_ids.astype(np.int64), made.top_log_probs, made.rest_log_prob, made.token_loss)
+        cached = TopK(*(torch.from_numpy(a.copy()) for a in arrays)).at(slice(None), targets, 1.0)
+        assert forward_kl(cached.log_p, cached.of_student(log_q)).max().item() < 1e-4
         assert torch.nn.functional.nll_loss(log_q, targets).item() == pytest.approx(made.teacher_loss, abs=1e-3)
         assert tokens.decode(made.target_ids.tolist()) == utterance.text and made.target_ids[-1] == tokens.end
 
@@ -62,28 +69,37 @@ def test_the_kept_mass_and_the_rest_add_up_to_one(labels: list[SoftLabels]):
 
 def test_at_k_32_a_token_takes_at_most_200_bytes(utterances: list[Utterance], weights: Path):
     model, tokens = load_whisper(str(weights))
-    made = label(model, tokens, utterances[:1], Teacher(model=str(weights), top_k=32))[0]
-    n_bytes = made.top_ids.nbytes + made.top_log_probs.nbytes + made.rest_log_prob.nbytes
+    made = label(model, tokens, utterances[:1], recipe(weights, top_k=32))[0]
+    n_bytes = sum(getattr(made, n).nbytes for n in ("top_ids", "top_log_probs", "rest_log_prob", "token_loss"))
     assert n_bytes / len(made.target_ids) <= 200
 
 
 def test_a_text_that_does_not_fit_gets_empty_labels(utterances: list[Utterance], weights: Path):
     model, tokens = load_whisper(str(weights))
     long = Utterance(**{**vars(utterances[0]), "text": "nine " * 500})
-    made = label(model, tokens, [long, utterances[0]], Teacher(model=str(weights), top_k=K))
-    assert len(made[0].target_ids) == 0 and made[0].top_ids.shape == (0, K)
+    made = label(model, tokens, [long, utterances[0]], recipe(weights, top_k=K))
+    assert len(made[0].target_ids) == 0 and made[0].top_ids.shape == (0, K) and made[0].left_out == "too long"
     assert len(made[1].target_ids) > 0
+
+
+def test_an_online_teacher_leaves_only_targets(utterances: list[Utterance], labels: list[SoftLabels], weights: Path):
+    model, tokens = load_whisper(str(weights))
+    made = label(model, tokens, utterances, recipe(weights, online=True))
+    for one, with_soft in zip(made, labels, strict=True):
+        np.testing.assert_array_equal(one.target_ids, with_soft.target_ids)
+        assert one.top_ids.shape == (len(one.target_ids), 0)
 
 
 def test_labels_survive_the_disk_and_know_their_key(
     utterances: list[Utterance], labels: list[SoftLabels], weights: Path, tmp_path: Path
 ):
-    key = label_key(Teacher(model=str(weights), top_k=K))
+    key = label_key(recipe(weights, top_k=K))
     write_table(tmp_path / "shard.parquet", to_table(utterances))
     write_labels(tmp_path / "labels.parquet", labels, key)
     check_labels(tmp_path / "labels.parquet", tmp_path / "shard.parquet", key)
     for again, made in zip(read_labels(tmp_path / "labels.parquet", K), labels, strict=True):
-        for name in ("target_ids", "top_ids", "top_log_probs", "rest_log_prob"):
+        assert again.prompt_ids == made.prompt_ids and again.teacher_loss == made.teacher_loss
+        for name in ("target_ids", "top_ids", "top_log_probs", "rest_log_prob", "token_loss"):
             np.testing.assert_array_equal(getattr(again, name), getattr(made, name))
     for name, value in (("teacher", "another"), ("top_k", 16), ("prompt", [1])):
         with pytest.raises(AskdError, match=f"stale soft labels .* {name} "):

@@ -69,8 +69,8 @@ def labelled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Reci
     write_table(run.shards / "dev-00000-of-00001.parquet", to_table([clip(20 + i, WORDS[i], "dev") for i in range(3)]))
     model, tokens = load_whisper(recipe.teacher.model)
     for shard in shard_paths(run.shards, "train"):
-        made = label(model, tokens, to_utterances(read_table(shard)), recipe.teacher)
-        write_labels(run.labels / shard.name, made, label_key(recipe.teacher))
+        made = label(model, tokens, to_utterances(read_table(shard)), recipe)
+        write_labels(run.labels / shard.name, made, label_key(recipe))
     shutil.copy(Tokens(tiny_model).file, run.labels / "tokenizer.json")
     return recipe
 

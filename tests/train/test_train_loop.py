@@ -1,10 +1,12 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import with_objective
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import Stream
@@ -49,19 +51,58 @@ def undisturbed(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in m.items() if k != "utterances_per_s"} for m in read_metrics(folder)]
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    weights = weights_of(expected)
+    for name, value in weights_of(folder).items():
+        assert torch.equal(value, weights[name]), name
+    lines = metrics_of(folder)
+    assert [m["step"] for m in lines] == list(range(1, len(lines) + 1))
+    assert lines == metrics_of(expected)
+
+
 @pytest.mark.parametrize("dies_after", [2, 6, 8])  # before the first checkpoint; after it; after the snapshot's refresh
 def test_a_killed_run_ends_with_the_same_bits(labelled: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
     context = DyingContext(CPU)
     context.dies_after = dies_after
     with pytest.raises(KilledError):
         Loop(labelled, context, tmp_path, "key").run()
-    summary = Loop(labelled, PlainContext(CPU), tmp_path, "key").run()
-    expected = weights_of(undisturbed)
-    for name, value in weights_of(tmp_path).items():
-        assert torch.equal(value, expected[name]), name
-    lines = [{k: v for k, v in m.items() if k != "utterances_per_s"} for m in read_metrics(tmp_path)]
-    assert [m["step"] for m in lines] == list(range(1, int(summary["steps"]) + 1))
-    assert lines == [{k: v for k, v in m.items() if k != "utterances_per_s"} for m in read_metrics(undisturbed)]
+    Loop(labelled, PlainContext(CPU), tmp_path, "key").run()
+    assert_same_run(tmp_path, undisturbed)
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    **{preset: {"preset": preset} for preset in ("adakd", "pskd", "askd_gap")},
+    **{kind: {"self_teacher": {"kind": kind, "switch": 0.3}} for kind in ("ema", "best")},
+    **{s: {"teacher_weight": {"schedule": s}} for s in ("polynomial", "step", "sigmoid", "exponential", "cosine")},
+    "reverse_kl": {"divergence": {"kind": "reverse_kl"}, "self_teacher": {"schedule": "linear", "switch": 0.2}},
+    "gate": {"trust_gate": {"kind": "hard"}, "divergence": {"kind": "jsd"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_schedule_and_self_teacher_resumes_exactly(
+    labelled: Recipe, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed in the middle of the second epoch, with a checkpoint in each: the gap needs few steps to move here."""
+    monkeypatch.setattr("askd_ray.distill.schedules.Gap.FIRST_STEPS", 2)
+    recipe = with_objective(labelled, OBJECTIVES[name], train={"evals_per_epoch": 2})
+    Loop(recipe, PlainContext(CPU), tmp_path / "whole", "key").run()
+    context = DyingContext(CPU)
+    context.dies_after = 9
+    with pytest.raises(KilledError):
+        Loop(recipe, context, tmp_path / "killed", "key").run()
+    Loop(recipe, PlainContext(CPU), tmp_path / "killed", "key").run()
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    metrics = metrics_of(tmp_path / "whole")
+    if recipe.objective.has_self_teacher and name != "best":
+        assert metrics[-1]["self_kd"] > 0.0
+    if recipe.objective.has_teacher:
+        assert metrics[0]["kd"] > 0.0 and metrics[0]["teacher_ce"] > 0.0
 
 
 def test_training_lowers_the_loss_and_keeps_the_best_student(labelled: Recipe, undisturbed: Path):
@@ -95,7 +136,7 @@ def test_evaluations_lie_within_and_at_the_end_of_epochs():
 
 
 def test_stale_labels_are_refused(labelled: Recipe):
-    hotter = labelled.model_copy(update={"teacher": labelled.teacher.model_copy(update={"temperature": 2.0})})
+    hotter = with_objective(labelled, {"temperature": {"start": 2.0}})
     with pytest.raises(AskdError, match=r"stale soft labels .*temperature 1\.0, the recipe asks for 2\.0.*askd label"):
         check_inputs(hotter)
 

@@ -1,29 +1,38 @@
-"""Gradients with plain SGD: what two ranks do together is what one does with all the data."""
+"""Gradients with plain SGD: what micro-batches or two ranks do together is what one batch does, for every preset."""
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from small_run import with_objective
 from torch.nn.parallel import DistributedDataParallel
 
-from askd_ray.config.schema import Recipe, SelfTeacher
+from askd_ray.config.presets import PRESETS
+from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import empty_batch, from_bytes, to_bytes
 from askd_ray.data.schema import Batch
-from askd_ray.distill.self_teacher import Snapshot
+from askd_ray.distill.distiller import Distiller
+from askd_ray.distill.online_teacher import OnlineTeacher
+from askd_ray.distill.schedules import Progress, Weights, weights_at
+from askd_ray.distill.self_teacher import self_teacher
+from askd_ray.distill.tensors import TensorBatch
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.train.loop import make_stream
 from askd_ray.train.step import StepResult, train_step
 
-WEIGHTS = (0.5, 0.2)
+CPU = torch.device("cpu")
+LATE = Progress(0.9, 1, 2)
 
 
-def a_batch(recipe: Recipe) -> Batch:
-    stream = make_stream(recipe, 80)
+def a_batch(recipe: Recipe, teacher_n_mels: int = 0) -> Batch:
+    stream = make_stream(recipe, 80, teacher_n_mels)
     return next(b for t in stream.planner().run(0, 1) for b in stream.batches(t) if len(b.ids) == 3)
 
 
@@ -32,51 +41,147 @@ def rows(batch: Batch, keep: slice) -> Batch:
     return Batch(ids=batch.ids[keep], **arrays)
 
 
-def step(network: torch.nn.Module, student: WindowedWhisper, batch: Batch) -> StepResult:
-    snapshot = Snapshot(SelfTeacher(switch=0.0))
-    teacher = copy.deepcopy(student)
+def other(student: WindowedWhisper) -> WindowedWhisper:
+    """A model that says something else."""
+    model = copy.deepcopy(student)
     with torch.no_grad():
-        teacher.whisper.model.decoder.layers[0].fc1.weight.mul_(1.5)
-    snapshot.update(teacher, 0.0)
-    return train_step(network, torch.optim.SGD(student.parameters(), lr=0.1), batch, snapshot, WEIGHTS, 1.0, 1e9)
+        model.whisper.model.decoder.layers[0].fc1.weight.mul_(1.5)
+    return model
 
 
-def _rank(rank: int, port: int, model: str, batches: list[bytes], out: str) -> None:
+def distiller(recipe: Recipe, student: WindowedWhisper, whole: Batch) -> tuple[Distiller, Weights]:
+    """The recipe's objective late in its run, with a self-teacher that has what it needs."""
+    own = self_teacher(recipe.objective.self_teacher, lambda: None)
+    online = OnlineTeacher(other(student), shares_encoder=False) if recipe.teacher.online else None
+    earlier = other(student)
+    made = Distiller(recipe.objective, own, online, TensorBatch.of(whole, CPU).teacher_loss.mean().item())
+    own.before_step(earlier, Progress(0.0, 0, 2))
+    if recipe.objective.self_teacher.kind == "previous_epoch":  # an epoch goes by
+        with torch.no_grad():
+            made.sums(earlier, earlier, TensorBatch.of(whole, CPU), weights_at(recipe.objective, Progress(0.0, 0, 2)))
+    own.before_step(earlier, LATE)
+    return made, weights_at(recipe.objective, LATE, gap=0.5)
+
+
+def sgd_step(
+    network: torch.nn.Module, student: WindowedWhisper, recipe: Recipe, batch: Batch, whole: Batch
+) -> StepResult:
+    made, weights = distiller(recipe, student, whole)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    return train_step(network, student, optimizer, batch, made, weights, 1e9)
+
+
+def gradients(recipe: Recipe, model: Path, batches: list[Batch], whole: Batch) -> dict[str, torch.Tensor]:
+    """Of the sums of some micro-batches, divided once by the number of all tokens."""
+    student = WindowedWhisper(load_whisper(str(model))[0])
+    made, weights = distiller(recipe, student, whole)
+    for batch in batches:
+        loss, _ = made.sums(student, student, TensorBatch.of(batch, CPU), weights)
+        (loss / whole.n_tokens).backward()
+    return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+
+
+def of_preset(labelled: Recipe, preset: str) -> Recipe:
+    settings: dict[str, Any] = {"preset": preset}
+    if preset in ("askd", "askd_gap"):
+        settings |= {"trust_gate": {"kind": "soft"}, "instance_weights": {"kind": "adakd"}}
+    return with_objective(labelled, settings)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_micro_batches_equal_one_batch(labelled: Recipe, tiny_model: Path, preset: str):
+    recipe = of_preset(labelled, preset)
+    whole = a_batch(labelled)
+    parts = [rows(whole, slice(i, i + 1)) for i in range(3)]
+    one, many = (gradients(recipe, tiny_model, batches, whole) for batches in ([whole], [*parts, empty_batch(80, 4)]))
+    assert one.keys() == many.keys() and any(g.abs().max() > 1e-4 for g in one.values())
+    for name, gradient in one.items():
+        torch.testing.assert_close(many[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def _rank(rank: int, port: int, model: str, recipes: list[str], batches: list[bytes], out: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    student = WindowedWhisper(load_whisper(model)[0])
-    result = step(DistributedDataParallel(student), student, from_bytes(batches[rank]))
-    torch.save((result.loss, dict(student.named_parameters())), f"{out}/{rank}.pt")
+    whole = from_bytes(batches[2])
+    for number, text in enumerate(recipes):
+        student = WindowedWhisper(load_whisper(model)[0])
+        network = DistributedDataParallel(student)
+        result = sgd_step(network, student, Recipe.model_validate_json(text), from_bytes(batches[rank]), whole)
+        torch.save((result.means["loss"], dict(student.named_parameters())), f"{out}/{rank}-{number}.pt")
     dist.destroy_process_group()
-
-
-def two_ranks(
-    tiny_model: Path, batches: list[Batch], out: Path, port: int
-) -> list[tuple[float, dict[str, torch.Tensor]]]:
-    mp.spawn(_rank, (port, str(tiny_model), [to_bytes(b) for b in batches], str(out)), nprocs=2)
-    return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("empty", [False, True])
 def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path, empty: bool, unused_port: int):
+    recipes = [of_preset(labelled, preset) for preset in PRESETS]
     batch = a_batch(labelled)
     parts = [batch, empty_batch(80, 4)] if empty else [rows(batch, slice(0, 1)), rows(batch, slice(1, 3))]
+    texts = [json.dumps(recipe.model_dump(mode="json")) for recipe in recipes]
+    arguments = (unused_port, str(tiny_model), texts, [to_bytes(b) for b in (*parts, batch)], str(tmp_path))
+    mp.spawn(_rank, arguments, nprocs=2)
+    for number, recipe in enumerate(recipes):
+        student = WindowedWhisper(load_whisper(str(tiny_model))[0])
+        alone = sgd_step(student, student, recipe, batch, batch)
+        for rank in range(2):
+            loss, parameters = torch.load(tmp_path / f"{rank}-{number}.pt", weights_only=False)
+            assert loss == pytest.approx(alone.means["loss"], rel=1e-5), recipe.objective.preset
+            for name, parameter in student.named_parameters():
+                torch.testing.assert_close(parameters[name], parameter, atol=1e-6, rtol=1e-4)
+
+
+def test_an_online_teacher_equals_a_cache_of_all_tokens(labelled: Recipe, tiny_model: Path):
+    online = with_objective(labelled, {"trust_gate": {"kind": "soft"}}, teacher={"online": True, "top_k": 32})
+    cached = with_objective(labelled, {"trust_gate": {"kind": "soft"}})
     student = WindowedWhisper(load_whisper(str(tiny_model))[0])
-    alone = step(student, student, batch)
-    for loss, parameters in two_ranks(tiny_model, parts, tmp_path, unused_port):
-        assert loss == pytest.approx(alone.loss, rel=1e-5)
-        for name, parameter in student.named_parameters():
-            torch.testing.assert_close(parameters[name], parameter, atol=1e-6, rtol=1e-4)
+    batch = a_batch(labelled)
+    padded = np.random.default_rng(0).standard_normal((3, 80, 3000)).astype(np.float32)
+    batch = Batch(**{**vars(batch), "teacher_log_mel": padded})
+    made, weights = distiller(online, student, batch)
+    tensors = TensorBatch.of(batch, CPU)
+    expected, sums = made.sums(student, student, tensors, weights)
+
+    teacher = other(student)
+    with torch.no_grad():
+        logits = torch.nn.functional.linear(
+            teacher(tensors.teacher_log_mel, tensors.decoder_ids).hidden, teacher.projection
+        )
+    log_p = torch.log_softmax(logits, -1)
+    ids = torch.arange(log_p.shape[-1]).expand(*log_p.shape)
+    targets = tensors.targets.clamp_min(0)
+    full = {
+        "top_ids": ids.numpy(),
+        "top_log_probs": log_p.numpy(),
+        "rest_log_prob": np.full(tensors.targets.shape, -np.inf, np.float32),
+        "token_loss": -log_p.gather(-1, targets[..., None])[..., 0].numpy(),
+    }
+    same, weights = distiller(cached, student, batch)
+    found, cached_sums = same.sums(student, student, TensorBatch.of(Batch(**{**vars(batch), **full}), CPU), weights)
+    torch.testing.assert_close(cached_sums, sums, rtol=1e-5, atol=1e-5)
+    for one, two in zip(*(torch.autograd.grad(x, list(student.parameters())) for x in (expected, found)), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_the_online_teacher_does_not_run_while_its_weight_is_zero(labelled: Recipe, tiny_model: Path):
+    student = WindowedWhisper(load_whisper(str(tiny_model))[0])
+    batch, objective = a_batch(labelled), labelled.objective
+    teacher = OnlineTeacher(other(student), shares_encoder=False)
+    made = Distiller(objective, self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
+    teacher.model.forward = None  # type: ignore[method-assign,assignment]  # calling it would fail
+    made.sums(student, student, TensorBatch.of(batch, CPU), Weights(0.0, 0.2))
+    with pytest.raises(TypeError):
+        made.sums(student, student, TensorBatch.of(batch, CPU), Weights(0.1, 0.2))
 
 
 def test_a_batch_survives_its_journey(labelled: Recipe):
-    batch = a_batch(labelled)
-    again = from_bytes(to_bytes(batch))
-    assert again.ids == batch.ids
-    for name, value in vars(batch).items():
-        if name != "ids":
-            np.testing.assert_array_equal(getattr(again, name), value)
-            assert getattr(again, name).dtype == value.dtype
+    batch = a_batch(labelled, teacher_n_mels=80)
+    assert batch.teacher_log_mel.shape == (3, 80, 3000)
+    for one in (batch, a_batch(labelled)):
+        again = from_bytes(to_bytes(one))
+        assert again.ids == one.ids
+        for name, value in vars(one).items():
+            if name != "ids":
+                np.testing.assert_array_equal(getattr(again, name), value)
+                assert getattr(again, name).dtype == value.dtype
 
 
 def test_targets_follow_the_prompt(labelled: Recipe):
@@ -89,3 +194,4 @@ def test_targets_follow_the_prompt(labelled: Recipe):
         assert ids[2 : 1 + len(text)].tolist() == text[:-1]
     mass = np.exp(batch.top_log_probs).sum(-1) + np.exp(batch.rest_log_prob)
     np.testing.assert_allclose(mass[batch.targets != -100], 1.0, atol=5e-3)
+    assert (batch.token_loss[batch.targets != -100] > 0).all()

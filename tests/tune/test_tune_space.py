@@ -18,6 +18,6 @@ def test_the_space_is_what_the_recipe_opens():
 def test_every_trial_is_a_valid_recipe(schedule: str, start: float, end: float, self_weight: float):
     trial = {"schedule": schedule, "start": start, "end": end, "self_weight": self_weight}
     recipe = with_trial(Recipe(), trial)
-    check(recipe.objective)
+    check(recipe.objective, recipe.train.epochs)
     assert recipe.objective.teacher_weight.schedule == schedule
     assert recipe.model_copy(update={"objective": Recipe().objective}) == Recipe()  # nothing else is touched

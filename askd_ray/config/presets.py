@@ -1,0 +1,92 @@
+"""The published objectives as settings of one objective. New ones go into :data:`PRESETS`.
+
+CE is the cross-entropy of the reference (or pseudo-label) token, KD and self-KD are ``T^2 D(teacher, student)`` and
+``T^2 D(self, student)``, all summed over target tokens and divided by their number.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A method: its formula, where it is from, the values it sets, and the paths that a recipe may set itself."""
+
+    formula: str
+    source: str
+    values: Values
+    open: tuple[str, ...]
+
+
+_NO_TEACHER: Values = {"teacher_weight": {"schedule": "constant", "start": 0.0}}
+_NO_SELF: Values = {"self_teacher": {"kind": "none"}}
+_ASKD_OPEN = ("teacher_weight", "self_teacher", "temperature", "instance_weights", "trust_gate", "divergence")
+_OWN_OPEN = ("temperature", "divergence")
+
+
+PRESETS: dict[str, Preset] = {
+    "ce": Preset("CE", "fine-tuning on the labels alone", {**_NO_TEACHER, **_NO_SELF}, ()),
+    "kd_distil_whisper_paper": Preset(
+        "1.0 CE + 0.8 KL at T = 2",
+        "Distil-Whisper, arXiv 2311.00430, the paper",
+        {
+            "teacher_weight": {"schedule": "constant", "start": 0.8},
+            **_NO_SELF,
+            "ce_weight": 1.0,
+            "temperature": {"start": 2.0},
+            "divergence": {"t_squared": False},
+        },
+        (),
+    ),
+    "kd_distil_whisper_code": Preset(
+        "0.8 CE + 1.0 T^2 KL at T = 2",
+        "Distil-Whisper, its released code",
+        {
+            "teacher_weight": {"schedule": "constant", "start": 1.0},
+            **_NO_SELF,
+            "ce_weight": 0.8,
+            "temperature": {"start": 2.0},
+        },
+        (),
+    ),
+    "adakd": Preset(
+        "(1 - w_i) CE + w_i T^2 KL, w_i = exp(-exp(k (x_i - t) / 2)), k falling",
+        "AdaKD, arXiv 2405.08019",
+        {
+            "teacher_weight": {"schedule": "constant", "start": 1.0},
+            **_NO_SELF,
+            "ce_weight": "instance_complement",
+            "instance_weights": {"kind": "adakd"},
+        },
+        ("instance_weights.k_start", "instance_weights.k_end", "instance_weights.threshold", "temperature"),
+    ),
+    "pskd": Preset(
+        "(1 - b) CE + b KL(previous epoch, student), b = 0.8 (epoch + 1) / epochs",
+        "PS-KD, arXiv 2006.12000",
+        {
+            **_NO_TEACHER,
+            "self_teacher": {"kind": "previous_epoch", "weight": 0.8, "schedule": "linear", "switch": 0.0},
+        },
+        ("self_teacher.weight", "self_teacher.top_k"),
+    ),
+    "self_kd": Preset(
+        "(1 - b) CE + b self-KD",
+        "the student as its only teacher",
+        {**_NO_TEACHER, "self_teacher": {"kind": "snapshot"}},
+        ("self_teacher", *_OWN_OPEN),
+    ),
+    "askd": Preset(
+        "(1 - a - b) CE + a w_i g_n KD + b self-KD, a falling with time",
+        "ASKD, arXiv 2601.19919",
+        {},
+        (*_ASKD_OPEN, "hidden_states"),
+    ),
+    "askd_gap": Preset(
+        "(1 - a - b) CE + a w_i g_n KD + b self-KD, a falling with the student's distance from the teacher",
+        "ASKD with the decay driven by the losses",
+        {"teacher_weight": {"schedule": "gap"}},
+        ("teacher_weight.start", "teacher_weight.end", *_ASKD_OPEN[1:], "hidden_states"),
+    ),
+}

@@ -1,0 +1,26 @@
+"""What all parts of a recipe share: frozen, unknown keys refused, and no setting that nothing would read."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all parts of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def refuse_unread(self, fields: Iterable[str], why: str) -> None:
+        """Refuse a value for a field that nothing would read; its default is taken as not given.
+
+        Raises :class:`ValueError` that names the field and says ``why`` nothing reads it.
+        """
+        for name in fields:
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} = {getattr(self, name)!r} would be ignored: {why}")

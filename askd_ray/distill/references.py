@@ -1,0 +1,67 @@
+"""What the student is compared with: cached top-k labels, or another model's whole distribution."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from askd_ray.distill.divergence import at_least, to_buckets
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A reference at some target tokens: log-probabilities at the run's temperature.
+
+    ``log_p`` is (n_tokens, n_vocab), or (n_tokens, k + 1) over the tokens ``top_ids`` (n_tokens, k) and the rest.
+    ``token_loss`` (n_tokens,) is the reference's cross-entropy of the targets at temperature 1, in nats.
+    """
+
+    log_p: torch.Tensor
+    top_ids: torch.Tensor | None
+    token_loss: torch.Tensor
+
+    def of_student(self, log_q: torch.Tensor) -> torch.Tensor:
+        """Return the student's log-probabilities ``(n_tokens, n_vocab)`` over what ``log_p`` is over."""
+        return log_q if self.top_ids is None else to_buckets(log_q, self.top_ids)
+
+
+class Reference(Protocol):
+    """A reference for all target tokens of a batch, asked for a few at a time: whole distributions are large."""
+
+    def at(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
+        """Return the distribution at the target tokens ``rows``, whose ids are ``targets``."""
+        ...
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Top-k labels of ``n_tokens`` tokens; their temperature is baked in.
+
+    ``ids`` and ``log_probs`` (n_tokens, k), ``rest`` and ``token_loss`` (n_tokens,).
+    """
+
+    ids: torch.Tensor
+    log_probs: torch.Tensor
+    rest: torch.Tensor
+    token_loss: torch.Tensor
+
+    def at(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
+        """Return the buckets, normalised again since float16 rounds them."""
+        buckets = torch.cat([self.log_probs[rows], self.rest[rows, None]], dim=1).float()
+        return Distribution(at_least(buckets.log_softmax(dim=-1)), self.ids[rows], self.token_loss[rows])
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Another model's whole distribution, from its last hidden states ``(n_tokens, d_model)`` and its projection."""
+
+    hidden: torch.Tensor
+    projection: torch.Tensor
+
+    @torch.no_grad()
+    def at(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
+        """Return the log-softmax over the vocabulary."""
+        logits = functional.linear(self.hidden[rows], self.projection).float()
+        token_loss = functional.cross_entropy(logits, targets, reduction="none")
+        return Distribution(torch.log_softmax(logits / temperature, dim=-1), None, token_loss)

@@ -1,0 +1,53 @@
+"""A batch on its device, and its target tokens."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from askd_ray.data.schema import IGNORED, Batch
+
+
+@dataclass(frozen=True)
+class TensorBatch:
+    """The arrays of a :class:`~askd_ray.data.schema.Batch` as tensors on a device; the shapes are documented there."""
+
+    ids: tuple[str, ...]
+    log_mel: torch.Tensor
+    decoder_ids: torch.Tensor
+    targets: torch.Tensor
+    top_ids: torch.Tensor
+    top_log_probs: torch.Tensor
+    rest_log_prob: torch.Tensor
+    token_loss: torch.Tensor
+    teacher_log_mel: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> "TensorBatch":
+        """Move a batch to a device."""
+
+        def moved(array: NDArray[np.generic]) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return cls(ids=batch.ids, **{name: moved(value) for name, value in vars(batch).items() if name != "ids"})
+
+    @cached_property
+    def valid(self) -> torch.Tensor:
+        """Where a loss is taken, ``(batch, length)``; indexing with it gives the target tokens by utterance."""
+        return self.targets != IGNORED
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """The number of target tokens of each utterance, ``(batch,)``."""
+        return self.valid.sum(dim=1)
+
+    @property
+    def teacher_loss(self) -> torch.Tensor:
+        """The teacher's mean cross-entropy on each utterance, ``(batch,)``, in nats a token."""
+        return (self.token_loss * self.valid).sum(dim=1) / self.lengths.clamp_min(1)
+
+    def per_token(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values of utterances ``(batch,)`` as values of target tokens ``(n_tokens,)``."""
+        return values[:, None].expand_as(self.valid)[self.valid]

@@ -57,6 +57,14 @@ def prepare(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceO
 
 
 @app.command()
+def student(recipe: RecipeOption = "demo", set_: SetOption = None) -> None:
+    """Show what each part of the student costs, and what each shrinking leaves, before any training."""
+    from askd_ray.models import cost
+
+    console.print(cost.table(load_recipe(recipe, set_ or ())))
+
+
+@app.command()
 def label(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
     """Run the teacher over the train shards once: its top-k soft labels (Ray Data)."""
     from askd_ray.targets import ray_label
@@ -122,6 +130,35 @@ def transcribe(
 
     for file, text in engine.transcribe_files(bundle, files, language):
         console.print(f"{file}\t{text}" if len(files) > 1 else text, markup=False)
+
+
+@app.command()
+def presets() -> None:
+    """List the objectives that a recipe can name as objective.preset, with their formulas."""
+    from rich.table import Table
+
+    from askd_ray.config.presets import PRESETS
+
+    table = Table(show_lines=True)
+    table.add_column("preset", no_wrap=True)
+    table.add_column("loss a token, source, what a recipe may set")
+    for name, preset in PRESETS.items():
+        table.add_row(
+            name, f"{preset.formula}\n{preset.source}\n[dim]{', '.join(preset.open) or 'nothing to set'}[/dim]"
+        )
+    console.print(table)
+
+
+@app.command("plot-schedule")
+def plot_schedule(
+    recipe: Annotated[str, typer.Argument(help="A recipe that comes with askd, or a YAML file.")] = "demo",
+    set_: SetOption = None,
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("schedule.png"),
+) -> None:
+    """Draw a recipe's weights a and b, its temperature T and AdaKD's k over a run, as PNG."""
+    from askd_ray.distill import plot
+
+    console.print(f"schedule in {plot.plot_schedule(load_recipe(recipe, set_ or ()), out)}")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, digest, read_json, write_json
 
+_DATA_STAGES = ("prepare", "label")
 _PACKAGES = ("askd-ray", "ray", "torch", "torchaudio", "transformers", "ctranslate2", "jiwer", "pyarrow")
 
 
@@ -29,14 +30,19 @@ class Run:
         return Path(self.recipe.runs_root).expanduser().resolve() / self.recipe.name
 
     @property
+    def data_path(self) -> Path:
+        """The folder of the run whose shards and labels this one uses: its own, or that of ``recipe.data_run``."""
+        return self.path.parent / (self.recipe.data_run or self.recipe.name)
+
+    @property
     def shards(self) -> Path:
         """Parquet files of utterances, one set a split."""
-        return self.path / "shards"
+        return self.data_path / "shards"
 
     @property
     def labels(self) -> Path:
         """The teacher's soft labels: a file for every shard, with the same name."""
-        return self.path / "labels"
+        return self.data_path / "labels"
 
     @property
     def distill(self) -> Path:
@@ -55,8 +61,11 @@ class Run:
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """Return what the stage wrote when it finished, or None when it has not."""
-        path = self.path / f"{stage}.json"
+        path = self._record(stage)
         return read_json(path) if path.is_file() else None
+
+    def _record(self, stage: str) -> Path:
+        return (self.data_path if stage in _DATA_STAGES else self.path) / f"{stage}.json"
 
     def result(self, stage: str) -> dict[str, Any]:
         """Return the result of a finished stage.
@@ -85,7 +94,7 @@ class Run:
 
     def forget(self, stage: str) -> None:
         """Drop the stage's record, before its work is replaced: what is there meanwhile is not trusted."""
-        (self.path / f"{stage}.json").unlink(missing_ok=True)
+        self._record(stage).unlink(missing_ok=True)
 
     def begin(self) -> float:
         """Write the resolved recipe into the folder and return the time, for :meth:`finish`."""
@@ -104,7 +113,7 @@ class Run:
             "versions": versions(),
             "recipe": self.recipe.model_dump(mode="json"),
         }
-        write_json(self.path / f"{stage}.json", record)
+        write_json(self._record(stage), record)
         return result
 
 

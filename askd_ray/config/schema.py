@@ -3,12 +3,19 @@
 A recipe is read by :mod:`askd_ray.config.load`; every stage takes one. Fields carry their unit in their name.
 """
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from askd_ray.config.objective import Objective, Shape
 from askd_ray.config.section import Count, Positive, Section, Share
+from askd_ray.config.targets import Targets
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+Layers = tuple[int | tuple[int, ...], ...]
+"""Layers that are kept, by index, and lists of neighbours that become one layer."""
 
 
 class Source(Section):
@@ -62,13 +69,41 @@ class Teacher(Section):
         return self
 
 
+class Shrinking(Section):
+    """The layers that the student goes on with from progress ``at`` on, as indices into the student as it was built."""
+
+    at: Annotated[float, Field(gt=0.0, lt=1.0)]
+    encoder_layers: Layers | None = None
+    decoder_layers: Layers | None = None
+
+    @model_validator(mode="after")
+    def _something_goes(self) -> "Shrinking":
+        if self.encoder_layers is None and self.decoder_layers is None:
+            raise ValueError(f"the shrinking at {self.at:g} names neither encoder_layers nor decoder_layers")
+        return self
+
+
 class Student(Section):
-    """The student: the layers of ``init`` (default: of the teacher) that it keeps, by index; null keeps all."""
+    """The student: the layers of ``init`` (default: of the teacher) that it keeps; null keeps all.
+
+    An entry is the index of a layer, or a list of neighbours that become one layer: ``[0, [1, 2], 3]`` makes three of
+    four. ``shrink`` takes more away as the run goes by.
+    """
 
     init: str | None = None
-    encoder_layers: tuple[int, ...] | None = None
-    decoder_layers: tuple[int, ...] | None = None
+    encoder_layers: Layers | None = None
+    decoder_layers: Layers | None = None
+    shrink: tuple[Shrinking, ...] = ()
     freeze_encoder: bool = False
+
+    @model_validator(mode="after")
+    def _shrinks_in_order(self) -> "Student":
+        moments = [step.at for step in self.shrink]
+        if any(later <= earlier for earlier, later in itertools.pairwise(moments)):
+            raise ValueError(
+                f"shrink is at {', '.join(f'{at:g}' for at in moments)}: each must come after the one before"
+            )
+        return self
 
 
 class Window(Section):
@@ -148,13 +183,15 @@ class Evaluate(Section):
 
 
 class Recipe(Section):
-    """A whole run."""
+    """A whole run. ``data_run`` names the run whose shards and labels it uses: many runs can share one labelling."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: Name = "run"
+    data_run: Name | None = None
     seed: int = 0
     runs_root: str = "runs"
     data: Data = Data()
     teacher: Teacher = Teacher()
+    targets: Targets = Field(default_factory=Targets)
     student: Student = Student()
     window: Window = Window()
     spec_augment: SpecAugment = SpecAugment()
@@ -180,4 +217,10 @@ class Recipe(Section):
             raise ValueError(f"teacher.online = True would be ignored: preset {wants.preset} gives it no weight")
         if not self.teacher.online and wants.hidden_states.kind != "none":
             raise ValueError("objective.hidden_states needs the teacher beside the student: teacher.online=true")
+        taps = [mine for mine, _ in wants.hidden_states.layers] if wants.hidden_states.kind != "none" else []
+        if any(step.encoder_layers is not None for step in self.student.shrink) and set(taps) - {-1}:
+            raise ValueError(
+                f"objective.hidden_states.layers taps the student's encoder layers {taps}, and student.shrink changes "
+                "what they are: only -1 (after the last) stays what it is"
+            )
         return self

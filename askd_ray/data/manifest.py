@@ -31,15 +31,16 @@ def manifest_file(root: Path) -> Path:
     return root
 
 
-def read_manifest(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_manifest(file: Path, needs_text: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each row as ``"FILE:LINE"`` and its values by :data:`COLUMNS`.
 
-    Raises :class:`AskdError` for broken lines, and for unknown or missing columns.
+    Raises :class:`AskdError` for broken lines, and for unknown or missing columns; without ``needs_text`` the column
+    ``text`` may be missing.
     """
     try:
         for line, record in _json_records(file) if file.suffix == ".jsonl" else _table_records(file):
             where = f"{file}:{line}"
-            _check_columns(record, where)
+            _check_columns(record, where, COLUMNS[: 2 if needs_text else 1])
             yield where, record
     except UnicodeDecodeError as error:
         raise AskdError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
@@ -84,12 +85,12 @@ def _table_records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise AskdError(f"{file}:{reader.line_num}: {error}") from None
 
 
-def _check_columns(record: Mapping[str, Any], where: str) -> None:
+def _check_columns(record: Mapping[str, Any], where: str, needed: tuple[str, ...]) -> None:
     for name in record:
         if name not in COLUMNS:
             hint = did_you_mean(name, list(COLUMNS))
             raise AskdError(f"{where}: unknown column {name!r}: allowed are {', '.join(COLUMNS)}{hint}")
-    for name in COLUMNS[:2]:
+    for name in needed:
         if name not in record:
             raise AskdError(f"{where}: no column {name!r}")
     if not record["audio"]:

@@ -27,10 +27,15 @@ from askd_ray.runs import Run, stage_key
 QUARANTINE = "quarantine.jsonl"
 """Beside the shards: a line for every row that is not in them (id, source, reason, detail)."""
 
+NO_TEXT = "empty text"
+"""The reason of a row without text, where targets are references."""
+
 SILENCE_PEAK = 1e-3
 """A clip whose loudest sample stays below this (-60 dBFS) holds no speech."""
 
 _PUNCTUATION = re.compile(r"[^\w']+")  # "Goodbye." and "goodbye" are the same prompt: one split
+
+_NO_REFERENCE: dict[Split, str] = {split: f"no reference for the {split} split" for split in SPLITS}
 
 _AHEAD = 8  # rows that may wait decoded for their turn, a thread
 
@@ -58,21 +63,26 @@ class _Tally:
     speakers: dict[Split, set[str]] = field(default_factory=lambda: {split: set() for split in SPLITS})
     shards: dict[Split, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     quarantined: Counter[str] = field(default_factory=Counter)
+    without_text: int = 0
 
 
 def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """Write the recipe's sources as shards under the run's folder; unless ``force``, finished work is not done again.
 
-    Returns ``{"read", "utterances": {split: n}, "minutes": {split: min}, "quarantined": {reason: n}}``.
+    Rows without text are set aside, unless the recipe's targets are ``pseudo``: then they are train data.
+
+    Returns ``{"read", "utterances": {split: n}, "minutes": {split: min}, "quarantined": {reason: n}, "without_text"}``,
+    the last being how many of the train utterances have no text.
     Raises :class:`AskdError`: no or unusable sources, no usable row, or too many quarantined ones; the shards are then
     gone, and only the quarantine file stays for reading. Raises :class:`OSError` where the folder cannot be written.
     """
     data, run = recipe.data, Run(recipe)
     if not data.sources:
         raise AskdError(f"recipe {recipe.name}: data.sources is empty: --set data.sources=[{{path: FOLDER}}] names one")
-    surveyed = survey(data.sources)
-    key = stage_key(data, surveyed.fingerprint)
-    done = run.finished("prepare", key)
+    pseudo = recipe.targets.kind == "pseudo"
+    surveyed = survey(data.sources, needs_text=not pseudo)
+    key, pseudo_key = stage_key(data, surveyed.fingerprint), stage_key(data, surveyed.fingerprint, "without text")
+    done = _finished(run, key, pseudo_key if pseudo else None)
     if done is not None and not force and _complete(run.shards, data, done):
         console.print(f"prepare: finished already, {sum(done['utterances'].values())} utterances in {run.shards}")
         return done
@@ -80,7 +90,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     run.forget("prepare")
     with atomic_path(run.shards) as folder:
         folder.mkdir()
-        tally = _fill(folder, data, surveyed.n_rows)
+        tally = _fill(folder, data, surveyed.n_rows, pseudo)
         trouble = _trouble(tally, data)
         if trouble:
             for shard in folder.glob("*.parquet"):
@@ -93,8 +103,18 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         "utterances": dict(tally.utterances),
         "minutes": {split: round(seconds / 60, 2) for split, seconds in tally.seconds.items()},
         "quarantined": dict(tally.quarantined.most_common()),
+        "without_text": tally.without_text,
     }
-    return run.finish("prepare", key, result, begun)
+    seen = tally.without_text + sum(tally.quarantined[reason] for reason in _NO_REFERENCE.values())
+    return run.finish("prepare", pseudo_key if seen else key, result, begun)
+
+
+def _finished(run: Run, key: str, pseudo_key: str | None) -> dict[str, Any] | None:
+    """Return the result of finished work that is what this would be: without rows that lack text both kinds agree."""
+    done = run.finished("prepare", key)
+    if pseudo_key is None or (done is not None and NO_TEXT not in done["quarantined"]):
+        return done
+    return run.finished("prepare", pseudo_key)
 
 
 def split_of(speaker: str, text: str, data: Data) -> Split:
@@ -110,10 +130,17 @@ def split_of(speaker: str, text: str, data: Data) -> Split:
     return "dev" if place < data.test_share + data.dev_share else "train"
 
 
-def check_row(row: SourceRow, data: Data) -> Utterance | Rejected:
-    """Return a row as an utterance whose audio decodes to speech-like samples, or the reason why it is none."""
-    if not row.text:
-        return Rejected(row.id, row.where, "empty text", "")
+def check_row(row: SourceRow, data: Data, pseudo: bool = False) -> Utterance | Rejected:
+    """Return a row as an utterance whose audio decodes to speech-like samples, or the reason why it is none.
+
+    With ``pseudo`` targets it needs no text to be train data; to be scored against it does.
+    """
+    without_name = not row.text and not row.speaker  # nothing that a hash could decide on
+    split = "train" if without_name else split_of(row.speaker, row.text, data)
+    if not row.text and not pseudo:
+        return Rejected(row.id, row.where, NO_TEXT, "")
+    if not row.text and split != "train":
+        return Rejected(row.id, row.where, _NO_REFERENCE[split], "")
     try:
         audio = row.read_audio(data.max_duration_s)
         waveform = decode(audio, data.max_duration_s)
@@ -132,7 +159,7 @@ def check_row(row: SourceRow, data: Data) -> Utterance | Rejected:
         speaker=row.speaker,
         language=row.language,
         domain=row.domain,
-        split=split_of(row.speaker, row.text, data),
+        split=split,
         licence=row.licence,
     )
 
@@ -143,18 +170,18 @@ def _complete(folder: Path, data: Data, done: dict[str, Any]) -> bool:
     return all(len(list(folder.glob(f"{split}-*-of-{n:05d}.parquet"))) == n for split, n in wanted.items())
 
 
-def _fill(folder: Path, data: Data, n_rows: int | None) -> _Tally:
+def _fill(folder: Path, data: Data, n_rows: int | None, pseudo: bool) -> _Tally:
     """Write shards and quarantine file into ``folder``."""
     tally = _Tally()
     waiting: dict[Split, list[Utterance]] = {split: [] for split in SPLITS}
-    rows = _without_duplicates(row for source in data.sources for row in read_rows(source))
+    rows = _without_duplicates(row for source in data.sources for row in read_rows(source, needs_text=not pseudo))
     threads = min(4, os.cpu_count() or 1)
     with (
         ThreadPoolExecutor(threads) as pool,
         (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine,
         bar("Preparing", n_rows, "utterances") as progress,
     ):
-        for outcome in _in_order(pool, lambda row: _outcome(row, data), rows, threads * _AHEAD):
+        for outcome in _in_order(pool, lambda row: _outcome(row, data, pseudo), rows, threads * _AHEAD):
             tally.read += 1
             progress.advance()
             if isinstance(outcome, Rejected):
@@ -182,8 +209,8 @@ def _without_duplicates(rows: Iterable[SourceRow]) -> Iterator[SourceRow | Rejec
         seen.add(row.id)
 
 
-def _outcome(row: SourceRow | Rejected, data: Data) -> Utterance | Rejected:
-    return row if isinstance(row, Rejected) else check_row(row, data)
+def _outcome(row: SourceRow | Rejected, data: Data, pseudo: bool) -> Utterance | Rejected:
+    return row if isinstance(row, Rejected) else check_row(row, data, pseudo)
 
 
 def _in_order(
@@ -205,6 +232,7 @@ def _write_shard(folder: Path, split: Split, waiting: dict[Split, list[Utterance
     write_table(folder / f"{split}-{tally.shards[split]:05d}.parquet", to_table(utterances))
     tally.shards[split] += 1
     tally.utterances[split] += len(utterances)
+    tally.without_text += sum(not u.text for u in utterances)
     tally.seconds[split] += sum(u.duration_s for u in utterances)
     tally.speakers[split].update(u.speaker for u in utterances if u.speaker)
 
@@ -217,9 +245,11 @@ def _trouble(tally: _Tally, data: Data) -> str | None:
     top = ", ".join(f"{n} {reason}" for reason, n in tally.quarantined.most_common(3))
     if quarantined == tally.read:
         return f"none of {tally.read} rows can be used ({top})"
-    if quarantined > data.max_quarantine_share * tally.read:
+    # Nothing is wrong with rows that only the split they fall into cannot use.
+    bad = quarantined - sum(tally.quarantined[reason] for reason in _NO_REFERENCE.values())
+    if bad > data.max_quarantine_share * tally.read:
         allowed = f"data.max_quarantine_share = {data.max_quarantine_share:g}"
-        return f"{quarantined} of {tally.read} rows can't be used ({top}), and {allowed} allows fewer"
+        return f"{bad} of {tally.read} rows can't be used ({top}), and {allowed} allows fewer"
     return None
 
 
@@ -231,5 +261,7 @@ def _print(tally: _Tally) -> None:
         cells = (tally.utterances[split], f"{tally.seconds[split] / 60:.1f}", len(tally.speakers[split]) or "-")
         table.add_row(split, *map(str, cells), str(tally.shards[split]))
     console.print(table)
+    if tally.without_text:
+        console.print(f"{tally.without_text} train utterances have no text: the teacher writes it")
     if tally.quarantined:
         console.print(f"Set aside: {', '.join(f'{n} {reason}' for reason, n in tally.quarantined.most_common())}")

@@ -14,6 +14,7 @@ import ray.data
 from askd_ray.data.collate import Stream, from_bytes, to_bytes
 from askd_ray.data.plan import Task
 from askd_ray.data.schema import Batch
+from askd_ray.torch_setup import n_cores
 
 _CPUS_PER_TASK = 0.5  # leaves room beside the training workers, whatever the size of the machine
 
@@ -38,5 +39,7 @@ def ray_batches(stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
     configure()
     items = [{"task": json.dumps(task.to_json())} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    for row in dataset.flat_map(load, num_cpus=_CPUS_PER_TASK).iter_rows():
+    # More tasks at a time than cores would only load torch more often: a small machine has two cores for everything.
+    at_once = max(1, n_cores() // 4)
+    for row in dataset.flat_map(load, num_cpus=_CPUS_PER_TASK, concurrency=at_once).iter_rows():
         yield from_bytes(row["batch"])

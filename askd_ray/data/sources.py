@@ -65,7 +65,7 @@ class Survey:
     n_rows: int | None
 
 
-def survey(sources: Sequence[Source]) -> Survey:
+def survey(sources: Sequence[Source], needs_text: bool = True) -> Survey:
     """Return a hash over names, sizes and times of the sources' files (and of those that manifests name), and a count.
 
     Raises :class:`AskdError` for a source that is missing or that is no such source.
@@ -76,7 +76,7 @@ def survey(sources: Sequence[Source]) -> Survey:
         for file in _files(source):
             files[file] = _stamp(file)
             if source.kind == "manifest":
-                for _, record in read_manifest(file):
+                for _, record in read_manifest(file, needs_text):
                     audio = file.parent / str(record["audio"])
                     files.setdefault(audio, _stamp(audio))
                     n_rows = None if n_rows is None else n_rows + 1
@@ -87,14 +87,19 @@ def survey(sources: Sequence[Source]) -> Survey:
     return Survey(digest([list(stamp) for stamp in files.values()]), n_rows)
 
 
-def read_rows(source: Source) -> Iterator[SourceRow]:
+def read_rows(source: Source, needs_text: bool = True) -> Iterator[SourceRow]:
     """Yield the rows of a source, in its order. Audio in files is not read; audio in tars and Parquet comes along.
 
-    Raises :class:`AskdError` for what makes the source unusable: missing, damaged, an unknown or missing column.
+    Raises :class:`AskdError` for what makes the source unusable: missing, damaged, an unknown or missing column (a
+    column of texts only where ``needs_text``).
     """
-    read = {"manifest": _manifest_rows, "parquet": _parquet_rows, "webdataset": _webdataset_rows}[source.kind]
     for file, label in _files(source).items():
-        yield from read(source, file, label)
+        if source.kind == "manifest":
+            yield from _manifest_rows(source, file, label, needs_text)
+        elif source.kind == "parquet":
+            yield from _parquet_rows(source, file, label, needs_text)
+        else:
+            yield from _webdataset_rows(source, file, label)
 
 
 def _stamp(file: Path) -> tuple[str, int, int]:
@@ -127,8 +132,8 @@ def _files(source: Source) -> dict[Path, str]:
     return {file: str(PurePath(name) / file.relative_to(root)) for file in files}
 
 
-def _manifest_rows(source: Source, file: Path, label: str) -> Iterator[SourceRow]:
-    for where, record in read_manifest(file):
+def _manifest_rows(source: Source, file: Path, label: str, needs_text: bool) -> Iterator[SourceRow]:
+    for where, record in read_manifest(file, needs_text):
         start_s, end_s = (_seconds(record.get(name), name, where) for name in ("start_s", "end_s"))
         audio = str(record["audio"])
         stretch = "" if start_s is None and end_s is None else f"@{start_s or 0.0}-{end_s or ''}"
@@ -189,11 +194,11 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
 _PARQUET_OPTIONAL = ("id", "speaker", "speaker_id", "domain", "language", "licence", "license")
 
 
-def _parquet_rows(source: Source, file: Path, label: str) -> Iterator[SourceRow]:
+def _parquet_rows(source: Source, file: Path, label: str, needs_text: bool) -> Iterator[SourceRow]:
     parquet = _open_parquet(file)
     schema = parquet.schema_arrow
     texts = [name for name in ("text", "sentence") if name in schema.names][:1]
-    if "audio" not in schema.names or not texts:
+    if "audio" not in schema.names or (needs_text and not texts):
         raise AskdError(f"{file}: columns 'audio' and 'text' (or 'sentence') are needed, it has {schema.names}")
     audio_type = schema.field("audio").type
     if not pa.types.is_struct(audio_type) or not {"bytes", "path"} <= {field.name for field in audio_type}:

@@ -116,14 +116,17 @@ class Snapshot(_Copy):
 
 
 class Ema(_Copy):
-    """The exponential moving average of the student's weights since the switch."""
+    """The exponential moving average of the student's weights since the switch.
+
+    It starts anew from a copy when the student has shrunk: the mean over other layers would mean nothing.
+    """
 
     @torch.no_grad()
     def before_step(self, student: WindowedWhisper, progress: Progress) -> None:
         """Move towards the student."""
         if not self.is_due(progress):
             return
-        if self.model is None:
+        if self.model is None or self.model.shrunk != student.shrunk:
             self.take(student)
             return
         for mine, its in zip(self.model.parameters(), student.parameters(), strict=True):

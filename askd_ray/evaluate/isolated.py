@@ -9,6 +9,8 @@ from typing import Any, Self
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.systems import System
 
+_PATIENCE_S = 5.0
+
 
 class Isolated:
     """Makes a system in a new process, and passes clips to it and texts back.
@@ -37,8 +39,9 @@ class Isolated:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._pipe.close()
-        self._process.terminate()
+        self._pipe.close()  # it ends when it finds nobody there
+        self._process.join(_PATIENCE_S)
+        self._process.kill()
         self._process.join()
 
     def _receive(self) -> str:
@@ -60,5 +63,5 @@ def _serve(pipe: Connection, make: Callable[..., System], args: tuple[Any, ...])
             pipe.send((system.transcribe(audio, language), None))
     except AskdError as error:
         pipe.send(("", str(error)))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, OSError, KeyboardInterrupt):
         return

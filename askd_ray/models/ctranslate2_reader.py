@@ -48,6 +48,14 @@ def read_ctranslate2(folder: Path) -> WhisperForConditionalGeneration:
     return model.eval()
 
 
+def read_config(folder: Path) -> WhisperConfig:
+    """Return the transformers config of a CTranslate2 Whisper folder; only the shapes of its weights tell it.
+
+    Raises :class:`AskdError` when the folder holds no such model.
+    """
+    return _config(_read_arrays(folder / "model.bin"), Tokens(folder))
+
+
 def _read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with path.open("rb") as file:

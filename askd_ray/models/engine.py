@@ -16,7 +16,7 @@ from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_S, PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of, window_samples
 from askd_ray.errors import AskdError
-from askd_ray.text.tokens import Tokens, most_tokens
+from askd_ray.text.tokens import MOST_TOKENS, Tokens, most_tokens
 from askd_ray.torch_setup import n_cores
 
 _GRID_SAMPLES = samples_of(0.2)  # trimmed windows are rounded up to this, so that clips of similar length share one
@@ -28,17 +28,32 @@ class Transcript:
     """What the engine heard in a clip.
 
     ``token_ids`` come without prompt and end token; ``avg_logprob`` is the mean log-probability of the tokens and the
-    end token, in nats; ``no_speech_prob`` is the model's own, which a student may have unlearnt.
+    end token, in nats; ``no_speech_prob`` is the model's own, which a student may have unlearnt. Where ``ended`` is
+    False the decoding ran into its limit: the model did not stop by itself.
     """
 
     text: str
     token_ids: tuple[int, ...]
     avg_logprob: float
     no_speech_prob: float
+    ended: bool = True
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is searched for: ``beam_size`` 1 is greedy; ``previous`` is text that stands before the transcript."""
+
+    beam_size: int = 1
+    timestamps: bool = False
+    previous: str = ""
+
+
+GREEDY = Decoding()
+"""What serves and what is measured."""
 
 
 class Engine:
-    """A Whisper in a CTranslate2 folder (model.bin, config.json, tokenizer.json), decoding greedily.
+    """A Whisper in a CTranslate2 folder (model.bin, config.json, tokenizer.json), greedy unless told otherwise.
 
     With ``silence_s`` the encoder sees a clip and at least that much silence (up to 0.2 s more): for models that were
     trained so. With None it sees 30 s, as every other Whisper expects. ``threads`` = 0 takes all cores.
@@ -54,6 +69,7 @@ class Engine:
         threads: int = 0,
         device: str = "cpu",
         silence_s: float | None = 0.3,
+        decoding: Decoding = GREEDY,
     ):
         for name in ("model.bin", "config.json", "tokenizer.json"):
             if not (folder / name).is_file():
@@ -66,8 +82,9 @@ class Engine:
             raise AskdError(f"{folder} cannot be loaded by CTranslate2: {' '.join(str(error).split())}") from None
         self._tokens = Tokens(folder)
         self._silence_s = silence_s
+        self._decoding = decoding
         self._batch_samples = samples_of(_BATCH_CPU_S if device == "cpu" else _BATCH_GPU_S)
-        self._tokens.prompt()  # reads the tokenizer now and not in the first request
+        self._prompt("en")  # reads the tokenizer now and not in the first request
 
     def transcribe(self, waveforms: Sequence[Waveform], language: str = "en") -> list[Transcript]:
         """Transcribe clips of at most 30 s each; the answers are in the clips' order.
@@ -81,7 +98,7 @@ class Engine:
                 raise AskdError(
                     f"clip {number} is {duration_s(waveform):.1f} s long: at most {PADDED_S:g} s is allowed"
                 )
-        prompt = self._tokens.prompt(language)
+        prompt = self._prompt(language)
         windows = [self._window(waveform) for waveform in waveforms]
         transcripts: dict[int, Transcript] = {}
         for window, same in groupby(sorted(range(len(waveforms)), key=windows.__getitem__), windows.__getitem__):
@@ -92,6 +109,9 @@ class Engine:
                 transcripts |= zip(batch, heard, strict=True)
         return [transcripts[i] for i in range(len(waveforms))]
 
+    def _prompt(self, language: str) -> tuple[int, ...]:
+        return self._tokens.prompt(language, self._decoding.previous, self._decoding.timestamps)
+
     def _window(self, waveform: Waveform) -> int:
         if self._silence_s is None:
             return PADDED_SAMPLES
@@ -101,24 +121,27 @@ class Engine:
     def _decode(self, waveforms: Sequence[Waveform], window: int, prompt: tuple[int, ...]) -> list[Transcript]:
         with _one_torch_thread():
             log_mel = log_mel_windows(waveforms, [window] * len(waveforms), self._model.n_mels)
+        # CTranslate2 allows half of max_length as new tokens, and what is left behind the prompt's last but one token.
+        most = min(most_tokens(window / SAMPLE_RATE_HZ), 2 * MOST_TOKENS - len(prompt))
+        max_length = max(2 * most, most + len(prompt) - 1)
         results = self._model.generate(
             ctranslate2.StorageView.from_array(log_mel.numpy()),
             [list(prompt)] * len(waveforms),
-            beam_size=1,
-            # CTranslate2 gives the new tokens half of max_length (the other half is the prompt's, as in openai/whisper)
-            max_length=2 * most_tokens(window / SAMPLE_RATE_HZ),
+            beam_size=self._decoding.beam_size,
+            max_length=max_length,
             return_scores=True,
             return_no_speech_prob=True,
             suppress_blank=True,
             suppress_tokens=[-1],  # those that the model's config.json names
         )
-        return [self._transcript(result) for result in results]
+        return [self._transcript(result, most) for result in results]
 
-    def _transcript(self, result: "ctranslate2.models.WhisperGenerationResult") -> Transcript:
+    def _transcript(self, result: "ctranslate2.models.WhisperGenerationResult", most: int) -> Transcript:
         ids = result.sequences_ids[0]
         # The score is divided by the number of tokens, the end token not counted, although its probability is in it.
         log_prob = result.scores[0] * max(len(ids), 1)
-        return Transcript(self._tokens.decode(ids), tuple(ids), log_prob / (len(ids) + 1), result.no_speech_prob)
+        mean, ended = log_prob / (len(ids) + 1), len(ids) < most
+        return Transcript(self._tokens.decode(ids), tuple(ids), mean, result.no_speech_prob, ended)
 
 
 @contextmanager

@@ -13,14 +13,14 @@ from ctranslate2.converters import TransformersConverter
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.utils import logging
 
 from askd_ray.errors import AskdError
 from askd_ray.fetch.cache import cache_root
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.files import atomic_path, sha256_of_file, write_json
-from askd_ray.models.ctranslate2_reader import read_ctranslate2
+from askd_ray.models.ctranslate2_reader import read_config, read_ctranslate2
 from askd_ray.text.tokens import Tokens
 
 _HUB_FILES = ["*.json", "*.safetensors"]  # never a pickle
@@ -80,6 +80,20 @@ def load_whisper(reference: str) -> tuple[WhisperForConditionalGeneration, Token
     except (OSError, SafetensorError, ValueError) as error:
         raise AskdError(f"model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     return model.eval(), Tokens(folder)
+
+
+def load_config(reference: str) -> WhisperConfig:
+    """Load only what says how large a model is.
+
+    Raises :class:`AskdError` when there is no such model or its files are damaged.
+    """
+    folder = resolve(reference)
+    if (folder / "model.bin").is_file():
+        return read_config(folder)
+    try:
+        return WhisperConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise AskdError(f"model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
 
 
 def save_whisper(model: WhisperForConditionalGeneration, tokens: Tokens, folder: Path) -> None:

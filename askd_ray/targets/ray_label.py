@@ -1,7 +1,7 @@
 """The stage `label`: a pool of Ray Data actors runs the teacher, a shard at a time."""
 
-import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +14,15 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import LabelKey, labels_match, read_labels, write_labels
 from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
+from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path
 from askd_ray.models.load import load_whisper, resolve
 from askd_ray.progress import bar, console
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
+from askd_ray.targets.kl_report import KlLost, kl_table, measure
+from askd_ray.targets.pseudo_label import teacher_engine
 from askd_ray.targets.soft_labels import kept_tokens, label_key
 from askd_ray.targets.soft_labels import label as label_utterances
 from askd_ray.text.tokens import Tokens
@@ -35,19 +38,25 @@ class _TeacherActor:
         self.key = key
         self.model, self.tokens = load_whisper(self.recipe.teacher.model)
         cast(torch.nn.Module, self.model).to(best_device())
+        self.engine = teacher_engine(self.recipe, threads) if self.recipe.targets.kind == "pseudo" else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard, target = Path(row["shard"]), Path(row["labels"])
         utterances = to_utterances(read_table(shard))
-        write_labels(target, label_utterances(self.model, self.tokens, utterances, self.recipe), self.key)
+        labels = label_utterances(self.model, self.tokens, utterances, self.recipe, self.engine)
+        write_labels(target, labels, self.key)
         return {"shard": shard.name, "utterances": len(utterances)}
 
 
 def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """Write the teacher's soft labels for every train shard of a run. A killed run goes on with the shards left.
 
-    Returns and records ``utterances``, ``tokens``, ``too_long`` (texts with more tokens than the model has positions:
-    they are left out of training), ``teacher_loss`` (mean over tokens, nats) and ``bytes_per_token``.
+    Returns and records ``utterances``, of which ``labelled`` are trained on and ``left_out`` are not ({reason: n}),
+    ``tokens``, ``teacher_loss`` (mean over tokens, nats), ``bytes_per_token``, and unless the teacher is online
+    ``kl_lost``, what the top k do not see of the dense KL to the untrained student (nats a token, on a sample), and
+    ``kl_lost_share``, that as a part of it.
+
+    Raises :class:`AskdError` when no utterance is left to train on.
     """
     recipe = with_absolute_paths(recipe)  # an actor runs in a folder of its own
     run = Run(recipe)
@@ -65,7 +74,13 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     with atomic_path(run.labels / "tokenizer.json") as temporary:  # what the target ids mean, for whoever reads them
         shutil.copy(Tokens(resolve(recipe.teacher.model)).file, temporary)
     result = _summary(run.labels, shards, kept_tokens(recipe))
+    if not result["labelled"]:
+        raise AskdError(f"label: all {result['utterances']} utterances are left out ({_listed(result['left_out'])})")
+    report = [] if recipe.teacher.online else _kl_report(run, shards[0])
+    result |= {n: v for k in report if k.k == recipe.teacher.top_k for n, v in _kl_of(k).items()}
     console.print(_table(result, recipe.teacher.model))
+    if report:
+        console.print(kl_table(report))
     return run.finish("label", inputs, result, begun)
 
 
@@ -73,7 +88,7 @@ def _run_actors(run: Run, todo: list[Path], key: LabelKey) -> None:
     connect()
     configure()
     items = [{"shard": str(s), "labels": str(run.labels / s.name)} for s in todo]
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if run.recipe.train.use_gpu else 0
+    gpus = _gpus(run.recipe)
     pool = max(
         1, gpus or int(ray.cluster_resources()["CPU"]) // 8
     )  # on CPUs one copy uses all cores of a small machine
@@ -91,23 +106,55 @@ def _run_actors(run: Run, todo: list[Path], key: LabelKey) -> None:
             progress.note(row["shard"])
 
 
+def _gpus(recipe: Recipe) -> int:
+    """Return how many GPUs the stage may use."""
+    if not recipe.train.use_gpu:
+        return 0
+    connect()
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _kl_report(run: Run, shard: Path) -> list[KlLost]:
+    """Measure here, or where a GPU is: a large teacher takes minutes on a CPU."""
+    if not _gpus(run.recipe):
+        return measure(run.recipe, shard, run.labels / shard.name)
+    task = ray.remote(num_gpus=1)(measure)
+    with user_error():
+        return ray.get(task.remote(run.recipe, shard, run.labels / shard.name))
+
+
+def _kl_of(lost: KlLost) -> dict[str, float]:
+    return {"kl_lost": round(lost.nats, 5), "kl_lost_share": round(lost.share, 5)}
+
+
 def _summary(folder: Path, shards: list[Path], top_k: int) -> dict[str, Any]:
     labels = [made for shard in shards for made in read_labels(folder / shard.name, top_k)]
     n_tokens = sum(len(made.target_ids) for made in labels)
     arrays = ("top_ids", "top_log_probs", "rest_log_prob", "token_loss")
+    left_out = Counter(made.left_out for made in labels if made.left_out)
     n_bytes = sum(getattr(made, name).nbytes for made in labels for name in arrays)
     return {
         "utterances": len(labels),
+        "labelled": len(labels) - left_out.total(),
+        "left_out": dict(left_out.most_common()),
         "tokens": n_tokens,
-        "too_long": sum(1 for made in labels if made.left_out),
         "teacher_loss": round(sum(m.teacher_loss * len(m.target_ids) for m in labels) / max(n_tokens, 1), 4),
         "bytes_per_token": round(n_bytes / max(n_tokens, 1), 1),
     }
 
 
 def _table(result: dict[str, Any], teacher: str) -> Table:
-    table = Table(title=f"soft labels of {teacher}")
-    for name in result:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_row(*(json.dumps(value) for value in result.values()))
+    table = Table(title=f"labels of {teacher}", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in result.items():
+        if name == "left_out":
+            for reason, n in value.items():
+                table.add_row(f"left out: {reason}", str(n))
+        else:
+            table.add_row(name.replace("_", " "), str(value))
     return table
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in counts.items())

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from askd_ray.errors import AskdError
 
 MOST_TOKENS = 224  # half of Whisper's decoder positions; the other half is the prompt's
+MOST_PROMPT_TOKENS = MOST_TOKENS - 1  # of earlier text; <|startofprev|> takes one position
 TOKENS_AT_LEAST = 16
 TOKENS_PER_S = 15  # fast speech has about 5 words a second, and digits a token each
 
@@ -63,14 +64,22 @@ class Tokens:
             raise AskdError(f"{self.path}: the vocabulary has no token {token}")
         return token_id
 
-    def prompt(self, language: str = "en") -> tuple[int, ...]:
-        """Return the ids that a transcript without timestamps starts with."""
+    def prompt(self, language: str = "en", previous: str = "", timestamps: bool = False) -> tuple[int, ...]:
+        """Return the ids that a transcript starts with; ``previous`` is text that was said before it.
+
+        Raises :class:`AskdError` for a language that the model does not know, and for more previous text than fits.
+        """
+        before = [self.id_of("<|startofprev|>"), *self.encode(previous)] if previous.strip() else []
+        if len(before) > MOST_PROMPT_TOKENS + 1:
+            raise AskdError(f"the prompt has {len(before) - 1} tokens: at most {MOST_PROMPT_TOKENS} are allowed")
         names = ["<|startoftranscript|>"]
         if self.multilingual:
             names += [f"<|{language}|>", "<|transcribe|>"]
         elif language != "en":
             raise AskdError(f"language {language!r}: {self.path} is an English-only model, only 'en' is allowed")
-        return tuple(self.id_of(name) for name in [*names, "<|notimestamps|>"])
+        if not timestamps:
+            names.append("<|notimestamps|>")
+        return (*before, *(self.id_of(name) for name in names))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text as Whisper writes it: with a leading space, without special tokens."""

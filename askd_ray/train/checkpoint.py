@@ -24,7 +24,10 @@ class Position:
     key: str
     """Of the inputs: a checkpoint of another recipe is not taken up."""
     step: int = 0
+    shrunk: int = 0
+    """How many of the recipe's shrinkings the student has gone through."""
     best_wer: float | None = None
+    """The best one since the last shrinking, and the step after which it was reached."""
     best_step: int | None = None
     gap: dict[str, Any] = field(default_factory=dict[str, Any])
     """The running losses of the ``gap`` schedule (:meth:`~askd_ray.distill.schedules.Gap.state`)."""
@@ -65,14 +68,15 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     own: SelfTeacher,
     student_at: StudentAt,
-) -> Position | None:
-    """Put the newest checkpoint into student, optimizer and self-teacher; None when there is none.
+) -> None:
+    """Put the newest checkpoint, if there is one, into student, optimizer and self-teacher.
 
+    The student has the layers that :func:`latest_position` speaks of.
     Raises :class:`AskdError` when it is damaged.
     """
     found = _checkpoints(folder)
     if not found:
-        return None
+        return
     path, position = found[-1], _position(found[-1])
     try:
         student.load_state_dict(load_file(path / "student.safetensors"), strict=True)
@@ -81,7 +85,6 @@ def load_checkpoint(
         own.restore(load_file(kept) if kept.is_file() else {}, position.own, student_at)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise AskdError(f"checkpoint {path} is damaged ({' '.join(str(error).split())[:120]}): delete it") from None
-    return position
 
 
 def _checkpoints(folder: Path) -> list[Path]:

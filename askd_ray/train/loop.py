@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import WhisperForConditionalGeneration
 
@@ -21,15 +22,15 @@ from askd_ray.distill.online_teacher import OnlineTeacher, encoders_agree
 from askd_ray.distill.schedules import Gap, Progress, Weights, weights_at
 from askd_ray.distill.self_teacher import self_teacher
 from askd_ray.models.load import load_whisper, save_whisper
-from askd_ray.models.student import build_student
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label_key
 from askd_ray.torch_setup import use_threads
-from askd_ray.train.checkpoint import Position, load_checkpoint, save_checkpoint
+from askd_ray.train.checkpoint import Position, latest_position, load_checkpoint, save_checkpoint
 from askd_ray.train.context import Context
 from askd_ray.train.dev import dev_errors
 from askd_ray.train.optim import build_optimizer, lr_factor, set_lr
+from askd_ray.train.shrink import Students, shrink_steps
 from askd_ray.train.step import StepResult, train_step
 from askd_ray.train.track import Tracker
 
@@ -52,18 +53,13 @@ def make_stream(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> Stream:
     )
 
 
-def _student_and_teacher(
-    recipe: Recipe, model: WhisperForConditionalGeneration
-) -> tuple[WindowedWhisper, OnlineTeacher | None]:
-    """Return the student around its model, and the teacher that runs beside it where the recipe wants one."""
+def _online_teacher(recipe: Recipe) -> WindowedWhisper | None:
+    """Return the teacher that runs beside the student, where the recipe wants one."""
     if not recipe.teacher.online:
-        return WindowedWhisper(model), None
+        return None
     wanted = recipe.objective.hidden_states
     layers = wanted.layers if wanted.kind != "none" else ()
-    theirs = load_whisper(recipe.teacher.model)[0]
-    student = WindowedWhisper(model, [mine for mine, _ in layers], [theirs.config.d_model] * len(layers))
-    teacher = WindowedWhisper(theirs, [its for _, its in layers])
-    return student, OnlineTeacher(teacher, encoders_agree(recipe, student, teacher))
+    return WindowedWhisper(load_whisper(recipe.teacher.model)[0], [its for _, its in layers])
 
 
 def evaluation_steps(tasks: list[Task], evals_per_epoch: int) -> list[int]:
@@ -91,14 +87,18 @@ class Loop:
     def __post_init__(self) -> None:
         recipe, context = self.recipe, self.context
         use_threads(processes=context.world_size)
-        self.model, self.tokens = build_student(recipe.student, recipe.teacher.model)
-        self.student, teacher = _student_and_teacher(recipe, self.model)
-        self.student.to(context.device).train()
+        checkpoints = self.folder / CHECKPOINTS
+        self.position = latest_position(checkpoints) or Position(self.key)
+        assert self.position.key == self.key, f"{checkpoints} is of another recipe"
+        theirs = _online_teacher(recipe)
+        torch.manual_seed(recipe.seed)  # a projection to the teacher's width starts at random
+        self.students = Students(recipe, theirs.whisper.config.d_model if theirs is not None else 0)
+        self.student = self.students.at(self.position.shrunk).to(context.device).train()
         self.optimizer = build_optimizer(self.student, recipe.train)
-        clean_mels = 0
-        if teacher is not None:
-            teacher.model.to(context.device)
-            clean_mels = 0 if teacher.shares_encoder else teacher.model.whisper.config.num_mel_bins
+        teacher, clean_mels = None, 0
+        if theirs is not None:
+            teacher = OnlineTeacher(theirs.to(context.device), encoders_agree(recipe, self.student, theirs))
+            clean_mels = 0 if teacher.shares_encoder else theirs.whisper.config.num_mel_bins
         self.stream = make_stream(recipe, self.model.config.num_mel_bins, clean_mels)
         own = self_teacher(recipe.objective.self_teacher, self._load_best)
         self.distiller = Distiller(recipe.objective, own, teacher, self._threshold())
@@ -107,22 +107,27 @@ class Loop:
         self.tasks = planner.run(context.rank, context.world_size)
         self.epochs = [task.epoch for task in self.tasks for _ in task.batches]
         self.n_steps = len(self.epochs)
+        self.shrink_steps = shrink_steps(recipe.student, self.n_steps)
         self.dev = read_utterances(Run(recipe).shards, "dev")
         self.evaluations = set(evaluation_steps(self.tasks, recipe.train.evals_per_epoch))
-        folder = self.folder / CHECKPOINTS
-        position = load_checkpoint(folder, self.student, self.optimizer, own, lambda _: self.student)
-        assert position is None or position.key == self.key, f"{folder} is of another recipe"
-        self.position = position or Position(self.key)
+        load_checkpoint(checkpoints, self.student, self.optimizer, own, self._student_at)
         self.gap = Gap(**self.position.gap)
+
+    @property
+    def model(self) -> WhisperForConditionalGeneration:
+        """The student's model; another one after each shrinking."""
+        return self.student.whisper
 
     def run(self) -> dict[str, Any]:
         """Train from where the last checkpoint stands to the end; returns a summary, the same on every rank."""
-        network = DistributedDataParallel(self.student) if self.context.world_size > 1 else self.student
+        network = self._network()
         tracker = Tracker(self.folder, self.position.step) if self.context.rank == 0 else None
         utterances, since = 0, time.monotonic()
         for batch in self.context.batches(self.stream, skip(self.tasks, self.position.step)):
             step = self.position.step
             progress = Progress(step / self.n_steps, self.epochs[step], self.epochs[-1] + 1)
+            if self._shrink(step):
+                network = self._network()
             self.distiller.own.before_step(self.student, progress)
             weights = weights_at(self.recipe.objective, progress, self.gap.value)
             set_lr(self.optimizer, lr_factor(self.recipe.train, step, self.n_steps))
@@ -139,7 +144,7 @@ class Loop:
                 utterances, since = 0, time.monotonic()
             if tracker is not None:
                 tracker.log(self.position.step, metrics)
-            if self.position.step in self.evaluations:
+            if self.position.step in self.evaluations and self.position.shrunk == len(self.shrink_steps):
                 self.context.report({"step": self.position.step, **metrics})
         if tracker is not None:
             tracker.close()
@@ -157,6 +162,22 @@ class Loop:
             "workers": self.context.world_size,
         }
 
+    def _network(self) -> nn.Module:
+        return DistributedDataParallel(self.student) if self.context.world_size > 1 else self.student
+
+    def _shrink(self, step: int) -> bool:
+        """Go through the shrinkings that are due before a step: the same on every rank. Returns whether there were any.
+
+        The search for the best student begins anew: an earlier, larger one is not what was asked for.
+        """
+        due = sum(at <= step for at in self.shrink_steps)
+        if self.position.shrunk == due:
+            return False
+        while self.student.shrunk < due:
+            self.student, self.optimizer = self.students.shrink(self.student, self.optimizer)
+        self._move(shrunk=due, best_wer=None, best_step=None)
+        return True
+
     def _metrics(self, result: StepResult, weights: Weights) -> dict[str, float]:
         rates = {f"lr/{group['name']}": float(group["lr"]) for group in self.optimizer.param_groups}
         schedule = {"a": weights.teacher, "b": weights.own, "T": weights.temperature, "k": weights.k}
@@ -164,7 +185,7 @@ class Loop:
 
     def _evaluate(self) -> float:
         """Score dev, keep the student if it is the best so far, then write the checkpoint that knows it."""
-        errors = dev_errors(self.model, self.tokens, self.dev, self.recipe.window.silence_s, self.context)
+        errors = dev_errors(self.model, self.students.tokens, self.dev, self.recipe.window.silence_s, self.context)
         better = self.position.best_wer is None or errors.rate < self.position.best_wer
         if better:
             self._move(best_wer=errors.rate, best_step=self.position.step)
@@ -174,7 +195,7 @@ class Loop:
         self._move(gap=self.gap.state(), own=facts)
         if self.context.rank == 0:
             if better:
-                save_whisper(self.model, self.tokens, self.folder / BEST)
+                save_whisper(self.model, self.students.tokens, self.folder / BEST)
             save_checkpoint(self.folder / CHECKPOINTS, self.position, self.student, self.optimizer, tensors)
         if self.context.world_size > 1:
             dist.barrier()  # what rank 0 has written, the others may read now
@@ -183,9 +204,14 @@ class Loop:
     def _move(self, **changes: Any) -> None:
         self.position = Position(**{**vars(self.position), **changes})
 
+    def _student_at(self, n_shrunk: int) -> WindowedWhisper:
+        return self.students.at(n_shrunk).to(self.context.device)
+
     def _load_best(self) -> WindowedWhisper | None:
-        folder = self.folder / BEST
-        return WindowedWhisper(load_whisper(str(folder))[0]).to(self.context.device) if folder.is_dir() else None
+        if self.position.best_step is None:
+            return None
+        model = load_whisper(str(self.folder / BEST))[0]
+        return self.students.around(model, self.position.shrunk).to(self.context.device)
 
     def _threshold(self) -> float:
         """Return AdaKD's t from the teacher's losses on the train split."""

@@ -21,7 +21,9 @@ from askd_ray.data.shards import shard_paths
 from askd_ray.distill import schedules
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json, remove, write_json
-from askd_ray.models.load import resolve
+from askd_ray.models import cost
+from askd_ray.models.load import load_config, resolve
+from askd_ray.models.student import surgeries
 from askd_ray.progress import Bar, bar, console
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
@@ -67,6 +69,7 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         console.print(f"distill: finished already (dev WER {done['dev_wer']:.4f}, {run.student})")
         return done
     check_inputs(recipe)
+    console.print(cost.line(cost.costs(recipe)))
     _make_room(run, key, force)
     begun = run.begin()
     connect()
@@ -87,13 +90,14 @@ def check_inputs(recipe: Recipe) -> None:
     """Check all that can be checked before any worker starts.
 
     Raises :class:`AskdError` when weights add up to more than 1, when labels or splits are missing, when labels are
-    stale, or when the student's vocabulary is not the teacher's.
+    stale, when the student's layers are not there or cannot be merged, or when its vocabulary is not the teacher's.
     """
     run = Run(recipe)
     schedules.check(recipe.objective, recipe.train.epochs)
     make_stream(recipe, n_mels=80).planner()
     shard_paths(run.shards, "dev")
     init = recipe.student.init
+    surgeries(recipe.student, load_config(init or recipe.teacher.model))
     if init is not None and Tokens(resolve(init)).tokenizer.get_vocab() != Tokens(run.labels).tokenizer.get_vocab():
         raise AskdError(
             f"student.init = {init!r}: its vocabulary is not that of the teacher {recipe.teacher.model}; soft labels "

@@ -7,6 +7,7 @@ scored on dev only.
 from pathlib import Path
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -82,6 +83,7 @@ def _trials(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
         name = tune.get_context().get_trial_id()
         Loop(with_trial(short, values), TuneContext(), folder / "trials" / name, "trial").run()
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
     with bar("tune", settings.trials, "trial") as progress, user_error():
         results = tune.Tuner(
             tune.with_resources(trial, {"CPU": _CPUS_PER_TRIAL, "GPU": 1 if recipe.train.use_gpu else 0}),

@@ -6,17 +6,19 @@ import sys
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askd_ray.audio.decode import decode
 from askd_ray.config.schema import Data, Recipe
-from askd_ray.data.prepare import prepare, split_of
+from askd_ray.data.prepare import Rejected, check_row, prepare, split_of
 from askd_ray.data.schema import SHARD_SCHEMA, SPLITS
 from askd_ray.data.shards import read_utterances
+from askd_ray.data.sources import SourceRow
 from askd_ray.errors import AskdError
 from askd_ray.runs import Run
 
@@ -267,3 +269,97 @@ def test_a_folder_that_cannot_be_written(tmp_path, manifest):
     with pytest.raises(OSError, match="Not a directory"):
         prepare(mine)
     assert (tmp_path / "file").read_text() == "no folder"
+
+
+# At shares of a quarter each (test_splits_are_the_same_on_every_machine): alice dev, carol test, erin train.
+UNLABELLED = [
+    {"text": ""},
+    {"text": "", "speaker": "alice"},
+    {"text": " ", "speaker": "carol"},
+    {"text": "", "speaker": "erin"},
+]
+QUARTERS = {"dev_share": 0.25, "test_share": 0.25}
+
+
+def of_kind(mine, kind):
+    return Recipe.model_validate({**mine.model_dump(mode="json"), "targets": {"kind": kind}})
+
+
+def test_rows_without_text_are_train_data_where_the_teacher_writes_it(manifest, recipe):
+    folder = manifest([{"text": "with text", "speaker": name} for name in ("alice", "carol", "erin")] + UNLABELLED)
+    mine = of_kind(recipe(folder, **QUARTERS), "pseudo")
+    result = prepare(mine)
+    assert result["read"] == 7
+    assert result["utterances"] == {"train": 3, "dev": 1, "test": 1} and result["without_text"] == 2
+    assert result["quarantined"] == {"no reference for the dev split": 1, "no reference for the test split": 1}
+    assert sum(result["utterances"].values()) + sum(result["quarantined"].values()) == result["read"]
+    train = read_utterances(Run(mine).shards, "train")
+    assert [(u.text, u.speaker) for u in train] == [("with text", "erin"), ("", ""), ("", "erin")]
+    assert [line["reason"] for line in quarantine(Run(mine))] == list(result["quarantined"])
+    for split in ("dev", "test"):
+        assert all(u.text for u in read_utterances(Run(mine).shards, split))
+
+
+def test_a_split_that_cannot_use_a_row_does_not_make_it_a_bad_one(manifest, recipe):
+    rows = [{"text": "", "speaker": name} for name in ("alice", "bob", "carol", "dave", "erin")]
+    mine = of_kind(recipe(manifest(rows), max_quarantine_share=0.0, **QUARTERS), "pseudo")
+    assert prepare(mine)["utterances"] == {"train": 1, "dev": 0, "test": 0}  # four of five are set aside
+    folder = manifest([*rows, {"bytes": b"x"}], name="bad")
+    bad = of_kind(recipe(folder, max_quarantine_share=0.1, **QUARTERS), "pseudo")
+    with pytest.raises(AskdError, match=r"1 of 6 rows can't be used .*max_quarantine_share = 0\.1"):
+        prepare(bad)
+
+
+def test_the_kind_of_targets_matters_only_where_text_is_missing(manifest, recipe, capsys):
+    whole = recipe(manifest([{}, {}], name="whole"), **ALL_TRAIN)
+    for kind in ("reference", "pseudo", "reference"):
+        prepare(of_kind(whole, kind))
+    assert capsys.readouterr().out.count("finished already") == 2
+    prepare(of_kind(whole, "pseudo"), force=True)
+    prepare(whole)
+    assert "finished already" in capsys.readouterr().out
+
+    some = recipe(manifest([{}, {"text": ""}], name="some"), max_quarantine_share=0.5, **ALL_TRAIN)
+    for kind, n in (("reference", 1), ("pseudo", 2), ("reference", 1)):
+        assert prepare(of_kind(some, kind))["utterances"]["train"] == n
+        assert prepare(of_kind(some, kind))["utterances"]["train"] == n
+    assert capsys.readouterr().out.count("finished already") == 3
+
+
+def test_no_column_of_texts(manifest, recipe, tmp_path, sound):
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "manifest.jsonl").write_text('{"audio": "0.wav"}\n')
+    (folder / "0.wav").write_bytes(sound())
+    mine = recipe(folder, **ALL_TRAIN)
+    with pytest.raises(AskdError, match="no column 'text'"):
+        prepare(mine)
+    assert prepare(of_kind(mine, "pseudo"))["without_text"] == 1
+
+    table = pa.table({"audio": [{"bytes": sound(), "path": "0.wav"}]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    source = {"path": str(tmp_path / "rows.parquet"), "kind": "parquet"}
+    rows = Recipe.model_validate({**mine.model_dump(mode="json"), "data": {"sources": [source], **ALL_TRAIN}})
+    with pytest.raises(AskdError, match="columns 'audio' and 'text'"):
+        prepare(rows)
+    assert prepare(of_kind(rows, "pseudo"))["without_text"] == 1
+
+
+_AUDIO = spoilt()
+
+
+@settings(deadline=None)  # it decodes audio
+@given(st.booleans(), st.sampled_from(["", "alice", "carol", "erin"]), st.floats(0, 0.4), st.floats(0, 0.4))
+def test_every_row_is_in_one_place(has_text, speaker, dev, test):
+    data = Data(dev_share=dev, test_share=test)
+    row = SourceRow("0", _AUDIO, "", "words" if has_text else "", speaker, "en", "d", "", "here")
+    pseudo, reference = check_row(row, data, pseudo=True), check_row(row, data)
+    if has_text:
+        assert pseudo == reference and pseudo.split == split_of(speaker, "words", data)
+        return
+    assert isinstance(reference, Rejected) and reference.reason == "empty text"
+    split = split_of(speaker, "", data) if speaker else "train"
+    if split == "train":
+        assert (pseudo.split, pseudo.text) == ("train", "")
+    else:
+        assert isinstance(pseudo, Rejected) and pseudo.reason == f"no reference for the {split} split"

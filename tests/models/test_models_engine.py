@@ -10,7 +10,7 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.models.engine import Engine
+from askd_ray.models.engine import Decoding, Engine
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import encode
 from askd_ray.text.tokens import most_tokens
@@ -72,16 +72,21 @@ def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, clips: l
     assert transcript.avg_logprob == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_a_clip_that_does_not_stop_is_stopped(trimmed: Engine, speech: Path):
+@pytest.mark.parametrize("previous", ["", "Thank you for calling. " * 25])
+def test_a_clip_that_does_not_stop_is_stopped(weights: Path, speech: Path, previous: str):
     # tiny.en was never trained on trimmed windows and repeats itself in some of them.
     waveforms = [waveform_of(u) for u in utterances(speech, 24)]
-    lengths = [len(t.token_ids) for t in trimmed.transcribe(waveforms)]
+    heard = Engine(weights, decoding=Decoding(previous=previous)).transcribe(waveforms)
+    lengths = [len(t.token_ids) for t in heard]
+    assert max(n for n, t in zip(lengths, heard, strict=True) if not t.ended) == max(lengths)
     windows_s = [len(w) / SAMPLE_RATE_HZ + 0.3 for w in waveforms]
     bounds = [(most_tokens(s), most_tokens(s + 0.2)) for s in windows_s]  # the window is rounded up by less than 0.2 s
     assert all(n <= most for n, (_, most) in zip(lengths, bounds, strict=True))
     assert any(least <= n for n, (least, _) in zip(lengths, bounds, strict=True)), (
         "no clip ran away: nothing was bounded"
     )
+    assert all(n >= least for n, t, (least, _) in zip(lengths, heard, bounds, strict=True) if not t.ended)
+    assert all(n < most for n, t, (_, most) in zip(lengths, heard, bounds, strict=True) if t.ended)
 
 
 def test_most_tokens():

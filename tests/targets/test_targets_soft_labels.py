@@ -11,14 +11,16 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_labels
-from askd_ray.data.schema import Utterance
+from askd_ray.data.schema import IGNORED, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.distill.divergence import forward_kl
 from askd_ray.distill.references import TopK
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.train.loop import make_stream
 
 K = 8
 
@@ -107,3 +109,48 @@ def test_labels_survive_the_disk_and_know_their_key(
     (tmp_path / "labels.parquet").write_bytes((tmp_path / "labels.parquet").read_bytes()[:200])
     with pytest.raises(AskdError, match="damaged"):
         check_labels(tmp_path / "labels.parquet", tmp_path / "shard.parquet", key)
+
+
+def test_a_text_is_needed_to_be_a_reference(utterances: list[Utterance], weights: Path):
+    """Shards of a run with pseudo-labels may hold rows without one."""
+    model, tokens = load_whisper(str(weights))
+    without = Utterance(**{**vars(utterances[0]), "text": ""})
+    (made,) = label(model, tokens, [without], recipe(weights, top_k=K))
+    assert len(made.target_ids) == 0 and made.left_out == "no reference"
+
+
+def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: Path, tmp_path: Path):
+    """A batch from the disk: prompt, then text; and the teacher run along it says what its labels say."""
+    previous = "Welcome to the voice mail system. " * 12
+    with_prompt = Recipe.model_validate(
+        {
+            "runs_root": str(tmp_path),
+            "teacher": {"model": str(weights), "top_k": K},
+            "targets": {"prompt": previous},
+            "window": {"padded_share": 1.0},
+            "spec_augment": {"freq_masks": 0, "time_masks": 0},
+            "train": {"batch_audio_s": 120.0},
+        }
+    )
+    model, tokens = load_whisper(str(weights))
+    prompt = tokens.prompt("en", previous)
+    assert len(prompt) > 80 and prompt[0] == tokens.id_of("<|startofprev|>")
+    run = Run(with_prompt)
+    write_table(run.shards / "train-00000-of-00001.parquet", to_table(utterances))
+    made = label(model, tokens, utterances, with_prompt)
+    write_labels(run.labels / "train-00000-of-00001.parquet", made, label_key(with_prompt))
+    stream = make_stream(with_prompt, n_mels=80)
+    (batch,) = (b for task in stream.planner().epoch(0, 0, 1) for b in stream.batches(task))
+    by_id = {u.id: m for u, m in zip(utterances, made, strict=True)}
+    with torch.no_grad():
+        decoded = WindowedWhisper(model)(torch.from_numpy(batch.log_mel), torch.from_numpy(batch.decoder_ids))
+        logits = model.proj_out(decoded.hidden)
+    for i, name in enumerate(batch.ids):
+        ids = by_id[name].target_ids.tolist()
+        first, last = len(prompt) - 1, len(prompt) - 1 + len(ids)
+        assert batch.decoder_ids[i, :last].tolist() == [*prompt, *ids[:-1]]
+        assert batch.targets[i, first:last].tolist() == ids
+        assert (batch.targets[i, :first] == IGNORED).all() and (batch.targets[i, last:] == IGNORED).all()
+        loss = torch.nn.functional.cross_entropy(logits[i, first:last], torch.tensor(ids), reduction="none")
+        np.testing.assert_allclose(loss.numpy(), batch.token_loss[i, first:last], atol=2e-2)
+    assert batch.n_tokens == sum(len(m.target_ids) for m in made)

@@ -39,6 +39,15 @@ def test_prompt_of_a_multilingual_model(multilingual):
     assert multilingual.prompt("de") == (50258, 50261, 50359, 50363)
 
 
+def test_prompt_after_earlier_text_and_with_timestamps(tokens):
+    assert tokens.prompt(timestamps=True) == (50257,)
+    assert tokens.prompt(previous=" Hello world ") == (50360, 18435, 995, 50257, 50362)
+    assert tokens.prompt(previous=" \n") == tokens.prompt()
+    assert len(tokens.prompt(previous=" nine" * 223)) == 1 + 223 + 2
+    with pytest.raises(AskdError, match="the prompt has 224 tokens: at most 223 are allowed"):
+        tokens.prompt(previous=" nine" * 224)
+
+
 def test_languages_that_a_model_does_not_have(tokens, multilingual):
     with pytest.raises(AskdError, match=r"'de'.*English-only.*only 'en'"):
         tokens.prompt("de")

@@ -1,0 +1,43 @@
+"""The recipe's ``targets``: what the student's text is, and which of the teacher's own texts are trusted."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from askd_ray.config.section import Count, Positive, Section
+
+NotNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Targets(Section):
+    """The target text of the train utterances: the ``reference``, or ``pseudo``, the teacher's own decoding.
+
+    ``prompt`` is text that stands before the transcript, as what was said earlier (``<|startofprev|>``). With
+    ``pseudo`` utterances need no text; ``beam_size`` 1 is greedy, and with ``timestamps`` the targets hold timestamp
+    tokens.
+
+    What the teacher wrote is dropped, where there is a reference, if its word error rate exceeds ``max_wer``; where
+    there is none, if the mean log-probability of its tokens is below ``min_mean_log_prob``, if it shrinks to less than
+    a ``max_compression_ratio``-th under zlib, if a phrase of one to five words stands right behind itself more than
+    ``max_repeats`` times in a row, or if its characters a second lie outside ``chars_per_s`` ([least, most]). null
+    switches a filter off.
+    """
+
+    kind: Literal["reference", "pseudo"] = "reference"
+    prompt: str = ""
+    timestamps: bool = False
+    beam_size: Count = 1
+    max_wer: NotNegative | None = 0.1
+    min_mean_log_prob: Annotated[float, Field(le=0.0)] | None = -1.0
+    max_compression_ratio: Positive | None = 2.4
+    max_repeats: Annotated[int, Field(ge=0)] | None = 3
+    chars_per_s: tuple[NotNegative, NotNegative] | None = (1.0, 30.0)
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "Targets":
+        if self.kind == "reference":
+            pseudo_only = [name for name in Targets.model_fields if name not in ("kind", "prompt")]
+            self.refuse_unread(pseudo_only, "only targets.kind pseudo reads it")
+        if self.chars_per_s is not None and self.chars_per_s[0] > self.chars_per_s[1]:
+            raise ValueError("chars_per_s is [least, most]: the first must not exceed the second")
+        return self

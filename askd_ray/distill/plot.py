@@ -1,0 +1,74 @@
+"""A picture of a run's schedules before it is run: a, b, T and k over progress."""
+
+from pathlib import Path
+from typing import Any
+
+from askd_ray.config.schema import Recipe
+from askd_ray.distill.schedules import Progress, Weights, weights_at
+from askd_ray.errors import AskdError
+from askd_ray.files import atomic_path
+
+_POINTS = 501
+
+
+def schedule_arrays(recipe: Recipe) -> dict[str, list[float]]:
+    """Return ``u`` and the weights at each point of a run: the same values that its steps get.
+
+    ``gap`` follows the losses, which nobody knows beforehand: it is drawn as if the student caught up linearly.
+    """
+    points = [i / (_POINTS - 1) for i in range(_POINTS)]
+    at: list[Weights] = [weights_at(recipe.objective, Progress.at(u, recipe.train.epochs), gap=1.0 - u) for u in points]
+    return {
+        "u": points,
+        "a": [w.teacher for w in at],
+        "b": [w.own for w in at],
+        "T": [w.temperature for w in at],
+        "k": [w.k for w in at],
+    }
+
+
+def plot_schedule(recipe: Recipe, path: Path) -> Path:
+    """Draw the schedules into a PNG and return its path.
+
+    Raises :class:`AskdError` when matplotlib is not installed.
+    """
+    arrays = schedule_arrays(recipe)
+    figure, axes = _figure(1 + _varies(arrays["T"]) + _varies(arrays["k"]))
+    left = axes[0]
+    for name, label, style in (("a", "a, teacher", "-"), ("b", "b, self", "-")):
+        left.plot(arrays["u"], arrays[name], style, label=label, linewidth=2)
+    if recipe.objective.ce_weight == "complement":
+        ce = [1.0 - a - b for a, b in zip(arrays["a"], arrays["b"], strict=True)]
+        left.plot(arrays["u"], ce, ":", label="cross-entropy", color="grey")
+    left.set_ylim(-0.03, 1.05)
+    left.set_ylabel("weight")
+    left.legend(frameon=False)
+    for axis, name in zip(axes[1:], [n for n in ("T", "k") if _varies(arrays[n])], strict=True):
+        axis.plot(arrays["u"], arrays[name], color="tab:green", linewidth=2)
+        axis.set_ylabel(name)
+    drawn = " (gap: as if it closed linearly)" if recipe.objective.teacher_weight.schedule == "gap" else ""
+    constant = "" if _varies(arrays["T"]) else f", T = {arrays['T'][0]:g}"
+    left.set_title(f"{recipe.name}: {recipe.objective.preset}{constant}{drawn}", loc="left")
+    axes[-1].set_xlabel("progress of the run")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
+    return path
+
+
+def _varies(values: list[float]) -> bool:
+    return len(set(values)) > 1
+
+
+def _figure(n_rows: int) -> tuple[Any, list[Any]]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise AskdError("plots need matplotlib, which is not installed: pip install 'askd-ray[plot]'") from None
+    figure: Any = Figure(figsize=(7, 2.6 + 1.4 * (n_rows - 1)))  # no pyplot: nothing global, no display
+    ratios = [2.0] + [1.0] * (n_rows - 1)
+    axes = figure.subplots(n_rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+        axis.set_xlim(0, 1)
+    return figure, list(axes)

@@ -1,0 +1,70 @@
+"""Progressive shrinking: at set points of progress the student goes on with fewer layers."""
+
+import math
+
+from transformers import WhisperForConditionalGeneration
+
+from askd_ray.config.schema import Recipe, Student
+from askd_ray.errors import AskdError
+from askd_ray.models.load import load_config, resolve
+from askd_ray.models.student import build_student, operate, surgeries
+from askd_ray.models.windows import WindowedWhisper
+from askd_ray.text.tokens import Tokens
+from askd_ray.train.optim import Optimizer, build_optimizer, carry_over
+
+
+class Students:
+    """A recipe's student as built and after each shrinking, and the way from one to the next.
+
+    ``teacher_width`` is that of an online teacher's encoder states, for the recipe's loss between them.
+    Raises :class:`AskdError` when the recipe's layers are not there or cannot be merged.
+    """
+
+    def __init__(self, recipe: Recipe, teacher_width: int):
+        settings = recipe.student
+        reference = settings.init or recipe.teacher.model
+        self.tokens = Tokens(resolve(reference))
+        self._recipe, self._width = recipe, teacher_width
+        self._shrinkings = surgeries(settings, load_config(reference))[1:]
+
+    def at(self, n_shrunk: int) -> WindowedWhisper:
+        """Return the student after so many shrinkings, with the weights of before any training."""
+        recipe = self._recipe
+        return self.around(build_student(recipe.student, recipe.teacher.model, n_shrunk)[0], n_shrunk)
+
+    def around(self, model: WhisperForConditionalGeneration, n_shrunk: int) -> WindowedWhisper:
+        """Return the student of a model that has gone through so many shrinkings."""
+        wanted = self._recipe.objective.hidden_states
+        layers = wanted.layers if wanted.kind != "none" else ()
+        student = WindowedWhisper(model, [mine for mine, _ in layers], [self._width] * len(layers))
+        student.shrunk = n_shrunk
+        return student
+
+    def shrink(self, student: WindowedWhisper, optimizer: Optimizer) -> tuple[WindowedWhisper, Optimizer]:
+        """Return the student after its next shrinking, and its optimizer.
+
+        A layer that stays keeps its moments; a merged one has the mean of the moments of those it is made of.
+        """
+        surgery = self._shrinkings[student.shrunk]
+        smaller = self.around(operate(student.whisper, surgery), student.shrunk + 1)
+        smaller.to_widths = student.to_widths
+        smaller.to(next(student.parameters()).device).train(student.training)
+        fresh = build_optimizer(smaller, self._recipe.train)
+        before = dict(student.named_parameters())
+        for name, parameter in smaller.named_parameters():
+            if parameter.requires_grad:
+                carry_over(optimizer, [before[source] for source in surgery.sources(name)], fresh, parameter)
+        return smaller, fresh
+
+
+def shrink_steps(settings: Student, n_steps: int) -> list[int]:
+    """Return before which step (from 0) each shrinking happens: the first whose progress has reached it.
+
+    Raises :class:`AskdError` when no step is left for it.
+    """
+    steps = [math.ceil(step.at * n_steps - 1e-9) for step in settings.shrink]
+    if steps and steps[-1] >= n_steps:
+        raise AskdError(
+            f"student.shrink at {settings.shrink[-1].at:g} is too late: none of the {n_steps} steps comes after it"
+        )
+    return steps

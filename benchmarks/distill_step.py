@@ -1,0 +1,221 @@
+"""What does a training step cost? Distil-Whisper's as its recipe prescribes, against ours.
+
+    python benchmarks/distill_step.py [--data FOLDER] [--clips N] [--batch N] [--quick] [--json]
+
+(a) 30 s windows, the teacher beside the student at every step, softmax over the full vocabulary of all positions twice;
+(b) ours with the teacher online; (c) ours with cached soft labels. Ours sees trimmed windows. The same student, clips
+grouped alike and AdamW, in turn in one process; features are made beforehand for all three, soft labels too (what they
+cost is printed). Then the memory that the loss alone takes at its peak, each in a process of its own.
+
+--data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --json prints one line of
+JSON last.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from rich.table import Table
+from speech_rows import clips
+from torch.nn import functional
+
+from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.units import PADDED_SAMPLES
+from askd_ray.config.objective import Objective
+from askd_ray.config.schema import Recipe
+from askd_ray.data.labels import write_labels
+from askd_ray.data.schema import IGNORED, Batch, Utterance
+from askd_ray.data.shards import to_table, waveform_of, write_table
+from askd_ray.distill.distiller import Distiller
+from askd_ray.distill.objective import Tokens, objective_sums
+from askd_ray.distill.online_teacher import OnlineTeacher
+from askd_ray.distill.references import Dense, TopK
+from askd_ray.distill.schedules import Weights
+from askd_ray.distill.self_teacher import self_teacher
+from askd_ray.fetch.weights import fetch_weights
+from askd_ray.models.load import load_whisper
+from askd_ray.models.windows import WindowedWhisper
+from askd_ray.progress import bar, console
+from askd_ray.runs import Run
+from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.torch_setup import use_threads
+from askd_ray.train.loop import make_stream
+from askd_ray.train.optim import build_optimizer
+from askd_ray.train.step import train_step
+
+WEIGHTS = Weights(teacher=0.5, own=0.0)
+KD_WEIGHT, CE_WEIGHT, TEMPERATURE = 1.0, 0.8, 2.0  # Distil-Whisper's released code
+OURS = {"b": "ours, teacher online", "c": "ours, cached soft labels"}
+NAMES = {"a": "dense, 30 s windows", **OURS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    use_threads()
+    n_clips, batch_size = (8, 4) if options.quick else (options.clips, options.batch)
+    with tempfile.TemporaryDirectory() as root:
+        utterances = clips(options.data, n_clips)
+        recipe = _recipe(root, batch_size)
+        label_s = _write_run(recipe, utterances)
+        times, steps = _time(recipe, utterances)
+    n_utterances = len(utterances)
+    rates = {name: n_utterances / sum(took) for name, took in times.items()}
+    peaks = _loss_peaks(steps)
+    audio_s = sum(u.duration_s for u in utterances)
+    table = Table(title=f"{n_utterances} clips, mean {audio_s / n_utterances:.1f} s, batches of up to {batch_size}")
+    for column in ("step", "utt/s", "against (a)", "memory of the loss"):
+        table.add_column(column, justify="right")
+    for name, rate in rates.items():
+        speed = f"{rate:.2f}", f"{rate / rates['a']:.1f}x"
+        table.add_row(f"({name}) {NAMES[name]}", *speed, f"{peaks[name] / 1e6:.0f} MB")
+    console.print(table)
+    console.print(f"soft labels, once for all epochs and trials: {n_utterances / label_s:.2f} utt/s")
+    result = {
+        "speedup_vs_dense_30s": round(rates["c"] / rates["a"], 2),
+        "speedup_online_vs_dense_30s": round(rates["b"] / rates["a"], 2),
+        "loss_peak_ratio": round(peaks["c"] / peaks["a"], 3),
+        "loss_peak_ratio_online": round(peaks["b"] / peaks["a"], 3),
+        "utterances_per_s": {name: round(rate, 3) for name, rate in rates.items()},
+        "mean_s": round(audio_s / n_utterances, 2),
+        "clips": n_utterances,
+        "threads": torch.get_num_threads(),
+    }
+    if options.json:
+        print(json.dumps(result))
+
+
+def _recipe(root: str, batch_size: int) -> Recipe:
+    values = {
+        "name": "steps",
+        "runs_root": root,
+        "teacher": {"model": str(fetch_weights("tiny.en"))},
+        "window": {"padded_share": 0.0},
+        "train": {"batch_utterances": batch_size, "batch_audio_s": 480.0, "epochs": 1},
+    }
+    return Recipe.model_validate(values)
+
+
+def _write_run(recipe: Recipe, utterances: list[Utterance]) -> float:
+    """Write the one shard of a run and its labels; returns the seconds that labelling took."""
+    run, shard = Run(recipe), "train-00000-of-00001.parquet"
+    write_table(run.shards / shard, to_table(utterances))
+    model, tokens = load_whisper(recipe.teacher.model)
+    begun = time.perf_counter()
+    labels = label(model, tokens, utterances, recipe)
+    took = time.perf_counter() - begun
+    write_labels(run.labels / shard, labels, label_key(recipe))
+    return took
+
+
+def _time(recipe: Recipe, utterances: list[Utterance]) -> tuple[dict[str, list[float]], list[Batch]]:
+    """Return the seconds of each step of each kind, batch by batch in turn, and the batches."""
+    stream = make_stream(recipe, n_mels=80)
+    batches = [batch for task in stream.planner().run(0, 1) for batch in stream.batches(task)]
+    audio = {u.id: u for u in utterances}
+    step = {"a": _dense_step(recipe), "b": _our_step(recipe, online=True), "c": _our_step(recipe, online=False)}
+    times: dict[str, list[float]] = {name: [] for name in step}
+    with bar("steps", len(batches) + 1, "batch") as progress:
+        for number, batch in enumerate([min(batches, key=lambda b: len(b.ids)), *batches]):
+            waveforms = [waveform_of(audio[i]) for i in batch.ids]
+            padded = log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms), 80).numpy()
+            with_audio = Batch(**{**vars(batch), "teacher_log_mel": padded})
+            for name in sorted(step, key=lambda n: (ord(n) + number) % 3):
+                begun = time.perf_counter()
+                step[name](with_audio)
+                if number:  # the first, a small one, warms up
+                    times[name].append(time.perf_counter() - begun)
+            progress.advance()
+    return times, batches
+
+
+def _dense_step(recipe: Recipe) -> Callable[[Batch], None]:
+    """Distil-Whisper's step through transformers' own forward passes."""
+    student, teacher = (load_whisper(recipe.teacher.model)[0] for _ in range(2))
+    student.train()
+    optimizer = build_optimizer(WindowedWhisper(student), recipe.train)
+
+    def step(batch: Batch) -> None:
+        log_mel, ids = torch.from_numpy(batch.teacher_log_mel), torch.from_numpy(batch.decoder_ids)
+        logits = student(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
+        with torch.no_grad():
+            theirs = teacher(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
+        loss = dense_loss(logits, theirs, torch.from_numpy(batch.targets))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.train.clip_norm)
+        optimizer.step()
+
+    return step
+
+
+def dense_loss(logits: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return 0.8 CE + T^2 KL over all positions, as Distil-Whisper's released training script has it."""
+    ce = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    log_q = functional.log_softmax(logits / TEMPERATURE, dim=-1)
+    p = functional.softmax(theirs / TEMPERATURE, dim=-1)
+    valid = targets != IGNORED
+    kl = (functional.kl_div(log_q, p, reduction="none") * valid[..., None]).sum() / valid.sum()
+    return CE_WEIGHT * ce + KD_WEIGHT * TEMPERATURE**2 * kl
+
+
+def _our_step(recipe: Recipe, online: bool) -> Callable[[Batch], None]:
+    student = WindowedWhisper(load_whisper(recipe.teacher.model)[0]).train()
+    teacher = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]), False) if online else None
+    objective = recipe.objective
+    distiller = Distiller(objective, self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
+    optimizer = build_optimizer(student, recipe.train)
+
+    def step(batch: Batch) -> None:
+        train_step(student, student, optimizer, batch, distiller, WEIGHTS, recipe.train.clip_norm)
+
+    return step
+
+
+def _loss_peaks(batches: list[Batch]) -> dict[str, int]:
+    """Return the peak memory of each loss in bytes, on the batch with the most positions."""
+    largest = max(batches, key=lambda b: b.targets.size)
+    arguments = (largest.targets, largest.top_ids, largest.top_log_probs, largest.rest_log_prob)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        return {name: pool.apply(_loss_peak, (name, *arguments)) for name in NAMES}
+
+
+def _loss_peak(name: str, *arrays: np.ndarray) -> int:
+    """Run one loss, forward and backward, on random hidden states of the batch's shape; returns what it took."""
+    use_threads()
+    targets, top_ids, top_log_probs, rest = (torch.from_numpy(array) for array in arrays)
+    projection = torch.nn.Parameter(torch.randn(51_864, 384) / 20)
+    hidden, theirs = torch.randn(*targets.shape, 384, requires_grad=True), torch.randn(*targets.shape, 384)
+    functional.linear(hidden[:1, :1], projection).sum().backward()  # the gradient of the projection is there already
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here (Linux)
+    valid = targets != IGNORED
+    if name == "a":
+        with torch.no_grad():
+            dense = functional.linear(theirs, projection)
+        dense_loss(functional.linear(hidden, projection), dense, targets).backward()
+    else:
+        cached = TopK(top_ids[valid], top_log_probs[valid], rest[valid], torch.zeros(int(valid.sum())))
+        teacher = Dense(theirs[valid], projection.detach()) if name == "b" else cached
+        tokens = Tokens(targets[valid], torch.ones(int(valid.sum())), teacher, None)
+        loss, _ = objective_sums(Objective(), WEIGHTS, tokens, (hidden[valid], projection), lambda rows, log_q: None)
+        loss.backward()
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0]) - before
+
+
+if __name__ == "__main__":
+    main()

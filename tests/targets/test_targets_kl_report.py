@@ -1,0 +1,119 @@
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from small_run import utterances
+from transformers import WhisperForConditionalGeneration
+
+from askd_ray.audio.units import PADDED_SAMPLES, window_samples
+from askd_ray.config.schema import Recipe
+from askd_ray.data.labels import SoftLabels, write_labels
+from askd_ray.data.schema import Utterance
+from askd_ray.data.shards import to_table, waveform_of, write_table
+from askd_ray.distill import divergence
+from askd_ray.errors import AskdError
+from askd_ray.models.load import load_whisper
+from askd_ray.targets.kl_report import KEPT, KlLost, kl_lost, kl_table, measure
+from askd_ray.targets.soft_labels import forced_logits, label, label_key, to_buckets
+
+K = 5
+
+
+@pytest.fixture(scope="module")
+def recipe(weights: Path) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "teacher": {"model": str(weights), "top_k": K},
+            "student": {"decoder_layers": [0, 3]},
+            "objective": {"temperature": {"start": 2.0}},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(weights: Path) -> WhisperForConditionalGeneration:
+    return load_whisper(str(weights))[0]
+
+
+@pytest.fixture(scope="module")
+def rows(speech: Path, recipe: Recipe) -> tuple[list[Utterance], list[SoftLabels]]:
+    said = utterances(speech, 2)
+    return said, label(*load_whisper(recipe.teacher.model), said, recipe)
+
+
+def test_buckets_are_those_of_the_objective():
+    log_probs = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    ids = log_probs.topk(4).indices
+    torch.testing.assert_close(to_buckets(log_probs, ids), divergence.to_buckets(log_probs, ids))
+    torch.testing.assert_close(to_buckets(log_probs, ids).exp().sum(-1), torch.ones(7))
+
+
+def test_what_is_lost_against_the_objective_s_own_divergence(
+    teacher: WhisperForConditionalGeneration, rows: tuple[list[Utterance], list[SoftLabels]], recipe: Recipe
+):
+    """Real Whisper as its own student in a trimmed window: the two KLs by the objective's functions."""
+    report = kl_lost(teacher, teacher, *rows, recipe)
+    assert [lost.k for lost in report] == sorted({K, *KEPT})
+    dense: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
+    with torch.no_grad():
+        for utterance, made in zip(*rows, strict=True):
+            clip = waveform_of(utterance)
+            windows = (PADDED_SAMPLES, window_samples(len(clip), recipe.window.silence_s))
+            log_p, log_q = (
+                torch.log_softmax(next(forced_logits(teacher, [clip], [w], [made])) / 2.0, -1) for w in windows
+            )
+            ids = log_p.topk(K).indices
+            dense.append(divergence.forward_kl(log_p, log_q))
+            kept.append(divergence.forward_kl(divergence.to_buckets(log_p, ids), divergence.to_buckets(log_q, ids)))
+    assert report[0].dense == pytest.approx(float(torch.cat(dense).mean()), rel=1e-4)
+    assert report[0].kept == pytest.approx(float(torch.cat(kept).mean()), rel=1e-4)
+
+
+def test_more_tokens_lose_less(
+    teacher: WhisperForConditionalGeneration, rows: tuple[list[Utterance], list[SoftLabels]], recipe: Recipe
+):
+    report = kl_lost(teacher, teacher, *rows, recipe)
+    nats = [lost.nats for lost in report]
+    assert all(n > 0.0 for n in nats) and nats == sorted(nats, reverse=True)
+    assert all(0.0 < lost.share < 1.0 and lost.dense == report[0].dense for lost in report)
+
+
+def test_what_is_left_out_counts_nothing(
+    teacher: WhisperForConditionalGeneration, rows: tuple[list[Utterance], list[SoftLabels]], recipe: Recipe
+):
+    said, labels = rows
+    out = replace(labels[1], target_ids=labels[1].target_ids[:0], left_out="too long")
+    assert kl_lost(teacher, teacher, said, [labels[0], out], recipe) == kl_lost(
+        teacher, teacher, said[:1], labels[:1], recipe
+    )
+    assert kl_lost(teacher, teacher, said[1:], [out], recipe) == []
+
+
+def test_the_report_of_a_run_is_about_its_own_student(
+    rows: tuple[list[Utterance], list[SoftLabels]],
+    recipe: Recipe,
+    teacher: WhisperForConditionalGeneration,
+    tmp_path: Path,
+):
+    said, labels = rows
+    write_table(tmp_path / "shard.parquet", to_table(said))
+    write_labels(tmp_path / "labels.parquet", labels, label_key(recipe))
+    report = measure(recipe, tmp_path / "shard.parquet", tmp_path / "labels.parquet")
+    assert report[0].dense > kl_lost(teacher, teacher, said, labels, recipe)[0].dense  # it lost two layers
+    assert len(kl_table(report).rows) == len(report)
+
+
+def test_another_vocabulary(teacher: WhisperForConditionalGeneration, recipe: Recipe):
+    other = cast(Any, SimpleNamespace(config=SimpleNamespace(vocab_size=51865)))
+    with pytest.raises(AskdError, match="vocabulary has 51865 tokens, the teacher's 51864"):
+        kl_lost(teacher, other, [], [], recipe)
+
+
+def test_shares():
+    lost = KlLost(8, kept=0.75, dense=1.0)
+    assert (lost.nats, lost.share) == (0.25, 0.25)
+    assert KlLost(8, 0.0, 0.0).share == 0.0

@@ -1,0 +1,223 @@
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_run import utterances
+from transformers import WhisperForConditionalGeneration
+
+from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.units import PADDED_SAMPLES
+from askd_ray.config.schema import Recipe
+from askd_ray.data.labels import SoftLabels, check_labels, write_labels
+from askd_ray.data.schema import Utterance
+from askd_ray.data.shards import to_table, waveform_of, write_table
+from askd_ray.errors import AskdError
+from askd_ray.models.engine import Engine, Transcript
+from askd_ray.models.generate import greedy
+from askd_ray.models.load import load_whisper
+from askd_ray.models.windows import encode
+from askd_ray.targets.pseudo_label import pseudo_label, teacher_engine
+from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.text.tokens import MOST_PROMPT_TOKENS, Tokens
+
+Teacher = tuple[WhisperForConditionalGeneration, Tokens]
+SOT, NO_TIMESTAMPS, PREVIOUS = 50257, 50362, 50360  # of the English-only vocabulary
+
+
+def recipe(weights: Path, teacher: dict[str, Any] | None = None, **targets: Any) -> Recipe:
+    settings = {"model": str(weights), "top_k": 8, **(teacher or {})}
+    return Recipe.model_validate({"teacher": settings, "targets": {"kind": "pseudo", **targets}})
+
+
+@pytest.fixture(scope="module")
+def teacher(weights: Path) -> Teacher:
+    return load_whisper(str(weights))
+
+
+@pytest.fixture(scope="module")
+def clips(speech: Path) -> list[Utterance]:
+    """Real prompts without their texts."""
+    return [replace(u, text="") for u in utterances(speech, 4)]
+
+
+@pytest.fixture(scope="module")
+def labels(teacher: Teacher, clips: list[Utterance], weights: Path) -> list[SoftLabels]:
+    return label(*teacher, clips, recipe(weights))
+
+
+def test_greedy_labels_are_what_the_teacher_decodes(
+    teacher: Teacher, labels: list[SoftLabels], clips: list[Utterance], weights: Path
+):
+    """CTranslate2 in float32, and torch: the same tokens, so the labels are those of no int8 copy."""
+    model, tokens = teacher
+    waveforms = [waveform_of(u) for u in clips]
+    heard = Engine(weights, compute_type="float32", silence_s=None).transcribe(waveforms)
+    in_torch = greedy(model, tokens, log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms)))
+    for made, transcript, ids in zip(labels, heard, in_torch, strict=True):
+        assert made.left_out == "" and made.prompt_ids == (SOT, NO_TIMESTAMPS)
+        assert made.target_ids.tolist() == [*transcript.token_ids, tokens.end] == [*ids, tokens.end]
+
+
+def test_soft_labels_lie_along_the_pseudo_labels(labels: list[SoftLabels], clips: list[Utterance]):
+    tops = [(made.top_ids[:, 0] == made.target_ids).tolist() for made in labels]
+    hits = [hit for row in tops for hit in row]
+    assert sum(hits) >= 0.9 * len(hits)  # greedy took the likeliest token, unless it is a suppressed one
+    assert all(0.0 < made.teacher_loss < 1.0 for made in labels)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_the_mean_log_probability_is_that_of_the_tokens(
+    teacher: Teacher, clips: list[Utterance], weights: Path, beam_size: int, timestamps: bool
+):
+    """What a filter compares with ``min_mean_log_prob``, for any way to search."""
+    model, tokens = teacher
+    engine = teacher_engine(recipe(weights, beam_size=beam_size, timestamps=timestamps))
+    (heard,) = engine.transcribe([waveform_of(clips[0])])
+    prompt, ids = tokens.prompt(timestamps=timestamps), [*heard.token_ids, tokens.end]
+    with torch.no_grad():
+        states = encode(model, log_mel_windows([waveform_of(clips[0])], [PADDED_SAMPLES])).states
+        decoder_ids = torch.tensor([[*prompt, *ids[:-1]]])
+        logits = model.proj_out(model.model.decoder(input_ids=decoder_ids, encoder_hidden_states=states)[0])[0]
+    logits = logits[len(prompt) - 1 :]
+    logits[:, model.generation_config.suppress_tokens] = -torch.inf
+    mean = float(logits.log_softmax(-1)[range(len(ids)), ids].mean())
+    # Whisper's rules for timestamps leave fewer tokens to choose from at some positions, which are then likelier.
+    assert mean - 1e-3 <= heard.avg_logprob <= mean + (0.4 if timestamps else 0.02)
+
+
+def test_beam_search(teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
+    made = label(*teacher, clips, recipe(weights, beam_size=4))
+    assert [m.left_out for m in made] == [""] * len(clips)
+    beam, one = (sum(m.token_loss.astype(float).sum() for m in of) for of in (made, labels))
+    assert beam <= one + 0.05  # it finds what is at least as likely
+
+
+def test_timestamps(teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
+    _, tokens = teacher
+    for made, without in zip(label(*teacher, clips, recipe(weights, timestamps=True)), labels, strict=True):
+        assert made.prompt_ids == (SOT,)
+        ids = made.target_ids.tolist()
+        marks = [i for i in ids if i > NO_TIMESTAMPS]
+        assert ids[0] == NO_TIMESTAMPS + 1 and len(marks) >= 2  # <|0.00|>, and where the speech ends
+        assert marks == sorted(marks) and (marks[-1] - marks[0]) * 0.02 < 5.0  # the clips are shorter than 4 s
+        assert ids[-1] == tokens.end
+        text = tokens.decode(ids)
+        assert "<|" not in text and text
+        assert tokens.encode(text) == [i for i in ids if i < tokens.end]
+        assert len(set(text.split()) & set(tokens.decode(without.target_ids.tolist()).split())) > 0
+
+
+def test_a_prompt_stands_before_the_transcript(
+    teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path
+):
+    _, tokens = teacher
+    previous = "Thank you for calling. Please leave a message."
+    made = label(*teacher, clips, recipe(weights, prompt=previous))
+    for one in made:
+        assert one.prompt_ids == (PREVIOUS, *tokens.encode(previous), SOT, NO_TIMESTAMPS)
+    kept = [(a, b) for a, b in zip(made, labels, strict=True) if not a.left_out]
+    assert len(kept) >= 2
+    assert any(a.teacher_loss != b.teacher_loss for a, b in kept)  # the teacher has read it
+
+
+def test_an_online_teacher_writes_targets_only(
+    teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path
+):
+    online = Recipe.model_validate({"teacher": {"model": str(weights), "online": True}, "targets": {"kind": "pseudo"}})
+    for made, with_soft in zip(label(*teacher, clips, online), labels, strict=True):
+        assert made.target_ids.tolist() == with_soft.target_ids.tolist()
+        assert made.top_ids.shape == (len(made.target_ids), 0)
+
+
+class Deaf(Engine):
+    """A teacher whose answers are given."""
+
+    def __init__(self, answers: dict[str, list[Transcript]]):
+        self.answers = answers
+
+    def transcribe(self, waveforms: Any, language: str = "en") -> list[Transcript]:
+        return [self.answers[language].pop(0) for _ in waveforms]
+
+
+def test_what_is_dropped_is_empty_and_says_why(teacher: Teacher, clips: list[Utterance], weights: Path):
+    model, tokens = teacher
+
+    def heard(text: str, log_prob: float = -0.1, ended: bool = True) -> Transcript:
+        return Transcript(text, tuple(tokens.encode(text)), log_prob, 0.0, ended)
+
+    rows = [*clips, replace(clips[0], text="entirely other words"), replace(clips[1], text="hello")]
+    answers = [
+        heard("hello"),
+        heard("hello", log_prob=-3.0),
+        heard("no no no no no"),
+        heard("hello", ended=False),
+        heard("hello"),
+        heard("Hello!"),
+    ]
+    made = label(model, tokens, rows, recipe(weights), Deaf({"en": answers}))
+    expected = ["", "min_mean_log_prob", "max_repeats", "no end", "max_wer", ""]
+    assert [m.left_out for m in made] == expected
+    for one in made:
+        assert (len(one.target_ids) == 0) == bool(one.left_out)
+        assert one.top_ids.shape == (len(one.target_ids), 8) == one.top_log_probs.shape
+    assert Counter(m.left_out for m in made).total() == len(rows)
+
+
+def test_answers_stay_with_their_clips_whatever_the_languages(clips: list[Utterance], weights: Path):
+    rows = [replace(u, language=language) for u, language in zip(clips, ("es", "en", "es", "de"), strict=True)]
+    answers = {
+        language: [Transcript(f"word {i}", (i,), -0.1, 0.0) for i, u in enumerate(rows) if u.language == language]
+        for language in ("es", "en", "de")
+    }
+    assert [t.token_ids for t in pseudo_label(Deaf(answers), rows, recipe(weights))] == [(0,), (1,), (2,), (3,)]
+
+
+def test_a_prompt_that_does_not_fit(clips: list[Utterance], weights: Path):
+    with pytest.raises(AskdError, match=rf"the prompt has 300 tokens: at most {MOST_PROMPT_TOKENS} are allowed"):
+        teacher_engine(recipe(weights, prompt="nine " * 300))
+    longest = teacher_engine(recipe(weights, prompt="nine " * MOST_PROMPT_TOKENS))
+    assert len(longest.transcribe([waveform_of(clips[0])])) == 1
+
+
+def test_labels_of_other_targets_are_stale(
+    clips: list[Utterance], labels: list[SoftLabels], weights: Path, tmp_path: Path
+):
+    shard, file = tmp_path / "shard.parquet", tmp_path / "labels.parquet"
+    write_table(shard, to_table(clips))
+    write_labels(file, labels, label_key(recipe(weights)))
+    check_labels(file, shard, label_key(recipe(weights)))
+    changes: dict[str, Any] = {
+        "timestamps": True,
+        "beam_size": 2,
+        "max_wer": None,
+        "min_mean_log_prob": -0.5,
+        "max_compression_ratio": 2.0,
+        "max_repeats": 2,
+        "chars_per_s": [1, 25],
+        "prompt": "two\nlines",
+    }
+    for name, value in changes.items():
+        with pytest.raises(AskdError, match=f"stale soft labels .* made with {name} ") as caught:
+            check_labels(file, shard, label_key(recipe(weights, **{name: value})))
+        assert "\n" not in str(caught.value)
+    references = Recipe.model_validate({"teacher": {"model": str(weights), "top_k": 8}})
+    with pytest.raises(AskdError, match="made with targets pseudo, the recipe asks for reference"):
+        check_labels(file, shard, label_key(references))
+
+
+@pytest.mark.slow
+def test_another_language(clips: list[Utterance]):
+    from askd_ray.fetch.weights import fetch_weights
+
+    base = fetch_weights("base")
+    model, tokens = load_whisper(str(base))
+    clip = replace(clips[0], language="es")
+    (made,) = label(model, tokens, [clip], recipe(base, min_mean_log_prob=None, chars_per_s=None))
+    assert tokens.id_of("<|es|>") in made.prompt_ids and made.left_out == ""
+    assert made.target_ids[-1] == tokens.end and len(made.target_ids) > 1
+    with pytest.raises(AskdError, match=r"no token <\|xx\|>"):
+        label(model, tokens, [replace(clip, language="xx")], recipe(base))

@@ -1,0 +1,72 @@
+"""The stage `label` with real parts: unlabelled real clips, real tiny.en, real Ray."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.labels import read_labels
+from askd_ray.data.prepare import prepare
+from askd_ray.data.shards import shard_paths
+from askd_ray.errors import AskdError
+from askd_ray.runs import Run
+from askd_ray.targets.kl_report import KEPT
+from askd_ray.targets.ray_label import label
+
+pytestmark = pytest.mark.slow
+
+N_CLIPS = 6
+
+
+@pytest.fixture(scope="module")
+def clips(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest: three real prompts without text, two with theirs, and one with another's."""
+    folder = tmp_path_factory.mktemp("clips")
+    lines = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()][::80][:N_CLIPS]
+    for number, line in enumerate(lines):
+        line["audio"] = str(speech / line["audio"])
+        line["text"] = ["", "", "", line["text"], line["text"], "these words are of another prompt"][number]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def a_recipe(clips: Path, root: Path, **sections: object) -> Recipe:
+    data = {"sources": [{"path": str(clips)}], "dev_share": 0.0, "test_share": 0.0, "utterances_per_shard": 4}
+    return Recipe.model_validate(
+        {"name": "pseudo", "runs_root": str(root), "data": data, "targets": {"kind": "pseudo"}, **sections}
+    )
+
+
+def test_pseudo_labels_from_unlabelled_clips(
+    clips: Path, tmp_path: Path, weights: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+):
+    recipe = a_recipe(clips, tmp_path)
+    run = Run(recipe)
+    prepared = prepare(recipe)
+    assert (prepared["utterances"]["train"], prepared["without_text"]) == (N_CLIPS, 3)
+    result = label(recipe)
+    assert result["utterances"] == N_CLIPS == result["labelled"] + sum(result["left_out"].values())
+    assert result["left_out"]["max_wer"] >= 1 and result["labelled"] >= 2
+    made = [m for s in shard_paths(run.shards, "train") for m in read_labels(run.labels / s.name, 32)]
+    assert sum(1 for m in made if not m.left_out) == result["labelled"]
+    assert sum(len(m.target_ids) for m in made) == result["tokens"]
+    assert 0.0 < result["kl_lost"] and 0.0 < result["kl_lost_share"] < 1.0
+    out = capsys.readouterr().out
+    assert "max_wer" in out and "KL lost" in out and all(str(k) in out for k in KEPT)
+
+    label(recipe)
+    assert "finished already" in capsys.readouterr().out
+    loose = a_recipe(clips, tmp_path, targets={"kind": "pseudo", "max_wer": 5.0})  # the labels are stale now
+    again = label(loose)
+    assert "max_wer" not in again["left_out"]
+    assert again["labelled"] == result["labelled"] + result["left_out"]["max_wer"]
+
+
+def test_nothing_is_left(clips: Path, tmp_path: Path, weights: Path, ray_session: None):
+    lines = [json.loads(line) for line in (clips / "manifest.jsonl").read_text().splitlines()]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps({**line, "text": ""}) + "\n" for line in lines[:2]))
+    recipe = a_recipe(tmp_path, tmp_path, targets={"kind": "pseudo", "chars_per_s": [0.0, 0.01]})
+    prepare(recipe)
+    with pytest.raises(AskdError, match=r"label: all 2 utterances are left out \(2 chars_per_s\)"):
+        label(recipe)

@@ -1,0 +1,54 @@
+"""Each preset, on real speech with the real tiny.en: a handful of clips can be learnt by heart."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_run import small_run, utterances
+
+from askd_ray.config.presets import PRESETS
+from askd_ray.config.schema import Recipe
+from askd_ray.data.labels import write_labels
+from askd_ray.data.shards import to_table, write_table
+from askd_ray.models.load import load_whisper
+from askd_ray.runs import Run
+from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.train.context import PlainContext
+from askd_ray.train.loop import Loop
+
+N_CLIPS = 4
+
+
+@pytest.fixture(scope="module")
+def runs(speech: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, Run]:
+    """Runs by the temperature of their labels, whose train and dev splits are the same few clips."""
+    clips = utterances(speech, N_CLIPS)
+    model, tokens = load_whisper(str(weights))
+    found: dict[float, Run] = {}
+    for temperature in (1.0, 2.0):
+        root = tmp_path_factory.mktemp("presets")
+        objective = {"temperature": {"start": temperature}}
+        run = small_run(root, speech, teacher={"model": str(weights)}, objective=objective)
+        shutil.rmtree(run.shards)
+        for split in ("train", "dev"):
+            write_table(run.shards / f"{split}-00000.parquet", to_table(clips))
+        write_labels(run.labels / "train-00000.parquet", label(model, tokens, clips, run.recipe), label_key(run.recipe))
+        found[temperature] = run
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_handful_of_clips_is_learnt_by_heart(preset: str, runs: dict[float, Run], tmp_path: Path):
+    settings: dict[str, Any] = {
+        "objective": {"preset": preset},
+        "train": {"epochs": 5, "batch_utterances": 1, "lr": 1e-4, "encoder_lr": 1e-4, "warmup_share": 0.05},
+        "window": {"padded_share": 0.0},
+        "spec_augment": {"freq_masks": 0, "time_masks": 0},
+    }
+    temperature = 2.0 if preset.startswith("kd_distil_whisper") else 1.0
+    recipe = Recipe.model_validate({**runs[temperature].recipe.model_dump(), **settings})
+    summary = Loop(recipe, PlainContext(torch.device("cpu")), tmp_path, "key").run()
+    assert summary["dev_wer"] == 0.0

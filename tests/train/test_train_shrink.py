@@ -1,0 +1,226 @@
+"""A student that loses layers as its run goes by: the same bits after a kill, moments that stay, the right best."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from small_run import with_objective
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.collate import Stream
+from askd_ray.data.plan import Task
+from askd_ray.data.schema import Batch
+from askd_ray.errors import AskdError
+from askd_ray.models.load import load_whisper, save_whisper
+from askd_ray.text.error_rate import ErrorCounts
+from askd_ray.train.context import PlainContext
+from askd_ray.train.loop import Loop
+from askd_ray.train.optim import build_optimizer
+from askd_ray.train.shrink import Students, shrink_steps
+from askd_ray.train.track import read_metrics
+
+CPU = torch.device("cpu")
+# Of ten steps, counted from 0: shrinkings before steps 3 and 6. Dev is scored when 2, 5, 7 and 10 are done.
+SHRINK = [
+    {"at": 0.25, "decoder_layers": [0, 1, 3]},
+    {"at": 0.6, "decoder_layers": [0, [1, 3]], "encoder_layers": [[0, 1]]},
+]
+EARLY_SNAPSHOT = {"self_teacher": {"kind": "snapshot", "switch": 0.1, "weight": 0.3}}
+
+
+class KilledError(Exception):
+    pass
+
+
+class DyingContext(PlainContext):
+    """Dies in the middle of the data, as a worker does."""
+
+    dies_after = 0
+
+    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+        for n, batch in enumerate(super().batches(stream, tasks)):
+            if n == self.dies_after:
+                raise KilledError
+            yield batch
+
+
+@pytest.fixture(scope="module")
+def shrinking(labelled: Recipe, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The labelled run with a student of two encoder and four decoder layers, of which one and two are left."""
+    torch.manual_seed(1)
+    teacher, tokens = load_whisper(str(tiny_model))
+    model = WhisperForConditionalGeneration(WhisperConfig(**{**teacher.config.to_dict(), "decoder_layers": 4}))
+    model.generation_config = teacher.generation_config
+    folder = tmp_path_factory.mktemp("deep") / "model"
+    save_whisper(model, tokens, folder)
+    student = {"init": str(folder), "shrink": SHRINK}
+    return with_objective(labelled, EARLY_SNAPSHOT, student=student, train={"evals_per_epoch": 2})
+
+
+def killed(recipe: Recipe, folder: Path, dies_after: int) -> None:
+    context = DyingContext(CPU)
+    context.dies_after = dies_after
+    with pytest.raises(KilledError):
+        Loop(recipe, context, folder, "key").run()
+
+
+def checkpoint(folder: Path, file: str = "student") -> dict[str, torch.Tensor]:
+    (found,) = (folder / "checkpoints").glob("step-*")
+    return load_file(found / f"{file}.safetensors")
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    for file in ("student", "optimizer"):
+        found, wanted = checkpoint(folder, file), checkpoint(expected, file)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    lines, expected_lines = (
+        [{k: v for k, v in m.items() if k != "utterances_per_s"} for m in read_metrics(f)] for f in (folder, expected)
+    )
+    assert lines == expected_lines
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shrinking: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    loop = Loop(shrinking, PlainContext(CPU), folder, "key")
+    assert (loop.shrink_steps, sorted(loop.evaluations), loop.n_steps) == ([3, 6], [2, 5, 7, 10], 10)
+    summary = loop.run()
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+# Before a checkpoint; with one from before the first shrinking; between the two; after the second
+@pytest.mark.parametrize("dies_after", [pytest.param(1, marks=pytest.mark.slow), 4, 6, 8])
+def test_a_killed_run_ends_with_the_same_bits(shrinking: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
+    killed(shrinking, tmp_path, dies_after)
+    Loop(shrinking, PlainContext(CPU), tmp_path, "key").run()
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.fixture(scope="module", params=["ema", "best", "previous_epoch"])
+def whole(
+    request: pytest.FixtureRequest, shrinking: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recipe, Path]:
+    """An undisturbed run with each of the other self-teachers."""
+    recipe = with_objective(shrinking, {"self_teacher": {"kind": request.param, "switch": 0.2, "weight": 0.3}})
+    folder = tmp_path_factory.mktemp("whole")
+    Loop(recipe, PlainContext(CPU), folder, "key").run()
+    return recipe, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies_after", [4, 6, 8])
+def test_every_self_teacher_survives(whole: tuple[Recipe, Path], tmp_path: Path, dies_after: int):
+    recipe, expected = whole
+    killed(recipe, tmp_path, dies_after)
+    Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    assert_same_run(tmp_path, expected)
+    assert read_metrics(expected)[-1]["self_kd"] > 0.0
+
+
+def test_what_is_left_is_what_was_asked_for(shrinking: Recipe, undisturbed: Path):
+    student, _ = load_whisper(str(undisturbed / "best"))
+    assert (student.config.encoder_layers, student.config.decoder_layers) == (1, 2)
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["params_m"] == round(sum(p.numel() for p in student.parameters()) / 1e6, 2)
+    assert summary["best_step"] in (7, 10)
+    again = Loop(shrinking, PlainContext(CPU), undisturbed, "key")  # a finished run, taken up again
+    assert again.summary() == summary
+
+
+def test_a_deeper_snapshot_survives_a_resume(shrinking: Recipe, tmp_path: Path):
+    killed(shrinking, tmp_path, 8)
+    before = checkpoint(tmp_path, "self_teacher")
+    loop = Loop(shrinking, PlainContext(CPU), tmp_path, "key")
+    own: Any = loop.distiller.own
+    assert (loop.student.shrunk, own.model.shrunk) == (2, 0)
+    assert len(own.model.whisper.model.decoder.layers) == 4 and len(loop.model.model.decoder.layers) == 2
+    assert all(torch.equal(value, before[name]) for name, value in own.model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Recipe, tmp_path: Path):
+    recipe = with_objective(shrinking, {"self_teacher": {"kind": "ema", "switch": 0.1, "decay": 0.5}})
+    killed(recipe, tmp_path, 6)
+    assert Loop(recipe, PlainContext(CPU), tmp_path, "key").distiller.own.model.shrunk == 1  # type: ignore[attr-defined]
+    loop = Loop(recipe, PlainContext(CPU), tmp_path, "key")
+    loop.run()
+    own: Any = loop.distiller.own
+    assert own.model.shrunk == 2
+    copied, student = own.model.state_dict(), loop.student.state_dict()
+    assert copied.keys() == student.keys()
+    name = "whisper.model.decoder.layers.1.fc1.weight"
+    assert 0.0 < (copied[name] - student[name]).abs().max() < 0.05
+
+
+def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrinking: Recipe):
+    recipe = with_objective(shrinking, EARLY_SNAPSHOT, student={"freeze_encoder": True})
+    students = Students(recipe, teacher_width=0)
+    student = students.at(0)
+    optimizer = build_optimizer(student, recipe.train)
+    torch.manual_seed(0)
+    for _ in range(2):
+        for parameter in student.parameters():
+            parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+    smaller, its = students.shrink(*students.shrink(student, optimizer))
+    assert smaller.shrunk == 2
+    old, new = dict(student.named_parameters()), dict(smaller.named_parameters())
+    layers = "whisper.model.decoder.layers"
+    made_of = {
+        f"{layers}.0.fc1.weight": [f"{layers}.0.fc1.weight"],
+        f"{layers}.1.encoder_attn.q_proj.bias": [f"{layers}.{i}.encoder_attn.q_proj.bias" for i in (1, 3)],
+        "whisper.model.decoder.embed_tokens.weight": ["whisper.model.decoder.embed_tokens.weight"],
+    }
+    for name, sources in made_of.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            wanted = torch.stack([optimizer.state[old[s]][moment] for s in sources]).mean(0)
+            assert wanted.abs().max() > 0.0
+            torch.testing.assert_close(its.state[new[name]][moment], wanted, rtol=0, atol=0)
+        assert its.state[new[name]]["step"] == 2
+    assert torch.equal(new[f"{layers}.0.fc1.weight"], old[f"{layers}.0.fc1.weight"])
+    assert {n for n, p in new.items() if p in its.state} == {n for n, p in new.items() if p.requires_grad}
+    assert not any(p.requires_grad for n, p in new.items() if ".encoder." in n)
+
+
+def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rates = iter((1, 2, 8, 6))
+    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: ErrorCounts(next(rates), 0, 0, 10))
+    context = PlainContext(CPU)
+    summary = Loop(shrinking, context, tmp_path, "key").run()
+    assert (summary["dev_wer"], summary["best_step"]) == (0.6, 10)
+    assert load_whisper(str(tmp_path / "best"))[0].config.decoder_layers == 2
+    assert [report["dev_wer"] for report in context.reports] == [0.8, 0.6]  # a search judges no larger student
+    assert [m["dev_wer"] for m in read_metrics(tmp_path) if "dev_wer" in m] == [0.1, 0.2, 0.8, 0.6]
+
+
+def test_shrinkings_happen_at_the_first_step_that_has_got_there(shrinking: Recipe):
+    assert shrink_steps(shrinking.student, 12) == [3, 8]
+    assert shrink_steps(shrinking.student, 20) == [5, 12]
+    with pytest.raises(AskdError, match=r"student\.shrink at 0\.6 is too late: none of the 2 steps comes after it"):
+        shrink_steps(shrinking.student, 2)
+
+
+def _rank(rank: int, port: int, text: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    loop = Loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folder) / "run", "key")
+    summary = loop.run()
+    torch.save((summary, loop.student.state_dict()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_shrink_together(shrinking: Recipe, tmp_path: Path, unused_port: int):
+    mp.spawn(_rank, (unused_port, shrinking.model_dump_json(), str(tmp_path)), nprocs=2)
+    (summary, one), (same, two) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    assert summary == same and summary["workers"] == 2
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+    assert checkpoint(tmp_path / "run").keys() == one.keys()

@@ -160,6 +160,7 @@ class Tune(Section):
 
     trials: Count = 4
     epochs: Positive = 2
+    evals_per_epoch: Count = 2
     concurrent: Count = 1
     schedules: tuple[Shape, ...] = ("constant", "linear", "cosine")
     start: tuple[Share, Share] = (0.5, 0.9)
@@ -179,7 +180,7 @@ class Evaluate(Section):
     repeats: Count = 1
     short_s: Positive = 5.0
     stock: bool = True
-    stock_clips: Count = 40
+    stock_clips: Count = 32
 
 
 class Recipe(Section):

@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 
 from askd_ray.config.objective import SelfTeacher as Settings
-from askd_ray.distill.divergence import to_buckets
 from askd_ray.distill.references import Reference, TopK
 from askd_ray.distill.schedules import Progress
 from askd_ray.distill.tensors import TensorBatch
+from askd_ray.targets.buckets import to_buckets
 
 
 @dataclass(frozen=True)

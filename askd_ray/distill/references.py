@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from askd_ray.distill.divergence import at_least, to_buckets
+from askd_ray.targets.buckets import at_least, to_buckets
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from askd_ray.data.shards import read_table, to_utterances, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.models.student import build_student
-from askd_ray.targets.soft_labels import forced_logits, to_buckets
+from askd_ray.targets.buckets import to_buckets
+from askd_ray.targets.soft_labels import forced_logits
 from askd_ray.torch_setup import best_device, use_threads
 
 KEPT = (8, 16, 32, 64)
 """The k that are always reported; the recipe's own comes beside them."""
 
-SAMPLE = 16
+SAMPLE = 8
 """Utterances that the report of a run looks at: a few seconds' work."""
 
 

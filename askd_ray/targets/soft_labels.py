@@ -21,6 +21,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.models.engine import Engine
 from askd_ray.models.load import fingerprint, resolve
 from askd_ray.models.windows import encode
+from askd_ray.targets.buckets import to_buckets
 from askd_ray.targets.pseudo_label import Target, pseudo_label, teacher_engine
 from askd_ray.text.tokens import Tokens
 
@@ -99,16 +100,6 @@ def forced_logits(
     for i, made in enumerate(labels):
         first = len(made.prompt_ids) - 1  # the last prompt token predicts the first target
         yield model.proj_out(hidden[i, first : first + len(made.target_ids)]).float()
-
-
-def to_buckets(log_probs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return the log-probabilities of k tokens each and of all the rest: ``(n_tokens, k + 1)``.
-
-    ``log_probs`` (n_tokens, n_vocab), ``ids`` (n_tokens, k). The mass of the rest is summed there and not as 1 - sum, a
-    difference near 0 that would be noise.
-    """
-    rest = log_probs.scatter(1, ids, -torch.inf).logsumexp(dim=-1, keepdim=True)
-    return torch.cat([log_probs.gather(1, ids), rest], dim=1)
 
 
 def _draft(tokens: Tokens, utterance: Utterance, said: Target, recipe: Recipe, n_positions: int) -> SoftLabels:

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askd_ray.config.objective import Divergence
-from askd_ray.distill.divergence import at_least, divergence, forward_kl, jensen_shannon, reverse_kl, to_buckets
+from askd_ray.distill.divergence import divergence, forward_kl, jensen_shannon, reverse_kl
+from askd_ray.targets.buckets import at_least, to_buckets
 
 N_VOCAB = 13
 ALL_KINDS = [

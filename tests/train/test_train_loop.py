@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from killed_run import CPU, assert_same_run, killed, metrics_of
 from small_run import with_objective
 
 from askd_ray.config.schema import Recipe
@@ -20,29 +20,6 @@ from askd_ray.train.loop import Loop, evaluation_steps
 from askd_ray.train.ray_trainer import check_inputs
 from askd_ray.train.track import read_metrics
 
-CPU = torch.device("cpu")
-
-
-class KilledError(Exception):
-    pass
-
-
-class DyingContext(PlainContext):
-    """Dies in the middle of the data, as a worker does."""
-
-    dies_after = 0
-
-    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
-        for n, batch in enumerate(super().batches(stream, tasks)):
-            if n == self.dies_after:
-                raise KilledError
-            yield batch
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    (checkpoint,) = (folder / "checkpoints").glob("step-*")
-    return load_file(checkpoint / "student.safetensors")
-
 
 @pytest.fixture(scope="module")
 def undisturbed(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -51,25 +28,9 @@ def undisturbed(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def metrics_of(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in m.items() if k != "utterances_per_s"} for m in read_metrics(folder)]
-
-
-def assert_same_run(folder: Path, expected: Path) -> None:
-    weights = weights_of(expected)
-    for name, value in weights_of(folder).items():
-        assert torch.equal(value, weights[name]), name
-    lines = metrics_of(folder)
-    assert [m["step"] for m in lines] == list(range(1, len(lines) + 1))
-    assert lines == metrics_of(expected)
-
-
 @pytest.mark.parametrize("dies_after", [2, 6, 8])  # before the first checkpoint; after it; after the snapshot's refresh
 def test_a_killed_run_ends_with_the_same_bits(labelled: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
-    context = DyingContext(CPU)
-    context.dies_after = dies_after
-    with pytest.raises(KilledError):
-        Loop(labelled, context, tmp_path, "key").run()
+    killed(labelled, tmp_path, dies_after)
     Loop(labelled, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, undisturbed)
 
@@ -92,10 +53,7 @@ def test_every_schedule_and_self_teacher_resumes_exactly(
     monkeypatch.setattr("askd_ray.distill.schedules.Gap.FIRST_STEPS", 2)
     recipe = with_objective(labelled, OBJECTIVES[name], train={"evals_per_epoch": 2})
     Loop(recipe, PlainContext(CPU), tmp_path / "whole", "key").run()
-    context = DyingContext(CPU)
-    context.dies_after = 9
-    with pytest.raises(KilledError):
-        Loop(recipe, context, tmp_path / "killed", "key").run()
+    killed(recipe, tmp_path / "killed", 9)
     Loop(recipe, PlainContext(CPU), tmp_path / "killed", "key").run()
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     metrics = metrics_of(tmp_path / "whole")

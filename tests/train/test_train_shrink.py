@@ -1,7 +1,6 @@
 """A student that loses layers as its run goes by: the same bits after a kill, moments that stay, the right best."""
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from safetensors.torch import load_file
+from killed_run import CPU, assert_same_run, checkpoint, killed
 from small_run import with_objective
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Task
-from askd_ray.data.schema import Batch
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.text.error_rate import ErrorCounts
@@ -26,29 +22,12 @@ from askd_ray.train.optim import build_optimizer
 from askd_ray.train.shrink import Students, shrink_steps
 from askd_ray.train.track import read_metrics
 
-CPU = torch.device("cpu")
 # Of ten steps, counted from 0: shrinkings before steps 3 and 6. Dev is scored when 2, 5, 7 and 10 are done.
 SHRINK = [
     {"at": 0.25, "decoder_layers": [0, 1, 3]},
     {"at": 0.6, "decoder_layers": [0, [1, 3]], "encoder_layers": [[0, 1]]},
 ]
 EARLY_SNAPSHOT = {"self_teacher": {"kind": "snapshot", "switch": 0.1, "weight": 0.3}}
-
-
-class KilledError(Exception):
-    pass
-
-
-class DyingContext(PlainContext):
-    """Dies in the middle of the data, as a worker does."""
-
-    dies_after = 0
-
-    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
-        for n, batch in enumerate(super().batches(stream, tasks)):
-            if n == self.dies_after:
-                raise KilledError
-            yield batch
 
 
 @pytest.fixture(scope="module")
@@ -62,29 +41,6 @@ def shrinking(labelled: Recipe, tiny_model: Path, tmp_path_factory: pytest.TempP
     save_whisper(model, tokens, folder)
     student = {"init": str(folder), "shrink": SHRINK}
     return with_objective(labelled, EARLY_SNAPSHOT, student=student, train={"evals_per_epoch": 2})
-
-
-def killed(recipe: Recipe, folder: Path, dies_after: int) -> None:
-    context = DyingContext(CPU)
-    context.dies_after = dies_after
-    with pytest.raises(KilledError):
-        Loop(recipe, context, folder, "key").run()
-
-
-def checkpoint(folder: Path, file: str = "student") -> dict[str, torch.Tensor]:
-    (found,) = (folder / "checkpoints").glob("step-*")
-    return load_file(found / f"{file}.safetensors")
-
-
-def assert_same_run(folder: Path, expected: Path) -> None:
-    for file in ("student", "optimizer"):
-        found, wanted = checkpoint(folder, file), checkpoint(expected, file)
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
-    lines, expected_lines = (
-        [{k: v for k, v in m.items() if k != "utterances_per_s"} for m in read_metrics(f)] for f in (folder, expected)
-    )
-    assert lines == expected_lines
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,65 @@
+"""A run that is killed in the middle of its data, and what it must have in common with one that was not."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.collate import Stream
+from askd_ray.data.plan import Task
+from askd_ray.data.schema import Batch
+from askd_ray.train.context import PlainContext
+from askd_ray.train.loop import Loop
+from askd_ray.train.track import read_metrics
+
+CPU = torch.device("cpu")
+
+
+class KilledError(Exception):
+    pass
+
+
+class DyingContext(PlainContext):
+    """Dies in the middle of the data, as a worker does."""
+
+    dies_after = 0
+
+    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+        for n, batch in enumerate(super().batches(stream, tasks)):
+            if n == self.dies_after:
+                raise KilledError
+            yield batch
+
+
+def killed(recipe: Recipe, folder: Path, dies_after: int) -> None:
+    """Run a recipe's loop into a folder until it dies after so many batches."""
+    context = DyingContext(CPU)
+    context.dies_after = dies_after
+    with pytest.raises(KilledError):
+        Loop(recipe, context, folder, "key").run()
+
+
+def checkpoint(folder: Path, file: str = "student") -> dict[str, torch.Tensor]:
+    """The tensors of a run's only checkpoint."""
+    (found,) = (folder / "checkpoints").glob("step-*")
+    return load_file(found / f"{file}.safetensors")
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """A run's metrics, without those that no two runs share."""
+    return [{k: v for k, v in m.items() if k != "utterances_per_s"} for m in read_metrics(folder)]
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """Both ended with the same bits and told the same on their way, step by step."""
+    for file in ("student", "optimizer"):
+        found, wanted = checkpoint(folder, file), checkpoint(expected, file)
+        assert found.keys() == wanted.keys()
+        for name, value in found.items():
+            assert torch.equal(value, wanted[name]), name
+    lines = metrics_of(folder)
+    assert [m["step"] for m in lines] == list(range(1, len(lines) + 1))
+    assert lines == metrics_of(expected)

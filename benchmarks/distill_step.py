@@ -1,11 +1,14 @@
 """What does a training step cost? Distil-Whisper's as its recipe prescribes, against ours.
 
-    python benchmarks/distill_step.py [--data FOLDER] [--clips N] [--batch N] [--quick] [--json]
+    python benchmarks/distill_step.py [--data FOLDER] [--clips N] [--batch N] [--padded-texts] [--quick] [--json]
 
 (a) 30 s windows, the teacher beside the student at every step, softmax over the full vocabulary of all positions twice;
 (b) ours with the teacher online; (c) ours with cached soft labels. Ours sees trimmed windows. The same student, clips
 grouped alike and AdamW, in turn in one process; features are made beforehand for all three, soft labels too (what they
 cost is printed). Then the memory that the loss alone takes at its peak, each in a process of its own.
+
+(a) pads a batch's texts to the longest of them, which is kinder than Distil-Whisper's script: that pads all to 448
+tokens (target_padding="max_length"). --padded-texts times this too, as (s); at 16 clips it takes 15 GB of memory.
 
 --data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --json prints one line of
 JSON last.
@@ -54,6 +57,8 @@ WEIGHTS = Weights(teacher=0.5, own=0.0)
 KD_WEIGHT, CE_WEIGHT, TEMPERATURE = 1.0, 0.8, 2.0  # Distil-Whisper's released code
 OURS = {"b": "ours, teacher online", "c": "ours, cached soft labels"}
 NAMES = {"a": "dense, 30 s windows", **OURS}
+PADDED_TEXTS = "dense, 30 s windows, texts of 448 tokens"
+SCRIPT_TOKENS = 448
 
 
 def main() -> None:
@@ -61,6 +66,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--padded-texts", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -70,7 +76,7 @@ def main() -> None:
         utterances = clips(options.data, n_clips)
         recipe = _recipe(root, batch_size)
         label_s = _write_run(recipe, utterances)
-        times, steps = _time(recipe, utterances)
+        times, steps = _time(recipe, utterances, options.padded_texts)
     n_utterances = len(utterances)
     rates = {name: n_utterances / sum(took) for name, took in times.items()}
     peaks = _loss_peaks(steps)
@@ -80,7 +86,8 @@ def main() -> None:
         table.add_column(column, justify="right")
     for name, rate in rates.items():
         speed = f"{rate:.2f}", f"{rate / rates['a']:.1f}x"
-        table.add_row(f"({name}) {NAMES[name]}", *speed, f"{peaks[name] / 1e6:.0f} MB")
+        memory = f"{peaks[name] / 1e6:.0f} MB" if name in peaks else "-"
+        table.add_row(f"({name}) {NAMES.get(name, PADDED_TEXTS)}", *speed, memory)
     console.print(table)
     console.print(f"soft labels, once for all epochs and trials: {n_utterances / label_s:.2f} utt/s")
     result = {
@@ -93,6 +100,8 @@ def main() -> None:
         "clips": n_utterances,
         "threads": torch.get_num_threads(),
     }
+    if options.padded_texts:
+        result["speedup_vs_padded_texts"] = round(rates["c"] / rates["s"], 2)
     if options.json:
         print(json.dumps(result))
 
@@ -120,19 +129,23 @@ def _write_run(recipe: Recipe, utterances: list[Utterance]) -> float:
     return took
 
 
-def _time(recipe: Recipe, utterances: list[Utterance]) -> tuple[dict[str, list[float]], list[Batch]]:
+def _time(
+    recipe: Recipe, utterances: list[Utterance], padded_texts: bool
+) -> tuple[dict[str, list[float]], list[Batch]]:
     """Return the seconds of each step of each kind, batch by batch in turn, and the batches."""
     stream = make_stream(recipe, n_mels=80)
     batches = [batch for task in stream.planner().run(0, 1) for batch in stream.batches(task)]
     audio = {u.id: u for u in utterances}
-    step = {"a": _dense_step(recipe), "b": _our_step(recipe, online=True), "c": _our_step(recipe, online=False)}
+    step = {"a": _dense_step(recipe, 0), "b": _our_step(recipe, online=True), "c": _our_step(recipe, online=False)}
+    if padded_texts:
+        step["s"] = _dense_step(recipe, SCRIPT_TOKENS)
     times: dict[str, list[float]] = {name: [] for name in step}
     with bar("steps", len(batches) + 1, "batch") as progress:
         for number, batch in enumerate([min(batches, key=lambda b: len(b.ids)), *batches]):
             waveforms = [waveform_of(audio[i]) for i in batch.ids]
             padded = log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms), 80).numpy()
             with_audio = Batch(**{**vars(batch), "teacher_log_mel": padded})
-            for name in sorted(step, key=lambda n: (ord(n) + number) % 3):
+            for name in sorted(step, key=lambda n: (ord(n) + number) % len(step)):
                 begun = time.perf_counter()
                 step[name](with_audio)
                 if number:  # the first, a small one, warms up
@@ -141,18 +154,21 @@ def _time(recipe: Recipe, utterances: list[Utterance]) -> tuple[dict[str, list[f
     return times, batches
 
 
-def _dense_step(recipe: Recipe) -> Callable[[Batch], None]:
-    """Distil-Whisper's step through transformers' own forward passes."""
+def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
+    """Distil-Whisper's step through transformers' own forward passes; its texts have ``n_tokens`` tokens at least."""
     student, teacher = (load_whisper(recipe.teacher.model)[0] for _ in range(2))
     student.train()
     optimizer = build_optimizer(WindowedWhisper(student), recipe.train)
 
     def step(batch: Batch) -> None:
-        log_mel, ids = torch.from_numpy(batch.teacher_log_mel), torch.from_numpy(batch.decoder_ids)
+        padding = (0, max(0, n_tokens - batch.decoder_ids.shape[1]))
+        log_mel = torch.from_numpy(batch.teacher_log_mel)
+        ids = functional.pad(torch.from_numpy(batch.decoder_ids), padding)
+        targets = functional.pad(torch.from_numpy(batch.targets), padding, value=IGNORED)
         logits = student(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
         with torch.no_grad():
             theirs = teacher(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
-        loss = dense_loss(logits, theirs, torch.from_numpy(batch.targets))
+        loss = dense_loss(logits, theirs, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.train.clip_norm)

@@ -24,7 +24,7 @@ from askd_ray.tune.ray_tuner import search
 
 pytestmark = pytest.mark.slow
 
-N_CLIPS = 24
+N_CLIPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,9 @@ def recipe(few_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 "utterances_per_shard": 4,
             },
             "window": {"padded_share": 0.0},
-            "train": {"epochs": 2, "workers": 2, "batch_utterances": 4, "lr": 1e-5, "encoder_lr": 5e-6},
-            "tune": {"trials": 2, "epochs": 0.5},
+            "train": {"workers": 2, "epochs": 1, "batch_utterances": 4, "lr": 1e-5, "encoder_lr": 5e-6},
+            "tune": {"trials": 2, "epochs": 0.5, "evals_per_epoch": 1},
+            "evaluate": {"stock": False},
         }
     )
     os.chdir(before)

@@ -4,7 +4,8 @@ A reference is ``wheel:tiny.en`` or ``wheel:base``, a transformers folder, a CTr
 ``openai/whisper-small``.
 """
 
-import shutil
+import functools
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,14 +101,24 @@ def save_whisper(model: WhisperForConditionalGeneration, tokens: Tokens, folder:
     """Write a transformers folder, atomically: safetensors, tokenizer, preprocessor and generation configs."""
     with quiet_transformers(), atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
-        shutil.copy(tokens.file, temporary / "tokenizer.json")
-        write_json(temporary / "tokenizer_config.json", {"tokenizer_class": "WhisperTokenizer"})
-        WhisperTokenizer.from_pretrained(temporary).save_pretrained(temporary)
+        for name, content in _tokenizer_files(tokens.file.read_bytes()).items():
+            (temporary / name).write_bytes(content)
         extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
         extractor.save_pretrained(temporary)
         # The processor's own class is what AutoProcessor looks for, here and in older releases.
         settings = {**extractor.to_dict(), "processor_class": "WhisperProcessor"}
         write_json(temporary / "preprocessor_config.json", settings)
+
+
+@functools.cache  # a run writes many students with one tokenizer, and transformers takes a second to read it
+def _tokenizer_files(tokenizer_json: bytes) -> dict[str, bytes]:
+    """Return what transformers keeps of a tokenizer, by the files' names."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "tokenizer.json").write_bytes(tokenizer_json)
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "WhisperTokenizer"})
+        WhisperTokenizer.from_pretrained(folder).save_pretrained(folder)
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def ctranslate2_folder(reference: str) -> Path:

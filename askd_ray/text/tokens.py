@@ -1,7 +1,7 @@
 """Whisper's tokens: prompts, targets and texts, from a model's tokenizer.json."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -17,6 +17,13 @@ TOKENS_PER_S = 15  # fast speech has about 5 words a second, and digits a token 
 def most_tokens(window_s: float) -> int:
     """Return how many tokens a window may produce: a model that does not stop must not run to the last position."""
     return min(TOKENS_AT_LEAST + int(TOKENS_PER_S * window_s), MOST_TOKENS)
+
+
+@lru_cache(maxsize=4)  # a process opens few vocabularies, and each many times
+def _parse(tokenizer_json: bytes) -> Tokenizer:
+    tokenizer = Tokenizer.from_buffer(tokenizer_json)
+    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text: it must not end the target
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,7 @@ class Tokens:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer itself."""
-        tokenizer = Tokenizer.from_file(str(self.file))
-        tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text: it must not end the target
-        return tokenizer
+        return _parse(self.file.read_bytes())
 
     @cached_property
     def multilingual(self) -> bool:

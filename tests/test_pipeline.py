@@ -109,7 +109,7 @@ def test_finished_stages_are_not_done_again(distilled: dict[str, Any], recipe: R
 
 
 def test_a_client_gets_the_student_s_words(distilled: dict[str, Any], recipe: Recipe, unused_port: int):
-    utterance = read_utterances(Run(recipe).shards, "test")[0]
+    utterance = max(read_utterances(Run(recipe).shards, "test"), key=lambda u: (u.duration_s < 5.0, u.duration_s))
     url = serve_bundle(Run(recipe).bundle, port=unused_port, blocking=False)
     try:
         answer = httpx.post(

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
+from askd_ray.models.empty import empty_whisper
 from askd_ray.text.tokens import Tokens
 
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
@@ -41,7 +42,7 @@ def read_ctranslate2(folder: Path) -> WhisperForConditionalGeneration:
     """
     arrays = _read_arrays(folder / "model.bin")
     state = _to_transformers(arrays, folder)
-    model = WhisperForConditionalGeneration(_config(arrays, Tokens(folder)))
+    model = empty_whisper(_config(arrays, Tokens(folder)))
     state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
     model.load_state_dict(state, strict=True)
     model.generation_config = _generation_config(model.config, Tokens(folder), read_json(folder / "config.json"))

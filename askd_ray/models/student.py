@@ -11,6 +11,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 
 from askd_ray.config.schema import Layers, Student
 from askd_ray.errors import AskdError
+from askd_ray.models.empty import empty_whisper
 from askd_ray.models.load import load_whisper
 from askd_ray.text.tokens import Tokens
 
@@ -82,7 +83,7 @@ def singles(n_layers: int) -> Groups:
 
 def operate(model: WhisperForConditionalGeneration, surgery: Surgery) -> WhisperForConditionalGeneration:
     """Return a model of the layers that a surgery leaves, on the CPU in evaluation mode; frozen stays frozen."""
-    student = WhisperForConditionalGeneration(config_after(model.config, surgery))
+    student = empty_whisper(config_after(model.config, surgery))
     student.generation_config = _generation_config(model, surgery)
     before = model.state_dict()
     with torch.no_grad():

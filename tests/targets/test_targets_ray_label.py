@@ -57,7 +57,15 @@ def test_pseudo_labels_from_unlabelled_clips(
 
     label(recipe)
     assert "finished already" in capsys.readouterr().out
+    short = a_recipe(clips, tmp_path, targets={"kind": "pseudo", "chars_per_s": [0.0, 0.01]})
+    again = label(short)  # the labels are stale now: they are made again
+    assert again["left_out"]["chars_per_s"] == 3 and again["labelled"] == result["labelled"] - 3
 
-    nothing = a_recipe(clips, tmp_path, targets={"kind": "pseudo", "chars_per_s": [0.0, 0.01]})
-    with pytest.raises(AskdError, match=rf"label: all {N_CLIPS} utterances are left out \(.*chars_per_s"):
-        label(nothing)  # the labels are stale now: they are made again
+
+def test_nothing_is_left(clips: Path, tmp_path: Path, weights: Path, ray_session: None):
+    lines = [json.loads(line) for line in (clips / "manifest.jsonl").read_text().splitlines()]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps({**line, "text": ""}) + "\n" for line in lines[:2]))
+    recipe = a_recipe(tmp_path, tmp_path, targets={"kind": "pseudo", "chars_per_s": [0.0, 0.01]})
+    prepare(recipe)
+    with pytest.raises(AskdError, match=r"label: all 2 utterances are left out \(2 chars_per_s\)"):
+        label(recipe)

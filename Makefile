@@ -1,6 +1,6 @@
 # Every target sets up what it needs and leaves alone what is there already: see scripts/tasks.sh.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint setup clean
+.PHONY: help demo test sweep lint setup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -8,8 +8,11 @@ help: ## list the targets
 demo: ## distil Whisper on real speech, compare, serve, transcribe (SPEECH=FOLDER: your own speech)
 	@bash scripts/tasks.sh demo
 
-test: ## run all tests: real models and a real Ray cluster on this machine
+test: ## run the tests: real models and a real Ray cluster on this machine
 	@bash scripts/tasks.sh test
+
+sweep: ## the tests that `make test` leaves out: the training with every preset, schedule and self-teacher in turn
+	@bash scripts/tasks.sh sweep
 
 lint: ## ruff, ruff format and pyright strict, as pre-commit and CI run them
 	@bash scripts/tasks.sh lint

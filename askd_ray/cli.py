@@ -161,6 +161,17 @@ def plot_schedule(
     console.print(f"schedule in {plot.plot_schedule(load_recipe(recipe, set_ or ()), out)}")
 
 
+@app.command("plot-runs")
+def plot_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of distilled runs, such as runs/demo.")],
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("runs.png"),
+) -> None:
+    """Draw how the trainings of runs went: teacher weight, cross-entropy, dev WER, as PNG."""
+    from askd_ray.train import plot
+
+    console.print(f"{len(runs)} runs in {plot.plot_runs(runs, out)}")
+
+
 @app.command()
 def submit(
     stage: Annotated[str, typer.Argument(help="prepare, label, distill, tune, export or evaluate")],

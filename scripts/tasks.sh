@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the Makefile's targets do: set up what is missing, say so, run. `bash scripts/tasks.sh demo|test|lint|setup|clean`
+# What the Makefile's targets do: set up what is missing, say so, run. `bash scripts/tasks.sh demo|test|sweep|lint|setup|clean`
 #
 # PYTHON=python3.13   the Python to make .venv with (default: the first of the list below that fits)
 # SPEECH=FOLDER       demo: a folder of speech with a manifest, instead of the IVR prompts from Debian's archive
@@ -116,11 +116,11 @@ demo() {
         "$PY" -m askd_ray demo "${speech[@]}"
 }
 
-run_tests() {
+run_tests() { # run_tests 'what, and how long it takes' OPTION...
     install dev
     fetch_weights
     fetch_speech
-    step 'test: pytest (up to 12 minutes on two cores)' "$PY" -m pytest
+    step "$1" "$PY" -m pytest "${@:2}"
 }
 
 lint() { # the same commands as in .pre-commit-config.yaml
@@ -138,9 +138,10 @@ clean() {
 
 case "${1:-}" in
 demo) demo ;;
-test) run_tests ;;
+test) run_tests 'test: pytest (up to 12 minutes on two cores)' ;;
+sweep) run_tests 'sweep: pytest -m sweep (up to 8 minutes on two cores)' -m sweep ;;
 lint) lint ;;
 setup) install dev ;;
 clean) clean ;;
-*) fail "no task '${1:-}': demo, test, lint, setup, clean" ;;
+*) fail "no task '${1:-}': demo, test, sweep, lint, setup, clean" ;;
 esac

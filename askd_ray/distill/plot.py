@@ -33,7 +33,7 @@ def plot_schedule(recipe: Recipe, path: Path) -> Path:
     Raises :class:`AskdError` when matplotlib is not installed.
     """
     arrays = schedule_arrays(recipe)
-    figure, axes = _figure(1 + _varies(arrays["T"]) + _varies(arrays["k"]))
+    figure, axes = figure_of(1 + _varies(arrays["T"]) + _varies(arrays["k"]))
     left = axes[0]
     for name, label, style in (("a", "a, teacher", "-"), ("b", "b, self", "-")):
         left.plot(arrays["u"], arrays[name], style, label=label, linewidth=2)
@@ -59,7 +59,11 @@ def _varies(values: list[float]) -> bool:
     return len(set(values)) > 1
 
 
-def _figure(n_rows: int) -> tuple[Any, list[Any]]:
+def figure_of(n_rows: int) -> tuple[Any, list[Any]]:
+    """Return a figure of ``n_rows`` axes over the progress of a run, from 0 to 1.
+
+    Raises :class:`AskdError` when matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -72,8 +72,8 @@ def whole(
     return recipe, folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dies_after", [4, 8])
+@pytest.mark.sweep
+@pytest.mark.parametrize("dies_after", [4, 6, 8])
 def test_every_self_teacher_survives(whole: tuple[Recipe, Path], tmp_path: Path, dies_after: int):
     recipe, expected = whole
     killed(recipe, tmp_path, dies_after)

@@ -1,0 +1,53 @@
+"""A picture of how trainings went, next to one another: from the metrics that they wrote."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from askd_ray.distill.plot import figure_of
+from askd_ray.errors import AskdError
+from askd_ray.files import atomic_path
+from askd_ray.train.track import Metrics, read_metrics
+
+_SMOOTHING = 0.1  # the share of each new step in the running mean of the cross-entropy
+
+
+def plot_runs(runs: Sequence[Path], path: Path) -> Path:
+    """Draw teacher weight, training cross-entropy (nats a token) and dev WER over the progress of each run, as PNG.
+
+    ``runs`` are folders of runs that were distilled, or are being. Returns the picture's path. Raises
+    :class:`AskdError` for a folder without a training, and when matplotlib is not installed.
+    """
+    metrics = {run.resolve().name: _metrics(run) for run in runs}
+    figure, (weight, loss, wer) = figure_of(3)
+    for name, lines in metrics.items():
+        progress = [line["step"] / line["n_steps"] for line in lines]
+        scored = [line for line in lines if "dev_wer" in line]
+        (drawn,) = weight.plot(progress, [line["a"] for line in lines], label=name)
+        colour = drawn.get_color()
+        loss.plot(progress, _smooth([line["ce"] for line in lines]), color=colour)
+        wer.plot([s["step"] / s["n_steps"] for s in scored], [s["dev_wer"] for s in scored], "o-", ms=3, color=colour)
+    for axis, label in ((weight, "teacher weight"), (loss, "cross-entropy"), (wer, "dev WER")):
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+    wer.set_xlabel("progress of the run")
+    figure.legend(loc="center left", bbox_to_anchor=(0.92, 0.5), frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
+    return path
+
+
+def _metrics(run: Path) -> list[Metrics]:
+    lines = read_metrics(run / "distill")
+    if not lines:
+        raise AskdError(
+            f"{run} holds no training: a folder that `askd distill` wrote is needed (runs/NAME)"
+        )
+    return lines
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    smooth, mean = list[float](), values[0]
+    for value in values:
+        mean += _SMOOTHING * (value - mean)
+        smooth.append(mean)
+    return smooth

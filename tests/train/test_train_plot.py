@@ -26,6 +26,6 @@ def test_runs_are_drawn_next_to_one_another(tmp_path: Path):
 
 
 def test_a_folder_without_a_training(tmp_path: Path):
-    with pytest.raises(AskdError, match=r"holds no training .*askd distill"):
+    with pytest.raises(AskdError, match=r"holds no training: .*askd distill"):
         plot_runs([tmp_path], tmp_path / "runs.png")
     assert not (tmp_path / "runs.png").exists()

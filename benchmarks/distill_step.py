@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     use_threads()
-    n_clips, batch_size = (8, 4) if options.quick else (options.clips, options.batch)
+    n_clips, batch_size = (4, 2) if options.quick else (options.clips, options.batch)
     with tempfile.TemporaryDirectory() as root:
         utterances = clips(options.data, n_clips)
         recipe = _recipe(root, batch_size)

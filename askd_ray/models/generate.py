@@ -1,5 +1,7 @@
 """Greedy decoding in torch, for dev scores while training; the CTranslate2 engine is what serves."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import EncoderDecoderCache, WhisperForConditionalGeneration
 
@@ -10,13 +12,12 @@ from askd_ray.text.tokens import Tokens, most_tokens
 
 @torch.no_grad()
 def greedy(
-    model: WhisperForConditionalGeneration, tokens: Tokens, log_mel: torch.Tensor, language: str = "en"
+    model: WhisperForConditionalGeneration, tokens: Tokens, log_mel: torch.Tensor, prompt: Sequence[int]
 ) -> list[list[int]]:
-    """Return the greedy token ids of windows ``(batch, n_mels, n_frames)``, without prompt and end token.
+    """Return the greedy token ids of windows ``(batch, n_mels, n_frames)`` after a prompt, without it and end token.
 
     Suppresses the tokens that the model's generation config names, as every Whisper engine does.
     """
-    prompt = torch.tensor(tokens.prompt(language), device=log_mel.device)
     states = encode(model, log_mel).states
     config = model.generation_config
     suppressed = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=log_mel.device)
@@ -24,7 +25,7 @@ def greedy(
         model.generation_config.begin_suppress_tokens or [], dtype=torch.long, device=log_mel.device
     )
     cache: EncoderDecoderCache | None = None
-    ids = prompt.repeat(len(log_mel), 1)
+    ids = torch.tensor(prompt, device=log_mel.device).repeat(len(log_mel), 1)
     written: list[torch.Tensor] = []
     done = torch.zeros(len(log_mel), dtype=torch.bool, device=log_mel.device)
     for step in range(most_tokens(log_mel.shape[-1] / FRAMES_PER_S)):

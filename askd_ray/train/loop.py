@@ -185,7 +185,7 @@ class Loop:
 
     def _evaluate(self) -> float:
         """Score dev, keep the student if it is the best so far, then write the checkpoint that knows it."""
-        errors = dev_errors(self.model, self.students.tokens, self.dev, self.recipe.window.silence_s, self.context)
+        errors = dev_errors(self.model, self.students.tokens, self.dev, self.recipe, self.context)
         better = self.position.best_wer is None or errors.rate < self.position.best_wer
         if better:
             self._move(best_wer=errors.rate, best_step=self.position.step)

@@ -39,9 +39,7 @@ def plot_runs(runs: Sequence[Path], path: Path) -> Path:
 def _metrics(run: Path) -> list[Metrics]:
     lines = read_metrics(run / "distill")
     if not lines:
-        raise AskdError(
-            f"{run} holds no training: a folder that `askd distill` wrote is needed (runs/NAME)"
-        )
+        raise AskdError(f"{run} holds no training: a folder that `askd distill` wrote is needed (runs/NAME)")
     return lines
 
 

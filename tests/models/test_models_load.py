@@ -44,7 +44,7 @@ def test_converted_weights_say_what_ctranslate2_says(tiny_en: Model, weights: Pa
     reference = ctranslate2.models.Whisper(str(weights), device="cpu", compute_type="float32")
     for start in range(0, 20, 5):
         log_mel = padded(waveforms[start : start + 5])
-        ours = greedy(model, tokens, log_mel)
+        ours = greedy(model, tokens, log_mel, tokens.prompt())
         features = ctranslate2.StorageView.from_array(np.ascontiguousarray(log_mel.numpy()))
         theirs = reference.generate(features, [list(tokens.prompt())] * 5, beam_size=1)
         assert [tokens.decode(ids) for ids in ours] == [tokens.decode(r.sequences_ids[0]) for r in theirs]

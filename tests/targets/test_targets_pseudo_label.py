@@ -55,7 +55,7 @@ def test_greedy_labels_are_what_the_teacher_decodes(
     model, tokens = teacher
     waveforms = [waveform_of(u) for u in clips]
     heard = Engine(weights, compute_type="float32", silence_s=None).transcribe(waveforms)
-    in_torch = greedy(model, tokens, log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms)))
+    in_torch = greedy(model, tokens, log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms)), tokens.prompt())
     for made, transcript, ids in zip(labels, heard, in_torch, strict=True):
         assert made.left_out == "" and made.prompt_ids == (SOT, NO_TIMESTAMPS)
         assert made.target_ids.tolist() == [*transcript.token_ids, tokens.end] == [*ids, tokens.end]

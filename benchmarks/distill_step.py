@@ -28,6 +28,7 @@ import psutil
 import torch
 from rich.table import Table
 from speech_rows import clips
+from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 
 from askd_ray.audio.logmel import log_mel_windows
@@ -35,6 +36,7 @@ from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.objective import Objective
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import write_labels
+from askd_ray.data.plan import Place
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.distill.distiller import Distiller
@@ -52,7 +54,7 @@ from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.torch_setup import use_threads
 from askd_ray.train.loop import make_stream
 from askd_ray.train.optim import build_optimizer
-from askd_ray.train.step import train_step
+from askd_ray.train.step import Stepper
 
 WEIGHTS = Weights(teacher=0.5, own=0.0)
 KD_WEIGHT, CE_WEIGHT, TEMPERATURE = 1.0, 0.8, 2.0  # Distil-Whisper's released code
@@ -135,7 +137,7 @@ def _time(
 ) -> tuple[dict[str, list[float]], list[Batch]]:
     """Return the seconds of each step of each kind, batch by batch in turn, and the batches."""
     stream = make_stream(recipe, n_mels=80)
-    batches = [batch for task in stream.planner().run(0, 1) for batch in stream.batches(task)]
+    batches = [batch for task in stream.planner().tasks(Place(), 0, 1) for batch in stream.batches(task)]
     audio = {u.id: u for u in utterances}
     step = {"a": _dense_step(recipe, 0), "b": _our_step(recipe, online=True), "c": _our_step(recipe, online=False)}
     if padded_texts:
@@ -194,10 +196,11 @@ def _our_step(recipe: Recipe, online: bool) -> Callable[[Batch], None]:
     teacher = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]), False) if online else None
     objective = recipe.objective
     distiller = Distiller(objective, self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
-    optimizer = build_optimizer(student, recipe.train)
+    optimizer, no_scaler = build_optimizer(student, recipe.train), GradScaler("cpu", enabled=False)
+    stepper = Stepper(student, student, optimizer, distiller, recipe.train, no_scaler)
 
     def step(batch: Batch) -> None:
-        train_step(student, student, optimizer, batch, distiller, WEIGHTS, recipe.train.clip_norm)
+        stepper.step([batch], WEIGHTS, [0])
 
     return step
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from askd_ray.config.objective import Objective, Shape
 from askd_ray.config.section import Count, Positive, Section, Share
 from askd_ray.config.targets import Targets
+from askd_ray.config.train import Train
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -94,7 +95,6 @@ class Student(Section):
     encoder_layers: Layers | None = None
     decoder_layers: Layers | None = None
     shrink: tuple[Shrinking, ...] = ()
-    freeze_encoder: bool = False
 
     @model_validator(mode="after")
     def _shrinks_in_order(self) -> "Student":
@@ -131,28 +131,6 @@ class SpecAugment(Section):
     freq_width: Annotated[int, Field(ge=0, le=80)] = 15
     time_masks: Annotated[int, Field(ge=0)] = 2
     time_share: Share = 0.06
-
-
-class Train(Section):
-    """The loop. Learning rates rise over ``warmup_share`` of the steps and then fall linearly to 0.
-
-    ``epochs`` may be a fraction. Dev is scored ``evals_per_epoch`` times in each epoch that is begun.
-    """
-
-    epochs: Positive = 6
-    lr: Positive = 5e-5
-    encoder_lr: Positive = 2e-5
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    warmup_share: Share = 0.1
-    clip_norm: Positive = 1.0
-    batch_utterances: Count = 8
-    batch_audio_s: Positive = 30.0
-    shuffle_shards: Count = 8
-    evals_per_epoch: Count = 1
-    workers: Count = 1
-    cpus_per_worker: Positive = 0.5
-    use_gpu: bool = False
-    max_failures: Annotated[int, Field(ge=0)] = 2
 
 
 class Tune(Section):
@@ -197,7 +175,7 @@ class Recipe(Section):
     window: Window = Window()
     spec_augment: SpecAugment = SpecAugment()
     objective: Objective = Field(default_factory=Objective)
-    train: Train = Train()
+    train: Train = Field(default_factory=Train)
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
@@ -16,9 +17,10 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, window_samples
 from askd_ray.config.schema import SpecAugment, Train, Window
 from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
-from askd_ray.data.plan import Planned, Planner, Row, Task
+from askd_ray.data.plan import Planned, Planner, Row, Task, unknown_domains
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import read_table, shard_paths, to_utterances, waveform_of
+from askd_ray.errors import AskdError
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,24 @@ class Stream:
     def planner(self) -> Planner:
         """Check every label shard against its shard and return the planner over the rows that have labels.
 
-        Raises :class:`AskdError` when there are no shards, or labels are missing or stale.
+        Raises :class:`AskdError` when there are no shards, labels are missing or stale, or a domain that has a weight
+        is not there.
         """
         shards: list[tuple[Row, ...]] = []
         for number, path in enumerate(shard_paths(self.shards, "train")):
-            check_labels(self.labels / path.name, path, self.label_key)
-            rows = read_table(path, ["id", "duration_s"]).to_pylist()
-            lengths = read_table(self.labels / path.name, ["target_ids"]).column("target_ids")
-            shards.append(
-                tuple(
-                    Row(number, i, row["id"], row["duration_s"])
-                    for i, (row, ids) in enumerate(zip(rows, lengths, strict=True))
-                    if len(ids.as_py())
-                )
+            labels = self.labels / path.name
+            check_labels(labels, path, self.label_key)
+            targets = read_table(labels, ["target_ids"]).column("target_ids")
+            lengths = pc.call_function("list_value_length", [targets]).to_pylist()
+            rows = read_table(path, ["id", "duration_s", "domain"]).to_pylist()
+            places = enumerate(zip(rows, lengths, strict=True))
+            shards.append(tuple(Row(number, i, **row, n_tokens=n) for i, (row, n) in places if n))
+        if not any(shards):
+            raise AskdError(f"no train utterance in {self.labels} has labels: `askd label` says why each is left out")
+        unknown, there = unknown_domains(self.train.domain_weights, shards)
+        if unknown:
+            raise AskdError(
+                f"train.domain_weights: no train utterance of {', '.join(unknown)}; there are: {', '.join(there)}"
             )
         return Planner(tuple(shards), self.train, self.window, self.seed)
 
@@ -85,7 +92,8 @@ class Stream:
         log_mel = log_mel_windows(waveforms, [p.window_samples for p in planned], self.n_mels)
         for i, (utterance, _) in enumerate(rows):
             clip = slice(0, min(len(waveforms[i]) // HOP_LENGTH, log_mel.shape[-1]))
-            seed = draw_seed(self.seed, epoch, utterance.id, "mask")
+            purpose = f"mask/{planned[i].copy}" if planned[i].copy else "mask"
+            seed = draw_seed(self.seed, epoch, utterance.id, purpose)
             log_mel[i, :, clip] = spec_augment(log_mel[i, :, clip], self.spec_augment, seed)
         arrays = _targets([label for _, label in rows])
         if self.teacher_n_mels:  # clean, and padded: what it hears when it labels

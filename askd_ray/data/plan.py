@@ -1,20 +1,23 @@
-"""Which utterance is in which batch, on which rank, in which epoch: a pure function of (seed, epoch, world size).
+"""Which utterance is in which micro-batch of which step: a pure function of (seed, epoch), whoever computes it.
 
-Planning needs only durations, so the whole run is known before any audio is read: the number of steps, and where a
-resumed run goes on. Utterances are shuffled within windows of a few shards, so that a task reads whole shards in a
-row, and grouped by length, so that little of a batch is padding.
+A step is made of ``train.micro_batches`` micro-batches, one from each lane; the workers share the lanes out among
+themselves, so that how many they are changes neither the batches nor the gradient. Planning needs only durations and
+numbers of tokens, and goes group by group: a group is a few shards, which are shuffled together. Within a group each
+lane has a stretch of shards to itself, so that few shards are read twice, and utterances of like length are batched, so
+that little of a batch is padding.
 """
 
+import math
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from askd_ray.audio.augment import draw_seed
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of, window_samples
 from askd_ray.config.schema import Train, Window
 
-_POOL = 16  # batches that are cut from one sorted stretch: lengths alike within, any order between
+_POOL = 16  # micro-batches that are cut from one sorted stretch: lengths alike within, any order between
 
 
 @dataclass(frozen=True)
@@ -25,124 +28,234 @@ class Row:
     index: int
     id: str
     duration_s: float
+    n_tokens: int
+    domain: str
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One utterance in a batch: where it lies, and the samples of the window that the encoder sees."""
+    """One utterance in a micro-batch: where it lies, which of its copies it is where its domain weighs more than 1,
+    the samples of the window that the encoder sees, and its target tokens.
+    """
 
     shard: int
     index: int
+    copy: int
     window_samples: int
+    n_tokens: int
+
+
+MicroBatch = tuple[Planned, ...]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one rank takes from one window of shards: its batches in order; a rank without data gets empty ones."""
+    """What one rank takes from one group of shards: its micro-batches in order; where it has no data, empty ones."""
 
     epoch: int
-    batches: tuple[tuple[Planned, ...], ...]
+    batches: tuple[MicroBatch, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as plain lists, for a Ray Data item."""
-        return asdict(self)
+        return {"epoch": self.epoch, "batches": [[list(vars(p).values()) for p in batch] for batch in self.batches]}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Task":
         """Return the task of :meth:`to_json`."""
-        batches = tuple(tuple(Planned(**p) for p in batch) for batch in value["batches"])
-        return cls(value["epoch"], batches)
+        return cls(value["epoch"], tuple(tuple(Planned(*p) for p in batch) for batch in value["batches"]))
 
-    def after(self, n_batches: int) -> "Task":
-        """Return what is left of the task after its first ``n_batches``."""
-        return Task(self.epoch, self.batches[n_batches:])
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands in its data: ``steps`` steps of a group of an epoch are done."""
+
+    epoch: int = 0
+    group: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run: the progress of the run before and after it, and the place where the next one begins."""
+
+    epoch: int
+    begins: float
+    ends: float
+    next: Place
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Some shards' share of an epoch: lanes of equally many micro-batches. Step ``i`` begins at ``progress[i]``."""
+
+    epoch: int
+    number: int
+    lanes: tuple[tuple[MicroBatch, ...], ...]
+    progress: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How much of what is computed is padding: the share of audio frames, and of decoder positions."""
+
+    audio: float
+    tokens: float
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans epochs over the rows of each shard, ``shards[i]`` being those of shard ``i``."""
+    """Plans a run over the rows of each shard, ``shards[i]`` being those of shard ``i``."""
 
     shards: tuple[tuple[Row, ...], ...]
     train: Train
     window: Window
     seed: int
 
-    def epoch(self, epoch: int, rank: int, world_size: int) -> list[Task]:
-        """Return what ``rank`` does in an epoch. All ranks get the same number of batches; each row is in just one."""
-        rng = random.Random(f"{self.seed}/{epoch}")
-        order = list(range(len(self.shards)))
+    def steps(self, place: Place) -> Iterator[Step]:
+        """Yield the steps of the run from a place on."""
+        for group in self._groups(place):
+            n_steps = len(group.progress) - 1
+            for i in range(place.steps if _is_at(group, place) else 0, n_steps):
+                after = Place(group.epoch, group.number, i + 1)
+                yield Step(group.epoch, group.progress[i], group.progress[i + 1], after)
+
+    def tasks(self, place: Place, rank: int, world_size: int) -> Iterator[Task]:
+        """Yield what a rank takes from a place on: :meth:`batches_per_step` micro-batches a step, step by step."""
+        per_step = self.batches_per_step(world_size)
+        for group in self._groups(place):
+            mine = list(group.lanes[rank::world_size])
+            mine += [((),) * (len(group.progress) - 1)] * (per_step - len(mine))
+            first = place.steps if _is_at(group, place) else 0
+            yield Task(group.epoch, tuple(batch for step in list(zip(*mine, strict=True))[first:] for batch in step))
+
+    def batches_per_step(self, world_size: int) -> int:
+        """Return how many micro-batches each rank takes a step, the last ranks some empty ones."""
+        return -(-self.train.n_lanes // world_size)
+
+    def last_progress(self) -> float:
+        """Return the progress at which the last step of the run begins."""
+        last = Place(math.ceil(self.train.epochs) - 1)
+        return max(step.begins for step in self.steps(last))
+
+    def padding(self) -> Padding:
+        """Return the share of padding in the run's first group of shards."""
+        batches = [batch for lane in next(self._groups(Place())).lanes for batch in lane if batch]
+        return Padding(*(_padding(batches, name) for name in ("window_samples", "n_tokens")))
+
+    def _groups(self, place: Place) -> Iterator[_Group]:
+        """Yield the groups that have any step, from that of ``place`` on to the end of the run."""
+        n_rows = sum(len(rows) for rows in self.shards)
+        for epoch in range(place.epoch, math.ceil(self.train.epochs)):
+            rng = random.Random(f"{self.seed}/{epoch}")
+            order = list(range(len(self.shards)))
+            rng.shuffle(order)
+            size, done = self.train.shuffle_shards * self.train.n_lanes, 0
+            for number, start in enumerate(range(0, len(order), size)):
+                rows = [row for shard in order[start : start + size] for row in self.shards[shard]]
+                begins, done = epoch + done / n_rows, done + len(rows)
+                if begins >= self.train.epochs:
+                    return
+                if (epoch, number) < (place.epoch, place.group):
+                    continue
+                rng = random.Random(f"{self.seed}/{epoch}/{number}")
+                group = self._group(epoch, number, rows, (begins, epoch + done / n_rows), rng)
+                if group.lanes[0]:
+                    yield group
+
+    def _group(
+        self, epoch: int, number: int, rows: Sequence[Row], span: tuple[float, float], rng: random.Random
+    ) -> _Group:
+        """Plan a group between two points of the run, which are counted in epochs; of the last one, what fits in."""
+        planned = [p for row in rows for p in self._copies(row, epoch)]
+        lanes = _level([self._batches(part, rng) for part in self._parts(planned)])
+        order = list(range(len(lanes[0])))
         rng.shuffle(order)
-        tasks: list[Task] = []
-        for start in range(0, len(order), self.train.shuffle_shards):
-            rows = [row for shard in order[start : start + self.train.shuffle_shards] for row in self.shards[shard]]
-            rng.shuffle(rows)
-            steps = self._steps(rows, epoch, world_size, rng)
-            if steps:
-                tasks.append(Task(epoch, tuple(step[rank] for step in steps)))
-        return tasks
+        begins, ends = span
+        points = [begins + (ends - begins) * i / max(1, len(order)) for i in range(len(order) + 1)]
+        order = [step for step, point in zip(order, points, strict=False) if point < self.train.epochs - 1e-9]
+        progress = tuple(min(1.0, point / self.train.epochs) for point in points[: len(order) + 1])
+        return _Group(epoch, number, tuple(tuple(lane[i] for i in order) for lane in lanes), progress)
 
-    def run(self, rank: int, world_size: int) -> list[Task]:
-        """Return what ``rank`` does in the whole run; of a last epoch that is a fraction, the first batches."""
-        whole = int(self.train.epochs)
-        tasks = [task for epoch in range(whole) for task in self.epoch(epoch, rank, world_size)]
-        if whole == self.train.epochs:
-            return tasks
-        last = self.epoch(whole, rank, world_size)
-        n_batches = sum(len(task.batches) for task in last)
-        return tasks + take(last, max(1, round((self.train.epochs - whole) * n_batches)))
+    def _copies(self, row: Row, epoch: int) -> list[Planned]:
+        """Return a row as often as its domain weighs in this epoch; of a weight of 0.3, in three epochs of ten."""
+        weight = self.train.domain_weights.get(row.domain, 1.0)
+        turn = random.Random(draw_seed(self.seed, 0, row.id, "turn")).random() if weight % 1.0 else 0.0
+        n_copies = math.floor(turn + weight * (epoch + 1)) - math.floor(turn + weight * epoch)
+        return [
+            Planned(row.shard, row.index, copy, self._window(row, epoch, copy), row.n_tokens)
+            for copy in range(n_copies)
+        ]
 
-    def _steps(
-        self, rows: Sequence[Row], epoch: int, world_size: int, rng: random.Random
-    ) -> list[list[tuple[Planned, ...]]]:
-        planned = [Planned(r.shard, r.index, self._window(r, epoch)) for r in rows]
-        pool = self.train.batch_utterances * world_size * _POOL
-        steps: list[list[tuple[Planned, ...]]] = []
-        for start in range(0, len(planned), pool):
-            batches = self._cut(sorted(planned[start : start + pool], key=lambda p: p.window_samples))
-            # Neighbours in length go to the ranks of one step, which then take equally long.
-            steps += [
-                [batches[i + r] if i + r < len(batches) else () for r in range(world_size)]
-                for i in range(0, len(batches), world_size)
-            ]
-        rng.shuffle(steps)
-        return steps
+    def _parts(self, planned: Sequence[Planned]) -> list[list[Planned]]:
+        """Split rows into one stretch a lane; all of them fill about equally many micro-batches."""
+        n_lanes = self.train.n_lanes
+        fills = [self._fill(p) for p in planned]
+        a_share = sum(fills) / n_lanes or 1.0
+        parts: list[list[Planned]] = [[] for _ in range(n_lanes)]
+        passed = 0.0
+        for row, fill in zip(planned, fills, strict=True):
+            parts[min(n_lanes - 1, int((passed + fill / 2) / a_share))].append(row)
+            passed += fill
+        return parts
 
-    def _cut(self, planned: Sequence[Planned]) -> list[tuple[Planned, ...]]:
-        """Cut rows, sorted by length, into batches bounded by utterances and by padded audio seconds."""
-        batches: list[list[Planned]] = []
-        for row in planned:
-            full = not batches or (
-                len(batches[-1]) >= self.train.batch_utterances
-                or row.window_samples * (len(batches[-1]) + 1) > samples_of(self.train.batch_audio_s)
+    def _fill(self, row: Planned) -> float:
+        """Return the share of a micro-batch that a row takes."""
+        train = self.train
+        audio, tokens = row.window_samples / samples_of(train.batch_audio_s), row.n_tokens / train.batch_tokens
+        return min(1.0, max(1 / train.batch_utterances, audio, tokens))
+
+    def _batches(self, rows: list[Planned], rng: random.Random) -> list[MicroBatch]:
+        rng.shuffle(rows)
+        pool = self.train.batch_utterances * _POOL
+        batches: list[MicroBatch] = []
+        for start in range(0, len(rows), pool):
+            batches += self._cut(sorted(rows[start : start + pool], key=lambda p: (p.window_samples, p.n_tokens)))
+        return batches
+
+    def _cut(self, rows: Sequence[Planned]) -> list[MicroBatch]:
+        """Cut rows, sorted by length, into micro-batches bounded by utterances, padded audio and padded tokens."""
+        train, batches, most_tokens = self.train, list[list[Planned]](), 0
+        for row in rows:
+            n = len(batches[-1]) + 1 if batches else 0
+            most_tokens = max(most_tokens, row.n_tokens)
+            fits = (
+                n <= train.batch_utterances
+                and row.window_samples * n <= samples_of(train.batch_audio_s)
+                and most_tokens * n <= train.batch_tokens
             )
-            if full:
+            if not n or not fits:
                 batches.append([])
+                most_tokens = row.n_tokens
             batches[-1].append(row)
         return [tuple(batch) for batch in batches]
 
-    def _window(self, row: Row, epoch: int) -> int:
-        rng = random.Random(draw_seed(self.seed, epoch, row.id, "window"))
+    def _window(self, row: Row, epoch: int, copy: int) -> int:
+        purpose = f"window/{copy}" if copy else "window"
+        rng = random.Random(draw_seed(self.seed, epoch, row.id, purpose))
         if rng.random() < self.window.padded_share:
             return PADDED_SAMPLES
         return window_samples(samples_of(row.duration_s), rng.uniform(*self.window.train_silence_s))
 
 
-def take(tasks: Sequence[Task], n_batches: int) -> list[Task]:
-    """Return a rank's first ``n_batches`` batches, as tasks."""
-    taken: list[Task] = []
-    for task in tasks:
-        if n_batches > 0:
-            taken.append(Task(task.epoch, task.batches[:n_batches]))
-            n_batches -= len(task.batches)
-    return taken
+def unknown_domains(weights: Mapping[str, float], shards: Sequence[Sequence[Row]]) -> tuple[list[str], list[str]]:
+    """Return the domains that have a weight and no row, and the domains that have rows."""
+    there = {row.domain for rows in shards for row in rows}
+    return sorted(set(weights) - there), sorted(there)
 
 
-def skip(tasks: Sequence[Task], n_batches: int) -> list[Task]:
-    """Return what is left of a rank's tasks after its first ``n_batches`` batches: where a resumed run goes on."""
-    left: list[Task] = []
-    for task in tasks:
-        skipped = min(n_batches, len(task.batches))
-        n_batches -= skipped
-        if skipped < len(task.batches):
-            left.append(task.after(skipped))
-    return left
+def _is_at(group: _Group, place: Place) -> bool:
+    return (group.epoch, group.number) == (place.epoch, place.group)
+
+
+def _level(lanes: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
+    """Move micro-batches until no lane has two more than another, then fill up with empty ones."""
+    while len(longest := max(lanes, key=len)) - len(shortest := min(lanes, key=len)) > 1:
+        shortest.append(longest.pop())
+    n_steps = max(len(lane) for lane in lanes)
+    return [lane + [()] * (n_steps - len(lane)) for lane in lanes]
+
+
+def _padding(batches: Sequence[MicroBatch], name: str) -> float:
+    used = sum(getattr(p, name) for batch in batches for p in batch)
+    computed = sum(max(getattr(p, name) for p in batch) * len(batch) for batch in batches)
+    return 1.0 - used / computed if computed else 0.0

@@ -4,19 +4,22 @@ Each rank streams its own plan instead of a share of one dataset: ``streaming_sp
 by the number of ranks and cannot start in the middle, and a plan does neither.
 """
 
+import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ray.data
 
 from askd_ray.data.collate import Stream, from_bytes, to_bytes
 from askd_ray.data.plan import Task
+from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch
 from askd_ray.torch_setup import n_cores
 
 _CPUS_PER_TASK = 0.5  # leaves room beside the training workers, whatever the size of the machine
+_AHEAD = 8  # batches that wait in the worker, also while the next epoch's dataset starts
 
 
 def configure() -> None:
@@ -27,11 +30,16 @@ def configure() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def ray_batches(stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
-    """Yield the batches of a rank's tasks, in order, made by Ray Data tasks ahead of the training step."""
-    if not tasks:
-        return
+def ray_batches(stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+    """Yield the micro-batches of a rank's tasks, in order, made by Ray Data tasks ahead of the training step.
 
+    An epoch is one dataset, so that only its plan is in memory, however long the run.
+    """
+    epochs = (list(group) for _, group in itertools.groupby(tasks, key=lambda task: task.epoch))
+    yield from prefetch((batch for epoch in epochs for batch in _epoch(stream, epoch)), _AHEAD)
+
+
+def _epoch(stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
     def load(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for batch in stream.batches(Task.from_json(json.loads(item["task"]))):
             yield {"batch": to_bytes(batch)}

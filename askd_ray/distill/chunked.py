@@ -47,11 +47,11 @@ class _ChunkedSums(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ projection
             if grad_projection is not None:
-                grad_projection.addmm_(grad.t(), hidden[rows])
+                grad_projection.addmm_(grad.t().to(projection.dtype), hidden[rows].to(projection.dtype))
         total = torch.stack(parts).sum(dim=0)
         ctx.gradients = grad_hidden, grad_projection
         ctx.mark_non_differentiable(total)
-        return total[0].to(hidden.dtype), total
+        return total[0].float(), total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:

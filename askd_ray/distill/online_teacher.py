@@ -34,7 +34,9 @@ def encoders_agree(recipe: Recipe, student: WindowedWhisper, teacher: WindowedWh
     """
     masks = recipe.spec_augment
     same_input = recipe.window.padded_share == 1.0 and masks.freq_masks == 0 and masks.time_masks == 0
-    stays = recipe.student.freeze_encoder and all(step.encoder_layers is None for step in recipe.student.shrink)
+    stays = recipe.train.frozen_until.encoder == 1.0 and all(
+        step.encoder_layers is None for step in recipe.student.shrink
+    )
     if not (stays and same_input and recipe.objective.hidden_states.kind == "none"):
         return False
     mine, its = (w.whisper.model.encoder.state_dict() for w in (student, teacher))

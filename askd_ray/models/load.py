@@ -80,6 +80,8 @@ def load_whisper(reference: str) -> tuple[WhisperForConditionalGeneration, Token
             model = WhisperForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype="float32")
     except (OSError, SafetensorError, ValueError) as error:
         raise AskdError(f"model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    # Sinusoids are computed, not learnt; transformers freezes them when it builds a model, and forgets it in loading.
+    model.model.encoder.embed_positions.requires_grad_(False)
     return model.eval(), Tokens(folder)
 
 

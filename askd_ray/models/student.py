@@ -46,8 +46,6 @@ def build_student(
     model, tokens = load_whisper(settings.init or teacher_reference)
     for surgery in surgeries(settings, model.config)[: n_shrunk + 1]:
         model = operate(model, surgery)
-    if settings.freeze_encoder:
-        model.model.encoder.requires_grad_(False)
     return model, tokens
 
 

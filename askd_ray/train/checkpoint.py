@@ -8,48 +8,83 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.amp.grad_scaler import GradScaler
 
+from askd_ray.data.plan import Place
 from askd_ray.distill.self_teacher import Facts, SelfTeacher, StudentAt, Tensors
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, read_json, remove, write_json
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.train.optim import Optimizer
+from askd_ray.train.weight_ema import WeightEma
 
-_STATE = "state.json"
+_STATE, _OWN, _EMA = "state.json", "self_teacher.safetensors", "ema.safetensors"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, besides its tensors."""
+    """Where a run stands, besides its tensors.
+
+    No state of any random number generator: each draw is seeded with what it is for (seed, step, utterance).
+    """
 
     key: str
     """Of the inputs: a checkpoint of another recipe is not taken up."""
     step: int = 0
+    progress: float = 0.0
+    """The share of the run that is done."""
+    place: Place = field(default_factory=Place)
+    """Where the next step's data begins; it does not depend on the number of workers."""
     shrunk: int = 0
     """How many of the recipe's shrinkings the student has gone through."""
     best_wer: float | None = None
     """The best one since the last shrinking, and the step after which it was reached."""
     best_step: int | None = None
+    no_better: int = 0
+    """How many evaluations there were since then."""
     gap: dict[str, Any] = field(default_factory=dict[str, Any])
     """The running losses of the ``gap`` schedule (:meth:`~askd_ray.distill.schedules.Gap.state`)."""
     own: Facts = field(default_factory=dict[str, Any])
     """What the self-teacher keeps besides its tensors."""
+    scaler: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The state of the float16 gradient scaler; empty where there is none."""
+    ema_steps: int = 0
+    """How many steps are in the average of the weights."""
 
 
-def save_checkpoint(
-    folder: Path, position: Position, student: WindowedWhisper, optimizer: torch.optim.Optimizer, own: Tensors
-) -> Path:
-    """Write ``folder/step-00000012`` and remove the checkpoints before it. ``own`` is the self-teacher's.
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds in tensors."""
 
-    Returns the path.
+    student: WindowedWhisper
+    optimizer: Optimizer
+    own: SelfTeacher
+    ema: WeightEma
+    scaler: GradScaler
+
+
+def save_checkpoint(folder: Path, position: Position, state: State, own: Tensors) -> Path:
+    """Write ``folder/step-00000012`` and remove the checkpoints before it. ``own`` are the self-teacher's tensors.
+
+    Returns the path. Raises :class:`AskdError` when it cannot be written; the one before it is then still there.
     """
     path = folder / f"step-{position.step:08d}"
-    with atomic_path(path) as temporary:
-        temporary.mkdir()
-        save_file(_plain(student.state_dict()), temporary / "student.safetensors")
-        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-        if own:
-            save_file(_plain(own), temporary / "self_teacher.safetensors")
-        write_json(temporary / _STATE, dataclasses.asdict(position))
+    mean, ema_steps = state.ema.state()
+    position = dataclasses.replace(position, scaler=state.scaler.state_dict(), ema_steps=ema_steps)
+    try:
+        with atomic_path(path) as temporary:
+            temporary.mkdir()
+            save_file(_plain(state.student.state_dict()), temporary / "student.safetensors")
+            save_file(_optimizer_tensors(state.optimizer), temporary / "optimizer.safetensors")
+            for name, tensors in ((_OWN, own), (_EMA, mean)):
+                if tensors:
+                    save_file(_plain(tensors), temporary / name)
+            write_json(temporary / _STATE, dataclasses.asdict(position))
+    except (OSError, SafetensorError) as error:
+        raise AskdError(
+            f"cannot write checkpoint {path} ({_short(error)}); the one before it is whole: once there is room, the "
+            "same command goes on from it"
+        ) from None
     for older in _checkpoints(folder):
         if older != path:
             remove(older)
@@ -62,14 +97,8 @@ def latest_position(folder: Path) -> Position | None:
     return _position(found[-1]) if found else None
 
 
-def load_checkpoint(
-    folder: Path,
-    student: WindowedWhisper,
-    optimizer: torch.optim.Optimizer,
-    own: SelfTeacher,
-    student_at: StudentAt,
-) -> None:
-    """Put the newest checkpoint, if there is one, into student, optimizer and self-teacher.
+def load_checkpoint(folder: Path, state: State, student_at: StudentAt) -> None:
+    """Put the newest checkpoint, if there is one, into a state.
 
     The student has the layers that :func:`latest_position` speaks of.
     Raises :class:`AskdError` when it is damaged.
@@ -79,12 +108,21 @@ def load_checkpoint(
         return
     path, position = found[-1], _position(found[-1])
     try:
-        student.load_state_dict(load_file(path / "student.safetensors"), strict=True)
-        _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        kept = path / "self_teacher.safetensors"
-        own.restore(load_file(kept) if kept.is_file() else {}, position.own, student_at)
+        state.student.load_state_dict(load_file(path / "student.safetensors"), strict=True)
+        _restore_optimizer(state.optimizer, load_file(path / "optimizer.safetensors"))
+        state.own.restore(_if_there(path / _OWN), position.own, student_at)
+        state.ema.restore(_if_there(path / _EMA), position.ema_steps, next(state.student.parameters()).device)
+        state.scaler.load_state_dict(position.scaler)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise AskdError(f"checkpoint {path} is damaged ({' '.join(str(error).split())[:120]}): delete it") from None
+        raise AskdError(f"checkpoint {path} is damaged ({_short(error)}): delete it") from None
+
+
+def _if_there(path: Path) -> Tensors:
+    return load_file(path) if path.is_file() else {}
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -92,7 +130,9 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _position(path: Path) -> Position:
-    return Position(**read_json(path / _STATE))
+    values = read_json(path / _STATE)
+    place = Place(**values.pop("place"))
+    return Position(**values, place=place)
 
 
 def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

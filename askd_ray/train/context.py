@@ -1,6 +1,6 @@
 """What the loop needs from its surroundings; Ray Train, Ray Tune and a plain process each give it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,8 +8,11 @@ import torch
 
 from askd_ray.data.collate import Stream
 from askd_ray.data.plan import Task
+from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch
 from askd_ray.torch_setup import best_device
+
+_AHEAD = 8
 
 
 class Context(Protocol):
@@ -30,8 +33,8 @@ class Context(Protocol):
         """Where this rank computes."""
         ...
 
-    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
-        """Yield the batches of this rank's tasks, in order."""
+    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+        """Yield the micro-batches of this rank's tasks, in order."""
         ...
 
     def report(self, metrics: dict[str, float]) -> None:
@@ -48,10 +51,9 @@ class PlainContext:
     world_size: int = 1
     reports: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
-    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
-        """Make the batches here, one after the other."""
-        for task in tasks:
-            yield from stream.batches(task)
+    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+        """Make the batches here, in a thread beside the training."""
+        return prefetch((batch for task in tasks for batch in stream.batches(task)), _AHEAD)
 
     def report(self, metrics: dict[str, float]) -> None:
         """Keep the metrics."""

@@ -20,12 +20,12 @@ def plot_runs(runs: Sequence[Path], path: Path) -> Path:
     metrics = {run.resolve().name: _metrics(run) for run in runs}
     figure, (weight, loss, wer) = figure_of(3)
     for name, lines in metrics.items():
-        progress = [line["step"] / line["n_steps"] for line in lines]
+        progress = [line["progress"] for line in lines]
         scored = [line for line in lines if "dev_wer" in line]
         (drawn,) = weight.plot(progress, [line["a"] for line in lines], label=name)
         colour = drawn.get_color()
         loss.plot(progress, _smooth([line["ce"] for line in lines]), color=colour)
-        wer.plot([s["step"] / s["n_steps"] for s in scored], [s["dev_wer"] for s in scored], "o-", ms=3, color=colour)
+        wer.plot([s["progress"] for s in scored], [s["dev_wer"] for s in scored], "o-", ms=3, color=colour)
     for axis, label in ((weight, "teacher weight"), (loss, "cross-entropy"), (wer, "dev WER")):
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)

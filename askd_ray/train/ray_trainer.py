@@ -1,7 +1,7 @@
 """The stage `distill`: Ray Train workers run the loop, Ray Data streams their batches."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +13,7 @@ from ray.train.torch import TorchTrainer, get_device
 
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
+from askd_ray.config.train import PLACEMENT
 from askd_ray.data.collate import Stream
 from askd_ray.data.plan import Task
 from askd_ray.data.ray_stream import ray_batches
@@ -31,6 +32,7 @@ from askd_ray.runs import Run, stage_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.train.checkpoint import latest_position
 from askd_ray.train.loop import CHECKPOINTS, Loop, make_stream
+from askd_ray.train.shrink import check_shrinkings
 from askd_ray.train.track import read_metrics
 
 _SUMMARY = "summary.json"
@@ -46,7 +48,7 @@ class RayTrainContext:
         assert isinstance(device, torch.device)
         self.device = device
 
-    def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
         """Stream the batches through Ray Data."""
         return ray_batches(stream, tasks)
 
@@ -81,9 +83,10 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
 
 def distill_key(run: Run) -> str:
-    """Return the key of what a student hangs on. The number of workers is part of it: batches differ with it."""
+    """Return the key of what a student hangs on: where it is trained, and by how many workers, does not matter."""
     r = run.recipe
-    return stage_key(r.student, r.window, r.spec_augment, r.objective, r.train, r.seed, run.key("label"))
+    train = r.train.model_dump(mode="json", exclude=PLACEMENT) | {"micro_batches": r.train.n_lanes}
+    return stage_key(r.student, r.window, r.spec_augment, r.objective, train, r.seed, run.key("label"))
 
 
 def check_inputs(recipe: Recipe) -> None:
@@ -94,7 +97,8 @@ def check_inputs(recipe: Recipe) -> None:
     """
     run = Run(recipe)
     schedules.check(recipe.objective, recipe.train.epochs)
-    make_stream(recipe, n_mels=80).planner()
+    planner = make_stream(recipe, n_mels=80).planner()
+    check_shrinkings(recipe.student, planner)
     shard_paths(run.shards, "dev")
     init = recipe.student.init
     surgeries(recipe.student, load_config(init or recipe.teacher.model))
@@ -182,4 +186,4 @@ def _update(progress: Bar, folder: Path) -> None:
     note = f"loss {last['loss']:.3f}  a {last['a']:.2f}  b {last['b']:.2f}  lr {last['lr/decoder']:.1e}"
     if scored is not None:
         note += f"  dev WER {scored['dev_wer']:.3f}  {scored['utterances_per_s']:.1f} utt/s"
-    progress.update(last["step"], note, total=last["n_steps"])
+    progress.update(last["step"], note, total=round(last["step"] / last["progress"]))

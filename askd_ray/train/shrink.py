@@ -1,10 +1,9 @@
 """Progressive shrinking: at set points of progress the student goes on with fewer layers."""
 
-import math
-
 from transformers import WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Recipe, Student
+from askd_ray.data.plan import Planner
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_config, resolve
 from askd_ray.models.student import build_student, operate, surgeries
@@ -38,6 +37,8 @@ class Students:
         layers = wanted.layers if wanted.kind != "none" else ()
         student = WindowedWhisper(model, [mine for mine, _ in layers], [self._width] * len(layers))
         student.shrunk = n_shrunk
+        if self._recipe.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         return student
 
     def shrink(self, student: WindowedWhisper, optimizer: Optimizer) -> tuple[WindowedWhisper, Optimizer]:
@@ -52,19 +53,21 @@ class Students:
         fresh = build_optimizer(smaller, self._recipe.train)
         before = dict(student.named_parameters())
         for name, parameter in smaller.named_parameters():
-            if parameter.requires_grad:
-                carry_over(optimizer, [before[source] for source in surgery.sources(name)], fresh, parameter)
+            carry_over(optimizer, [before[source] for source in surgery.sources(name)], fresh, parameter)
         return smaller, fresh
 
 
-def shrink_steps(settings: Student, n_steps: int) -> list[int]:
-    """Return before which step (from 0) each shrinking happens: the first whose progress has reached it.
+def due_shrinkings(settings: Student, progress: float) -> int:
+    """Return how many shrinkings come before a step that begins at ``progress``."""
+    return sum(progress >= step.at - 1e-9 for step in settings.shrink)
 
-    Raises :class:`AskdError` when no step is left for it.
+
+def check_shrinkings(settings: Student, planner: Planner) -> None:
+    """Check that each shrinking has a step after it.
+
+    Raises :class:`AskdError` when one is too late.
     """
-    steps = [math.ceil(step.at * n_steps - 1e-9) for step in settings.shrink]
-    if steps and steps[-1] >= n_steps:
+    if settings.shrink and due_shrinkings(settings, last := planner.last_progress()) < len(settings.shrink):
         raise AskdError(
-            f"student.shrink at {settings.shrink[-1].at:g} is too late: none of the {n_steps} steps comes after it"
+            f"student.shrink at {settings.shrink[-1].at:g} is too late: the last step begins at {last:.3g} of the run"
         )
-    return steps

@@ -1,67 +1,125 @@
-"""One step of one rank: forward, sums, one division by the global token count, finite check, update."""
+"""One optimizer step of one rank: its micro-batches, one division by the global token count, finite check, update."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
+from askd_ray.config.train import Train
 from askd_ray.data.schema import Batch
 from askd_ray.distill.distiller import NAMES, Distiller
 from askd_ray.distill.schedules import Weights
 from askd_ray.distill.tensors import TensorBatch
 from askd_ray.errors import AskdError
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.train.ledger import TRAINED
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+OVERFLOW = "skipped: float16 overflow"
+NOT_FINITE = "skipped: not finite"
 
 
 @dataclass(frozen=True)
 class StepResult:
     """A step over all ranks: the means of :data:`~askd_ray.distill.distiller.NAMES` over target tokens, and the norm of
-    the gradient before clipping.
+    the gradient before clipping. ``outcome`` is ``trained``, or why the student was left as it was.
     """
 
     means: dict[str, float]
     n_tokens: int
     grad_norm: float
+    outcome: str
 
 
-def train_step(
-    network: nn.Module,
-    student: WindowedWhisper,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    distiller: Distiller,
-    weights: Weights,
-    clip_norm: float,
-) -> StepResult:
-    """Take one optimizer step on this rank's batch, together with the other ranks.
+@dataclass
+class Stepper:
+    """What a step needs besides its data.
 
-    ``network`` is ``student``, or DistributedDataParallel around it.
-    Raises :class:`AskdError` with the batch's ids when loss or gradient is not finite: the model is then unchanged.
+    ``network`` is ``student``, or DistributedDataParallel around it. ``scaler`` keeps float16 gradients in range.
     """
-    tensors = TensorBatch.of(batch, next(network.parameters()).device)
-    loss, sums = distiller.sums(network, student, tensors, weights)
-    totals = torch.cat([sums, sums.new_tensor([batch.n_tokens])])
-    world_size = _sum_over_ranks(totals)
-    n_tokens = max(1.0, totals[-1].item())
-    optimizer.zero_grad(set_to_none=True)
-    # DistributedDataParallel averages gradients over ranks; ours are sums, divided by the global count.
-    (loss * (world_size / n_tokens)).backward()
-    trained = [p for p in network.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(trained, clip_norm).item()
-    means = dict(zip(NAMES, (totals[:-1] / n_tokens).tolist(), strict=True))
-    if not np.isfinite([means["loss"], norm]).all():
+
+    network: nn.Module
+    student: WindowedWhisper
+    optimizer: torch.optim.Optimizer
+    distiller: Distiller
+    settings: Train
+    scaler: GradScaler
+
+    def step(self, batches: Sequence[Batch], weights: Weights, seeds: Sequence[int]) -> StepResult:
+        """Take one optimizer step on this rank's micro-batches, together with the other ranks.
+
+        Each of ``seeds`` is that of the dropout in a micro-batch. All ranks have equally many, some of them empty.
+        Raises :class:`AskdError` with the ids of the utterances when loss or gradient is not finite, unless the recipe
+        says to skip the step: the student is unchanged either way.
+        """
+        n_ranks = dist.get_world_size() if dist.is_initialized() else 1
+        device = next(self.student.parameters()).device
+        n_tokens = int(_sum_over_ranks(torch.tensor([float(sum(b.n_tokens for b in batches))], device=device)).item())
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = torch.zeros(len(NAMES), dtype=torch.float64, device=device)
+        # DistributedDataParallel averages gradients over ranks; ours are sums, divided by the global count.
+        share = n_ranks / max(1, n_tokens)
+        suspects: list[str] = []
+        for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
+            torch.manual_seed(seed)
+            with self._exchanging(number == len(batches) - 1):
+                with self._autocast(device):
+                    loss, sums = self.distiller.sums(self.network, self.student, TensorBatch.of(batch, device), weights)
+                self.scaler.scale(loss * share).backward()
+            totals += sums
+            if not bool(torch.isfinite(loss)):
+                suspects += batch.ids
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for p in self.student.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip_norm).item()
+        means = dict(zip(NAMES, (_sum_over_ranks(totals) / max(1, n_tokens)).tolist(), strict=True))
+        outcome = self._outcome(means["loss"], norm, (suspects, [i for b in batches for i in b.ids]))
+        if outcome == TRAINED:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return StepResult(means, n_tokens, norm, outcome)
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once a step, with the last micro-batch."""
+        if last or not isinstance(self.network, DistributedDataParallel):
+            return nullcontext()
+        return self.network.no_sync()
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        dtype = _DTYPES[self.settings.precision]
+        return torch.autocast(device.type, dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32)
+
+    def _outcome(self, loss: float, norm: float, ids: tuple[list[str], list[str]]) -> str:
+        """Judge a step by what all ranks know, so that all judge alike.
+
+        ``ids`` are those of this rank's micro-batches whose loss is not finite, and those of all of them.
+        """
+        if np.isfinite([loss, norm]).all():
+            return TRAINED
+        if np.isfinite(loss) and self.scaler.is_enabled():
+            return OVERFLOW  # the scaler tries larger factors until one is too large: nothing is wrong
+        if self.settings.not_finite == "skip":
+            return NOT_FINITE
+        everyones = [ids]
+        if dist.is_initialized():
+            everyones = [ids] * dist.get_world_size()
+            dist.all_gather_object(everyones, ids)
+        suspects, all_ids = ([i for rank in everyones for i in rank[which]] for which in (0, 1))
         raise AskdError(
-            f"loss {means['loss']} with gradient norm {norm} in the batch of {', '.join(batch.ids)}: not finite"
+            f"loss {loss} with gradient norm {norm} in the step of {', '.join(suspects or all_ids)}: not finite; "
+            "train.not_finite=skip goes on without such steps"
         )
-    optimizer.step()
-    return StepResult(means, int(totals[-1].item()), norm)
 
 
-def _sum_over_ranks(values: torch.Tensor) -> int:
-    """Sum in place over all ranks; returns their number."""
-    if not dist.is_initialized():
-        return 1
-    dist.all_reduce(values)
-    return dist.get_world_size()
+def _sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum in place over all ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values

@@ -71,7 +71,8 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
 def _trials(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
     settings = recipe.tune
-    of_trials = {"epochs": settings.epochs, "evals_per_epoch": settings.evals_per_epoch, "workers": 1}
+    of_trials = {"epochs": settings.epochs, "evals_per_epoch": settings.evals_per_epoch}
+    of_trials |= {"workers": 1, "least_workers": None, "micro_batches": recipe.train.n_lanes}
     short = recipe.model_copy(update={"train": recipe.train.model_copy(update=of_trials)})
     space = {
         name: tune.choice(list(d.values)) if isinstance(d, Choice) else tune.uniform(d.low, d.high)

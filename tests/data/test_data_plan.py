@@ -1,88 +1,179 @@
 from collections import Counter
+from dataclasses import replace
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of
-from askd_ray.config.schema import Train, Window
-from askd_ray.data.plan import Planner, Row, Task, skip
+from askd_ray.config.schema import Window
+from askd_ray.config.train import Train
+from askd_ray.data.plan import MicroBatch, Place, Planner, Row, Step, Task
+
+START = Place()
 
 
 def planner(lengths: list[float], shard_size: int = 5, **train: object) -> Planner:
-    rows = [Row(i // shard_size, i % shard_size, f"u{i}", s) for i, s in enumerate(lengths)]
+    rows = [
+        Row(i // shard_size, i % shard_size, f"u{i}", s, 2 + int(4 * s), "ab"[i % 2]) for i, s in enumerate(lengths)
+    ]
     n_shards = -(-len(rows) // shard_size)
     shards = tuple(tuple(r for r in rows if r.shard == s) for s in range(n_shards))
-    settings_ = Train.model_validate(
-        {"epochs": 2, "batch_utterances": 4, "batch_audio_s": 35.0, "shuffle_shards": 2} | train
-    )
-    return Planner(shards, settings_, Window(padded_share=0.1), seed=7)
+    bounds = {"batch_utterances": 4, "batch_audio_s": 35.0, "batch_tokens": 200, "shuffle_shards": 2}
+    return Planner(shards, Train.model_validate({"epochs": 2} | bounds | train), Window(padded_share=0.1), seed=7)
 
 
-durations = st.lists(st.floats(0.2, 29.0), min_size=1, max_size=40)
+def lanes_of(plan: Planner, place: Place = START) -> list[tuple[MicroBatch, ...]]:
+    """The run's steps from a place on, each with the micro-batches of all lanes."""
+    n = plan.train.n_lanes
+    per_lane = [[b for task in plan.tasks(place, lane, n) for b in task.batches] for lane in range(n)]
+    return list(zip(*per_lane, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
-@given(durations, st.integers(1, 4), st.integers(0, 3))
-def test_every_utterance_is_in_just_one_batch_of_an_epoch(lengths: list[float], world_size: int, epoch: int):
-    plan = planner(lengths)
-    tasks = [t for rank in range(world_size) for t in plan.epoch(epoch, rank, world_size)]
-    seen = Counter((p.shard, p.index) for t in tasks for batch in t.batches for p in batch)
-    assert seen == Counter({(r.shard, r.index): 1 for rows in plan.shards for r in rows})
+def places(batches: list[MicroBatch]) -> Counter[tuple[int, int]]:
+    return Counter((p.shard, p.index) for batch in batches for p in batch)
 
 
-@settings(max_examples=60, deadline=None)
-@given(durations, st.integers(1, 4))
-def test_ranks_take_the_same_number_of_steps_within_the_bounds(lengths: list[float], world_size: int):
-    plan = planner(lengths)
-    per_rank = [plan.run(rank, world_size) for rank in range(world_size)]
-    assert len({sum(len(t.batches) for t in tasks) for tasks in per_rank}) == 1
-    for batch in (b for tasks in per_rank for t in tasks for b in t.batches if b):
+durations = st.lists(st.floats(0.2, 29.0), min_size=1, max_size=60)
+lanes = st.integers(1, 4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(durations, lanes, st.integers(1, 5))
+def test_every_utterance_is_in_just_one_micro_batch_of_an_epoch(lengths: list[float], n: int, world_size: int):
+    plan = planner(lengths, micro_batches=n)
+    everything = {(r.shard, r.index): 1 for rows in plan.shards for r in rows}
+    tasks = [task for rank in range(world_size) for task in plan.tasks(START, rank, world_size)]
+    for epoch in range(2):
+        assert places([b for task in tasks if task.epoch == epoch for b in task.batches]) == Counter(everything)
+
+
+@settings(max_examples=80, deadline=None)
+@given(durations, lanes, st.integers(1, 5))
+def test_how_many_workers_there_are_changes_no_step(lengths: list[float], n: int, world_size: int):
+    plan = planner(lengths, micro_batches=n)
+    per_step = plan.batches_per_step(world_size)
+    ranks = [[b for task in plan.tasks(START, rank, world_size) for b in task.batches] for rank in range(world_size)]
+    expected = lanes_of(plan)
+    assert len(expected) == len(list(plan.steps(START)))
+    for number, step in enumerate(expected):
+        taken = [b for rank in ranks for b in rank[number * per_step : (number + 1) * per_step]]
+        assert len(taken) == per_step * world_size
+        assert Counter(b for b in taken if b) == Counter(b for b in step if b)
+    assert all(len(rank) == per_step * len(expected) for rank in ranks)
+
+
+@settings(max_examples=80, deadline=None)
+@given(durations, lanes)
+def test_micro_batches_keep_within_their_bounds(lengths: list[float], n: int):
+    for batch in (b for step in lanes_of(planner(lengths, micro_batches=n)) for b in step if b):
         assert len(batch) <= 4
-        longest = max(p.window_samples for p in batch)
+        longest, most_tokens = (max(getattr(p, name) for p in batch) for name in ("window_samples", "n_tokens"))
         assert longest <= PADDED_SAMPLES
-        assert len(batch) == 1 or longest * len(batch) <= samples_of(35.0)
+        assert len(batch) == 1 or (longest * len(batch) <= samples_of(35.0) and most_tokens * len(batch) <= 200)
+
+
+@settings(max_examples=80, deadline=None)
+@given(durations, lanes)
+def test_lanes_differ_by_one_micro_batch_at_most(lengths: list[float], n: int):
+    plan = planner(lengths, micro_batches=n)
+    groups = groupby(zip(plan.steps(START), lanes_of(plan), strict=True), lambda s: (s[0].next.epoch, s[0].next.group))
+    for _, group in groups:
+        empty = [sum(not batch for batch in lane) for lane in zip(*(step for _, step in group), strict=True)]
+        assert max(empty) <= 1
+
+
+def test_a_lane_reads_few_shards_that_others_read_too():
+    plan = planner([1.0 + i / 100 for i in range(160)], micro_batches=4, epochs=1)
+    read = [{p.shard for step in lanes_of(plan) for p in step[lane]} for lane in range(4)]
+    assert len(set[int]().union(*read)) == 32
+    assert sum(map(len, read)) <= 32 + 4 * 3
 
 
 def test_the_plan_is_a_pure_function_and_differs_between_epochs_and_seeds():
     plan = planner([1.0 + i / 10 for i in range(30)])
-    assert plan.run(0, 2) == plan.run(0, 2)
-    assert plan.epoch(0, 0, 1) != plan.epoch(1, 0, 1)
-    other = Planner(plan.shards, plan.train, plan.window, seed=8)
-    assert other.epoch(0, 0, 1) != plan.epoch(0, 0, 1)
+    assert list(plan.tasks(START, 0, 2)) == list(plan.tasks(START, 0, 2))
+    first, second = (
+        [b for task in plan.tasks(START, 0, 1) if task.epoch == epoch for b in task.batches] for epoch in range(2)
+    )
+    assert places(first) == places(second) and first != second
+    assert lanes_of(replace(plan, seed=8)) != lanes_of(plan)
 
 
-@settings(max_examples=60, deadline=None)
-@given(durations, st.integers(0, 30))
-def test_a_resumed_run_takes_just_the_batches_that_are_left(lengths: list[float], done: int):
-    tasks = planner(lengths).run(0, 1)
-    batches = [b for t in tasks for b in t.batches]
-    assert [b for t in skip(tasks, done) for b in t.batches] == batches[done:]
+@settings(max_examples=80, deadline=None)
+@given(durations, lanes, st.data())
+def test_a_resumed_run_takes_just_the_steps_that_are_left(lengths: list[float], n: int, data: st.DataObject):
+    plan = planner(lengths, micro_batches=n)
+    steps, batches = list(plan.steps(START)), lanes_of(plan)
+    done = data.draw(st.integers(1, len(steps)))
+    place = steps[done - 1].next
+    assert list(plan.steps(place)) == steps[done:]
+    assert lanes_of(plan, place) == batches[done:]
 
 
-@pytest.mark.parametrize(("epochs", "share"), [(0.5, 0.5), (1.0, 1.0), (2.25, 2.25), (0.001, None)])
-def test_a_fraction_of_an_epoch_is_its_first_batches(epochs: float, share: float | None):
-    whole = planner([1.0 + i / 10 for i in range(64)], epochs=3).run(0, 1)
-    part = planner([1.0 + i / 10 for i in range(64)], epochs=epochs).run(0, 1)
-    batches = [b for t in part for b in t.batches]
-    assert batches == [b for t in whole for b in t.batches][: len(batches)]
-    if share is not None:  # epochs differ a little in their number of batches: windows are drawn anew
-        per_epoch = [sum(len(t.batches) for t in whole if t.epoch == e) for e in range(3)]
-        rest = share - int(share)
-        assert len(batches) == sum(per_epoch[: int(share)]) + round(rest * per_epoch[int(share)])
-    else:
-        assert len(batches) == 1
+@settings(max_examples=80, deadline=None)
+@given(durations, lanes, st.floats(0.01, 3.0))
+def test_progress_rises_evenly_from_nothing_to_the_end(lengths: list[float], n: int, epochs: float):
+    steps = list(planner(lengths, micro_batches=n, epochs=epochs).steps(START))
+    assert steps[0].begins == 0.0 and steps[-1].ends == pytest.approx(1.0) and steps[-1].begins < 1.0
+    for one, two in pairwise(steps):
+        assert two.begins > one.begins and two.begins == pytest.approx(one.ends)
+    assert {s.epoch for s in steps} == set(range(steps[-1].epoch + 1))
+
+
+@pytest.mark.parametrize(("epochs", "n_steps"), [(0.5, 8), (1.0, 16), (1.25, 20), (0.001, 1)])
+def test_a_fraction_of_an_epoch_is_its_first_steps(epochs: float, n_steps: int):
+    lengths, rough = [1.0 + i / 100 for i in range(64)], Window(padded_share=0.0)
+    whole = replace(planner(lengths, shard_size=64, epochs=3), window=rough)
+    part = replace(planner(lengths, shard_size=64, epochs=epochs), window=rough)
+    assert lanes_of(part) == lanes_of(whole)[:n_steps]
+    assert [s.next for s in part.steps(START)] == [s.next for s in whole.steps(START)][:n_steps]
+
+
+def test_domains_are_taken_as_often_as_they_weigh():
+    plan = planner([2.0] * 40, epochs=4, domain_weights={"a": 0.25, "b": 2.0})
+    taken = Counter[tuple[int, str]]()
+    copies = set[tuple[int, str, int]]()
+    for task in plan.tasks(START, 0, 1):
+        for p in (p for batch in task.batches for p in batch):
+            row = plan.shards[p.shard][p.index]
+            taken[task.epoch, row.domain] += 1
+            copies.add((task.epoch if row.domain == "b" else 0, row.id, p.copy))
+    assert [taken[epoch, "b"] for epoch in range(4)] == [40] * 4
+    assert sum(taken[epoch, "a"] for epoch in range(4)) == 20
+    assert max(taken[epoch, "a"] for epoch in range(4)) < 12  # in turn, not all at once
+    assert len(copies) == 20 + 4 * 40  # each "a" once in four epochs; of "b" both copies in each
+
+
+def test_the_last_progress_is_that_of_the_last_step():
+    plan = planner([1.0 + i / 10 for i in range(30)], epochs=1.5)
+    assert plan.last_progress() == list(plan.steps(START))[-1].begins
 
 
 def test_tasks_travel_as_json():
-    task = planner([1.0, 2.0, 3.0]).run(0, 1)[0]
+    task = next(planner([1.0, 2.0, 3.0]).tasks(START, 0, 1))
     assert Task.from_json(task.to_json()) == task
 
 
+def test_padding_is_what_is_computed_and_not_used():
+    plan = planner([1.0, 1.0, 1.0, 3.0], epochs=1, batch_utterances=4)
+    plan = replace(plan, window=Window(train_silence_s=(0.5, 0.5), padded_share=0.0))
+    padding = plan.padding()
+    assert padding.audio == pytest.approx(1 - (3 * 1.5 + 3.5) / (4 * 3.5), abs=0.01)
+    assert padding.tokens == pytest.approx(1 - (3 * 6 + 14) / (4 * 14))
+
+
 def test_the_window_is_the_clip_and_some_silence_or_thirty_seconds():
-    plan = planner([2.0] * 400, shard_size=400, batch_utterances=8)
-    windows = [p.window_samples for t in plan.epoch(0, 0, 1) for b in t.batches for p in b]
+    plan = planner([2.0] * 400, shard_size=400, batch_utterances=8, epochs=1)
+    windows = [p.window_samples for step in lanes_of(plan) for b in step for p in b]
     trimmed = [w for w in windows if w != PADDED_SAMPLES]
     assert 0.05 < 1 - len(trimmed) / len(windows) < 0.16  # a tenth, as the recipe says
     assert min(trimmed) >= samples_of(2.1) and max(trimmed) <= samples_of(3.02)
     assert len(set(trimmed)) > 20
+
+
+def test_a_step_says_where_the_next_one_begins():
+    steps = list(planner([2.0] * 40).steps(START))
+    assert steps[0] == Step(0, 0.0, steps[1].begins, Place(0, 0, 1))
+    assert steps[-1].next.epoch == 1

@@ -79,6 +79,14 @@ def test_saved_and_loaded_is_the_same_model(tiny_en: Model, tmp_path: Path):
     assert fingerprint(str(tmp_path / "saved")) == fingerprint(str(tmp_path / "saved"))
 
 
+def test_sinusoids_are_never_trained(tiny_en: Model, tmp_path: Path):
+    save_whisper(*tiny_en, tmp_path / "model")
+    for model in (tiny_en[0], load_whisper(str(tmp_path / "model"))[0]):
+        assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
+            "model.encoder.embed_positions.weight"
+        ]
+
+
 def test_pruning_keeps_the_named_layers(tiny_en: Model):
     model, _ = tiny_en
     student = keep_layers(model, [0, 3], [1, 2])

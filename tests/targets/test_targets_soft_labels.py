@@ -11,6 +11,7 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_labels
+from askd_ray.data.plan import Place
 from askd_ray.data.schema import IGNORED, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.distill.divergence import forward_kl
@@ -129,7 +130,7 @@ def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: 
             "targets": {"prompt": previous},
             "window": {"padded_share": 1.0},
             "spec_augment": {"freq_masks": 0, "time_masks": 0},
-            "train": {"batch_audio_s": 120.0},
+            "train": {"batch_audio_s": 120.0, "epochs": 1},
         }
     )
     model, tokens = load_whisper(str(weights))
@@ -140,7 +141,7 @@ def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: 
     made = label(model, tokens, utterances, with_prompt)
     write_labels(run.labels / "train-00000-of-00001.parquet", made, label_key(with_prompt))
     stream = make_stream(with_prompt, n_mels=80)
-    (batch,) = (b for task in stream.planner().epoch(0, 0, 1) for b in stream.batches(task))
+    (batch,) = (b for task in stream.planner().tasks(Place(), 0, 1) for b in stream.batches(task))
     by_id = {u.id: m for u, m in zip(utterances, made, strict=True)}
     with torch.no_grad():
         decoded = WindowedWhisper(model)(torch.from_numpy(batch.log_mel), torch.from_numpy(batch.decoder_ids))

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,15 @@ from killed_run import CPU, assert_same_run, killed, metrics_of
 from small_run import with_objective
 
 from askd_ray.config.schema import Recipe
+from askd_ray.config.train import Train
 from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Task
+from askd_ray.data.plan import Place, Step, Task
 from askd_ray.data.schema import Batch
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop, evaluation_steps
+from askd_ray.train.loop import Loop, is_evaluated
 from askd_ray.train.ray_trainer import check_inputs
 from askd_ray.train.track import read_metrics
 
@@ -78,7 +79,7 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
     seen: list[str] = []
 
     class Recording(PlainContext):
-        def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+        def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
             for batch in super().batches(stream, tasks):
                 seen.extend(batch.ids)
                 yield batch
@@ -87,11 +88,16 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
     assert sorted(seen) == sorted([f"u{i}" for i in range(14)] * 2)
 
 
-def test_evaluations_lie_within_and_at_the_end_of_epochs():
-    tasks = [Task(0, ((),) * 4), Task(0, ((),) * 3), Task(1, ((),) * 6)]
-    assert evaluation_steps(tasks, 1) == [7, 13]
-    assert evaluation_steps(tasks, 2) == [4, 7, 10, 13]
-    assert evaluation_steps([Task(0, ((),))], 3) == [1]
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "n_steps", "expected"),
+    [(2, 1, 14, [7, 14]), (2, 2, 14, [4, 7, 11, 14]), (1, 3, 1, [1]), (0.3, 1, 4, [4]), (1.5, 1, 6, [4, 6])],
+)
+def test_evaluations_lie_within_and_at_the_end_of_epochs(
+    epochs: float, per_epoch: int, n_steps: int, expected: list[int]
+):
+    train = Train.model_validate({"epochs": epochs, "evals_per_epoch": per_epoch})
+    steps = [Step(0, i / n_steps, (i + 1) / n_steps, Place()) for i in range(n_steps)]
+    assert [i + 1 for i, step in enumerate(steps) if is_evaluated(step, train)] == expected
 
 
 def test_stale_labels_are_refused(labelled: Recipe):
@@ -125,14 +131,14 @@ def test_a_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path:
 
 def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
-        def batches(self, stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+        def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
             for batch in super().batches(stream, tasks):
                 batch.log_mel[:] = float("nan")
                 yield batch
 
     loop = Loop(labelled, Poisoned(CPU), tmp_path, "key")
     before = {n: p.clone() for n, p in loop.model.named_parameters()}
-    with pytest.raises(AskdError, match=r"batch of u\d+.*not finite"):
+    with pytest.raises(AskdError, match=r"step of u\d+.*not finite"):
         loop.run()
     assert all(torch.equal(p, before[n]) for n, p in loop.model.named_parameters())
 

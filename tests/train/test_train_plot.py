@@ -9,7 +9,9 @@ from askd_ray.train.plot import plot_runs
 
 
 def a_run(folder: Path, rate: float) -> Path:
-    lines = [{"step": i, "n_steps": 20, "a": 1 - i / 20, "ce": 2 * rate**i, "dev_wer": rate**i} for i in range(1, 21)]
+    lines = [
+        {"step": i, "progress": i / 20, "a": 1 - i / 20, "ce": 2 * rate**i, "dev_wer": rate**i} for i in range(1, 21)
+    ]
     for line in lines:
         if line["step"] % 5:
             del line["dev_wer"]

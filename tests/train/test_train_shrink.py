@@ -13,16 +13,18 @@ from small_run import with_objective
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Recipe
+from askd_ray.data.plan import Place
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop
-from askd_ray.train.optim import build_optimizer
-from askd_ray.train.shrink import Students, shrink_steps
+from askd_ray.train.loop import Loop, is_evaluated
+from askd_ray.train.optim import build_optimizer, freeze
+from askd_ray.train.ray_trainer import check_inputs
+from askd_ray.train.shrink import Students, due_shrinkings
 from askd_ray.train.track import read_metrics
 
-# Of ten steps, counted from 0: shrinkings before steps 3 and 6. Dev is scored when 2, 5, 7 and 10 are done.
+# Of ten steps, counted from 0: shrinkings before steps 3 and 6. Dev is scored when 3, 5, 8 and 10 are done.
 SHRINK = [
     {"at": 0.25, "decoder_layers": [0, 1, 3]},
     {"at": 0.6, "decoder_layers": [0, [1, 3]], "encoder_layers": [[0, 1]]},
@@ -47,7 +49,9 @@ def shrinking(labelled: Recipe, tiny_model: Path, tmp_path_factory: pytest.TempP
 def undisturbed(shrinking: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     loop = Loop(shrinking, PlainContext(CPU), folder, "key")
-    assert (loop.shrink_steps, sorted(loop.evaluations), loop.n_steps) == ([3, 6], [2, 5, 7, 10], 10)
+    steps = list(loop.planner.steps(Place()))
+    assert [due_shrinkings(shrinking.student, s.begins) for s in steps] == [0] * 3 + [1] * 3 + [2] * 4
+    assert [i for i, s in enumerate(steps, 1) if is_evaluated(s, shrinking.train)] == [3, 5, 8, 10]
     summary = loop.run()
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -87,7 +91,7 @@ def test_what_is_left_is_what_was_asked_for(shrinking: Recipe, undisturbed: Path
     assert (student.config.encoder_layers, student.config.decoder_layers) == (1, 2)
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["params_m"] == round(sum(p.numel() for p in student.parameters()) / 1e6, 2)
-    assert summary["best_step"] in (7, 10)
+    assert summary["best_step"] in (8, 10)
     again = Loop(shrinking, PlainContext(CPU), undisturbed, "key")  # a finished run, taken up again
     assert again.summary() == summary
 
@@ -97,7 +101,7 @@ def test_a_deeper_snapshot_survives_a_resume(shrinking: Recipe, tmp_path: Path):
     before = checkpoint(tmp_path, "self_teacher")
     loop = Loop(shrinking, PlainContext(CPU), tmp_path, "key")
     own: Any = loop.distiller.own
-    assert (loop.student.shrunk, own.model.shrunk) == (2, 0)
+    assert (loop.state.student.shrunk, own.model.shrunk) == (2, 0)
     assert len(own.model.whisper.model.decoder.layers) == 4 and len(loop.model.model.decoder.layers) == 2
     assert all(torch.equal(value, before[name]) for name, value in own.model.state_dict().items())
 
@@ -111,17 +115,18 @@ def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Reci
     loop.run()
     own: Any = loop.distiller.own
     assert own.model.shrunk == 2
-    copied, student = own.model.state_dict(), loop.student.state_dict()
+    copied, student = own.model.state_dict(), loop.state.student.state_dict()
     assert copied.keys() == student.keys()
     name = "whisper.model.decoder.layers.1.fc1.weight"
     assert 0.0 < (copied[name] - student[name]).abs().max() < 0.05
 
 
 def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrinking: Recipe):
-    recipe = with_objective(shrinking, EARLY_SNAPSHOT, student={"freeze_encoder": True})
+    recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"frozen_until": {"encoder": 0.9}})
     students = Students(recipe, teacher_width=0)
     student = students.at(0)
     optimizer = build_optimizer(student, recipe.train)
+    assert freeze(optimizer, recipe.train, 0.5)
     torch.manual_seed(0)
     for _ in range(2):
         for parameter in student.parameters():
@@ -145,6 +150,7 @@ def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrink
     assert torch.equal(new[f"{layers}.0.fc1.weight"], old[f"{layers}.0.fc1.weight"])
     assert {n for n, p in new.items() if p in its.state} == {n for n, p in new.items() if p.requires_grad}
     assert not any(p.requires_grad for n, p in new.items() if ".encoder." in n)
+    assert freeze(its, recipe.train, 0.9) and new["whisper.model.encoder.conv1.weight"].requires_grad
 
 
 def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -158,24 +164,24 @@ def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: 
     assert [m["dev_wer"] for m in read_metrics(tmp_path) if "dev_wer" in m] == [0.1, 0.2, 0.8, 0.6]
 
 
-def test_shrinkings_happen_at_the_first_step_that_has_got_there(shrinking: Recipe):
-    assert shrink_steps(shrinking.student, 12) == [3, 8]
-    assert shrink_steps(shrinking.student, 20) == [5, 12]
-    with pytest.raises(AskdError, match=r"student\.shrink at 0\.6 is too late: none of the 2 steps comes after it"):
-        shrink_steps(shrinking.student, 2)
+def test_a_shrinking_after_the_last_step_is_refused(shrinking: Recipe):
+    one_step = with_objective(shrinking, {}, train={"epochs": 0.4})
+    with pytest.raises(AskdError, match=r"shrink at 0\.6 is too late: the last step begins at 0\.5 of"):
+        check_inputs(one_step)
 
 
 def _rank(rank: int, port: int, text: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     loop = Loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folder) / "run", "key")
     summary = loop.run()
-    torch.save((summary, loop.student.state_dict()), f"{folder}/{rank}.pt")
+    torch.save((summary, loop.state.student.state_dict()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_shrink_together(shrinking: Recipe, tmp_path: Path, unused_port: int):
-    mp.spawn(_rank, (unused_port, shrinking.model_dump_json(), str(tmp_path)), nprocs=2)
+    recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"micro_batches": 2})
+    mp.spawn(_rank, (unused_port, recipe.model_dump_json(), str(tmp_path)), nprocs=2)
     (summary, one), (same, two) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     assert summary == same and summary["workers"] == 2
     assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())

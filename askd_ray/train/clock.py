@@ -1,0 +1,26 @@
+"""How fast a run goes, and how long it waits for its data."""
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Counts from its creation; the owner adds to ``utterances``."""
+
+    def __init__(self) -> None:
+        self.utterances = 0
+        self._began = time.monotonic()
+        self._waited_s = 0.0
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Count the block as time spent waiting for data."""
+        began = time.monotonic()
+        yield
+        self._waited_s += time.monotonic() - began
+
+    def rates(self) -> dict[str, float]:
+        """Return the utterances a second, and the share of the time that was waited for data."""
+        passed_s = time.monotonic() - self._began
+        return {"utterances_per_s": self.utterances / passed_s, "data_wait_share": self._waited_s / passed_s}

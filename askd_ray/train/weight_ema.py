@@ -1,0 +1,63 @@
+"""The moving average of the student's weights: what is scored and kept where the recipe asks for it."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+from askd_ray.models.windows import WindowedWhisper
+
+Tensors = dict[str, torch.Tensor]
+
+
+class WeightEma:
+    """An exponential moving average of all parameters; None as ``decay`` makes it do nothing.
+
+    The decay is ``min(decay, (1 + n) / (10 + n))`` after ``n`` steps: the average does not stick to the weights that
+    the run began with.
+    """
+
+    def __init__(self, decay: float | None):
+        self._decay = decay
+        self._mean: Tensors = {}
+        self._n_steps = 0
+
+    @torch.no_grad()
+    def update(self, student: WindowedWhisper) -> None:
+        """Take in the weights after a step."""
+        if self._decay is None:
+            return
+        self._n_steps += 1
+        share = 1.0 - min(self._decay, (1 + self._n_steps) / (10 + self._n_steps))
+        for name, parameter in student.named_parameters():
+            if name not in self._mean:
+                self._mean[name] = parameter.detach().clone()
+            else:
+                self._mean[name].lerp_(parameter.detach(), share)
+
+    @contextmanager
+    def applied(self, student: WindowedWhisper) -> Generator[None]:
+        """Within the block the student has the averaged weights."""
+        if not self._mean:
+            yield
+            return
+        own = {name: parameter.data for name, parameter in student.named_parameters()}
+        try:
+            for name, parameter in student.named_parameters():
+                parameter.data = self._mean[name]
+            yield
+        finally:
+            for name, parameter in student.named_parameters():
+                parameter.data = own[name]
+
+    def restart(self) -> None:
+        """Forget the average: the student has other layers now."""
+        self._mean, self._n_steps = {}, 0
+
+    def state(self) -> tuple[Tensors, int]:
+        """Return the averaged weights and the number of steps in them, for a checkpoint."""
+        return self._mean, self._n_steps
+
+    def restore(self, mean: Tensors, n_steps: int, device: torch.device) -> None:
+        """Put back what :meth:`state` gave."""
+        self._mean, self._n_steps = {name: value.to(device) for name, value in mean.items()}, n_steps

@@ -12,6 +12,7 @@ from askd_ray.data.collate import Stream
 from askd_ray.data.plan import Task
 from askd_ray.data.schema import Batch
 from askd_ray.train.context import PlainContext
+from askd_ray.train.ledger import read_ledger
 from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
 
@@ -64,3 +65,9 @@ def assert_same_run(folder: Path, expected: Path) -> None:
     lines = metrics_of(folder)
     assert [m["step"] for m in lines] == list(range(1, len(lines) + 1))
     assert lines == metrics_of(expected)
+    assert ledger_of(folder) == ledger_of(expected) != []
+
+
+def ledger_of(folder: Path) -> list[dict[str, object]]:
+    """A run's ledger, row by row."""
+    return read_ledger(folder / "ledger").to_pylist()

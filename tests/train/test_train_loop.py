@@ -1,11 +1,25 @@
 import json
+import resource
+import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from killed_run import CPU, assert_same_run, killed, metrics_of
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from killed_run import (
+    CPU,
+    DyingContext,
+    KilledError,
+    assert_same_run,
+    checkpoint,
+    killed,
+    ledger_of,
+    metrics_of,
+)
 from small_run import with_objective
 
 from askd_ray.config.schema import Recipe
@@ -16,6 +30,8 @@ from askd_ray.data.schema import Batch
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
+from askd_ray.text.error_rate import ErrorCounts
+from askd_ray.train.checkpoint import Position, save_checkpoint
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop, is_evaluated
 from askd_ray.train.ray_trainer import check_inputs
@@ -34,6 +50,88 @@ def test_a_killed_run_ends_with_the_same_bits(labelled: Recipe, undisturbed: Pat
     killed(labelled, tmp_path, dies_after)
     Loop(labelled, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, undisturbed)
+
+
+# Steps of two micro-batches, with a checkpoint after every other one
+EVERYTHING = {
+    "epochs": 1.5,
+    "batch_utterances": 2,
+    "micro_batches": 2,
+    "checkpoint_steps": 2,
+    "precision": "bfloat16",
+    "ema_decay": 0.9,
+    "frozen_until": {"encoder": 0.3, "embeddings": 0.6},
+    "embedding_lr": 1e-3,
+    "gradient_checkpointing": True,
+    "domain_weights": {"tones": 1.5},
+}
+
+
+@pytest.fixture(scope="module")
+def everything(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """An undisturbed run with all that a checkpoint has to keep."""
+    recipe = with_objective(labelled, {"self_teacher": {"kind": "ema", "switch": 0.2}}, train=EVERYTHING)
+    folder = tmp_path_factory.mktemp("everything")
+    Loop(recipe, PlainContext(CPU), folder, "key").run()
+    return recipe, folder
+
+
+@pytest.mark.parametrize("dies_after", [3, 6, 9, 12])
+def test_a_run_goes_on_at_any_step_with_all_that_it_had(
+    everything: tuple[Recipe, Path], tmp_path: Path, dies_after: int
+):
+    recipe, expected = everything
+    killed(recipe, tmp_path, dies_after)
+    Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    assert_same_run(tmp_path, expected)
+
+
+def test_the_averaged_weights_are_scored_and_kept(labelled: Recipe, tmp_path: Path):
+    recipe = with_objective(labelled, {}, train={"ema_decay": 0.9, "epochs": 1})
+    Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    mean, last = checkpoint(tmp_path, "ema"), checkpoint(tmp_path)
+    best = load_whisper(str(tmp_path / "best"))[0].state_dict()
+    name = "model.decoder.layers.0.fc1.weight"
+    assert torch.equal(best[name], mean[f"whisper.{name}"])
+    assert not torch.equal(mean[f"whisper.{name}"], last[f"whisper.{name}"])
+
+
+def test_frozen_groups_are_trained_from_their_moment_on(labelled: Recipe, tmp_path: Path):
+    recipe = with_objective(labelled, {}, train={"frozen_until": {"encoder": 0.5, "embeddings": 1.0}})
+    killed(recipe, tmp_path, 5)  # after the checkpoint at the end of the first of two epochs
+    start = {f"whisper.{n}": p for n, p in load_whisper(recipe.teacher.model)[0].state_dict().items()}
+    half = checkpoint(tmp_path)
+    Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    end = checkpoint(tmp_path)
+    for part, moved in (("encoder.conv1", (False, True)), ("embed_tokens", (False, False)), ("fc1", (True, True))):
+        name = next(n for n in start if part in n and ("decoder" in n or part == "encoder.conv1"))
+        found = tuple(not torch.equal(state[name], start[name]) for state in (half, end))
+        assert found == moved, name
+
+
+def _two_ranks(rank: int, port: int, text: str, folder: str, dies_after: int) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    context = DyingContext(CPU, rank, 2)
+    context.dies_after = dies_after
+    with suppress(KilledError):
+        Loop(Recipe.model_validate_json(text), context, Path(folder), "key").run()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path: Path, unused_port: int):
+    """And one worker that takes over from them with the same student, but for rounding, and the same ledger."""
+    recipe = with_objective(labelled, {}, train={"batch_utterances": 2, "micro_batches": 2, "checkpoint_steps": 2})
+    text = recipe.model_dump_json()
+    for folder, dies_after in (("whole", 99), ("killed", 3), ("handed_over", 3)):
+        mp.spawn(_two_ranks, (unused_port, text, str(tmp_path / folder), dies_after), nprocs=2)
+    mp.spawn(_two_ranks, (unused_port, text, str(tmp_path / "killed"), 99), nprocs=2)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    summary = Loop(recipe, PlainContext(CPU), tmp_path / "handed_over", "key").run()
+    assert summary["workers"] == 1 and summary["utterances"]["steps_of"] == {"trained": 28}
+    assert ledger_of(tmp_path / "handed_over") == ledger_of(tmp_path / "whole")
+    for name, value in checkpoint(tmp_path / "whole").items():
+        torch.testing.assert_close(checkpoint(tmp_path / "handed_over")[name], value, rtol=1e-3, atol=1e-4)
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -84,8 +182,19 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
                 seen.extend(batch.ids)
                 yield batch
 
-    Loop(labelled, Recording(CPU), tmp_path, "key").run()
+    summary = Loop(labelled, Recording(CPU), tmp_path, "key").run()
     assert sorted(seen) == sorted([f"u{i}" for i in range(14)] * 2)
+    assert sorted(str(row["id"]) for row in ledger_of(tmp_path)) == sorted(seen)
+    assert summary["utterances"] == {"read": 14, "trained": 14, "not_reached": 0, "steps_of": {"trained": 28}}
+
+
+def test_without_a_better_wer_a_run_ends_early(labelled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rates = iter((5, 4, 4, 6))
+    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: ErrorCounts(next(rates), 0, 0, 10))
+    recipe = with_objective(labelled, {}, train={"epochs": 9, "patience": 2})
+    summary = Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    assert (summary["stopped"], summary["best_step"], summary["steps"]) == ("patience", 10, 20)
+    assert Loop(recipe, PlainContext(CPU), tmp_path, "key").run() == summary  # and is not taken up again
 
 
 @pytest.mark.parametrize(
@@ -141,6 +250,50 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone
     with pytest.raises(AskdError, match=r"step of u\d+.*not finite"):
         loop.run()
     assert all(torch.equal(p, before[n]) for n, p in loop.model.named_parameters())
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted_where_the_recipe_says_so(labelled: Recipe, tmp_path: Path):
+    class Poisoned(PlainContext):
+        def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+            for number, batch in enumerate(super().batches(stream, tasks)):
+                if number == 2:
+                    batch.log_mel[:] = float("nan")
+                yield batch
+
+    recipe = with_objective(labelled, {}, train={"epochs": 1, "not_finite": "skip"})
+    summary = Loop(recipe, Poisoned(CPU), tmp_path, "key").run()
+    counts = summary["utterances"]
+    skipped = {str(row["id"]) for row in ledger_of(tmp_path) if row["outcome"] == "skipped: not finite"}
+    assert {row["step"] for row in ledger_of(tmp_path) if row["id"] in skipped} == {3}
+    assert counts["steps_of"] == {"trained": 14 - len(skipped), "skipped: not finite": len(skipped)}
+    assert (counts["trained"], counts["not_reached"]) == (14 - len(skipped), len(skipped)) and skipped
+    assert all(torch.isfinite(value).all() for value in checkpoint(tmp_path).values())
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
+    labelled: Recipe, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A file may not grow beyond a limit, as on a full disk: a real failing write in the second checkpoint."""
+    loop, written = Loop(labelled, PlainContext(CPU), tmp_path, "key"), list[int]()
+
+    def save(folder: Path, position: Position, *rest: Any) -> Path:
+        written.append(position.step)
+        limit = resource.RLIM_INFINITY if len(written) == 1 else 100_000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        return save_checkpoint(folder, position, *rest)
+
+    monkeypatch.setattr("askd_ray.train.loop.save_checkpoint", save)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(AskdError, match=r"cannot write checkpoint .*step-00000010 .*the one before it is whole"):
+            loop.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+    monkeypatch.undo()
+    Loop(labelled, PlainContext(CPU), tmp_path, "key").run()
+    assert_same_run(tmp_path, undisturbed)
 
 
 def test_a_damaged_checkpoint_is_named(labelled: Recipe, undisturbed: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """The stage `distill`: Ray Train workers run the loop, Ray Data streams their batches."""
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from uuid import uuid4
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.train.torch import TorchTrainer, get_device
 
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import PLACEMENT
 from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Task
+from askd_ray.data.plan import Planner, Task
 from askd_ray.data.ray_stream import ray_batches
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import shard_paths
@@ -35,7 +37,8 @@ from askd_ray.train.loop import CHECKPOINTS, Loop, make_stream
 from askd_ray.train.shrink import check_shrinkings
 from askd_ray.train.track import read_metrics
 
-_SUMMARY = "summary.json"
+_SUMMARY, _FAILURE = "summary.json", "failure.json"
+_LAST_WORDS_S = 5.0
 
 
 class RayTrainContext:
@@ -70,8 +73,10 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     if done is not None and run.student.is_dir() and not force:
         console.print(f"distill: finished already (dev WER {done['dev_wer']:.4f}, {run.student})")
         return done
-    check_inputs(recipe)
+    planner = check_inputs(recipe)
     console.print(cost.line(cost.costs(recipe)))
+    padding = planner.padding()
+    console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
     _make_room(run, key, force)
     begun = run.begin()
     connect()
@@ -89,8 +94,8 @@ def distill_key(run: Run) -> str:
     return stage_key(r.student, r.window, r.spec_augment, r.objective, train, r.seed, run.key("label"))
 
 
-def check_inputs(recipe: Recipe) -> None:
-    """Check all that can be checked before any worker starts.
+def check_inputs(recipe: Recipe) -> Planner:
+    """Check all that can be checked before any worker starts; returns the plan of the run.
 
     Raises :class:`AskdError` when weights add up to more than 1, when labels or splits are missing, when labels are
     stale, when the student's layers are not there or cannot be merged, or when its vocabulary is not the teacher's.
@@ -107,6 +112,7 @@ def check_inputs(recipe: Recipe) -> None:
             f"student.init = {init!r}: its vocabulary is not that of the teacher {recipe.teacher.model}; soft labels "
             "need one vocabulary: both English-only or both multilingual, of the same generation"
         )
+    return planner
 
 
 def _make_room(run: Run, key: str, force: bool) -> None:
@@ -130,7 +136,7 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
         _worker,
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "folder": str(run.distill), "key": key},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=train.workers,
+            num_workers=(train.least_workers, train.workers) if train.least_workers is not None else train.workers,
             use_gpu=train.use_gpu,
             resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
         ),
@@ -141,19 +147,43 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    remove(run.distill / _SUMMARY)
+    for outcome in (_SUMMARY, _FAILURE):
+        remove(run.distill / outcome)
     with _progress(run.distill):
         trainer.fit()
     remove(storage)
+    if (run.distill / _FAILURE).is_file():
+        raise AskdError(read_json(run.distill / _FAILURE))
     return read_json(run.distill / _SUMMARY)
 
 
 def _worker(config: dict[str, Any]) -> None:
+    """Run the loop; what the user has to mend ends the run, while a worker that dies is started again by Ray Train."""
     context = RayTrainContext()
     folder = Path(config["folder"])
-    summary = Loop(Recipe.model_validate(config["recipe"]), context, folder, config["key"]).run()
-    if context.rank == 0:
-        write_json(folder / _SUMMARY, summary)
+    try:
+        with user_error():
+            summary = Loop(Recipe.model_validate(config["recipe"]), context, folder, config["key"]).run()
+    except AskdError as error:
+        write_json(folder / _FAILURE, str(error))
+        if dist.is_initialized():
+            dist.destroy_process_group()  # or the others would wait for this rank
+    except RuntimeError:
+        if not _another_has_failed(folder):
+            raise
+    else:
+        if context.rank == 0:
+            write_json(folder / _SUMMARY, summary)
+
+
+def _another_has_failed(folder: Path) -> bool:
+    """Whether a rank has said why it left, given that it seems to have left."""
+    deadline = time.monotonic() + _LAST_WORDS_S
+    while time.monotonic() < deadline:
+        if (folder / _FAILURE).is_file():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 class _progress:  # noqa: N801  # a context manager, used like a function

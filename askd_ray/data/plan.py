@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from askd_ray.audio.augment import draw_seed
+from askd_ray.audio.augment import Draw, sped_up_samples, speed_factor
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of, window_samples
+from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 
 _POOL = 16  # batches that are cut from one sorted stretch: lengths alike within, any order between
@@ -65,6 +66,7 @@ class Planner:
     shards: tuple[tuple[Row, ...], ...]
     train: Train
     window: Window
+    augment: Augment
     seed: int
 
     def epoch(self, epoch: int, rank: int, world_size: int) -> list[Task]:
@@ -121,10 +123,13 @@ class Planner:
         return [tuple(batch) for batch in batches]
 
     def _window(self, row: Row, epoch: int) -> int:
-        rng = random.Random(draw_seed(self.seed, epoch, row.id, "window"))
+        draw = Draw(self.seed, epoch, row.id)
+        rng = draw.rng("window")
         if rng.random() < self.window.padded_share:
             return PADDED_SAMPLES
-        return window_samples(samples_of(row.duration_s), rng.uniform(*self.window.train_silence_s))
+        n_samples = samples_of(row.duration_s)
+        n_samples = sped_up_samples(n_samples, speed_factor(self.augment, draw, n_samples))
+        return window_samples(n_samples, rng.uniform(*self.window.train_silence_s))
 
 
 def take(tasks: Sequence[Task], n_batches: int) -> list[Task]:

@@ -30,10 +30,9 @@ def encoders_agree(recipe: Recipe, student: WindowedWhisper, teacher: WindowedWh
     """Whether both encoders give the same states all through the run, so that one of them need not run.
 
     That takes the same weights (compared one by one: equal widths say nothing), which stay the same, and the same
-    input: every window padded and nothing masked.
+    input: every window padded and nothing augmented.
     """
-    masks = recipe.spec_augment
-    same_input = recipe.window.padded_share == 1.0 and masks.freq_masks == 0 and masks.time_masks == 0
+    same_input = recipe.window.padded_share == 1.0 and recipe.augment.is_off
     stays = recipe.student.freeze_encoder and all(step.encoder_layers is None for step in recipe.student.shrink)
     if not (stays and same_input and recipe.objective.hidden_states.kind == "none"):
         return False

@@ -11,6 +11,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 
+from askd_ray.audio.sounds import check_sounds
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import Stream
@@ -83,17 +84,19 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 def distill_key(run: Run) -> str:
     """Return the key of what a student hangs on. The number of workers is part of it: batches differ with it."""
     r = run.recipe
-    return stage_key(r.student, r.window, r.spec_augment, r.objective, r.train, r.seed, run.key("label"))
+    return stage_key(r.student, r.window, r.augment, r.objective, r.train, r.seed, run.key("label"))
 
 
 def check_inputs(recipe: Recipe) -> None:
     """Check all that can be checked before any worker starts.
 
-    Raises :class:`AskdError` when weights add up to more than 1, when labels or splits are missing, when labels are
-    stale, when the student's layers are not there or cannot be merged, or when its vocabulary is not the teacher's.
+    Raises :class:`AskdError` when weights add up to more than 1, when noises, rooms, labels or splits are missing,
+    when labels are stale, when the student's layers are not there or cannot be merged, or when its vocabulary is not
+    the teacher's.
     """
     run = Run(recipe)
     schedules.check(recipe.objective, recipe.train.epochs)
+    check_sounds(recipe.augment)
     make_stream(recipe, n_mels=80).planner()
     shard_paths(run.shards, "dev")
     init = recipe.student.init

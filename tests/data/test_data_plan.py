@@ -4,19 +4,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from askd_ray.audio.augment import Draw, speed_factor
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of
+from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.plan import Planner, Row, Task, skip
 
 
-def planner(lengths: list[float], shard_size: int = 5, **train: object) -> Planner:
+def planner(lengths: list[float], shard_size: int = 5, augment: Augment | None = None, **train: object) -> Planner:
     rows = [Row(i // shard_size, i % shard_size, f"u{i}", s) for i, s in enumerate(lengths)]
     n_shards = -(-len(rows) // shard_size)
     shards = tuple(tuple(r for r in rows if r.shard == s) for s in range(n_shards))
     settings_ = Train.model_validate(
         {"epochs": 2, "batch_utterances": 4, "batch_audio_s": 35.0, "shuffle_shards": 2} | train
     )
-    return Planner(shards, settings_, Window(padded_share=0.1), seed=7)
+    return Planner(shards, settings_, Window(padded_share=0.1), augment or Augment(), seed=7)
 
 
 durations = st.lists(st.floats(0.2, 29.0), min_size=1, max_size=40)
@@ -48,7 +50,7 @@ def test_the_plan_is_a_pure_function_and_differs_between_epochs_and_seeds():
     plan = planner([1.0 + i / 10 for i in range(30)])
     assert plan.run(0, 2) == plan.run(0, 2)
     assert plan.epoch(0, 0, 1) != plan.epoch(1, 0, 1)
-    other = Planner(plan.shards, plan.train, plan.window, seed=8)
+    other = Planner(plan.shards, plan.train, plan.window, plan.augment, seed=8)
     assert other.epoch(0, 0, 1) != plan.epoch(0, 0, 1)
 
 
@@ -86,3 +88,18 @@ def test_the_window_is_the_clip_and_some_silence_or_thirty_seconds():
     assert 0.05 < 1 - len(trimmed) / len(windows) < 0.16  # a tenth, as the recipe says
     assert min(trimmed) >= samples_of(2.1) and max(trimmed) <= samples_of(3.02)
     assert len(set(trimmed)) > 20
+
+
+def test_the_window_is_that_of_the_clip_as_it_is_heard():
+    lengths = [2.0] * 40 + [28.0] * 10
+    settings_ = Augment(speed=(0.8, 1.25))
+    plan = planner(lengths, shard_size=50, augment=settings_, batch_audio_s=1.0)
+    windows = {p.index: p.window_samples for t in plan.epoch(0, 0, 1) for b in t.batches for p in b}
+    drawn = {r.index: speed_factor(settings_, Draw(7, 0, r.id), samples_of(r.duration_s)) for r in plan.shards[0]}
+    assert {drawn[i] for i in range(40)} == {0.8, 1.25}
+    assert {drawn[i] for i in range(40, 50)} == {1.0, 1.25}  # slowed down they would be longer than 30 s
+    trimmed = {i: w for i, w in windows.items() if w != PADDED_SAMPLES}
+    for index, window in trimmed.items():
+        heard_s = lengths[index] / drawn[index]
+        assert samples_of(heard_s + 0.1) <= window <= samples_of(heard_s + 1.02)
+    assert len(trimmed) > 30

@@ -41,7 +41,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with the paths of data, runs and models made absolute.
+    """Return the recipe with the paths of data, runs, models and sounds made absolute.
 
     Workers, trials and jobs need that: each runs in a folder of its own.
     ``cache:`` and ``wheel:`` references and hub ids stay as they are.
@@ -50,12 +50,19 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         source if source.path.startswith("cache:") else source.model_copy(update={"path": _absolute(source.path)})
         for source in recipe.data.sources
     )
+    parts = {"noise": recipe.augment.noise, "reverb": recipe.augment.reverb}
+    sounds = {
+        name: part.model_copy(update={"files": _absolute(part.files)})
+        for name, part in parts.items()
+        if part.files is not None
+    }
     return recipe.model_copy(
         update={
             "runs_root": _absolute(recipe.runs_root),
             "data": recipe.data.model_copy(update={"sources": sources}),
             "teacher": recipe.teacher.model_copy(update={"model": _model(recipe.teacher.model)}),
             "student": recipe.student.model_copy(update={"init": _model(recipe.student.init)}),
+            "augment": recipe.augment.model_copy(update=sounds),
         }
     )
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from askd_ray.config.augment import Augment
 from askd_ray.config.objective import Objective, Shape
 from askd_ray.config.section import Count, Positive, Section, Share
 from askd_ray.config.targets import Targets
@@ -124,15 +125,6 @@ class Window(Section):
         return self
 
 
-class SpecAugment(Section):
-    """Masks on the log-mel (arXiv 1904.08779): how many, and how wide at most. 0 masks switch it off."""
-
-    freq_masks: Annotated[int, Field(ge=0)] = 2
-    freq_width: Annotated[int, Field(ge=0, le=80)] = 15
-    time_masks: Annotated[int, Field(ge=0)] = 2
-    time_share: Share = 0.06
-
-
 class Tune(Section):
     """The search: how many trials, how long each, and the values that are tried. All trials share the soft labels."""
 
@@ -173,7 +165,7 @@ class Recipe(Section):
     targets: Targets = Field(default_factory=Targets)
     student: Student = Student()
     window: Window = Window()
-    spec_augment: SpecAugment = SpecAugment()
+    augment: Augment = Field(default_factory=Augment)
     objective: Objective = Field(default_factory=Objective)
     train: Train = Field(default_factory=Train)
     tune: Tune = Tune()
@@ -196,6 +188,12 @@ class Recipe(Section):
             raise ValueError(f"teacher.online = True would be ignored: preset {wants.preset} gives it no weight")
         if not self.teacher.online and wants.hidden_states.kind != "none":
             raise ValueError("objective.hidden_states needs the teacher beside the student: teacher.online=true")
+        if self.augment.changes_speed and wants.hidden_states.kind != "none":
+            raise ValueError(
+                "objective.hidden_states compares the encoders moment by moment: augment.speed must be [1.0]"
+            )
+        if self.augment.changes_speed and self.targets.timestamps:
+            raise ValueError("targets.timestamps are those of the clean clip: augment.speed must be [1.0]")
         taps = [mine for mine, _ in wants.hidden_states.layers] if wants.hidden_states.kind != "none" else []
         if any(step.encoder_layers is not None for step in self.student.shrink) and set(taps) - {-1}:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Planned utterances to batches: decode, trim or pad, log-mel, mask, and lay targets and soft labels beside them."""
+"""Planned utterances to batches: decode, augment, trim or pad, log-mel, mask; targets and soft labels beside them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from askd_ray.audio.augment import draw_seed, spec_augment
+from askd_ray.audio.augment import Draw, augment, spec_augment
 from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, window_samples
-from askd_ray.config.schema import SpecAugment, Train, Window
+from askd_ray.config.augment import Augment
+from askd_ray.config.schema import Train, Window
 from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
 from askd_ray.data.plan import Planned, Planner, Row, Task, unknown_domains
 from askd_ray.data.schema import IGNORED, Batch, Utterance
@@ -37,7 +38,7 @@ class Stream:
     teacher_n_mels: int
     train: Train
     window: Window
-    spec_augment: SpecAugment
+    augment: Augment
     seed: int
 
     def planner(self) -> Planner:
@@ -62,7 +63,7 @@ class Stream:
             raise AskdError(
                 f"train.domain_weights: no train utterance of {', '.join(unknown)}; there are: {', '.join(there)}"
             )
-        return Planner(tuple(shards), self.train, self.window, self.seed)
+        return Planner(tuple(shards), self.train, self.window, self.augment, self.seed)
 
     def batches(self, task: Task) -> Iterator[Batch]:
         """Read the shards of a task once and yield its batches in order.
@@ -88,16 +89,16 @@ class Stream:
     def _collate(self, rows: Sequence[tuple[Utterance, SoftLabels]], planned: Sequence[Planned], epoch: int) -> Batch:
         if not rows:
             return empty_batch(self.n_mels, self.label_key["top_k"], self.teacher_n_mels)
-        waveforms = [waveform_of(u) for u, _ in rows]
-        log_mel = log_mel_windows(waveforms, [p.window_samples for p in planned], self.n_mels)
-        for i, (utterance, _) in enumerate(rows):
-            clip = slice(0, min(len(waveforms[i]) // HOP_LENGTH, log_mel.shape[-1]))
-            purpose = f"mask/{planned[i].copy}" if planned[i].copy else "mask"
-            seed = draw_seed(self.seed, epoch, utterance.id, purpose)
-            log_mel[i, :, clip] = spec_augment(log_mel[i, :, clip], self.spec_augment, seed)
+        clean = [waveform_of(u) for u, _ in rows]
+        draws = [Draw(self.seed, epoch, u.id, p.copy) for (u, _), p in zip(rows, planned, strict=True)]
+        heard = [augment(waveform, self.augment, draw) for waveform, draw in zip(clean, draws, strict=True)]
+        log_mel = log_mel_windows(heard, [p.window_samples for p in planned], self.n_mels)
+        for i, (waveform, draw) in enumerate(zip(heard, draws, strict=True)):
+            clip = slice(0, min(len(waveform) // HOP_LENGTH, log_mel.shape[-1]))
+            log_mel[i, :, clip] = spec_augment(log_mel[i, :, clip], self.augment.spec, draw.seed_of("mask"))
         arrays = _targets([label for _, label in rows])
         if self.teacher_n_mels:  # clean, and padded: what it hears when it labels
-            padded = log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms), self.teacher_n_mels).numpy()
+            padded = log_mel_windows(clean, [PADDED_SAMPLES] * len(clean), self.teacher_n_mels).numpy()
         else:
             padded = np.zeros((len(rows), 0, 0), np.float32)
         return Batch(ids=tuple(u.id for u, _ in rows), log_mel=log_mel.numpy(), teacher_log_mel=padded, **arrays)

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from askd_ray.audio.augment import draw_seed
+from askd_ray.audio.augment import Draw, sped_up_samples, speed_factor
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of, window_samples
+from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 
 _POOL = 16  # micro-batches that are cut from one sorted stretch: lengths alike within, any order between
@@ -109,6 +110,7 @@ class Planner:
     shards: tuple[tuple[Row, ...], ...]
     train: Train
     window: Window
+    augment: Augment
     seed: int
 
     def steps(self, place: Place) -> Iterator[Step]:
@@ -179,7 +181,7 @@ class Planner:
     def _copies(self, row: Row, epoch: int) -> list[Planned]:
         """Return a row as often as its domain weighs in this epoch; of a weight of 0.3, in three epochs of ten."""
         weight = self.train.domain_weights.get(row.domain, 1.0)
-        turn = random.Random(draw_seed(self.seed, 0, row.id, "turn")).random() if weight % 1.0 else 0.0
+        turn = Draw(self.seed, 0, row.id).rng("turn").random() if weight % 1.0 else 0.0
         n_copies = math.floor(turn + weight * (epoch + 1)) - math.floor(turn + weight * epoch)
         return [
             Planned(row.shard, row.index, copy, self._window(row, epoch, copy), row.n_tokens)
@@ -230,11 +232,13 @@ class Planner:
         return [tuple(batch) for batch in batches]
 
     def _window(self, row: Row, epoch: int, copy: int) -> int:
-        purpose = f"window/{copy}" if copy else "window"
-        rng = random.Random(draw_seed(self.seed, epoch, row.id, purpose))
+        draw = Draw(self.seed, epoch, row.id, copy)
+        rng = draw.rng("window")
         if rng.random() < self.window.padded_share:
             return PADDED_SAMPLES
-        return window_samples(samples_of(row.duration_s), rng.uniform(*self.window.train_silence_s))
+        n_samples = samples_of(row.duration_s)
+        n_samples = sped_up_samples(n_samples, speed_factor(self.augment, draw, n_samples))
+        return window_samples(n_samples, rng.uniform(*self.window.train_silence_s))
 
 
 def unknown_domains(weights: Mapping[str, float], shards: Sequence[Sequence[Row]]) -> tuple[list[str], list[str]]:

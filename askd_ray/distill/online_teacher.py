@@ -30,13 +30,11 @@ def encoders_agree(recipe: Recipe, student: WindowedWhisper, teacher: WindowedWh
     """Whether both encoders give the same states all through the run, so that one of them need not run.
 
     That takes the same weights (compared one by one: equal widths say nothing), which stay the same, and the same
-    input: every window padded and nothing masked.
+    input: every window padded and nothing augmented.
     """
-    masks = recipe.spec_augment
-    same_input = recipe.window.padded_share == 1.0 and masks.freq_masks == 0 and masks.time_masks == 0
-    stays = recipe.train.frozen_until.encoder == 1.0 and all(
-        step.encoder_layers is None for step in recipe.student.shrink
-    )
+    same_input = recipe.window.padded_share == 1.0 and recipe.augment.is_off
+    frozen = recipe.train.frozen_until.encoder == 1.0
+    stays = frozen and all(step.encoder_layers is None for step in recipe.student.shrink)
     if not (stays and same_input and recipe.objective.hidden_states.kind == "none"):
         return False
     mine, its = (w.whisper.model.encoder.state_dict() for w in (student, teacher))

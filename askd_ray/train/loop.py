@@ -56,7 +56,7 @@ def make_stream(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> Stream:
         teacher_n_mels=teacher_n_mels,
         train=recipe.train,
         window=recipe.window,
-        spec_augment=recipe.spec_augment,
+        augment=recipe.augment,
         seed=recipe.seed,
     )
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import TorchTrainer, get_device
 
+from askd_ray.audio.sounds import check_sounds
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import PLACEMENT
@@ -91,17 +92,19 @@ def distill_key(run: Run) -> str:
     """Return the key of what a student hangs on: where it is trained, and by how many workers, does not matter."""
     r = run.recipe
     train = r.train.model_dump(mode="json", exclude=PLACEMENT) | {"micro_batches": r.train.n_lanes}
-    return stage_key(r.student, r.window, r.spec_augment, r.objective, train, r.seed, run.key("label"))
+    return stage_key(r.student, r.window, r.augment, r.objective, train, r.seed, run.key("label"))
 
 
 def check_inputs(recipe: Recipe) -> Planner:
     """Check all that can be checked before any worker starts; returns the plan of the run.
 
-    Raises :class:`AskdError` when weights add up to more than 1, when labels or splits are missing, when labels are
-    stale, when the student's layers are not there or cannot be merged, or when its vocabulary is not the teacher's.
+    Raises :class:`AskdError` when weights add up to more than 1, when noises, rooms, labels or splits are missing,
+    when labels are stale, when the student's layers are not there or cannot be merged, or when its vocabulary is not
+    the teacher's.
     """
     run = Run(recipe)
     schedules.check(recipe.objective, recipe.train.epochs)
+    check_sounds(recipe.augment)
     planner = make_stream(recipe, n_mels=80).planner()
     check_shrinkings(recipe.student, planner)
     shard_paths(run.shards, "dev")

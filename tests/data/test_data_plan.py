@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from askd_ray.audio.augment import Draw, speed_factor
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of
+from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Window
 from askd_ray.config.train import Train
 from askd_ray.data.plan import MicroBatch, Place, Planner, Row, Step, Task
@@ -14,14 +16,15 @@ from askd_ray.data.plan import MicroBatch, Place, Planner, Row, Step, Task
 START = Place()
 
 
-def planner(lengths: list[float], shard_size: int = 5, **train: object) -> Planner:
+def planner(lengths: list[float], shard_size: int = 5, augment: Augment | None = None, **train: object) -> Planner:
     rows = [
         Row(i // shard_size, i % shard_size, f"u{i}", s, 2 + int(4 * s), "ab"[i % 2]) for i, s in enumerate(lengths)
     ]
     n_shards = -(-len(rows) // shard_size)
     shards = tuple(tuple(r for r in rows if r.shard == s) for s in range(n_shards))
     bounds = {"batch_utterances": 4, "batch_audio_s": 35.0, "batch_tokens": 200, "shuffle_shards": 2}
-    return Planner(shards, Train.model_validate({"epochs": 2} | bounds | train), Window(padded_share=0.1), seed=7)
+    settings_ = Train.model_validate({"epochs": 2} | bounds | train)
+    return Planner(shards, settings_, Window(padded_share=0.1), augment or Augment(), seed=7)
 
 
 def lanes_of(plan: Planner, place: Place = START) -> list[tuple[MicroBatch, ...]]:
@@ -177,3 +180,18 @@ def test_a_step_says_where_the_next_one_begins():
     steps = list(planner([2.0] * 40).steps(START))
     assert steps[0] == Step(0, 0.0, steps[1].begins, Place(0, 0, 1))
     assert steps[-1].next.epoch == 1
+
+
+def test_the_window_is_that_of_the_clip_as_it_is_heard():
+    lengths = [2.0] * 40 + [28.0] * 10
+    settings_ = Augment(speed=(0.8, 1.25))
+    plan = planner(lengths, shard_size=50, augment=settings_, batch_audio_s=1.0, epochs=1)
+    windows = {p.index: p.window_samples for step in lanes_of(plan) for b in step for p in b}
+    drawn = {r.index: speed_factor(settings_, Draw(7, 0, r.id), samples_of(r.duration_s)) for r in plan.shards[0]}
+    assert {drawn[i] for i in range(40)} == {0.8, 1.25}
+    assert {drawn[i] for i in range(40, 50)} == {1.0, 1.25}  # slowed down they would be longer than 30 s
+    trimmed = {i: w for i, w in windows.items() if w != PADDED_SAMPLES}
+    for index, window in trimmed.items():
+        heard_s = lengths[index] / drawn[index]
+        assert samples_of(heard_s + 0.1) <= window <= samples_of(heard_s + 1.02)
+    assert len(trimmed) > 30

@@ -129,7 +129,7 @@ def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: 
             "teacher": {"model": str(weights), "top_k": K},
             "targets": {"prompt": previous},
             "window": {"padded_share": 1.0},
-            "spec_augment": {"freq_masks": 0, "time_masks": 0},
+            "augment": {"spec": {"freq_masks": 0, "time_masks": 0}},
             "train": {"batch_audio_s": 120.0, "epochs": 1},
         }
     )

@@ -215,6 +215,15 @@ def test_stale_labels_are_refused(labelled: Recipe):
         check_inputs(hotter)
 
 
+@pytest.mark.parametrize("part", ["noise", "reverb"])
+def test_sounds_that_are_not_there_are_refused(labelled: Recipe, tmp_path: Path, part: str):
+    """At once, and not by a worker that reads the first batch."""
+    augmentation = {part: {"share": 0.5, "files": str(tmp_path / "gone" / "*.wav")}}
+    recipe = Recipe.model_validate({**labelled.model_dump(), "augment": augmentation})
+    with pytest.raises(AskdError, match=rf"augment\.{part}\.files = .*gone/\*\.wav' matches no file"):
+        check_inputs(recipe)
+
+
 def test_labels_of_other_utterances_are_refused(copy_of_run: Callable[[], Recipe]):
     recipe = copy_of_run()
     first, second = sorted(Run(recipe).shards.glob("train-*"))

@@ -50,7 +50,7 @@ def test_a_handful_of_clips_is_learnt_by_heart(preset: str, runs: dict[float, Ru
         "train": {"epochs": 2, "batch_utterances": 2, "lr": 1e-4, "encoder_lr": 1e-4, "warmup_share": 0.05}
         | {"frozen_until": {"encoder": 1.0}},
         "window": {"padded_share": 0.0},
-        "spec_augment": {"freq_masks": 0, "time_masks": 0},
+        "augment": {"spec": {"freq_masks": 0, "time_masks": 0}},
     }
     temperature = 2.0 if preset.startswith("kd_distil_whisper") else 1.0
     recipe = Recipe.model_validate({**runs[temperature].recipe.model_dump(), **settings})

@@ -1,0 +1,95 @@
+"""Noises and room impulse responses: from files, or made. Each is read or made once a process and never written to."""
+
+import glob
+from functools import lru_cache
+from pathlib import Path
+
+import soundfile
+import torch
+
+from askd_ray.audio.decode import AudioError, decode
+from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of
+from askd_ray.config.augment import Augment
+from askd_ray.errors import AskdError
+
+# (slope of the amplitude over the frequency, lowest and highest frequency in Hz)
+_NOISES = (
+    (0.0, 0, 8000),  # white
+    (-0.5, 20, 8000),  # pink: power falls with the frequency
+    (-1.0, 20, 8000),  # brown: with its square
+    (0.0, 50, 500),  # engines, wind
+    (0.0, 500, 2000),  # where vowels are
+    (0.0, 2000, 8000),  # hiss, water
+)
+
+
+def check_sounds(settings: Augment) -> None:
+    """Check that the patterns of a recipe match sound files, without decoding them.
+
+    Raises :class:`AskdError` when a pattern matches no file, or one that is no sound.
+    """
+    for name, pattern in (("noise", settings.noise.files), ("reverb", settings.reverb.files)):
+        if pattern is None:
+            continue
+        where = f"augment.{name}.files = {pattern!r}"
+        paths = _matching(pattern)
+        if not paths:
+            raise AskdError(f"{where} matches no file: write a pattern such as FOLDER/*.flac")
+        for path in paths:
+            try:
+                n_frames = soundfile.info(path).frames
+            except soundfile.LibsndfileError:
+                n_frames = 0
+            if n_frames == 0:
+                raise AskdError(f"{where} matches {path}, which is no sound: wav, flac, ogg and mp3 are read")
+
+
+@lru_cache(maxsize=8)
+def sound_files(pattern: str) -> tuple[Path, ...]:
+    """Return the files that match a pattern, sorted by name.
+
+    Raises :class:`AskdError` when there are none.
+    """
+    paths = _matching(pattern)
+    if not paths:
+        raise AskdError(f"no file matches {pattern}")
+    return paths
+
+
+@lru_cache(maxsize=1024)
+def recording(path: Path) -> torch.Tensor:
+    """Return a sound file as mono at 16 kHz, shape ``(n_samples,)``.
+
+    Raises :class:`AskdError` when it cannot be read.
+    """
+    try:
+        return torch.from_numpy(decode(path.read_bytes()))
+    except (AudioError, OSError) as error:
+        raise AskdError(f"{path} cannot be read as a noise or a room: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def synthetic_noises() -> tuple[torch.Tensor, ...]:
+    """Return stationary noises at 16 kHz, each ``(n_samples,)``, of 33 s: white, pink, brown, and three bands."""
+    n_samples = 1 << (PADDED_SAMPLES - 1).bit_length()  # longer than any clip, and quick to transform
+    white = torch.randn(len(_NOISES), n_samples, generator=torch.Generator().manual_seed(0))
+    frequencies = torch.fft.rfftfreq(n_samples, 1.0 / SAMPLE_RATE_HZ)
+    gains = [f.pow(slope) * (f >= low) * (f <= high) for slope, low, high in _NOISES for f in [frequencies]]
+    shaped = torch.fft.rfft(white) * torch.nan_to_num(torch.stack(gains), posinf=0.0)
+    return torch.fft.irfft(shaped, n=n_samples).unbind()
+
+
+def synthetic_room(rt60_s: float, generator: torch.Generator) -> torch.Tensor:
+    """Return a room impulse response at 16 kHz: the direct sound, then noise that decays by 60 dB within ``rt60_s``.
+
+    Polack's model of the late field (1988). Its energy is that of the direct sound, as at the room's critical distance.
+    """
+    n_samples = samples_of(rt60_s)
+    decay = torch.logspace(0.0, -3.0, n_samples)  # of the amplitude: -60 dB is a thousandth
+    response = torch.randn(n_samples, generator=generator) * decay
+    response[0] = torch.linalg.vector_norm(response[1:])
+    return response
+
+
+def _matching(pattern: str) -> tuple[Path, ...]:
+    return tuple(path for name in sorted(glob.glob(pattern, recursive=True)) if (path := Path(name)).is_file())

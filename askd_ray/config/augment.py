@@ -1,0 +1,112 @@
+"""The recipe's ``augment``: what the student hears otherwise than its teacher (docs/augmentation.md)."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from askd_ray.config.section import Section, Share
+
+Decibels = Annotated[float, Field(ge=-100.0, le=100.0)]
+Seconds = Annotated[float, Field(ge=0.05, le=10.0)]
+Factor = Annotated[float, Field(ge=0.5, le=2.0, multiple_of=0.01)]  # hundredths: the resampling kernels stay small
+
+
+def _in_order(name: str, bounds: tuple[float, float]) -> None:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{name} is [least, most]: the first must not exceed the second")
+
+
+class Noise(Section):
+    """Noise behind a ``share`` of the utterances, the speech being ``snr_db`` ([least, most]) louder.
+
+    ``files`` is a pattern, such as ``noise/*.ogg``, and ``**`` stands for any folders; null takes synthetic noise.
+    """
+
+    share: Share = 0.0
+    snr_db: tuple[Decibels, Decibels] = (5.0, 20.0)
+    files: str | None = None
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "Noise":
+        if self.share == 0.0:
+            self.refuse_unread(["snr_db", "files"], "the share is 0")
+        _in_order("snr_db", self.snr_db)
+        return self
+
+
+class Reverb(Section):
+    """A room around a ``share`` of the utterances: they are convolved with a room impulse response.
+
+    ``files`` is a pattern of recorded responses; null takes synthetic ones whose sound falls by 60 dB within ``rt60_s``
+    ([least, most]).
+    """
+
+    share: Share = 0.0
+    rt60_s: tuple[Seconds, Seconds] = (0.2, 0.8)
+    files: str | None = None
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "Reverb":
+        if self.share == 0.0:
+            self.refuse_unread(["rt60_s", "files"], "the share is 0")
+        if self.files is not None:
+            self.refuse_unread(["rt60_s"], "the files have reverberation times of their own")
+        _in_order("rt60_s", self.rt60_s)
+        return self
+
+
+class Telephone(Section):
+    """A telephone line for a ``share`` of the utterances: 300 to 3400 Hz, and 8 bits (mu-law) at 8 kHz."""
+
+    share: Share = 0.0
+
+
+class SpecAugment(Section):
+    """Masks on the log-mel (arXiv 1904.08779): how many, and how wide at most. 0 masks switch it off."""
+
+    freq_masks: Annotated[int, Field(ge=0)] = 2
+    freq_width: Annotated[int, Field(ge=0, le=80)] = 15
+    time_masks: Annotated[int, Field(ge=0)] = 2
+    time_share: Share = 0.06
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "SpecAugment":
+        if self.freq_masks == 0:
+            self.refuse_unread(["freq_width"], "there are no freq_masks")
+        if self.time_masks == 0:
+            self.refuse_unread(["time_share"], "there are no time_masks")
+        return self
+
+
+class Augment(Section):
+    """What is done to a clip before the student hears it, in this order; each utterance draws anew in every epoch.
+
+    ``speed``: the factors that one is drawn from (above 1: faster, and higher). ``gain_db`` ([least, most]) is added to
+    the level. ``spec`` masks the log-mel.
+    """
+
+    speed: tuple[Factor, ...] = (1.0,)
+    reverb: Reverb = Reverb()
+    noise: Noise = Noise()
+    telephone: Telephone = Telephone()
+    gain_db: tuple[Decibels, Decibels] = (0.0, 0.0)
+    spec: SpecAugment = SpecAugment()
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Augment":
+        if not self.speed:
+            raise ValueError("speed is empty: [1.0] leaves it as it is")
+        _in_order("gain_db", self.gain_db)
+        return self
+
+    @property
+    def changes_speed(self) -> bool:
+        """Whether a moment in what the student hears may be another moment in the teacher's clip."""
+        return set(self.speed) != {1.0}
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the student hears just what the teacher hears."""
+        shares = self.reverb.share, self.noise.share, self.telephone.share
+        masks = self.spec.freq_masks, self.spec.time_masks
+        return not (self.changes_speed or any(shares) or any(self.gain_db) or any(masks))

@@ -1,0 +1,122 @@
+"""Batches of real speech: what the student hears is augmented, what its online teacher hears is not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_run import utterances
+
+from askd_ray.audio.augment import Draw, augment, speed_factor
+from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, window_samples
+from askd_ray.config.schema import Recipe
+from askd_ray.data.collate import Stream
+from askd_ray.data.labels import SoftLabels, write_labels
+from askd_ray.data.plan import Place
+from askd_ray.data.schema import Batch, Utterance
+from askd_ray.data.shards import to_table, waveform_of, write_table
+
+UNMASKED = {"freq_masks": 0, "time_masks": 0}
+LOUD = {"noise": {"share": 1.0}, "reverb": {"share": 1.0}, "telephone": {"share": 1.0}, "gain_db": [-6, 6]}
+
+
+def label_of(utterance: Utterance) -> SoftLabels:
+    """Three tokens, of which the teacher gives one a probability of one half."""
+    ids, half = np.arange(3, dtype=np.int32), np.full((3, 1), np.log(0.5), np.float16)
+    return SoftLabels(
+        utterance.content_hash, (1, 2), ids, "", ids[:, None].astype(np.uint16), half, half[:, 0], -half[:, 0]
+    )
+
+
+TRAIN = {"batch_utterances": 3, "epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def clips(speech: Path) -> list[Utterance]:
+    return utterances(speech, 4)
+
+
+@pytest.fixture
+def batches(clips: list[Utterance], tmp_path: Path):
+    """The batches of one epoch under some augmentation."""
+    write_table(tmp_path / "shards" / "train-00000.parquet", to_table(clips))
+    write_labels(tmp_path / "labels" / "train-00000.parquet", [label_of(u) for u in clips], {"top_k": 1})
+
+    def _batches(augmentation: dict[str, Any], epoch: int = 0, teacher_n_mels: int = 0, **train: object) -> list[Batch]:
+        window = {"padded_share": 0.0}
+        recipe = Recipe.model_validate({"augment": augmentation, "window": window, "train": TRAIN | train})
+        stream = Stream(
+            shards=tmp_path / "shards",
+            labels=tmp_path / "labels",
+            label_key={"top_k": 1},
+            n_mels=80,
+            teacher_n_mels=teacher_n_mels,
+            train=recipe.train,
+            window=recipe.window,
+            augment=recipe.augment,
+            seed=3,
+        )
+        tasks = [task for task in stream.planner().tasks(Place(), 0, 1) if task.epoch == epoch]
+        return [batch for task in tasks for batch in stream.batches(task)]
+
+    return _batches
+
+
+def by_id(batches: list[Batch], name: str) -> dict[str, np.ndarray]:
+    return {i: row for batch in batches for i, row in zip(batch.ids, getattr(batch, name), strict=True)}
+
+
+@pytest.mark.parametrize("augmentation", [{}, {"speed": [0.9, 1.1], **LOUD}])
+def test_the_online_teacher_hears_the_clean_clip(batches, clips: list[Utterance], augmentation: dict[str, Any]):
+    heard = by_id(batches(augmentation, teacher_n_mels=80), "teacher_log_mel")
+    assert heard.keys() == {u.id for u in clips}
+    for utterance in clips:
+        clean = log_mel_windows([waveform_of(utterance)], [PADDED_SAMPLES]).numpy()[0]
+        np.testing.assert_allclose(heard[utterance.id], clean, atol=1e-5)
+
+
+@pytest.mark.parametrize("augmentation", [{"spec": UNMASKED}, {"spec": UNMASKED, "speed": [0.9, 1.1], **LOUD}])
+def test_the_student_hears_the_augmented_clip(batches, clips: list[Utterance], augmentation: dict[str, Any]):
+    settings = Recipe.model_validate({"augment": augmentation}).augment
+    heard, other_epoch = (by_id(batches(augmentation, epoch), "log_mel") for epoch in (2, 3))
+    for utterance in clips:
+        waveform = augment(waveform_of(utterance), settings, Draw(3, 2, utterance.id))
+        n_frames = heard[utterance.id].shape[1]
+        alone = log_mel_windows([waveform], [n_frames * HOP_LENGTH]).numpy()[0]
+        np.testing.assert_allclose(heard[utterance.id], alone, atol=1e-5)
+        if "noise" in augmentation:
+            shared = slice(0, min(n_frames, other_epoch[utterance.id].shape[1]))
+            assert np.abs(heard[utterance.id][:, shared] - other_epoch[utterance.id][:, shared]).mean() > 0.01
+
+
+def test_copies_in_an_epoch_are_heard_otherwise(batches, clips: list[Utterance]):
+    made = batches({"spec": UNMASKED, "gain_db": [-20, 0]}, domain_weights={clips[0].domain: 2.0})
+    heard: dict[str, list[float]] = {u.id: [] for u in clips}
+    for batch in made:
+        for name, log_mel in zip(batch.ids, batch.log_mel, strict=True):
+            heard[name].append(float(log_mel.max()))
+    assert all(len(both) == 2 and abs(both[0] - both[1]) > 1e-3 for both in heard.values())
+
+
+def test_masks_lie_on_the_augmented_clip(batches, clips: list[Utterance]):
+    without, masked = (by_id(batches({"speed": [0.5], "spec": s}), "log_mel") for s in (UNMASKED, {"time_share": 0.2}))
+    for utterance in clips:
+        n_frames = 2 * len(waveform_of(utterance)) // HOP_LENGTH
+        changed = (without[utterance.id] != masked[utterance.id]).any(axis=0)
+        assert changed[:n_frames].any() and not changed[n_frames:].any()
+    later = [(without[u.id] != masked[u.id]).any(axis=0)[len(waveform_of(u)) // HOP_LENGTH :].any() for u in clips]
+    assert any(later)
+
+
+def test_the_window_holds_the_slower_clip(batches, clips: list[Utterance]):
+    settings = Recipe.model_validate({"augment": {"speed": [0.5, 2.0]}}).augment
+    made = batches({"speed": [0.5, 2.0]})
+    for batch in made:
+        lengths = [
+            len(waveform_of(u)) / speed_factor(settings, Draw(3, 0, u.id), len(waveform_of(u)))
+            for u in clips
+            if u.id in batch.ids
+        ]
+        longest = round(max(lengths))
+        assert longest < HOP_LENGTH * batch.log_mel.shape[2] <= window_samples(longest + 1, 1.0)

@@ -27,11 +27,14 @@ from askd_ray.distill.self_teacher import self_teacher
 from askd_ray.distill.tensors import TensorBatch
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.train.ledger import TRAINED
 from askd_ray.train.loop import make_stream
-from askd_ray.train.step import Stepper, StepResult
+from askd_ray.train.shrink import Students
+from askd_ray.train.step import OVERFLOW, Stepper, StepResult
 
 CPU = torch.device("cpu")
 LATE = Progress(0.9, 1, 2)
+VOCABULARY = 51864
 
 
 def a_batch(recipe: Recipe, teacher_n_mels: int = 0) -> Batch:
@@ -135,6 +138,59 @@ def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path,
             assert loss == pytest.approx(alone.means["loss"], rel=1e-5), recipe.objective.preset
             for name, parameter in student.named_parameters():
                 torch.testing.assert_close(parameters[name], parameter, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_autocast_gives_about_the_gradient_of_float32(labelled: Recipe, tiny_model: Path, precision: str):
+    whole = a_batch(labelled)
+    exact, rough = (
+        gradients(with_objective(labelled, {}, train={"precision": p}), tiny_model, [whole], whole)
+        for p in ("float32", precision)
+    )
+    assert exact.keys() == rough.keys() and {g.dtype for g in rough.values()} == {torch.float32}
+    one, two = (torch.cat([g[name].flatten() for name in exact]) for g in (exact, rough))
+    assert not torch.equal(one, two)
+    assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.999
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(labelled: Recipe, tiny_model: Path):
+    whole, kept, found = a_batch(labelled), list[int](), list[dict[str, torch.Tensor]]()
+    for checkpointing in (False, True):
+        recipe = with_objective(labelled, {}, train={"gradient_checkpointing": checkpointing})
+        student = Students(recipe, 0).at(0).train()
+        n_bytes = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal n_bytes
+            n_bytes += tensor.nbytes if tensor.shape[-1:] != (VOCABULARY,) and tensor.shape[:1] != (VOCABULARY,) else 0
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            sgd_step(student, student, recipe, [whole], whole)
+        kept.append(n_bytes)
+        found.append({n: p.grad for n, p in student.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-7, rtol=1e-5)
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_float16_overflow_costs_a_step_and_not_the_run(labelled: Recipe, tiny_model: Path):
+    """A scale that is too large makes gradients infinite: the step is left out, and the scale halved."""
+    recipe = with_objective(labelled, {}, train={"precision": "float16"})
+    whole, student = a_batch(labelled), WindowedWhisper(load_whisper(str(tiny_model))[0])
+    made, weights = distiller(recipe, student, whole)
+    scaler = GradScaler("cpu", init_scale=2.0**40)
+    stepper = Stepper(student, student, torch.optim.SGD(student.parameters(), lr=0.1), made, recipe.train, scaler)
+    before = {n: p.clone() for n, p in student.named_parameters()}
+    assert stepper.step([whole], weights, [0]).outcome == OVERFLOW
+    assert scaler.get_scale() == 2.0**39
+    assert all(torch.equal(p, before[n]) for n, p in student.named_parameters())
+    outcomes = [stepper.step([whole], weights, [0]).outcome for _ in range(40)]
+    assert TRAINED in outcomes and outcomes == sorted(outcomes)  # first they overflow, then they do not
+
+
+def test_attention_is_fused(labelled: Recipe):
+    assert load_whisper(labelled.teacher.model)[0].config._attn_implementation == "sdpa"
 
 
 def test_an_online_teacher_equals_a_cache_of_all_tokens(labelled: Recipe, tiny_model: Path):

@@ -47,6 +47,18 @@ def connect(num_cpus: int | None = None) -> None:
         _start(num_cpus)
 
 
+def check_gpus() -> None:
+    """Check that a recipe that asks for GPUs can ever get one: a cluster that is joined may grow, one's own does not.
+
+    Raises :class:`AskdError` when there is none.
+    """
+    if "RAY_ADDRESS" not in os.environ and not ray.cluster_resources().get("GPU"):
+        raise AskdError(
+            "train.use_gpu = True, and this machine has no GPU: --set train.use_gpu=false, or RAY_ADDRESS of a cluster "
+            "that has some"
+        )
+
+
 def disconnect() -> None:
     """Leave the cluster; one that :func:`connect` started ends."""
     ray.shutdown()

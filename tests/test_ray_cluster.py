@@ -8,7 +8,7 @@ import ray
 
 from askd_ray import ray_cluster
 from askd_ray.errors import AskdError
-from askd_ray.ray_cluster import auth_token, connect
+from askd_ray.ray_cluster import auth_token, check_gpus, connect
 
 OWN_CLUSTER = """
 import os, ray
@@ -77,3 +77,11 @@ def test_workers_import_the_package(ray_session: None):
 
     assert Path(ray.get(seen.remote())).parent == ray_cluster.package_folder()
     assert ray.cluster_resources()["CPU"] >= 4
+
+
+def test_gpus_on_a_machine_without_any_are_refused(ray_session: None, monkeypatch: pytest.MonkeyPatch):
+    if ray.cluster_resources().get("GPU"):
+        pytest.skip("this machine has a GPU")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(AskdError, match=r"this machine has no GPU: --set train\.use_gpu=false, or RAY_ADDRESS"):
+        check_gpus()

@@ -56,13 +56,15 @@ class Teacher(Section):
     """The model that is learnt from.
 
     Its ``top_k`` log-probabilities a token are computed once, when `askd label` runs. With ``online`` it runs beside
-    the student instead, at every step in which it has a weight, and gives its whole distribution.
+    the student instead, at every step in which it has a weight, and gives its whole distribution. Where
+    `train.use_gpu` is set, a copy of it that labels takes ``gpus_per_copy`` of a GPU: with 0.25 four share one.
     """
 
     model: str = "wheel:tiny.en"
     online: bool = False
     top_k: Annotated[int, Field(ge=1, le=128)] = 32
     batch_size: Count = 8
+    gpus_per_copy: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "Teacher":

@@ -9,7 +9,7 @@ from askd_ray.config.section import Count, Positive, Section, Share
 Weight = Annotated[float, Field(ge=0.0)]
 
 
-PLACEMENT = {"workers", "least_workers", "cpus_per_worker", "use_gpu", "max_failures", "checkpoint_steps"}
+PLACEMENT = {"workers", "least_workers", "cpus_per_worker", "use_gpu", "placement", "max_failures", "checkpoint_steps"}
 """The fields of :class:`Train` that say how a run is carried out, and not what it makes."""
 
 
@@ -69,6 +69,8 @@ class Train(Section):
     """With fewer than ``workers``, but these, the run goes on; null waits until all are there."""
     cpus_per_worker: Positive = 0.5
     use_gpu: bool = False
+    placement: Literal["PACK", "SPREAD"] = "PACK"
+    """Fill one node with workers before the next, or spread them evenly."""
     max_failures: Annotated[int, Field(ge=0)] = 2
 
     @property

@@ -18,7 +18,7 @@ from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path
 from askd_ray.models.load import load_whisper, resolve
 from askd_ray.progress import bar, console
-from askd_ray.ray_cluster import connect
+from askd_ray.ray_cluster import check_gpus, connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.targets.kl_report import KlLost, kl_table, measure
@@ -88,15 +88,14 @@ def _run_actors(run: Run, todo: list[Path], key: LabelKey) -> None:
     connect()
     configure()
     items = [{"shard": str(s), "labels": str(run.labels / s.name)} for s in todo]
-    gpus = _gpus(run.recipe)
-    pool = max(
-        1, gpus or int(ray.cluster_resources()["CPU"]) // 8
-    )  # on CPUs one copy uses all cores of a small machine
+    share = run.recipe.teacher.gpus_per_copy if run.recipe.train.use_gpu else 0.0
+    # On CPUs one copy uses all cores of a small machine.
+    pool = max(1, int(_gpus(run.recipe) / share) if share else int(ray.cluster_resources()["CPU"]) // 8)
     rows = sum(read_table(s, ["id"]).num_rows for s in todo)
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _TeacherActor),
         fn_constructor_args=(run.recipe.model_dump(mode="json"), key, 0),
-        num_gpus=1 if gpus else 0,
+        num_gpus=share,
         num_cpus=0.5,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool, len(items))),
     )
@@ -111,6 +110,7 @@ def _gpus(recipe: Recipe) -> int:
     if not recipe.train.use_gpu:
         return 0
     connect()
+    check_gpus()
     return int(ray.cluster_resources().get("GPU", 0))
 
 

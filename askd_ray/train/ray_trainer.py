@@ -29,7 +29,7 @@ from askd_ray.models import cost
 from askd_ray.models.load import load_config, resolve
 from askd_ray.models.student import surgeries
 from askd_ray.progress import Bar, bar, console
-from askd_ray.ray_cluster import connect
+from askd_ray.ray_cluster import check_gpus, connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.text.tokens import Tokens
@@ -81,6 +81,8 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     _make_room(run, key, force)
     begun = run.begin()
     connect()
+    if recipe.train.use_gpu:
+        check_gpus()
     with user_error():
         result = _fit(recipe, run, key)
     best = f"dev WER {result['dev_wer']:.4f} at step {result['best_step']} of {result['steps']}"
@@ -141,6 +143,7 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
         scaling_config=ray.train.ScalingConfig(
             num_workers=(train.least_workers, train.workers) if train.least_workers is not None else train.workers,
             use_gpu=train.use_gpu,
+            placement_strategy=train.placement,
             resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
         ),
         run_config=ray.train.RunConfig(

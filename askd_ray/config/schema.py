@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from askd_ray.config.objective import Objective, Shape
 from askd_ray.config.section import Count, Positive, Section, Share
 from askd_ray.config.targets import Targets
+from askd_ray.config.tracking import Tracking
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -198,6 +199,7 @@ class Recipe(Section):
     spec_augment: SpecAugment = SpecAugment()
     objective: Objective = Field(default_factory=Objective)
     train: Train = Train()
+    tracking: Tracking = Field(default_factory=Tracking)
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
 

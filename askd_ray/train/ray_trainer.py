@@ -32,6 +32,7 @@ from askd_ray.text.tokens import Tokens
 from askd_ray.train.checkpoint import latest_position
 from askd_ray.train.loop import CHECKPOINTS, Loop, make_stream
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
+from askd_ray.train.report import publish
 from askd_ray.train.track import Metrics, MetricsReader
 
 _SUMMARY = "summary.json"
@@ -78,7 +79,9 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         result = _fit(recipe, run, key)
     best = f"dev WER {result['dev_wer']:.4f} at step {result['best_step']} of {result['steps']}"
     console.print(f"distilled: {best}, in {run.student}")
-    return run.finish("distill", key, result, begun)
+    run.finish("distill", key, result, begun)
+    publish(recipe)
+    return result
 
 
 def distill_key(run: Run) -> str:

@@ -110,7 +110,7 @@ def _schedule(metrics: Sequence[Metrics]) -> Any:
     _legend(axes[0])
     for axis, name in zip(axes[1:], rows, strict=True):
         axis.plot(*points(metrics, name), color="tab:green", linewidth=2)
-        axis.set_ylabel({"T": "temperature T", "k": "AdaKD's k"}[name])
+        axis.set_ylabel({"T": "temperature", "k": "AdaKD's k"}[name])
     return figure
 
 

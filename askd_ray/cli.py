@@ -92,8 +92,11 @@ def tune(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOpti
 def export(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
     """Write the student's bundle: transformers and CTranslate2 folders, model card, hashes; each is verified."""
     from askd_ray.export import bundle
+    from askd_ray.train import report
 
-    bundle.export(load_recipe(recipe, set_ or ()), force)
+    loaded = load_recipe(recipe, set_ or ())
+    bundle.export(loaded, force)
+    report.publish(loaded)
 
 
 @app.command()
@@ -102,9 +105,11 @@ def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: Force
     from askd_ray.evaluate import evaluate as stage
     from askd_ray.export import bundle
     from askd_ray.runs import Run
+    from askd_ray.train import report
 
     loaded = load_recipe(recipe, set_ or ())
     bundle.add_scores(Run(loaded).bundle, stage.evaluate(loaded, force))
+    report.publish(loaded)
 
 
 @app.command()

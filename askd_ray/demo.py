@@ -29,6 +29,7 @@ from askd_ray.runs import Run
 from askd_ray.serve.ray_app import serve_bundle, stop_serving
 from askd_ray.targets.ray_label import label
 from askd_ray.train.ray_trainer import distill
+from askd_ray.train.report import publish
 from askd_ray.tune.ray_tuner import search
 
 _PORT = 8000
@@ -60,6 +61,7 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
         _say("evaluate", "teacher against student on held-out speech")
         scores = evaluate(tuned)
         add_scores(Run(tuned).bundle, scores)
+        publish(tuned)
         _say("serve", "the student behind the OpenAI audio API")
         run = Run(tuned)
         answer = _serve_and_ask(run)

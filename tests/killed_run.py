@@ -17,6 +17,7 @@ from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
 
 CPU = torch.device("cpu")
+UNIQUE = ("time_s", "utterances_per_s", "data_wait_share")  # what no two runs share
 
 
 class KilledError(Exception):
@@ -50,9 +51,8 @@ def checkpoint(folder: Path, file: str = "student") -> dict[str, torch.Tensor]:
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """A run's metrics, without those that no two runs share."""
-    timed = ("utterances_per_s", "data_wait_share")
-    return [{k: v for k, v in m.items() if k not in timed} for m in read_metrics(folder)]
+    """A run's metrics, without those that are never the same twice."""
+    return [{k: v for k, v in m.items() if k not in UNIQUE} for m in read_metrics(folder)]
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from mlflow import MlflowClient
 
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
@@ -15,10 +16,12 @@ from askd_ray.data.prepare import prepare
 from askd_ray.data.shards import read_utterances
 from askd_ray.evaluate.evaluate import evaluate
 from askd_ray.export.bundle import export
+from askd_ray.export.verify import check_hashes
 from askd_ray.runs import Run
 from askd_ray.serve.ray_app import serve_bundle, stop_serving
 from askd_ray.targets.ray_label import label
 from askd_ray.train.ray_trainer import distill
+from askd_ray.train.report import publish
 from askd_ray.train.track import read_metrics
 from askd_ray.tune.ray_tuner import search
 
@@ -57,6 +60,7 @@ def recipe(few_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             },
             "window": {"padded_share": 0.0},
             "train": {"workers": 2, "epochs": 1, "batch_utterances": 4, "lr": 1e-5, "encoder_lr": 5e-6},
+            "tracking": {"mlflow": "mlflow"},
             "tune": {"trials": 2, "epochs": 0.5, "evals_per_epoch": 1},
             "evaluate": {"stock": False},
         }
@@ -68,7 +72,9 @@ def recipe(few_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def distilled(recipe: Recipe, weights: Path, ray_session: None) -> dict[str, Any]:
     """All stages up to the scores."""
     made = {"prepare": prepare(recipe), "label": label(recipe), "tune": search(recipe), "distill": distill(recipe)}
-    return {**made, "export": export(recipe), "evaluate": evaluate(recipe)}
+    made |= {"export": export(recipe), "evaluate": evaluate(recipe)}
+    publish(recipe)
+    return made
 
 
 def test_every_row_is_accounted_for(distilled: dict[str, Any], recipe: Recipe):
@@ -92,6 +98,28 @@ def test_two_workers_trained_and_scored_dev(distilled: dict[str, Any], recipe: R
     metrics = read_metrics(Run(recipe).distill)
     assert [m["step"] for m in metrics] == list(range(1, distilled["distill"]["steps"] + 1))
     assert distilled["distill"]["dev_wer"] == min(m["dev_wer"] for m in metrics if "dev_wer" in m)
+
+
+def test_the_report_tells_all_of_it(distilled: dict[str, Any], recipe: Recipe):
+    text = (Run(recipe).path / "report.md").read_text()
+    assert f"Dev WER {100 * distilled['distill']['dev_wer']:.2f} %" in text and "## Held-out" in text
+    assert len(list((Run(recipe).path / "report").glob("*.png"))) == 6
+
+
+def test_mlflow_has_one_run_with_all_steps_and_the_bundle(distilled: dict[str, Any], recipe: Recipe, tmp_path: Path):
+    """And none for the trials of the search."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{Path('mlflow').resolve()}/mlflow.db")
+    experiment = client.get_experiment_by_name("askd")
+    assert experiment is not None
+    (there,) = client.search_runs([experiment.experiment_id])
+    assert (there.info.run_name, there.info.status) == ("e2e", "FINISHED")
+    steps = sorted(metric.step for metric in client.get_metric_history(there.info.run_id, "loss"))
+    assert steps == list(range(1, distilled["distill"]["steps"] + 1))
+    kept = Path(client.download_artifacts(there.info.run_id, "bundle", str(tmp_path)))
+    check_hashes(kept)
+    assert {path.relative_to(kept) for path in kept.rglob("*")} == {
+        path.relative_to(Run(recipe).bundle) for path in Run(recipe).bundle.rglob("*")
+    }
 
 
 def test_the_scores_cover_the_held_out_clips(distilled: dict[str, Any]):

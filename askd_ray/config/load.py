@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from askd_ray.config.schema import Recipe
+from askd_ray.config.tracking import Tracking
 from askd_ray.errors import AskdError, did_you_mean
 
 
@@ -41,7 +42,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with the paths of data, runs, models and sounds made absolute.
+    """Return the recipe with the paths of data, runs, models, sounds and MLflow's folder made absolute.
 
     Workers, trials and jobs need that: each runs in a folder of its own.
     ``cache:`` and ``wheel:`` references and hub ids stay as they are.
@@ -63,12 +64,19 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
             "teacher": recipe.teacher.model_copy(update={"model": _model(recipe.teacher.model)}),
             "student": recipe.student.model_copy(update={"init": _model(recipe.student.init)}),
             "augment": recipe.augment.model_copy(update=sounds),
+            "tracking": _tracking(recipe.tracking),
         }
     )
 
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
+
+
+def _tracking(tracking: Tracking) -> Tracking:
+    if tracking.mlflow is None or tracking.is_server:
+        return tracking
+    return tracking.model_copy(update={"mlflow": _absolute(tracking.mlflow)})
 
 
 def _model(reference: str | None) -> str | None:

@@ -12,6 +12,7 @@ from askd_ray.config.augment import Augment
 from askd_ray.config.objective import Objective, Shape
 from askd_ray.config.section import Count, Positive, Section, Share
 from askd_ray.config.targets import Targets
+from askd_ray.config.tracking import Tracking
 from askd_ray.config.train import Train
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -170,6 +171,7 @@ class Recipe(Section):
     augment: Augment = Field(default_factory=Augment)
     objective: Objective = Field(default_factory=Objective)
     train: Train = Field(default_factory=Train)
+    tracking: Tracking = Field(default_factory=Tracking)
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
 

@@ -24,7 +24,7 @@ def plot_runs(runs: Sequence[Path], path: Path) -> Path:
         scored = [line for line in lines if "dev_wer" in line]
         (drawn,) = weight.plot(progress, [line["a"] for line in lines], label=name)
         colour = drawn.get_color()
-        loss.plot(progress, _smooth([line["ce"] for line in lines]), color=colour)
+        loss.plot(progress, smooth([line["ce"] for line in lines]), color=colour)
         wer.plot([s["progress"] for s in scored], [s["dev_wer"] for s in scored], "o-", ms=3, color=colour)
     for axis, label in ((weight, "teacher weight"), (loss, "cross-entropy"), (wer, "dev WER")):
         axis.set_ylabel(label)
@@ -43,9 +43,11 @@ def _metrics(run: Path) -> list[Metrics]:
     return lines
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    smooth, mean = list[float](), values[0]
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the running mean, in which a value weighs ``1 - _SMOOTHING`` of the one after it."""
+    means, total, weight = list[float](), 0.0, 0.0
     for value in values:
-        mean += _SMOOTHING * (value - mean)
-        smooth.append(mean)
-    return smooth
+        total += _SMOOTHING * (value - total)
+        weight += _SMOOTHING * (1.0 - weight)
+        means.append(total / weight)
+    return means

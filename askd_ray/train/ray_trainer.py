@@ -35,8 +35,10 @@ from askd_ray.runs import Run, stage_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.train.checkpoint import latest_position
 from askd_ray.train.loop import CHECKPOINTS, Loop, make_stream
+from askd_ray.train.mlflow_mirror import check_installed, mirrored
+from askd_ray.train.report import publish
 from askd_ray.train.shrink import check_shrinkings
-from askd_ray.train.track import read_metrics
+from askd_ray.train.track import Metrics, MetricsReader
 
 _SUMMARY, _FAILURE = "summary.json", "failure.json"
 _LAST_WORDS_S = 5.0
@@ -87,7 +89,9 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         result = _fit(recipe, run, key)
     best = f"dev WER {result['dev_wer']:.4f} at step {result['best_step']} of {result['steps']}"
     console.print(f"distilled: {best}, in {run.student}")
-    return run.finish("distill", key, result, begun)
+    run.finish("distill", key, result, begun)
+    publish(recipe)
+    return result
 
 
 def distill_key(run: Run) -> str:
@@ -101,10 +105,11 @@ def check_inputs(recipe: Recipe) -> Planner:
     """Check all that can be checked before any worker starts; returns the plan of the run.
 
     Raises :class:`AskdError` when weights add up to more than 1, when noises, rooms, labels or splits are missing,
-    when labels are stale, when the student's layers are not there or cannot be merged, or when its vocabulary is not
-    the teacher's.
+    when labels are stale, when the student's layers are not there or cannot be merged, when its vocabulary is not the
+    teacher's, or when MLflow is wanted and not installed.
     """
     run = Run(recipe)
+    check_installed(recipe.tracking)
     schedules.check(recipe.objective, recipe.train.epochs)
     check_sounds(recipe.augment)
     planner = make_stream(recipe, n_mels=80).planner()
@@ -155,7 +160,7 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
     )
     for outcome in (_SUMMARY, _FAILURE):
         remove(run.distill / outcome)
-    with _progress(run.distill):
+    with _progress(run.distill), mirrored(run):
         trainer.fit()
     remove(storage)
     if (run.distill / _FAILURE).is_file():
@@ -207,18 +212,17 @@ class _progress:  # noqa: N801  # a context manager, used like a function
         self._thread.join()
 
     def _show(self) -> None:
+        metrics, scored, stopped = MetricsReader(self._folder), None, False
         with bar("distill", None, "step") as progress:
-            while not self._stop.wait(0.5):
-                _update(progress, self._folder)
-            _update(progress, self._folder)
+            while not stopped:
+                stopped = self._stop.wait(0.5)
+                lines = metrics.new()
+                scored = next((line for line in reversed(lines) if "dev_wer" in line), scored)
+                if lines:
+                    _update(progress, lines[-1], scored)
 
 
-def _update(progress: Bar, folder: Path) -> None:
-    lines = read_metrics(folder)
-    if not lines:
-        return
-    last = lines[-1]
-    scored = next((line for line in reversed(lines) if "dev_wer" in line), None)
+def _update(progress: Bar, last: Metrics, scored: Metrics | None) -> None:
     note = f"loss {last['loss']:.3f}  a {last['a']:.2f}  b {last['b']:.2f}  lr {last['lr/decoder']:.1e}"
     if scored is not None:
         note += f"  dev WER {scored['dev_wer']:.3f}  {scored['utterances_per_s']:.1f} utt/s"

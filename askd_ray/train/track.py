@@ -1,9 +1,15 @@
-"""What a run tells while it goes: TensorBoard, and a JSON line a step that the progress bar reads."""
+"""What a run tells while it goes: TensorBoard, and a JSON line a step for the progress bar and for MLflow."""
 
 import json
+import os
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  # generated
 from torch.utils.tensorboard import SummaryWriter
+
+from askd_ray.files import atomic_path
 
 _METRICS = "metrics.jsonl"
 
@@ -14,21 +20,19 @@ class Tracker:
     """Writes the metrics of rank 0 into a folder; a resumed run drops what it wrote after its checkpoint."""
 
     def __init__(self, folder: Path, resumed_at: int):
-        folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(folder) if line["step"] <= resumed_at] if resumed_at else []
-        self._lines = (folder / _METRICS).open("w", encoding="utf-8")
-        for line in kept:
-            self._write(line)
+        with atomic_path(folder / _METRICS) as temporary:
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+        self._lines = (folder / _METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Write the metrics of a step."""
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
-        self._write({"step": step, **metrics})
-
-    def _write(self, line: Metrics) -> None:
-        self._lines.write(json.dumps(line) + "\n")
+        """Write the metrics of a step; its JSON line has the time too, ``time_s`` since 1970."""
+        # One event for all of them: an event each (add_scalar) takes 1.2 ms of a step with 20 metrics, this 0.1 ms.
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        assert self._board.file_writer is not None
+        self._board.file_writer.add_summary(Summary(value=values), step)
+        self._lines.write(_line({"step": step, "time_s": round(time.time(), 3), **metrics}))
         self._lines.flush()
 
     def close(self) -> None:
@@ -37,10 +41,41 @@ class Tracker:
         self._lines.close()
 
 
+def _line(metrics: Metrics) -> str:
+    return json.dumps(metrics) + "\n"
+
+
+class MetricsReader:
+    """Reads the metrics of a run while it writes them, and only what is new.
+
+    Steps up to ``after`` are left out, and so are those that a resumed run takes once more: every step comes once.
+    """
+
+    def __init__(self, folder: Path, after: int = 0):
+        self._path = folder / _METRICS
+        self._after = after
+        self._file, self._offset = 0, 0
+
+    def new(self) -> list[Metrics]:
+        """Return the metrics written since the last call, by step; a line that is still being written waits."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return []
+        with file:
+            number = os.fstat(file.fileno()).st_ino
+            if number != self._file:  # a resumed run has begun a file of its own
+                self._file, self._offset = number, 0
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        lines: Iterable[Metrics] = map(json.loads, whole.splitlines())
+        found = [line for line in lines if line["step"] > self._after]
+        if found:
+            self._after = int(found[-1]["step"])
+        return found
+
+
 def read_metrics(folder: Path) -> list[Metrics]:
     """Return the metrics written so far, by step; a line that is still being written is left out."""
-    path = folder / _METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return MetricsReader(folder).new()

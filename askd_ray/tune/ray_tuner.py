@@ -45,7 +45,7 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """
     recipe = with_absolute_paths(recipe)  # a trial runs in a folder of its own
     run = Run(recipe)
-    key = stage_key(recipe.model_dump(exclude={"runs_root", "evaluate"}), run.key("label"))
+    key = stage_key(recipe.model_dump(exclude={"runs_root", "evaluate", "tracking"}), run.key("label"))
     folder = run.path / "tune"
     done = run.finished("tune", key)
     if done is not None and (folder / "best.yaml").is_file() and not force:

@@ -1,0 +1,40 @@
+"""Where a training's metrics go besides TensorBoard."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from askd_ray.config.section import Section
+
+
+class Tracking(Section):
+    """MLflow, where ``mlflow`` names a folder (made where it is not there) or the address of a tracking server.
+
+    Recipe, metrics, report and bundle go into a run of ``experiment`` that bears the recipe's name. Who may write to a
+    server says MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment.
+    """
+
+    mlflow: str | None = None
+    experiment: Annotated[str, Field(min_length=1)] = "askd"
+
+    @model_validator(mode="after")
+    def _a_folder_or_a_server(self) -> "Tracking":
+        if self.mlflow is None:
+            self.refuse_unread(["experiment"], "tracking.mlflow names no store")
+            return self
+        # The messages leave the value out: it may hold a password.
+        where = urlsplit(self.mlflow)
+        if not self.mlflow or ("://" in self.mlflow and not (where.scheme in ("http", "https") and where.hostname)):
+            raise ValueError("mlflow is a folder, or the address of a tracking server: http://HOST:PORT or https://...")
+        if "://" in self.mlflow and (where.username is not None or where.query):
+            raise ValueError(
+                "mlflow holds a name, a password or a query, and a recipe is no secret: give the bare address, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            )
+        return self
+
+    @property
+    def is_server(self) -> bool:
+        """Whether ``mlflow`` is the address of a server, and not a folder."""
+        return self.mlflow is not None and "://" in self.mlflow

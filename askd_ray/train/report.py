@@ -1,0 +1,250 @@
+"""What was trained from what, and how it went: ``runs/<name>/report.md``, with curves as PNG beside it.
+
+<run>/report.md             text and tables
+<run>/report/*.png          curves
+<run>/report/recipe.yaml    the recipe as it was trained; other commands leave theirs in <run>/recipe.yaml
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from askd_ray.config.load import dump_recipe, with_absolute_paths
+from askd_ray.config.presets import PRESETS
+from askd_ray.config.schema import Recipe
+from askd_ray.data.schema import SPLITS
+from askd_ray.errors import AskdError
+from askd_ray.files import atomic_path
+from askd_ray.progress import console
+from askd_ray.runs import Run
+from askd_ray.train.curves import draw_curves
+from askd_ray.train.mlflow_mirror import complete
+from askd_ray.train.track import Metrics, read_metrics
+
+Record = Mapping[str, Any]
+
+
+def publish(recipe: Recipe) -> None:
+    """Write the report of a run's training anew, and give MLflow what it lacks, where the recipe asks for it.
+
+    The model that MLflow gets is the bundle, or the best student, as part of one, where none has been exported. Does
+    nothing before `askd distill` has finished.
+    """
+    run = Run(with_absolute_paths(recipe))
+    path = write_report(run)
+    if path is None:
+        return
+    console.print(f"report: {path}")
+    report, model = run.path / "report", ("bundle", run.bundle)
+    if _record(run, "export") is None:
+        model = ("bundle/transformers", run.student)
+    files = {"report.md": path, "recipe.yaml": report / "recipe.yaml"}
+    files |= {f"report/{picture.name}": picture for picture in sorted(report.glob("*.png"))}
+    files |= {f"{model[0]}/{f.relative_to(model[1])}": f for f in sorted(model[1].rglob("*")) if f.is_file()}
+    complete(run, files)
+
+
+def write_report(run: Run) -> Path | None:
+    """Write the report from the records of the stages that have finished; returns its path.
+
+    None, and one line that says why, when the training has not finished or was another version's.
+    """
+    record = run.record("distill")
+    if record is None:
+        return None
+    try:
+        trained = Recipe.model_validate(record["recipe"])
+    except ValidationError:
+        console.print(f"no report: {run.distill} was trained by another version of askd-ray, with other settings")
+        return None
+    metrics = read_metrics(run.distill)
+    with atomic_path(run.path / "report") as folder:
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(dump_recipe(trained), encoding="utf-8")
+        parts = [
+            f"# {trained.name}",
+            _result(record["result"]),
+            _curves(metrics, trained, folder),
+            *_held_out(_record(run, "evaluate")),
+            *_exported(_record(run, "export")),
+            _training(trained, record["result"]),
+            _data(trained, run.record("prepare"), run.record("label")),
+            *_seen(record["result"].get("utterances")),
+            _made_with(run, record),
+        ]
+    with atomic_path(run.path / "report.md") as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return run.path / "report.md"
+
+
+def _record(run: Run, stage: str) -> Record | None:
+    """Return the record of a stage that came after this training; one of an earlier training tells nothing of it."""
+    after, trained = run.path / f"{stage}.json", run.path / "distill.json"
+    if not after.is_file() or after.stat().st_mtime < trained.stat().st_mtime:
+        return None
+    return run.record(stage)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _result(result: Record) -> str:
+    return (
+        f"**Dev WER {_percent(result['dev_wer'])}** at step {result['best_step']} of {result['steps']}, the best of "
+        f"the run; {result['params_m']:g} M parameters. Chosen on dev: only a held-out split tells how good it is."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _curves(metrics: Sequence[Metrics], recipe: Recipe, folder: Path) -> str:
+    try:
+        drawn = draw_curves(metrics, recipe, folder)
+    except AskdError as error:
+        return f"## Curves\n\nNone: {error}"
+    pictures = [f"![{path.stem.replace('_', ' ')}](report/{path.name})" for path in drawn]
+    return "\n\n".join(["## Curves", *pictures])
+
+
+def _held_out(record: Record | None) -> list[str]:
+    if record is None:
+        return []
+    scores = record["result"]
+    rows = [
+        (name.replace("_", ", "), _percent(one["wer"]), " to ".join(map(_percent, one["wer_ci95"])))
+        for name, one in scores["systems"].items()
+    ]
+    clips = f"{scores['n_eval']} clips of the {scores['split']} split, {scores['audio_min']:.1f} minutes."
+    parts = ["## Held-out", clips, _table(("", "WER", "95 % interval"), rows)]
+    if scores["speedup_p50_short"] is not None:
+        baseline, sample = scores["speedup_baseline"], f"{scores['speedup_clips']} clips under {scores['short_s']:g} s"
+        faster = f"{scores['speedup_p50_short']:.1f} times as fast as {baseline.replace('_', ', ')}"
+        parts.append(f"{faster} on the median of {sample}.")
+    return parts
+
+
+def _exported(record: Record | None) -> list[str]:
+    if record is None:
+        return []
+    sizes = [(f"`{name}`", size) for name, size in record["result"]["size_mb"].items()]
+    return ["## Bundle", _table(("part of [bundle/](bundle)", "MB"), sizes)]
+
+
+def _training(recipe: Recipe, result: Record) -> str:
+    objective, train, student = recipe.objective, recipe.train, recipe.student
+    preset = PRESETS[objective.preset]
+    rows = [
+        ("objective", f"`{objective.preset}`: {preset.formula} ({preset.source})"),
+        ("teacher", f"`{recipe.teacher.model}`, {_teacher(recipe)}"),
+        (
+            "student",
+            f"`{student.init or recipe.teacher.model}`: {_student(recipe)}; {result['params_m']:g} M parameters",
+        ),
+    ]
+    if objective.has_teacher:
+        weight = objective.teacher_weight
+        rows.append(("a, the teacher's weight", _from_to(weight.schedule, weight.start, weight.end)))
+    if objective.has_self_teacher:
+        own = objective.self_teacher
+        begins = f"from {own.switch:.0%} of the run on"
+        rows.append(("b, the weight of its own knowledge", f"{own.kind}, {own.weight:g} {own.schedule} {begins}"))
+    heat = objective.temperature
+    rows += [
+        ("T, temperature", _from_to(heat.schedule, heat.start, heat.end)),
+        ("targets", recipe.targets.kind),
+        (
+            "length",
+            f"{result['steps']} steps of {train.n_lanes} micro-batches, {train.epochs:g} epochs; "
+            f"workers: {result['workers']}" + (f"; ended early by {result['stopped']}" if result["stopped"] else ""),
+        ),
+        ("padding", f"{result['padding']['audio']:.1%} of the audio, {result['padding']['tokens']:.1%} of the tokens"),
+        (
+            "learning rate",
+            f"{train.lr:g}, encoder {train.encoder_lr:g}; rising for {train.warmup_share:.0%} of the run",
+        ),
+        ("seed", str(recipe.seed)),
+    ]
+    return f"## Training\n\n{_table(('', ''), rows)}\n\nAll of it: [report/recipe.yaml](report/recipe.yaml)."
+
+
+def _teacher(recipe: Recipe) -> str:
+    if recipe.teacher.online:
+        return "beside the student"
+    return f"its {recipe.teacher.top_k} likeliest tokens and their log-probabilities, cached"
+
+
+def _student(recipe: Recipe) -> str:
+    student = recipe.student
+    layers = [
+        f"{part} layers {list(kept)}"
+        for part, kept in (("encoder", student.encoder_layers), ("decoder", student.decoder_layers))
+        if kept is not None
+    ]
+    shrunk = [f"fewer from {step.at:.0%} of the run on" for step in student.shrink]
+    frozen = [
+        f"{group} frozen" + (f" until {until:.0%} of the run" if until < 1.0 else "")
+        for group, until in recipe.train.frozen_until
+        if until > 0.0
+    ]
+    return ", ".join([*(layers or ["all layers"]), *shrunk, *frozen])
+
+
+def _from_to(schedule: str, start: float, end: float) -> str:
+    return f"{start:g} throughout" if schedule == "constant" else f"{schedule} from {start:g} to {end:g}"
+
+
+def _data(recipe: Recipe, prepared: Record | None, labelled: Record | None) -> str:
+    sources = [f"- `{s.path}` ({s.kind}, {s.language}, {s.domain}; licence: {s.licence})" for s in recipe.data.sources]
+    parts = ["## Data", "\n".join(sources)] if sources else ["## Data"]
+    if prepared is not None:
+        counts = prepared["result"]
+        rows = [(split, counts["utterances"][split], f"{counts['minutes'][split]:.1f}") for split in SPLITS]
+        parts.append(_table(("split", "utterances", "minutes"), rows))
+        parts.append(_left(counts["quarantined"], f"Of {counts['read']} rows read", "set aside"))
+    if labelled is not None:
+        counts = labelled["result"]
+        said = f"{counts['labelled']} of them trained on, {counts['tokens']} target tokens"
+        loss = f"the teacher's cross-entropy on them is {counts['teacher_loss']:g} nats a token"
+        parts.append(f"The teacher has labelled {counts['utterances']} train utterances: {said}; {loss}.")
+        parts.append(_left(counts["left_out"], "Of those", "left out of the training"))
+    return "\n\n".join(parts)
+
+
+def _left(reasons: Mapping[str, int], of: str, how: str) -> str:
+    if not reasons:
+        return f"{of}, none was {how}."
+    table = _table(("reason", "utterances"), reasons.items())
+    return f"{of}, {sum(reasons.values())} were {how}:\n\n{table}"
+
+
+def _seen(ledger: Mapping[str, Any] | None) -> list[str]:
+    """Account for the utterances of the training: counts by name, some of them by reason."""
+    if not ledger:
+        return []
+    rows: list[tuple[str, Any]] = []
+    for name, count in ledger.items():
+        inner = count.items() if isinstance(count, dict) else [("", count)]
+        rows += [(": ".join(filter(None, (name.replace("_", " "), reason))), n) for reason, n in inner]
+    return ["## Utterances in training\n\n" + _table(("", "utterances"), rows)]
+
+
+def _made_with(run: Run, trained: Record) -> str:
+    records = {stage: run.record(stage) for stage in ("prepare", "label")} | {"distill": trained}
+    records |= {stage: _record(run, stage) for stage in ("export", "evaluate")}
+    rows = [
+        (f"`askd {stage}`", f"{record['wall_s'] / 60:.1f}", f"`{record['git_sha'] or 'unknown'}`")
+        for stage, record in records.items()
+        if record is not None
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in trained["versions"].items())
+    return (
+        f"## Made with\n\n{_table(('command', 'minutes', 'git SHA'), rows)}\n\nThe minutes are those of the command "
+        f"that finished, without what an earlier one had done before it was killed.\n\nTrained with {versions}.\n\n"
+        "Every step: [distill/metrics.jsonl](distill/metrics.jsonl), or `tensorboard --logdir distill`."
+    )

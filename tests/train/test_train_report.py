@@ -1,0 +1,136 @@
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from askd_ray.config.load import dump_recipe, load_recipe
+from askd_ray.config.schema import Recipe
+from askd_ray.files import read_json, write_json
+from askd_ray.runs import Run
+from askd_ray.train.report import publish, write_report
+from askd_ray.train.track import Tracker
+
+PREPARED = {
+    "read": 10,
+    "utterances": {"train": 5, "dev": 2, "test": 1},
+    "minutes": {"train": 3.25, "dev": 1.0, "test": 0.5},
+    "quarantined": {"silence": 1, "empty text": 1},
+    "without_text": 0,
+}
+LABELLED = {"utterances": 5, "labelled": 4, "left_out": {"repeats": 1}, "tokens": 99, "teacher_loss": 0.25}
+DISTILLED: dict[str, object] = {"steps": 3, "dev_wer": 0.125, "best_step": 2, "params_m": 37.76, "workers": 1}
+DISTILLED |= {"stopped": None, "padding": {"audio": 0.05, "tokens": 0.1}}
+SYSTEMS = {"student": {"wer": 0.1, "wer_ci95": [0.05, 0.2]}, "teacher_stock": {"wer": 0.3, "wer_ci95": [0.2, 0.4]}}
+SCORES = {"n_eval": 1, "split": "test", "audio_min": 0.5, "systems": SYSTEMS, "speedup_p50_short": None}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run that has been trained, as far as its records and metrics tell."""
+    recipe = load_recipe("demo", [f"runs_root={tmp_path}", "name=mine", "data.sources=[{path: calls, licence: own}]"])
+    run = Run(recipe)
+    for stage, result in (("prepare", PREPARED), ("label", LABELLED)):
+        run.finish(stage, "key", result, run.begin())
+    trained(run)
+    return run
+
+
+def trained(run: Run, **more: Any) -> None:
+    tracker = Tracker(run.distill, 0)
+    for step in (1, 2, 3):
+        tracker.log(step, {"loss": 1 / step, "a": 0.5, "b": 0.0, "dev_wer": 0.25 / step})
+    tracker.close()
+    run.finish("distill", "key", {**DISTILLED, **more}, run.begin())
+
+
+def report(run: Run) -> str:
+    path = write_report(run)
+    assert path == run.path / "report.md"
+    return path.read_text()
+
+
+def test_it_says_what_was_trained_from_what(run: Run):
+    text = report(run)
+    assert "**Dev WER 12.50 %** at step 2 of 3" in text
+    assert "`askd`: (1 - a - b) CE" in text and "| a, the teacher's weight | linear from" in text
+    assert "| teacher | `wheel:tiny.en`" in text and "37.76 M parameters" in text
+    assert "- `calls` (manifest, en, default; licence: own)" in text
+    for row in ("train | 5 | 3.2", "test | 1 | 0.5", "silence | 1", "repeats | 1"):
+        assert f"| {row} |" in text
+    assert "Of 10 rows read, 2 were set aside" in text
+    assert "5 train utterances: 4 of them trained on, 99 target tokens" in text
+    record = read_json(run.path / "distill.json")
+    assert f"`{record['git_sha']}`" in text and f"torch {record['versions']['torch']}" in text
+    assert "Held-out" not in text and "Bundle" not in text and "Utterances in training" not in text
+
+
+def test_its_links_and_pictures_lead_somewhere(run: Run):
+    targets = re.findall(r"\]\(([^)]+)\)", report(run))
+    assert "report/losses.png" in targets and "report/dev_wer.png" in targets
+    assert [target for target in targets if not (run.path / target).exists()] == []
+
+
+def test_it_shows_the_recipe_as_it_was_trained(run: Run):
+    later = Run(load_recipe("demo", [*(f"runs_root={run.path.parent}", "name=mine"), "train.lr=0.5", "seed=77"]))
+    later.begin()  # as `askd export` with other settings does
+    text = report(later)
+    assert "seed | 77" not in text and "0.5, encoder" not in text
+    assert (run.path / "report" / "recipe.yaml").read_text() == dump_recipe(run.recipe)
+
+
+def test_every_utterance_of_the_training_is_accounted_for(run: Run):
+    trained(run, utterances={"seen": 4, "left_out": {"repeats": 1, "damaged": 2}})
+    text = report(run)
+    assert "## Utterances in training" in text
+    for row in ("seen | 4", "left out: repeats | 1", "left out: damaged | 2"):
+        assert f"| {row} |" in text
+
+
+def test_later_stages_are_added_and_those_of_an_earlier_training_are_not(run: Run):
+    run.finish("export", "key", {"size_mb": {"ctranslate2-int8": 39.5}}, run.begin())
+    run.finish("evaluate", "key", SCORES, run.begin())
+    run.bundle.mkdir()
+    text = report(run)
+    assert "| `ctranslate2-int8` | 39.5 |" in text and "1 clips of the test split" in text
+    assert "| student | 10.00 % | 5.00 % to 20.00 % |" in text and "| teacher, stock | 30.00 %" in text
+    now = (run.path / "evaluate.json").stat().st_mtime + 1
+    os.utime(run.path / "distill.json", (now, now))
+    text = report(run)
+    assert "ctranslate2-int8" not in text and "Held-out" not in text
+
+
+def test_without_matplotlib_it_says_so(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    text = report(run)
+    assert "## Curves\n\nNone: plots need matplotlib, which is not installed: pip install 'askd-ray[plot]'" in text
+    assert "**Dev WER 12.50 %**" in text
+
+
+def test_nothing_is_reported_of_what_was_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    publish(Recipe(name="mine", runs_root=str(tmp_path)))
+    assert capsys.readouterr().out == "" and not (tmp_path / "mine").exists()
+
+
+def test_a_training_of_another_version(run: Run, capsys: pytest.CaptureFixture[str]):
+    record = read_json(run.path / "distill.json")
+    record["recipe"]["train"]["gone"] = 1
+    write_json(run.path / "distill.json", record)
+    publish(run.recipe)
+    assert "no report: " in capsys.readouterr().out and not (run.path / "report.md").exists()
+
+
+def test_mlflow_gets_the_best_student_as_a_part_of_a_bundle(run: Run, monkeypatch: pytest.MonkeyPatch):
+    sent: list[set[str]] = []
+    monkeypatch.setattr("askd_ray.train.report.complete", lambda run, files: sent.append(set(files)))
+    for path in (run.student / "config.json", run.bundle / "transformers" / "config.json", run.bundle / "README.md"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    publish(run.recipe)
+    run.finish("export", "key", {"size_mb": {}}, run.begin())
+    publish(run.recipe)
+    always = {"report.md", "recipe.yaml", "report/losses.png", "report/dev_wer.png", "report/schedule.png"}
+    always.add("bundle/transformers/config.json")
+    assert sent == [always, always | {"bundle/README.md"}]

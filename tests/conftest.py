@@ -1,6 +1,7 @@
 import os
 import socket
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,33 @@ def ray_session() -> Iterator[None]:
     connect()
     yield
     disconnect()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real S3 server on loopback (moto's): its address, host:port."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Return the URI of a path in this test's own bucket."""
+    from pyarrow.fs import FileSystem
+
+    bucket = f"b{zlib.crc32(request.node.nodeid.encode()):08x}"
+    options = f"scheme=http&endpoint_override={s3_server}&region=us-east-1"
+    FileSystem.from_uri(f"s3://mykey:mysecret@{bucket}/?{options}&allow_bucket_creation=true")[0].create_dir(bucket)
+
+    def uri(path: str) -> str:
+        return f"s3://mykey:mysecret@{bucket}/{path}?{options}"
+
+    return uri
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
 from askd_ray.data.plan import Planned, Planner, Row, Task
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import read_table, shard_paths, to_utterances, waveform_of
+from askd_ray.location import Location, at_once
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Stream:
     ``teacher_n_mels`` is 0 where no online teacher wants the clean clips.
     """
 
-    shards: Path
-    labels: Path
+    shards: Location
+    labels: Location
     label_key: LabelKey
     n_mels: int
     teacher_n_mels: int
@@ -43,19 +43,20 @@ class Stream:
 
         Raises :class:`AskdError` when there are no shards, or labels are missing or stale.
         """
-        shards: list[tuple[Row, ...]] = []
-        for number, path in enumerate(shard_paths(self.shards, "train")):
-            check_labels(self.labels / path.name, path, self.label_key)
-            rows = read_table(path, ["id", "duration_s"]).to_pylist()
-            lengths = read_table(self.labels / path.name, ["target_ids"]).column("target_ids")
-            shards.append(
-                tuple(
-                    Row(number, i, row["id"], row["duration_s"])
-                    for i, (row, ids) in enumerate(zip(rows, lengths, strict=True))
-                    if len(ids.as_py())
-                )
-            )
+        shards = at_once(self._rows, enumerate(shard_paths(self.shards, "train")))
         return Planner(tuple(shards), self.train, self.window, self.seed)
+
+    def _rows(self, numbered: tuple[int, Location]) -> tuple[Row, ...]:
+        """Return the rows of a shard that have labels."""
+        number, path = numbered
+        check_labels(self.labels / path.name, path, self.label_key)
+        rows = read_table(path, ["id", "duration_s"]).to_pylist()
+        lengths = read_table(self.labels / path.name, ["target_ids"]).column("target_ids")
+        return tuple(
+            Row(number, i, row["id"], row["duration_s"])
+            for i, (row, ids) in enumerate(zip(rows, lengths, strict=True))
+            if len(ids.as_py())
+        )
 
     def batches(self, task: Task) -> Iterator[Batch]:
         """Read the shards of a task once and yield its batches in order.

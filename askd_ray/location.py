@@ -172,7 +172,7 @@ class Location:
         if self.root == "hf://":
             raise AskdError(f"{self}: a data set on the hub is only read here: write to a folder, s3:// or gs://")
         with self._reached():
-            file = self._system.open_output_stream(self.path)
+            file = self._system.open_output_stream(self.path, compression=None)
         try:
             yield file
         finally:

@@ -1,3 +1,4 @@
+import logging
 import os
 import socket
 import zlib
@@ -42,6 +43,7 @@ def s3_server() -> Iterator[str]:
     """A real S3 server on loopback (moto's): its address, host:port."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it reports each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -62,6 +64,22 @@ def s3(s3_server: str, request: pytest.FixtureRequest) -> Callable[[str], str]:
         return f"s3://mykey:mysecret@{bucket}/{path}?{options}"
 
     return uri
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A local folder in the place of Hugging Face's hub: only the file system's factory is another one."""
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    from askd_ray import location
+
+    stand_in = PyFileSystem(FSSpecHandler(DirFileSystem(str(tmp_path / "hub"), LocalFileSystem())))
+    monkeypatch.setattr(location, "hub_file_system", lambda: stand_in)
+    location._file_system.cache_clear()
+    yield tmp_path / "hub"
+    location._file_system.cache_clear()
 
 
 @pytest.fixture

@@ -2,17 +2,14 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from fsspec.implementations.dirfs import DirFileSystem
-from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
-from askd_ray import location
 from askd_ray.data.shards import read_table, shard_paths, write_table
 from askd_ray.errors import AskdError
 from askd_ray.location import UNFINISHED, Location, at_once
@@ -24,16 +21,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return Location.of(tmp_path if request.param == "folder" else request.getfixturevalue("s3")("data"))
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A local folder in the place of Hugging Face's hub: only the file system's factory is another one."""
-    stand_in = fs.PyFileSystem(fs.FSSpecHandler(DirFileSystem(str(tmp_path / "hub"), LocalFileSystem())))
-    monkeypatch.setattr(location, "hub_file_system", lambda: stand_in)
-    location._file_system.cache_clear()
-    yield tmp_path / "hub"
-    location._file_system.cache_clear()
-
-
 def one_line(caught: pytest.ExceptionInfo[AskdError]) -> str:
     line = str(caught.value)
     assert "\n" not in line and "mysecret" not in line and "mykey" not in line
@@ -41,7 +28,7 @@ def one_line(caught: pytest.ExceptionInfo[AskdError]) -> str:
 
 
 def test_what_is_written_is_read(folder: Location):
-    file = folder / "a/b" / "what? 100%20.json"
+    file = folder / "a/b" / "what? 100%20.gz"  # a name is only a name: nothing is packed or unpacked
     assert not file.exists() and not folder.files(recursive=True)
     file.write_bytes(b"12345")
     assert file.is_file() and file.parent.exists() and not file.parent.is_file()
@@ -51,7 +38,7 @@ def test_what_is_written_is_read(folder: Location):
     with file.stream() as stream, file.open() as opened:
         opened.seek(3)
         assert (stream.read(), opened.read()) == (b"12345", b"45")
-    assert (file.name, file.suffix, str(file.parent)) == ("what? 100%20.json", ".json", f"{folder}/a/b")
+    assert (file.name, file.suffix, str(file.parent)) == ("what? 100%20.gz", ".gz", f"{folder}/a/b")
     file.delete()
     file.delete()
     assert not file.exists()
@@ -203,6 +190,15 @@ def test_google_s_store_cannot_be_reached(unused_port: int):
     options = f"retry_limit_seconds=1&scheme=http&endpoint_override=127.0.0.1:{unused_port}"
     with pytest.raises(AskdError, match=r"^gs://bucket/x: the store cannot be reached"):
         Location.of(f"gs://anonymous@bucket/x?{options}").read_bytes()
+
+
+def test_a_store_that_breaks_off_while_a_file_is_read(s3: Callable[[str], str]):
+    trouble = OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 7")
+    with (
+        pytest.raises(AskdError, match=r"/x: the store cannot be reached \(AWS"),
+        Location.of(s3("x")).explain("is no x"),
+    ):
+        raise trouble
 
 
 def test_a_data_set_on_the_hub(hub: Path):

@@ -364,3 +364,47 @@ def test_every_row_is_in_one_place(has_text, speaker, dev, test):
         assert (pseudo.split, pseudo.text) == ("train", "")
     else:
         assert isinstance(pseudo, Rejected) and pseudo.reason == f"no reference for the {split} split"
+
+
+def test_shards_on_s3_are_those_of_a_folder(manifest, recipe, s3, capsys):
+    rows = [{"speaker": f"s{i % 7}"} for i in range(12)]
+    here = recipe(manifest([*rows, {"text": ""}]), utterances_per_shard=3, dev_share=0.3, test_share=0.3)
+    there = here.model_copy(update={"data_root": s3("root"), "runs_root": f"{here.runs_root}-there"})
+    assert prepare(there) == prepare(here)
+    capsys.readouterr()
+    assert prepare(there)["read"] == 13 and "finished already" in capsys.readouterr().out
+    stored = {str(f).removeprefix(str(Run(there).data_path)): f for f in Run(there).data_path.files(recursive=True)}
+    for file in Run(here).shards.files():
+        assert stored.pop(f"/shards/{file.name}").read_bytes() == file.read_bytes()
+    assert set(stored) == {"/prepare.json"}
+    assert b"s3://b" in stored["/prepare.json"].read_bytes()
+    for written in (stored["/prepare.json"].read_bytes(), (Run(there).path / "recipe.yaml").read_bytes()):
+        assert b"mysecret" not in written
+    assert [p.name for p in Run(there).path.iterdir()] == ["recipe.yaml"]  # nothing lands on this machine's disk
+
+
+def test_a_prepare_that_breaks_off_on_s3_is_not_trusted(manifest, recipe, s3):
+    folder = manifest([{}] * 5)
+    mine = recipe(folder, utterances_per_shard=1, **ALL_TRAIN).model_copy(update={"data_root": s3("root")})
+    prepare(mine)
+    with (folder / "manifest.jsonl").open("a") as file:
+        file.write('{"audio": "0.wav", "text": "x", "end_s": "soon"}\n')
+    with pytest.raises(AskdError, match=r"manifest\.jsonl:6: end_s = 'soon'"):
+        prepare(mine)
+    assert Run(mine).record("prepare") is None
+    with pytest.raises(AskdError, match="are unfinished"):
+        read_utterances(Run(mine).shards, "train")
+    (folder / "manifest.jsonl").write_text('{"audio": "0.wav", "text": "x"}\n')
+    assert prepare(mine)["read"] == 1
+    assert [u.text for u in read_utterances(Run(mine).shards, "train")] == ["x"]
+
+
+def test_too_many_bad_rows_on_s3_leave_the_quarantine_file_and_no_shards(manifest, recipe, s3):
+    mine = recipe(manifest([{}] * 3 + [{"text": ""}] * 2), utterances_per_shard=1, **ALL_TRAIN)
+    mine = mine.model_copy(update={"data_root": s3("root")})
+    with pytest.raises(
+        AskdError, match=r"2 of 5 rows can't be used.*; s3://b\w+/root/mine/shards/quarantine\.jsonl lists"
+    ):
+        prepare(mine)
+    assert [file.name for file in Run(mine).shards.files()] == ["quarantine.jsonl"]
+    assert len(quarantine(Run(mine))) == 2

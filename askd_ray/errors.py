@@ -1,6 +1,10 @@
 """The one error that users are meant to see."""
 
 import difflib
+import re
+
+# A slash in a secret should be written %2F, and is often not.
+_CREDENTIALS = re.compile(r"(?<=://)[^\s@/:]*:(?:[^\s/]*|[^\s@]*)@")
 
 
 class AskdError(ValueError):
@@ -15,3 +19,8 @@ def did_you_mean(word: str, allowed: list[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest allowed word, or an empty string when none is close."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def without_credentials(text: str) -> str:
+    """Return a text without the ``key:secret@`` that URIs in it may hold: messages and files never show them."""
+    return _CREDENTIALS.sub("", text)

@@ -1,5 +1,6 @@
 """A run's folder: where each stage writes, and the records that say what is finished."""
 
+import json
 import os
 import platform
 import subprocess
@@ -9,10 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from askd_ray.config.load import dump_recipe
+from askd_ray.config.load import dump_recipe, without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path, digest, read_json, write_json
+from askd_ray.files import atomic_path, digest, to_json
+from askd_ray.location import Location
 
 _DATA_STAGES = ("prepare", "label")
 _PACKAGES = ("askd-ray", "ray", "torch", "torchaudio", "transformers", "ctranslate2", "jiwer", "pyarrow")
@@ -20,7 +22,7 @@ _PACKAGES = ("askd-ray", "ray", "torch", "torchaudio", "transformers", "ctransla
 
 @dataclass(frozen=True)
 class Run:
-    """The folder ``<runs_root>/<name>`` of a recipe, and the stages in it."""
+    """The folder ``<runs_root>/<name>`` of a recipe, and the stages in it; its data may lie elsewhere."""
 
     recipe: Recipe
 
@@ -30,17 +32,17 @@ class Run:
         return Path(self.recipe.runs_root).expanduser().resolve() / self.recipe.name
 
     @property
-    def data_path(self) -> Path:
+    def data_path(self) -> Location:
         """The folder of the run whose shards and labels this one uses: its own, or that of ``recipe.data_run``."""
-        return self.path.parent / (self.recipe.data_run or self.recipe.name)
+        return Location.of(self.recipe.data_root or self.path.parent) / (self.recipe.data_run or self.recipe.name)
 
     @property
-    def shards(self) -> Path:
+    def shards(self) -> Location:
         """Parquet files of utterances, one set a split."""
         return self.data_path / "shards"
 
     @property
-    def labels(self) -> Path:
+    def labels(self) -> Location:
         """The teacher's soft labels: a file for every shard, with the same name."""
         return self.data_path / "labels"
 
@@ -61,11 +63,11 @@ class Run:
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """Return what the stage wrote when it finished, or None when it has not."""
-        path = self._record(stage)
-        return read_json(path) if path.is_file() else None
+        record = self._record(stage)
+        return json.loads(record.read_bytes()) if record.is_file() else None
 
-    def _record(self, stage: str) -> Path:
-        return (self.data_path if stage in _DATA_STAGES else self.path) / f"{stage}.json"
+    def _record(self, stage: str) -> Location:
+        return (self.data_path if stage in _DATA_STAGES else Location.of(self.path)) / f"{stage}.json"
 
     def result(self, stage: str) -> dict[str, Any]:
         """Return the result of a finished stage.
@@ -94,7 +96,7 @@ class Run:
 
     def forget(self, stage: str) -> None:
         """Drop the stage's record, before its work is replaced: what is there meanwhile is not trusted."""
-        self._record(stage).unlink(missing_ok=True)
+        self._record(stage).delete()
 
     def begin(self) -> float:
         """Write the resolved recipe into the folder and return the time, for :meth:`finish`."""
@@ -111,9 +113,9 @@ class Run:
             "result": result,
             "git_sha": git_sha(),
             "versions": versions(),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": without_secrets(self.recipe).model_dump(mode="json"),
         }
-        write_json(self._record(stage), record)
+        self._record(stage).write_bytes(to_json(record).encode())
         return result
 
 

@@ -1,6 +1,8 @@
+import logging
 import os
 import socket
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,50 @@ def ray_session() -> Iterator[None]:
     connect()
     yield
     disconnect()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real S3 server on loopback (moto's): its address, host:port."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it reports each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Return the URI of a path in this test's own bucket."""
+    from pyarrow.fs import FileSystem
+
+    bucket = f"b{zlib.crc32(request.node.nodeid.encode()):08x}"
+    options = f"scheme=http&endpoint_override={s3_server}&region=us-east-1"
+    FileSystem.from_uri(f"s3://mykey:mysecret@{bucket}/?{options}&allow_bucket_creation=true")[0].create_dir(bucket)
+
+    def uri(path: str) -> str:
+        return f"s3://mykey:mysecret@{bucket}/{path}?{options}"
+
+    return uri
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A local folder in the place of Hugging Face's hub: only the file system's factory is another one."""
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.local import LocalFileSystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    from askd_ray import location
+
+    stand_in = PyFileSystem(FSSpecHandler(DirFileSystem(str(tmp_path / "hub"), LocalFileSystem())))
+    monkeypatch.setattr(location, "hub_file_system", lambda: stand_in)
+    location._file_system.cache_clear()
+    yield tmp_path / "hub"
+    location._file_system.cache_clear()
 
 
 @pytest.fixture

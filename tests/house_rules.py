@@ -27,8 +27,9 @@ ENDS = ("evaluate", "export", "serve")
 ABOVE_ENDS = LAYERS.index(("models",)) + 1
 FOLDERS = {folder: i for i, layer in enumerate(LAYERS) for folder in layer} | dict.fromkeys(ENDS, ABOVE_ENDS)
 FRONTS = ("askd_ray/cli.py", "askd_ray/__main__.py", "askd_ray/demo.py")  # may import everything
-BASE = {"errors", "files", "progress", "runs", "torch_setup"}  # top-level modules that every folder may import
-BASE_IMPORTS = {"config", "errors", "files"}
+# Top-level modules that every folder may import.
+BASE = {"errors", "files", "location", "progress", "runs", "torch_setup"}
+BASE_IMPORTS = {"config", "errors", "files", "location"}
 
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES, MAX_PARAMETERS = 300, 60, 40, 8
 

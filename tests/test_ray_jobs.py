@@ -30,16 +30,23 @@ def test_paths_become_absolute_and_references_stay(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "t").mkdir(parents=True)
     recipe = Recipe(
-        data=Data(sources=(Source(path="speech"), Source(path="cache:ivr"), Source(path="/data/x"))),
+        data=Data(sources=tuple(Source(path=p) for p in ("speech", "cache:ivr", "/data/x", "s3://bucket/x"))),
         teacher=Teacher(model="models/t"),
         student=Student(init="openai/whisper-small"),
     )
     absolute = with_absolute_paths(recipe)
-    assert [s.path for s in absolute.data.sources] == [str(tmp_path / "speech"), "cache:ivr", "/data/x"]
+    assert [s.path for s in absolute.data.sources] == [
+        str(tmp_path / "speech"),
+        "cache:ivr",
+        "/data/x",
+        "s3://bucket/x",
+    ]
     assert absolute.runs_root == str(tmp_path / "runs")
     assert absolute.teacher.model == str(tmp_path / "models/t")
     assert absolute.student.init == "openai/whisper-small"
     assert with_absolute_paths(Recipe()).teacher.model == "wheel:tiny.en"
+    roots = [with_absolute_paths(Recipe(data_root=root)).data_root for root in (None, "data", "gs://bucket/x")]
+    assert roots == [None, str(tmp_path / "data"), "gs://bucket/x"]
     assert absolute.train == recipe.train
 
 

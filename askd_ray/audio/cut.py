@@ -1,7 +1,7 @@
 """A stretch of a long recording, without decoding the rest of it."""
 
 import io
-from pathlib import Path
+from typing import BinaryIO
 
 import av
 import av.error
@@ -16,8 +16,10 @@ _SLACK_S = 0.1  # how far behind the end of its recording a stretch may end: tim
 _RUN_UP_S = 1.0  # decoded and dropped before the start: codecs need frames to settle after a jump
 
 
-def cut(path: Path, start_s: float, end_s: float | None, max_s: float) -> bytes:
+def cut(file: BinaryIO, start_s: float, end_s: float | None, max_s: float) -> bytes:
     """Return the stretch from ``start_s`` to ``end_s`` (None: the end of the recording) as FLAC, mono at 16 kHz.
+
+    ``file`` is the recording, open for reading here and there.
 
     Raises :class:`~askd_ray.audio.decode.AudioError`: unreadable, outside the recording, or longer than ``max_s``.
     """
@@ -27,9 +29,10 @@ def cut(path: Path, start_s: float, end_s: float | None, max_s: float) -> bytes:
         raise AudioError(f"longer than {max_s:g} s")
     wanted_s = max_s + _SLACK_S if end_s is None else end_s - start_s
     try:
-        samples, rate_hz = _read_soundfile(path, start_s, wanted_s)
+        samples, rate_hz = _read_soundfile(file, start_s, wanted_s)
     except soundfile.LibsndfileError:
-        samples, rate_hz = _read_av(path, start_s, wanted_s)
+        file.seek(0)
+        samples, rate_hz = _read_av(file, start_s, wanted_s)
     if end_s is not None and samples.shape[0] < (wanted_s - _SLACK_S) * rate_hz:
         raise AudioError(f"truncated: the recording ends before {end_s:g} s")
     if samples.shape[0] == 0:
@@ -44,18 +47,18 @@ def encode_flac(waveform: Waveform) -> bytes:
     return buffer.getvalue()
 
 
-def _read_soundfile(path: Path, start_s: float, wanted_s: float) -> tuple[Waveform, int]:
-    with soundfile.SoundFile(path) as file:
-        rate_hz = file.samplerate
-        file.seek(min(round(start_s * rate_hz), file.frames))
-        samples = file.read(round(wanted_s * rate_hz), dtype="float32", always_2d=True)
+def _read_soundfile(file: BinaryIO, start_s: float, wanted_s: float) -> tuple[Waveform, int]:
+    with soundfile.SoundFile(file) as recording:
+        rate_hz = recording.samplerate
+        recording.seek(min(round(start_s * rate_hz), recording.frames))
+        samples = recording.read(round(wanted_s * rate_hz), dtype="float32", always_2d=True)
     return np.asarray(samples, np.float32).mean(axis=1, dtype=np.float32), rate_hz
 
 
-def _read_av(path: Path, start_s: float, wanted_s: float) -> tuple[Waveform, int]:
+def _read_av(file: BinaryIO, start_s: float, wanted_s: float) -> tuple[Waveform, int]:
     pieces: list[NDArray[np.float32]] = []
     try:
-        with av.open(str(path), "r") as container:
+        with av.open(file, "r") as container:
             rate_hz = int(container.streams.audio[0].rate or 0)
             first, last = round(start_s * rate_hz), round((start_s + wanted_s) * rate_hz)
             mono = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)

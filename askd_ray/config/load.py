@@ -1,5 +1,6 @@
 """Reading a recipe: a name or a file, then overrides, then checks whose messages name the key."""
 
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -10,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tracking import Tracking
-from askd_ray.errors import AskdError, did_you_mean
+from askd_ray.errors import AskdError, did_you_mean, without_credentials
 
 
 def recipe_names() -> list[str]:
@@ -37,30 +38,30 @@ def load_recipe(name_or_file: str, overrides: tuple[str, ...] | list[str] = ()) 
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """Return the recipe as YAML that :func:`load_recipe` reads back to an equal recipe, but for credentials."""
+    return yaml.safe_dump(without_secrets(recipe).model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def without_secrets(recipe: Recipe) -> Recipe:
+    """Return the recipe as it may be written down: without the credentials that its URIs may hold."""
+    return _with_paths(recipe, without_credentials)
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """Return the recipe with the paths of data, runs, models, sounds and MLflow's folder made absolute.
 
     Workers, trials and jobs need that: each runs in a folder of its own.
-    ``cache:`` and ``wheel:`` references and hub ids stay as they are.
+    ``cache:`` and ``wheel:`` references, URIs and hub ids stay as they are.
     """
-    sources = tuple(
-        source if source.path.startswith("cache:") else source.model_copy(update={"path": _absolute(source.path)})
-        for source in recipe.data.sources
-    )
     parts = {"noise": recipe.augment.noise, "reverb": recipe.augment.reverb}
     sounds = {
         name: part.model_copy(update={"files": _absolute(part.files)})
         for name, part in parts.items()
         if part.files is not None
     }
-    return recipe.model_copy(
+    return _with_paths(recipe, _absolute).model_copy(
         update={
             "runs_root": _absolute(recipe.runs_root),
-            "data": recipe.data.model_copy(update={"sources": sources}),
             "teacher": recipe.teacher.model_copy(update={"model": _model(recipe.teacher.model)}),
             "student": recipe.student.model_copy(update={"init": _model(recipe.student.init)}),
             "augment": recipe.augment.model_copy(update=sounds),
@@ -69,8 +70,17 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     )
 
 
+def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    """Return the recipe with the places of its data changed."""
+    sources = tuple(source.model_copy(update={"path": change(source.path)}) for source in recipe.data.sources)
+    data_root = None if recipe.data_root is None else change(recipe.data_root)
+    return recipe.model_copy(
+        update={"data_root": data_root, "data": recipe.data.model_copy(update={"sources": sources})}
+    )
+
+
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    return path if path.startswith("cache:") or "://" in path else str(Path(path).expanduser().resolve())
 
 
 def _tracking(tracking: Tracking) -> Tracking:
@@ -143,7 +153,7 @@ def _explain(error: ErrorDetails) -> str:
     hint = did_you_mean(given, _words(error)) if isinstance(given, str) else ""
     if isinstance(given, dict):  # a check over a whole section: its message says it all
         return f"{key}: {message}"
-    return f"{key} = {given!r}: {message}{hint}"
+    return without_credentials(f"{key} = {given!r}: {message}{hint}")
 
 
 def _words(error: ErrorDetails) -> list[str]:

@@ -24,9 +24,9 @@ Layers = tuple[int | tuple[int, ...], ...]
 class Source(Section):
     """Where utterances come from.
 
-    ``path`` is a manifest file or its folder, a Parquet file or folder, a WebDataset tar or folder of tars, or
-    ``cache:NAME`` for speech that ``askd fetch speech NAME`` brought. ``domain``, ``language`` and ``licence`` fill
-    in what the rows themselves do not say.
+    ``path`` is a manifest file or its folder, a Parquet file or folder, a WebDataset tar or folder of tars, all of them
+    on a disk or at a URI (s3://, gs://, hf://datasets/USER/NAME), or ``cache:NAME`` for speech that ``askd fetch speech
+    NAME`` brought. ``domain``, ``language`` and ``licence`` fill in what the rows themselves do not say.
     """
 
     path: str
@@ -157,12 +157,16 @@ class Evaluate(Section):
 
 
 class Recipe(Section):
-    """A whole run. ``data_run`` names the run whose shards and labels it uses: many runs can share one labelling."""
+    """A whole run. ``data_run`` names the run whose shards and labels it uses: many runs can share one labelling.
+
+    Shards and labels lie under ``data_root``, a folder or a URI; by default under ``runs_root``, as all else does.
+    """
 
     name: Name = "run"
     data_run: Name | None = None
     seed: int = 0
     runs_root: str = "runs"
+    data_root: str | None = None
     data: Data = Data()
     teacher: Teacher = Teacher()
     targets: Targets = Field(default_factory=Targets)

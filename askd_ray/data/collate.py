@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from askd_ray.data.plan import Planned, Planner, Row, Task, unknown_domains
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import read_table, shard_paths, to_utterances, waveform_of
 from askd_ray.errors import AskdError
+from askd_ray.location import Location, at_once
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Stream:
     ``teacher_n_mels`` is 0 where no online teacher wants the clean clips.
     """
 
-    shards: Path
-    labels: Path
+    shards: Location
+    labels: Location
     label_key: LabelKey
     n_mels: int
     teacher_n_mels: int
@@ -47,15 +47,7 @@ class Stream:
         Raises :class:`AskdError` when there are no shards, labels are missing or stale, or a domain that has a weight
         is not there.
         """
-        shards: list[tuple[Row, ...]] = []
-        for number, path in enumerate(shard_paths(self.shards, "train")):
-            labels = self.labels / path.name
-            check_labels(labels, path, self.label_key)
-            targets = read_table(labels, ["target_ids"]).column("target_ids")
-            lengths = pc.call_function("list_value_length", [targets]).to_pylist()
-            rows = read_table(path, ["id", "duration_s", "domain"]).to_pylist()
-            places = enumerate(zip(rows, lengths, strict=True))
-            shards.append(tuple(Row(number, i, **row, n_tokens=n) for i, (row, n) in places if n))
+        shards = at_once(self._rows, enumerate(shard_paths(self.shards, "train")))
         if not any(shards):
             raise AskdError(f"no train utterance in {self.labels} has labels: `askd label` says why each is left out")
         unknown, there = unknown_domains(self.train.domain_weights, shards)
@@ -64,6 +56,17 @@ class Stream:
                 f"train.domain_weights: no train utterance of {', '.join(unknown)}; there are: {', '.join(there)}"
             )
         return Planner(tuple(shards), self.train, self.window, self.augment, self.seed)
+
+    def _rows(self, numbered: tuple[int, Location]) -> tuple[Row, ...]:
+        """Return the rows of a shard that have labels."""
+        number, path = numbered
+        labels = self.labels / path.name
+        check_labels(labels, path, self.label_key)
+        targets = read_table(labels, ["target_ids"]).column("target_ids")
+        lengths = pc.call_function("list_value_length", [targets]).to_pylist()
+        rows = read_table(path, ["id", "duration_s", "domain"]).to_pylist()
+        places = enumerate(zip(rows, lengths, strict=True))
+        return tuple(Row(number, i, **row, n_tokens=n) for i, (row, n) in places if n)
 
     def batches(self, task: Task) -> Iterator[Batch]:
         """Read the shards of a task once and yield its batches in order.

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from askd_ray.data.schema import LABEL_SCHEMA
 from askd_ray.data.shards import read_table, write_table
 from askd_ray.errors import AskdError
+from askd_ray.location import Location, PathOrUri
 
 _METADATA = b"askd.label_key"
 
@@ -49,7 +49,7 @@ class SoftLabels:
 _ARRAYS = {"top_ids": "<u2", "top_log_probs": "<f2", "rest_log_prob": "<f2", "token_loss": "<f2"}
 
 
-def write_labels(path: Path, labels: Sequence[SoftLabels], key: LabelKey) -> None:
+def write_labels(path: PathOrUri, labels: Sequence[SoftLabels], key: LabelKey) -> None:
     """Write a label shard, atomically, with its key in the file's metadata."""
     rows = [
         {
@@ -66,7 +66,7 @@ def write_labels(path: Path, labels: Sequence[SoftLabels], key: LabelKey) -> Non
     write_table(path, table.replace_schema_metadata({_METADATA: json.dumps(key, sort_keys=True)}))
 
 
-def labels_match(path: Path, shard: Path, key: LabelKey) -> bool:
+def labels_match(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> bool:
     """Whether a label shard is there, whole, made with this key, and for these very utterances."""
     try:
         check_labels(path, shard, key)
@@ -75,17 +75,16 @@ def labels_match(path: Path, shard: Path, key: LabelKey) -> bool:
     return True
 
 
-def check_labels(path: Path, shard: Path, key: LabelKey) -> None:
+def check_labels(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> None:
     """Check a label shard against its shard and the key that the recipe asks for, without reading the labels.
 
     Raises :class:`AskdError` when it is missing, damaged or stale; the message says what differs.
     """
+    path, shard = Location.of(path), Location.of(shard)
     if not path.is_file():
         raise AskdError(f"{path} does not exist: run `askd label` first")
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise AskdError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): run `askd label` again") from None
+    with path.explain("is damaged, run `askd label` again"), path.open() as file:
+        metadata = pq.read_schema(file).metadata or {}
     made_with: LabelKey = json.loads(metadata.get(_METADATA, b"{}"))
     for name, wanted in key.items():
         if made_with.get(name) != wanted:
@@ -97,7 +96,7 @@ def check_labels(path: Path, shard: Path, key: LabelKey) -> None:
         raise AskdError(f"stale soft labels in {path}: {shard.name} has other utterances now: run `askd label` again")
 
 
-def read_labels(path: Path, top_k: int) -> list[SoftLabels]:
+def read_labels(path: PathOrUri, top_k: int) -> list[SoftLabels]:
     """Read a label shard that :func:`check_labels` has passed."""
     made: list[SoftLabels] = []
     for row in read_table(path).to_pylist():

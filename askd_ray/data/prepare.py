@@ -8,19 +8,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from rich.table import Table
 
 from askd_ray.audio.decode import AudioError, decode, duration_s
+from askd_ray.config.load import without_secrets
 from askd_ray.config.schema import Data, Recipe
 from askd_ray.data.schema import SPLITS, Split, Utterance
 from askd_ray.data.shards import to_table, write_table
 from askd_ray.data.sources import SourceRow, read_rows, survey
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path
+from askd_ray.location import Location, at_once
 from askd_ray.progress import bar, console
 from askd_ray.runs import Run, stage_key
 
@@ -67,7 +67,7 @@ class _Tally:
 
 
 def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Write the recipe's sources as shards under the run's folder; unless ``force``, finished work is not done again.
+    """Write the recipe's sources as shards of its run; unless ``force``, finished work is not done again.
 
     Rows without text are set aside, unless the recipe's targets are ``pseudo``: then they are train data.
 
@@ -81,20 +81,19 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         raise AskdError(f"recipe {recipe.name}: data.sources is empty: --set data.sources=[{{path: FOLDER}}] names one")
     pseudo = recipe.targets.kind == "pseudo"
     surveyed = survey(data.sources, needs_text=not pseudo)
-    key, pseudo_key = stage_key(data, surveyed.fingerprint), stage_key(data, surveyed.fingerprint, "without text")
+    inputs = (without_secrets(recipe).data, surveyed.fingerprint)
+    key, pseudo_key = stage_key(*inputs), stage_key(*inputs, "without text")
     done = _finished(run, key, pseudo_key if pseudo else None)
     if done is not None and not force and _complete(run.shards, data, done):
         console.print(f"prepare: finished already, {sum(done['utterances'].values())} utterances in {run.shards}")
         return done
     begun = run.begin()
     run.forget("prepare")
-    with atomic_path(run.shards) as folder:
-        folder.mkdir()
+    with run.shards.replaced() as folder:
         tally = _fill(folder, data, surveyed.n_rows, pseudo)
         trouble = _trouble(tally, data)
         if trouble:
-            for shard in folder.glob("*.parquet"):
-                shard.unlink()
+            at_once(Location.delete, folder.files("*.parquet"))
     _print(tally)
     if trouble:
         raise AskdError(f"prepare: {trouble}; {run.shards / QUARANTINE} lists them")
@@ -164,13 +163,14 @@ def check_row(row: SourceRow, data: Data, pseudo: bool = False) -> Utterance | R
     )
 
 
-def _complete(folder: Path, data: Data, done: dict[str, Any]) -> bool:
+def _complete(folder: Location, data: Data, done: dict[str, Any]) -> bool:
     """Whether all shards of a finished run are still there."""
     wanted = {split: -(-n // data.utterances_per_shard) for split, n in done["utterances"].items()}
-    return all(len(list(folder.glob(f"{split}-*-of-{n:05d}.parquet"))) == n for split, n in wanted.items())
+    names = [file.name for file in folder.files("*.parquet")]
+    return Counter(name.partition("-")[0] for name in names) == Counter(wanted)
 
 
-def _fill(folder: Path, data: Data, n_rows: int | None, pseudo: bool) -> _Tally:
+def _fill(folder: Location, data: Data, n_rows: int | None, pseudo: bool) -> _Tally:
     """Write shards and quarantine file into ``folder``."""
     tally = _Tally()
     waiting: dict[Split, list[Utterance]] = {split: [] for split in SPLITS}
@@ -178,7 +178,7 @@ def _fill(folder: Path, data: Data, n_rows: int | None, pseudo: bool) -> _Tally:
     threads = min(4, os.cpu_count() or 1)
     with (
         ThreadPoolExecutor(threads) as pool,
-        (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine,
+        (folder / QUARANTINE).output() as quarantine,
         bar("Preparing", n_rows, "utterances") as progress,
     ):
         for outcome in _in_order(pool, lambda row: _outcome(row, data, pseudo), rows, threads * _AHEAD):
@@ -186,7 +186,7 @@ def _fill(folder: Path, data: Data, n_rows: int | None, pseudo: bool) -> _Tally:
             progress.advance()
             if isinstance(outcome, Rejected):
                 tally.quarantined[outcome.reason] += 1
-                quarantine.write(json.dumps(vars(outcome), ensure_ascii=False) + "\n")
+                quarantine.write(f"{json.dumps(vars(outcome), ensure_ascii=False)}\n".encode())
                 continue
             waiting[outcome.split].append(outcome)
             if len(waiting[outcome.split]) == data.utterances_per_shard:
@@ -194,10 +194,6 @@ def _fill(folder: Path, data: Data, n_rows: int | None, pseudo: bool) -> _Tally:
     for split in SPLITS:
         if waiting[split]:
             _write_shard(folder, split, waiting, tally)
-        for number in range(tally.shards[split]):  # how many there are is known only now
-            (folder / f"{split}-{number:05d}.parquet").rename(
-                folder / f"{split}-{number:05d}-of-{tally.shards[split]:05d}.parquet"
-            )
     assert tally.read == sum(tally.utterances.values()) + tally.quarantined.total()
     return tally
 
@@ -226,7 +222,7 @@ def _in_order(
         yield under_way.popleft().result()
 
 
-def _write_shard(folder: Path, split: Split, waiting: dict[Split, list[Utterance]], tally: _Tally) -> None:
+def _write_shard(folder: Location, split: Split, waiting: dict[Split, list[Utterance]], tally: _Tally) -> None:
     """Write the waiting utterances of a split as its next shard, and count them."""
     utterances, waiting[split] = waiting[split], []
     write_table(folder / f"{split}-{tally.shards[split]:05d}.parquet", to_table(utterances))

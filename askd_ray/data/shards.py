@@ -1,7 +1,7 @@
 """Reading and writing shards: Parquet files of utterances, one set a split."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from fnmatch import fnmatchcase
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,37 +9,38 @@ import pyarrow.parquet as pq
 from askd_ray.audio.decode import AudioError, Waveform, decode
 from askd_ray.data.schema import SHARD_SCHEMA, Split, Utterance
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path
+from askd_ray.location import UNFINISHED, Location, PathOrUri
 
 
-def shard_paths(folder: Path, split: Split) -> list[Path]:
+def shard_paths(folder: Location, split: Split) -> list[Location]:
     """Return the shards of a split, sorted.
 
-    Raises :class:`AskdError` when there are none.
+    Raises :class:`AskdError` when there are none, or not all of them yet.
     """
-    paths = sorted(folder.glob(f"{split}-*.parquet"))
+    files = folder.files()
+    if folder / UNFINISHED in files:
+        raise AskdError(f"the shards in {folder} are unfinished: `askd prepare` was broken off there, run it again")
+    paths = [file for file in files if fnmatchcase(file.name, f"{split}-*.parquet")]
     if not paths:
         raise AskdError(f"no {split} shards in {folder}: run `askd prepare` first, or give the {split} split a share")
     return paths
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(path: PathOrUri, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a Parquet file, or some of its columns.
 
     Raises :class:`AskdError` when it is missing or damaged.
     """
-    try:
-        return pq.read_table(path, columns=list(columns) if columns is not None else None)
-    except FileNotFoundError:
-        raise AskdError(f"{path} does not exist") from None
-    except (pa.ArrowException, OSError) as error:
-        raise AskdError(f"{path} is damaged or no Parquet file of this kind: {' '.join(str(error).split())}") from None
+    location = Location.of(path)
+    with location.explain("is damaged or no Parquet file of this kind"), location.open() as file:
+        return pq.read_table(file, columns=list(columns) if columns is not None else None)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: PathOrUri, table: pa.Table) -> None:
     """Write a Parquet file, atomically."""
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    Location.of(path).write_bytes(buffer.getvalue())
 
 
 def to_table(utterances: Sequence[Utterance]) -> pa.Table:
@@ -81,7 +82,7 @@ def to_utterances(table: pa.Table) -> list[Utterance]:
     ]
 
 
-def read_utterances(folder: Path, split: Split) -> list[Utterance]:
+def read_utterances(folder: Location, split: Split) -> list[Utterance]:
     """Read all utterances of a split into memory: for dev and test sets."""
     return [u for path in shard_paths(folder, split) for u in to_utterances(read_table(path))]
 

@@ -1,12 +1,15 @@
 """Where utterances come from: manifests, Hugging Face style Parquet, WebDataset tars, read as a stream of rows."""
 
+import errno
+import io
 import math
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import PurePath
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +21,11 @@ from askd_ray.data.manifest import json_object, manifest_file, read_manifest
 from askd_ray.errors import AskdError
 from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import digest
+from askd_ray.location import Location, at_once
 
 _SUFFIXES = {"parquet": (".parquet",), "webdataset": (".tar", ".tar.gz", ".tgz")}
 _AUDIO_EXTENSIONS = {"wav", "flac", "ogg", "opus", "mp3", "m4a", "mp4", "aac", "webm", "wma", "aiff", "aif", "amr"}
+_BUFFER_BYTES = 1 << 20  # of a recording that stretches are cut from: half a minute of it
 _MAX_BYTES = 1 << 29  # no clip of 30 s needs more, and several are in memory at a time
 
 
@@ -29,7 +34,7 @@ class SourceRow:
     """A row as its source gives it; nothing is known about its audio yet. ``where`` names file and line."""
 
     id: str
-    audio: bytes | Path
+    audio: bytes | Location
     path: str
     text: str
     speaker: str
@@ -43,18 +48,29 @@ class SourceRow:
     def read_audio(self, max_s: float) -> bytes:
         """Return the audio file's bytes, or the stretch of it as FLAC where the row names one.
 
-        Raises :class:`~askd_ray.audio.decode.AudioError` when it cannot be read.
+        Raises :class:`~askd_ray.audio.decode.AudioError` when it cannot be read, and :class:`AskdError` when it is its
+        store that cannot.
         """
         if isinstance(self.audio, bytes):
             return self.audio
         try:
             if self.start_s is not None or self.end_s is not None:
-                return cut(self.audio, self.start_s or 0.0, self.end_s, max_s)
-            if self.audio.stat().st_size > _MAX_BYTES:
-                raise AudioError(f"longer than {max_s:g} s: {self.audio} is larger than {_MAX_BYTES >> 20} MiB")
-            return self.audio.read_bytes()
+                return self._cut(self.audio, max_s)
+            return self.audio.read_bytes(_MAX_BYTES)
         except OSError as error:
-            raise AudioError(f"unreadable audio: {self.audio}: {error.strerror or error}") from None
+            if error.errno == errno.EFBIG:
+                raise AudioError(f"longer than {max_s:g} s: {error.filename} is over {_MAX_BYTES >> 20} MiB") from None
+            detail = os.strerror(error.errno) if error.errno else error
+            raise AudioError(f"unreadable audio: {self.audio}: {detail}") from None
+
+    def _cut(self, recording: Location, max_s: float) -> bytes:
+        try:
+            with recording.open() as file:
+                seekable = io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES)
+                return cut(cast(BinaryIO, seekable), self.start_s or 0.0, self.end_s, max_s)
+        except AudioError:
+            recording.is_file()  # decoders take a store that breaks off for damaged audio
+            raise
 
 
 @dataclass(frozen=True)
@@ -70,21 +86,23 @@ def survey(sources: Sequence[Source], needs_text: bool = True) -> Survey:
 
     Raises :class:`AskdError` for a source that is missing or that is no such source.
     """
-    files: dict[Path, tuple[str, int, int]] = {}
-    n_rows: int | None = 0
+    stamps = _Stamps()
+    files: dict[Location, tuple[int, int]] = {}
+    counts: list[int | None] = []
     for source in sources:
-        for file in _files(source):
-            files[file] = _stamp(file)
-            if source.kind == "manifest":
-                for _, record in read_manifest(file, needs_text):
-                    audio = file.parent / str(record["audio"])
-                    files.setdefault(audio, _stamp(audio))
-                    n_rows = None if n_rows is None else n_rows + 1
-            elif source.kind == "parquet":
-                n_rows = None if n_rows is None else n_rows + _open_parquet(file).metadata.num_rows
-            else:
-                n_rows = None
-    return Survey(digest([list(stamp) for stamp in files.values()]), n_rows)
+        found = _files(source)
+        files |= {file: stamps.of(file) for file in found}
+        if source.kind == "manifest":
+            for file in found:
+                rows = [file.parent / str(record["audio"]) for _, record in read_manifest(file, needs_text)]
+                files |= {audio: stamps.of(audio) for audio in rows}
+                counts.append(len(rows))
+        elif source.kind == "parquet":
+            counts += at_once(_n_rows, found)
+        else:
+            counts.append(None)
+    n_rows = None if None in counts else sum(n for n in counts if n is not None)
+    return Survey(digest([[file.name, *stamp] for file, stamp in files.items()]), n_rows)
 
 
 def read_rows(source: Source, needs_text: bool = True) -> Iterator[SourceRow]:
@@ -102,42 +120,54 @@ def read_rows(source: Source, needs_text: bool = True) -> Iterator[SourceRow]:
             yield from _webdataset_rows(source, file, label)
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
-    """Return name, size and time of a file; a missing one is a matter of its row."""
-    if not file.is_file():
-        return file.name, -1, -1
-    stat = file.stat()
-    return file.name, stat.st_size, stat.st_mtime_ns
+class _Stamps:
+    """Sizes and times of files, from one listing a folder: asking a store for each file would take hours."""
+
+    def __init__(self) -> None:
+        self._listed: dict[Location, dict[Location, tuple[int, int]]] = {}
+
+    def of(self, file: Location) -> tuple[int, int]:
+        """Return size and time of a file; a missing one is a matter of its row."""
+        if file.parent not in self._listed:
+            self._listed[file.parent] = file.parent.stamped()
+        return self._listed[file.parent].get(file, (-1, -1))
 
 
-def _root(source: Source) -> Path:
+def _root(source: Source) -> Location:
     if source.path.startswith("cache:"):
-        return speech_folder(source.path.removeprefix("cache:"))
-    path = Path(source.path).expanduser()
-    if not path.exists():
-        raise AskdError(f"source {path} does not exist")
-    return path
+        return Location.of(speech_folder(source.path.removeprefix("cache:")))
+    root = Location.of(source.path)
+    if not root.exists():
+        raise AskdError(f"source {root} does not exist")
+    return root
 
 
-def _files(source: Source) -> dict[Path, str]:
+def _files(source: Source) -> dict[Location, str]:
     """Return the source's files in their order, each with the name that the recipe gives it: what ids start with."""
-    root, name = _root(source), source.path.removeprefix("cache:")
+    root = _root(source)
+    name = str(root) if root.root else source.path.removeprefix("cache:")
     if source.kind == "manifest":
         files = [manifest_file(root)]
     else:
         suffixes = _SUFFIXES[source.kind]
-        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.name.endswith(suffixes))
+        files = [root] if root.is_file() else [f for f in root.files(recursive=True) if f.name.endswith(suffixes)]
         if not files:
             raise AskdError(f"source {root}: no {' or '.join(suffixes)} file in it, as kind: {source.kind} needs")
-    return {file: str(PurePath(name) / file.relative_to(root)) for file in files}
+    return {file: _below(name, file.path.removeprefix(root.path).lstrip("/")) for file in files}
 
 
-def _manifest_rows(source: Source, file: Path, label: str, needs_text: bool) -> Iterator[SourceRow]:
+def _below(name: str, path: str) -> str:
+    """Return the name of what lies below something, which may be named by a URI."""
+    scheme, slashes, plain = name.rpartition("://")
+    return scheme + slashes + str(PurePath(plain) / path)
+
+
+def _manifest_rows(source: Source, file: Location, label: str, needs_text: bool) -> Iterator[SourceRow]:
     for where, record in read_manifest(file, needs_text):
         start_s, end_s = (_seconds(record.get(name), name, where) for name in ("start_s", "end_s"))
         audio = str(record["audio"])
         stretch = "" if start_s is None and end_s is None else f"@{start_s or 0.0}-{end_s or ''}"
-        default_id = f"{PurePath(label).parent / audio}{stretch}"
+        default_id = f"{_below(label.removesuffix(file.name), audio)}{stretch}"
         yield _row(source, record, default_id, file.parent / audio, audio, where, start_s, end_s)
 
 
@@ -157,7 +187,7 @@ def _row(
     source: Source,
     values: Mapping[str, Any],
     default_id: str,
-    audio: bytes | Path,
+    audio: bytes | Location,
     path: str,
     where: str,
     start_s: float | None = None,
@@ -184,17 +214,20 @@ def _row(
     )
 
 
-def _open_parquet(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise AskdError(f"{file} is damaged or no Parquet file: {' '.join(str(error).split())}") from None
+def _open_parquet(file: Location) -> pq.ParquetFile:
+    with file.explain("is damaged or no Parquet file"):
+        return pq.ParquetFile(file.open())
+
+
+def _n_rows(file: Location) -> int:
+    with _open_parquet(file) as parquet:
+        return parquet.metadata.num_rows
 
 
 _PARQUET_OPTIONAL = ("id", "speaker", "speaker_id", "domain", "language", "licence", "license")
 
 
-def _parquet_rows(source: Source, file: Path, label: str, needs_text: bool) -> Iterator[SourceRow]:
+def _parquet_rows(source: Source, file: Location, label: str, needs_text: bool) -> Iterator[SourceRow]:
     parquet = _open_parquet(file)
     schema = parquet.schema_arrow
     texts = [name for name in ("text", "sentence") if name in schema.names][:1]
@@ -205,25 +238,27 @@ def _parquet_rows(source: Source, file: Path, label: str, needs_text: bool) -> I
         raise AskdError(f"{file}: the column 'audio' is {audio_type}, and struct<bytes, path> is needed")
     columns = ["audio", *texts, *(name for name in _PARQUET_OPTIONAL if name in schema.names)]
     number = 0
-    try:
-        for batch in parquet.iter_batches(batch_size=16, columns=columns):
-            for values in batch.to_pylist():
-                audio = values["audio"] or {"bytes": None, "path": None}
-                path = audio["path"] or ""
-                where = f"{file}:{number}"
-                in_file = file.parent / path if path else b""
-                yield _row(source, values, f"{label}:{number}", audio["bytes"] or in_file, path, where)
-                number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise AskdError(f"{file} is damaged after row {number}: {' '.join(str(error).split())}") from None
+    batches = parquet.iter_batches(batch_size=16, columns=columns)
+    while True:
+        with file.explain(f"is damaged after row {number}"):
+            batch = next(batches, None)
+        if batch is None:
+            break
+        for values in batch.to_pylist():
+            audio = values["audio"] or {"bytes": None, "path": None}
+            path = audio["path"] or ""
+            where = f"{file}:{number}"
+            in_file = file.parent / path if path else b""
+            yield _row(source, values, f"{label}:{number}", audio["bytes"] or in_file, path, where)
+            number += 1
 
 
-def _webdataset_rows(source: Source, file: Path, label: str) -> Iterator[SourceRow]:
+def _webdataset_rows(source: Source, file: Location, label: str) -> Iterator[SourceRow]:
     """Group the members of a tar by their names up to the first dot, as they come; nothing is unpacked."""
     key: str | None = None
     members: dict[str, tuple[str, bytes]] = {}
-    try:
-        with tarfile.open(file, "r|*") as tar:
+    with file.explain("is damaged or no tar file", tarfile.TarError, EOFError, zlib.error):
+        with tarfile.open(fileobj=cast(BinaryIO, file.stream()), mode="r|*") as tar:
             for member in tar:
                 folder, slash, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
@@ -237,8 +272,6 @@ def _webdataset_rows(source: Source, file: Path, label: str) -> Iterator[SourceR
                 members[extension.lower()] = (member.name, handle.read())
         if key is not None:
             yield _sample(source, f"{file}:{key}", f"{label}/{key}", members)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise AskdError(f"{file} is damaged or no tar file: {error}") from None
 
 
 def _sample(source: Source, where: str, default_id: str, members: Mapping[str, tuple[str, bytes]]) -> SourceRow:

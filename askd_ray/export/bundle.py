@@ -27,6 +27,7 @@ from askd_ray.export.card import model_card
 from askd_ray.export.verify import BUNDLE_FILE, check_hashes, hashes, verify
 from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, sha256_of_file, write_json
+from askd_ray.location import Location
 from askd_ray.models.load import convert_to_ctranslate2, quiet_transformers, resolve
 from askd_ray.progress import console
 from askd_ray.runs import Run, git_sha, stage_key, versions
@@ -122,7 +123,7 @@ def _describe(folder: Path, run: Run) -> dict[str, Any]:
     }
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Location) -> list[dict[str, Any]]:
     return read_table(path, ["language", "licence", "domain", "duration_s"]).to_pylist()
 
 

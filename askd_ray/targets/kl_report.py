@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -15,6 +14,7 @@ from askd_ray.data.labels import SoftLabels, read_labels
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_table, to_utterances, waveform_of
 from askd_ray.errors import AskdError
+from askd_ray.location import PathOrUri
 from askd_ray.models.load import load_whisper
 from askd_ray.models.student import build_student
 from askd_ray.targets.buckets import to_buckets
@@ -84,7 +84,7 @@ def kl_lost(
     return [KlLost(k, kept[k] / n_tokens, dense / n_tokens) for k in ks] if n_tokens else []
 
 
-def measure(recipe: Recipe, shard: Path, labels: Path) -> list[KlLost]:
+def measure(recipe: Recipe, shard: PathOrUri, labels: PathOrUri) -> list[KlLost]:
     """Return :func:`kl_lost` of the recipe's teacher and its untrained student on a sample of a shard.
 
     That is its first :data:`SAMPLE` utterances that are not left out. Needs labels that have passed their check.

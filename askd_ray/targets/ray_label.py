@@ -1,8 +1,6 @@
 """The stage `label`: a pool of Ray Data actors runs the teacher, a shard at a time."""
 
-import shutil
 from collections import Counter
-from pathlib import Path
 from typing import Any, cast
 
 import ray.data
@@ -15,7 +13,7 @@ from askd_ray.data.labels import LabelKey, labels_match, read_labels, write_labe
 from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path
+from askd_ray.location import Location, at_once
 from askd_ray.models.load import load_whisper, resolve
 from askd_ray.progress import bar, console
 from askd_ray.ray_cluster import check_gpus, connect
@@ -35,17 +33,17 @@ class _TeacherActor:
     def __init__(self, recipe: dict[str, Any], key: LabelKey, threads: int):
         use_threads(threads)
         self.recipe = Recipe.model_validate(recipe)
+        self.run = Run(self.recipe)
         self.key = key
         self.model, self.tokens = load_whisper(self.recipe.teacher.model)
         cast(torch.nn.Module, self.model).to(best_device())
         self.engine = teacher_engine(self.recipe, threads) if self.recipe.targets.kind == "pseudo" else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        shard, target = Path(row["shard"]), Path(row["labels"])
-        utterances = to_utterances(read_table(shard))
+        utterances = to_utterances(read_table(self.run.shards / row["shard"]))
         labels = label_utterances(self.model, self.tokens, utterances, self.recipe, self.engine)
-        write_labels(target, labels, self.key)
-        return {"shard": shard.name, "utterances": len(utterances)}
+        write_labels(self.run.labels / row["shard"], labels, self.key)
+        return {"shard": row["shard"], "utterances": len(utterances)}
 
 
 def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
@@ -64,15 +62,16 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     inputs = stage_key(run.key("prepare"), key)
     shards = shard_paths(run.shards, "train")
     begun = run.begin()
-    todo = [s for s in shards if force or not labels_match(run.labels / s.name, s, key)]
+    done_already = at_once(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
+    todo = [s for s, there in zip(shards, done_already, strict=True) if not there]
     done = run.finished("label", inputs)
     if not todo and done is not None:
         console.print(f"label: finished already ({done['utterances']} utterances in {run.labels})")
         return done
     if todo:
         _run_actors(run, todo, key)
-    with atomic_path(run.labels / "tokenizer.json") as temporary:  # what the target ids mean, for whoever reads them
-        shutil.copy(Tokens(resolve(recipe.teacher.model)).file, temporary)
+    # What the target ids mean, for whoever reads them.
+    (run.labels / "tokenizer.json").write_bytes(Tokens(resolve(recipe.teacher.model)).file.read_bytes())
     result = _summary(run.labels, shards, kept_tokens(recipe))
     if not result["labelled"]:
         raise AskdError(f"label: all {result['utterances']} utterances are left out ({_listed(result['left_out'])})")
@@ -84,14 +83,14 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     return run.finish("label", inputs, result, begun)
 
 
-def _run_actors(run: Run, todo: list[Path], key: LabelKey) -> None:
+def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
     connect()
     configure()
-    items = [{"shard": str(s), "labels": str(run.labels / s.name)} for s in todo]
+    items = [{"shard": s.name} for s in todo]
     share = run.recipe.teacher.gpus_per_copy if run.recipe.train.use_gpu else 0.0
     # On CPUs one copy uses all cores of a small machine.
     pool = max(1, int(_gpus(run.recipe) / share) if share else int(ray.cluster_resources()["CPU"]) // 8)
-    rows = sum(read_table(s, ["id"]).num_rows for s in todo)
+    rows = sum(at_once(lambda s: read_table(s, ["id"]).num_rows, todo))
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _TeacherActor),
         fn_constructor_args=(run.recipe.model_dump(mode="json"), key, 0),
@@ -114,7 +113,7 @@ def _gpus(recipe: Recipe) -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _kl_report(run: Run, shard: Path) -> list[KlLost]:
+def _kl_report(run: Run, shard: Location) -> list[KlLost]:
     """Measure here, or where a GPU is: a large teacher takes minutes on a CPU."""
     if not _gpus(run.recipe):
         return measure(run.recipe, shard, run.labels / shard.name)
@@ -127,18 +126,24 @@ def _kl_of(lost: KlLost) -> dict[str, float]:
     return {"kl_lost": round(lost.nats, 5), "kl_lost_share": round(lost.share, 5)}
 
 
-def _summary(folder: Path, shards: list[Path], top_k: int) -> dict[str, Any]:
-    labels = [made for shard in shards for made in read_labels(folder / shard.name, top_k)]
-    n_tokens = sum(len(made.target_ids) for made in labels)
+def _summary(folder: Location, shards: list[Location], top_k: int) -> dict[str, Any]:
     arrays = ("top_ids", "top_log_probs", "rest_log_prob", "token_loss")
-    left_out = Counter(made.left_out for made in labels if made.left_out)
-    n_bytes = sum(getattr(made, name).nbytes for made in labels for name in arrays)
+    left_out: Counter[str] = Counter()
+    n_labels = n_tokens = n_bytes = 0
+    loss = 0.0
+    for shard in shards:  # one at a time: all of them may be more than memory holds
+        for made in read_labels(folder / shard.name, top_k):
+            n_labels += 1
+            left_out.update([made.left_out] if made.left_out else [])
+            n_tokens += len(made.target_ids)
+            n_bytes += sum(getattr(made, name).nbytes for name in arrays)
+            loss += made.teacher_loss * len(made.target_ids)
     return {
-        "utterances": len(labels),
-        "labelled": len(labels) - left_out.total(),
+        "utterances": n_labels,
+        "labelled": n_labels - left_out.total(),
         "left_out": dict(left_out.most_common()),
         "tokens": n_tokens,
-        "teacher_loss": round(sum(m.teacher_loss * len(m.target_ids) for m in labels) / max(n_tokens, 1), 4),
+        "teacher_loss": round(loss / max(n_tokens, 1), 4),
         "bytes_per_token": round(n_bytes / max(n_tokens, 1), 1),
     }
 

@@ -117,12 +117,16 @@ def check_inputs(recipe: Recipe) -> Planner:
     shard_paths(run.shards, "dev")
     init = recipe.student.init
     surgeries(recipe.student, load_config(init or recipe.teacher.model))
-    if init is not None and Tokens(resolve(init)).tokenizer.get_vocab() != Tokens(run.labels).tokenizer.get_vocab():
+    if init is not None and _vocabulary(init) != _vocabulary(recipe.teacher.model):
         raise AskdError(
             f"student.init = {init!r}: its vocabulary is not that of the teacher {recipe.teacher.model}; soft labels "
             "need one vocabulary: both English-only or both multilingual, of the same generation"
         )
     return planner
+
+
+def _vocabulary(model: str) -> dict[str, int]:
+    return Tokens(resolve(model)).tokenizer.get_vocab()
 
 
 def _make_room(run: Run, key: str, force: bool) -> None:

@@ -13,7 +13,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from rich.table import Table
 
-from askd_ray.config.load import dump_recipe, with_absolute_paths
+from askd_ray.config.load import dump_recipe, with_absolute_paths, without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, remove
@@ -45,7 +45,8 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """
     recipe = with_absolute_paths(recipe)  # a trial runs in a folder of its own
     run = Run(recipe)
-    key = stage_key(recipe.model_dump(exclude={"runs_root", "evaluate", "tracking"}), run.key("label"))
+    settings = without_secrets(recipe).model_dump(exclude={"runs_root", "data_root", "evaluate", "tracking"})
+    key = stage_key(settings, run.key("label"))
     folder = run.path / "tune"
     done = run.finished("tune", key)
     if done is not None and (folder / "best.yaml").is_file() and not force:

@@ -110,3 +110,15 @@ def test_a_recipe_that_is_no_text(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(AskdError, match=r"r\.yaml is not"):
         load_recipe(str(path))
+
+
+def test_credentials_are_neither_written_nor_shown():
+    places = ["data_root=s3://key:secret@bucket/data?region=eu", "data.sources=[{path: 's3://key:secret@bucket/x'}]"]
+    recipe = load_recipe("demo", places)
+    assert recipe.data_root == "s3://key:secret@bucket/data?region=eu"
+    written = dump_recipe(recipe)
+    assert "secret" not in written
+    assert "data_root: s3://bucket/data?region=eu" in written and "path: s3://bucket/x" in written
+    with pytest.raises(AskdError, match=r"data\.sources\.0 = 's3://bucket/x': ") as caught:
+        load_recipe("demo", ["data.sources=['s3://key:secret@bucket/x']"])
+    assert "secret" not in str(caught.value)

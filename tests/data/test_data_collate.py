@@ -16,6 +16,7 @@ from askd_ray.data.labels import SoftLabels, write_labels
 from askd_ray.data.plan import Place
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
+from askd_ray.location import Location
 
 UNMASKED = {"freq_masks": 0, "time_masks": 0}
 LOUD = {"noise": {"share": 1.0}, "reverb": {"share": 1.0}, "telephone": {"share": 1.0}, "gain_db": [-6, 6]}
@@ -47,8 +48,8 @@ def batches(clips: list[Utterance], tmp_path: Path):
         window = {"padded_share": 0.0}
         recipe = Recipe.model_validate({"augment": augmentation, "window": window, "train": TRAIN | train})
         stream = Stream(
-            shards=tmp_path / "shards",
-            labels=tmp_path / "labels",
+            shards=Location.of(tmp_path / "shards"),
+            labels=Location.of(tmp_path / "labels"),
             label_key={"top_k": 1},
             n_mels=80,
             teacher_n_mels=teacher_n_mels,

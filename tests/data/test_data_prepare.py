@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from askd_ray.audio.decode import decode
 from askd_ray.config.schema import Data, Recipe
 from askd_ray.data.prepare import Rejected, check_row, prepare, split_of
 from askd_ray.data.schema import SHARD_SCHEMA, SPLITS
-from askd_ray.data.shards import read_utterances
+from askd_ray.data.shards import read_table, read_utterances
 from askd_ray.data.sources import SourceRow
 from askd_ray.errors import AskdError
 from askd_ray.runs import Run
@@ -37,7 +38,7 @@ def recipe(tmp_path):
 
 
 def quarantine(run):
-    return [json.loads(line) for line in (run.shards / "quarantine.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run.shards / "quarantine.jsonl").read_bytes().splitlines()]
 
 
 def test_real_prompts_become_shards(speech, tmp_path):
@@ -56,12 +57,12 @@ def test_real_prompts_become_shards(speech, tmp_path):
     rows = [row for split in SPLITS for row in read_utterances(run.shards, split)]
     assert len(rows) == sum(result["utterances"].values())
     for split in SPLITS:
-        shards = sorted(p.name for p in run.shards.glob(f"{split}-*"))
+        shards = [file.name for file in run.shards.files(f"{split}-*")]
         count = -(-result["utterances"][split] // 100)
-        assert shards == [f"{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
+        assert shards == [f"{split}-{i:05d}.parquet" for i in range(count)]
         seconds = sum(u.duration_s for u in rows if u.split == split)
         assert result["minutes"][split] == pytest.approx(seconds / 60, abs=0.01)
-    assert pq.read_schema(next(run.shards.glob("train-*"))).equals(SHARD_SCHEMA)
+    assert read_table(run.shards / "train-00000.parquet").schema.equals(SHARD_SCHEMA)
     first = next(u for u in rows if u.id == "ivr/audio/activated.flac")
     assert (first.text, first.domain, first.language, first.licence) == ("Activated.", "ivr", "en", "CC-BY-SA-3.0")
     assert first.audio == (speech / "audio" / "activated.flac").read_bytes()
@@ -118,7 +119,7 @@ def test_too_many_bad_rows_leave_the_quarantine_file_and_no_shards(manifest, rec
     run = Run(bad)
     assert str(run.shards / "quarantine.jsonl") in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert [p.name for p in run.shards.iterdir()] == ["quarantine.jsonl"]
+    assert [file.name for file in run.shards.files()] == ["quarantine.jsonl"]
     assert len(quarantine(run)) == 3
     assert run.record("prepare") is None  # the stages after it must not take the earlier shards for these
 
@@ -158,7 +159,7 @@ def test_finished_work_is_not_done_twice(manifest, recipe, sound, capsys):
     folder = manifest([{}, {}, {}])
     mine = recipe(folder, utterances_per_shard=2, **ALL_TRAIN)
     result = prepare(mine)
-    shard = Run(mine).shards / "train-00000-of-00002.parquet"
+    shard = Path(str(Run(mine).shards)) / "train-00000.parquet"
     written = shard.stat().st_ino
     capsys.readouterr()
     assert prepare(mine) == result
@@ -181,7 +182,7 @@ def test_other_settings_are_other_work(manifest, recipe):
     prepare(recipe(folder, utterances_per_shard=2, **ALL_TRAIN))
     mine = recipe(folder, utterances_per_shard=1, **ALL_TRAIN)
     prepare(mine)
-    assert len(list(Run(mine).shards.glob("*.parquet"))) == 3  # and none of the earlier ones
+    assert len(Run(mine).shards.files("*.parquet")) == 3  # and none of the earlier ones
 
 
 def test_rows_keep_their_order_and_shards_their_bytes(manifest, recipe, sound):
@@ -191,7 +192,7 @@ def test_rows_keep_their_order_and_shards_their_bytes(manifest, recipe, sound):
     prepare(mine)
     rows = read_utterances(Run(mine).shards, "train")
     assert [u.id for u in rows] == [str(folder / f"{i}.wav") for i in range(40)]
-    shards = sorted(Run(mine).shards.glob("*.parquet"))
+    shards = Run(mine).shards.files("*.parquet")
     first = [shard.read_bytes() for shard in shards]
     prepare(mine, force=True)
     assert [shard.read_bytes() for shard in shards] == first
@@ -204,7 +205,7 @@ def test_a_speaker_is_in_one_split_only(manifest, recipe):
     places = Counter(
         (u.speaker, split)
         for split in SPLITS
-        if list(Run(mine).shards.glob(f"{split}-*"))
+        if Run(mine).shards.files(f"{split}-*")
         for u in read_utterances(Run(mine).shards, split)
     )
     assert len({split for _, split in places}) == 3
@@ -363,3 +364,47 @@ def test_every_row_is_in_one_place(has_text, speaker, dev, test):
         assert (pseudo.split, pseudo.text) == ("train", "")
     else:
         assert isinstance(pseudo, Rejected) and pseudo.reason == f"no reference for the {split} split"
+
+
+def test_shards_on_s3_are_those_of_a_folder(manifest, recipe, s3, capsys):
+    rows = [{"speaker": f"s{i % 7}"} for i in range(12)]
+    here = recipe(manifest([*rows, {"text": ""}]), utterances_per_shard=3, dev_share=0.3, test_share=0.3)
+    there = here.model_copy(update={"data_root": s3("root"), "runs_root": f"{here.runs_root}-there"})
+    assert prepare(there) == prepare(here)
+    capsys.readouterr()
+    assert prepare(there)["read"] == 13 and "finished already" in capsys.readouterr().out
+    stored = {str(f).removeprefix(str(Run(there).data_path)): f for f in Run(there).data_path.files(recursive=True)}
+    for file in Run(here).shards.files():
+        assert stored.pop(f"/shards/{file.name}").read_bytes() == file.read_bytes()
+    assert set(stored) == {"/prepare.json"}
+    assert b"s3://b" in stored["/prepare.json"].read_bytes()
+    for written in (stored["/prepare.json"].read_bytes(), (Run(there).path / "recipe.yaml").read_bytes()):
+        assert b"mysecret" not in written
+    assert [p.name for p in Run(there).path.iterdir()] == ["recipe.yaml"]  # nothing lands on this machine's disk
+
+
+def test_a_prepare_that_breaks_off_on_s3_is_not_trusted(manifest, recipe, s3):
+    folder = manifest([{}] * 5)
+    mine = recipe(folder, utterances_per_shard=1, **ALL_TRAIN).model_copy(update={"data_root": s3("root")})
+    prepare(mine)
+    with (folder / "manifest.jsonl").open("a") as file:
+        file.write('{"audio": "0.wav", "text": "x", "end_s": "soon"}\n')
+    with pytest.raises(AskdError, match=r"manifest\.jsonl:6: end_s = 'soon'"):
+        prepare(mine)
+    assert Run(mine).record("prepare") is None
+    with pytest.raises(AskdError, match="are unfinished"):
+        read_utterances(Run(mine).shards, "train")
+    (folder / "manifest.jsonl").write_text('{"audio": "0.wav", "text": "x"}\n')
+    assert prepare(mine)["read"] == 1
+    assert [u.text for u in read_utterances(Run(mine).shards, "train")] == ["x"]
+
+
+def test_too_many_bad_rows_on_s3_leave_the_quarantine_file_and_no_shards(manifest, recipe, s3):
+    mine = recipe(manifest([{}] * 3 + [{"text": ""}] * 2), utterances_per_shard=1, **ALL_TRAIN)
+    mine = mine.model_copy(update={"data_root": s3("root")})
+    with pytest.raises(
+        AskdError, match=r"2 of 5 rows can't be used.*; s3://b\w+/root/mine/shards/quarantine\.jsonl lists"
+    ):
+        prepare(mine)
+    assert [file.name for file in Run(mine).shards.files()] == ["quarantine.jsonl"]
+    assert len(quarantine(Run(mine))) == 2

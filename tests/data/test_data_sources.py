@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from askd_ray.audio.decode import AudioError, decode
 from askd_ray.config.schema import Source
 from askd_ray.data.sources import read_rows, survey
 from askd_ray.errors import AskdError
+from askd_ray.location import Location
 
 
 def rows_of(path, kind="manifest", **fields):
@@ -47,11 +49,11 @@ def test_manifests_of_three_kinds_say_the_same(tmp_path, suffix):
         first, second = rows_of(path, domain="books", licence="MIT")
         assert (first.text, first.speaker, first.domain) == ("One, two", "s1", "calls")
         assert (first.language, first.licence) == ("de", "CC0-1.0")
-        assert first.audio == tmp_path / "a.wav"
+        assert str(first.audio) == str(tmp_path / "a.wav")
         assert first.id == str(tmp_path / "a.wav")
         assert (second.text, second.speaker, second.domain) == ('say "three"', "", "books")
         assert (second.language, second.licence) == ("en", "MIT")
-        assert second.audio == tmp_path / "sub" / "b.wav"
+        assert str(second.audio) == str(tmp_path / "sub" / "b.wav")
 
 
 def test_an_id_of_its_own_wins(manifest):
@@ -86,7 +88,7 @@ def test_a_huge_file_is_not_read(manifest):
     folder = manifest([{}])
     os.truncate(folder / "0.wav", 1 << 40)  # sparse: takes no space
     (row,) = rows_of(folder)
-    with pytest.raises(AudioError, match=r"^longer than 30 s: .*larger than 512 MiB"):
+    with pytest.raises(AudioError, match=r"^longer than 30 s: .*is over 512 MiB"):
         row.read_audio(30.0)
 
 
@@ -303,3 +305,95 @@ def test_the_survey_counts_rows_where_that_is_cheap(tmp_path, manifest, sound):
     tar = Source(path=str(tmp_path / "x.tar"), kind="webdataset")
     assert survey([clips, parquet]).n_rows == 5
     assert survey([clips, tar]).n_rows is None
+
+
+def a_source(folder, kind, sound):
+    """Write a source of two clips of its kind."""
+    folder.mkdir(parents=True)
+    clips = [sound(1.0, seed=0), sound(0.5, container="FLAC", seed=1)]
+    if kind == "manifest":
+        rows = [
+            {"audio": "sub/0.wav", "text": "One", "start_s": 0.25, "end_s": 0.75},
+            {"audio": "1.flac", "text": "Two"},
+        ]
+        (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "sub").mkdir()
+        for row, clip in zip(rows, clips, strict=True):
+            (folder / row["audio"]).write_bytes(clip)
+    elif kind == "parquet":
+        rows = [
+            {"audio": {"bytes": clips[0], "path": "0.wav"}, "text": "One"},
+            {"audio": {"bytes": None, "path": "1.flac"}, "text": "Two"},
+        ]
+        write_parquet(folder / "data" / "train-00000-of-00001.parquet", rows)
+        (folder / "data" / "1.flac").write_bytes(clips[1])
+    else:
+        members = [("0.wav", clips[0]), ("0.txt", b"One"), ("1.flac", clips[1]), ("1.txt", b"Two")]
+        write_tar(folder / "a.tar.gz", members, "w:gz")
+    return folder
+
+
+def upload(folder, uri):
+    for file in (f for f in folder.rglob("*") if f.is_file()):
+        (Location.of(uri) / str(file.relative_to(folder))).write_bytes(file.read_bytes())
+    return uri
+
+
+def same_rows(uri, folder, kind):
+    """Whether the source at the URI says what the folder says, with ids of its own; return its rows."""
+    here, there = rows_of(folder, kind), rows_of(uri, kind)
+    place = str(Location.of(uri))
+    assert [row.id for row in there] == [row.id.replace(str(folder), place) for row in here]
+    assert [row.where for row in there] == [row.where.replace(str(folder), place) for row in here]
+    assert [row.text for row in there] == ["One", "Two"]
+    assert [row.read_audio(30.0) for row in there] == [row.read_audio(30.0) for row in here]
+    sources = [Source(path=str(path), kind=kind) for path in (uri, folder)]
+    assert survey([sources[0]]).n_rows == survey([sources[1]]).n_rows == (None if kind == "webdataset" else 2)
+    return there
+
+
+@pytest.mark.parametrize("kind", ["manifest", "parquet", "webdataset"])
+def test_a_source_on_s3(s3, tmp_path, sound, kind):
+    folder = a_source(tmp_path / "clips", kind, sound)
+    uri = upload(folder, s3("some/clips"))
+    rows = same_rows(uri, folder, kind)
+    assert "mysecret" not in repr(rows)
+    source = Source(path=uri, kind=kind)
+    first = survey([source])
+    assert survey([source]) == first
+    one = Location.of(uri).files(recursive=True)[-1]  # 0.wav, or the one Parquet file or tar: it gets company
+    target = one if kind == "manifest" else one.parent / f"b-{one.name}"
+    target.write_bytes(one.read_bytes() + b"\n" * (target == one))
+    assert survey([source]).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["manifest", "parquet", "webdataset"])
+def test_a_source_on_the_hub(hub, tmp_path, sound, kind):
+    folder = a_source(hub / "datasets" / "user" / "name" / "en", kind, sound)
+    same_rows("hf://datasets/user/name/en", folder, kind)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("parquet", "x.parquet"), ("webdataset", "x.tar"), ("manifest", "x.csv")])
+def test_a_damaged_source_on_s3(s3, kind, name):
+    uri = s3(name)
+    Location.of(uri).write_bytes(b"not at all \xff" * 100)
+    with pytest.raises(AskdError, match=rf"^s3://b\w+/{name}(:| is damaged)") as caught:
+        rows_of(uri, kind)
+    one_line(caught)
+    with pytest.raises(AskdError, match=r"source s3://b\w+/nowhere does not exist"):
+        rows_of(s3("nowhere"), kind)
+
+
+def test_missing_audio_is_a_matter_of_its_row_and_a_missing_store_is_not(s3, tmp_path, sound):
+    folder = a_source(tmp_path / "clips", "manifest", sound)
+    rows = rows_of(upload(folder, s3("clips")))
+    (Location.of(s3("clips")) / "1.flac").delete()
+    with pytest.raises(AudioError, match=r"^unreadable audio: s3://b\w+/clips/1\.flac: No such file or directory"):
+        rows[1].read_audio(30.0)
+    (Location.of(s3("clips")) / "sub/0.wav").write_bytes(b"no audio")
+    with pytest.raises(AudioError, match="no decoder takes it"):
+        rows[0].read_audio(30.0)
+    for row in rows:
+        gone = dataclasses.replace(row, audio=Location(row.audio.root, "elsewhere/1.flac"))
+        with pytest.raises(AskdError, match="there is no such bucket"):
+            gone.read_audio(30.0)

@@ -8,7 +8,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.shards import read_table, read_utterances
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.evaluate import evaluate
-from askd_ray.files import read_json, remove
+from askd_ray.files import read_json
 from askd_ray.runs import Run
 
 
@@ -52,7 +52,7 @@ def test_evaluate_real_models(run: Run, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_an_empty_split(run: Run):
-    remove(run.shards / "test-00000.parquet")
+    (run.shards / "test-00000.parquet").delete()
     with pytest.raises(AskdError, match="no test shards"):
         evaluate(run.recipe)
     assert run.record("evaluate") is None

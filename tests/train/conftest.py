@@ -18,7 +18,6 @@ from askd_ray.data.shards import read_table, shard_paths, to_table, to_utterance
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
-from askd_ray.text.tokens import Tokens
 
 WORDS = ("one two three", "press four", "thank you", "the number is nine", "goodbye", "please hold", "zero")
 
@@ -71,7 +70,6 @@ def labelled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Reci
     for shard in shard_paths(run.shards, "train"):
         made = label(model, tokens, to_utterances(read_table(shard)), recipe)
         write_labels(run.labels / shard.name, made, label_key(recipe))
-    shutil.copy(Tokens(tiny_model).file, run.labels / "tokenizer.json")
     return recipe
 
 

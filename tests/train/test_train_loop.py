@@ -226,7 +226,7 @@ def test_sounds_that_are_not_there_are_refused(labelled: Recipe, tmp_path: Path,
 
 def test_labels_of_other_utterances_are_refused(copy_of_run: Callable[[], Recipe]):
     recipe = copy_of_run()
-    first, second = sorted(Run(recipe).shards.glob("train-*"))
+    first, second = Run(recipe).shards.files("train-*")
     first.write_bytes(second.read_bytes())
     with pytest.raises(AskdError, match=r"train-00000-of-00002\.parquet has other utterances now"):
         check_inputs(recipe)
@@ -234,14 +234,14 @@ def test_labels_of_other_utterances_are_refused(copy_of_run: Callable[[], Recipe
 
 def test_missing_labels_are_refused(copy_of_run: Callable[[], Recipe]):
     recipe = copy_of_run()
-    next(Run(recipe).labels.glob("train-*")).unlink()
+    Run(recipe).labels.files("train-*")[0].delete()
     with pytest.raises(AskdError, match="run `askd label` first"):
         check_inputs(recipe)
 
 
 def test_a_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path: Path):
     recipe = copy_of_run()
-    shard = next(Run(recipe).shards.glob("train-*"))
+    shard = Run(recipe).shards.files("train-*")[0]
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(AskdError, match=f"{shard.name} is damaged"):
         check_inputs(recipe)

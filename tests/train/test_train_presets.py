@@ -33,7 +33,7 @@ def runs(speech: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) 
         root = tmp_path_factory.mktemp("presets")
         objective = {"temperature": {"start": temperature}}
         run = small_run(root, speech, teacher={"model": str(weights)}, objective=objective)
-        shutil.rmtree(run.shards)
+        shutil.rmtree(str(run.shards))
         write_table(run.shards / "train-00000.parquet", to_table(copies))
         write_table(run.shards / "dev-00000.parquet", to_table(clips))
         labels = label(model, tokens, clips, run.recipe) * N_COPIES

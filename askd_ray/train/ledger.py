@@ -62,11 +62,12 @@ def read_ledger(folder: Path) -> pa.Table:
 def account(
     ledger: pa.Table, n_labelled: int, prepared: Mapping[str, Any] | None, labelled: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return where every utterance that was read went; the counts of the fates add up to ``read``.
+    """Return where every utterance that was read went.
 
     ``prepared`` and ``labelled`` are the results of those stages, where they are known: what they set aside comes with
     the reason. ``trained`` are the train utterances that were in at least one step, ``not_reached`` those that were in
-    none; ``steps_of`` counts utterances times epochs by outcome.
+    none; ``unaccounted`` is what `askd prepare` has read and none of the fates explains: 0, or something was lost.
+    ``steps_of`` counts utterances times epochs by outcome.
     """
     trained = len(set(ledger.filter(pc.field("outcome") == TRAINED).column("id").to_pylist()))
     fates: dict[str, Any] = {"trained": trained, "not_reached": n_labelled - trained}
@@ -75,8 +76,9 @@ def account(
     if prepared is not None:
         fates |= {split: prepared["utterances"][split] for split in ("dev", "test")}
         fates["quarantined"] = prepared["quarantined"]
+    read = prepared["read"] if prepared is not None else n_labelled
     outcomes = Counter(ledger.column("outcome").to_pylist())
-    return {"read": _total(fates), **fates, "steps_of": dict(outcomes)}
+    return {"read": read, **fates, "unaccounted": read - _total(fates), "steps_of": dict(outcomes)}
 
 
 def _total(counts: Mapping[str, Any]) -> int:

@@ -180,6 +180,22 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
+    def _a_sharded_student_stays_one(self) -> "Recipe":
+        if self.train.parallel == "ddp":
+            return self
+        if self.student.shrink:
+            raise ValueError(
+                "train.parallel fsdp shards the student once: student.shrink cannot take layers away later"
+            )
+        own = self.objective.self_teacher.kind
+        if self.objective.has_self_teacher and own != "previous_epoch":
+            raise ValueError(
+                f"objective.self_teacher {own} copies the student, which train.parallel fsdp shards: take "
+                "previous_epoch or none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_teacher_can_give_what_is_asked(self) -> "Recipe":
         wants = self.objective
         if not self.teacher.online and wants.has_teacher and wants.temperature.schedule != "constant":

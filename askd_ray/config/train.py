@@ -9,7 +9,16 @@ from askd_ray.config.section import Count, Positive, Section, Share
 Weight = Annotated[float, Field(ge=0.0)]
 
 
-PLACEMENT = {"workers", "least_workers", "cpus_per_worker", "use_gpu", "placement", "max_failures", "checkpoint_steps"}
+PLACEMENT = {
+    "workers",
+    "least_workers",
+    "parallel",
+    "cpus_per_worker",
+    "use_gpu",
+    "placement",
+    "max_failures",
+    "checkpoint_steps",
+}
 """The fields of :class:`Train` that say how a run is carried out, and not what it makes."""
 
 
@@ -65,6 +74,8 @@ class Train(Section):
     gradient_checkpointing: bool = False
     """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
     workers: Count = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What a worker holds: the whole student and online teacher, or a share of each of their parameters."""
     least_workers: Count | None = None
     """With fewer than ``workers``, but these, the run goes on; null waits until all are there."""
     cpus_per_worker: Positive = 0.5
@@ -86,6 +97,12 @@ class Train(Section):
             raise ValueError(
                 f"workers = {self.workers} cannot share out micro_batches = {self.n_lanes}: at least one each is needed"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_someone_to_share_with(self) -> "Train":
+        if self.workers == 1:
+            self.refuse_unread(["parallel"], "there is one worker")
         return self
 
     @model_validator(mode="after")

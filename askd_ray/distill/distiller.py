@@ -30,7 +30,7 @@ class Distiller:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, which carries the gradient, and the sums of :data:`NAMES` over target tokens, float64.
 
-        ``network`` is ``student``, or DistributedDataParallel around it.
+        ``network`` is ``student``, or what averages its gradients over ranks.
         """
         decoded: Decoded = network(batch.log_mel, batch.decoder_ids)
         teacher = self._teacher(batch, decoded, weights)

@@ -1,6 +1,7 @@
 """Checkpoints: one folder, written whole or not at all, safetensors and JSON only."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, read_json, remove, write_json
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.train.optim import Optimizer
+from askd_ray.train.parallel import gather, share
 from askd_ray.train.weight_ema import WeightEma
 
-_STATE, _OWN, _EMA = "state.json", "self_teacher.safetensors", "ema.safetensors"
+_STATE = "state.json"
+_STUDENT, _OPTIMIZER = "student.safetensors", "optimizer.safetensors"
+_OWN, _EMA = "self_teacher.safetensors", "ema.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,22 +67,24 @@ class State:
     scaler: GradScaler
 
 
-def save_checkpoint(folder: Path, position: Position, state: State, own: Tensors) -> Path:
+def save_checkpoint(folder: Path, position: Position, state: State, own: Tensors, writes: bool = True) -> None:
     """Write ``folder/step-00000012`` and remove the checkpoints before it. ``own`` are the self-teacher's tensors.
 
-    Returns the path. Raises :class:`AskdError` when it cannot be written; the one before it is then still there.
+    All ranks call it together, and one ``writes``: the others give their shares of what is sharded.
+    Raises :class:`AskdError` when it cannot be written; the one before it is then still there.
     """
+    if not writes:
+        for _, tensors in _files(state, own):
+            gather(tensors, keep=False)
+        return
     path = folder / f"step-{position.step:08d}"
-    mean, ema_steps = state.ema.state()
+    _, ema_steps = state.ema.state()
     position = dataclasses.replace(position, scaler=state.scaler.state_dict(), ema_steps=ema_steps)
     try:
         with atomic_path(path) as temporary:
             temporary.mkdir()
-            save_file(_plain(state.student.state_dict()), temporary / "student.safetensors")
-            save_file(_optimizer_tensors(state.optimizer), temporary / "optimizer.safetensors")
-            for name, tensors in ((_OWN, own), (_EMA, mean)):
-                if tensors:
-                    save_file(_plain(tensors), temporary / name)
+            for name, tensors in _files(state, own):
+                save_file(gather(tensors, keep=True), temporary / name)
             write_json(temporary / _STATE, dataclasses.asdict(position))
     except (OSError, SafetensorError) as error:
         raise AskdError(
@@ -88,7 +94,6 @@ def save_checkpoint(folder: Path, position: Position, state: State, own: Tensors
     for older in _checkpoints(folder):
         if older != path:
             remove(older)
-    return path
 
 
 def latest_position(folder: Path) -> Position | None:
@@ -108,10 +113,12 @@ def load_checkpoint(folder: Path, state: State, student_at: StudentAt) -> None:
         return
     path, position = found[-1], _position(found[-1])
     try:
-        state.student.load_state_dict(load_file(path / "student.safetensors"), strict=True)
-        _restore_optimizer(state.optimizer, load_file(path / "optimizer.safetensors"))
+        now, saved = state.student.state_dict(), load_file(path / _STUDENT)
+        state.student.load_state_dict({name: share(saved[name], now[name]) for name in saved}, strict=True)
+        _restore_optimizer(state.optimizer, load_file(path / _OPTIMIZER))
         state.own.restore(_if_there(path / _OWN), position.own, student_at)
-        state.ema.restore(_if_there(path / _EMA), position.ema_steps, next(state.student.parameters()).device)
+        mean = {name: share(value, now[name]) for name, value in _if_there(path / _EMA).items()}
+        state.ema.restore(mean, position.ema_steps, next(state.student.parameters()).device)
         state.scaler.load_state_dict(position.scaler)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise AskdError(f"checkpoint {path} is damaged ({_short(error)}): delete it") from None
@@ -135,23 +142,26 @@ def _position(path: Path) -> Position:
     return Position(**values, place=place)
 
 
-def _plain(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+def _files(state: State, own: Tensors) -> Iterator[tuple[str, Tensors]]:
+    """Yield the tensors of each file, in the same order on every rank."""
+    mean, _ = state.ema.state()
+    yield _STUDENT, state.student.state_dict()
+    yield _OPTIMIZER, _optimizer_tensors(state.optimizer)
+    yield from ((name, tensors) for name, tensors in ((_OWN, own), (_EMA, mean)) if tensors)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     return {
-        f"{number}.{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-        for number, values in state.items()
-        for name, value in values.items()
+        f"{number}.{name}": torch.as_tensor(value) for number, values in state.items() for name, value in values.items()
     }
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
+        state.setdefault(int(number), {})[name] = share(value, parameters[int(number)])
     # The groups (rates, decay) are the recipe's, not the checkpoint's.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

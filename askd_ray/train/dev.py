@@ -45,7 +45,8 @@ def dev_errors(
             references = [normalize(batch[i].text) for i in rows]
             counts += count_word_errors(references, [normalize(tokens.decode(row)) for row in ids])
     model.train(was_training)
-    totals = torch.tensor([counts.substitutions, counts.deletions, counts.insertions, counts.n_reference])
+    sums = [counts.substitutions, counts.deletions, counts.insertions, counts.n_reference]
+    totals = torch.tensor(sums, device=context.device)  # NCCL knows no tensors on the CPU
     if context.world_size > 1:
         dist.all_reduce(totals)
     return ErrorCounts(*totals.tolist())

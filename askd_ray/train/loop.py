@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.amp.grad_scaler import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 from transformers import WhisperForConditionalGeneration
 
 from askd_ray.audio.augment import draw_seed
@@ -37,6 +36,7 @@ from askd_ray.train.context import Context
 from askd_ray.train.dev import dev_errors
 from askd_ray.train.ledger import TRAINED, Ledger, account, read_ledger
 from askd_ray.train.optim import build_optimizer, freeze, lr_factor, set_lr
+from askd_ray.train.parallel import network_of, shard, whole_model
 from askd_ray.train.shrink import Students, check_shrinkings, due_shrinkings
 from askd_ray.train.step import Stepper
 from askd_ray.train.track import Tracker
@@ -94,12 +94,14 @@ class Loop:
         theirs = _online_teacher(recipe)
         torch.manual_seed(recipe.seed)  # a projection to the teacher's width starts at random
         self.students = Students(recipe, theirs.whisper.config.d_model if theirs is not None else 0)
-        student = self.students.at(self.position.shrunk).to(context.device).train()
+        student = self.students.at(self.position.shrunk).train()
         teacher, clean_mels = None, 0
         if theirs is not None:
-            teacher = OnlineTeacher(theirs.to(context.device), encoders_agree(recipe, student, theirs))
+            teacher = OnlineTeacher(theirs, encoders_agree(recipe, student, theirs))
+            self._place(theirs)
             clean_mels = 0 if teacher.shares_encoder else theirs.whisper.config.num_mel_bins
         self.stream = make_stream(recipe, student.whisper.config.num_mel_bins, clean_mels)
+        student = self._place(student)
         own = self_teacher(recipe.objective.self_teacher, self._load_best)
         self.planner = self.stream.planner()
         check_shrinkings(recipe.student, self.planner)
@@ -167,10 +169,15 @@ class Loop:
             "workers": self.context.world_size,
         }
 
+    def _place(self, model: WindowedWhisper) -> WindowedWhisper:
+        """Put a model where this rank computes: all of it or a share."""
+        if self.recipe.train.parallel == "fsdp" and self.context.world_size > 1:
+            return shard(model, self.context.device)
+        return model.to(self.context.device)
+
     def _stepper(self) -> Stepper:
-        student = self.state.student
-        network = DistributedDataParallel(student) if self.context.world_size > 1 else student
-        train = self.recipe.train
+        student, train = self.state.student, self.recipe.train
+        network = network_of(student, self.context.world_size)
         return Stepper(network, student, self.state.optimizer, self.distiller, train, self.state.scaler)
 
     def _reshape(self, step: Step) -> bool:
@@ -211,12 +218,13 @@ class Loop:
     def _evaluate(self) -> float:
         """Score dev, and keep the student if it is the best so far."""
         with self.state.ema.applied(self.state.student):
-            errors = dev_errors(self.model, self.students.tokens, self.dev, self.recipe, self.context)
+            model = whole_model(self.state.student)
+            errors = dev_errors(model, self.students.tokens, self.dev, self.recipe, self.context)
             better = self.position.best_wer is None or errors.rate < self.position.best_wer
             if better:
                 self._move(best_wer=errors.rate, best_step=self.position.step)
                 if self.context.rank == 0:
-                    save_whisper(self.model, self.students.tokens, self._best())
+                    save_whisper(model, self.students.tokens, self._best())
         self._move(no_better=0 if better else self.position.no_better + 1)
         self.state.own.after_evaluation(self.state.student, better)
         return errors.rate
@@ -227,8 +235,9 @@ class Loop:
         self._move(gap=self.gap.state(), own=facts)
         self.ledger.write(self.position.step)
         self._meet()
-        if self.context.rank == 0:
-            save_checkpoint(self.folder / CHECKPOINTS, self.position, self.state, tensors)
+        writes = self.context.rank == 0
+        save_checkpoint(self.folder / CHECKPOINTS, self.position, self.state, tensors, writes)
+        if writes:
             for student in self.folder.glob(f"{BEST}-step-*"):
                 if student != self._best():
                     remove(student)

@@ -19,6 +19,7 @@ from askd_ray.distill.tensors import TensorBatch
 from askd_ray.errors import AskdError
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.train.ledger import TRAINED
+from askd_ray.train.parallel import clip_gradients
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,7 +43,7 @@ class StepResult:
 class Stepper:
     """What a step needs besides its data.
 
-    ``network`` is ``student``, or DistributedDataParallel around it. ``scaler`` keeps float16 gradients in range.
+    ``network`` is that of :func:`~askd_ray.train.parallel.network_of`. ``scaler`` keeps float16 gradients in range.
     """
 
     network: nn.Module
@@ -78,7 +79,7 @@ class Stepper:
                 suspects += batch.ids
         self.scaler.unscale_(self.optimizer)
         trained = [p for p in self.student.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip_norm).item()
+        norm = clip_gradients(trained, self.settings.clip_norm)
         means = dict(zip(NAMES, (_sum_over_ranks(totals) / max(1, n_tokens)).tolist(), strict=True))
         outcome = self._outcome(means["loss"], norm, (suspects, [i for b in batches for i in b.ids]))
         if outcome == TRAINED:

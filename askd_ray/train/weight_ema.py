@@ -41,14 +41,19 @@ class WeightEma:
         if not self._mean:
             yield
             return
-        own = {name: parameter.data for name, parameter in student.named_parameters()}
+        self._swap(student)
         try:
-            for name, parameter in student.named_parameters():
-                parameter.data = self._mean[name]
             yield
         finally:
-            for name, parameter in student.named_parameters():
-                parameter.data = own[name]
+            self._swap(student)
+
+    @torch.no_grad()
+    def _swap(self, student: WindowedWhisper) -> None:
+        """Exchange the averages and the student's weights, in place: a sharded parameter cannot be given other data."""
+        for name, parameter in student.named_parameters():
+            own = parameter.detach().clone()
+            parameter.copy_(self._mean[name])
+            self._mean[name].copy_(own)
 
     def restart(self) -> None:
         """Forget the average: the student has other layers now."""

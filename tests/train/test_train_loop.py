@@ -286,11 +286,11 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
     """A file may not grow beyond a limit, as on a full disk: a real failing write in the second checkpoint."""
     loop, written = Loop(labelled, PlainContext(CPU), tmp_path, "key"), list[int]()
 
-    def save(folder: Path, position: Position, *rest: Any) -> Path:
+    def save(folder: Path, position: Position, *rest: Any) -> None:
         written.append(position.step)
         limit = resource.RLIM_INFINITY if len(written) == 1 else 100_000
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        return save_checkpoint(folder, position, *rest)
+        save_checkpoint(folder, position, *rest)
 
     monkeypatch.setattr("askd_ray.train.loop.save_checkpoint", save)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,0 +1,218 @@
+"""Two ranks with a sharded student against two that each have all of it, and against one alone."""
+
+import json
+import shutil
+import socket
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from killed_run import CPU, DyingContext, KilledError, assert_same_run, checkpoint, ledger_of, metrics_of
+from pydantic import ValidationError
+from small_run import with_objective
+from torch.distributed.fsdp import FSDPModule
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.labels import write_labels
+from askd_ray.data.shards import read_table, read_utterances, shard_paths, to_utterances
+from askd_ray.models.load import load_whisper
+from askd_ray.runs import Run
+from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.train.context import PlainContext
+from askd_ray.train.dev import dev_errors
+from askd_ray.train.loop import Loop
+from askd_ray.train.optim import build_optimizer
+from askd_ray.train.parallel import whole_model
+
+# Four micro-batches a step, two a rank, and empty ones in the last step of an epoch
+STEPS = {"batch_utterances": 1, "micro_batches": 4, "workers": 2, "checkpoint_steps": 2}
+NO_SELF_TEACHER = {"self_teacher": {"kind": "none"}}
+WAYS = ("ddp", "fsdp")
+
+
+def recipes(labelled: Recipe) -> dict[str, Recipe]:
+    """Recipes for plain SGD, with all that a checkpoint keeps, and with an online teacher: each both ways."""
+    made: dict[str, Recipe] = {}
+    for way in WAYS:
+        train = STEPS | {"parallel": way}
+        made[f"{way} sgd"] = with_objective(
+            labelled, NO_SELF_TEACHER, train=train | {"epochs": 0.6, "lr": 0.5, "encoder_lr": 0.5}
+        )
+        frozen = {"encoder": 0.4, "embeddings": 0.7}
+        kept = {"epochs": 1.5, "ema_decay": 0.9, "frozen_until": frozen, "gradient_checkpointing": True}
+        own = {"self_teacher": {"kind": "previous_epoch", "switch": 0.5}}
+        made[f"{way} kept"] = with_objective(labelled, own, train=train | kept)
+        layers = {"hidden_states": {"kind": "mse", "layers": [[0, 0], [-1, -1]]}}
+        online = {"epochs": 0.5, "precision": "float16", "frozen_until": {"encoder": 1.0}}
+        made[f"{way} online"] = with_objective(
+            with_online_teacher(labelled), NO_SELF_TEACHER | layers, train=train | online
+        )
+    return made
+
+
+def with_online_teacher(labelled: Recipe) -> Recipe:
+    """The recipe with a teacher that runs beside the student, and with what labels hold then."""
+    values = labelled.model_dump(mode="json")
+    teacher = {"model": labelled.teacher.model, "online": True}
+    recipe = Recipe.model_validate(values | {"name": "online", "teacher": teacher})
+    run = Run(recipe)
+    shutil.copytree(Run(labelled).path, run.path, dirs_exist_ok=True)
+    model, tokens = load_whisper(recipe.teacher.model)
+    for shard in shard_paths(run.shards, "train"):
+        made = label(model, tokens, to_utterances(read_table(shard)), recipe)
+        write_labels(run.labels / shard.name, made, label_key(recipe))
+    return recipe
+
+
+def plain_sgd(student: Any, settings: Any) -> torch.optim.Optimizer:
+    """In place of AdamW, which would hide a gradient of a wrong scale."""
+    kept = ("params", "lr", "initial_lr", "name")
+    groups = build_optimizer(student, settings).param_groups
+    return torch.optim.SGD([{name: group[name] for name in kept} for group in groups])
+
+
+def run(recipe: Recipe, rank: int, folder: Path, dies_after: int = 999) -> Loop:
+    context = DyingContext(CPU, rank, 2)
+    context.dies_after = dies_after
+    loop = Loop(recipe, context, folder, "key")
+    with suppress(KilledError):
+        loop.run()
+    return loop
+
+
+def _rank(rank: int, port: int, texts: dict[str, str], root: Path) -> None:
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", address, timedelta(seconds=120), rank=rank, world_size=2)  # a hang is a failure
+    recipes = {name: Recipe.model_validate_json(text) for name, text in texts.items()}
+    for way in WAYS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("askd_ray.train.loop.build_optimizer", plain_sgd)
+            run(recipes[f"{way} sgd"], rank, root / f"{way} sgd")
+        run(recipes[f"{way} online"], rank, root / f"{way} online")
+        loop = run(recipes[f"{way} kept"], rank, root / f"{way} kept")
+    _note(loop, rank, root)
+    run(recipes["fsdp kept"], rank, root / "killed", dies_after=9)
+    if rank == 0:
+        for name in ("ddp then", "fsdp then"):
+            shutil.copytree(root / "killed", root / name)
+    dist.barrier()
+    for way in WAYS:
+        run(recipes[f"{way} kept"], rank, root / f"{way} then")
+    dist.destroy_process_group()
+
+
+def _note(loop: Loop, rank: int, root: Path) -> None:
+    """How much of it all a rank holds, and what it scores with a dev split that leaves the second rank nothing."""
+    student, optimizer = loop.state.student, loop.state.optimizer
+    assert isinstance(student, FSDPModule)
+    moments = [state["exp_avg"] for state in optimizer.state.values()]
+    shares = [
+        sum(t.to_local().numel() for t in tensors) / sum(t.numel() for t in tensors)
+        for tensors in (list(student.parameters()), moments, loop.state.ema.state()[0].values())
+    ]
+    dev = read_utterances(Run(loop.recipe).shards, "dev")[:1]
+    errors = dev_errors(whole_model(student), loop.students.tokens, dev, loop.recipe, loop.context)
+    (root / f"rank-{rank}.json").write_text(json.dumps({"shares": shares, "words": errors.n_reference}))
+
+
+@pytest.fixture(scope="module")
+def both_ways(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of all runs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = tmp_path_factory.mktemp("parallel")
+    texts = {name: recipe.model_dump_json() for name, recipe in recipes(labelled).items()}
+    mp.spawn(_rank, (port, texts, root), nprocs=2)
+    return root
+
+
+def assert_about_the_same(folder: Path, expected: Path, file: str) -> None:
+    found, wanted = checkpoint(folder, file), checkpoint(expected, file)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Recipe):
+    """With all gradients in it, that of the tied embeddings from both of its uses."""
+    found, expected = both_ways / "fsdp sgd", both_ways / "ddp sgd"
+    ends, start = [checkpoint(folder) for folder in (found, expected)], load_whisper(labelled.teacher.model)[0]
+    for name, before in start.state_dict().items():
+        mine, its = (end[f"whisper.{name}"] - before for end in ends)
+        far = its.abs().max()
+        assert (mine - its).abs().max() <= 1e-3 * far + 2e-7 * before.abs().max(), name
+        assert far > 0.0 or name == "model.encoder.embed_positions.weight", name
+    for mine, its in zip(metrics_of(found), metrics_of(expected), strict=True):
+        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-6)
+        assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_with_shares_ends_like_one_without(both_ways: Path):
+    """With groups that are frozen at first, averaged weights, and layers whose states are computed again."""
+    for file in ("student", "optimizer", "ema", "self_teacher"):
+        assert_about_the_same(both_ways / "fsdp kept", both_ways / "ddp kept", file)
+    best = [load_whisper(str(both_ways / f"{way} kept" / "best"))[0].state_dict() for way in WAYS]
+    for name, value in best[0].items():
+        torch.testing.assert_close(best[1][name], value, rtol=1e-3, atol=1e-4)
+    assert ledger_of(both_ways / "fsdp kept") == ledger_of(both_ways / "ddp kept")
+
+
+@pytest.mark.slow
+def test_a_teacher_beside_the_student_is_shared_out_too(both_ways: Path):
+    found, expected = metrics_of(both_ways / "fsdp online"), metrics_of(both_ways / "ddp online")
+    assert found[-1]["hidden"] > 0.0 and found[-1]["kd"] > 0.0
+    for mine, its in zip(found, expected, strict=True):
+        for name in ("loss", "kd", "hidden", "grad_norm"):
+            assert mine[name] == pytest.approx(its[name], rel=1e-2, abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_each_rank_holds_half_of_weights_moments_and_averages(both_ways: Path):
+    for rank in range(2):
+        noted = json.loads((both_ways / f"rank-{rank}.json").read_text())
+        assert noted["shares"] == pytest.approx([0.5, 0.5, 0.5], abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_rank_without_dev_utterances_stops_nobody(both_ways: Path):
+    words = [json.loads((both_ways / f"rank-{rank}.json").read_text())["words"] for rank in range(2)]
+    assert words[0] == words[1] > 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bitwise_with_shares_and_like_it_without(both_ways: Path, labelled: Recipe):
+    """With two workers either way, and with one alone."""
+    whole = both_ways / "fsdp kept"
+    (stood,) = (both_ways / "killed" / "checkpoints").iterdir()
+    assert stood.name == "step-00000004"
+    assert_same_run(both_ways / "fsdp then", whole)
+    Loop(recipes(labelled)["ddp kept"], PlainContext(CPU), both_ways / "killed", "key").run()
+    for folder in (both_ways / "ddp then", both_ways / "killed"):
+        for file in ("student", "optimizer", "ema", "self_teacher"):
+            assert_about_the_same(folder, whole, file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"parallel": "fsdp"}}, "parallel = 'fsdp' would be ignored: there is one worker"),
+        (
+            {"objective": {}},
+            "self_teacher snapshot copies the student, which train.parallel fsdp shards: take previous",
+        ),
+        ({"student": {"shrink": [{"at": 0.5, "decoder_layers": [0]}]}}, "student.shrink cannot take layers away later"),
+    ],
+)
+def test_what_shares_cannot_do_is_refused(changes: dict[str, Any], message: str):
+    sharded = {"train": {"workers": 2, "parallel": "fsdp"}, "objective": NO_SELF_TEACHER}
+    Recipe.model_validate(sharded)
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate(sharded | changes)

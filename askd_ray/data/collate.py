@@ -47,7 +47,7 @@ class Stream:
         Raises :class:`AskdError` when there are no shards, labels are missing or stale, or a domain that has a weight
         is not there.
         """
-        shards = at_once(self._rows, enumerate(shard_paths(self.shards, "train")))
+        shards = at_once(self._rows, shard_paths(self.shards, "train"))
         if not any(shards):
             raise AskdError(f"no train utterance in {self.labels} has labels: `askd label` says why each is left out")
         unknown, there = unknown_domains(self.train.domain_weights, shards)
@@ -57,26 +57,24 @@ class Stream:
             )
         return Planner(tuple(shards), self.train, self.window, self.augment, self.seed)
 
-    def _rows(self, numbered: tuple[int, Location]) -> tuple[Row, ...]:
+    def _rows(self, path: Location) -> tuple[Row, ...]:
         """Return the rows of a shard that have labels."""
-        number, path = numbered
         labels = self.labels / path.name
         check_labels(labels, path, self.label_key)
         targets = read_table(labels, ["target_ids"]).column("target_ids")
         lengths = pc.call_function("list_value_length", [targets]).to_pylist()
         rows = read_table(path, ["id", "duration_s", "domain"]).to_pylist()
         places = enumerate(zip(rows, lengths, strict=True))
-        return tuple(Row(number, i, **row, n_tokens=n) for i, (row, n) in places if n)
+        return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in places if n)
 
     def batches(self, task: Task) -> Iterator[Batch]:
         """Read the shards of a task once and yield its batches in order.
 
         Raises :class:`AskdError` when a shard is damaged or its audio cannot be decoded any more.
         """
-        paths = shard_paths(self.shards, "train")
         wanted = sorted({p.shard for batch in task.batches for p in batch})
-        utterances = {s: to_utterances(read_table(paths[s])) for s in wanted}
-        labels = {s: read_labels(self.labels / paths[s].name, self.label_key["top_k"]) for s in wanted}
+        utterances = {name: to_utterances(read_table(self.shards / name)) for name in wanted}
+        labels = {name: read_labels(self.labels / name, self.label_key["top_k"]) for name in wanted}
         for batch in task.batches:
             rows = [(utterances[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
             yield self._collate(rows, batch, task.epoch)

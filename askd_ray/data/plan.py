@@ -23,9 +23,9 @@ _POOL = 16  # micro-batches that are cut from one sorted stretch: lengths alike 
 
 @dataclass(frozen=True)
 class Row:
-    """One utterance of the train split, by place: what planning knows of it."""
+    """One utterance of the train split, by its shard's name and its place there: what planning knows of it."""
 
-    shard: int
+    shard: str
     index: int
     id: str
     duration_s: float
@@ -39,7 +39,7 @@ class Planned:
     the samples of the window that the encoder sees, and its target tokens.
     """
 
-    shard: int
+    shard: str
     index: int
     copy: int
     window_samples: int
@@ -105,7 +105,7 @@ class Padding:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans a run over the rows of each shard, ``shards[i]`` being those of shard ``i``."""
+    """Plans a run over the rows of each shard."""
 
     shards: tuple[tuple[Row, ...], ...]
     train: Train

@@ -9,8 +9,17 @@ from askd_ray.config.section import Count, Positive, Section, Share
 Weight = Annotated[float, Field(ge=0.0)]
 
 
-PLACEMENT = {"workers", "least_workers", "cpus_per_worker", "use_gpu", "placement", "max_failures", "checkpoint_steps"}
-"""The fields of :class:`Train` that say how a run is carried out, and not what it makes."""
+PLACEMENT = {
+    "workers",
+    "least_workers",
+    "cpus_per_worker",
+    "use_gpu",
+    "placement",
+    "max_failures",
+    "checkpoint_steps",
+    "not_finite",  # a run that was stopped by such a step has taken none: it may go on without
+}
+"""The fields of :class:`Train` that say how a run is carried out, and not what it makes: they may change on the way."""
 
 
 class FrozenUntil(Section):

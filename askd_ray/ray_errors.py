@@ -13,17 +13,16 @@ def user_error() -> Generator[None]:
     """Re-raise an :class:`AskdError` that Ray has wrapped; anything else goes on as it is."""
     try:
         yield
-    except AskdError:
-        raise
     except Exception as error:
-        for inner in _inside(error):
-            if isinstance(inner, AskdError):
-                raise AskdError(str(inner).splitlines()[0] if isinstance(inner, RayError) else str(inner)) from error
-        raise
+        # One that Ray has wrapped is an AskdError too, but says in pages where it was raised.
+        plain = (e for e in _inside(error) if isinstance(e, AskdError) and not isinstance(e, RayError))
+        if (users := next(plain, None)) is None or users is error:
+            raise
+        raise AskdError(str(users)) from error
 
 
 def _inside(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield all errors that an error of Ray carries: its causes, and those of a training worker group."""
+    """Yield all errors that an error of Ray carries: its causes, and those of a training's controller and workers."""
     seen: set[int] = set()
     queue = [error]
     while queue:
@@ -32,4 +31,5 @@ def _inside(error: BaseException | None) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        queue += [current.__cause__, getattr(current, "cause", None), *getattr(current, "worker_failures", {}).values()]
+        queue += [current.__cause__, *(getattr(current, name, None) for name in ("cause", "controller_failure"))]
+        queue += getattr(current, "worker_failures", {}).values()

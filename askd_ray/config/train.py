@@ -18,8 +18,9 @@ PLACEMENT = {
     "placement",
     "max_failures",
     "checkpoint_steps",
+    "not_finite",  # a run that was stopped by such a step has taken none: it may go on without
 }
-"""The fields of :class:`Train` that say how a run is carried out, and not what it makes."""
+"""The fields of :class:`Train` that say how a run is carried out, and not what it makes: they may change on the way."""
 
 
 class FrozenUntil(Section):

@@ -91,9 +91,9 @@ def save_checkpoint(folder: Path, position: Position, state: State, own: Tensors
             f"cannot write checkpoint {path} ({_short(error)}); the one before it is whole: once there is room, the "
             "same command goes on from it"
         ) from None
-    for older in _checkpoints(folder):
-        if older != path:
-            remove(older)
+    for other in folder.iterdir():  # the ones before, and what a process that was killed has left half written
+        if other != path:
+            remove(other)
 
 
 def latest_position(folder: Path) -> Position | None:

@@ -76,6 +76,18 @@ def is_evaluated(step: Step, train: Train) -> bool:
     return after > before or step.ends >= 1.0
 
 
+def _check_same_step(step: int, world_size: int) -> None:
+    """Refuse to go on from different checkpoints: a shared folder may show one machine what is new later than another.
+
+    Raises :class:`RuntimeError`, so that Ray Train tries again.
+    """
+    steps = [step] * world_size
+    if world_size > 1:
+        dist.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        raise RuntimeError(f"the workers see checkpoints of different steps: {steps}")
+
+
 @dataclass
 class Loop:
     """One rank's distillation of a recipe's student into ``folder``; ``key`` names the inputs (see runs.py)."""
@@ -91,6 +103,7 @@ class Loop:
         checkpoints = self.folder / CHECKPOINTS
         self.position = latest_position(checkpoints) or Position(self.key)
         assert self.position.key == self.key, f"{checkpoints} is of another recipe"
+        _check_same_step(self.position.step, context.world_size)
         theirs = _online_teacher(recipe)
         torch.manual_seed(recipe.seed)  # a projection to the teacher's width starts at random
         self.students = Students(recipe, theirs.whisper.config.d_model if theirs is not None else 0)
@@ -238,7 +251,7 @@ class Loop:
         writes = self.context.rank == 0
         save_checkpoint(self.folder / CHECKPOINTS, self.position, self.state, tensors, writes)
         if writes:
-            for student in self.folder.glob(f"{BEST}-step-*"):
+            for student in self.folder.glob(f"*{BEST}-step-*"):  # also what a killed process has left half written
                 if student != self._best():
                     remove(student)
         self._meet()  # what rank 0 has written, the others may read now

@@ -1,7 +1,6 @@
 """The stage `distill`: Ray Train workers run the loop, Ray Data streams their batches."""
 
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from uuid import uuid4
 import ray
 import ray.train
 import torch
-import torch.distributed as dist
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, UserCallback, WorkerGroupError
 from ray.train.torch import TorchTrainer, get_device
 
 from askd_ray.audio.sounds import check_sounds
@@ -24,7 +24,7 @@ from askd_ray.data.schema import Batch
 from askd_ray.data.shards import shard_paths
 from askd_ray.distill import schedules
 from askd_ray.errors import AskdError
-from askd_ray.files import read_json, remove, write_json
+from askd_ray.files import remove
 from askd_ray.models import cost
 from askd_ray.models.load import load_config, resolve
 from askd_ray.models.student import surgeries
@@ -39,9 +39,6 @@ from askd_ray.train.mlflow_mirror import check_installed, mirrored
 from askd_ray.train.report import publish
 from askd_ray.train.shrink import check_shrinkings
 from askd_ray.train.track import Metrics, MetricsReader
-
-_SUMMARY, _FAILURE = "summary.json", "failure.json"
-_LAST_WORDS_S = 5.0
 
 
 class RayTrainContext:
@@ -160,45 +157,47 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            callbacks=[_NoRetries()],
         ),
     )
-    for outcome in (_SUMMARY, _FAILURE):
-        remove(run.distill / outcome)
-    with _progress(run.distill), mirrored(run):
-        trainer.fit()
-    remove(storage)
-    if (run.distill / _FAILURE).is_file():
-        raise AskdError(read_json(run.distill / _FAILURE))
-    return read_json(run.distill / _SUMMARY)
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """Run the loop; what the user has to mend ends the run, while a worker that dies is started again by Ray Train."""
-    context = RayTrainContext()
-    folder = Path(config["folder"])
     try:
-        with user_error():
-            summary = Loop(Recipe.model_validate(config["recipe"]), context, folder, config["key"]).run()
-    except AskdError as error:
-        write_json(folder / _FAILURE, str(error))
-        if dist.is_initialized():
-            dist.destroy_process_group()  # or the others would wait for this rank
-    except RuntimeError:
-        if not _another_has_failed(folder):
+        with _progress(run.distill), mirrored(run):
+            return trainer.fit().return_value
+    except WorkerGroupError as error:
+        if not _has_died(error):
             raise
-    else:
-        if context.rank == 0:
-            write_json(folder / _SUMMARY, summary)
+        raise AskdError(
+            f"training workers have died {train.max_failures + 1} times (train.max_failures = {train.max_failures}), "
+            "often for want of memory: the same command goes on from the last checkpoint"
+        ) from error
+    finally:
+        remove(storage)
 
 
-def _another_has_failed(folder: Path) -> bool:
-    """Whether a rank has said why it left, given that it seems to have left."""
-    deadline = time.monotonic() + _LAST_WORDS_S
-    while time.monotonic() < deadline:
-        if (folder / _FAILURE).is_file():
-            return True
-        time.sleep(0.1)
-    return False
+def _has_died(error: WorkerGroupError) -> bool:
+    """Whether a worker's process is gone; else what a worker raised is a defect of the program."""
+    failures = error.worker_failures.values()
+    return any(isinstance(getattr(failure, "health_check_failure", failure), RayActorError) for failure in failures)
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Run the loop; returns its summary."""
+    with user_error():
+        recipe = Recipe.model_validate(config["recipe"])
+        return Loop(recipe, RayTrainContext(), Path(config["folder"]), config["key"]).run()
+
+
+class _NoRetries(UserCallback):
+    """Ends a run where a worker met what the user has to mend, and the other workers with it: they may wait for it.
+
+    Ray Train itself would try again, as it does when a worker dies.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise the user's error, if there is one, in the controller."""
+        for error in worker_exceptions.values():
+            if isinstance(error, AskdError):
+                raise ControllerError(error)
 
 
 class _progress:  # noqa: N801  # a context manager, used like a function

@@ -134,6 +134,32 @@ def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path:
         torch.testing.assert_close(checkpoint(tmp_path / "handed_over")[name], value, rtol=1e-3, atol=1e-4)
 
 
+def _late_rank(rank: int, port: int, text: str, folders: tuple[str, str]) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    with pytest.raises(RuntimeError, match=r"different steps: \[5, 0\]"):
+        Loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folders[rank]), "key")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_that_see_different_checkpoints_do_not_go_on(labelled: Recipe, tmp_path: Path, unused_port: int):
+    """As on a shared folder that shows one machine what is new later than another."""
+    killed(labelled, tmp_path / "seen", 6)
+    mp.spawn(_late_rank, (unused_port, labelled.model_dump_json(), (str(tmp_path / "seen"), str(tmp_path))), nprocs=2)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(labelled: Recipe, tmp_path: Path):
+    leftovers = [
+        tmp_path / "checkpoints" / ".step-00000005.0a1b2c3d.tmp",
+        tmp_path / ".best-step-00000005.0a1b2c3d.tmp",
+    ]
+    for folder in leftovers:
+        folder.mkdir(parents=True)
+        (folder / "student.safetensors").write_bytes(b"half")
+    killed(labelled, tmp_path, 6)
+    assert [path for path in leftovers if path.exists()] == []
+
+
 OBJECTIVES: dict[str, dict[str, Any]] = {
     **{preset: {"preset": preset} for preset in ("adakd", "pskd", "askd_gap")},
     **{kind: {"self_teacher": {"kind": kind, "switch": 0.3}} for kind in ("ema", "best")},

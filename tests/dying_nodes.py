@@ -1,0 +1,46 @@
+"""A script: labels and distils a recipe on a cluster of three nodes, of which one dies each time.
+
+A process of its own, since that of the tests is connected to another cluster.
+"""
+
+import os
+import sys
+from functools import partial
+
+from ray.cluster_utils import Cluster
+from ray_faults import last_step, ray_processes, when
+
+from askd_ray.config.load import load_recipe
+from askd_ray.ray_cluster import disconnect
+from askd_ray.runs import Run
+from askd_ray.targets.ray_label import label
+from askd_ray.train.ray_trainer import distill
+
+
+def kill_node(cluster: Cluster, name: str) -> None:
+    """Kill the node on which a Ray worker of this name runs."""
+    above = {process.pid for process in ray_processes(name)[0].parents()}
+    (node,) = (n for n in cluster.worker_nodes if n.all_processes["raylet"][0].process.pid in above)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def main(file: str) -> None:
+    recipe = load_recipe(file)
+    run = Run(recipe)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})  # the work is done by the others
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        with when(lambda: len(list(run.labels.glob("train-*"))) >= 2, partial(kill_node, cluster, "_TeacherActor")):
+            label(recipe)
+        cluster.add_node(num_cpus=2)
+        with when(lambda: last_step(run.distill) >= 4, partial(kill_node, cluster, "RayTrainWorker")):
+            distill(recipe)
+        disconnect()
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

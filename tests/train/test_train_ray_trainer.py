@@ -1,0 +1,170 @@
+"""The stage `distill` on a real Ray cluster, and what may happen to it meanwhile."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from killed_run import ledger_of
+from ray_faults import (
+    N_CLIPS,
+    STEPS,
+    assert_undisturbed,
+    attempts,
+    in_small_shards,
+    last_step,
+    plain_two_ranks,
+    ray_processes,
+    when,
+)
+from small_run import with_objective
+
+from askd_ray.cli import main
+from askd_ray.config.load import dump_recipe
+from askd_ray.config.schema import Recipe
+from askd_ray.data.shards import read_table
+from askd_ray.ray_cluster import package_folder
+from askd_ray.runs import Run
+from askd_ray.train.ray_trainer import distill, distill_key
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def small_shards(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return in_small_shards(labelled, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_shards: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks without Ray and without a fault."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("undisturbed")
+    plain_two_ranks(small_shards, folder, port)
+    return folder
+
+
+@pytest.fixture
+def recipe(small_shards: Recipe, tmp_path: Path) -> Recipe:
+    """A copy of the run, for a test to change."""
+    shutil.copytree(Run(small_shards).path, tmp_path / "runs" / small_shards.name)
+    return small_shards.model_copy(update={"runs_root": str(tmp_path / "runs")})
+
+
+@pytest.fixture
+def command(recipe: Recipe, tmp_path: Path) -> list[str]:
+    """The arguments of `askd` that distil the recipe."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+    return ["distill", "--recipe", str(file)]
+
+
+def _environment() -> dict[str, str]:
+    """That of a process which has nothing to do with the cluster of these tests."""
+    paths = [str(package_folder().parent), os.environ.get("PYTHONPATH", "")]
+    others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return others | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def test_a_run_that_was_stopped_by_a_step_that_is_not_finite_may_go_on_without_it(recipe: Recipe):
+    skipping = with_objective(recipe, {}, train={"not_finite": "skip"})
+    assert distill_key(Run(skipping)) == distill_key(Run(with_objective(recipe, {})))
+    assert distill_key(Run(with_objective(recipe, {}, train={"clip_norm": 2.0}))) != distill_key(Run(skipping))
+
+
+def kill_worker() -> None:
+    ray_processes("RayTrainWorker")[-1].send_signal(signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_changes_nothing(recipe: Recipe, undisturbed: Path, ray_session: None):
+    folder = Run(recipe).distill
+
+    with when(lambda: last_step(folder) >= 4, kill_worker):
+        summary = distill(recipe)
+    assert attempts(folder) == 2
+    assert_undisturbed(folder, undisturbed)
+    assert summary["utterances"]["trained"] == N_CLIPS
+
+
+def test_workers_that_die_too_often_end_the_run_with_one_line(
+    recipe: Recipe, ray_session: None, command: list[str], capsys: pytest.CaptureFixture[str]
+):
+    arguments = [*command, "--set", "train.max_failures=0"]
+    with when(lambda: last_step(Run(recipe).distill) >= 1, kill_worker), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "askd:" in line]
+    assert line.startswith("askd: training workers have died 1 times (train.max_failures = 0)")
+
+
+def test_a_driver_that_is_killed_goes_on_with_the_same_command(
+    recipe: Recipe, undisturbed: Path, command: list[str], tmp_path: Path
+):
+    folder, said = Run(recipe).distill, tmp_path / "said"
+
+    def start() -> psutil.Popen:
+        whole = [sys.executable, "-m", "askd_ray", *command]
+        with said.open("w", encoding="utf-8") as out:
+            return psutil.Popen(whole, env=_environment(), start_new_session=True, stdout=out, stderr=out)
+
+    first = start()
+    while last_step(folder) < 4:
+        assert first.poll() is None, said.read_text(encoding="utf-8")
+        time.sleep(0.01)
+    cluster = first.children(recursive=True)
+    first.kill()
+    first.wait()
+    assert last_step(folder) < STEPS
+    second = start()
+    assert second.wait(timeout=300) == 0, said.read_text(encoding="utf-8")
+    assert_undisturbed(folder, undisturbed)
+    assert attempts(folder) == 2
+    assert psutil.wait_procs(cluster, timeout=60)[1] == []  # and nothing of the first one is left
+
+
+def test_a_shard_that_is_truncated_while_it_is_read_ends_the_run_at_once_and_once_mended_it_goes_on(
+    recipe: Recipe, undisturbed: Path, ray_session: None, command: list[str], capsys: pytest.CaptureFixture[str]
+):
+    folder = Run(recipe).distill
+    shard = sorted(Run(recipe).shards.glob("train-*"))[1]
+    whole = shard.read_bytes()
+    with when(lambda: last_step(folder) >= 1, lambda: os.truncate(shard, 1000)), pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("askd:")]
+    assert f"{shard.name} is damaged" in line
+    assert attempts(folder) == 1  # Ray Train did not try again
+    assert len(list((folder / "checkpoints").iterdir())) == 1 and ledger_of(folder)
+
+    shard.write_bytes(whole)
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 0
+    assert_undisturbed(folder, undisturbed)
+
+
+def test_nodes_that_die_change_neither_labels_nor_students(
+    recipe: Recipe, small_shards: Recipe, undisturbed: Path, command: list[str]
+):
+    """One of three while `askd label` runs, and another one while `askd distill` does."""
+    shutil.rmtree(Run(recipe).labels)
+    script = Path(__file__).parent.parent / "dying_nodes.py"
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path: there are sockets in it
+        environment = _environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_TMPDIR": folder}
+        done = subprocess.run(
+            [sys.executable, str(script), command[-1]], env=environment, capture_output=True, text=True, timeout=400
+        )
+    assert done.returncode == 0, done.stderr
+    for expected in sorted(Run(small_shards).labels.glob("train-*")):
+        assert read_table(Run(recipe).labels / expected.name).equals(read_table(expected), check_metadata=True)
+    assert_undisturbed(Run(recipe).distill, undisturbed)
+    assert attempts(Run(recipe).distill) == 2

@@ -150,7 +150,7 @@ def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Rec
         assert (mine - its).abs().max() <= 1e-3 * far + 2e-7 * before.abs().max(), name
         assert far > 0.0 or name == "model.encoder.embed_positions.weight", name
     for mine, its in zip(metrics_of(found), metrics_of(expected), strict=True):
-        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-6)
+        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-5)
         assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-4)
 
 

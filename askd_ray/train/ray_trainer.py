@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import ray
@@ -162,7 +162,9 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
     )
     try:
         with _progress(run.distill), mirrored(run):
-            return trainer.fit().return_value
+            summary = trainer.fit().return_value
+        assert isinstance(summary, dict)
+        return cast(dict[str, Any], summary)
     except WorkerGroupError as error:
         if not _has_died(error):
             raise

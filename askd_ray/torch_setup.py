@@ -1,6 +1,7 @@
 """Device and threads, decided in one place."""
 
 import os
+import threading
 
 import torch
 
@@ -23,3 +24,14 @@ def use_threads(threads: int = 0, processes: int = 1) -> int:
     threads = threads or max(1, n_cores() // processes)
     torch.set_num_threads(threads)
     return threads
+
+
+def use_one_thread_here(elsewhere: int) -> None:
+    """Let torch compute with one thread in the calling thread, and with ``elsewhere`` in threads that begin later.
+
+    For threads that work side by side. What torch has set for a thread that has computed already stays.
+    """
+    torch.set_num_threads(1)  # of this thread, but also of all those that have not computed yet
+    other = threading.Thread(target=torch.set_num_threads, args=(elsewhere,))
+    other.start()
+    other.join()

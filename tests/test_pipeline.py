@@ -82,7 +82,9 @@ def test_every_row_is_accounted_for(distilled: dict[str, Any], recipe: Recipe):
     assert prepared["read"] == N_CLIPS + 1
     assert sum(prepared["utterances"].values()) + sum(prepared["quarantined"].values()) == N_CLIPS + 1
     assert distilled["label"]["utterances"] == prepared["utterances"]["train"]
-    assert distilled["distill"]["train_utterances"] == prepared["utterances"]["train"]
+    fates = distilled["distill"]["utterances"]
+    assert (fates["read"], fates["unaccounted"]) == (N_CLIPS + 1, 0)
+    assert fates["trained"] + fates["not_reached"] == prepared["utterances"]["train"]
 
 
 def test_the_search_wrote_its_best_trial_as_a_recipe(distilled: dict[str, Any], recipe: Recipe):

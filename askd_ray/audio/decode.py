@@ -45,7 +45,7 @@ def decode(audio: bytes, max_s: float | None = None) -> Waveform:
         raise AudioError(_TRUNCATED)
     if samples.shape[0] == 0:
         raise AudioError("unreadable audio: no samples in the file")
-    mono = samples.mean(axis=1, dtype=np.float32)
+    mono = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
     if not np.isfinite(mono).all():
         raise AudioError("not finite: the samples hold NaN or infinity")
     return resample(mono, rate_hz)

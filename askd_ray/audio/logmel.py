@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import torch
 import torchaudio.functional
+from torch.nn import functional
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import HOP_LENGTH, N_FFT, SAMPLE_RATE_HZ
@@ -28,8 +29,8 @@ def log_mel(waveforms: torch.Tensor, n_mels: int = 80) -> torch.Tensor:
     openai/whisper ``audio.py`` does it.
     """
     window = torch.hann_window(N_FFT, device=waveforms.device)
-    stft = torch.stft(waveforms, N_FFT, HOP_LENGTH, window=window, return_complex=True)
-    power = stft[..., :-1].abs() ** 2
+    stft = torch.stft(waveforms, N_FFT, HOP_LENGTH, window=window, return_complex=True)[..., :-1]
+    power = stft.real.square().addcmul_(stft.imag, stft.imag)  # abs() would take a root that squaring undoes
     logs = (_filters(n_mels).to(power.device) @ power).clamp(min=_FLOOR).log10()
     loudest = logs.amax(dim=(1, 2), keepdim=True)
     return (torch.maximum(logs, loudest - _RANGE) + 4.0) / 4.0
@@ -39,10 +40,16 @@ def log_mel_windows(waveforms: Sequence[Waveform], windows: Sequence[int], n_mel
     """Return the log-mel of clips in windows of their own lengths, as one batch of the longest window.
 
     ``windows`` are lengths in samples; a clip longer than its window is cut. What lies behind a clip is silence, so
-    the batch ``(batch, n_mels, max(windows) // 160)`` is what each clip alone would give, with more silence.
+    the batch ``(batch, n_mels, max(windows) // 160)`` is what each clip alone would give, with more silence. That
+    silence is filled in instead of computed.
     """
-    batch = torch.zeros(len(waveforms), max(windows))
+    n_samples = max(windows)
+    batch = torch.empty(len(waveforms), n_mels, n_samples // HOP_LENGTH)
     for row, (waveform, window) in enumerate(zip(waveforms, windows, strict=True)):
-        kept = min(len(waveform), window)
-        batch[row, :kept] = torch.from_numpy(waveform[:kept])
-    return log_mel(batch, n_mels)
+        clip = torch.from_numpy(waveform[:window])
+        # So many frames that the last one lies wholly behind the clip, if the batch has that many.
+        n_frames = min(-(-(len(clip) + N_FFT // 2) // HOP_LENGTH) + 1, n_samples // HOP_LENGTH)
+        padded = functional.pad(clip, (0, n_frames * HOP_LENGTH - len(clip)))
+        batch[row, :, :n_frames] = log_mel(padded[None], n_mels)[0]
+        batch[row, :, n_frames:] = batch[row, :, n_frames - 1 : n_frames]
+    return batch

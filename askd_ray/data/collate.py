@@ -1,8 +1,9 @@
 """Planned utterances to batches: decode, augment, trim or pad, log-mel, mask; targets and soft labels beside them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,16 +69,21 @@ class Stream:
         return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in places if n)
 
     def batches(self, task: Task) -> Iterator[Batch]:
-        """Read the shards of a task once and yield its batches in order.
+        """Yield the batches of a task in order, made one after the other; see :meth:`jobs`."""
+        return (make() for make in self.jobs(task))
 
-        Raises :class:`AskdError` when a shard is damaged or its audio cannot be decoded any more.
+    def jobs(self, task: Task) -> Iterator[Callable[[], Batch]]:
+        """Read the shards of a task once and yield the functions that make its batches: any thread may call them.
+
+        Raises :class:`AskdError` when a shard is damaged, and the functions do when its audio cannot be decoded any
+        more.
         """
         wanted = sorted({p.shard for batch in task.batches for p in batch})
         utterances = {name: to_utterances(read_table(self.shards / name)) for name in wanted}
         labels = {name: read_labels(self.labels / name, self.label_key["top_k"]) for name in wanted}
         for batch in task.batches:
             rows = [(utterances[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
-            yield self._collate(rows, batch, task.epoch)
+            yield partial(self._collate, rows, batch, task.epoch)
 
     def teacher_losses(self) -> NDArray[np.float32]:
         """Return the teacher's mean loss on every train utterance that is not left out, in nats a token."""

@@ -2,22 +2,29 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+import torch
+
+from askd_ray.torch_setup import use_one_thread_here
 
 T = TypeVar("T")
 
 
-def prefetch(items: Iterable[T], ahead: int) -> Iterator[T]:
-    """Yield ``items``, which a thread makes up to ``ahead`` in advance; an exception comes out where its item would.
+def prefetch(jobs: Iterable[Callable[[], T]], ahead: int, threads: int = 1) -> Iterator[T]:
+    """Yield what each of ``jobs`` returns, in their order; ``threads`` threads do up to ``ahead`` of them in advance.
 
-    The thread ends when the items do, or when the iterator is closed.
+    One more thread takes the jobs from ``jobs``. An exception comes out where its item would. The threads end when the
+    jobs do, or when the iterator is closed. Torch computes with one thread in each of them, so that how many cores
+    there are changes no bit of what comes out.
     """
-    ready: queue.Queue[T | _End] = queue.Queue(ahead)
+    ready: queue.Queue[Future[T] | None] = queue.Queue(ahead)
     closed = threading.Event()
+    pool = ThreadPoolExecutor(threads, "prefetch", use_one_thread_here, (torch.get_num_threads(),))
 
-    def put(item: T | _End) -> bool:
+    def put(item: Future[T] | None) -> bool:
         while not closed.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -26,27 +33,21 @@ def prefetch(items: Iterable[T], ahead: int) -> Iterator[T]:
                 continue
         return False
 
-    def make() -> None:
+    def submit() -> None:
         try:
-            for item in items:
-                if not put(item):
+            for job in jobs:
+                if not put(pool.submit(job)):
                     return
-            put(_End(None))
+            put(None)
         except BaseException as error:  # whatever it is, it belongs to whoever asks for the item
-            put(_End(error))
+            failed: Future[T] = Future()
+            failed.set_exception(error)
+            put(failed)
 
-    threading.Thread(target=make, name="prefetch", daemon=True).start()
+    threading.Thread(target=submit, name="prefetch", daemon=True).start()
     try:
-        while not isinstance(item := ready.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
+        while (item := ready.get()) is not None:
+            yield item.result()
     finally:
         closed.set()
-
-
-@dataclass(frozen=True)
-class _End:
-    """What comes after the last item: the error that ended them, if one did."""
-
-    error: BaseException | None
+        pool.shutdown(wait=False, cancel_futures=True)

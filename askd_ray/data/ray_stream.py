@@ -7,7 +7,8 @@ by the number of ranks and cannot start in the middle, and a plan does neither.
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import ray.data
@@ -36,10 +37,12 @@ def ray_batches(stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
     An epoch is one dataset, so that only its plan is in memory, however long the run.
     """
     epochs = (list(group) for _, group in itertools.groupby(tasks, key=lambda task: task.epoch))
-    yield from prefetch((batch for epoch in epochs for batch in _epoch(stream, epoch)), _AHEAD)
+    yield from prefetch((job for epoch in epochs for job in _epoch(stream, epoch)), _AHEAD)
 
 
-def _epoch(stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
+def _epoch(stream: Stream, tasks: Sequence[Task]) -> Iterator[Callable[[], Batch]]:
+    """Yield what makes the batches of an epoch of what Ray Data brings."""
+
     def load(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for batch in stream.batches(Task.from_json(json.loads(item["task"]))):
             yield {"batch": to_bytes(batch)}
@@ -50,4 +53,4 @@ def _epoch(stream: Stream, tasks: Sequence[Task]) -> Iterator[Batch]:
     # More tasks at a time than cores would only load torch more often: a small machine has two cores for everything.
     at_once = max(1, n_cores() // 4)
     for row in dataset.flat_map(load, num_cpus=_CPUS_PER_TASK, concurrency=at_once).iter_rows():
-        yield from_bytes(row["batch"])
+        yield partial(from_bytes, row["batch"])

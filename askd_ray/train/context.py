@@ -10,9 +10,9 @@ from askd_ray.data.collate import Stream
 from askd_ray.data.plan import Task
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch
-from askd_ray.torch_setup import best_device
+from askd_ray.torch_setup import best_device, n_cores
 
-_AHEAD = 8
+_AHEAD = 4  # micro-batches a core that wait in memory
 
 
 class Context(Protocol):
@@ -52,8 +52,9 @@ class PlainContext:
     reports: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
     def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
-        """Make the batches here, in a thread beside the training."""
-        return prefetch((batch for task in tasks for batch in stream.batches(task)), _AHEAD)
+        """Make the batches here, in threads beside the training."""
+        jobs = (job for task in tasks for job in stream.jobs(task))
+        return prefetch(jobs, _AHEAD * n_cores(), threads=n_cores())
 
     def report(self, metrics: dict[str, float]) -> None:
         """Keep the metrics."""

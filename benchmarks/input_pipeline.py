@@ -1,0 +1,250 @@
+"""How fast do shards become batches, and how long does the training wait for them?
+
+    python benchmarks/input_pipeline.py [--data FOLDER] [--clips N] [--rounds N] [--quick] [--json]
+
+Decoding, speed (0.9, 1, 1.1), noise from files at 5 to 20 dB and the log-mel, on two cores: our stream in threads
+against Hugging Face datasets and a torch DataLoader with two worker processes, in turn over the same Parquet files. The
+peer shuffles clips into batches of as many as ours have in the mean, and pads them to the longest; it is measured again
+with our batches and their windows, which leaves the mere speed of the work. Its rows are Arrow files by then, its
+noises in memory, and its audio is decoded by soundfile as ours is. We read the soft labels too, and collate them.
+
+Then the share of the time that a training of Whisper tiny.en on them waits for its data, once warm (the first of
+three parts of an epoch does not count): the plain loop, and but for --quick the same loop in a Ray Train worker, which
+Ray Data feeds.
+
+--data takes a folder of Parquet files (Hugging Face convention), of which --clips are taken; without it, the IVR
+prompts. --json prints one line of JSON last.
+"""
+
+import argparse
+import io
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio.functional as F
+from datasets import Audio, disable_progress_bars, load_dataset
+from labelled_run import write_run
+from rich.table import Table
+from speech_rows import clips
+from torch.utils.data import DataLoader
+from torchaudio.transforms import SpeedPerturbation
+from transformers import WhisperFeatureExtractor
+
+from askd_ray.audio.sounds import synthetic_noises
+from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.config.schema import Recipe
+from askd_ray.data.collate import Stream
+from askd_ray.data.plan import Place, Task
+from askd_ray.data.shards import read_table, shard_paths
+from askd_ray.fetch.weights import fetch_weights
+from askd_ray.progress import bar, console
+from askd_ray.runs import Run
+from askd_ray.torch_setup import n_cores, use_threads
+from askd_ray.train.context import PlainContext
+from askd_ray.train.loop import Loop, make_stream
+from askd_ray.train.track import read_metrics
+
+N_CORES = 2
+SPEEDS, SNR_DB = (0.9, 1.0, 1.1), (5.0, 20.0)
+OUR_BATCHES = "datasets, our batches"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--clips", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    n_clips, rounds = (64, 3) if options.quick else (options.clips, options.rounds)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:N_CORES])
+    use_threads()
+    with tempfile.TemporaryDirectory() as root:
+        noises = _write_noises(Path(root) / "noises")
+        recipe = _recipe(root, noises, rounds + 1)
+        utterances = clips(options.data, n_clips)
+        write_run(recipe, utterances)
+        rates = _rates(recipe, noises, rounds)
+        waits = {"plain loop": _plain_wait(recipe)}
+        if not options.quick:
+            waits["Ray Train and Ray Data"] = _ray_wait(recipe)
+    against = {
+        name: [ours / theirs for ours, theirs in zip(rates["ours"], values, strict=True)]
+        for name, values in rates.items()
+        if name != "ours"
+    }
+    ratios = against["datasets"]
+    mean_s = sum(u.duration_s for u in utterances) / len(utterances)
+    table = Table(title=f"{len(utterances)} clips, mean {mean_s:.1f} s, {rounds} rounds on {n_cores()} cores")
+    for column in ("utt/s", "median", "least", "most"):
+        table.add_column(column, justify="right")
+    for name, values in {**rates, **{f"ours : {name}": values for name, values in against.items()}}.items():
+        table.add_row(name, *(f"{value:.2f}" for value in (median(values), min(values), max(values))))
+    console.print(table)
+    for name, share in waits.items():
+        console.print(f"waiting for data, {name}: {share:.1%} of the time")
+    result = {
+        "vs_hf_datasets": round(median(ratios), 2),
+        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
+        "vs_hf_datasets_our_batches": round(median(against[OUR_BATCHES]), 2),
+        "utterances_per_s": {name: round(median(values), 1) for name, values in rates.items()},
+        "wait_share": round(waits["plain loop"], 4),
+        "wait_shares": {name: round(share, 4) for name, share in waits.items()},
+        "mean_s": round(mean_s, 2),
+        "clips": len(utterances),
+        "cores": n_cores(),
+    }
+    if options.json:
+        print(json.dumps(result))
+
+
+def _write_noises(folder: Path) -> list[Path]:
+    """Write noises of half a minute into files, as recorded ones would be."""
+    folder.mkdir()
+    for number, noise in enumerate(synthetic_noises()):
+        soundfile.write(folder / f"{number}.flac", (noise / noise.abs().max()).numpy(), SAMPLE_RATE_HZ)
+    return sorted(folder.glob("*.flac"))
+
+
+def _recipe(root: str, noises: Sequence[Path], epochs: int) -> Recipe:
+    noise = {"share": 1.0, "snr_db": SNR_DB, "files": str(noises[0].parent / "*.flac")}
+    values = {
+        "name": "made",
+        "runs_root": root,
+        "teacher": {"model": str(fetch_weights("tiny.en"))},
+        "augment": {"speed": SPEEDS, "noise": noise, "spec": {"freq_masks": 0, "time_masks": 0}},
+        "train": {"epochs": epochs},
+    }
+    return Recipe.model_validate(values)
+
+
+def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, list[float]]:
+    """Return the utterances a second in each round, after one that warms both up."""
+    stream = make_stream(recipe, n_mels=80)
+    tasks = list(stream.planner().tasks(Place(), 0, 1))
+    peer = _Peer(stream, noises)
+    makers = {"datasets": peer.batches, OUR_BATCHES: peer.our_batches, "ours": partial(_our_batches, stream)}
+    rates: dict[str, list[float]] = {name: [] for name in makers}
+    with bar("rounds", rounds + 1, "round") as progress:
+        for number in range(rounds + 1):
+            epoch = [task for task in tasks if task.epoch == number]
+            for name in [*makers, *makers][number % 3 : number % 3 + 3]:
+                begun = time.perf_counter()
+                n_made = sum(makers[name](epoch))
+                if number:
+                    rates[name].append(n_made / (time.perf_counter() - begun))
+            progress.advance()
+    return rates
+
+
+def _our_batches(stream: Stream, tasks: Iterable[Task]) -> Iterator[int]:
+    """Make the batches of tasks; yields how many utterances are in each."""
+    return (len(batch.log_mel) for batch in PlainContext(torch.device("cpu")).batches(stream, tasks))
+
+
+class _Peer:
+    """Hugging Face datasets and transformers with torchaudio and a DataLoader, as their users put them together."""
+
+    def __init__(self, stream: Stream, noises: Sequence[Path]):
+        paths = shard_paths(stream.shards, "train")
+        disable_progress_bars()
+        files, cache = [str(path) for path in paths], str(noises[0].parent / "datasets")
+        rows = load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
+        # Otherwise datasets decodes through torchcodec, which needs FFmpeg on the machine.
+        self._rows = rows.select_columns(["audio"]).cast_column("audio", Audio(decode=False))
+        counts = [read_table(path, ["id"]).num_rows for path in paths]
+        self._first_row = [0, *accumulate(counts)]
+        self._noises = [torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in noises]
+        self._speed = SpeedPerturbation(SAMPLE_RATE_HZ, SPEEDS)
+        self._extract = WhisperFeatureExtractor(feature_size=stream.n_mels)
+        self._planned: list[list[tuple[int, int]]] = []
+        self._loader = DataLoader(
+            self,
+            batch_sampler=self._planned,
+            collate_fn=self._collate,
+            num_workers=N_CORES,
+            prefetch_factor=4,
+            persistent_workers=True,
+        )
+
+    def batches(self, tasks: Iterable[Task]) -> Iterator[int]:
+        """Make as many batches as tasks have, of all clips in any order; yields how many utterances are in each."""
+        rows, n_batches = list(range(len(self._rows))), sum(len(task.batches) for task in tasks)
+        random.shuffle(rows)
+        size = round(len(rows) / n_batches)
+        self._planned[:] = [[(row, 0) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
+        return (len(log_mel) for log_mel in self._loader)
+
+    def our_batches(self, tasks: Iterable[Task]) -> Iterator[int]:
+        """Make the batches of tasks in their windows; yields how many utterances are in each."""
+        self._planned[:] = [
+            [(self._first_row[p.shard] + p.index, p.window_samples) for p in batch]
+            for task in tasks
+            for batch in task.batches
+        ]
+        return (len(log_mel) for log_mel in self._loader)
+
+    def __getitem__(self, row_and_window: tuple[int, int]) -> tuple[np.ndarray, int]:
+        row, window = row_and_window
+        samples, rate_hz = soundfile.read(io.BytesIO(self._rows[row]["audio"]["bytes"]), dtype="float32")
+        assert rate_hz == SAMPLE_RATE_HZ
+        clip, _ = self._speed(torch.from_numpy(samples))
+        noise = random.choice(self._noises)
+        start = random.randrange(len(noise) - len(clip) + 1)
+        snr_db = torch.tensor(random.uniform(*SNR_DB))
+        return F.add_noise(clip, noise[start : start + len(clip)], snr_db).numpy(), window
+
+    def _collate(self, items: Sequence[tuple[np.ndarray, int]]) -> torch.Tensor:
+        clips, windows = zip(*items, strict=True)
+        made = self._extract(
+            list(clips),
+            sampling_rate=SAMPLE_RATE_HZ,
+            padding="max_length" if max(windows) else "longest",
+            max_length=max(windows) or None,
+            return_tensors="pt",
+        )
+        return made["input_features"]
+
+
+def _trained(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe of a training that tells three times an epoch how long it waited."""
+    values = recipe.model_dump(mode="json")
+    train = values["train"] | {"epochs": 1, "evals_per_epoch": 3}
+    return Recipe.model_validate({**values, "name": name, "data_run": recipe.name, "train": train})
+
+
+def _wait(folder: Path) -> float:
+    told = [line["data_wait_share"] for line in read_metrics(folder) if "data_wait_share" in line]
+    return sum(told[1:]) / len(told[1:])
+
+
+def _plain_wait(recipe: Recipe) -> float:
+    run = Run(_trained(recipe, "plain"))
+    Loop(run.recipe, PlainContext(torch.device("cpu")), run.distill, "plain").run()
+    return _wait(run.distill)
+
+
+def _ray_wait(recipe: Recipe) -> float:
+    from askd_ray.ray_cluster import disconnect
+    from askd_ray.train.ray_trainer import distill
+
+    run = Run(_trained(recipe, "ray"))
+    distill(run.recipe)
+    disconnect()
+    return _wait(run.distill)
+
+
+if __name__ == "__main__":
+    main()

@@ -29,9 +29,10 @@ def use_threads(threads: int = 0, processes: int = 1) -> int:
 def use_one_thread_here(elsewhere: int) -> None:
     """Let torch compute with one thread in the calling thread, and with ``elsewhere`` in threads that begin later.
 
-    For threads that work side by side. What torch has set for a thread that has computed already stays.
+    For threads that work side by side. Threads that have computed already keep what they have.
     """
-    torch.set_num_threads(1)  # of this thread, but also of all those that have not computed yet
+    torch.get_num_threads()  # from now on this thread has a number of its own
+    torch.set_num_threads(1)  # sets that, and what all threads begin with
     other = threading.Thread(target=torch.set_num_threads, args=(elsewhere,))
     other.start()
     other.join()

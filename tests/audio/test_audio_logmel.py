@@ -56,6 +56,16 @@ def test_a_clip_gives_the_same_features_in_any_batch(clips):
         assert (batch[row, :, : alone.shape[1]] - alone).abs().max() <= 1e-5
 
 
+def test_silence_that_is_filled_in_is_what_would_be_computed(clips):
+    noisy = [clip + 0.05 * np.random.default_rng(0).standard_normal(len(clip), np.float32) for clip in clips[:3]]
+    for all_clips in (clips[:6], noisy):
+        windows = [window_samples(len(clip) - 500, 0.05) for clip in all_clips]  # some clips end with their window
+        waveforms = torch.zeros(len(windows), max(windows))
+        for row, (clip, window) in enumerate(zip(all_clips, windows, strict=True)):
+            waveforms[row, : min(len(clip), window)] = torch.from_numpy(clip[:window])
+        torch.testing.assert_close(log_mel_windows(all_clips, windows), log_mel(waveforms), rtol=0, atol=1e-6)
+
+
 def test_a_clip_longer_than_its_window_is_cut(clips):
     clip = max(clips, key=len)
     window = samples_of(1.0)

@@ -14,6 +14,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import Stream
 from askd_ray.data.labels import SoftLabels, write_labels
 from askd_ray.data.plan import Place
+from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.location import Location
@@ -44,7 +45,9 @@ def batches(clips: list[Utterance], tmp_path: Path):
     write_table(tmp_path / "shards" / "train-00000.parquet", to_table(clips))
     write_labels(tmp_path / "labels" / "train-00000.parquet", [label_of(u) for u in clips], {"top_k": 1})
 
-    def _batches(augmentation: dict[str, Any], epoch: int = 0, teacher_n_mels: int = 0, **train: object) -> list[Batch]:
+    def _batches(
+        augmentation: dict[str, Any], epoch: int = 0, teacher_n_mels: int = 0, threads: int = 0, **train: object
+    ) -> list[Batch]:
         window = {"padded_share": 0.0}
         recipe = Recipe.model_validate({"augment": augmentation, "window": window, "train": TRAIN | train})
         stream = Stream(
@@ -59,6 +62,8 @@ def batches(clips: list[Utterance], tmp_path: Path):
             seed=3,
         )
         tasks = [task for task in stream.planner().tasks(Place(), 0, 1) if task.epoch == epoch]
+        if threads:
+            return list(prefetch((job for task in tasks for job in stream.jobs(task)), ahead=4, threads=threads))
         return [batch for task in tasks for batch in stream.batches(task)]
 
     return _batches
@@ -89,6 +94,16 @@ def test_the_student_hears_the_augmented_clip(batches, clips: list[Utterance], a
         if "noise" in augmentation:
             shared = slice(0, min(n_frames, other_epoch[utterance.id].shape[1]))
             assert np.abs(heard[utterance.id][:, shared] - other_epoch[utterance.id][:, shared]).mean() > 0.01
+
+
+def test_threads_make_the_same_bits_in_the_same_order(batches, clips: list[Utterance]):
+    wanted = {"speed": [0.9, 1.1], **LOUD}
+    one, *others = (batches(wanted, threads=threads, batch_utterances=1) for threads in (1, 3, 3))
+    assert [batch.ids for batch in one] == [batch.ids for batch in others[0]] and len(one) == len(clips)
+    for other in others:
+        for made, again in zip(one, other, strict=True):
+            for name, array in vars(made).items():
+                np.testing.assert_array_equal(getattr(again, name), array)
 
 
 def test_copies_in_an_epoch_are_heard_otherwise(batches, clips: list[Utterance]):

@@ -1,0 +1,286 @@
+"""Does a training that is killed end as one that is not? SIGKILLs at random moments of short ones, on real Ray.
+
+    python benchmarks/faults.py [--kills N] [--seed N] [--quick] [--json]
+
+A cluster of three nodes on this machine; `askd distill` with two workers, a Whisper of random weights (two layers of
+width 32) and real prompts. In each run one thing is killed: a training worker, the driver (the same command is then
+given again), or the node (raylet) on which a worker is. What and when is drawn from the seed: as soon as there are
+workers, or after any of the steps. Each is compared with a run of the plain loop without Ray and without a kill: the
+bits of weights and optimizer, and how often the ledger has each utterance in each epoch.
+
+--quick kills twice in one run of one worker: a worker first, then a node. --json prints one line of JSON last.
+"""
+
+import argparse
+import json
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from rich.table import Table
+from safetensors.torch import load_file
+from speech_rows import clips
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+import askd_ray
+from askd_ray.config.load import dump_recipe
+from askd_ray.config.schema import Recipe
+from askd_ray.data.labels import write_labels
+from askd_ray.data.shards import to_table, write_table
+from askd_ray.errors import AskdError
+from askd_ray.fetch.weights import fetch_weights
+from askd_ray.models.load import load_whisper, save_whisper
+from askd_ray.progress import console
+from askd_ray.runs import Run
+from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.train.context import PlainContext
+from askd_ray.train.ledger import read_ledger
+from askd_ray.train.loop import CHECKPOINTS, LEDGER, Loop
+from askd_ray.train.track import read_metrics
+
+KINDS = ("worker", "driver", "node")
+KILLS, EPOCHS, N_SHARDS, CLIPS_PER_SHARD, N_DEV = 10, 3, 6, 2, 2
+STEPS = EPOCHS * N_SHARDS * CLIPS_PER_SHARD // 2  # two micro-batches of one clip each
+LAST_KILL = STEPS - 4  # the last moment of a kill: the run must still be there
+CPUS_PER_NODE = 2  # for both workers and what makes their batches, since one of two nodes may be gone
+PATIENCE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What is killed, after which step; after 0: as soon as there are workers."""
+
+    kind: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended: after how many seconds, with the same bits or not, and what its ledger lacks or has twice."""
+
+    wall_s: float
+    same: bool
+    lost: int
+    doubled: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    runs = [(Kill(rng.choice(KINDS), rng.randint(0, LAST_KILL)),) for _ in range(options.kills)]
+    if options.quick:
+        runs = [(Kill("worker", 2), Kill("node", 8))]
+    table = Table("killed", "after step", "s", "weights", "lost", "doubled", title=f"{STEPS} steps, killed")
+    survived, lost, doubled = 0, 0, 0
+    with tempfile.TemporaryDirectory(prefix="askd") as folder:  # short: Ray has sockets in it
+        recipe = _write_run(Path(folder), workers=1 if options.quick else 2)
+        expected = Path(folder) / "undisturbed"
+        _run_undisturbed(recipe, expected)
+        with _cluster(Path(folder) / "ray") as cluster:
+            for number, kills in enumerate(runs):
+                ending = _run_disturbed(
+                    cluster, recipe.model_copy(update={"name": f"killed-{number}"}), kills, expected
+                )
+                survived += len(kills) * ending.same
+                lost, doubled = lost + ending.lost, doubled + ending.doubled
+                what, when = (", ".join(str(getattr(k, name)) for k in kills) for name in ("kind", "step"))
+                same = "identical" if ending.same else "DIFFERENT"
+                table.add_row(what, when, f"{ending.wall_s:.0f}", same, str(ending.lost), str(ending.doubled))
+                console.print(f"{what} killed after step {when}: weights {same}, {ending.wall_s:.0f} s")
+    console.print(table)
+    n_kills = sum(map(len, runs))
+    result = {"survived": survived, "of": n_kills, "lost": lost, "doubled": doubled}
+    console.print(f"{survived} of {n_kills} survived")
+    if options.json:
+        print(json.dumps(result))
+
+
+def _write_run(root: Path, workers: int) -> Recipe:
+    """Write the student, the shards and the labels of a run, and the records of the stages before `distill`."""
+    real, tokens = load_whisper(str(fetch_weights("tiny.en")))
+    shape = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_layers": 2, "decoder_layers": 2}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    shape["max_target_positions"] = 64  # it has not learnt when to stop
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(WhisperConfig(**(real.config.to_dict() | shape | heads)))
+    model.generation_config = real.generation_config
+    model.generation_config.update(alignment_heads=[[1, 0]])
+    save_whisper(model, tokens, root / "model")
+    recipe = Recipe.model_validate(
+        {
+            "name": "killed",
+            "data_run": "data",
+            "runs_root": str(root / "runs"),
+            "teacher": {"model": str(root / "model"), "top_k": 8},
+            "window": {"padded_share": 0.0},
+            "train": {
+                "workers": workers,
+                "micro_batches": 2,
+                "batch_utterances": 1,
+                "epochs": EPOCHS,
+                "checkpoint_steps": 3,
+                "shuffle_shards": 2,
+                "lr": 1e-3,
+            },
+        }
+    )
+    run, shortest = Run(recipe), sorted(clips(None, 60), key=lambda u: (u.duration_s, u.id))
+    for number in range(N_SHARDS):
+        name = f"train-{number:05d}-of-{N_SHARDS:05d}.parquet"
+        rows = shortest[number * CLIPS_PER_SHARD : (number + 1) * CLIPS_PER_SHARD]
+        write_table(run.shards / name, to_table(rows))
+        write_labels(run.labels / name, label(model, tokens, rows, recipe), label_key(recipe))
+    write_table(run.shards / "dev-00000-of-00001.parquet", to_table(shortest[-N_DEV:]))
+    n_clips = N_SHARDS * CLIPS_PER_SHARD
+    counts, minutes = {"train": n_clips, "dev": N_DEV, "test": 0}, {"train": 0.2, "dev": 0.5, "test": 0.0}
+    prepared = {"read": n_clips + N_DEV, "utterances": counts, "minutes": minutes, "quarantined": {}}
+    labelled = {"utterances": n_clips, "labelled": n_clips, "left_out": {}, "tokens": 100, "teacher_loss": 10.0}
+    run.finish("prepare", "shards", prepared, time.monotonic())
+    run.finish("label", "labels", labelled, time.monotonic())
+    return recipe
+
+
+def _run_undisturbed(recipe: Recipe, folder: Path) -> None:
+    if recipe.train.workers == 1:
+        Loop(recipe, PlainContext(torch.device("cpu")), folder, "undisturbed").run()
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_rank, (recipe.train.workers, port, recipe.model_dump_json(), str(folder)), nprocs=recipe.train.workers)
+
+
+def _rank(rank: int, world_size: int, port: int, text: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    context = PlainContext(torch.device("cpu"), rank, world_size)
+    Loop(Recipe.model_validate_json(text), context, Path(folder), "undisturbed").run()
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _cluster(folder: Path) -> Generator[Any]:
+    """Start a cluster of three nodes, of which the first one only leads; it is for this process and those it starts."""
+    package = str(Path(askd_ray.__file__).parents[1])
+    os.environ |= {
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+    }
+    from ray.cluster_utils import Cluster  # reads the environment
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=CPUS_PER_NODE)
+        os.environ["RAY_ADDRESS"] = cluster.address
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def _run_disturbed(cluster: Any, recipe: Recipe, kills: Sequence[Kill], expected: Path) -> Ending:
+    """Distil with the kills; raises :class:`AskdError` when the run does not end well."""
+    run, begun = Run(recipe), time.monotonic()
+    run.path.mkdir(parents=True)
+    file, said = run.path / "given.yaml", run.path / "said.txt"
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+
+    def start() -> psutil.Popen:
+        command = [sys.executable, "-m", "askd_ray", "distill", "--recipe", str(file)]
+        with said.open("w", encoding="utf-8") as out:
+            return psutil.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+
+    driver = start()
+    for kill in kills:
+        worker = _until(lambda kill=kill, driver=driver: _worker_after(kill.step, run.distill, driver), said)
+        if kill.kind == "worker":
+            worker.send_signal(signal.SIGKILL)
+        elif kill.kind == "driver":
+            driver.kill()
+            driver.wait()
+            driver = start()
+        else:
+            _kill_node(cluster, worker)
+    _until(lambda: driver.poll() is not None, said)
+    if driver.returncode != 0:
+        raise AskdError(f"the run with {kills} ended with {driver.returncode}: {said.read_text(encoding='utf-8')}")
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=CPUS_PER_NODE)
+    found, wanted = _seen(run.distill), _seen(expected)
+    lost, doubled = (wanted - found).total(), (found - wanted).total()
+    return Ending(time.monotonic() - begun, _bits(run.distill, expected), lost, doubled)
+
+
+def _until(came: Callable[[], Any], said: Path) -> Any:
+    """Wait for something and return it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if what := came():
+            return what
+        time.sleep(0.01)
+    raise AskdError(f"nothing happens any more: {said.read_text(encoding='utf-8')}")
+
+
+def _worker_after(step: int, folder: Path, driver: psutil.Popen) -> psutil.Process | None:
+    """Return a training worker of this process's cluster once the run has come to a step."""
+    if driver.poll() is not None:
+        raise AskdError(f"the run had ended before it was killed after step {step}")
+    if max((line["step"] for line in read_metrics(folder)), default=0) < step:
+        return None
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+                return process
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return None
+
+
+def _kill_node(cluster: Any, worker: psutil.Process) -> None:
+    """Kill the node on which a worker runs."""
+    above = {process.pid for process in worker.parents()}
+    (node,) = (n for n in cluster.worker_nodes if n.all_processes["raylet"][0].process.pid in above)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def _seen(folder: Path) -> Counter[tuple[int, str]]:
+    return Counter((row["epoch"], row["id"]) for row in read_ledger(folder / LEDGER).to_pylist())
+
+
+def _bits(folder: Path, expected: Path) -> bool:
+    """Whether two runs ended with the same weights and the same optimizer, bit by bit."""
+    ends = [next((f / CHECKPOINTS).glob(f"step-{STEPS:08d}"), None) for f in (folder, expected)]
+    if None in ends:
+        return False
+    for file in ("student", "optimizer"):
+        found, wanted = (load_file(end / f"{file}.safetensors") for end in ends if end is not None)
+        if found.keys() != wanted.keys() or not all(torch.equal(found[name], wanted[name]) for name in wanted):
+            return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

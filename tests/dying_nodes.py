@@ -32,7 +32,7 @@ def main(file: str) -> None:
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=2)
-        with when(lambda: len(list(run.labels.glob("train-*"))) >= 2, partial(kill_node, cluster, "_TeacherActor")):
+        with when(lambda: len(run.labels.files("train-*")) >= 2, partial(kill_node, cluster, "_TeacherActor")):
             label(recipe)
         cluster.add_node(num_cpus=2)
         with when(lambda: last_step(run.distill) >= 4, partial(kill_node, cluster, "RayTrainWorker")):

@@ -135,7 +135,7 @@ def test_a_shard_that_is_truncated_while_it_is_read_ends_the_run_at_once_and_onc
     recipe: Recipe, undisturbed: Path, ray_session: None, command: list[str], capsys: pytest.CaptureFixture[str]
 ):
     folder = Run(recipe).distill
-    shard = sorted(Run(recipe).shards.glob("train-*"))[1]
+    shard = Path(str(Run(recipe).shards.files("train-*")[1]))
     whole = shard.read_bytes()
     with when(lambda: last_step(folder) >= 1, lambda: os.truncate(shard, 1000)), pytest.raises(SystemExit) as ended:
         main(command)
@@ -156,7 +156,7 @@ def test_nodes_that_die_change_neither_labels_nor_students(
     recipe: Recipe, small_shards: Recipe, undisturbed: Path, command: list[str]
 ):
     """One of three while `askd label` runs, and another one while `askd distill` does."""
-    shutil.rmtree(Run(recipe).labels)
+    shutil.rmtree(str(Run(recipe).labels))
     script = Path(__file__).parent.parent / "dying_nodes.py"
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path: there are sockets in it
         environment = _environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_TMPDIR": folder}
@@ -164,7 +164,7 @@ def test_nodes_that_die_change_neither_labels_nor_students(
             [sys.executable, str(script), command[-1]], env=environment, capture_output=True, text=True, timeout=400
         )
     assert done.returncode == 0, done.stderr
-    for expected in sorted(Run(small_shards).labels.glob("train-*")):
+    for expected in Run(small_shards).labels.files("train-*"):
         assert read_table(Run(recipe).labels / expected.name).equals(read_table(expected), check_metadata=True)
     assert_undisturbed(Run(recipe).distill, undisturbed)
     assert attempts(Run(recipe).distill) == 2

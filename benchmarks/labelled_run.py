@@ -11,19 +11,18 @@ from askd_ray.models.load import load_whisper
 from askd_ray.progress import bar
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.torch_setup import best_device
 
 N_DEV = 2
 
 
 def write_run(recipe: Recipe, utterances: Sequence[Utterance]) -> float:
-    """Write the run's train shards and labels, and a dev split of a few short clips; returns the seconds of labelling.
-
-    All prompts are English, whatever the teacher: its tokens are those of the recipe.
-    """
+    """Write train shards and labels, and a dev split of a few short clips; returns the seconds of labelling."""
     run, size = Run(recipe), recipe.data.utterances_per_shard
     short = sorted(utterances, key=lambda u: u.duration_s)[:N_DEV]
     write_table(run.shards / "dev-00000-of-00001.parquet", to_table(short))
     model, tokens = load_whisper(recipe.teacher.model)
+    model.to(best_device())
     parts = [utterances[start : start + size] for start in range(0, len(utterances), size)]
     took = 0.0
     with bar("soft labels", len(parts), "shard") as progress:

@@ -1,0 +1,234 @@
+"""How well does the plain loop use a GPU? Whisper base in bfloat16 on real clips, streamed as in a training.
+
+    python benchmarks/gpu_step.py [--data FOLDER] [--clips N] [--batch N] [--steps N] [--online] [--peak-tflops X]
+                                  [--quick] [--json]
+
+Utterances and target tokens a second, peak memory, the share of the GPU's arithmetic that the model needs
+(multiply-adds of models/cost.py at the padded shapes, thrice for the student's forward and backward pass), and where
+the time goes: waiting for data; then encoder, loss and teacher, each measured alone with its backward pass on some of
+the batches; the rest is decoder, optimizer and copies. --online has the teacher beside the student instead of cached
+soft labels. Without a GPU, only --quick runs: tiny.en on the CPU in float32, to show that the script works.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from labelled_run import write_run
+from rich.table import Table
+from speech_rows import clips
+from torch.amp.grad_scaler import GradScaler
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.plan import Place
+from askd_ray.data.schema import Batch
+from askd_ray.distill.distiller import Distiller
+from askd_ray.distill.online_teacher import OnlineTeacher
+from askd_ray.distill.schedules import Weights
+from askd_ray.distill.self_teacher import self_teacher
+from askd_ray.distill.tensors import TensorBatch
+from askd_ray.models.cost import parts
+from askd_ray.models.load import load_whisper
+from askd_ray.models.windows import Decoded, Encoded, WindowedWhisper, encode
+from askd_ray.progress import bar, console
+from askd_ray.torch_setup import best_device, use_threads
+from askd_ray.train.context import PlainContext
+from askd_ray.train.loop import make_stream
+from askd_ray.train.optim import build_optimizer
+from askd_ray.train.step import Stepper
+
+WEIGHTS = Weights(teacher=0.5, own=0.0)
+WARM_UP = 5
+N_TAKEN_APART = 8  # batches of which the parts are measured alone
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}  # dense bfloat16, data sheets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--clips", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--online", action="store_true")
+    parser.add_argument("--peak-tflops", type=float)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    device = best_device()
+    if device.type == "cpu" and not options.quick:
+        console.print("no GPU here: --quick shows on the CPU that this works")
+        raise SystemExit(2)
+    use_threads()
+    n_clips, n_steps, size = (16, 4, 4) if options.quick else (options.clips, options.steps, options.batch)
+    with tempfile.TemporaryDirectory() as root:
+        recipe = _recipe(root, device, size, options.online)
+        write_run(recipe, clips(options.data, n_clips))
+        bench = Bench(recipe, device)
+        bench.run(WARM_UP if device.type == "cuda" else 1, n_steps)
+    result = bench.result(options.peak_tflops or _peak_tflops(device))
+    table = Table(
+        title=f"{recipe.teacher.model}, {recipe.train.precision}, batches of up to {size}, on {_name(device)}"
+    )
+    for column in ("", "value"):
+        table.add_column(column, justify="right")
+    for name, value in result.items():
+        table.add_row(name, str(value))
+    console.print(table)
+    if options.json:
+        print(json.dumps(result))
+
+
+def _recipe(root: str, device: torch.device, batch_utterances: int, online: bool) -> Recipe:
+    values = {
+        "name": "steps",
+        "runs_root": root,
+        "teacher": {"model": "wheel:base" if device.type == "cuda" else "wheel:tiny.en", "online": online},
+        "train": {
+            "epochs": 1000,
+            "batch_utterances": batch_utterances,
+            "batch_audio_s": 15.0 * batch_utterances,
+            "batch_tokens": 128 * batch_utterances,
+            "precision": "bfloat16" if device.type == "cuda" else "float32",
+        },
+    }
+    return Recipe.model_validate(values)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
+def _peak_tflops(device: torch.device) -> float | None:
+    return next((peak for name, peak in PEAK_TFLOPS.items() if name in _name(device)), None)
+
+
+class Bench:
+    """Steps of the loop, and what they took."""
+
+    def __init__(self, recipe: Recipe, device: torch.device):
+        self._recipe, self._device = recipe, device
+        self._student = WindowedWhisper(load_whisper(recipe.teacher.model)[0]).to(device).train()
+        online, clean_mels = None, 0
+        if recipe.teacher.online:
+            online = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]).to(device), False)
+            clean_mels = self._student.whisper.config.num_mel_bins
+        own = self_teacher(recipe.objective.self_teacher, lambda: None)
+        self._distiller = Distiller(recipe.objective, own, online, 0.0)
+        optimizer, scaler = build_optimizer(self._student, recipe.train), GradScaler(device.type, enabled=False)
+        self._stepper = Stepper(self._student, self._student, optimizer, self._distiller, recipe.train, scaler)
+        self._stream = make_stream(recipe, self._student.whisper.config.num_mel_bins, clean_mels)
+        self._taken: list[Batch] = []
+        self._waited_s = self._took_s = 0.0
+
+    def run(self, n_warm_up: int, n_steps: int) -> None:
+        """Take steps on batches as they come; the first ones are not counted."""
+        batches = PlainContext(self._device).batches(self._stream, self._stream.planner().tasks(Place(), 0, 1))
+        with bar("steps", n_warm_up + n_steps, "step") as progress:
+            for number in range(n_warm_up + n_steps):
+                if number == n_warm_up:
+                    self._taken, self._waited_s, begun = [], 0.0, self._now()
+                    if self._device.type == "cuda":
+                        torch.cuda.reset_peak_memory_stats()
+                asked = time.perf_counter()
+                batch = next(batches)
+                self._waited_s += time.perf_counter() - asked
+                self._stepper.step([batch], WEIGHTS, [number])
+                self._taken.append(batch)
+                progress.advance()
+            self._took_s = self._now() - begun
+        batches.close()
+
+    def result(self, peak_tflops: float | None) -> dict[str, float]:
+        """Return the figures; the utilisation only where the GPU's peak is known."""
+        took_s, taken = self._took_s, self._taken
+        made = {
+            "utterances_per_s": round(sum(len(b.ids) for b in taken) / took_s, 1),
+            "tokens_per_s": round(sum(b.n_tokens for b in taken) / took_s, 1),
+            "step_ms": round(1000 * took_s / len(taken), 2),
+        }
+        if peak_tflops is not None:
+            flops = sum(self._flops(b) for b in taken)
+            made["model_flops_utilisation"] = round(flops / took_s / (peak_tflops * 1e12), 4)
+        if self._device.type == "cuda":
+            made["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        shares = {"data": self._waited_s / took_s, **self._parts()}
+        shares["rest"] = 1.0 - sum(shares.values())
+        return made | {f"{name}_share": round(share, 4) for name, share in shares.items()}
+
+    def _flops(self, batch: Batch) -> int:
+        """Return two a multiply-add: the student's forward pass, twice that backward, the online teacher's forward."""
+        config, length = self._student.whisper.config, batch.decoder_ids.shape[1]
+        passes = [(3, batch.log_mel.shape[2])]
+        if self._recipe.teacher.online:
+            passes.append((1, batch.teacher_log_mel.shape[2]))
+        multiply_adds = sum(n * part.multiply_adds for n, frames in passes for part in parts(config, frames, length))
+        return 2 * len(batch.ids) * multiply_adds
+
+    def _parts(self) -> dict[str, float]:
+        """Return the share of a step that encoder, loss and teacher take by themselves."""
+        batches = self._taken[:N_TAKEN_APART]
+        whole = self._seconds(batches, lambda batch: self._stepper.step([batch], WEIGHTS, [0]))
+        encoder = self._seconds(batches, self._encoder)
+        teacher = self._seconds(batches, self._teacher) if self._recipe.teacher.online else 0.0
+        loss = self._seconds(batches, self._loss) - teacher
+        busy = 1.0 - self._waited_s / self._took_s
+        return {
+            name: busy * part / whole for name, part in (("encoder", encoder), ("loss", loss), ("teacher", teacher))
+        }
+
+    def _seconds(self, batches: Sequence[Batch], work: Callable[[Batch], object]) -> float:
+        work(batches[0])
+        begun = self._now()
+        for batch in batches:
+            work(batch)
+        return self._now() - begun
+
+    def _encoder(self, batch: Batch) -> None:
+        with self._autocast():
+            states = encode(self._student.whisper, torch.from_numpy(batch.log_mel).to(self._device)).states
+        states.float().sum().backward()
+
+    def _teacher(self, batch: Batch) -> None:
+        assert self._distiller.online is not None
+        with self._autocast():
+            self._distiller.online(TensorBatch.of(batch, self._device), self._states(batch))
+
+    def _loss(self, batch: Batch) -> None:
+        """Compute the loss (and the online teacher, if there is one) on hidden states of the batch's shape."""
+        d_model = self._student.whisper.config.d_model
+        hidden = torch.randn(*batch.decoder_ids.shape, d_model, device=self._device, requires_grad=True)
+        decoded, tensors = Decoded(hidden, self._states(batch)), TensorBatch.of(batch, self._device)
+        with self._autocast():
+            loss, _ = self._distiller.sums(_Given(decoded), self._student, tensors, WEIGHTS)
+        loss.backward()
+
+    def _states(self, batch: Batch) -> Encoded:
+        n_positions = batch.log_mel.shape[2] // 2
+        return Encoded(torch.zeros(len(batch.ids), n_positions, self._student.whisper.config.d_model))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda")
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class _Given(torch.nn.Module):
+    """A network whose answer is known."""
+
+    def __init__(self, decoded: Decoded):
+        super().__init__()
+        self._decoded = decoded
+
+    def forward(self, log_mel: torch.Tensor, decoder_ids: torch.Tensor) -> Decoded:
+        return self._decoded
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,8 @@ import psutil
 from rich.panel import Panel
 
 from askd_ray.config.load import load_recipe
-from askd_ray.config.schema import Recipe, Source
+from askd_ray.config.schema import Recipe
+from askd_ray.config.source import Source
 from askd_ray.data.prepare import prepare
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances

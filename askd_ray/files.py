@@ -45,6 +45,11 @@ def _sync(path: Path) -> None:
                 os.fsync(handle.fileno())
 
 
+def place_of(name: str) -> float:
+    """Return a place in [0, 1) that a hash gives to a name: the same on every machine, and even over many names."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -9,7 +9,8 @@ import ray
 import yaml
 
 from askd_ray import ray_jobs
-from askd_ray.config.schema import Data, Recipe, Source, Student, Teacher
+from askd_ray.config.schema import Data, Recipe, Student, Teacher
+from askd_ray.config.source import Source
 from askd_ray.errors import AskdError
 from askd_ray.ray_jobs import submit, with_absolute_paths
 

@@ -4,36 +4,21 @@ A recipe is read by :mod:`askd_ray.config.load`; every stage takes one. Fields c
 """
 
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from askd_ray.config.augment import Augment
+from askd_ray.config.evaluate import Evaluate, Name
 from askd_ray.config.objective import Objective, Shape
 from askd_ray.config.section import Count, Positive, Section, Share
+from askd_ray.config.source import Source
 from askd_ray.config.targets import Targets
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.train import Train
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
 Layers = tuple[int | tuple[int, ...], ...]
 """Layers that are kept, by index, and lists of neighbours that become one layer."""
-
-
-class Source(Section):
-    """Where utterances come from.
-
-    ``path`` is a manifest file or its folder, a Parquet file or folder, a WebDataset tar or folder of tars, all of them
-    on a disk or at a URI (s3://, gs://, hf://datasets/USER/NAME), or ``cache:NAME`` for speech that ``askd fetch speech
-    NAME`` brought. ``domain``, ``language`` and ``licence`` fill in what the rows themselves do not say.
-    """
-
-    path: str
-    kind: Literal["manifest", "parquet", "webdataset"] = "manifest"
-    domain: str = "default"
-    language: str = "en"
-    licence: str = "unknown"
 
 
 class Data(Section):
@@ -141,21 +126,6 @@ class Tune(Section):
     self_weight: tuple[Share, Share] = (0.0, 0.3)
 
 
-class Evaluate(Section):
-    """The comparison on the held-out split, ``threads`` = 0 taking all cores.
-
-    With ``stock`` the speed-up is against the teacher in faster-whisper as people run it, on ``stock_clips`` clips
-    under ``short_s``; without, against the teacher in our engine.
-    """
-
-    split: Literal["dev", "test"] = "test"
-    threads: Annotated[int, Field(ge=0)] = 0
-    repeats: Count = 1
-    short_s: Positive = 5.0
-    stock: bool = True
-    stock_clips: Count = 32
-
-
 class Recipe(Section):
     """A whole run. ``data_run`` names the run whose shards and labels it uses: many runs can share one labelling.
 
@@ -177,7 +147,7 @@ class Recipe(Section):
     train: Train = Field(default_factory=Train)
     tracking: Tracking = Field(default_factory=Tracking)
     tune: Tune = Tune()
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluate = Field(default_factory=Evaluate)
 
     @model_validator(mode="after")
     def _a_sharded_student_stays_one(self) -> "Recipe":

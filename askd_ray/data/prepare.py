@@ -1,6 +1,5 @@
 """The first stage: sources become shards, and what cannot be used is set aside with a reason."""
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from askd_ray.data.schema import SPLITS, Split, Utterance
 from askd_ray.data.shards import to_table, write_table
 from askd_ray.data.sources import SourceRow, read_rows, survey
 from askd_ray.errors import AskdError
+from askd_ray.files import place_of
 from askd_ray.location import Location, at_once
 from askd_ray.progress import bar, console
 from askd_ray.runs import Run, stage_key
@@ -123,7 +123,7 @@ def split_of(speaker: str, text: str, data: Data) -> Split:
     """
     # The first byte keeps a speaker apart from the text of the same letters.
     name = f"s{speaker}" if speaker else f"t{' '.join(_PUNCTUATION.sub(' ', text.casefold()).split())}"
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    place = place_of(name)
     if place < data.test_share:
         return "test"
     return "dev" if place < data.test_share + data.dev_share else "train"

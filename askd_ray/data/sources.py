@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from askd_ray.audio.cut import cut
 from askd_ray.audio.decode import AudioError
-from askd_ray.config.schema import Source
+from askd_ray.config.source import Source
 from askd_ray.data.manifest import json_object, manifest_file, read_manifest
 from askd_ray.errors import AskdError
 from askd_ray.fetch.speech import speech_folder
-from askd_ray.files import digest
+from askd_ray.files import digest, place_of
 from askd_ray.location import Location, at_once
 
 _SUFFIXES = {"parquet": (".parquet",), "webdataset": (".tar", ".tar.gz", ".tgz")}
@@ -41,6 +41,7 @@ class SourceRow:
     language: str
     domain: str
     licence: str
+    split: str
     where: str
     start_s: float | None = None
     end_s: float | None = None
@@ -92,12 +93,13 @@ def survey(sources: Sequence[Source], needs_text: bool = True) -> Survey:
     for source in sources:
         found = _files(source)
         files |= {file: stamps.of(file) for file in found}
+        is_whole = source.split is None and source.share == 1.0
         if source.kind == "manifest":
             for file in found:
                 rows = [file.parent / str(record["audio"]) for _, record in read_manifest(file, needs_text)]
                 files |= {audio: stamps.of(audio) for audio in rows}
-                counts.append(len(rows))
-        elif source.kind == "parquet":
+                counts.append(len(rows) if is_whole else None)
+        elif source.kind == "parquet" and is_whole:
             counts += at_once(_n_rows, found)
         else:
             counts.append(None)
@@ -113,11 +115,16 @@ def read_rows(source: Source, needs_text: bool = True) -> Iterator[SourceRow]:
     """
     for file, label in _files(source).items():
         if source.kind == "manifest":
-            yield from _manifest_rows(source, file, label, needs_text)
+            rows = _manifest_rows(source, file, label, needs_text)
         elif source.kind == "parquet":
-            yield from _parquet_rows(source, file, label, needs_text)
+            rows = _parquet_rows(source, file, label, needs_text)
         else:
-            yield from _webdataset_rows(source, file, label)
+            rows = _webdataset_rows(source, file, label)
+        yield from (row for row in rows if _is_taken(source, row))
+
+
+def _is_taken(source: Source, row: SourceRow) -> bool:
+    return (source.split is None or row.split == source.split) and place_of(row.id) < source.share
 
 
 class _Stamps:
@@ -208,6 +215,7 @@ def _row(
         language=text_of("language", default=source.language),
         domain=text_of("domain", default=source.domain),
         licence=text_of("licence", "license", default=source.licence),
+        split=text_of("split"),
         where=where,
         start_s=start_s,
         end_s=end_s,
@@ -224,7 +232,7 @@ def _n_rows(file: Location) -> int:
         return parquet.metadata.num_rows
 
 
-_PARQUET_OPTIONAL = ("id", "speaker", "speaker_id", "domain", "language", "licence", "license")
+_PARQUET_OPTIONAL = ("id", "speaker", "speaker_id", "domain", "language", "licence", "license", "split")
 
 
 def _parquet_rows(source: Source, file: Location, label: str, needs_text: bool) -> Iterator[SourceRow]:

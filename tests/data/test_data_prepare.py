@@ -353,7 +353,7 @@ _AUDIO = spoilt()
 @given(st.booleans(), st.sampled_from(["", "alice", "carol", "erin"]), st.floats(0, 0.4), st.floats(0, 0.4))
 def test_every_row_is_in_one_place(has_text, speaker, dev, test):
     data = Data(dev_share=dev, test_share=test)
-    row = SourceRow("0", _AUDIO, "", "words" if has_text else "", speaker, "en", "d", "", "here")
+    row = SourceRow("0", _AUDIO, "", "words" if has_text else "", speaker, "en", "d", "", "", "here")
     pseudo, reference = check_row(row, data, pseudo=True), check_row(row, data)
     if has_text:
         assert pseudo == reference and pseudo.split == split_of(speaker, "words", data)

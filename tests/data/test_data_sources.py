@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from askd_ray.audio.decode import AudioError, decode
-from askd_ray.config.schema import Source
+from askd_ray.config.source import Source
 from askd_ray.data.sources import read_rows, survey
 from askd_ray.errors import AskdError
 from askd_ray.location import Location

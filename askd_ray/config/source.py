@@ -1,0 +1,25 @@
+"""Where utterances come from."""
+
+from typing import Literal
+
+from askd_ray.config.section import Section, Share
+
+
+class Source(Section):
+    """Where utterances come from.
+
+    ``path`` is a manifest file or its folder, a Parquet file or folder, a WebDataset tar or folder of tars, all of them
+    on a disk or at a URI (s3://, gs://, hf://datasets/USER/NAME), or ``cache:NAME`` for speech that ``askd fetch speech
+    NAME`` brought. ``domain``, ``language`` and ``licence`` fill in what the rows themselves do not say.
+
+    Of its rows only those are read whose field ``split`` says ``split`` (null: all of them), and of these a ``share``,
+    decided by a hash of their ids.
+    """
+
+    path: str
+    kind: Literal["manifest", "parquet", "webdataset"] = "manifest"
+    domain: str = "default"
+    language: str = "en"
+    licence: str = "unknown"
+    split: str | None = None
+    share: Share = 1.0

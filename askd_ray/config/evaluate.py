@@ -19,7 +19,7 @@ Condition = Annotated[
 """
 
 
-class TestSet(Source):
+class SpeechSet(Source):
     """Speech to score on that no training saw: a source with a name. ``in_domain``: of a kind that was trained on."""
 
     name: Name
@@ -43,7 +43,7 @@ class Evaluate(Section):
     """
 
     split: Literal["dev", "test"] | None = "test"
-    sets: tuple[TestSet, ...] = ()
+    sets: tuple[SpeechSet, ...] = ()
     models: dict[Name, str] = Field(default_factory=dict[str, str])
     normalizer: Literal["whisper", "basic", "none"] = "whisper"
     """``whisper``: Whisper's English one for English and its basic one for all else."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from askd_ray.audio.decode import AudioError, decode, duration_s
-from askd_ray.config.evaluate import TestSet
+from askd_ray.config.evaluate import SpeechSet
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances
 from askd_ray.data.sources import SourceRow, read_rows
@@ -60,7 +60,7 @@ def _by_domain(name: str, in_domain: bool, utterances: Sequence[Utterance]) -> l
     return [EvalSet(f"{name}/{d}", in_domain, tuple(u for u in utterances if u.domain == d)) for d in domains]
 
 
-def _read(test_set: TestSet) -> tuple[list[Utterance], Counter[str]]:
+def _read(test_set: SpeechSet) -> tuple[list[Utterance], Counter[str]]:
     taken: list[Utterance] = []
     left_out: Counter[str] = Counter()
     for row in read_rows(test_set):

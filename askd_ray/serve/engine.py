@@ -3,19 +3,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
-from askd_ray.audio.decode import AudioError, Waveform, decode, duration_s
+from askd_ray.audio.decode import AudioError, decode, duration_s
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
-from askd_ray.models.engine import Engine, Transcript
-from askd_ray.serve.chunking import split
+from askd_ray.models.engine import Engine
+from askd_ray.models.long_form import ClipEngine, transcribe_long
 
 MAX_AUDIO_S = 1800.0  # 115 MB as a waveform; a file of 25 MiB rarely holds more speech
-_SILENT_PEAK = 1e-4  # three steps of 16-bit audio: nothing was recorded, and a model would invent words
 
 Device = Literal["cpu", "cuda"]
 _FOLDERS: dict[Device, tuple[str, str]] = {
@@ -44,14 +43,6 @@ class BundleInfo:
     silence_s: float | None
 
 
-class ClipEngine(Protocol):
-    """What decodes clips of up to 30 s; :class:`askd_ray.models.engine.Engine` is the real one."""
-
-    def transcribe(self, waveforms: Sequence[Waveform], language: str = "en") -> list[Transcript]:
-        """Return the transcript of each clip."""
-        ...
-
-
 class Transcriber:
     """A loaded model that turns audio files into text. It keeps nothing from one file to the next."""
 
@@ -69,17 +60,11 @@ class Transcriber:
         :class:`AskdError` when the model does not know the language.
         """
         waveform = decode(audio, self._max_audio_s)
-        texts = [self._text(stretch, language) for stretch in split(waveform)]
-        return Transcription(" ".join(filter(None, texts)), duration_s(waveform))
+        return Transcription(transcribe_long(self._engine, waveform, language).text, duration_s(waveform))
 
     def check(self) -> None:
         """Run the model on a second of silence; raises whatever goes wrong. Loads what is loaded lazily."""
         self._engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)])
-
-    def _text(self, stretch: Waveform, language: str) -> str:
-        if float(np.abs(stretch).max()) < _SILENT_PEAK:
-            return ""
-        return self._engine.transcribe([stretch], language)[0].text.strip()
 
 
 def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:

@@ -11,11 +11,13 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 Condition = Annotated[
     str,
-    Field(pattern=r"^((white|babble|noise)@-?\d+(\.\d+)?|telephone|room|speed@[01]\.\d+|clip@\d+(\.\d+)?)$"),
+    Field(
+        pattern=r"^((white|babble|noise)@-?\d+(\.\d+)?|telephone|room|speed@(0\.[5-9]\d?|1\.\d\d?)|clip@\d+(\.\d+)?)$"
+    ),
 ]
 """``white@10``, ``babble@10``, ``noise@10``: so many dB below the speech.
 
-``clip@6`` cuts off the peaks by so many dB.
+``clip@6`` cuts off the peaks by so many dB; ``speed@0.9`` is slower, in hundredths from 0.5 to 1.99.
 """
 
 

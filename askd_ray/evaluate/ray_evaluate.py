@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.load import with_absolute_paths
@@ -44,7 +44,7 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets])
     done = run.finished("evaluate", key)
     if done is not None and not force:
-        console.print(table(done["scores"]), speed_table(done["speed"]))
+        console.print(table(cast(Scores, done)), speed_table(done["speed"]))
         console.print(f"evaluate: finished already ({folder / SCORES})")
         return done
     run.forget("evaluate")
@@ -54,7 +54,7 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     timed = {name: models[name] for name in (STUDENT, TEACHER)}
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
     speed = measure_speed(timed, TEACHER, clips, settings)
-    result = {"scores": scores, "speed": speed, "left_out": left_out}
+    result = {**scores, "speed": speed, "left_out": left_out}
     write_json(folder / SCORES, result)
     console.print(table(scores), speed_table(speed))
     return run.finish("evaluate", key, result, begun)

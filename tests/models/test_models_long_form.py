@@ -59,11 +59,13 @@ def test_stretches_in_which_nothing_was_recorded_are_not_given_to_the_model():
 
 
 def test_transcripts_are_joined():
-    first, second = Transcript("One two", (1, 2, 3), -0.2, 0.6), Transcript("three", (4,), -0.8, 0.1, ended=False)
+    first = Transcript("One two", (1, 2, 3), -0.2, 0.6, True, (" One", " t", "wo"), (0.9, 0.8, 0.7))
+    second = Transcript("three", (4,), -0.8, 0.1, False, ("three",), (0.5,))
     whole = joined([first, Transcript("", (), 0.0, 0.9), second])
     assert (whole.text, whole.token_ids) == ("One two three", (1, 2, 3, 4))
     assert whole.avg_logprob == pytest.approx((4 * -0.2 + 0.0 + 2 * -0.8) / 7)
     assert (whole.no_speech_prob, whole.ended) == (0.1, False)
+    assert "".join(whole.token_texts).strip() == whole.text and whole.token_probs == (0.9, 0.8, 0.7, 0.5)
 
 
 @pytest.mark.slow

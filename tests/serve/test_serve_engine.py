@@ -29,7 +29,7 @@ class CountingEngine:
         texts = []
         for waveform in waveforms:
             self.lengths.append(len(waveform))
-            texts.append(Transcript(f" {language}{len(self.lengths)} ", (), 0.0, 0.0))
+            texts.append(Transcript(f"{language}{len(self.lengths)}", (), 0.0, 0.0))
         return texts
 
 

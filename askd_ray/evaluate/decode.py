@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from askd_ray.audio.decode import Waveform
+from askd_ray.audio.sounds import sound_files
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
@@ -77,7 +78,7 @@ def parts(models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate
     A part's key holds the model's weights and the set's content, and neither's name: what is decoded already is found
     again whatever it is called.
     """
-    sounds = [settings.noise_files, settings.room_files, [chosen.fingerprint for chosen in sets]]
+    sounds = [_listed(settings.noise_files), _listed(settings.room_files), [chosen.fingerprint for chosen in sets]]
     made: list[Part] = []
     for model, reference in models.items():
         weights = weights_hash(reference)
@@ -89,6 +90,10 @@ def parts(models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate
                     key = digest(inputs if condition == CLEAN else [*inputs, sounds])
                     made.append(Part(model, reference, chosen.name, condition, some, key))
     return made
+
+
+def _listed(pattern: str | None) -> list[tuple[str, int]] | None:
+    return None if pattern is None else [(file.name, file.stat().st_size) for file in sound_files(pattern)]
 
 
 def _heard(chosen: EvalSet, settings: Evaluate) -> Iterator[tuple[str, list[int]]]:

@@ -5,19 +5,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+from askd_ray.audio.sounds import check_sound_files
+from askd_ray.audio.units import PADDED_S
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
+from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.decode import Material, collected, parts
 from askd_ray.evaluate.hypotheses import NON_SPEECH, write_hypotheses
+from askd_ray.evaluate.latency import evenly
 from askd_ray.evaluate.ray_decode import decode
 from askd_ray.evaluate.scores import Scores, score
 from askd_ray.evaluate.sets import EvalSet, read_sets
+from askd_ray.evaluate.speculative import speculative_scores
 from askd_ray.evaluate.speed import measure_speed
 from askd_ray.evaluate.systems import is_url, weights_hash
 from askd_ray.evaluate.tables import speed_table, table
 from askd_ray.files import write_json
+from askd_ray.models.load import load_whisper
 from askd_ray.progress import console
 from askd_ray.ray_cluster import disconnect
 from askd_ray.runs import Run, stage_key
@@ -54,10 +60,18 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     timed = {name: models[name] for name in (STUDENT, TEACHER)}
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
     speed = measure_speed(timed, TEACHER, clips, settings)
-    result = {**scores, "speed": speed, "left_out": left_out}
+    drafting = _drafting(run, evenly(clips, settings.speed_clips)) if settings.speculative else None
+    result = {**scores, "speed": speed, "speculative": drafting, "left_out": left_out}
     write_json(folder / SCORES, result)
     console.print(table(scores), speed_table(speed))
     return run.finish("evaluate", key, result, begun)
+
+
+def _drafting(run: Run, clips: Sequence[Utterance]) -> dict[str, Any]:
+    """Return what the student is worth as draft model of its teacher."""
+    teacher, student = (load_whisper(r) for r in (run.recipe.teacher.model, str(run.bundle / "transformers")))
+    short = [u for u in clips if u.duration_s <= PADDED_S]
+    return speculative_scores(teacher, student, short, run.recipe.window.silence_s)
 
 
 def compare(
@@ -81,6 +95,8 @@ def compare(
 
 
 def _check(settings: Evaluate) -> None:
+    for field in ("noise_files", "room_files"):
+        check_sound_files(f"evaluate.{field}", getattr(settings, field))
     reserved = {STUDENT, TEACHER} & settings.models.keys()
     if reserved:
         raise AskdError(f"evaluate.models: {', '.join(reserved)} is the run's own: take another name")

@@ -113,6 +113,14 @@ def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: Force
 
 
 @app.command()
+def study(recipe: RecipeOption = "study_cpu", set_: SetOption = None, force: ForceOption = False) -> None:
+    """Compare objectives at equal budget over seeds: train, evaluate and report all of them."""
+    from askd_ray import study as pipeline
+
+    pipeline.run_study(load_recipe(recipe, set_ or ()), force)
+
+
+@app.command()
 def serve(
     bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")],
     host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you say otherwise.")] = "127.0.0.1",

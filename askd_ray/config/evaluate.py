@@ -19,6 +19,9 @@ Condition = Annotated[
 """
 
 
+Normalizer = Literal["whisper", "basic", "none"]
+
+
 class TestSet(Source):
     """Speech to score on that no training saw: a source with a name. ``in_domain``: of a kind that was trained on."""
 
@@ -45,7 +48,7 @@ class Evaluate(Section):
     split: Literal["dev", "test"] | None = "test"
     sets: tuple[TestSet, ...] = ()
     models: dict[Name, str] = Field(default_factory=dict[str, str])
-    normalizer: Literal["whisper", "basic", "none"] = "whisper"
+    normalizer: Normalizer = "whisper"
     """``whisper``: Whisper's English one for English and its basic one for all else."""
     conditions: tuple[Condition, ...] = ()
     noise_files: str | None = None

@@ -9,6 +9,8 @@ import pyarrow as pa
 from askd_ray.data.shards import read_table, write_table
 
 CLEAN = "clean"
+NON_SPEECH = "non_speech"
+"""The set of clips in which nobody speaks: references are empty, and conditions are kinds of sound."""
 
 SCHEMA = pa.schema(
     [

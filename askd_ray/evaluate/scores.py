@@ -1,128 +1,254 @@
-"""Answers to scores: error rates, speed and the comparison with the baselines, as plain values for JSON."""
+"""Hypotheses to scores: what docs/evaluation.md defines, as plain values for JSON."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import operator
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import TypedDict
 
 import numpy as np
-from rich.console import Group
-from rich.table import Table
 
-from askd_ray.data.schema import Utterance
+from askd_ray.config.evaluate import Normalizer
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.latency import Answers, percentile_ms, speedup
-from askd_ray.evaluate.significance import wer_difference, wer_interval
-from askd_ray.text.error_rate import count_character_errors, count_word_errors
-from askd_ray.text.normalize import normalizer
+from askd_ray.evaluate.calibration import Bin, expected_calibration_error, reliability
+from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, Hypothesis
+from askd_ray.evaluate.non_speech import NonSpeech, score_non_speech
+from askd_ray.evaluate.significance import Array, Comparison, Difference, Rate, compare
+from askd_ray.evaluate.tally import Asked, Heard, tally
+from askd_ray.text.error_rate import count_character_errors
+from askd_ray.text.ngrams import repeated_ngrams
 
-STUDENT, TEACHER, STOCK = "student", "teacher", "teacher_stock"
+DURATIONS_S = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+N_WORST_SPEAKERS = 5
 
 
-def score(utterances: Sequence[Utterance], answers: Mapping[str, Answers], short_s: float) -> dict[str, Any]:
-    """Return the scores of every system, and of the student against every other.
+class DurationScores(TypedDict):
+    """Clips from ``low_s`` to below ``high_s`` (30 s are still in the last but one bucket; None: no end)."""
 
-    ``systems`` holds one dict a system (see :func:`_score_one`), ``difference`` the student's WER minus that of each
-    other one.
+    low_s: float
+    high_s: float | None
+    utterances: int
+    words: int
+    wer: float | None
 
-    Raises :class:`AskdError` when no reference has a word after normalisation.
+
+class SpeakerScore(TypedDict):
+    """One speaker's share."""
+
+    speaker: str
+    utterances: int
+    words: int
+    wer: float
+
+
+class SpeakerScores(TypedDict):
+    """Speakers who said a word: how many, the mean of their WERs, and the worst, worst first."""
+
+    speakers: int
+    macro_wer: float
+    worst: list[SpeakerScore]
+
+
+class ModelScores(Rate):
+    """One model on one set; docs/evaluation.md defines each. None where the model or the data do not tell."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    n_words: int
+    insertion_rate: float
+    cer: float
+    repeated_5grams: int
+    runaways: int | None
+    empty: int
+    ece: float | None
+    reliability: list[Bin]
+    by_duration: list[DurationScores]
+    by_speaker: SpeakerScores | None
+
+
+class SetScores(TypedDict):
+    """One set, clean; ``models`` and ``against_baseline`` as in every :class:`Comparison`."""
+
+    in_domain: bool
+    utterances: int
+    words: int
+    minutes: float
+    models: dict[str, ModelScores]
+    against_baseline: dict[str, Difference]
+
+
+class DomainScores(TypedDict):
+    """Several sets, clean: ``macro`` is the mean of their WERs, ``pooled`` the WER of all their words."""
+
+    sets: list[str]
+    utterances: int
+    words: int
+    macro: Comparison
+    pooled: Comparison
+
+
+class ConditionScores(Comparison):
+    """Sets whose audio was changed, pooled; ``clean_wer`` is that of the same utterances unchanged, by model."""
+
+    sets: list[str]
+    utterances: int
+    words: int
+    clean_wer: dict[str, float]
+
+
+class Scores(TypedDict):
+    """All of it; sets, models and conditions by name, the baseline first among the models."""
+
+    baseline: str
+    normalizer: Normalizer
+    models: list[str]
+    sets: dict[str, SetScores]
+    in_domain: DomainScores | None
+    out_of_domain: DomainScores | None
+    conditions: dict[str, ConditionScores]
+    non_speech: NonSpeech | None
+
+
+def score(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "whisper") -> Scores:
+    """Return the scores of all models, and their differences to the model ``baseline``.
+
+    The order of the rows does not matter, and intervals come out the same each time.
+
+    Raises :class:`AskdError` where the models cannot be compared (see :func:`askd_ray.evaluate.tally.tally`), and for
+    an utterance that was scored in some condition and not clean.
     """
-    references = _normalised(utterances, [u.text for u in utterances])
-    if not any(references):
-        raise AskdError("evaluate: no reference of the held-out split has a word after normalisation")
-    durations_s = np.asarray([u.duration_s for u in utterances])
-    short = durations_s < short_s
-    texts = {name: _normalised(utterances, a.texts) for name, a in answers.items()}
+    asked = tally(rows, baseline, normalizer)
+    clean = {a.set: a for a in asked if a.condition == CLEAN and a.set != NON_SPEECH}
+    rates = {name: a.drawn.rates for name, a in clean.items()}
+    changed: dict[str, list[Asked]] = {}
+    for a in asked:
+        if a.set != NON_SPEECH and a.condition != CLEAN:
+            changed.setdefault(a.condition, []).append(a)
     return {
-        "n_eval": len(utterances),
-        "short_s": short_s,
-        "audio_min": round(float(durations_s.sum()) / 60, 3),
-        "systems": {name: _score_one(references, texts[name], a, durations_s, short) for name, a in answers.items()},
-        "difference": {
-            name: wer_difference(references, texts[STUDENT], texts[name]) for name in answers if name != STUDENT
-        },
+        "baseline": baseline,
+        "normalizer": normalizer,
+        "models": list(asked[0].heard),
+        "sets": {name: _score_set(a, rates[name], baseline) for name, a in clean.items()},
+        "in_domain": _score_domain([a for a in clean.values() if a.in_domain], rates, baseline),
+        "out_of_domain": _score_domain([a for a in clean.values() if not a.in_domain], rates, baseline),
+        "conditions": {name: _score_condition(changed[name], clean, baseline) for name in sorted(changed, key=_level)},
+        "non_speech": score_non_speech([a for a in asked if a.set == NON_SPEECH]),
     }
 
 
-def score_speed(answers: Mapping[str, Answers], baseline: str) -> dict[str, Any]:
-    """Return how many times faster than ``baseline`` the student is on the median of the short clips of ``answers``.
-
-    ``p50_short_ms`` holds the medians of both; all are None where there is no such clip.
-    """
-    ours, theirs = answers[STUDENT].latency_s, answers[baseline].latency_s
-    faster = speedup(theirs, ours) if ours.size else None
+def _score_set(asked: Asked, rates: Array, baseline: str) -> SetScores:
+    compared = compare(rates, list(asked.heard), baseline)
     return {
-        "speedup_baseline": baseline,
-        "speedup_clips": int(ours.size),
-        "speedup_p50_short": faster and faster["value"],
-        "speedup_p50_short_ci95": faster and [faster["low"], faster["high"]],
-        "p50_short_ms": {STUDENT: percentile_ms(ours, 50), baseline: percentile_ms(theirs, 50)},
+        "in_domain": asked.in_domain,
+        "utterances": len(asked.common.rows),
+        "words": asked.n_words,
+        "minutes": asked.minutes,
+        "models": {name: _score_model(heard, compared["models"][name]) for name, heard in asked.heard.items()},
+        "against_baseline": compared["against_baseline"],
     }
 
 
-def _normalised(utterances: Sequence[Utterance], texts: Sequence[str]) -> list[str]:
-    return [normalizer(u.language)(text).strip() for u, text in zip(utterances, texts, strict=True)]
-
-
-def _score_one(
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-    answers: Answers,
-    durations_s: "np.ndarray[Any, np.dtype[np.float64]]",
-    short: "np.ndarray[Any, np.dtype[np.bool_]]",
-) -> dict[str, Any]:
-    words = count_word_errors(references, hypotheses)
+def _score_model(heard: Heard, rate: Rate) -> ModelScores:
+    total = reduce(operator.add, heard.counts)
+    ended = [row.ended for row in heard.rows if row.ended is not None]
+    texts = list(zip(heard.references, heard.hypotheses, strict=True))
+    bins = reliability(heard.rows)
     return {
-        "wer": words.rate,
-        "wer_ci95": list(wer_interval(references, hypotheses)),
-        "substitutions": words.substitutions,
-        "deletions": words.deletions,
-        "insertions": words.insertions,
-        "n_words": words.n_reference,
-        "cer": count_character_errors(references, hypotheses).rate,
-        "rtfx": round(float(durations_s.sum() / answers.latency_s.sum()), 2),
-        "p50_ms": percentile_ms(answers.latency_s, 50),
-        "p95_ms": percentile_ms(answers.latency_s, 95),
-        "p50_short_ms": percentile_ms(answers.latency_s[short], 50),
+        **rate,
+        "substitutions": total.substitutions,
+        "deletions": total.deletions,
+        "insertions": total.insertions,
+        "n_words": total.n_reference,
+        "insertion_rate": total.insertions / total.n_reference,
+        "cer": count_character_errors(heard.references, heard.hypotheses).rate,
+        "repeated_5grams": sum(repeated_ngrams(reference, hypothesis) for reference, hypothesis in texts),
+        "runaways": ended.count(False) if ended else None,
+        "empty": sum(bool(reference) and not hypothesis for reference, hypothesis in texts),
+        "ece": expected_calibration_error(bins),
+        "reliability": bins,
+        "by_duration": _by_duration(heard),
+        "by_speaker": _by_speaker(heard),
     }
 
 
-def table(scores: Mapping[str, Any]) -> Group:
-    """Return the scores as a table to print, a column a system, with the comparison below it."""
-    title = f"{scores['n_eval']} held-out clips, {scores['audio_min']:.1f} min"
-    shown = Table(title=title, title_justify="left")
-    shown.add_column("")
-    for name in scores["systems"]:
-        shown.add_column(name.replace("_", ", "), justify="right")
-    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "WER": lambda s: f"{s['wer']:.4f}",
-        "  95 % interval": lambda s: "{:.3f} to {:.3f}".format(*s["wer_ci95"]),
-        "  S / D / I": lambda s: f"{s['substitutions']} / {s['deletions']} / {s['insertions']}",
-        "CER": lambda s: f"{s['cer']:.4f}",
-        "RTFx": lambda s: f"{s['rtfx']:.1f}",
-        "latency p50": lambda s: _ms(s["p50_ms"]),
-        "latency p95": lambda s: _ms(s["p95_ms"]),
-        f"p50 under {scores['short_s']:g} s": lambda s: _ms(s["p50_short_ms"]),
-    }
-    for name, show in rows.items():
-        shown.add_row(name, *(show(s) for s in scores["systems"].values()))
-    return Group(shown, *_verdict(scores))
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f} ms"
-
-
-def _verdict(scores: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"WER against {name.replace('_', ', ')}: {100 * d['value']:+.2f} points (95 %: {100 * d['low']:+.2f} to "
-        f"{100 * d['high']:+.2f}), better with probability {d['p_improvement']:.2f}"
-        for name, d in scores["difference"].items()
-    ]
-    if scores["speedup_p50_short"] is not None:
-        low, high = scores["speedup_p50_short_ci95"]
-        baseline = scores["speedup_baseline"]
-        lines.append(
-            f"{scores['speedup_p50_short']:.1f}x as fast as {baseline.replace('_', ', ')} on the median of "
-            f"{scores['speedup_clips']} clips under {scores['short_s']:g} s (95 %: {low:.1f} to {high:.1f}; "
-            f"{_ms(scores['p50_short_ms'][STUDENT])} against {_ms(scores['p50_short_ms'][baseline])})"
+def _by_duration(heard: Heard) -> list[DurationScores]:
+    buckets: dict[int, list[int]] = {}
+    for i, row in enumerate(heard.rows):
+        # Whisper's window is 30 s: a clip that fills it is not yet a long one.
+        bucket = bisect_right(DURATIONS_S[:-1], row.duration_s) - 1 + (row.duration_s > DURATIONS_S[-1])
+        buckets.setdefault(bucket, []).append(i)
+    found = list[DurationScores]()
+    for bucket, at in sorted(buckets.items()):
+        words = int(heard.words[at].sum())
+        found.append(
+            {
+                "low_s": DURATIONS_S[bucket],
+                "high_s": DURATIONS_S[bucket + 1] if bucket + 1 < len(DURATIONS_S) else None,
+                "utterances": len(at),
+                "words": words,
+                "wer": int(heard.errors[at].sum()) / words if words else None,
+            }
         )
-    return lines
+    return found
+
+
+def _by_speaker(heard: Heard) -> SpeakerScores | None:
+    of: dict[str, list[int]] = {}
+    for i, row in enumerate(heard.rows):
+        if row.speaker:
+            of.setdefault(row.speaker, []).append(i)
+    found = list[SpeakerScore]()
+    for name, at in of.items():
+        words = int(heard.words[at].sum())
+        if words:
+            wer = int(heard.errors[at].sum()) / words
+            found.append({"speaker": name, "utterances": len(at), "words": words, "wer": wer})
+    if not found:
+        return None
+    found.sort(key=lambda s: (-s["wer"], s["speaker"]))
+    macro = float(np.mean([s["wer"] for s in found]))
+    return {"speakers": len(found), "macro_wer": macro, "worst": found[:N_WORST_SPEAKERS]}
+
+
+def _score_domain(sets: Sequence[Asked], rates: Mapping[str, Array], baseline: str) -> DomainScores | None:
+    if not sets:
+        return None
+    models = list(sets[0].heard)
+    macro = np.mean([rates[a.set] for a in sets], axis=0)
+    pooled = reduce(operator.add, (a.drawn for a in sets)).rates
+    return {
+        "sets": [a.set for a in sets],
+        "utterances": sum(len(a.common.rows) for a in sets),
+        "words": sum(a.n_words for a in sets),
+        "macro": compare(macro, models, baseline),
+        "pooled": compare(pooled, models, baseline),
+    }
+
+
+def _level(condition: str) -> tuple[str, float]:
+    """Order conditions by kind, and by the number behind it: ``white@5`` before ``white@10``."""
+    kind, _, level = condition.partition("@")
+    return kind, float(level or 0)
+
+
+def _score_condition(sets: Sequence[Asked], clean: Mapping[str, Asked], baseline: str) -> ConditionScores:
+    models = list(sets[0].heard)
+    errors, words = np.zeros(len(models), dtype=np.int64), 0
+    for a in sets:
+        position = {row.id: i for i, row in enumerate(clean[a.set].common.rows)} if a.set in clean else {}
+        missing = [row.id for row in a.common.rows if row.id not in position]
+        if missing:
+            raise AskdError(
+                f"scores: {missing[0]!r} of {a.set} was scored in the condition {a.condition} and not clean"
+            )
+        at = [position[row.id] for row in a.common.rows]
+        errors += [clean[a.set].heard[name].errors[at].sum() for name in models]
+        words += int(clean[a.set].common.words[at].sum())
+    return {
+        **compare(reduce(operator.add, (a.drawn for a in sets)).rates, models, baseline),
+        "sets": [a.set for a in sets],
+        "utterances": sum(len(a.common.rows) for a in sets),
+        "words": sum(a.n_words for a in sets),
+        "clean_wer": {name: int(e) / words for name, e in zip(models, errors, strict=True)},
+    }

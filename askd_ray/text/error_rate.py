@@ -43,3 +43,32 @@ def count_character_errors(references: Sequence[str], hypotheses: Sequence[str])
         return ErrorCounts()
     out = jiwer.process_characters(list(references), list(hypotheses))
     return ErrorCounts(out.substitutions, out.deletions, out.insertions, sum(len(r) for r in out.references))
+
+
+def count_each(references: Sequence[str], hypotheses: Sequence[str]) -> list[ErrorCounts]:
+    """Return the word errors of normalised texts, utterance by utterance."""
+    if not references:
+        return []
+    out = jiwer.process_words(list(references), list(hypotheses))
+    return [
+        ErrorCounts(
+            substitutions=sum(c.ref_end_idx - c.ref_start_idx for c in chunks if c.type == "substitute"),
+            deletions=sum(c.ref_end_idx - c.ref_start_idx for c in chunks if c.type == "delete"),
+            insertions=sum(c.hyp_end_idx - c.hyp_start_idx for c in chunks if c.type == "insert"),
+            n_reference=len(words),
+        )
+        for words, chunks in zip(out.references, out.alignments, strict=True)
+    ]
+
+
+def right_words(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[bool]]:
+    """Return of each word of each hypothesis whether the alignment with its reference finds it right."""
+    if not references:
+        return []
+    out = jiwer.process_words(list(references), list(hypotheses))
+    right = [[False] * len(words) for words in out.hypotheses]
+    for words, chunks in zip(right, out.alignments, strict=True):
+        for chunk in chunks:
+            if chunk.type == "equal":
+                words[chunk.hyp_start_idx : chunk.hyp_end_idx] = [True] * (chunk.hyp_end_idx - chunk.hyp_start_idx)
+    return right

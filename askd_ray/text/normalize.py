@@ -6,8 +6,25 @@ from functools import lru_cache
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from askd_ray.config.evaluate import Normalizer
 
-@lru_cache(maxsize=2)
-def normalizer(language: str) -> Callable[[str], str]:
-    """Return Whisper's normaliser: the English one for ``en``, the basic one for every other language."""
-    return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+
+def normalizer(language: str, kind: Normalizer = "whisper") -> Callable[[str], str]:
+    """Return what makes texts comparable.
+
+    ``whisper`` is Whisper's English normaliser for ``en`` and its basic one for every other language, ``basic`` the
+    basic one for all (lower case, no punctuation), ``none`` leaves texts as they are.
+    """
+    if kind == "none":
+        return str
+    return _english() if kind == "whisper" and language == "en" else _basic()
+
+
+@lru_cache(maxsize=1)
+def _english() -> Callable[[str], str]:
+    return EnglishTextNormalizer()
+
+
+@lru_cache(maxsize=1)
+def _basic() -> Callable[[str], str]:
+    return BasicTextNormalizer()

@@ -1,10 +1,11 @@
 import math
 
+import kaldialign
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from askd_ray.text.error_rate import ErrorCounts, count_character_errors, count_word_errors
+from askd_ray.text.error_rate import ErrorCounts, count_character_errors, count_each, count_word_errors, right_words
 from askd_ray.text.normalize import normalizer
 
 
@@ -49,9 +50,41 @@ def test_counts_add_up_over_parts(pairs):
     assert count_word_errors([r for r, _ in pairs], [h for _, h in pairs]) == parts
 
 
+@given(st.lists(st.tuples(_texts, _texts), max_size=6))
+def test_each_utterance_is_counted_as_by_others(pairs):
+    references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
+    each = count_each(references, hypotheses)
+    assert sum(each, ErrorCounts()) == count_word_errors(references, hypotheses)
+    # Which of several best alignments is taken, and so how errors are called, is free; how many they are is not.
+    for (reference, hypothesis), counts in zip(pairs, each, strict=True):
+        other = kaldialign.edit_distance(reference.split(), hypothesis.split())
+        assert (counts.errors, counts.n_reference) == (other["total"], other["ref_len"])
+        assert counts.insertions - counts.deletions == other["ins"] - other["del"]
+
+
+def test_the_words_that_are_right():
+    assert right_words(["a b c d", "", "a"], ["a x c d e", "y", ""]) == [[True, False, True, True, False], [False], []]
+    assert right_words([], []) == []
+
+
+@given(st.lists(st.tuples(_texts, _texts), min_size=1, max_size=6))
+def test_right_words_are_those_without_an_error(pairs):
+    references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
+    right = right_words(references, hypotheses)
+    for counts, words, hypothesis in zip(count_each(references, hypotheses), right, hypotheses, strict=True):
+        assert len(words) == len(hypothesis.split())
+        assert words.count(False) == counts.substitutions + counts.insertions
+
+
 @pytest.mark.parametrize(
     ("language", "text", "normalised"),
     [("en", "Mr. Smith, it's TWENTY-one!", "mister smith it is 21"), ("de", "Grüße, Welt!", "grüße welt ")],
 )
 def test_normaliser_is_chosen_by_language(language, text, normalised):
     assert normalizer(language)(text) == normalised
+
+
+def test_the_kind_of_normaliser():
+    assert normalizer("en", "basic")("Mr. Smith, it's TWENTY-one!") == "mr smith it s twenty one "
+    assert normalizer("en", "none")("Mr. Smith ") == "Mr. Smith "
+    assert normalizer("de", "whisper")("Grüße!") == normalizer("de", "basic")("Grüße!") == "grüße "

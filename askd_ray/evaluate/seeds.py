@@ -1,0 +1,118 @@
+"""Runs over seeds, with the seed as the unit: would another run of this recipe do better too?"""
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from askd_ray.errors import AskdError
+
+
+class OverSeeds(TypedDict):
+    """WERs of one preset: mean, standard deviation (n - 1) and 95 % t-interval; None where one seed says nothing."""
+
+    wers: list[float]
+    mean: float
+    std: float | None
+    ci95: list[float] | None
+
+
+class SeedDifference(TypedDict):
+    """Mean difference to what is compared with (below 0: better), its 95 % t-interval, and two two-sided p-values.
+
+    ``p_t`` is that of the t-test (None for one seed, or where all differences are equal), ``p_sign_flip`` that of the
+    permutation test.
+    """
+
+    value: float
+    ci95: list[float] | None
+    p_t: float | None
+    p_sign_flip: float
+
+
+class SeedComparison(TypedDict):
+    """Presets by name, and the difference of each other one to ``against``."""
+
+    against: str | float
+    presets: dict[str, OverSeeds]
+    differences: dict[str, SeedDifference]
+
+
+def compare_seeds(wers: Mapping[str, Sequence[float]], against: str | float) -> SeedComparison:
+    """Compare presets over seeds: ``wers`` holds each one's WERs, in the same order of seeds.
+
+    ``against`` is one of the presets, and differences are taken seed by seed (a paired t-test); or one number that has
+    no seeds, as a teacher's WER, taken as known exactly (a one-sample t-test).
+
+    The t-test takes the differences for normal, which few seeds cannot show. The permutation test assumes only that a
+    difference is as likely as its negative where there is none: its p-value is the share of the 2^n ways to choose the
+    signs of n differences whose mean is at least as far from 0. It is exact up to 13 seeds, random signs beyond.
+    It cannot fall below 2 / 2^n: 0.25 with three seeds, 0.0625 with five, 0.031 with six. So fewer than six seeds never
+    reach 0.05 by it, however clear they look.
+
+    Raises :class:`AskdError` for no seeds, an unknown preset, or unequal numbers of seeds.
+    """
+    if isinstance(against, str) and against not in wers:
+        raise AskdError(f"seeds: {against!r} is none of the presets: {', '.join(wers)}")
+    base = np.asarray(wers[against]) if isinstance(against, str) else np.asarray(against)
+    for name, values in wers.items():
+        if not values:
+            raise AskdError(f"seeds: {name} has no runs")
+        if isinstance(against, str) and len(values) != len(wers[against]):
+            raise AskdError(
+                f"seeds: {name} has {len(values)} runs and {against} {len(wers[against])}: the same seeds are compared"
+            )
+    return {
+        "against": against,
+        "presets": {name: _over_seeds(values) for name, values in wers.items()},
+        "differences": {
+            name: _difference(np.asarray(values) - base) for name, values in wers.items() if name != against
+        },
+    }
+
+
+def _over_seeds(wers: Sequence[float]) -> OverSeeds:
+    values = np.asarray(wers, dtype=np.float64)
+    return {
+        "wers": values.tolist(),
+        "mean": float(values.mean()),
+        "std": float(values.std(ddof=1)) if len(values) > 1 else None,
+        "ci95": _t_interval(values),
+    }
+
+
+def _difference(differences: NDArray[np.float64]) -> SeedDifference:
+    differences = np.round(differences, 12)  # what floating point leaves is no difference
+    return {
+        "value": float(differences.mean()),
+        "ci95": _t_interval(differences),
+        "p_t": _t_test(differences),
+        "p_sign_flip": _sign_flip(differences),
+    }
+
+
+def _t_test(differences: NDArray[np.float64]) -> float | None:
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return None
+    n = len(differences)
+    t = differences.mean() / (differences.std(ddof=1) / np.sqrt(n))
+    return float(2 * stats.t.sf(abs(t), n - 1))
+
+
+def _sign_flip(differences: NDArray[np.float64]) -> float:
+    if len(differences) < 2:  # either sign is as far from 0
+        return 1.0
+    whole = np.rint(1e9 * differences)  # sums of whole numbers are exact, so that ties are ties
+    test = stats.permutation_test((whole,), np.mean, permutation_type="samples", vectorized=True, rng=0)
+    return float(test.pvalue)
+
+
+def _t_interval(values: NDArray[np.float64]) -> list[float] | None:
+    n = len(values)
+    if n < 2:
+        return None
+    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    mean = float(values.mean())
+    return [mean - half, mean + half]

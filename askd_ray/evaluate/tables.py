@@ -1,0 +1,101 @@
+"""Scores for the terminal: the verdict first, then sets, then what was done to the audio."""
+
+from collections.abc import Mapping
+
+from rich.console import Group
+from rich.table import Table
+
+from askd_ray.evaluate.non_speech import NonSpeech
+from askd_ray.evaluate.scores import DomainScores, Scores
+from askd_ray.evaluate.significance import Difference, Rate, verdict
+
+_ANSWERS = {"yes": "yes", "no": "no", "cannot tell": "cannot tell (95 % interval contains 0)"}
+
+
+def table(scores: Scores) -> Group:
+    """Return verdicts, and tables of WERs in percent with their 95 % intervals, a column a model."""
+    parts: list[str | Table] = [*verdicts(scores), _sets(scores)]
+    if scores["conditions"]:
+        parts.append(_conditions(scores))
+    if scores["non_speech"] is not None:
+        parts.append(_non_speech(scores["non_speech"]))
+    return Group(*parts)
+
+
+def verdicts(scores: Scores) -> list[str]:
+    """Say of each model, in domain and out of it, whether its WER is lower than the baseline's.
+
+    The answer is about the mean of the sets; where there are several, that about all their words comes with it.
+    """
+    return [
+        f"{name} against {scores['baseline']}, {place} ({_count(len(domain['sets']), 'set')}): " + _answer(domain, name)
+        for place, domain in _domains(scores).items()
+        for name in domain["macro"]["against_baseline"]
+    ]
+
+
+def _domains(scores: Scores) -> dict[str, DomainScores]:
+    both = {"in domain": scores["in_domain"], "out of domain": scores["out_of_domain"]}
+    return {place: domain for place, domain in both.items() if domain is not None}
+
+
+def _answer(domain: DomainScores, name: str) -> str:
+    macro, pooled = (domain[kind]["against_baseline"][name] for kind in ("macro", "pooled"))
+    said = f"lower WER: {_ANSWERS[verdict(macro)]}, {_points(macro)}"
+    return said if len(domain["sets"]) == 1 else f"{said}; word-weighted: {verdict(pooled)}, {_points(pooled)}"
+
+
+def _points(d: Difference) -> str:
+    low, high = 100 * d["low"], 100 * d["high"]
+    return (
+        f"{100 * d['value']:+.2f} points (95 %: {low:+.2f} to {high:+.2f}), better with probability "
+        f"{d['p_improvement']:.2f}"
+    )
+
+
+def _sets(scores: Scores) -> Table:
+    shown = _table("WER in %, with 95 % intervals", scores, "set", "utterances", "words")
+    for place, domain in _domains(scores).items():
+        for name in domain["sets"]:
+            one = scores["sets"][name]
+            shown.add_row(name, str(one["utterances"]), str(one["words"]), *_rates(scores, one["models"]))
+        shown.add_section()
+        if len(domain["sets"]) == 1:
+            continue  # both means are the set
+        sizes = str(domain["utterances"]), str(domain["words"])
+        shown.add_row(f"{place}, mean of sets", *sizes, *_rates(scores, domain["macro"]["models"]), style="bold")
+        shown.add_row(f"{place}, word-weighted", *sizes, *_rates(scores, domain["pooled"]["models"]), end_section=True)
+    return shown
+
+
+def _conditions(scores: Scores) -> Table:
+    shown = _table("WER in %, audio changed, all sets word-weighted", scores, "condition", "sets", "words")
+    for name, one in scores["conditions"].items():
+        shown.add_row(name, str(len(one["sets"])), str(one["words"]), *_rates(scores, one["models"]))
+    return shown
+
+
+def _non_speech(heard: NonSpeech) -> Table:
+    title = f"Where nobody speaks: {_count(heard['clips'], 'clip')}, {heard['minutes']:.1f} min"
+    shown = Table("", *heard["models"], title=title, title_justify="left")
+    shown.add_row("clips with words", *(f"{100 * m['share_with_words']:.1f} %" for m in heard["models"].values()))
+    shown.add_row("words a minute", *(f"{m['words_per_minute']:.1f}" for m in heard["models"].values()))
+    return shown
+
+
+def _table(title: str, scores: Scores, *columns: str) -> Table:
+    shown = Table(title=title, title_justify="left")
+    for i, name in enumerate((*columns, *scores["models"])):
+        shown.add_column(name, justify="right" if i else "left")
+    return shown
+
+
+def _rates(scores: Scores, models: Mapping[str, Rate]) -> list[str]:
+    return [
+        "{:.2f} ({:.2f} to {:.2f})".format(*(100 * x for x in (models[name]["wer"], *models[name]["wer_ci95"])))
+        for name in scores["models"]
+    ]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

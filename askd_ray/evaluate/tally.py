@@ -1,0 +1,130 @@
+"""What models said, beside what was said: checked to be comparable, normalised, and its errors counted once."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from askd_ray.config.evaluate import Normalizer
+from askd_ray.errors import AskdError
+from askd_ray.evaluate.hypotheses import NON_SPEECH, Hypothesis
+from askd_ray.evaluate.significance import Drawn, draw
+from askd_ray.text.error_rate import ErrorCounts, count_each
+from askd_ray.text.normalize import normalizer
+
+ByModel = Mapping[str, Mapping[str, Hypothesis]]  # model, id
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one model made of the utterances of a set: raw rows, normalised texts, word errors, by id."""
+
+    rows: tuple[Hypothesis, ...]
+    references: tuple[str, ...]
+    hypotheses: tuple[str, ...]
+    counts: tuple[ErrorCounts, ...]
+
+    @cached_property
+    def errors(self) -> NDArray[np.int64]:
+        """Word errors of each utterance, ``(n_utterances,)``."""
+        return np.asarray([c.errors for c in self.counts], dtype=np.int64)
+
+    @cached_property
+    def words(self) -> NDArray[np.int64]:
+        """Words of each reference, ``(n_utterances,)``."""
+        return np.asarray([c.n_reference for c in self.counts], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The utterances of one set in one condition, and what each model made of them: the same, in the same order."""
+
+    set: str
+    condition: str
+    in_domain: bool
+    heard: dict[str, Heard]
+
+    @property
+    def common(self) -> Heard:
+        """Any of the models' answers, for what all have in common: the utterances and their words."""
+        return next(iter(self.heard.values()))
+
+    @cached_property
+    def n_words(self) -> int:
+        """Words of all references."""
+        return int(self.common.words.sum())
+
+    @property
+    def minutes(self) -> float:
+        """Audio of all utterances."""
+        return sum(row.duration_s for row in self.common.rows) / 60
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """Bootstrap samples; those of each set are its own."""
+        errors = np.column_stack([heard.errors for heard in self.heard.values()])
+        return draw(errors, self.common.words, seed=zlib.crc32(self.set.encode()))
+
+
+def tally(rows: Sequence[Hypothesis], baseline: str, kind: Normalizer) -> list[Asked]:
+    """Group rows by set and condition, in the order of their names, and count errors; the baseline is the first model.
+
+    Raises :class:`AskdError` where models cannot be compared: the baseline is missing, a model was asked twice, was not
+    asked all utterances, or was given others under the same ids; a set is said to be in domain and out of it; and for a
+    set without a word, or words in :data:`NON_SPEECH`.
+    """
+    models = sorted({row.model for row in rows}, key=lambda name: (name != baseline, name))
+    if baseline not in models:
+        raise AskdError(f"scores: the baseline {baseline!r} is none of the models: {', '.join(models) or 'no rows'}")
+    domains = {(row.set, row.in_domain) for row in rows}
+    for name, in_domain in sorted(domains):
+        if in_domain and (name, False) in domains:
+            raise AskdError(f"scores: {name} is in domain in one row and out of domain in another")
+    groups: dict[tuple[str, str], dict[str, dict[str, Hypothesis]]] = {}
+    for row in rows:
+        by_id = groups.setdefault((row.set, row.condition), {name: {} for name in models})[row.model]
+        if row.id in by_id:
+            raise AskdError(f"scores: {row.model} has two rows of {row.id!r} ({row.set}, {row.condition})")
+        by_id[row.id] = row
+    text = {
+        (language, raw): " ".join(normalizer(language, kind)(raw).split())
+        for language, raw in {(row.language, raw) for row in rows for raw in (row.reference, row.hypothesis)}
+    }
+    return [_asked(where, groups[where], baseline, text) for where in sorted(groups)]
+
+
+def _asked(where: tuple[str, str], by_model: ByModel, baseline: str, text: Mapping[tuple[str, str], str]) -> Asked:
+    name, condition = where
+    place, expected = f"({name}, {condition})", by_model[baseline]
+    for model, by_id in by_model.items():
+        for one, other in ((model, baseline), (baseline, model)):
+            missing = sorted(by_model[other].keys() - by_model[one].keys())
+            if missing:
+                raise AskdError(
+                    f"scores: {one} lacks {len(missing)} of the utterances that {other} was asked {place}, such as "
+                    f"{missing[0]!r}: models are compared on the same ones"
+                )
+        for row in by_id.values():
+            if _given(row) != _given(expected[row.id]):
+                raise AskdError(f"scores: {row.id!r} {place} is not the same for {model} as for {baseline}")
+    heard = {model: _heard([by_id[i] for i in sorted(by_id)], text) for model, by_id in by_model.items()}
+    first = heard[baseline]
+    if name == NON_SPEECH and first.words.any():
+        raise AskdError(f"scores: the references of {name} have words, and nothing is said there")
+    if name != NON_SPEECH and not first.words.any():
+        raise AskdError(f"scores: no reference has a word after normalisation {place}")
+    return Asked(name, condition, first.rows[0].in_domain, heard)
+
+
+def _given(row: Hypothesis) -> tuple[object, ...]:
+    """What a row says of its utterance, not of the model."""
+    return row.speaker, row.language, row.duration_s, row.reference
+
+
+def _heard(rows: Sequence[Hypothesis], text: Mapping[tuple[str, str], str]) -> Heard:
+    references = tuple(text[row.language, row.reference] for row in rows)
+    hypotheses = tuple(text[row.language, row.hypothesis] for row in rows)
+    return Heard(tuple(rows), references, hypotheses, tuple(count_each(references, hypotheses)))

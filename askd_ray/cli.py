@@ -121,6 +121,19 @@ def study(recipe: RecipeOption = "study_cpu", set_: SetOption = None, force: For
 
 
 @app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Evaluated runs: their folders, or names under runs/.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes: by default RUN/evaluate/report.html, or report.html.")
+    ] = None,
+) -> None:
+    """Write the evaluation of runs as one HTML page, and as Markdown: verdict, tables, plots, the worst utterances."""
+    from askd_ray.evaluate.report import write
+
+    console.print(f"report: {write.report(runs, out)}")
+
+
+@app.command()
 def serve(
     bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")],
     host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you say otherwise.")] = "127.0.0.1",

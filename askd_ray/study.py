@@ -12,6 +12,7 @@ from askd_ray.data.prepare import prepare
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import NON_SPEECH
 from askd_ray.evaluate.ray_evaluate import SCORES, TEACHER, compare
+from askd_ray.evaluate.report.write import report
 from askd_ray.evaluate.scores import Scores
 from askd_ray.evaluate.seeds import SeedComparison, compare_seeds
 from askd_ray.evaluate.sets import read_sets
@@ -57,11 +58,15 @@ def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
     first = next(iter(runs))  # all students are of one shape
     speed = measure_speed({first: models[first], TEACHER: models[TEACHER]}, TEACHER, clips, recipe.evaluate)
-    write_json(run.path / "evaluate" / SCORES, {**scores, "speed": speed, "left_out": left_out})
+    evaluated = {**scores, "speed": speed, "left_out": left_out}
+    write_json(run.path / "evaluate" / SCORES, evaluated)
+    run.finish("evaluate", "", evaluated, begun)
     comparison = over_seeds(scores, study)
     result = {"seeds": list(study.seeds), "comparison": comparison, "speed": speed}
     console.print(*(study_table(place, found) for place, found in comparison.items()), speed_table(speed))
-    return run.finish("study", "", result, begun)
+    run.finish("study", "", result, begun)
+    console.print(f"report: {report([str(run.path)])}")
+    return result
 
 
 def _run_of(recipe: Recipe, arm: str, seed: int) -> Recipe:

@@ -1,0 +1,87 @@
+"""A report as Markdown, with its plots as files beside it."""
+
+import re
+
+from askd_ray.evaluate.report.document import (
+    Answers,
+    Audio,
+    Block,
+    Clip,
+    Clips,
+    Code,
+    Document,
+    Figure,
+    Legend,
+    Said,
+    Table,
+    Text,
+)
+from askd_ray.text.alignment import AlignedWord
+
+_LEGEND = (
+    "Texts are normalised and aligned as they were scored. [said→heard]: another word was heard. [-said]: a word was "
+    "not heard. [+heard]: a word was heard that was not said."
+)
+_SPECIAL = re.compile(r"([\\`*_\[\]<>&|#~])")
+
+
+def to_markdown(document: Document, figures: str) -> str:
+    """Return the document as Markdown; its plots are ``<figures>/<name>.png``."""
+    parts = [f"# {_plain(document.title)}"]
+    for section in document.sections:
+        parts.append(f"## {_plain(section.title)}")
+        parts += [_block(block, figures) for block in section.blocks]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _block(block: Block, figures: str) -> str:
+    match block:
+        case Text():
+            return _plain(block.text)
+        case Answers():
+            return "\n".join(f"- {_plain(a.question)} **{_plain(a.answer)}.** {_plain(a.why)}" for a in block.answers)
+        case Table():
+            return f"{_plain(block.caption)}:\n\n{_table(block)}"
+        case Figure():
+            return f"![{_plain(block.caption)}]({figures}/{block.name}.png)"
+        case Code():
+            return f"{_plain(block.caption)}:\n\n{_indented(block.text)}"
+        case Legend():
+            return _plain(_LEGEND)
+        case Clips():
+            return "\n\n".join(_clip(clip) for clip in block.clips)
+
+
+def _table(table: Table) -> str:
+    marks = ["---:" if figures else "---" for figures in table.figures]
+    lines = [[_plain(cell) for cell in table.head], marks, *([_plain(cell) for cell in row] for row in table.rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _clip(clip: Clip) -> str:
+    sound = [] if isinstance(clip.audio, Audio) else [f"- ({_plain(clip.audio)})"]
+    lines = [f"- said: {_plain(clip.reference)}", *map(_said, clip.said), *sound]
+    return "\n".join([f"**{_plain(clip.title)}**", "", *lines])
+
+
+def _said(said: Said) -> str:
+    more = f" ... and {said.n_more} more" if said.n_more else ""
+    text = " ".join(map(_word, said.aligned))
+    return f"- {_plain(said.model)}, {said.errors} of {said.words} wrong: {_plain(text + more)}"
+
+
+def _word(word: AlignedWord) -> str:
+    if word.is_right:
+        return word.said
+    if word.said and word.heard:
+        return f"[{word.said}→{word.heard}]"
+    return f"[-{word.said}]" if word.said else f"[+{word.heard}]"

@@ -1,0 +1,85 @@
+"""The evaluations that a report is about: one run's, or several runs' on the sets that all of them have."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from askd_ray.config.schema import Recipe
+from askd_ray.errors import AskdError
+from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, Hypothesis, read_hypotheses
+from askd_ray.evaluate.report.common import STUDENT, merged
+from askd_ray.evaluate.scores import Scores, score
+from askd_ray.evaluate.tally import Asked, tally
+from askd_ray.files import read_json
+from askd_ray.runs import Run
+
+HYPOTHESES, SCORES = "hypotheses.parquet", "scores.json"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What is reported.
+
+    ``runs`` and ``stored``, their scores.json, go by the runs' names. ``students`` says of the models that the report
+    is about whose they are. ``clean`` is what was heard in each set of speech as it is, and ``left_out`` says what of
+    several runs could not be compared.
+    """
+
+    runs: Mapping[str, Run]
+    stored: Mapping[str, Mapping[str, Any]]
+    scores: Scores
+    students: Mapping[str, str]
+    clean: tuple[Asked, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def find_run(name_or_folder: str) -> Run:
+    """Return an evaluated run, by its folder or by its name under ``runs``, with the recipe that it was evaluated by.
+
+    Raises :class:`AskdError` when there is none, or it has not been evaluated.
+    """
+    places = [Path(name_or_folder).expanduser(), Path("runs") / name_or_folder]
+    folder = next((place.resolve() for place in places if (place / "recipe.yaml").is_file()), None)
+    if folder is None:
+        raise AskdError(f"no run {name_or_folder!r}: neither that nor {places[1]} is a folder with a recipe.yaml")
+    here = {"name": folder.name, "runs_root": str(folder.parent)}  # wherever the run lies by now
+    record = Run(Recipe().model_copy(update=here)).record("evaluate")
+    if record is None or not all((folder / "evaluate" / name).is_file() for name in (SCORES, HYPOTHESES)):
+        raise AskdError(f"run {folder}: stage 'evaluate' has not finished: run `askd evaluate` first")
+    try:
+        return Run(Recipe.model_validate(record["recipe"]).model_copy(update=here))
+    except ValidationError:
+        raise AskdError(
+            f"run {folder} was evaluated by another version of askd-ray, with other settings: run `askd evaluate` again"
+        ) from None
+
+
+def read_evaluations(runs: Sequence[Run]) -> Evaluated:
+    """Read what the stage left of each run. Several are scored anew together, on what all of them were asked.
+
+    Raises :class:`AskdError`: runs of one name, nothing in common, or files that cannot be read.
+    """
+    named = {run.recipe.name: run for run in runs}
+    if len(named) < len(runs):
+        raise AskdError(f"report of {', '.join(r.recipe.name for r in runs)}: each run once, and each by its own name")
+    stored = {name: cast(dict[str, Any], read_json(run.path / "evaluate" / SCORES)) for name, run in named.items()}
+    rows = {name: read_hypotheses(run.path / "evaluate" / HYPOTHESES) for name, run in named.items()}
+    first, (its_rows, *others) = next(iter(named)), rows.values()
+    scores = cast(Scores, stored[first])
+    if not others:
+        models = [model for model in scores["models"] if model != scores["baseline"]]
+        students = dict.fromkeys([STUDENT] if STUDENT in models else models, first)
+        return Evaluated(named, stored, scores, students, _clean(its_rows, scores))
+    together = merged(rows)
+    baseline = together.names[first, scores["baseline"]]
+    scores = score(together.rows, baseline, scores["normalizer"])
+    students = {together.names[run, STUDENT]: run for run in named if (run, STUDENT) in together.names}
+    return Evaluated(named, stored, scores, students, _clean(together.rows, scores), together.left_out)
+
+
+def _clean(rows: Sequence[Hypothesis], scores: Scores) -> tuple[Asked, ...]:
+    spoken = [row for row in rows if row.condition == CLEAN and row.set != NON_SPEECH]
+    return tuple(tally(spoken, scores["baseline"], scores["normalizer"]))

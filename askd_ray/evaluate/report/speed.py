@@ -1,0 +1,130 @@
+"""What a report says of speed and cost: the speed-up, latency by length, throughput, and on what they were measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from askd_ray.evaluate.report.common import STUDENT
+from askd_ray.evaluate.report.document import Answer, Block, Section, Table, Text, count
+from askd_ray.evaluate.report.plots import Curve, Panel, draw_panels
+from askd_ray.evaluate.report.runs import Evaluated
+
+Speed = Mapping[str, Any]
+"""What :func:`askd_ray.evaluate.speed.measure_speed` returns, through JSON."""
+Models = Mapping[str, Mapping[str, Any]]
+"""Its ``models``, under the names that they have in the report."""
+
+_COSTS = {
+    "rtfx": "RTFx",
+    "p50_ms": "latency p50, ms",
+    "p95_ms": "latency p95, ms",
+    "p99_ms": "latency p99, ms",
+    "first_call_ms": "first call, ms",
+    "open_s": "opening, s",
+    "memory_mb": "peak memory, MB",
+    "params_m": "parameters, M",
+    "multiply_adds_g": "multiply-adds, G",
+    "window": "window",
+}
+
+
+def _speeds(evaluated: Evaluated) -> dict[str, Speed]:
+    return {run: stored["speed"] for run, stored in evaluated.stored.items() if stored.get("speed")}
+
+
+def speed_answers(evaluated: Evaluated) -> Iterator[Answer]:
+    """Say how many times as fast each student is as what it was timed beside."""
+    speeds = _speeds(evaluated)
+    for student, run in evaluated.students.items():
+        speed = speeds.get(run)
+        if speed is None or STUDENT not in speed["speedup"]:
+            continue
+        faster, on = speed["speedup"][STUDENT], speed["hardware"]
+        every, short = faster["all"], faster.get("short")
+        answer = f"{every['value']:.1f}x"
+        why = f"On the median of {count(speed['clips'], 'clip')} of all lengths: {_range(every)}"
+        if short:
+            answer += f"; {short['value']:.1f}x on short clips"
+            why += (
+                f". On {count(short['clips'], 'clip')} under {speed['short_s']:g} s: {_range(short)}, "
+                f"{_figure(short['ms'])} ms against {_figure(short['baseline_ms'])} ms"
+            )
+        yield Answer(
+            f"How many times as fast as {speed['speedup_against']} is {student}?",
+            answer,
+            f"{why}. Measured on {on['cpu']} ({on['device']}, {count(on['threads'], 'thread')}), {speed['decoding']}.",
+            "good" if every["low"] > 1 else "bad" if every["high"] < 1 else "open",
+        )
+
+
+def _range(of: Mapping[str, float]) -> str:
+    return f"{of['value']:.2f} times as fast (95 %: {of['low']:.2f} to {of['high']:.2f})"
+
+
+def speed_sections(evaluated: Evaluated) -> Iterator[Section]:
+    """Yield a section a run that was timed: the models in it were timed beside one another."""
+    students = {run: student for student, run in evaluated.students.items()}
+    order, alone = evaluated.scores["models"], len(evaluated.runs) == 1
+    for number, (run, speed) in enumerate(_speeds(evaluated).items(), start=1):
+        named = {students.get(run, model) if model == STUDENT else model: of for model, of in speed["models"].items()}
+        models = {model: named[model] for model in sorted(named, key=lambda m: (m not in order, _place(order, m)))}
+        blocks = (*_costs(speed, models), *_latency(models, order, f"latency-{number}"), *_throughput(models))
+        yield Section("Speed and cost" if alone else f"Speed and cost: {run}", blocks)
+
+
+def _place(order: Sequence[str], model: str) -> int:
+    return order.index(model) if model in order else len(order)
+
+
+def _costs(speed: Speed, models: Models) -> Iterator[Block]:
+    on = speed["hardware"]
+    yield Text(
+        f"{on['cpu']}, {count(on['cores'], 'core')}, {count(on['threads'], 'thread')}, device {on['device']}; "
+        f"{speed['decoding']}; {count(speed['clips'], 'clip')}, spread over all lengths. Each model has a process of "
+        f"its own; they were warmed up and took turns. {', '.join(f'{p} {v}' for p, v in speed['versions'].items())}."
+    )
+    rows = [
+        (label, *(_figure(of.get(key)) for of in models.values()))
+        for key, label in _COSTS.items()
+        if any(key in of for of in models.values())
+    ]
+    yield Table("Speed and cost, one clip at a time", ("", *models), tuple(rows))
+    yield Text(
+        "RTFx: seconds of audio transcribed in a second. Multiply-adds: of a clip of 5 s in the window that the model "
+        "takes.",
+        remark=True,
+    )
+
+
+def _latency(models: Models, order: Sequence[str], name: str) -> Iterator[Block]:
+    buckets = {model: of["by_duration"] for model, of in models.items()}
+    lengths = [f"{b['from_s']:g} to {b['to_s']:g} s" for b in next(iter(buckets.values()))]
+    curves = [
+        Curve(model, range(len(lengths)), [b[key] for b in at], kind=kind)
+        for model, at in buckets.items()
+        for key, kind in (("p50_ms", ""), ("p95_ms", "p95"))
+    ]
+    panel = Panel("", "length of the clip", "latency, ms", curves, dict(enumerate(lengths)))
+    caption = "Latency by length of the clip: median, and 95th percentile dashed."
+    others = [model for model in models if model not in order]
+    yield from draw_panels(name, caption, [panel], [*order, *others])
+    rows = [
+        (f"{length} ({count(at[i]['clips'], 'clip')})", model, *(_figure(at[i][f"p{p}_ms"]) for p in (50, 95, 99)))
+        for i, length in enumerate(lengths)
+        for model, at in buckets.items()
+    ]
+    head = ("length", "model", "p50, ms", "p95, ms", "p99, ms")
+    yield Table("Latency by length of the clip", head, tuple(rows), n_labels=2)
+
+
+def _throughput(models: Models) -> Iterator[Block]:
+    rates = {model: of["throughput"] for model, of in models.items() if of.get("throughput")}
+    sizes = list(dict.fromkeys(size for at in rates.values() for size in at))
+    if sizes:
+        rows = tuple((size, *(_figure(at.get(size)) for at in rates.values())) for size in sizes)
+        yield Table("Throughput: seconds of audio a second, by clips at a time", ("clips", *rates), rows)
+
+
+def _figure(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -86,7 +86,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    runs = [(Kill(rng.choice(KINDS), rng.randint(0, LAST_KILL)),) for _ in range(options.kills)]
+    kinds = [KINDS[number % len(KINDS)] for number in range(options.kills)]  # each kind as often as the others
+    runs = [(Kill(kind, rng.randint(0, LAST_KILL)),) for kind in rng.sample(kinds, len(kinds))]
     if options.quick:
         runs = [(Kill("worker", 2), Kill("node", 8))]
     table = Table("killed", "after step", "s", "weights", "lost", "doubled", title=f"{STEPS} steps, killed")

@@ -24,7 +24,8 @@ class _RateColumn(ProgressColumn):
     """Completed units a second."""
 
     def render(self, task: Task) -> Text:
-        rate = task.finished_speed or task.speed
+        # Rich's speed is that of the last moments; of what has ended, the whole counts.
+        rate = task.completed / task.elapsed if task.finished and task.elapsed else task.speed
         return Text(f"{rate:.1f} {task.fields['unit']}/s" if rate else "", style="cyan")
 
 

@@ -28,26 +28,23 @@ class Answers:
         return Answers(tuple(self.texts[i] for i in clips), self.latency_s[list(clips)])
 
 
-def ask(
-    systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1, warm_up: bool = True
-) -> dict[str, Answers]:
+def ask(systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1) -> dict[str, Answers]:
     """Give every clip to every system, one at a time, and return the answers.
 
     The systems take turns of :data:`TURN_CLIPS` clips, and who goes first rotates, so that a slow minute of the machine
     falls on all. A turn begins with a pause and a clip that does not count: the threads of the system before go to
-    sleep, its own wake up; without ``warm_up`` the first clip counts. With ``repeats``, the median time of a clip does.
+    sleep, its own wake up. With ``repeats``, the median time of a clip counts.
     """
     names = list(systems)
     texts: dict[str, list[str]] = {name: [] for name in names}
     times: dict[str, list[list[float]]] = {name: [] for name in names}
-    with bar("Evaluating", len(utterances), "clips") as progress:
+    with bar("time clips", len(utterances), "clip") as progress:
         for turn, start in enumerate(range(0, len(utterances), TURN_CLIPS)):
             clips = utterances[start : start + TURN_CLIPS]
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 time.sleep(_PAUSE_S)
-                if warm_up:
-                    systems[name].transcribe(clips[0].audio, clips[0].language)
+                systems[name].transcribe(clips[0].audio, clips[0].language)
                 for clip in clips:
                     text, took = _timed(systems[name], clip, repeats)
                     texts[name].append(text)

@@ -55,7 +55,7 @@ def speculative_scores(
     texts: list[list[int]] = []
     found: list[Speculated] = []
     alone_s, together_s = np.zeros(len(utterances)), np.zeros(len(utterances))
-    with bar("Speculating", len(utterances), "clips") as progress:
+    with bar("speculative decoding", len(utterances), "clip") as progress:
         for i, utterance in enumerate(utterances):
             if i % 2:
                 drafted, together_s[i] = _timed(pair.together, utterance)

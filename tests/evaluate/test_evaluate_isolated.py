@@ -1,5 +1,6 @@
 import os
 
+import numpy as np
 import pytest
 
 from askd_ray.errors import AskdError
@@ -29,9 +30,14 @@ def test_a_system_answers_from_another_process_that_ends_with_it():
         assert int(pid) != os.getpid()
         assert system.call("transcribe", b"y", "de").split()[1:3] == ["y", "de"]
         assert 0.0 <= system.opened_s < 5.0
-        assert 5.0 < system.peak_mb() < 5000.0
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
+
+
+def test_the_memory_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    ours = np.ones(100_000_000)  # 800 MB
+    with Isolated(Echo, "hello") as system:
+        assert 10.0 < system.peak_mb() < ours.nbytes / 1e6
 
 
 def test_errors_come_back():

@@ -48,12 +48,6 @@ def test_the_sample_is_spread_over_durations():
     assert evenly([], 3) == []
 
 
-def test_without_a_warm_up_the_first_clip_counts():
-    asked: list[str] = []
-    ask({"x": Recorder("x", asked)}, [CLIP], warm_up=False)
-    assert asked == ["x"]
-
-
 def test_the_median_of_repeats_counts(monkeypatch: pytest.MonkeyPatch):
     clock = iter([0.0, 9.0, 10.0, 11.0, 20.0, 22.0])  # 9 s, 1 s, 2 s
     monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))

@@ -37,9 +37,9 @@ class Evaluate(Section):
     for them (null: synthetic ones). ``non_speech`` counts the words heard where nobody speaks; ``speculative`` runs the
     student as draft model of its teacher.
 
-    Speed is measured on ``threads`` threads (0: all cores). With ``stock`` the speed-up is against the teacher in
-    faster-whisper as people run it, on ``stock_clips`` clips under ``short_s``; without, against the teacher in our
-    engine.
+    Speed is measured on ``speed_clips`` clips spread over all durations, on ``threads`` threads (0: all cores), and at
+    ``batch_sizes`` besides. With ``stock`` the speed-up is against the teacher in faster-whisper as people run it;
+    without, against the teacher in our engine. That of clips under ``short_s`` is told apart.
     """
 
     split: Literal["dev", "test"] | None = "test"
@@ -56,7 +56,8 @@ class Evaluate(Section):
     repeats: Count = 1
     short_s: Positive = 5.0
     stock: bool = True
-    stock_clips: Count = 32
+    speed_clips: Count = 48
+    batch_sizes: tuple[Count, ...] = ()
 
     @model_validator(mode="after")
     def _something_is_scored(self) -> "Evaluate":

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from askd_ray.config.candidate import check_space
+from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.tune import DEFAULT_SPACE
@@ -74,8 +75,19 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
             "student": recipe.student.model_copy(update={"init": _model(recipe.student.init)}),
             "augment": recipe.augment.model_copy(update=sounds),
             "tracking": _tracking(recipe.tracking),
+            "evaluate": _evaluate(recipe.evaluate),
         }
     )
+
+
+def _evaluate(settings: Evaluate) -> Evaluate:
+    sounds = {name: getattr(settings, name) for name in ("noise_files", "room_files")}
+    changes = {
+        "sets": tuple(s.model_copy(update={"path": _absolute(s.path)}) for s in settings.sets),
+        "models": {name: _model(reference) for name, reference in settings.models.items()},
+        **{name: pattern and _absolute(pattern) for name, pattern in sounds.items()},
+    }
+    return settings.model_copy(update=changes)
 
 
 def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, cast
 from askd_ray.errors import AskdError, did_you_mean
 from askd_ray.location import Location
 
-COLUMNS = ("audio", "text", "id", "speaker", "domain", "language", "licence", "start_s", "end_s")
+COLUMNS = ("audio", "text", "id", "speaker", "domain", "language", "licence", "split", "start_s", "end_s")
 """The columns of a manifest; the first two must be there."""
 
 SUFFIXES = (".jsonl", ".tsv", ".csv")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from askd_ray.data.schema import Utterance
-from askd_ray.evaluate.systems import System
+from askd_ray.evaluate.timed import System
 from askd_ray.progress import bar
 
 TURN_CLIPS = 10
@@ -28,12 +28,14 @@ class Answers:
         return Answers(tuple(self.texts[i] for i in clips), self.latency_s[list(clips)])
 
 
-def ask(systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1) -> dict[str, Answers]:
+def ask(
+    systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1, warm_up: bool = True
+) -> dict[str, Answers]:
     """Give every clip to every system, one at a time, and return the answers.
 
     The systems take turns of :data:`TURN_CLIPS` clips, and who goes first rotates, so that a slow minute of the machine
     falls on all. A turn begins with a pause and a clip that does not count: the threads of the system before go to
-    sleep, its own wake up. With ``repeats``, the median time of a clip counts.
+    sleep, its own wake up; without ``warm_up`` the first clip counts. With ``repeats``, the median time of a clip does.
     """
     names = list(systems)
     texts: dict[str, list[str]] = {name: [] for name in names}
@@ -44,7 +46,8 @@ def ask(systems: Mapping[str, System], utterances: Sequence[Utterance], repeats:
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 time.sleep(_PAUSE_S)
-                systems[name].transcribe(clips[0].audio, clips[0].language)
+                if warm_up:
+                    systems[name].transcribe(clips[0].audio, clips[0].language)
                 for clip in clips:
                     text, took = _timed(systems[name], clip, repeats)
                     texts[name].append(text)
@@ -62,11 +65,11 @@ def _timed(system: System, clip: Utterance, repeats: int) -> tuple[str, list[flo
     return text, took
 
 
-def short_sample(utterances: Sequence[Utterance], short_s: float, n_clips: int) -> list[Utterance]:
-    """Return up to ``n_clips`` of the clips shorter than ``short_s``, spread evenly over their durations."""
-    short = sorted((u for u in utterances if u.duration_s < short_s), key=lambda u: (u.duration_s, u.id))
-    picked = np.linspace(0, len(short) - 1, min(n_clips, len(short))).round().astype(int) if short else []
-    return [short[i] for i in picked]
+def evenly(utterances: Sequence[Utterance], n_clips: int) -> list[Utterance]:
+    """Return up to ``n_clips`` of the utterances, spread evenly over their durations, shortest first."""
+    ordered = sorted(utterances, key=lambda u: (u.duration_s, u.id))
+    picked = np.linspace(0, len(ordered) - 1, min(n_clips, len(ordered))).round().astype(int) if ordered else []
+    return [ordered[i] for i in picked]
 
 
 def percentile_ms(latency_s: NDArray[np.float64], percentile: float) -> float | None:

@@ -1,54 +1,130 @@
-"""What is compared: anything that turns the bytes of an audio file into text."""
+"""What is compared: any model that a reference names, as something that turns waveforms into text."""
 
 import io
+import os
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
-from askd_ray.audio.decode import AudioError, decode
-from askd_ray.audio.units import PADDED_S
+import httpx
+import soundfile
+
+from askd_ray.audio.decode import Waveform
+from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
-from askd_ray.models.engine import Engine
+from askd_ray.files import sha256_of_file
+from askd_ray.models.bundle import BundleInfo, Device, open_engine, read_bundle
+from askd_ray.models.engine import Decoding
+from askd_ray.models.load import ctranslate2_folder, fingerprint
+from askd_ray.torch_setup import best_device
+
+_KEY = "OPENAI_API_KEY"
+_PATIENCE_S = 300.0
 
 
-class System(Protocol):
-    """A recogniser. Everything between the encoded audio and the text is its own affair, and its own time."""
+@dataclass(frozen=True)
+class Heard:
+    """What a model heard in a clip, and how sure it was of each token, where it tells."""
 
-    def transcribe(self, audio: bytes, language: str) -> str:
-        """Return the text of one clip of at most 30 s."""
+    text: str
+    token_texts: tuple[str, ...] | None = None
+    token_probs: tuple[float, ...] | None = None
+    ended: bool | None = None
+
+
+class Recogniser(Protocol):
+    """A model that is being compared."""
+
+    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:
+        """Return what is said in each clip."""
         ...
 
 
-class EngineSystem:
-    """Our engine. With ``silence_s`` it encodes trimmed windows, with None 30 s."""
+def is_url(reference: str) -> bool:
+    """Whether a model reference is a server's URL."""
+    return reference.startswith(("http://", "https://"))
 
-    def __init__(self, folder: Path, silence_s: float | None, threads: int):
-        self._engine = Engine(folder, compute_type="int8", threads=threads, silence_s=silence_s)
 
-    def transcribe(self, audio: bytes, language: str) -> str:
-        """Decode the audio and transcribe it.
+def device() -> Device:
+    """Return where models run here."""
+    return "cuda" if best_device().type == "cuda" else "cpu"
 
-        Raises :class:`AskdError` when the audio cannot be decoded.
+
+def bundle_info(reference: str) -> BundleInfo:
+    """Return the CTranslate2 folder and the window of a model reference that is no URL; converts it where needed.
+
+    Raises :class:`AskdError` when there is no such model.
+    """
+    folder = Path(reference).expanduser()
+    if (folder / "bundle.json").is_file():
+        return read_bundle(folder, device())
+    return read_bundle(ctranslate2_folder(reference), device())
+
+
+def weights_hash(reference: str) -> str:
+    """Return what tells a model's answers apart from another's: a hash of its weights; of a server nobody knows."""
+    if is_url(reference):
+        return uuid4().hex
+    if (Path(reference).expanduser() / "bundle.json").is_file():
+        info = bundle_info(reference)
+        return f"{sha256_of_file(info.folder / 'model.bin')}/{info.silence_s}"
+    return fingerprint(reference)
+
+
+def open_recogniser(reference: str, threads: int = 0) -> Recogniser:
+    """Open a model: a bundle in its trimmed windows, every other one in 30 s windows, or a server.
+
+    Raises :class:`AskdError` when there is no such model.
+    """
+    return _Server(reference) if is_url(reference) else _Local(bundle_info(reference), threads)
+
+
+class _Local:
+    """Our engine, greedy, in int8 on the CPU and float16 on a GPU."""
+
+    def __init__(self, info: BundleInfo, threads: int):
+        self._engine = open_engine(info, device(), threads, Decoding(confidence=True))
+
+    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:
+        """Return what is said in each clip, token by token."""
+        heard = self._engine.transcribe(waveforms, language)
+        return [Heard(t.text, t.token_texts, t.token_probs, t.ended) for t in heard]
+
+
+class _Server:
+    """A model behind the OpenAI audio API, one clip a request. ``OPENAI_API_KEY`` is sent where it is set."""
+
+    def __init__(self, url: str):
+        address, _, self._model = url.partition("#")
+        if not self._model:
+            raise AskdError(f"model {url}: the model's name is missing: {address}#NAME")
+        key = os.environ.get(_KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._url = f"{address.rstrip('/')}/audio/transcriptions"
+        self._client = httpx.Client(headers=headers, timeout=_PATIENCE_S)
+
+    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:
+        """Return what is said in each clip.
+
+        Raises :class:`AskdError` when the server does not answer, or with an error.
         """
+        return [Heard(self._ask(waveform, language)) for waveform in waveforms]
+
+    def _ask(self, waveform: Waveform, language: str) -> str:
+        file = io.BytesIO()
+        soundfile.write(file, waveform, SAMPLE_RATE_HZ, format="FLAC")
+        fields = {"model": self._model, "language": language, "temperature": "0"}
         try:
-            waveform = decode(audio, max_s=PADDED_S)
-        except AudioError as error:
-            raise AskdError(f"evaluate: a held-out clip cannot be decoded: {error}") from None
-        return self._engine.transcribe([waveform], language)[0].text
-
-
-class StockSystem:
-    """faster-whisper as people run it, greedy and in int8. It comes with the extra ``demo``."""
-
-    def __init__(self, folder: Path, threads: int):
-        from faster_whisper import WhisperModel
-
-        self._model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
-
-    def transcribe(self, audio: bytes, language: str) -> str:
-        """Decode the audio and transcribe it; the segments are a generator, so reading them is the work."""
-        segments, _ = self._model.transcribe(io.BytesIO(audio), language=language, beam_size=1, temperature=0.0)
-        return "".join(segment.text for segment in segments).strip()
+            answer = self._client.post(self._url, data=fields, files={"file": ("clip.flac", file.getvalue())})
+            return str(answer.raise_for_status().json()["text"])
+        except httpx.HTTPStatusError as error:
+            said = " ".join(error.response.text.split())[:200]
+            raise AskdError(f"{self._url} answers {error.response.status_code}: {said}") from None
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise AskdError(f"{self._url} does not answer as the OpenAI audio API does: {error}") from None
 
 
 def cpu_model() -> str:

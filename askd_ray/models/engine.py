@@ -14,7 +14,7 @@ import torch
 
 from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import PADDED_S, PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of, window_samples
+from askd_ray.audio.units import HOP_LENGTH, PADDED_S, PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of, window_samples
 from askd_ray.errors import AskdError
 from askd_ray.text.tokens import MOST_TOKENS, Tokens, most_tokens
 from askd_ray.torch_setup import n_cores
@@ -29,7 +29,8 @@ class Transcript:
 
     ``token_ids`` come without prompt and end token; ``avg_logprob`` is the mean log-probability of the tokens and the
     end token, in nats; ``no_speech_prob`` is the model's own, which a student may have unlearnt. Where ``ended`` is
-    False the decoding ran into its limit: the model did not stop by itself.
+    False the decoding ran into its limit: the model did not stop by itself. Where :attr:`Decoding.confidence` asks for
+    them, ``token_texts`` is what each token adds to the text, and ``token_probs`` how probable it was.
     """
 
     text: str
@@ -37,15 +38,21 @@ class Transcript:
     avg_logprob: float
     no_speech_prob: float
     ended: bool = True
+    token_texts: tuple[str, ...] = ()
+    token_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is searched for: ``beam_size`` 1 is greedy; ``previous`` is text that stands before the transcript."""
+    """How text is searched for: ``beam_size`` 1 is greedy; ``previous`` is text that stands before the transcript.
+
+    ``confidence`` also asks how probable each token was: the decoder reads the text once more, without timestamps.
+    """
 
     beam_size: int = 1
     timestamps: bool = False
     previous: str = ""
+    confidence: bool = False
 
 
 GREEDY = Decoding()
@@ -124,8 +131,9 @@ class Engine:
         # CTranslate2 allows half of max_length as new tokens, and what is left behind the prompt's last but one token.
         most = min(most_tokens(window / SAMPLE_RATE_HZ), 2 * MOST_TOKENS - len(prompt))
         max_length = max(2 * most, most + len(prompt) - 1)
+        states = self._model.encode(ctranslate2.StorageView.from_array(log_mel.numpy()))
         results = self._model.generate(
-            ctranslate2.StorageView.from_array(log_mel.numpy()),
+            states,
             [list(prompt)] * len(waveforms),
             beam_size=self._decoding.beam_size,
             max_length=max_length,
@@ -134,14 +142,31 @@ class Engine:
             suppress_blank=True,
             suppress_tokens=[-1],  # those that the model's config.json names
         )
-        return [self._transcript(result, most) for result in results]
+        probs = self._probs(states, prompt, results, window) if self._decoding.confidence else [()] * len(results)
+        return [self._transcript(result, most, p) for result, p in zip(results, probs, strict=True)]
 
-    def _transcript(self, result: "ctranslate2.models.WhisperGenerationResult", most: int) -> Transcript:
+    def _probs(
+        self,
+        states: ctranslate2.StorageView,
+        prompt: tuple[int, ...],
+        results: "Sequence[ctranslate2.models.WhisperGenerationResult]",
+        window: int,
+    ) -> list[tuple[float, ...]]:
+        """Return the probability of each token, given those before it."""
+        written = [result.sequences_ids[0] for result in results]
+        # CTranslate2 puts <|notimestamps|> behind the start that it is given.
+        aligned = self._model.align(states, list(prompt[:-1]), written, window // HOP_LENGTH)
+        return [tuple(a.text_token_probs[: len(ids)]) for a, ids in zip(aligned, written, strict=True)]
+
+    def _transcript(
+        self, result: "ctranslate2.models.WhisperGenerationResult", most: int, probs: tuple[float, ...]
+    ) -> Transcript:
         ids = result.sequences_ids[0]
         # The score is divided by the number of tokens, the end token not counted, although its probability is in it.
         log_prob = result.scores[0] * max(len(ids), 1)
         mean, ended = log_prob / (len(ids) + 1), len(ids) < most
-        return Transcript(self._tokens.decode(ids), tuple(ids), mean, result.no_speech_prob, ended)
+        pieces = self._tokens.pieces(ids) if probs else ()
+        return Transcript(self._tokens.decode(ids), tuple(ids), mean, result.no_speech_prob, ended, pieces, probs)
 
 
 @contextmanager

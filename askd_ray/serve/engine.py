@@ -3,25 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from askd_ray.audio.decode import AudioError, Waveform, decode, duration_s
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
-from askd_ray.files import read_json
-from askd_ray.models.engine import Engine, Transcript
+from askd_ray.models.bundle import Device, open_engine, read_bundle
+from askd_ray.models.engine import Transcript
 from askd_ray.serve.chunking import split
 
 MAX_AUDIO_S = 1800.0  # 115 MB as a waveform; a file of 25 MiB rarely holds more speech
 _SILENT_PEAK = 1e-4  # three steps of 16-bit audio: nothing was recorded, and a model would invent words
-
-Device = Literal["cpu", "cuda"]
-_FOLDERS: dict[Device, tuple[str, str]] = {
-    "cpu": ("ctranslate2-int8", "int8"),
-    "cuda": ("ctranslate2-float16", "float16"),
-}
 
 
 @dataclass(frozen=True)
@@ -30,18 +24,6 @@ class Transcription:
 
     text: str
     duration_s: float
-
-
-@dataclass(frozen=True)
-class BundleInfo:
-    """What is known of a model folder before its weights are loaded.
-
-    ``silence_s`` is the silence behind the clip in its window; None means windows of 30 s.
-    """
-
-    name: str
-    folder: Path
-    silence_s: float | None
 
 
 class ClipEngine(Protocol):
@@ -82,38 +64,13 @@ class Transcriber:
         return self._engine.transcribe([stretch], language)[0].text.strip()
 
 
-def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
-    """Look into a bundle, or a bare CTranslate2 Whisper folder, without loading it.
-
-    Raises :class:`AskdError` when the folder is neither.
-    """
-    path = path.expanduser().resolve()
-    if (path / "bundle.json").is_file():
-        name, silence_s = _described(path / "bundle.json")
-        info = BundleInfo(name, path / _FOLDERS[device][0], silence_s)
-    else:
-        info = BundleInfo(path.name, path, silence_s=None)
-    if not (info.folder / "model.bin").is_file():
-        raise AskdError(
-            f"no model in {info.folder}: a folder that `askd export` wrote or a CTranslate2 Whisper folder is expected"
-        )
-    return info
-
-
 def open_bundle(path: Path, device: Device = "cpu", threads: int = 0) -> Transcriber:
     """Load a bundle (int8 on the CPU, float16 on a GPU) or a bare CTranslate2 Whisper folder.
 
     ``threads`` = 0 takes all cores. Raises :class:`AskdError` when the folder holds no model.
     """
     info = read_bundle(path, device)
-    engine = Engine(
-        info.folder,
-        compute_type=_FOLDERS[device][1],
-        threads=threads,
-        device=device,
-        silence_s=info.silence_s,
-    )
-    return Transcriber(engine, info.name)
+    return Transcriber(open_engine(info, device, threads), info.name)
 
 
 def transcribe_files(bundle: Path, files: Sequence[Path], language: str = "en") -> Iterator[tuple[Path, str]]:
@@ -131,11 +88,3 @@ def transcribe_files(bundle: Path, files: Sequence[Path], language: str = "en") 
             yield file, transcriber.transcribe(file.read_bytes(), language).text
         except AudioError as error:
             raise AskdError(f"{file}: {error}") from None
-
-
-def _described(file: Path) -> tuple[str, float]:
-    try:
-        description: dict[str, Any] = read_json(file)
-        return str(description["name"]), float(description["window"]["silence_s"])
-    except (ValueError, KeyError, TypeError):
-        raise AskdError(f"{file} is damaged: it must hold name and window.silence_s; export the model again") from None

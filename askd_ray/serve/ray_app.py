@@ -21,9 +21,10 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from askd_ray.errors import AskdError
+from askd_ray.models.bundle import Device, read_bundle
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
-from askd_ray.serve.engine import Device, open_bundle, read_bundle
+from askd_ray.serve.engine import open_bundle
 from askd_ray.serve.openai_api import RUNNING, WAITING, build_app
 
 APP_NAME = "askd"

@@ -93,3 +93,16 @@ class Tokens:
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids; special tokens and timestamps are left out."""
         return self.tokenizer.decode([i for i in ids if i < self.end], skip_special_tokens=True).strip()
+
+    def pieces(self, ids: list[int]) -> tuple[str, ...]:
+        """Return what each of the ids adds to the text, white space included.
+
+        Of several tokens that make one character, the last adds it, and the others nothing.
+        """
+        texts = [self.tokenizer.decode(ids[: n + 1], skip_special_tokens=True) for n in range(len(ids))]
+        whole, pieces = "", list[str]()
+        for text in texts:
+            ready = text.rstrip("\ufffd")  # what stands for an unfinished character
+            pieces.append(ready[len(whole) :] if ready.startswith(whole) else "")
+            whole = ready if ready.startswith(whole) else whole
+        return tuple(pieces)

@@ -9,8 +9,9 @@ import soundfile
 from askd_ray.audio.decode import AudioError
 from askd_ray.errors import AskdError
 from askd_ray.files import write_json
+from askd_ray.models.bundle import read_bundle
 from askd_ray.models.engine import Transcript
-from askd_ray.serve.engine import Transcriber, read_bundle, transcribe_files
+from askd_ray.serve.engine import Transcriber, transcribe_files
 
 
 def wav(seconds: float, level: float = 0.5) -> bytes:

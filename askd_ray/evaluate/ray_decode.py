@@ -1,0 +1,64 @@
+"""Decoding for an evaluation on a Ray cluster: a pool of actors takes the parts, model by model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import ray.data
+
+from askd_ray.data.ray_stream import configure
+from askd_ray.evaluate.decode import Part, decode_part
+from askd_ray.evaluate.sets import EvalSet
+from askd_ray.evaluate.systems import Recogniser, open_recogniser
+from askd_ray.progress import bar
+from askd_ray.ray_cluster import connect
+from askd_ray.ray_errors import user_error
+from askd_ray.torch_setup import use_threads
+
+_CORES_PER_ACTOR = 8  # a copy of the model uses all cores of a small machine
+
+
+def decode(parts: Sequence[Part], sets: Sequence[EvalSet], folder: Path, use_gpu: bool) -> None:
+    """Decode the parts whose rows are not in ``folder`` yet; one that all machines see. A killed one goes on.
+
+    Raises :class:`AskdError` when a model or a server cannot be used.
+    """
+    todo = [part for part in parts if not part.file(folder).is_file()]
+    if not todo:
+        return
+    connect()
+    configure()
+    resources = ray.cluster_resources()
+    pool = max(1, int(resources.get("GPU", 0)) if use_gpu else int(resources["CPU"]) // _CORES_PER_ACTOR)
+    items = [{"number": number} for number in range(len(todo))]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        cast(Any, _Decoder),
+        fn_constructor_args=(ray.put((todo, {chosen.name: chosen for chosen in sets})), folder),
+        num_gpus=1 if use_gpu else 0,
+        num_cpus=0.5,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool, len(items))),
+    )
+    with bar("decode", sum(p.last - p.first for p in todo), "utt") as progress, user_error():
+        for row in dataset.iter_rows():
+            part = todo[row["number"]]
+            progress.advance(part.last - part.first)
+            progress.note(f"{part.model}: {part.set}, {part.condition}")
+
+
+class _Decoder:
+    """One actor. It keeps the model that it used last, and the sets."""
+
+    def __init__(self, work: Any, folder: Path):
+        use_threads()
+        self._parts, self._sets = cast("tuple[list[Part], dict[str, EvalSet]]", ray.get(work))
+        self._folder = folder
+        self._reference: str | None = None
+        self._recogniser: Recogniser | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        part = self._parts[row["number"]]
+        if self._recogniser is None or part.reference != self._reference:
+            self._recogniser, self._reference = open_recogniser(part.reference), part.reference
+        decode_part(part, self._recogniser, self._sets[part.set], self._folder)
+        return row

@@ -1,0 +1,91 @@
+"""The stage `evaluate`: the student, its teacher and other models on held-out speech; scores, and how sure they are."""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from askd_ray.config.evaluate import Evaluate
+from askd_ray.config.load import with_absolute_paths
+from askd_ray.config.schema import Recipe
+from askd_ray.errors import AskdError
+from askd_ray.evaluate.decode import collected, parts
+from askd_ray.evaluate.hypotheses import write_hypotheses
+from askd_ray.evaluate.ray_decode import decode
+from askd_ray.evaluate.scores import score
+from askd_ray.evaluate.sets import EvalSet, read_sets
+from askd_ray.evaluate.speed import measure_speed
+from askd_ray.evaluate.systems import is_url, weights_hash
+from askd_ray.evaluate.tables import tables
+from askd_ray.files import write_json
+from askd_ray.progress import console
+from askd_ray.runs import Run, stage_key
+
+STUDENT, TEACHER = "student", "teacher"
+HYPOTHESES, SCORES = "hypotheses.parquet", "scores.json"
+
+
+def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+    """Compare the exported student with its teacher and with the recipe's other models; returns the scores.
+
+    Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate`` and prints tables. What is decoded
+    already is not decoded again.
+
+    Raises :class:`AskdError`: no bundle yet, an unusable model or set, faster-whisper wanted but not installed.
+    """
+    run = Run(with_absolute_paths(recipe))
+    folder, settings = run.path / "evaluate", recipe.evaluate
+    _check(settings)
+    run.result("export")
+    models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **settings.models}
+    sets, left_out = read_sets(run)
+    weights = {name: weights_hash(reference) for name, reference in models.items()}
+    key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets])
+    done = run.finished("evaluate", key)
+    if done is not None and not force:
+        console.print(tables(done))
+        console.print(f"evaluate: finished already ({folder / SCORES})")
+        return done
+    run.forget("evaluate")
+    begun = run.begin()
+    result = compare(models, TEACHER, sets, settings, folder, use_gpu=recipe.train.use_gpu)
+    timed = {name: models[name] for name in (STUDENT, TEACHER)}
+    clips = [u for chosen in sets for u in chosen.utterances]
+    result |= {"left_out": left_out, "speed": measure_speed(timed, TEACHER, clips, settings)}
+    write_json(folder / SCORES, result)
+    console.print(tables(result))
+    return run.finish("evaluate", key, result, begun)
+
+
+def compare(
+    models: Mapping[str, str],
+    baseline: str,
+    sets: Sequence[EvalSet],
+    settings: Evaluate,
+    folder: Path,
+    *,
+    use_gpu: bool = False,
+) -> dict[str, Any]:
+    """Decode every set with every model, clean and under the conditions, and return the scores.
+
+    The raw texts go to ``folder``.
+    """
+    todo = parts(models, sets, settings.conditions)
+    decode(todo, sets, folder / "parts", use_gpu)
+    rows = list(collected(todo, sets, folder / "parts"))
+    write_hypotheses(folder / HYPOTHESES, rows)
+    return score(rows, baseline, settings.normalizer)
+
+
+def _check(settings: Evaluate) -> None:
+    reserved = {STUDENT, TEACHER} & settings.models.keys()
+    if reserved:
+        raise AskdError(f"evaluate.models: {', '.join(reserved)} is the run's own: take another name")
+    for name, reference in settings.models.items():
+        if is_url(reference) and "#" not in reference:
+            raise AskdError(f"evaluate.models {name} = {reference}: the model's name is missing: {reference}#NAME")
+    if settings.stock and find_spec("faster_whisper") is None:
+        raise AskdError(
+            "evaluate.stock compares with faster-whisper, which is not installed: pip install 'askd-ray[demo]', or "
+            "--set evaluate.stock=false"
+        )

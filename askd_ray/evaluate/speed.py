@@ -1,0 +1,127 @@
+"""How fast a model is, and what it costs, side by side with others on the same clips in the same minutes."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, PADDED_S, samples_of, window_samples
+from askd_ray.config.evaluate import Evaluate
+from askd_ray.data.schema import Utterance
+from askd_ray.evaluate.isolated import Isolated
+from askd_ray.evaluate.latency import Answers, ask, evenly, percentile_ms, speedup
+from askd_ray.evaluate.systems import bundle_info, cpu_model, device
+from askd_ray.evaluate.timed import EngineSystem, StockSystem
+from askd_ray.models.cost import CLIP_S, parts
+from askd_ray.models.load import ctranslate2_folder, load_config
+from askd_ray.runs import versions
+from askd_ray.torch_setup import n_cores
+
+STOCK = "faster-whisper"
+BUCKETS_S = (2.0, 5.0, 10.0, 20.0, PADDED_S)
+
+
+def measure_speed(
+    models: Mapping[str, str], baseline: str, utterances: Sequence[Utterance], settings: Evaluate
+) -> dict[str, Any]:
+    """Return the speed of models, by name, on ``settings.speed_clips`` clips spread over the durations of all.
+
+    Each has a process of its own, and they take turns. With ``settings.stock`` the baseline also runs in
+    faster-whisper, as :data:`STOCK`, and is what the speed-up is against.
+    """
+    clips = evenly([u for u in utterances if u.duration_s <= PADDED_S], settings.speed_clips)
+    threads = settings.threads or n_cores()
+    with ExitStack() as stack:
+        systems = {name: stack.enter_context(Isolated(EngineSystem, r, threads)) for name, r in models.items()}
+        if settings.stock:
+            folder = ctranslate2_folder(models[baseline])
+            systems[STOCK] = stack.enter_context(Isolated(StockSystem, folder, threads))
+        first_s = {name: _first_call_s(system, clips[0]) for name, system in systems.items()}
+        answers = ask(systems, clips, settings.repeats)
+        costs = {name: _cost(models[name]) if name in models else {} for name in systems}
+        found = {
+            name: {
+                **costs[name],
+                "open_s": round(system.opened_s, 3),
+                "first_call_ms": round(1000 * first_s[name], 1),
+                "memory_mb": round(system.peak_mb()),
+                **_latency(clips, answers[name]),
+                "throughput": _throughput(system, clips, settings.batch_sizes) if name in models else {},
+            }
+            for name, system in systems.items()
+        }
+    against = STOCK if settings.stock else baseline
+    return {
+        "clips": len(clips),
+        "models": found,
+        "speedup": {
+            name: _speedups(clips, answers[against], answers[name], settings.short_s)
+            for name in systems
+            if name != against
+        },
+        "speedup_against": against,
+        "short_s": settings.short_s,
+        "hardware": {"cpu": cpu_model(), "cores": n_cores(), "threads": threads, "device": device()},
+        "decoding": f"greedy, {'int8' if device() == 'cpu' else 'float16'}, one clip at a time, from encoded audio",
+        "versions": versions(),
+    }
+
+
+def _first_call_s(system: Isolated, clip: Utterance) -> float:
+    answer = ask({"": system}, [clip], warm_up=False)
+    return float(answer[""].latency_s[0])
+
+
+def _cost(reference: str) -> dict[str, Any]:
+    """Return parameters and multiply-adds of a model; those for a clip of 5 s in the window that it takes."""
+    folder = Path(reference).expanduser()
+    config = load_config(str(folder / "transformers") if (folder / "bundle.json").is_file() else reference)
+    silence_s = bundle_info(reference).silence_s
+    n_frames = PADDED_FRAMES if silence_s is None else window_samples(samples_of(CLIP_S), silence_s) // HOP_LENGTH
+    made = parts(config, n_frames)
+    return {
+        "params_m": round(sum(p.params for p in made) / 1e6, 2),
+        "multiply_adds_g": round(sum(p.multiply_adds for p in made) / 1e9, 2),
+        "window": "30 s" if silence_s is None else f"clip + {silence_s:g} s",
+    }
+
+
+def _latency(clips: Sequence[Utterance], answers: Answers) -> dict[str, Any]:
+    durations_s = np.asarray([u.duration_s for u in clips])
+    buckets: list[dict[str, Any]] = []
+    for low, high in zip((0.0, *BUCKETS_S), BUCKETS_S, strict=False):
+        inside = (durations_s > low) & (durations_s <= high)
+        if inside.any():
+            buckets.append({"from_s": low, "to_s": high, **_percentiles(answers.latency_s[inside])})
+    return {
+        "rtfx": round(float(durations_s.sum() / answers.latency_s.sum()), 2),
+        **_percentiles(answers.latency_s),
+        "by_duration": buckets,
+    }
+
+
+def _percentiles(latency_s: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, Any]:
+    return {"clips": len(latency_s), **{f"p{p}_ms": percentile_ms(latency_s, p) for p in (50, 95, 99)}}
+
+
+def _throughput(system: Isolated, clips: Sequence[Utterance], sizes: Sequence[int]) -> dict[int, float]:
+    """Return seconds of audio a second, by how many clips are given at a time: those of like length together."""
+    rates: dict[int, float] = {}
+    for size in sizes:
+        groups = [clips[i : i + size] for i in range(0, len(clips), size)]
+        took = sum(system.call("seconds", [u.audio for u in group], group[0].language) for group in groups)
+        rates[size] = round(sum(u.duration_s for u in clips) / took, 2)
+    return rates
+
+
+def _speedups(clips: Sequence[Utterance], theirs: Answers, ours: Answers, short_s: float) -> dict[str, Any]:
+    """Return how many times faster the median clip is, of all and of the short ones."""
+    short = [i for i, u in enumerate(clips) if u.duration_s < short_s]
+    found: dict[str, Any] = {"all": speedup(theirs.latency_s, ours.latency_s)}
+    if short:
+        mine, their = ours.only(short).latency_s, theirs.only(short).latency_s
+        medians = {"ms": percentile_ms(mine, 50), "baseline_ms": percentile_ms(their, 50)}
+        found["short"] = {**speedup(their, mine), "clips": len(short), **medians}
+    return found

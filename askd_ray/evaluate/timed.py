@@ -1,0 +1,62 @@
+"""Systems whose time is taken: from the bytes of an audio file to its text, whatever lies between."""
+
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from askd_ray.audio.decode import AudioError, Waveform, decode
+from askd_ray.audio.units import PADDED_S
+from askd_ray.errors import AskdError
+from askd_ray.evaluate.systems import bundle_info, device
+from askd_ray.models.bundle import open_engine
+
+
+class System(Protocol):
+    """A recogniser. Everything between the encoded audio and the text is its own affair, and its own time."""
+
+    def transcribe(self, audio: bytes, language: str) -> str:
+        """Return the text of one clip of at most 30 s."""
+        ...
+
+
+class EngineSystem:
+    """Our engine: a bundle in its trimmed windows, every other model in 30 s windows."""
+
+    def __init__(self, reference: str, threads: int):
+        self._engine = open_engine(bundle_info(reference), device(), threads)
+
+    def transcribe(self, audio: bytes, language: str) -> str:
+        """Decode the audio and transcribe it.
+
+        Raises :class:`AskdError` when the audio cannot be decoded.
+        """
+        return self._engine.transcribe([_waveform(audio)], language)[0].text
+
+    def seconds(self, audios: Sequence[bytes], language: str) -> float:
+        """Return how long it takes to transcribe clips that are given all at once."""
+        begun = time.perf_counter()
+        self._engine.transcribe([_waveform(audio) for audio in audios], language)
+        return time.perf_counter() - begun
+
+
+class StockSystem:
+    """faster-whisper as people run it, greedy and in int8. It comes with the extra ``demo``."""
+
+    def __init__(self, folder: Path, threads: int):
+        from faster_whisper import WhisperModel
+
+        self._model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
+
+    def transcribe(self, audio: bytes, language: str) -> str:
+        """Decode the audio and transcribe it; the segments are a generator, so reading them is the work."""
+        segments, _ = self._model.transcribe(io.BytesIO(audio), language=language, beam_size=1, temperature=0.0)
+        return "".join(segment.text for segment in segments).strip()
+
+
+def _waveform(audio: bytes) -> Waveform:
+    try:
+        return decode(audio, max_s=PADDED_S)
+    except AudioError as error:
+        raise AskdError(f"evaluate: a clip cannot be decoded: {error}") from None

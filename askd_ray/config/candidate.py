@@ -24,8 +24,8 @@ Values = Mapping[str, Value]
 def with_values(recipe: Recipe, values: Values) -> Recipe:
     """Return the recipe with a candidate's values.
 
-    What the candidate's kinds do not read is left at its default. Where cross-entropy has the weight that is left, a
-    teacher's weight that is searched never rises, and the self weight is cut to what the teacher leaves.
+    What the candidate's kinds do not read is left at its default. A teacher's weight that is searched never rises, and
+    the self weight is cut to what it leaves.
 
     Raises :class:`AskdError` when that is no valid recipe.
     """
@@ -73,7 +73,7 @@ def _line(details: ErrorDetails) -> str:
 
 
 def _cut_weights(objective: dict[str, Any], values: Values) -> None:
-    if not isinstance(objective["ce_weight"], str) or not any(path in values for path in _WEIGHTS):
+    if not any(path in values for path in _WEIGHTS):
         return
     teacher, own = objective["teacher_weight"], objective["self_teacher"]
     if _START in values or _END in values:

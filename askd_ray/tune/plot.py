@@ -23,11 +23,12 @@ def importance(trials: Sequence[Row], space: Space) -> dict[str, float]:
     """
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     kinds = {path: _distribution(path, domain) for path, domain in space.items()}
     for trial in trials:
-        known = {path: kinds[path] for path in trial["values"]}
-        frozen = optuna.trial.create_trial(params=dict(trial["values"]), distributions=known, value=trial["score"])
+        known = {path: kinds[path] for path in trial["asked"]}
+        frozen = optuna.trial.create_trial(params=dict(trial["asked"]), distributions=known, value=trial["score"])
         study.add_trial(frozen)
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
@@ -74,20 +75,19 @@ def plot_parallel(trials: Sequence[Row], space: Space, path: Path) -> Path:
     axis = figure.subplots()
     for trial in sorted(trials, key=lambda trial: -trial["score"]):  # the best one lies on top
         share = (trial["score"] - low) / (high - low) if high > low else 0.0
-        heights = [_height(trial["values"], name, domain) for name, domain in space.items()]
+        heights = [_height(trial["asked"], name, domain) for name, domain in space.items()]
         best = trial["score"] == low
         colour = "crimson" if best else colormaps["viridis"](0.9 * share)
         axis.plot([*heights, share], color=colour, lw=3 if best else 1.2, alpha=1 if best else 0.7, marker="o", ms=3)
     for x, (name, domain) in enumerate(space.items()):
         axis.axvline(x, color="black", lw=0.8)
         for height, text in _ticks(domain):
-            axis.annotate(text, (x, height), (3, 2), textcoords="offset points", fontsize=8, annotation_clip=False)
-        if any(name not in trial["values"] for trial in trials):
-            axis.annotate("not read", (x, _UNREAD), (3, 2), textcoords="offset points", fontsize=8, color="grey")
+            _note(axis, x, height, text)
+        if any(name not in trial["asked"] for trial in trials):
+            _note(axis, x, _UNREAD, "not read")
     axis.axvline(len(space), color="black", lw=0.8)
     for share in (0.0, 0.5, 1.0):
-        wer = low + share * (high - low)
-        axis.annotate(f"{wer:.4f}", (len(space), share), (3, 2), textcoords="offset points", fontsize=8)
+        _note(axis, len(space), share, f"{low + share * (high - low):.4f}")
     axis.set_xticks(range(len(space) + 1), [*(short_name(name).replace(".", "\n") for name in space), "score"])
     axis.set_yticks([])
     axis.set_ylim(_UNREAD - 0.05, 1.08)
@@ -95,6 +95,11 @@ def plot_parallel(trials: Sequence[Row], space: Space, path: Path) -> Path:
     axis.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axis.set_title(f"{len(trials)} trials, the best in red (lower is better)", loc="left")
     return _saved(figure, path)
+
+
+def _note(axis: Any, x: int, height: float, text: str) -> None:
+    under = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
+    axis.annotate(text, (x, height), (4, 3), textcoords="offset points", fontsize=8, bbox=under)
 
 
 def _height(values: Mapping[str, Value], name: str, domain: Domain) -> float:
@@ -105,8 +110,7 @@ def _height(values: Mapping[str, Value], name: str, domain: Domain) -> float:
     if not isinstance(domain, Between):
         return domain.index(value) / max(1, len(domain) - 1)
     assert isinstance(value, int | float)
-    # A weight may have been cut to less than the space asks for.
-    return max(0.0, (_scaled(domain, value) - _scaled(domain, domain.low)) / _length(domain))
+    return (_scaled(domain, value) - _scaled(domain, domain.low)) / _length(domain)
 
 
 def _ticks(domain: Domain) -> list[tuple[float, str]]:

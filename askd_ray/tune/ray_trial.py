@@ -57,7 +57,7 @@ class TuneContext(PlainContext):
     def __init__(self, recipe: Recipe, values: Values, folder: Path, features: Path | None):
         super().__init__()
         self._settings, self._folder, self._features = recipe.tune, folder, features
-        self._values = json.dumps(read_values(recipe, values))
+        self._values = json.dumps({path: values[path] for path in read_values(recipe, values)})
 
     def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
         """Make the batches here, of clips that the first trial that needs them decodes for all."""

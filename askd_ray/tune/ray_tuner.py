@@ -65,7 +65,7 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         _make_room(folder, key, force)
         _connect(recipe)
         trials = _trials(recipe, folder, key)
-    best = with_values(recipe, trials[0]["values"])
+    best = with_values(recipe, trials[0]["asked"])
     with atomic_path(folder / "best.yaml") as temporary:
         temporary.write_text(dump_recipe(best), encoding="utf-8")
     console.print(table(trials, "trials, best first"))
@@ -142,7 +142,7 @@ def _trials(recipe: Recipe, folder: Path, key: str) -> list[Row]:
             raise results.errors[0]
     if results.num_errors:
         console.print(f"tune: {results.num_errors} of {n_trials} trials failed: {folder / 'ray'} says why")
-    scored = [_scored(result) for result in results if result.metrics and SCORE in result.metrics]
+    scored = [_scored(recipe, result) for result in results if result.metrics and SCORE in result.metrics]
     if not scored:
         raise AskdError(f"tune: none of {n_trials} trials reached a first evaluation: see {folder / 'ray'}")
     return sorted(scored, key=lambda row: row["score"])
@@ -234,16 +234,18 @@ def _values(config: dict[str, Any]) -> dict[str, Any]:
     return config.get(_CANDIDATE, config)
 
 
-def _scored(result: Any) -> Row:
+def _scored(recipe: Recipe, result: Any) -> Row:
     """Return a trial with its best scores, and the values that it had then."""
     rows = result.metrics_dataframe
     best = rows.loc[rows[SCORE].idxmin()]
+    asked = json.loads(best[VALUES])
     wers = {name: float(best[name]) for name in (SCORE, "dev_wer", "dev_wer/in_domain", "dev_wer/ood") if name in rows}
     return {
         "state": "failed" if result.error else "done",
         **wers,
         "evaluations": int(rows[EVALUATIONS].max()),
-        "values": json.loads(best[VALUES]),
+        "asked": asked,
+        "values": read_values(recipe, asked),
     }
 
 

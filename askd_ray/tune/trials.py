@@ -16,7 +16,10 @@ from askd_ray.progress import console
 TRIALS = "trials.json"
 
 Row = Mapping[str, Any]
-"""A trial: ``state``, ``score`` (None before the first evaluation), ``evaluations``, and its ``values`` by path."""
+"""A trial: ``state``, ``score`` (None before the first evaluation), ``evaluations``, and its ``values`` by path.
+
+Once it has ended also what it was ``asked`` for of what it reads: its weights may have been cut.
+"""
 
 
 def table(rows: Sequence[Row], title: str) -> Table:

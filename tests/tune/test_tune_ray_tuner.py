@@ -85,7 +85,7 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
     assert changed  # one went on from the other's checkpoint
     factors: dict[int, list[float]] = {}
     for name, lines in told.items():
-        assert [report["evaluations"] for report in lines] == [1, 2, 3, 4]
+        assert lines[-1]["evaluations"] == 4
         for report, its in zip(lines, values[name], strict=True):
             factors.setdefault(report["step"], []).append(report["lr/decoder"] / its["train.lr"])
             assert 1e-4 <= its["train.lr"] <= 1e-2

@@ -84,10 +84,15 @@ def test_a_section_needs_data(tmp_path: Path):
     ]
 
 
-def test_without_matplotlib_the_tables_remain(full: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("askd_ray.evaluate.report.plots.can_draw", lambda: False)
-    monkeypatch.setattr("askd_ray.evaluate.report.write.can_draw", lambda: False)
-    page = report([str(full.path)])
+@pytest.fixture
+def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("plots", "write"):
+        monkeypatch.setattr(f"askd_ray.evaluate.report.{module}.can_draw", lambda: False)
+
+
+@pytest.mark.usefixtures("no_matplotlib")
+def test_without_matplotlib_the_tables_remain(full: Run, tmp_path: Path):
+    page = report([str(full.path)], tmp_path / "report.html")
     assert "<svg" not in html_of(page) and "![" not in markdown_of(page)
     assert "pip install 'askd-ray\\[plot\\]'" in markdown_of(page)
     assert Page(html_of(page)).seen.tables == read_markdown(markdown_of(page)).tables
@@ -115,13 +120,14 @@ def test_texts_of_models_and_data_are_only_texts(tmp_path: Path):
     assert read_markdown(markdown).tables == parsed.seen.tables
 
 
+@pytest.mark.usefixtures("no_matplotlib")
 def test_several_runs_stand_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     first, second = (write_run(tmp_path / "runs", name) for name in ("first", "second"))
     timed = json.loads(json.dumps(time_it(first, monkeypatch)))
     finish(first, hear(first, {"teacher": 0.3, "student": 0.05}, NOISY), timed)
     worse = [row for row in hear(second, {"teacher": 0.3, "student": 0.9}) if row.set == "test"]
-    finish(second, [replace(row, id=row.id) for row in worse], timed)
+    finish(second, worse, timed)
     page = report(["first", "second"])
     assert page == Path("report.html")
     markdown = markdown_of(page)
@@ -142,6 +148,7 @@ def test_the_figures_can_be_repeated(full: Run):
     assert all(f"{package} {version}" in markdown.replace("\\", "") for package, version in record["versions"].items())
 
 
+@pytest.mark.usefixtures("no_matplotlib")
 def test_a_run_that_was_moved(full: Run, tmp_path: Path):
     moved = shutil.copytree(full.path, tmp_path / "elsewhere")
     markdown = markdown_of(report([str(moved)]))

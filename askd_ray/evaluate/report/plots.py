@@ -15,10 +15,10 @@ COLOURS = ("#5f6b7a", "#0072b2", "#d55e00", "#009e73", "#b0508a", "#8a6d00")
 """Of the models in their order, the baseline first; told apart with every kind of colour vision (Okabe and Ito)."""
 INK = "#111213"
 _MARKERS, _HATCHES = "soD^vP", ("", "///", "...", "\\\\\\", "xxx", "++")
-_WIDTH_IN = 5.2  # 374 points: type of 8 points stays legible where a phone shows the whole of it
+_WIDTH_IN = 4.6  # as wide as a phone shows it, so that its type is not made smaller there
 _STYLE: dict[Any, Any] = {
-    "font.size": 8.5,
-    "axes.titlesize": 9,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -50,7 +50,7 @@ def interval(wer: Rate) -> Interval:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one model, with or without a band of intervals. ``kind`` is what a dashed line stands for."""
+    """Points of one model, the first of them with a band of intervals. ``kind`` is what a dashed line stands for."""
 
     model: str
     x: Sequence[float]
@@ -115,7 +115,7 @@ def draw_panels(name: str, caption: str, panels: Sequence[Panel], models: Sequen
                 axes.plot(curve.x, curve.y, style, label=label, **look)
                 if curve.band:
                     low, high = zip(*curve.band, strict=True)
-                    axes.fill_between(curve.x, low, high, color=_colour(i), alpha=0.15, linewidth=0)
+                    axes.fill_between(curve.x[: len(low)], low, high, color=_colour(i), alpha=0.15, linewidth=0)
             axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
             axes.set_ylim(bottom=0)
             axes.grid(alpha=0.25)

@@ -97,10 +97,15 @@ def _noise_curves(scores: Scores, by_kind: dict[str, dict[float, ConditionScores
             wers = [interval(at[level]["models"][model]) for level in levels]
             clean = 100 * at[levels[-1]]["clean_wer"][model]
             y = [*(w.value for w in wers), clean]
-            curves.append(Curve(model, [*levels, clean_at], y, [*((w.low, w.high) for w in wers), (clean, clean)]))
+            curves.append(Curve(model, [*levels, clean_at], y, [(w.low, w.high) for w in wers]))
         ticks = {**{level: f"{level:g}" for level in levels}, clean_at: "clean"}
         panels.append(Panel(_NOISES[kind], "signal-to-noise ratio, dB", "WER, %", curves, ticks))
-    return draw_panels("wer-by-noise", "WER under noise, with bands of 95 %.", panels, scores["models"])
+    return draw_panels(
+        "wer-by-noise",
+        "WER under noise, with bands of 95 %, and that of the same utterances without it.",
+        panels,
+        scores["models"],
+    )
 
 
 def _bins_by_domain(scores: Scores) -> dict[str, dict[str, list[Bin]]]:

@@ -42,7 +42,7 @@ def speed_answers(evaluated: Evaluated) -> Iterator[Answer]:
         every, short = faster["all"], faster.get("short")
         answer = f"{every['value']:.1f}x"
         why = f"On the median of {count(speed['clips'], 'clip')} of all lengths: {_range(every)}"
-        if short:
+        if short and short["clips"] < speed["clips"]:
             answer += f"; {short['value']:.1f}x on short clips"
             why += (
                 f". On {count(short['clips'], 'clip')} under {speed['short_s']:g} s: {_range(short)}, "

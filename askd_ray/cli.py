@@ -101,8 +101,8 @@ def export(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOp
 
 @app.command()
 def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
-    """Teacher against student on held-out speech: WER with intervals, CER, RTFx, latency."""
-    from askd_ray.evaluate import evaluate as stage
+    """The student against its teacher (and other models) on held-out speech: WER with intervals, errors, speed."""
+    from askd_ray.evaluate import ray_evaluate as stage
     from askd_ray.export import bundle
     from askd_ray.runs import Run
     from askd_ray.train import report
@@ -110,6 +110,14 @@ def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: Force
     loaded = load_recipe(recipe, set_ or ())
     bundle.add_scores(Run(loaded).bundle, stage.evaluate(loaded, force))
     report.publish(loaded)
+
+
+@app.command()
+def study(recipe: RecipeOption = "study_cpu", set_: SetOption = None, force: ForceOption = False) -> None:
+    """Compare objectives at equal budget over seeds: train, evaluate and report all of them."""
+    from askd_ray import study as pipeline
+
+    pipeline.run_study(load_recipe(recipe, set_ or ()), force)
 
 
 @app.command()

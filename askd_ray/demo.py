@@ -6,7 +6,7 @@ import threading
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import psutil
@@ -18,8 +18,9 @@ from askd_ray.config.source import Source
 from askd_ray.data.prepare import prepare
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances
-from askd_ray.evaluate.evaluate import evaluate
-from askd_ray.evaluate.scores import table
+from askd_ray.evaluate.ray_evaluate import STUDENT, TEACHER, evaluate
+from askd_ray.evaluate.scores import Scores
+from askd_ray.evaluate.tables import speed_table, table
 from askd_ray.export.bundle import add_scores, export
 from askd_ray.fetch.speech import fetch_speech
 from askd_ray.files import write_json
@@ -56,7 +57,7 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
         disconnect()  # a trial's process idles on with all its memory: the training starts on a fresh cluster
         _say("distill", "the student, with the best of these")
         distilled = distill(tuned)
-        disconnect()  # an idle cluster takes memory, and time from what is measured next
+        disconnect()  # an idle cluster takes memory
         _say("export", "the bundle: transformers, CTranslate2 int8 and float16")
         export(tuned)
         _say("evaluate", "teacher against student on held-out speech")
@@ -89,7 +90,7 @@ def _say(stage: str, what: str) -> None:
 
 def _serve_and_ask(run: Run) -> dict[str, Any]:
     """Send one held-out clip to the served student as any client would, and return what was said and heard."""
-    utterance = _a_clip(read_utterances(run.shards, run.recipe.evaluate.split))
+    utterance = _a_clip(read_utterances(run.shards, "test"))
     url = serve_bundle(run.bundle, port=_free_port(), blocking=False)
     try:
         _post(url, run.recipe.name, utterance)  # the first request opens connections: the second is what users see
@@ -115,23 +116,26 @@ def _a_clip(utterances: list[Utterance]) -> Utterance:
 
 
 def _summary(scores: dict[str, Any], distilled: dict[str, Any], wall_s: float, peak_gb: float) -> dict[str, Any]:
+    speed, pooled = scores["speed"], scores["in_domain"]["pooled"]
+    faster = speed["speedup"][STUDENT]["short"]
+
     def figures(system: str) -> dict[str, Any]:
-        names = ("wer", "wer_ci95", "p50_ms", "p95_ms", "p50_short_ms", "rtfx")
-        return {name: scores["systems"][system][name] for name in names}
+        measured = {name: speed["models"][system][name] for name in ("p50_ms", "p95_ms", "rtfx", "memory_mb")}
+        return {**pooled["models"][system], **measured}
 
     return {
         "wall_s": round(wall_s, 1),
         "install_s": float(os.environ.get("ASKD_INSTALL_S", 0)),
         "peak_rss_gb": round(peak_gb, 2),
-        "teacher": figures("teacher"),
-        "student": {**figures("student"), "params_m": distilled["params_m"]},
-        "wer_difference": scores["difference"],
-        "speedup_p50_short": scores["speedup_p50_short"],
-        "speedup_p50_short_ci95": scores["speedup_p50_short_ci95"],
-        "speedup_baseline": scores["speedup_baseline"],
-        "speedup_clips": scores["speedup_clips"],
-        "p50_short_ms": scores["p50_short_ms"],
-        "n_eval": scores["n_eval"],
+        "teacher": figures(TEACHER),
+        "student": {**figures(STUDENT), "params_m": distilled["params_m"]},
+        "wer_difference": pooled["against_baseline"][STUDENT],
+        "n_eval": scores["in_domain"]["utterances"],
+        "speedup_p50_short": faster["value"],
+        "speedup_p50_short_ci95": [faster["low"], faster["high"]],
+        "speedup_against": speed["speedup_against"],
+        "speedup_clips": faster["clips"],
+        "p50_short_ms": {STUDENT: faster["ms"], speed["speedup_against"]: faster["baseline_ms"]},
         # Each stage above ran through its library, or there would be no summary.
         "ray": {"version": metadata.version("ray"), **dict.fromkeys(("data", "train", "tune", "serve"), True)},
     }
@@ -139,7 +143,7 @@ def _summary(scores: dict[str, Any], distilled: dict[str, Any], wall_s: float, p
 
 def _farewell(run: Run, summary: dict[str, Any], scores: dict[str, Any], answer: dict[str, Any]) -> None:
     console.rule("[bold]done[/bold]", align="left")
-    console.print(table(scores))
+    console.print(table(cast(Scores, scores)), speed_table(scores["speed"]))
     minutes, memory = summary["wall_s"] / 60, summary["peak_rss_gb"]
     console.print(f"All of it took {minutes:.1f} min and {memory} GB of memory at most.")
     console.print(

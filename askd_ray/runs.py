@@ -43,8 +43,16 @@ class Run:
 
     @property
     def labels(self) -> Location:
-        """The teacher's soft labels: a file for every shard, with the same name."""
-        return self.data_path / "labels"
+        """The teacher's soft labels: a file for every shard, with the same name.
+
+        Those of another temperature than 1 lie beside them, so that runs that differ in it can share the shards.
+        """
+        return self.data_path / f"labels{self._of_temperature}"
+
+    @property
+    def _of_temperature(self) -> str:
+        temperature = 1.0 if self.recipe.teacher.online else self.recipe.objective.temperature.start
+        return "" if temperature == 1.0 else f"-t{temperature:g}"
 
     @property
     def distill(self) -> Path:
@@ -67,7 +75,8 @@ class Run:
         return json.loads(record.read_bytes()) if record.is_file() else None
 
     def _record(self, stage: str) -> Location:
-        return (self.data_path if stage in _DATA_STAGES else Location.of(self.path)) / f"{stage}.json"
+        name = f"{stage}{self._of_temperature}.json" if stage == "label" else f"{stage}.json"
+        return (self.data_path if stage in _DATA_STAGES else Location.of(self.path)) / name
 
     def result(self, stage: str) -> dict[str, Any]:
         """Return the result of a finished stage.

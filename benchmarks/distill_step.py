@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from labelled_run import write_run
 from rich.table import Table
 from speech_rows import clips
 from torch.amp.grad_scaler import GradScaler
@@ -35,10 +36,9 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.objective import Objective
 from askd_ray.config.schema import Recipe
-from askd_ray.data.labels import write_labels
 from askd_ray.data.plan import Place
 from askd_ray.data.schema import IGNORED, Batch, Utterance
-from askd_ray.data.shards import to_table, waveform_of, write_table
+from askd_ray.data.shards import waveform_of
 from askd_ray.distill.distiller import Distiller
 from askd_ray.distill.objective import Tokens, objective_sums
 from askd_ray.distill.online_teacher import OnlineTeacher
@@ -49,8 +49,6 @@ from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.progress import bar, console
-from askd_ray.runs import Run
-from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.torch_setup import use_threads
 from askd_ray.train.loop import make_stream
 from askd_ray.train.optim import build_optimizer
@@ -78,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         utterances = clips(options.data, n_clips)
         recipe = _recipe(root, batch_size)
-        label_s = _write_run(recipe, utterances)
+        label_s = write_run(recipe, utterances)
         times, steps = _time(recipe, utterances, options.padded_texts)
     n_utterances = len(utterances)
     rates = {name: n_utterances / sum(took) for name, took in times.items()}
@@ -118,18 +116,6 @@ def _recipe(root: str, batch_size: int) -> Recipe:
         "train": {"batch_utterances": batch_size, "batch_audio_s": 480.0, "epochs": 1},
     }
     return Recipe.model_validate(values)
-
-
-def _write_run(recipe: Recipe, utterances: list[Utterance]) -> float:
-    """Write the one shard of a run and its labels; returns the seconds that labelling took."""
-    run, shard = Run(recipe), "train-00000-of-00001.parquet"
-    write_table(run.shards / shard, to_table(utterances))
-    model, tokens = load_whisper(recipe.teacher.model)
-    begun = time.perf_counter()
-    labels = label(model, tokens, utterances, recipe)
-    took = time.perf_counter() - begun
-    write_labels(run.labels / shard, labels, label_key(recipe))
-    return took
 
 
 def _time(

@@ -33,6 +33,7 @@ import psutil
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from labelled_run import write_run
 from rich.table import Table
 from safetensors.torch import load_file
 from speech_rows import clips
@@ -41,21 +42,18 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 import askd_ray
 from askd_ray.config.load import dump_recipe
 from askd_ray.config.schema import Recipe
-from askd_ray.data.labels import write_labels
-from askd_ray.data.shards import to_table, write_table
 from askd_ray.errors import AskdError
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.progress import console
 from askd_ray.runs import Run
-from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.train.context import PlainContext
 from askd_ray.train.ledger import read_ledger
 from askd_ray.train.loop import CHECKPOINTS, LEDGER, Loop
 from askd_ray.train.track import read_metrics
 
 KINDS = ("worker", "driver", "node")
-KILLS, EPOCHS, N_SHARDS, CLIPS_PER_SHARD, N_DEV = 10, 3, 6, 2, 2
+KILLS, EPOCHS, N_SHARDS, CLIPS_PER_SHARD = 10, 3, 6, 2
 STEPS = EPOCHS * N_SHARDS * CLIPS_PER_SHARD // 2  # two micro-batches of one clip each
 LAST_KILL = STEPS - 4  # the last moment of a kill: the run must still be there
 CPUS_PER_NODE = 2  # for both workers and what makes their batches, since one of two nodes may be gone
@@ -88,7 +86,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    runs = [(Kill(rng.choice(KINDS), rng.randint(0, LAST_KILL)),) for _ in range(options.kills)]
+    kinds = [KINDS[number % len(KINDS)] for number in range(options.kills)]  # each kind as often as the others
+    runs = [(Kill(kind, rng.randint(0, LAST_KILL)),) for kind in rng.sample(kinds, len(kinds))]
     if options.quick:
         runs = [(Kill("worker", 2), Kill("node", 8))]
     table = Table("killed", "after step", "s", "weights", "lost", "doubled", title=f"{STEPS} steps, killed")
@@ -117,7 +116,7 @@ def main() -> None:
 
 
 def _write_run(root: Path, workers: int) -> Recipe:
-    """Write the student, the shards and the labels of a run, and the records of the stages before `distill`."""
+    """Write the student, and a run whose stages before `distill` are done."""
     real, tokens = load_whisper(str(fetch_weights("tiny.en")))
     shape = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_layers": 2, "decoder_layers": 2}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
@@ -131,6 +130,7 @@ def _write_run(root: Path, workers: int) -> Recipe:
         {
             "name": "killed",
             "data_run": "data",
+            "data": {"utterances_per_shard": CLIPS_PER_SHARD},
             "runs_root": str(root / "runs"),
             "teacher": {"model": str(root / "model"), "top_k": 8},
             "window": {"padded_share": 0.0},
@@ -145,19 +145,7 @@ def _write_run(root: Path, workers: int) -> Recipe:
             },
         }
     )
-    run, shortest = Run(recipe), sorted(clips(None, 60), key=lambda u: (u.duration_s, u.id))
-    for number in range(N_SHARDS):
-        name = f"train-{number:05d}-of-{N_SHARDS:05d}.parquet"
-        rows = shortest[number * CLIPS_PER_SHARD : (number + 1) * CLIPS_PER_SHARD]
-        write_table(run.shards / name, to_table(rows))
-        write_labels(run.labels / name, label(model, tokens, rows, recipe), label_key(recipe))
-    write_table(run.shards / "dev-00000-of-00001.parquet", to_table(shortest[-N_DEV:]))
-    n_clips = N_SHARDS * CLIPS_PER_SHARD
-    counts, minutes = {"train": n_clips, "dev": N_DEV, "test": 0}, {"train": 0.2, "dev": 0.5, "test": 0.0}
-    prepared = {"read": n_clips + N_DEV, "utterances": counts, "minutes": minutes, "quarantined": {}}
-    labelled = {"utterances": n_clips, "labelled": n_clips, "left_out": {}, "tokens": 100, "teacher_loss": 10.0}
-    run.finish("prepare", "shards", prepared, time.monotonic())
-    run.finish("label", "labels", labelled, time.monotonic())
+    write_run(recipe, sorted(clips(None, 60), key=lambda u: (u.duration_s, u.id))[: N_SHARDS * CLIPS_PER_SHARD])
     return recipe
 
 

@@ -17,14 +17,17 @@ N_DEV = 2
 
 
 def write_run(recipe: Recipe, utterances: Sequence[Utterance]) -> float:
-    """Write train shards and labels, and a dev split of a few short clips; returns the seconds of labelling."""
+    """Write train shards and labels, a dev split of a few short clips, and the records of both stages.
+
+    Returns the seconds of labelling.
+    """
     run, size = Run(recipe), recipe.data.utterances_per_shard
     short = sorted(utterances, key=lambda u: u.duration_s)[:N_DEV]
     write_table(run.shards / "dev-00000-of-00001.parquet", to_table(short))
     model, tokens = load_whisper(recipe.teacher.model)
     model.to(best_device())
     parts = [utterances[start : start + size] for start in range(0, len(utterances), size)]
-    took = 0.0
+    took, n_tokens, loss = 0.0, 0, 0.0
     with bar("soft labels", len(parts), "shard") as progress:
         for number, part in enumerate(parts):
             name = f"train-{number:05d}-of-{len(parts):05d}.parquet"
@@ -33,5 +36,17 @@ def write_run(recipe: Recipe, utterances: Sequence[Utterance]) -> float:
             labels = label(model, tokens, part, recipe)
             took += time.perf_counter() - begun
             write_labels(run.labels / name, labels, label_key(recipe))
+            n_tokens += sum(len(made.target_ids) for made in labels)
+            loss += sum(made.teacher_loss * len(made.target_ids) for made in labels)
             progress.advance()
+    _write_records(run, utterances, {"tokens": n_tokens, "teacher_loss": loss / n_tokens})
     return took
+
+
+def _write_records(run: Run, train: Sequence[Utterance], said: dict[str, float]) -> None:
+    counts = {"train": len(train), "dev": N_DEV, "test": 0}
+    minutes = {"train": round(sum(u.duration_s for u in train) / 60, 2), "dev": 0.1, "test": 0.0}
+    prepared = {"read": len(train) + N_DEV, "utterances": counts, "minutes": minutes, "quarantined": {}}
+    labelled = {"utterances": len(train), "labelled": len(train), "left_out": {}, **said}
+    run.finish("prepare", "shards", prepared, time.monotonic())
+    run.finish("label", "labels", labelled, time.monotonic())

@@ -26,7 +26,7 @@ LAYERS = (
 ENDS = ("evaluate", "export", "serve")
 ABOVE_ENDS = LAYERS.index(("models",)) + 1
 FOLDERS = {folder: i for i, layer in enumerate(LAYERS) for folder in layer} | dict.fromkeys(ENDS, ABOVE_ENDS)
-FRONTS = ("askd_ray/cli.py", "askd_ray/__main__.py", "askd_ray/demo.py")  # may import everything
+FRONTS = tuple(f"askd_ray/{name}.py" for name in ("cli", "__main__", "demo", "study"))  # may import everything
 # Top-level modules that every folder may import.
 BASE = {"errors", "files", "location", "progress", "runs", "torch_setup"}
 BASE_IMPORTS = {"config", "errors", "files", "location"}
@@ -93,7 +93,7 @@ def check_imports(path: str, tree: ast.Module) -> Iterator[str]:
 def trouble_with_import(path: str, imported_parts: list[str], about_ray: bool) -> str | None:
     target, here = imported_parts[0], module_of(path)[1:]
     if any(part.startswith("ray_") for part in imported_parts[:2]) and not about_ray:
-        return f"imports {'.'.join(imported_parts)}: only ray_*.py, the command line and the demo do"
+        return f"imports {'.'.join(imported_parts)}: only ray_*.py, the command line, the demo and the study do"
     if target.startswith("ray_"):
         return None
     folder = here[0] if here and here[0] in FOLDERS else None

@@ -102,10 +102,15 @@ def when(moment: Callable[[], object], fault: Callable[[], object]) -> Iterator[
 def assert_undisturbed(folder: Path, expected: Path) -> None:
     """The run ended as one without a fault: the same bits, and every utterance exactly once an epoch."""
     assert_same_run(folder, expected)
-    seen = Counter((row["epoch"], row["id"]) for row in ledger_of(folder))
-    assert seen == Counter((epoch, f"u{i}") for epoch in range(EPOCHS) for i in range(N_CLIPS))
+    assert_every_utterance_was_seen_once(folder)
     left = sorted(path.name for path in folder.iterdir() if path.name.startswith("best"))
     assert left == ["best"]
+
+
+def assert_every_utterance_was_seen_once(folder: Path) -> None:
+    """In each epoch."""
+    seen = Counter((row["epoch"], row["id"]) for row in ledger_of(folder))
+    assert seen == Counter((epoch, f"u{i}") for epoch in range(EPOCHS) for i in range(N_CLIPS))
 
 
 def attempts(folder: Path) -> int:

@@ -3,6 +3,7 @@
 import glob
 from functools import lru_cache
 from pathlib import Path
+from random import Random
 
 import soundfile
 import torch
@@ -28,20 +29,28 @@ def check_sounds(settings: Augment) -> None:
 
     Raises :class:`AskdError` when a pattern matches no file, or one that is no sound.
     """
-    for name, pattern in (("noise", settings.noise.files), ("reverb", settings.reverb.files)):
-        if pattern is None:
-            continue
-        where = f"augment.{name}.files = {pattern!r}"
-        paths = _matching(pattern)
-        if not paths:
-            raise AskdError(f"{where} matches no file: write a pattern such as FOLDER/*.flac")
-        for path in paths:
-            try:
-                n_frames = soundfile.info(path).frames
-            except soundfile.LibsndfileError:
-                n_frames = 0
-            if n_frames == 0:
-                raise AskdError(f"{where} matches {path}, which is no sound: wav, flac, ogg and mp3 are read")
+    check_sound_files("augment.noise.files", settings.noise.files)
+    check_sound_files("augment.reverb.files", settings.reverb.files)
+
+
+def check_sound_files(field: str, pattern: str | None) -> None:
+    """Check that the pattern in a field of the recipe, if there is one, matches sound files.
+
+    Raises :class:`AskdError` when it matches no file, or one that is no sound.
+    """
+    if pattern is None:
+        return
+    where = f"{field} = {pattern!r}"
+    paths = _matching(pattern)
+    if not paths:
+        raise AskdError(f"{where} matches no file: write a pattern such as FOLDER/*.flac")
+    for path in paths:
+        try:
+            n_frames = soundfile.info(path).frames
+        except soundfile.LibsndfileError:
+            n_frames = 0
+        if n_frames == 0:
+            raise AskdError(f"{where} matches {path}, which is no sound: wav, flac, ogg and mp3 are read")
 
 
 @lru_cache(maxsize=8)
@@ -66,6 +75,26 @@ def recording(path: Path) -> torch.Tensor:
         return torch.from_numpy(decode(path.read_bytes()))
     except (AudioError, OSError) as error:
         raise AskdError(f"{path} cannot be read as a noise or a room: {error}") from None
+
+
+def draw_noise(files: str | None, rng: Random) -> torch.Tensor:
+    """Draw one of the noises that match a pattern, or of the synthetic ones.
+
+    Raises :class:`AskdError` when it cannot be read.
+    """
+    return rng.choice(synthetic_noises()) if files is None else recording(rng.choice(sound_files(files)))
+
+
+def draw_room(files: str | None, rt60_s: tuple[float, float], rng: Random) -> torch.Tensor:
+    """Draw one of the rooms that match a pattern, or a synthetic one with a time between the bounds ``rt60_s``.
+
+    It begins with the direct sound. Raises :class:`AskdError` when it cannot be read.
+    """
+    if files is None:
+        drawn_s = rng.uniform(*rt60_s)
+        return synthetic_room(drawn_s, torch.Generator().manual_seed(rng.getrandbits(63)))
+    room = recording(rng.choice(sound_files(files)))
+    return room[int(room.abs().argmax()) :]  # what is before the direct sound would only delay the clip
 
 
 @lru_cache(maxsize=1)

@@ -11,18 +11,20 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 Condition = Annotated[
     str,
-    Field(pattern=r"^((white|babble|noise)@-?\d+(\.\d+)?|telephone|room|speed@[01]\.\d+|clip@\d+(\.\d+)?)$"),
+    Field(
+        pattern=r"^((white|babble|noise)@-?\d+(\.\d+)?|telephone|room|speed@(0\.[5-9]\d?|1\.\d\d?)|clip@\d+(\.\d+)?)$"
+    ),
 ]
 """``white@10``, ``babble@10``, ``noise@10``: so many dB below the speech.
 
-``clip@6`` cuts off the peaks by so many dB.
+``clip@6`` cuts off the peaks by so many dB; ``speed@0.9`` is slower, in hundredths from 0.5 to 1.99.
 """
 
 
 Normalizer = Literal["whisper", "basic", "none"]
 
 
-class TestSet(Source):
+class SpeechSet(Source):
     """Speech to score on that no training saw: a source with a name. ``in_domain``: of a kind that was trained on."""
 
     name: Name
@@ -36,9 +38,9 @@ class Evaluate(Section):
     as a set of its own. A model is a bundle, a transformers or CTranslate2 folder, a hub id, ``wheel:NAME``, or the URL
     of an OpenAI-compatible server with the model's name: ``http://HOST/v1#NAME``.
 
-    ``conditions`` are scored besides the clean clips; ``noise_files`` and ``room_files`` are patterns of sound files
-    for them (null: synthetic ones). ``non_speech`` counts the words heard where nobody speaks; ``speculative`` runs the
-    student as draft model of its teacher.
+    ``conditions`` are scored on ``condition_clips`` clips of each set, spread over their durations; ``noise_files`` and
+    ``room_files`` are patterns of sound files for them (null: synthetic ones). ``non_speech`` counts the words heard
+    where nobody speaks; ``speculative`` runs the student as draft model of its teacher.
 
     Speed is measured on ``speed_clips`` clips spread over all durations, on ``threads`` threads (0: all cores), and at
     ``batch_sizes`` besides. With ``stock`` the speed-up is against the teacher in faster-whisper as people run it;
@@ -46,11 +48,12 @@ class Evaluate(Section):
     """
 
     split: Literal["dev", "test"] | None = "test"
-    sets: tuple[TestSet, ...] = ()
+    sets: tuple[SpeechSet, ...] = ()
     models: dict[Name, str] = Field(default_factory=dict[str, str])
     normalizer: Normalizer = "whisper"
     """``whisper``: Whisper's English one for English and its basic one for all else."""
     conditions: tuple[Condition, ...] = ()
+    condition_clips: Count = 100
     noise_files: str | None = None
     room_files: str | None = None
     non_speech: bool = False
@@ -76,6 +79,8 @@ class Evaluate(Section):
         asked = {condition.partition("@")[0] for condition in self.conditions}
         if not (self.non_speech or "noise" in asked):
             self.refuse_unread(["noise_files"], "no condition is noise@..., and non_speech is false")
+        if not asked:
+            self.refuse_unread(["condition_clips"], "there are no conditions")
         if "room" not in asked:
             self.refuse_unread(["room_files"], "no condition is room")
         return self

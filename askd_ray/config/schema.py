@@ -13,6 +13,7 @@ from askd_ray.config.evaluate import Evaluate, Name
 from askd_ray.config.objective import Objective, Shape
 from askd_ray.config.section import Count, Positive, Section, Share
 from askd_ray.config.source import Source
+from askd_ray.config.study import Study
 from askd_ray.config.targets import Targets
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.train import Train
@@ -148,6 +149,7 @@ class Recipe(Section):
     tracking: Tracking = Field(default_factory=Tracking)
     tune: Tune = Tune()
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    study: Study | None = None
 
     @model_validator(mode="after")
     def _a_sharded_student_stays_one(self) -> "Recipe":

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from askd_ray.audio.augment import Draw, sped_up_samples, speed_factor
+from askd_ray.audio.augment import Draw, speed_factor
+from askd_ray.audio.effects import sped_up_samples
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of, window_samples
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window

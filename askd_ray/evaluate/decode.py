@@ -5,27 +5,32 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+from askd_ray.audio.decode import Waveform
+from askd_ray.audio.sounds import sound_files
+from askd_ray.config.evaluate import Evaluate
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
-from askd_ray.evaluate.hypotheses import CLEAN, Hypothesis, read_hypotheses, write_hypotheses
+from askd_ray.evaluate.conditions import Condition, Sounds, apply, voices_of
+from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, Hypothesis, read_hypotheses, write_hypotheses
+from askd_ray.evaluate.latency import evenly
 from askd_ray.evaluate.sets import EvalSet
 from askd_ray.evaluate.systems import Heard, Recogniser, weights_hash
 from askd_ray.files import digest
 
 PART_CLIPS = 64
 _FORMAT = 1  # of what a part holds
+_SEED = 0  # of what is drawn for conditions: they are the same in every evaluation
 
 
 @dataclass(frozen=True)
 class Part:
-    """Utterances ``first`` to ``last`` of a set under a condition, for one model. ``key`` names all that decides it."""
+    """Utterances of a set, by number, under a condition, for one model. ``key`` names all that decides the answers."""
 
     model: str
     reference: str
     set: str
     condition: str
-    first: int
-    last: int
+    numbers: tuple[int, ...]
     key: str
 
     def file(self, folder: Path) -> Path:
@@ -33,34 +38,82 @@ class Part:
         return folder / f"{self.key}.parquet"
 
 
-def parts(models: Mapping[str, str], sets: Sequence[EvalSet], conditions: Sequence[str]) -> list[Part]:
+@dataclass(frozen=True)
+class Material:
+    """What is decoded: sets by name, and the sounds that conditions put behind them."""
+
+    sets: Mapping[str, EvalSet]
+    sounds: Sounds
+
+    @classmethod
+    def of(cls, sets: Sequence[EvalSet], settings: Evaluate) -> "Material":
+        """Return the material of an evaluation.
+
+        Raises :class:`AskdError` where babble is asked for and the sets do not say who speaks.
+        """
+        speech = [chosen for chosen in sets if chosen.name != NON_SPEECH]
+        has_babble = any(Condition.parse(c).kind == "babble" for c in settings.conditions)
+        everyone = [u for chosen in speech for u in chosen.utterances] if has_babble else []
+        voices = voices_of(", ".join(s.name for s in speech), everyone, _SEED) if has_babble else ()
+        return cls({s.name: s for s in sets}, Sounds(settings.noise_files, settings.room_files, voices))
+
+    def waveform(self, part: Part, utterance: Utterance) -> Waveform:
+        """Return an utterance as a part's model hears it."""
+        clean = waveform_of(utterance)
+        if part.condition == CLEAN:
+            return clean
+        return apply(
+            Condition.parse(part.condition),
+            clean,
+            utterance_id=utterance.id,
+            speaker=utterance.speaker,
+            seed=_SEED,
+            sounds=self.sounds,
+        )
+
+
+def parts(models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate) -> list[Part]:
     """Return the parts of an evaluation, model by model, so that each model is loaded once.
 
     A part's key holds the model's weights and the set's content, and neither's name: what is decoded already is found
     again whatever it is called.
     """
+    sounds = [_listed(settings.noise_files), _listed(settings.room_files), [chosen.fingerprint for chosen in sets]]
     made: list[Part] = []
     for model, reference in models.items():
         weights = weights_hash(reference)
         for chosen in sets:
-            for condition in (CLEAN, *conditions):
-                for first in range(0, len(chosen.utterances), PART_CLIPS):
-                    last = min(first + PART_CLIPS, len(chosen.utterances))
-                    key = digest([_FORMAT, weights, chosen.fingerprint, condition, first, last])
-                    made.append(Part(model, reference, chosen.name, condition, first, last, key))
+            for condition, numbers in _heard(chosen, settings):
+                for first in range(0, len(numbers), PART_CLIPS):
+                    some = tuple(numbers[first : first + PART_CLIPS])
+                    inputs = [_FORMAT, weights, chosen.fingerprint, condition, some]
+                    key = digest(inputs if condition == CLEAN else [*inputs, sounds])
+                    made.append(Part(model, reference, chosen.name, condition, some, key))
     return made
 
 
-def decode_part(part: Part, recogniser: Recogniser, chosen: EvalSet, folder: Path) -> None:
+def _listed(pattern: str | None) -> list[tuple[str, int]] | None:
+    return None if pattern is None else [(file.name, file.stat().st_size) for file in sound_files(pattern)]
+
+
+def _heard(chosen: EvalSet, settings: Evaluate) -> Iterator[tuple[str, list[int]]]:
+    """Yield the conditions of a set and the numbers of the utterances that are decoded under each."""
+    yield CLEAN, list(range(len(chosen.utterances)))
+    if chosen.name != NON_SPEECH:
+        sample = {u.id for u in evenly(chosen.utterances, settings.condition_clips)}
+        numbers = [n for n, u in enumerate(chosen.utterances) if u.id in sample]
+        yield from ((condition, numbers) for condition in settings.conditions)
+
+
+def decode_part(part: Part, recogniser: Recogniser, material: Material, folder: Path) -> None:
     """Run a model over a part and write what it said."""
-    rows: dict[int, Hypothesis] = {}
-    numbered = [(n, chosen.utterances[n]) for n in range(part.first, part.last)]
-    for language, group in groupby(sorted(numbered, key=lambda nu: nu[1].language), key=lambda nu: nu[1].language):
-        spoken = list(group)
-        heard = recogniser.hear([waveform_of(u) for _, u in spoken], language)
-        for (number, utterance), said in zip(spoken, heard, strict=True):
-            rows[number] = _row(part, chosen, utterance, said)
-    write_hypotheses(part.file(folder), [rows[n] for n, _ in numbered])
+    chosen, rows = material.sets[part.set], dict[int, Hypothesis]()
+    by_language = sorted(part.numbers, key=lambda n: chosen.utterances[n].language)
+    for language, numbers in groupby(by_language, key=lambda n: chosen.utterances[n].language):
+        spoken = [(n, chosen.utterances[n]) for n in numbers]
+        heard = recogniser.hear([material.waveform(part, u) for _, u in spoken], language)
+        rows |= {n: _row(part, chosen, u, said) for (n, u), said in zip(spoken, heard, strict=True)}
+    write_hypotheses(part.file(folder), [rows[n] for n in part.numbers])
 
 
 def _row(part: Part, chosen: EvalSet, utterance: Utterance, said: Heard) -> Hypothesis:
@@ -68,7 +121,7 @@ def _row(part: Part, chosen: EvalSet, utterance: Utterance, said: Heard) -> Hypo
         model=part.model,
         set=part.set,
         in_domain=chosen.in_domain,
-        condition=part.condition,
+        condition=utterance.domain if part.set == NON_SPEECH else part.condition,  # there the domain is what is heard
         id=utterance.id,
         speaker=utterance.speaker,
         language=utterance.language,
@@ -81,9 +134,8 @@ def _row(part: Part, chosen: EvalSet, utterance: Utterance, said: Heard) -> Hypo
     )
 
 
-def collected(todo: Sequence[Part], sets: Sequence[EvalSet], folder: Path) -> Iterator[Hypothesis]:
+def collected(made: Sequence[Part], material: Material, folder: Path) -> Iterator[Hypothesis]:
     """Yield the rows of all parts, under the names that models and sets have now."""
-    in_domain = {chosen.name: chosen.in_domain for chosen in sets}
-    for part in todo:
+    for part in made:
         for row in read_hypotheses(part.file(folder)):
-            yield replace(row, model=part.model, set=part.set, in_domain=in_domain[part.set])
+            yield replace(row, model=part.model, set=part.set, in_domain=material.sets[part.set].in_domain)

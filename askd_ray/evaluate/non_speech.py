@@ -1,69 +1,141 @@
-"""Hallucination: the words that models hear where nobody speaks."""
+"""Clips in which nobody speaks: what a model writes of them, it made up (docs/evaluation.md).
 
-from collections.abc import Sequence
-from typing import TypedDict
+All but the noises of a recipe are synthetic, and always the same: two evaluations can be compared.
+"""
 
-from askd_ray.evaluate.tally import Asked, Heard
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from askd_ray.audio.augment import draw_seed
+from askd_ray.audio.decode import Waveform
+from askd_ray.audio.effects import stretch, within_one
+from askd_ray.audio.sounds import recording, sound_files, synthetic_noises
+from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
+
+_LENGTHS_S = (2.0, 5.0, 10.0, 20.0)
+_NOISE_DB = (-15.0, -30.0, -45.0)  # effective values below full scale, from a loud street to a quiet room
+_FLOOR_DB = -75.0  # of a good microphone: six steps of 16-bit audio
+_MUSIC_DB, _TONE_DB = -20.0, -20.0
+_MOST_FILES = 48  # evenly taken from what a pattern matches
+_N_MUSIC, _MUSIC_S = 8, (8.0, 12.0)
+
+# Tones of North America's telephones (ITU-T E.180, supplement 2), and one to set levels with: their frequencies, and
+# the seconds that they are on and off.
+_TONES = {
+    "dial": ((350.0, 440.0), 1.0, 0.0),
+    "ringing": ((440.0, 480.0), 2.0, 4.0),
+    "busy": ((480.0, 620.0), 0.5, 0.5),
+    "level": ((1000.0,), 1.0, 0.0),
+}
+# Chords as half tones above the key's lowest note: I-V-vi-IV in major, i-VI-III-VII in minor.
+_PROGRESSIONS = (
+    ((0, 4, 7), (7, 11, 14), (9, 12, 16), (5, 9, 12)),
+    ((0, 3, 7), (8, 12, 15), (3, 7, 10), (10, 14, 17)),
+)
+_N_HARMONICS, _STRING_S = 8, 4.0  # by then it is 70 dB below its beginning
 
 
-class HeardText(TypedDict):
-    """What was heard in a clip in which nobody speaks, as the model wrote it."""
+@dataclass(frozen=True)
+class NonSpeech:
+    """A clip ``(n_samples,)`` in which nobody speaks; ``kind`` is silence, noise, music or tone."""
 
     id: str
-    text: str
+    kind: str
+    waveform: Waveform
 
 
-class KindScores(TypedDict):
-    """Clips of one kind of sound; ``texts`` are those of the clips with words."""
+def non_speech_clips(noise_files: str | None = None) -> list[NonSpeech]:
+    """Return the clips, of 2 to 20 s: silence, noises, music and tones.
 
-    clips: int
-    clips_with_words: int
-    texts: list[HeardText]
+    ``noise_files`` is a pattern of sound files, in which nobody should speak; None takes synthetic noises.
 
-
-class NonSpeechScores(TypedDict):
-    """What one model heard where nobody speaks."""
-
-    clips_with_words: int
-    share_with_words: float
-    words: int
-    words_per_minute: float
-    by_kind: dict[str, KindScores]
+    Raises :class:`~askd_ray.errors.AskdError` when a noise cannot be read.
+    """
+    noises = _synthetic_noises() if noise_files is None else _recorded_noises(noise_files)
+    return [*_silence(), *noises, *_music(), *_tones()]
 
 
-class NonSpeech(TypedDict):
-    """The set ``non_speech``, clips of silence, noise and music."""
-
-    clips: int
-    minutes: float
-    models: dict[str, NonSpeechScores]
+def _clip(kind: str, name: str, sound: torch.Tensor) -> NonSpeech:
+    return NonSpeech(f"{kind}-{name}-{len(sound) / SAMPLE_RATE_HZ:g}s", kind, within_one(sound).numpy())
 
 
-def score_non_speech(kinds: Sequence[Asked]) -> NonSpeech | None:
-    """Return how much each model heard in the clips of the set ``non_speech``, a group a kind; None without any."""
-    if not kinds:
-        return None
-    clips = sum(len(a.common.rows) for a in kinds)
-    minutes = sum(a.minutes for a in kinds)
-    models = dict[str, NonSpeechScores]()
-    for name in kinds[0].heard:
-        by_kind = {a.condition: _score_kind(a.heard[name]) for a in kinds}
-        with_words = sum(kind["clips_with_words"] for kind in by_kind.values())
-        words = sum(int(a.heard[name].errors.sum()) for a in kinds)  # each of them an insertion
-        models[name] = {
-            "clips_with_words": with_words,
-            "share_with_words": with_words / clips,
-            "words": words,
-            "words_per_minute": words / minutes,
-            "by_kind": by_kind,
-        }
-    return {"clips": clips, "minutes": minutes, "models": models}
+def _rng(name: str) -> Random:
+    return Random(draw_seed(0, 0, name, "non_speech"))
 
 
-def _score_kind(heard: Heard) -> KindScores:
-    texts: list[HeardText] = [
-        {"id": row.id, "text": row.hypothesis}
-        for row, hypothesis in zip(heard.rows, heard.hypotheses, strict=True)
-        if hypothesis
-    ]
-    return {"clips": len(heard.rows), "clips_with_words": len(texts), "texts": texts}
+def _at_level(sound: torch.Tensor, level_db: float) -> torch.Tensor:
+    rms = sound.square().mean().sqrt()
+    return sound * (10.0 ** (level_db / 20.0) / rms) if rms > 0.0 else sound
+
+
+def _silence() -> Iterator[NonSpeech]:
+    """Yield digital silence, and that of a recorder that is on."""
+    for seconds in _LENGTHS_S:
+        n_samples = samples_of(seconds)
+        yield _clip("silence", "digital", torch.zeros(n_samples))
+        white = stretch(synthetic_noises()[0], n_samples, _rng(f"floor {seconds}"))
+        yield _clip("silence", "floor", _at_level(white, _FLOOR_DB))
+
+
+def _synthetic_noises() -> Iterator[NonSpeech]:
+    for i, (seconds, (number, noise)) in enumerate(product(_LENGTHS_S, enumerate(synthetic_noises()))):
+        part = stretch(noise, samples_of(seconds), _rng(f"noise {i}"))
+        yield _clip("noise", f"synthetic{number}", _at_level(part, _NOISE_DB[i % len(_NOISE_DB)]))
+
+
+def _recorded_noises(pattern: str) -> Iterator[NonSpeech]:
+    """Yield a stretch of each file, as loud as it is; lengths come in turn."""
+    files = sound_files(pattern)
+    taken = files[:: -(-len(files) // _MOST_FILES)]
+    for i, file in enumerate(taken):
+        n_samples = samples_of(_LENGTHS_S[i % len(_LENGTHS_S)])
+        yield _clip("noise", f"{i:02d}-{file.stem}", stretch(recording(file), n_samples, _rng(f"noise {file.name}")))
+
+
+def _tones() -> Iterator[NonSpeech]:
+    for (name, (frequencies_hz, on_s, off_s)), seconds in product(_TONES.items(), _LENGTHS_S):
+        t = torch.arange(samples_of(seconds), dtype=torch.float64) / SAMPLE_RATE_HZ
+        tone = torch.stack([torch.sin(2.0 * torch.pi * hz * t) for hz in frequencies_hz]).sum(0)
+        on = t % (on_s + off_s) < on_s
+        yield _clip("tone", name, _at_level(tone * on, _TONE_DB).float())
+
+
+def _music() -> Iterator[NonSpeech]:
+    """Yield short pieces for plucked strings over a bass: chords and arpeggios in turn."""
+    for number in range(_N_MUSIC):
+        arpeggio, rng = number % 2 == 1, _rng(f"music {number}")
+        n_samples = samples_of(round(rng.uniform(*_MUSIC_S), 1))
+        piece = np.zeros(n_samples)
+        key, progression = rng.randrange(45, 57), rng.choice(_PROGRESSIONS)  # MIDI: from A2
+        beat = samples_of(60.0 / rng.randrange(70, 131))
+        for bar, start in enumerate(range(0, n_samples, 4 * beat)):
+            chord = [key + half_tones for half_tones in progression[bar % len(progression)]]
+            _pluck(piece, start, chord[0] - 12)
+            for eighth in range(8):
+                played = [chord[eighth % len(chord)]] if arpeggio else chord if eighth % 4 == 0 else []
+                for note in played:
+                    _pluck(piece, start + eighth * beat // 2, note)
+        yield _clip("music", str(number), _at_level(torch.from_numpy(piece), _MUSIC_DB).float())
+
+
+def _pluck(piece: NDArray[np.float64], start: int, note: int) -> None:
+    """Add a string to a piece, from the sample ``start`` on."""
+    sound = _string(note)
+    rest = piece[start : start + len(sound)]
+    rest += sound[: len(rest)]
+
+
+@lru_cache(maxsize=64)
+def _string(note: int) -> NDArray[np.float64]:
+    """Return a plucked string: higher harmonics are softer and die away sooner. ``note`` is MIDI's number."""
+    t = np.arange(samples_of(_STRING_S)) / SAMPLE_RATE_HZ
+    hz = 440.0 * 2.0 ** ((note - 69) / 12)
+    numbers = np.arange(1, _N_HARMONICS + 1)[:, None]
+    return (np.sin(2.0 * np.pi * hz * numbers * t) * np.exp(-2.0 * numbers * t) / numbers).sum(0)

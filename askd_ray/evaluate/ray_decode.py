@@ -8,8 +8,7 @@ import ray
 import ray.data
 
 from askd_ray.data.ray_stream import configure
-from askd_ray.evaluate.decode import Part, decode_part
-from askd_ray.evaluate.sets import EvalSet
+from askd_ray.evaluate.decode import Material, Part, decode_part
 from askd_ray.evaluate.systems import Recogniser, open_recogniser
 from askd_ray.progress import bar
 from askd_ray.ray_cluster import connect
@@ -19,7 +18,7 @@ from askd_ray.torch_setup import use_threads
 _CORES_PER_ACTOR = 8  # a copy of the model uses all cores of a small machine
 
 
-def decode(parts: Sequence[Part], sets: Sequence[EvalSet], folder: Path, use_gpu: bool) -> None:
+def decode(parts: Sequence[Part], material: Material, folder: Path, use_gpu: bool) -> None:
     """Decode the parts whose rows are not in ``folder`` yet; one that all machines see. A killed one goes on.
 
     Raises :class:`AskdError` when a model or a server cannot be used.
@@ -34,24 +33,24 @@ def decode(parts: Sequence[Part], sets: Sequence[EvalSet], folder: Path, use_gpu
     items = [{"number": number} for number in range(len(todo))]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _Decoder),
-        fn_constructor_args=(ray.put((todo, {chosen.name: chosen for chosen in sets})), folder),
+        fn_constructor_args=(ray.put((todo, material)), folder),
         num_gpus=1 if use_gpu else 0,
         num_cpus=0.5,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool, len(items))),
     )
-    with bar("decode", sum(p.last - p.first for p in todo), "utt") as progress, user_error():
+    with bar("decode", sum(len(p.numbers) for p in todo), "utt") as progress, user_error():
         for row in dataset.iter_rows():
             part = todo[row["number"]]
-            progress.advance(part.last - part.first)
+            progress.advance(len(part.numbers))
             progress.note(f"{part.model}: {part.set}, {part.condition}")
 
 
 class _Decoder:
-    """One actor. It keeps the model that it used last, and the sets."""
+    """One actor. It keeps the model that it used last, and the material."""
 
     def __init__(self, work: Any, folder: Path):
         use_threads()
-        self._parts, self._sets = cast("tuple[list[Part], dict[str, EvalSet]]", ray.get(work))
+        self._parts, self._material = cast("tuple[list[Part], Material]", ray.get(work))
         self._folder = folder
         self._reference: str | None = None
         self._recogniser: Recogniser | None = None
@@ -60,5 +59,5 @@ class _Decoder:
         part = self._parts[row["number"]]
         if self._recogniser is None or part.reference != self._reference:
             self._recogniser, self._reference = open_recogniser(part.reference), part.reference
-        decode_part(part, self._recogniser, self._sets[part.set], self._folder)
+        decode_part(part, self._recogniser, self._material, self._folder)
         return row

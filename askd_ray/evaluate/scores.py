@@ -11,8 +11,8 @@ import numpy as np
 from askd_ray.config.evaluate import Normalizer
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.calibration import Bin, expected_calibration_error, reliability
+from askd_ray.evaluate.hallucination import Hallucinations, score_hallucinations
 from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, Hypothesis
-from askd_ray.evaluate.non_speech import NonSpeech, score_non_speech
 from askd_ray.evaluate.significance import Array, Comparison, Difference, Rate, compare
 from askd_ray.evaluate.tally import Asked, Heard, tally
 from askd_ray.text.error_rate import count_character_errors
@@ -107,7 +107,7 @@ class Scores(TypedDict):
     in_domain: DomainScores | None
     out_of_domain: DomainScores | None
     conditions: dict[str, ConditionScores]
-    non_speech: NonSpeech | None
+    non_speech: Hallucinations | None
 
 
 def score(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "whisper") -> Scores:
@@ -133,7 +133,7 @@ def score(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "w
         "in_domain": _score_domain([a for a in clean.values() if a.in_domain], rates, baseline),
         "out_of_domain": _score_domain([a for a in clean.values() if not a.in_domain], rates, baseline),
         "conditions": {name: _score_condition(changed[name], clean, baseline) for name in sorted(changed, key=_level)},
-        "non_speech": score_non_speech([a for a in asked if a.set == NON_SPEECH]),
+        "non_speech": score_hallucinations([a for a in asked if a.set == NON_SPEECH]),
     }
 
 

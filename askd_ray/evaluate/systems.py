@@ -13,12 +13,13 @@ import httpx
 import soundfile
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
 from askd_ray.files import sha256_of_file
 from askd_ray.models.bundle import BundleInfo, Device, open_engine, read_bundle
 from askd_ray.models.engine import Decoding
 from askd_ray.models.load import ctranslate2_folder, fingerprint
+from askd_ray.models.long_form import transcribe_long
 from askd_ray.torch_setup import best_device
 
 _KEY = "OPENAI_API_KEY"
@@ -90,7 +91,11 @@ class _Local:
 
     def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:
         """Return what is said in each clip, token by token."""
-        heard = self._engine.transcribe(waveforms, language)
+        short = [w for w in waveforms if len(w) <= PADDED_SAMPLES]
+        at_once = iter(self._engine.transcribe(short, language))
+        heard = [
+            next(at_once) if len(w) <= PADDED_SAMPLES else transcribe_long(self._engine, w, language) for w in waveforms
+        ]
         return [Heard(t.text, t.token_texts, t.token_probs, t.ended) for t in heard]
 
 

@@ -1,11 +1,12 @@
 """Scores for the terminal: the verdict first, then sets, then what was done to the audio."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 
-from askd_ray.evaluate.non_speech import NonSpeech
+from askd_ray.evaluate.hallucination import Hallucinations
 from askd_ray.evaluate.scores import DomainScores, Scores
 from askd_ray.evaluate.significance import Difference, Rate, verdict
 
@@ -75,12 +76,49 @@ def _conditions(scores: Scores) -> Table:
     return shown
 
 
-def _non_speech(heard: NonSpeech) -> Table:
+def _non_speech(heard: Hallucinations) -> Table:
     title = f"Where nobody speaks: {_count(heard['clips'], 'clip')}, {heard['minutes']:.1f} min"
     shown = Table("", *heard["models"], title=title, title_justify="left")
     shown.add_row("clips with words", *(f"{100 * m['share_with_words']:.1f} %" for m in heard["models"].values()))
     shown.add_row("words a minute", *(f"{m['words_per_minute']:.1f}" for m in heard["models"].values()))
     return shown
+
+
+def speed_table(speed: Mapping[str, Any]) -> Group:
+    """Return what :func:`askd_ray.evaluate.speed.measure_speed` found as a table, a column a model."""
+    models: Mapping[str, Mapping[str, Any]] = speed["models"]
+    hardware = speed["hardware"]
+    title = f"Speed on {speed['clips']} clips, {hardware['threads']} threads of {hardware['cpu']}"
+    shown = Table("", title=title, title_justify="left")
+    for name in models:
+        shown.add_column(name, justify="right")
+    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "RTFx": lambda m: f"{m['rtfx']:.1f}",
+        "latency p50": lambda m: _ms(m["p50_ms"]),
+        "latency p95": lambda m: _ms(m["p95_ms"]),
+        "first call": lambda m: _ms(m["first_call_ms"]),
+        "memory": lambda m: f"{m['memory_mb']} MB",
+    }
+    for name, show in rows.items():
+        shown.add_row(name, *(show(m) for m in models.values()))
+    return Group(shown, *speed_verdicts(speed))
+
+
+def speed_verdicts(speed: Mapping[str, Any]) -> list[str]:
+    """Say how many times faster each model is than what the speed-up is against, on the median clip."""
+    said: list[str] = []
+    for name, faster in speed["speedup"].items():
+        clips, found = (f"{speed['clips']} clips", faster["all"])
+        if "short" in faster:
+            found = faster["short"]
+            clips = f"{found['clips']} clips under {speed['short_s']:g} s"
+        times = f"{found['value']:.1f}x (95 %: {found['low']:.1f} to {found['high']:.1f})"
+        said.append(f"{name}: {times} as fast as {speed['speedup_against']} on the median of {clips}")
+    return said
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f} ms"
 
 
 def _table(title: str, scores: Scores, *columns: str) -> Table:

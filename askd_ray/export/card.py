@@ -47,38 +47,52 @@ def _introduction(description: Mapping[str, Any], base: str) -> str:
 def _scores(scores: Mapping[str, Any] | None) -> str:
     if scores is None:
         return "## Scores\n\nNot evaluated yet: `askd evaluate` fills this in."
-    hardware, short = scores["hardware"], f"{scores['short_s']:g} s"
+    models: list[str] = scores["models"]
     lines = [
         "## Scores",
         "",
-        f"{scores['n_eval']} clips of the {scores['split']} split ({scores['audio_min']:.1f} minutes), one at a time, "
-        f"greedy, int8, {hardware['threads']} threads of {hardware['cpu']}; in brackets the 95 % bootstrap interval.",
+        "WER in %, greedy; in brackets the 95 % bootstrap interval. *In domain* is speech like that of the training.",
         "",
-        f"| | WER | S / D / I | CER | RTFx | p50 | p95 | p50 under {short} |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| | utterances | {' | '.join(models)} |",
+        "|---|" + "---|" * (len(models) + 1),
     ]
-    for name, s in scores["systems"].items():
-        low, high = s["wer_ci95"]
-        errors = f"{s['substitutions']} / {s['deletions']} / {s['insertions']}"
-        times = " | ".join("-" if s[k] is None else f"{s[k]:.0f} ms" for k in ("p50_ms", "p95_ms", "p50_short_ms"))
-        lines.append(
-            f"| {name.replace('_', ', ')} | {s['wer']:.4f} ({low:.3f} to {high:.3f}) | {errors} | {s['cer']:.4f} "
-            f"| {s['rtfx']:.1f} | {times} |"
-        )
-    lines.append("")
-    for name, d in scores["difference"].items():
-        lines.append(
-            f"- WER, student minus {name.replace('_', ', ')}: {100 * d['value']:+.2f} points "
-            f"({100 * d['low']:+.2f} to {100 * d['high']:+.2f}), better with probability {d['p_improvement']:.2f}."
-        )
-    if scores["speedup_p50_short"] is not None:
-        low, high = scores["speedup_p50_short_ci95"]
-        lines.append(
-            f"- {scores['speedup_p50_short']:.1f}x ({low:.1f} to {high:.1f}) as fast as "
-            f"{scores['speedup_baseline'].replace('_', ', ')} on the median clip under {short}."
-        )
-    lines += ["", "All of it is in domain: measure on your own speech before you rely on it."]
-    return "\n".join(lines)
+    for name, one in scores["sets"].items():
+        kind = "in domain" if one["in_domain"] else "out of domain"
+        rates = " | ".join(_rate(one["models"][model]) for model in models)
+        lines.append(f"| {name} ({kind}) | {one['utterances']} | {rates} |")
+    return "\n".join([*lines, "", *_differences(scores), *_speed(scores["speed"])])
+
+
+def _rate(model: Mapping[str, Any]) -> str:
+    low, high = model["wer_ci95"]
+    return f"{100 * model['wer']:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def _differences(scores: Mapping[str, Any]) -> list[str]:
+    places = {"In domain": scores["in_domain"], "Out of domain": scores["out_of_domain"]}
+    lines: list[str] = []
+    for place, domain in places.items():
+        if domain is None:
+            lines.append(f"- {place}: not scored: measure on your own speech before you rely on it.")
+            continue
+        for name, d in domain["macro"]["against_baseline"].items():
+            lines.append(
+                f"- {place}, mean of the sets: WER of {name} minus {scores['baseline']}: {100 * d['value']:+.2f} "
+                f"points ({100 * d['low']:+.2f} to {100 * d['high']:+.2f}), better with probability "
+                f"{d['p_improvement']:.2f}."
+            )
+    return lines
+
+
+def _speed(speed: Mapping[str, Any]) -> list[str]:
+    hardware = speed["hardware"]
+    where = f"{hardware['threads']} threads of {hardware['cpu']}"
+    lines = [
+        f"- {name}: {found['all']['value']:.1f}x ({found['all']['low']:.1f} to {found['all']['high']:.1f}) as fast as "
+        f"{speed['speedup_against']} on the median of {speed['clips']} clips, one at a time, on {where}."
+        for name, found in speed["speedup"].items()
+    ]
+    return [*lines, *(f"- {name}: RTFx {m['rtfx']:.1f}, {m['memory_mb']} MB." for name, m in speed["models"].items())]
 
 
 def _training(description: Mapping[str, Any]) -> str:

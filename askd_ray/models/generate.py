@@ -10,20 +10,34 @@ from askd_ray.models.windows import encode
 from askd_ray.text.tokens import Tokens, most_tokens
 
 
+class Chooser:
+    """Takes the likeliest token that a model may write: not those that its generation config suppresses.
+
+    Every Whisper engine does so.
+    """
+
+    def __init__(self, model: WhisperForConditionalGeneration):
+        config, device = model.generation_config, model.device
+        self._never = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=device)
+        self._not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=device)
+
+    def __call__(self, logits: torch.Tensor, at_begin: bool) -> torch.Tensor:
+        """Return the tokens ``(batch, length)`` of logits ``(batch, length, n_vocab)``, which it changes.
+
+        ``at_begin``: the first of them begins the text.
+        """
+        logits.index_fill_(-1, self._never, -torch.inf)
+        if at_begin:
+            logits[:, 0].index_fill_(-1, self._not_first, -torch.inf)
+        return logits.argmax(-1)
+
+
 @torch.no_grad()
 def greedy(
     model: WhisperForConditionalGeneration, tokens: Tokens, log_mel: torch.Tensor, prompt: Sequence[int]
 ) -> list[list[int]]:
-    """Return the greedy token ids of windows ``(batch, n_mels, n_frames)`` after a prompt, without it and end token.
-
-    Suppresses the tokens that the model's generation config names, as every Whisper engine does.
-    """
-    states = encode(model, log_mel).states
-    config = model.generation_config
-    suppressed = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=log_mel.device)
-    at_begin = torch.tensor(
-        model.generation_config.begin_suppress_tokens or [], dtype=torch.long, device=log_mel.device
-    )
+    """Return the greedy token ids of windows ``(batch, n_mels, n_frames)`` after a prompt, without it and end token."""
+    states, choose = encode(model, log_mel).states, Chooser(model)
     cache: EncoderDecoderCache | None = None
     ids = torch.tensor(prompt, device=log_mel.device).repeat(len(log_mel), 1)
     written: list[torch.Tensor] = []
@@ -31,11 +45,8 @@ def greedy(
     for step in range(most_tokens(log_mel.shape[-1] / FRAMES_PER_S)):
         out = model.model.decoder(input_ids=ids, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
-        logits = model.proj_out(out.last_hidden_state[:, -1])
-        logits[:, suppressed] = -torch.inf
-        if step == 0:
-            logits[:, at_begin] = -torch.inf
-        best = logits.argmax(-1).masked_fill(done, tokens.end)
+        best = choose(model.proj_out(out.last_hidden_state[:, -1:]), at_begin=step == 0)[:, 0]
+        best = best.masked_fill(done, tokens.end)
         done |= best == tokens.end
         written.append(best)
         if bool(done.all()):

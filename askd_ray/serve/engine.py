@@ -3,19 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from askd_ray.audio.decode import AudioError, Waveform, decode, duration_s
+from askd_ray.audio.decode import AudioError, decode, duration_s
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
 from askd_ray.models.bundle import Device, open_engine, read_bundle
-from askd_ray.models.engine import Transcript
-from askd_ray.serve.chunking import split
+from askd_ray.models.long_form import ClipEngine, transcribe_long
 
 MAX_AUDIO_S = 1800.0  # 115 MB as a waveform; a file of 25 MiB rarely holds more speech
-_SILENT_PEAK = 1e-4  # three steps of 16-bit audio: nothing was recorded, and a model would invent words
 
 
 @dataclass(frozen=True)
@@ -24,14 +21,6 @@ class Transcription:
 
     text: str
     duration_s: float
-
-
-class ClipEngine(Protocol):
-    """What decodes clips of up to 30 s; :class:`askd_ray.models.engine.Engine` is the real one."""
-
-    def transcribe(self, waveforms: Sequence[Waveform], language: str = "en") -> list[Transcript]:
-        """Return the transcript of each clip."""
-        ...
 
 
 class Transcriber:
@@ -51,17 +40,11 @@ class Transcriber:
         :class:`AskdError` when the model does not know the language.
         """
         waveform = decode(audio, self._max_audio_s)
-        texts = [self._text(stretch, language) for stretch in split(waveform)]
-        return Transcription(" ".join(filter(None, texts)), duration_s(waveform))
+        return Transcription(transcribe_long(self._engine, waveform, language).text, duration_s(waveform))
 
     def check(self) -> None:
         """Run the model on a second of silence; raises whatever goes wrong. Loads what is loaded lazily."""
         self._engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)])
-
-    def _text(self, stretch: Waveform, language: str) -> str:
-        if float(np.abs(stretch).max()) < _SILENT_PEAK:
-            return ""
-        return self._engine.transcribe([stretch], language)[0].text.strip()
 
 
 def open_bundle(path: Path, device: Device = "cpu", threads: int = 0) -> Transcriber:

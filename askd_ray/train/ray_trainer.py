@@ -77,7 +77,7 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     console.print(cost.line(cost.costs(recipe)))
     padding = planner.padding()
     console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
-    _make_room(run, key, force)
+    make_room(run, key, force)
     begun = run.begin()
     connect()
     if recipe.train.use_gpu:
@@ -126,7 +126,7 @@ def _vocabulary(model: str) -> dict[str, int]:
     return Tokens(resolve(model)).tokenizer.get_vocab()
 
 
-def _make_room(run: Run, key: str, force: bool) -> None:
+def make_room(run: Run, key: str, force: bool) -> None:
     """Leave only what this very run can go on from."""
     position = latest_position(run.distill / CHECKPOINTS)
     other = run.record("distill") is not None or (position is not None and position.key != key)

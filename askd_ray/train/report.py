@@ -116,17 +116,26 @@ def _held_out(record: Record | None) -> list[str]:
     if record is None:
         return []
     scores = record["result"]
+    models: list[str] = scores["models"]
     rows = [
-        (name.replace("_", ", "), _percent(one["wer"]), " to ".join(map(_percent, one["wer_ci95"])))
-        for name, one in scores["systems"].items()
+        (name, "in" if one["in_domain"] else "out", one["utterances"], *(_wer(one["models"][m]) for m in models))
+        for name, one in scores["sets"].items()
     ]
-    clips = f"{scores['n_eval']} clips of the {scores['split']} split, {scores['audio_min']:.1f} minutes."
-    parts = ["## Held-out", clips, _table(("", "WER", "95 % interval"), rows)]
-    if scores["speedup_p50_short"] is not None:
-        baseline, sample = scores["speedup_baseline"], f"{scores['speedup_clips']} clips under {scores['short_s']:g} s"
-        faster = f"{scores['speedup_p50_short']:.1f} times as fast as {baseline.replace('_', ', ')}"
-        parts.append(f"{faster} on the median of {sample}.")
-    return parts
+    faster = [
+        f"{name}: {found['all']['value']:.1f} times as fast as {scores['speed']['speedup_against']} on the median of "
+        f"{scores['speed']['clips']} clips."
+        for name, found in scores["speed"]["speedup"].items()
+    ]
+    return [
+        "## Held-out",
+        "WER with its 95 % interval. `askd report` says more.",
+        _table(("set", "domain", "utterances", *models), rows),
+        *faster,
+    ]
+
+
+def _wer(model: Record) -> str:
+    return f"{_percent(model['wer'])} ({' to '.join(map(_percent, model['wer_ci95']))})"
 
 
 def _exported(record: Record | None) -> list[str]:

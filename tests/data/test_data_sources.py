@@ -397,3 +397,16 @@ def test_missing_audio_is_a_matter_of_its_row_and_a_missing_store_is_not(s3, tmp
         gone = dataclasses.replace(row, audio=Location(row.audio.root, "elsewhere/1.flac"))
         with pytest.raises(AskdError, match="there is no such bucket"):
             gone.read_audio(30.0)
+
+
+def test_only_a_split_and_a_share_are_read(manifest):
+    rows = [{"id": str(i), "split": "train" if i % 2 else "dev"} for i in range(400)]
+    folder = manifest(rows)
+    assert [row.id for row in rows_of(folder, split="dev")] == [str(i) for i in range(0, 400, 2)]
+    half = {row.id for row in rows_of(folder, share=0.5)}
+    assert 150 < len(half) < 250
+    assert {row.id for row in rows_of(folder, share=0.2)} < half
+    assert {row.id for row in rows_of(folder, share=0.5, split="dev")} == {i for i in half if int(i) % 2 == 0}
+    assert rows_of(folder, split="test") == [] and rows_of(folder, share=0.0) == []
+    sources = [Source(path=str(folder), **chosen) for chosen in ({}, {"split": "dev"}, {"share": 0.5})]
+    assert [survey([source]).n_rows for source in sources] == [400, None, None]

@@ -27,6 +27,9 @@ def test_a_system_answers_from_another_process_that_ends_with_it():
         greeting, audio, language, pid = system.transcribe(b"x", "en").split()
         assert (greeting, audio, language) == ("hello", "x", "en")
         assert int(pid) != os.getpid()
+        assert system.call("transcribe", b"y", "de").split()[1:3] == ["y", "de"]
+        assert 0.0 <= system.opened_s < 5.0
+        assert 5.0 < system.peak_mb() < 5000.0
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
 

@@ -5,7 +5,7 @@ import pytest
 
 from askd_ray.data.schema import Utterance
 from askd_ray.evaluate import latency
-from askd_ray.evaluate.latency import ask, percentile_ms, short_sample, speedup
+from askd_ray.evaluate.latency import ask, evenly, percentile_ms, speedup
 
 CLIP = Utterance("a", b"", "a.wav", "one", 1.0, "", "en", "d", "test", "cc0")
 
@@ -41,11 +41,17 @@ def test_systems_take_turns_and_who_is_first_rotates(monkeypatch: pytest.MonkeyP
     assert all(a.latency_s.shape == (5,) and (a.latency_s > 0).all() for a in answers.values())
 
 
-def test_the_sample_of_short_clips_is_spread_over_their_durations():
+def test_the_sample_is_spread_over_durations():
     clips = [replace(CLIP, id=str(i), duration_s=float(i)) for i in (9, 3, 1, 2, 4, 0, 7)]
-    assert [u.duration_s for u in short_sample(clips, 5.0, 3)] == [0.0, 2.0, 4.0]
-    assert [u.duration_s for u in short_sample(clips, 5.0, 99)] == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert short_sample(clips, 0.0, 3) == []
+    assert [u.duration_s for u in evenly(clips, 4)] == [0.0, 2.0, 4.0, 9.0]
+    assert [u.duration_s for u in evenly(clips, 99)] == [0.0, 1.0, 2.0, 3.0, 4.0, 7.0, 9.0]
+    assert evenly([], 3) == []
+
+
+def test_without_a_warm_up_the_first_clip_counts():
+    asked: list[str] = []
+    ask({"x": Recorder("x", asked)}, [CLIP], warm_up=False)
+    assert asked == ["x"]
 
 
 def test_the_median_of_repeats_counts(monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
+from scored import evaluation
 from small_run import small_run
 
 from askd_ray.config.load import load_recipe
@@ -102,43 +103,15 @@ def test_export_again_does_nothing(exported: dict[str, Any], run: Run):
     assert (run.bundle / "bundle.json").stat().st_mtime_ns == before
 
 
-SCORES = {
-    "split": "test",
-    "n_eval": 140,
-    "n_short": 120,
-    "short_s": 5.0,
-    "audio_min": 5.0,
-    "systems": {
-        name: {
-            "wer": 0.0515,
-            "wer_ci95": [0.03, 0.07],
-            "substitutions": 30,
-            "deletions": 4,
-            "insertions": 4,
-            "n_words": 740,
-            "cer": 0.02,
-            "rtfx": 54.6,
-            "p50_ms": 23.0,
-            "p95_ms": 90.0,
-            "p50_short_ms": None,
-        }
-        for name in ("student", "teacher_stock")
-    },
-    "difference": {"teacher_stock": {"value": -0.0131, "low": -0.03, "high": 0.004, "p_improvement": 0.93}},
-    "speedup_baseline": "teacher_stock",
-    "speedup_p50_short": 9.83,
-    "speedup_p50_short_ci95": [9.1, 10.4],
-    "hardware": {"cpu": "a cpu", "cores": 2, "threads": 2},
-}
-
-
 def test_scores_go_into_the_card_and_the_bundle_stays_whole(exported: dict[str, Any], run: Run):
     n_files = check_hashes(run.bundle)
-    add_scores(run.bundle, SCORES)
+    scores = evaluation()
+    add_scores(run.bundle, scores)
     card = (run.bundle / "README.md").read_text()
-    assert "| student | 0.0515 (0.030 to 0.070) | 30 / 4 / 4 | 0.0200 | 54.6 | 23 ms | 90 ms | - |" in card
-    assert "-1.31 points" in card and "9.8x (9.1 to 10.4)" in card and "Not evaluated" not in card
-    assert read_json(run.bundle / "bundle.json")["scores"] == SCORES
+    assert "| test (in domain) | 3 | 20.00 (" in card and "| 10.00 (" in card and "Not evaluated" not in card
+    assert "-10.00 points" in card and "Out of domain: not scored" in card
+    assert "9.8x (9.1 to 10.4) as fast as teacher" in card
+    assert read_json(run.bundle / "bundle.json")["scores"] == scores
     assert check_hashes(run.bundle) == n_files
 
 

@@ -129,3 +129,21 @@ def test_a_damaged_model(weights: Path, tmp_path: Path):
     (tmp_path / "model.bin").write_bytes((weights / "model.bin").read_bytes()[:100_000])
     with pytest.raises(AskdError, match="cannot be loaded by CTranslate2"):
         Engine(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("silence_s", [None, 0.3])
+def test_the_probabilities_of_tokens(weights: Path, clips: list[Waveform], silence_s: float | None):
+    settings = {"compute_type": "float32", "silence_s": silence_s}
+    plain = Engine(weights, **settings).transcribe(clips)
+    sure = Engine(weights, **settings, decoding=Decoding(confidence=True)).transcribe(clips)
+    assert [t.text for t in sure] == [t.text for t in plain] == ["".join(t.token_texts).strip() for t in sure]
+    assert all(t.token_probs == () for t in plain)
+    for said in sure:
+        assert len(said.token_probs) == len(said.token_texts) == len(said.token_ids)
+        assert all(0.0 < p <= 1.0 for p in said.token_probs)
+        if said.ended and silence_s is None:
+            # The engine's own mean has the end token in it, and leaves suppressed tokens out of the sum of all.
+            assert np.log(said.token_probs).sum() == pytest.approx(
+                said.avg_logprob * (len(said.token_ids) + 1), abs=0.6
+            )

@@ -8,8 +8,6 @@ import soundfile
 
 from askd_ray.audio.decode import AudioError
 from askd_ray.errors import AskdError
-from askd_ray.files import write_json
-from askd_ray.models.bundle import read_bundle
 from askd_ray.models.engine import Transcript
 from askd_ray.serve.engine import Transcriber, transcribe_files
 
@@ -31,7 +29,7 @@ class CountingEngine:
         texts = []
         for waveform in waveforms:
             self.lengths.append(len(waveform))
-            texts.append(Transcript(f" {language}{len(self.lengths)} ", (), 0.0, 0.0))
+            texts.append(Transcript(f"{language}{len(self.lengths)}", (), 0.0, 0.0))
         return texts
 
 
@@ -72,43 +70,6 @@ def test_check_runs_the_model_even_though_the_clip_is_silent():
     engine = CountingEngine()
     Transcriber(engine, "m").check()
     assert engine.lengths == [16_000]
-
-
-def a_bundle(folder: Path, description: object) -> Path:
-    for name in ("ctranslate2-int8", "ctranslate2-float16"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "model.bin").touch()
-    write_json(folder / "bundle.json", description)
-    return folder
-
-
-def test_a_bundle_names_its_model_and_window(tmp_path: Path):
-    bundle = a_bundle(tmp_path / "b", {"name": "tiny-student", "window": {"silence_s": 0.4}})
-    info = read_bundle(bundle)
-    assert (info.name, info.silence_s, info.folder) == ("tiny-student", 0.4, bundle / "ctranslate2-int8")
-    assert read_bundle(bundle, "cuda").folder == bundle / "ctranslate2-float16"
-
-
-def test_a_bare_ctranslate2_folder_has_padded_windows(tmp_path: Path):
-    (tmp_path / "whisper").mkdir()
-    (tmp_path / "whisper" / "model.bin").touch()
-    info = read_bundle(tmp_path / "whisper")
-    assert (info.name, info.silence_s) == ("whisper", None)
-
-
-def test_folders_that_are_no_bundle(tmp_path: Path):
-    with pytest.raises(AskdError, match=r"no model in .*askd export"):
-        read_bundle(tmp_path)
-    with pytest.raises(AskdError, match="no model in"):
-        read_bundle(tmp_path / "missing")
-
-
-@pytest.mark.parametrize(
-    "description", [{}, {"name": "x", "window": None}, {"name": "x", "window": {"silence_s": "?"}}]
-)
-def test_a_damaged_description(tmp_path: Path, description: object):
-    with pytest.raises(AskdError, match=r"bundle\.json is damaged"):
-        read_bundle(a_bundle(tmp_path / "b", description))
 
 
 def test_files_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -83,3 +83,16 @@ def test_special_tokens_in_a_text_stay_text(tokens, text):
 def test_decoding_leaves_special_tokens_out(tokens):
     ids = [*tokens.prompt(), *tokens.encode("hello"), 50363, tokens.end]
     assert tokens.decode(ids) == "hello"
+
+
+@given(st.text(max_size=20))
+def test_pieces_are_the_text(tokens, text):
+    ids = tokens.encode(text)
+    pieces = tokens.pieces(ids)
+    assert len(pieces) == len(ids)
+    if "\ufffd" not in text:
+        assert "".join(pieces) == tokens.tokenizer.decode(ids)
+
+
+def test_a_character_of_several_tokens_comes_with_its_last(tokens):
+    assert tokens.pieces(tokens.encode("a \U0001f600 b")) == (" a", " ", "\U0001f600", " b")

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from killed_run import ledger_of
+import torch
+from killed_run import checkpoint, ledger_of
 from ray_faults import (
     N_CLIPS,
     STEPS,
+    assert_every_utterance_was_seen_once,
     assert_undisturbed,
     attempts,
     in_small_shards,
@@ -157,14 +159,38 @@ def test_nodes_that_die_change_neither_labels_nor_students(
 ):
     """One of three while `askd label` runs, and another one while `askd distill` does."""
     shutil.rmtree(str(Run(recipe).labels))
-    script = Path(__file__).parent.parent / "dying_nodes.py"
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path: there are sockets in it
-        environment = _environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_TMPDIR": folder}
-        done = subprocess.run(
-            [sys.executable, str(script), command[-1]], env=environment, capture_output=True, text=True, timeout=400
-        )
-    assert done.returncode == 0, done.stderr
+    on_dying_nodes(command[-1])
     for expected in Run(small_shards).labels.files("train-*"):
         assert read_table(Run(recipe).labels / expected.name).equals(read_table(expected), check_metadata=True)
     assert_undisturbed(Run(recipe).distill, undisturbed)
     assert attempts(Run(recipe).distill) == 2
+
+
+def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path, tmp_path: Path):
+    """Each node has room for one worker, and nothing takes the place of the one that dies."""
+    values = recipe.model_dump(mode="json")
+    values["train"] |= {"micro_batches": 2, "least_workers": 1, "cpus_per_worker": 1.5}
+    file = tmp_path / "elastic.yaml"
+    file.write_text(dump_recipe(Recipe.model_validate(values)), encoding="utf-8")
+    on_dying_nodes(str(file), RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="10")
+    folder = Run(recipe).distill
+    assert Run(recipe).result("distill")["workers"] == 1 and attempts(folder) == 2
+    assert_every_utterance_was_seen_once(folder)
+    found, wanted = checkpoint(folder), checkpoint(undisturbed)
+    for name, value in found.items():  # one worker adds the same gradients in another order
+        torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def on_dying_nodes(file: str, **environment: str) -> None:
+    """Run the script dying_nodes.py on a recipe."""
+    script = Path(__file__).parent.parent / "dying_nodes.py"
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path: there are sockets in it
+        ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_TMPDIR": folder}
+        done = subprocess.run(
+            [sys.executable, str(script), file],
+            env=_environment() | ray | environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+    assert done.returncode == 0, done.stderr

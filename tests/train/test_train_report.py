@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scored import evaluation
 
 from askd_ray.config.load import dump_recipe, load_recipe
 from askd_ray.config.schema import Recipe
@@ -23,8 +24,6 @@ PREPARED = {
 LABELLED = {"utterances": 5, "labelled": 4, "left_out": {"repeats": 1}, "tokens": 99, "teacher_loss": 0.25}
 DISTILLED: dict[str, object] = {"steps": 3, "dev_wer": 0.125, "best_step": 2, "params_m": 37.76, "workers": 1}
 DISTILLED |= {"stopped": None, "padding": {"audio": 0.05, "tokens": 0.1}}
-SYSTEMS = {"student": {"wer": 0.1, "wer_ci95": [0.05, 0.2]}, "teacher_stock": {"wer": 0.3, "wer_ci95": [0.2, 0.4]}}
-SCORES = {"n_eval": 1, "split": "test", "audio_min": 0.5, "systems": SYSTEMS, "speedup_p50_short": None}
 
 
 @pytest.fixture
@@ -91,11 +90,11 @@ def test_every_utterance_of_the_training_is_accounted_for(run: Run):
 
 def test_later_stages_are_added_and_those_of_an_earlier_training_are_not(run: Run):
     run.finish("export", "key", {"size_mb": {"ctranslate2-int8": 39.5}}, run.begin())
-    run.finish("evaluate", "key", SCORES, run.begin())
+    run.finish("evaluate", "key", evaluation(), run.begin())
     run.bundle.mkdir()
     text = report(run)
-    assert "| `ctranslate2-int8` | 39.5 |" in text and "1 clips of the test split" in text
-    assert "| student | 10.00 % | 5.00 % to 20.00 % |" in text and "| teacher, stock | 30.00 %" in text
+    assert "| `ctranslate2-int8` | 39.5 |" in text and "| test | in | 3 | 20.00 % (" in text
+    assert "student: 9.8 times as fast as teacher on the median of 3 clips." in text
     now = (run.path / "evaluate.json").stat().st_mtime + 1
     os.utime(run.path / "distill.json", (now, now))
     text = report(run)

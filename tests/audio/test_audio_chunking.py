@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from askd_ray.audio.chunking import LEAST_S, SEARCH_S, quietest, split
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of
-from askd_ray.serve.chunking import LEAST_S, SEARCH_S, quietest, split
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,117 @@
+"""What can be done to a clip: speed, a room, noise, a telephone line, cut-off peaks. Nothing here draws by itself.
+
+Clips are mono at 16 kHz, shape ``(n_samples,)``; they stay as they are.
+"""
+
+import math
+from functools import lru_cache
+from random import Random
+from typing import cast
+
+import numpy as np
+import torch
+import torchaudio.functional as F
+from torchaudio.transforms import Resample
+
+from askd_ray.audio.units import SAMPLE_RATE_HZ
+
+_LINE_HZ, _LINE_LOW_HZ, _LINE_HIGH_HZ, _MU_LAW_LEVELS = 8_000, 300.0, 3_400.0, 256  # ITU-T G.711, G.712
+
+
+def sped_up_samples(n_samples: int, factor: float) -> int:
+    """Return how many samples are left of ``n_samples`` that are sped up: the length of what torchaudio gives."""
+    from_hz, to_hz = _rates(factor)
+    return math.ceil(np.float32(to_hz * n_samples / from_hz))  # torchaudio rounds up what it holds in 32 bits
+
+
+def sped_up(clip: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return a clip that is faster, and higher, by a factor of whole hundredths: :func:`sped_up_samples` long.
+
+    It is what torchaudio's Resample gives, whose convolution takes twice as long as this product.
+    """
+    from_hz, to_hz = _rates(factor)
+    if from_hz == to_hz:
+        return clip
+    resampler, step = _resampler(from_hz, to_hz), from_hz // math.gcd(from_hz, to_hz)
+    n_after = sped_up_samples(len(clip), factor)
+    kernels = cast(torch.Tensor, resampler.kernel)[:, 0]
+    padded = torch.nn.functional.pad(clip, (resampler.width, resampler.width + step))
+    return (padded.unfold(0, kernels.shape[1], step) @ kernels.T).reshape(-1)[:n_after]
+
+
+def reverberate(clean: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """Return a clip as it sounds in a room, which begins with its direct sound: no later and as loud as it was."""
+    wet = _convolve(clean, room[: len(clean)])
+    energy = _energy(wet)
+    return wet * (_energy(clean) / energy).sqrt() if energy > 0.0 else clean
+
+
+def add_noise(clean: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Tensor:
+    """Return a clip with as long a noise behind it, so many dB below it over the whole clip; silent noise adds nothing.
+
+    The sum may exceed 1; see :func:`within_one`.
+    """
+    return F.add_noise(clean, noise, torch.tensor(snr_db)) if _energy(noise) > 0.0 else clean
+
+
+def stretch(sound: torch.Tensor, n_samples: int, rng: Random) -> torch.Tensor:
+    """Return ``n_samples`` of a sound from a drawn moment on; a shorter sound is repeated."""
+    if len(sound) < n_samples:
+        sound = sound.repeat(n_samples // len(sound) + 2)
+    start = rng.randrange(len(sound) - n_samples + 1)
+    return sound[start : start + n_samples]
+
+
+def telephone(clean: torch.Tensor) -> torch.Tensor:
+    """Return a clip as it comes out of a telephone line."""
+    narrow = _steep_resampler(SAMPLE_RATE_HZ, _LINE_HZ)(clean)
+    narrow = F.lowpass_biquad(F.highpass_biquad(narrow, _LINE_HZ, _LINE_LOW_HZ), _LINE_HZ, _LINE_HIGH_HZ)
+    coded = F.mu_law_decoding(F.mu_law_encoding(narrow, _MU_LAW_LEVELS), _MU_LAW_LEVELS)
+    return _steep_resampler(_LINE_HZ, SAMPLE_RATE_HZ)(coded)[: len(clean)]
+
+
+def cut_peaks(clean: torch.Tensor, below_db: float) -> torch.Tensor:
+    """Return a clip as an overdriven recorder keeps it: nothing is louder than so many dB below its highest peak."""
+    limit = float(clean.abs().max()) * 10.0 ** (-below_db / 20.0)
+    return clean.clamp(-limit, limit)
+
+
+def within_one(clip: torch.Tensor) -> torch.Tensor:
+    """Return a clip scaled down to a peak of 1 where it exceeds that."""
+    low, high = clip.aminmax()
+    peak = torch.maximum(-low, high)
+    return clip / peak if peak > 1.0 else clip
+
+
+def _rates(factor: float) -> tuple[int, int]:
+    """Return the rates between which resampling speeds a clip up by a factor, which has at most two decimals."""
+    return round(100 * factor), 100
+
+
+@lru_cache(maxsize=16)
+def _resampler(from_hz: int, to_hz: int) -> Resample:
+    return Resample(from_hz, to_hz)  # it holds its kernel
+
+
+@lru_cache(maxsize=2)
+def _steep_resampler(from_hz: int, to_hz: int) -> Resample:
+    # With the default filter the band above 4 kHz would hold a mirror image of that below, 27 dB under it.
+    return Resample(from_hz, to_hz, lowpass_filter_width=16, rolloff=0.95)
+
+
+def _convolve(clip: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """Return the first ``len(clip)`` samples of a convolution, by overlap-save.
+
+    One transform of the whole clip, as torchaudio's fftconvolve takes it, is slower: several times where its length
+    has a large prime factor.
+    """
+    n_before = len(response) - 1
+    n_fft = max(1 << (2 * n_before).bit_length(), 4_096)
+    step = n_fft - n_before
+    padded = torch.nn.functional.pad(clip, (n_before, -len(clip) % step))
+    spectra = torch.fft.rfft(padded.unfold(0, n_fft, step)) * torch.fft.rfft(response, n=n_fft)
+    return torch.fft.irfft(spectra, n=n_fft)[:, n_before:].reshape(-1)[: len(clip)]
+
+
+def _energy(waveform: torch.Tensor) -> torch.Tensor:
+    return torch.dot(waveform, waveform)

@@ -1,0 +1,112 @@
+"""What a student is worth as draft model of its teacher: the same text, sooner? (docs/evaluation.md)"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from transformers import WhisperForConditionalGeneration
+
+from askd_ray.audio.decode import Waveform
+from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.units import PADDED_SAMPLES, window_samples
+from askd_ray.data.schema import Utterance
+from askd_ray.data.shards import waveform_of
+from askd_ray.errors import AskdError
+from askd_ray.evaluate.latency import percentile_ms, speedup
+from askd_ray.models.generate import greedy
+from askd_ray.models.speculative import N_DRAFTED, Speculated, check_vocabularies, speculate
+from askd_ray.progress import bar
+from askd_ray.text.tokens import Tokens
+
+Loaded = tuple[WhisperForConditionalGeneration, Tokens]
+"""What :func:`askd_ray.models.load.load_whisper` returns, on any device."""
+
+_T = TypeVar("_T")
+
+
+def speculative_scores(
+    teacher: Loaded,
+    student: Loaded,
+    utterances: Sequence[Utterance],
+    silence_s: float | None,
+    n_drafted: int = N_DRAFTED,
+) -> dict[str, Any]:
+    """Let the teacher transcribe clips of at most 30 s alone and with the student as its draft, one clip at a time.
+
+    ``silence_s`` is the silence behind the clip in the student's window; None is 30 s. Both ways run in torch on the
+    models' device and are timed from the audio file to the tokens. They alternate, and so does who begins; the first
+    clip is transcribed once more before all, so that nothing is timed cold.
+
+    Returns ``identical`` (the share of clips with the same tokens both ways), ``acceptance_rate`` (of the drafted
+    tokens; None where none was), ``tokens_per_pass`` of the teacher's decoder (end tokens counted), ``speedup`` of the
+    median clip with its 95 % interval, the medians in milliseconds, and what was measured with what.
+
+    Raises :class:`AskdError` when there is no clip, or the vocabularies differ.
+    """
+    if not utterances:
+        raise AskdError("speculative decoding cannot be measured: there is no clip")
+    check_vocabularies(teacher[1], student[1])
+    pair = _Pair(teacher, student, silence_s, n_drafted)
+    pair.alone(utterances[0])
+    pair.together(utterances[0])
+    texts: list[list[int]] = []
+    found: list[Speculated] = []
+    alone_s, together_s = np.zeros(len(utterances)), np.zeros(len(utterances))
+    with bar("Speculating", len(utterances), "clips") as progress:
+        for i, utterance in enumerate(utterances):
+            if i % 2:
+                drafted, together_s[i] = _timed(pair.together, utterance)
+                text, alone_s[i] = _timed(pair.alone, utterance)
+            else:
+                text, alone_s[i] = _timed(pair.alone, utterance)
+                drafted, together_s[i] = _timed(pair.together, utterance)
+            texts.append(text)
+            found.append(drafted)
+            progress.advance(1)
+    n_proposed, n_accepted = sum(f.n_drafted for f in found), sum(f.n_accepted for f in found)
+    n_written, n_passes = sum(len(f.token_ids) + 1 for f in found), sum(f.n_passes for f in found)
+    return {
+        "clips": len(utterances),
+        "identical": float(np.mean([f.token_ids == text for f, text in zip(found, texts, strict=True)])),
+        "acceptance_rate": round(n_accepted / n_proposed, 4) if n_proposed else None,
+        "drafted": n_proposed,
+        "accepted": n_accepted,
+        "tokens_per_pass": round(n_written / n_passes, 3),
+        "drafted_per_turn": n_drafted,
+        "speedup": speedup(alone_s, together_s),
+        "p50_ms": {"teacher": percentile_ms(alone_s, 50), "speculative": percentile_ms(together_s, 50)},
+        "device": str(teacher[0].device),
+        "dtype": str(teacher[0].dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@dataclass(frozen=True)
+class _Pair:
+    teacher: Loaded
+    student: Loaded
+    silence_s: float | None
+    n_drafted: int
+
+    def alone(self, utterance: Utterance) -> list[int]:
+        model, tokens = self.teacher
+        window = _window(model, waveform_of(utterance), None)
+        return greedy(model, tokens, window, tokens.prompt(utterance.language))[0]
+
+    def together(self, utterance: Utterance) -> Speculated:
+        (teacher, tokens), (student, _), waveform = self.teacher, self.student, waveform_of(utterance)
+        windows = _window(teacher, waveform, None), _window(student, waveform, self.silence_s)
+        return speculate(teacher, student, tokens, windows, tokens.prompt(utterance.language), self.n_drafted)
+
+
+def _window(model: WhisperForConditionalGeneration, waveform: Waveform, silence_s: float | None) -> torch.Tensor:
+    n_samples = PADDED_SAMPLES if silence_s is None else window_samples(len(waveform), silence_s)
+    return log_mel_windows([waveform], [n_samples], model.config.num_mel_bins).to(model.device, model.dtype)
+
+
+def _timed(transcribe: Callable[[Utterance], _T], utterance: Utterance) -> tuple[_T, float]:
+    begun = time.perf_counter()
+    return transcribe(utterance), time.perf_counter() - begun

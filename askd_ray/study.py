@@ -1,0 +1,123 @@
+"""`askd study`: objectives compared at equal budget, over seeds, in domain and out of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from askd_ray.config.load import with_absolute_paths
+from askd_ray.config.schema import Recipe
+from askd_ray.config.study import Study
+from askd_ray.data.prepare import prepare
+from askd_ray.errors import AskdError
+from askd_ray.evaluate.hypotheses import NON_SPEECH
+from askd_ray.evaluate.ray_evaluate import SCORES, TEACHER, compare
+from askd_ray.evaluate.report.write import report
+from askd_ray.evaluate.scores import Scores
+from askd_ray.evaluate.seeds import SeedComparison, compare_seeds
+from askd_ray.evaluate.sets import read_sets
+from askd_ray.evaluate.speed import measure_speed
+from askd_ray.evaluate.tables import speed_table
+from askd_ray.export.bundle import export
+from askd_ray.files import write_json
+from askd_ray.progress import console
+from askd_ray.ray_cluster import disconnect
+from askd_ray.runs import Run
+from askd_ray.targets.ray_label import label
+from askd_ray.tune.ray_study import train_runs
+
+PLACES = ("in_domain", "out_of_domain")
+
+
+def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+    """Train every arm with every seed, score all of them and the teacher, and return what comes out.
+
+    Writes study.json and ``evaluate/`` into the study's run folder; the runs lie in ``runs`` below it. All is kept: the
+    same command goes on where it was killed.
+
+    Raises :class:`AskdError` when the recipe has no ``study``, and what the stages raise.
+    """
+    recipe = with_absolute_paths(recipe)
+    if recipe.study is None:
+        raise AskdError(f"recipe {recipe.name}: it has no section study: docs/study.md says what goes there")
+    study, run = recipe.study, Run(recipe)
+    runs = {f"{arm}-{seed}": _run_of(recipe, arm, seed) for arm in study.arms for seed in study.seeds}
+    prepare(recipe)
+    labelled = {r.objective.temperature.start: r for r in runs.values()}
+    for one in labelled.values():  # soft labels hang on the temperature alone
+        label(one)
+    begun = run.begin()
+    train_runs(list(runs.values()), study, force)
+    disconnect()
+    for one in runs.values():
+        export(one)
+    models = {TEACHER: recipe.teacher.model, **{name: str(Run(one).bundle) for name, one in runs.items()}}
+    sets, left_out = read_sets(run)
+    scores = compare(models, TEACHER, sets, recipe.evaluate, run.path / "evaluate", use_gpu=recipe.train.use_gpu)
+    disconnect()  # an idle cluster takes time from what is measured next
+    clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
+    first = next(iter(runs))  # all students are of one shape
+    speed = measure_speed({first: models[first], TEACHER: models[TEACHER]}, TEACHER, clips, recipe.evaluate)
+    evaluated = {**scores, "speed": speed, "left_out": left_out}
+    write_json(run.path / "evaluate" / SCORES, evaluated)
+    run.finish("evaluate", "", evaluated, begun)
+    comparison = over_seeds(scores, study)
+    result = {"seeds": list(study.seeds), "comparison": comparison, "speed": speed}
+    console.print(*(study_table(place, found) for place, found in comparison.items()), speed_table(speed))
+    run.finish("study", "", result, begun)
+    console.print(f"report: {report([str(run.path)])}")
+    return result
+
+
+def _run_of(recipe: Recipe, arm: str, seed: int) -> Recipe:
+    """Return the recipe of one run: the arm's objective and a seed, in a folder below the study's."""
+    assert recipe.study is not None
+    run = Run(recipe)
+    values: dict[str, Any] = recipe.model_dump(mode="json") | {
+        "name": f"{arm}-{seed}",
+        "seed": seed,
+        "objective": recipe.study.arms[arm].model_dump(mode="json"),
+        "runs_root": str(run.path / "runs"),
+        "data_root": recipe.data_root or str(run.path.parent),
+        "data_run": recipe.data_run or recipe.name,
+        "study": None,
+    }
+    values["train"] |= {"workers": 1, "least_workers": None, "micro_batches": recipe.train.n_lanes}
+    return Recipe.model_validate(values)
+
+
+def over_seeds(scores: Scores, study: Study) -> dict[str, dict[str, SeedComparison]]:
+    """Return the arms over seeds, by place: macro WERs against the arm that is named, and against the teacher."""
+    found: dict[str, dict[str, SeedComparison]] = {}
+    for place in PLACES:
+        domain = scores[place]
+        if domain is None:
+            continue
+        rates = domain["macro"]["models"]
+        wers = {arm: [rates[f"{arm}-{seed}"]["wer"] for seed in study.seeds] for arm in study.arms}
+        against = {"arm": study.against, "teacher": rates[TEACHER]["wer"]}
+        found[place] = {name: compare_seeds(wers, base) for name, base in against.items()}
+    return found
+
+
+def study_table(place: str, found: Mapping[str, SeedComparison]) -> Table:
+    """Return the arms, best first, as a table: macro WER in % and the differences in points, with intervals."""
+    arms, teachers = found["arm"], found["teacher"]
+    title = f"{place.replace('_', ' ')}: macro WER in %; the teacher has {100 * float(teachers['against']):.2f}"
+    table = Table("arm", title=title, title_justify="left")
+    for column in ("mean of seeds", "standard deviation", f"minus {arms['against']}", "minus teacher"):
+        table.add_column(column, justify="right")
+    presets = arms["presets"]
+    for name in sorted(presets, key=lambda arm: presets[arm]["mean"]):
+        one = presets[name]
+        std = "-" if one["std"] is None else f"{100 * one['std']:.2f}"
+        table.add_row(name, f"{100 * one['mean']:.2f}", std, *(_difference(c, name) for c in (arms, teachers)))
+    return table
+
+
+def _difference(compared: SeedComparison, name: str) -> str:
+    if name not in compared["differences"]:
+        return ""
+    d = compared["differences"][name]
+    sure = "" if d["ci95"] is None else f" ({100 * d['ci95'][0]:+.2f} to {100 * d['ci95'][1]:+.2f})"
+    return f"{100 * d['value']:+.2f}{sure}" + ("" if d["p_t"] is None else f", p = {d['p_t']:.3f}")

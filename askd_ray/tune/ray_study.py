@@ -1,0 +1,57 @@
+"""Runs of a study on a Ray cluster: each is one process with the plain loop, a few of them at a time."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from askd_ray.config.schema import Recipe
+from askd_ray.config.study import Study
+from askd_ray.progress import bar
+from askd_ray.ray_cluster import check_gpus, connect
+from askd_ray.ray_errors import user_error
+from askd_ray.runs import Run
+from askd_ray.train.context import PlainContext
+from askd_ray.train.loop import Loop
+from askd_ray.train.ray_trainer import check_inputs, distill_key, make_room
+
+_RETRIES = 2  # of a run whose process or machine died: it goes on from its last checkpoint
+
+
+def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) -> None:
+    """Distil the student of each recipe; finished ones are left alone, and a killed one goes on where it was.
+
+    Raises :class:`AskdError` as `askd distill` does.
+    """
+    keys = {recipe.name: distill_key(Run(recipe)) for recipe in recipes}
+    todo = [r for r in recipes if force or Run(r).finished("distill", keys[r.name]) is None]
+    for recipe in todo:
+        check_inputs(recipe)
+        make_room(Run(recipe), keys[recipe.name], force)
+    if not todo:
+        return
+    connect()
+    use_gpu = recipes[0].train.use_gpu
+    if use_gpu:
+        check_gpus()
+    gpus = settings.gpus_per_run if use_gpu else 0.0
+    train = ray.remote(num_cpus=settings.cpus_per_run, num_gpus=gpus, max_retries=_RETRIES)(_train)
+    waiting, running = list(todo), dict[Any, str]()
+    with bar("study", len(todo), "run") as progress, user_error():
+        while waiting or running:
+            while waiting and len(running) < settings.concurrent:
+                recipe = waiting.pop(0)
+                running[train.remote(recipe.model_dump_json(), keys[recipe.name])] = recipe.name
+            progress.note(", ".join(running.values()))
+            (done, *_), _ = ray.wait([*running])
+            name = running.pop(done)
+            progress.note(f"{name}: dev WER {ray.get(done)['dev_wer']:.4f}")
+            progress.advance()
+
+
+def _train(recipe_json: str, key: str) -> dict[str, Any]:
+    recipe = Recipe.model_validate(json.loads(recipe_json))
+    run = Run(recipe)
+    begun = run.begin()
+    return run.finish("distill", key, Loop(recipe, PlainContext(), run.distill, key).run(), begun)

@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import N_PER_SPLIT, small_run
+
+from askd_ray.config.evaluate import SpeechSet
+from askd_ray.errors import AskdError
+from askd_ray.evaluate.sets import read_sets
+from askd_ray.runs import Run
+
+
+@pytest.fixture
+def speech_rows(speech: Path) -> list[dict[str, Any]]:
+    lines = (speech / "manifest.jsonl").read_text().splitlines()[:4]
+    rows = [json.loads(line) for line in lines]
+    return [{**row, "audio": str(speech / row["audio"])} for row in rows]
+
+
+def manifest(folder: Path, rows: list[dict[str, Any]]) -> str:
+    folder.mkdir()
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def with_sets(tmp_path: Path, speech: Path, *sets: SpeechSet, **settings: Any) -> Run:
+    values = {"sets": [s.model_dump() for s in sets], **settings}
+    return small_run(tmp_path, speech, evaluate=values)
+
+
+def test_the_runs_own_split_and_sets_by_domain(tmp_path: Path, speech: Path, speech_rows: list[dict[str, Any]]):
+    for row, domain in zip(speech_rows, "abab", strict=True):
+        row["domain"] = domain
+    calls = SpeechSet(name="calls", path=manifest(tmp_path / "calls", speech_rows), in_domain=True)
+    one = SpeechSet(name="one", path=manifest(tmp_path / "one", speech_rows[:1]))
+    sets, left_out = read_sets(with_sets(tmp_path, speech, calls, one))
+    assert [(s.name, s.in_domain, len(s.utterances)) for s in sets] == [
+        ("test", True, N_PER_SPLIT),
+        ("calls/a", True, 2),
+        ("calls/b", True, 2),
+        ("one", False, 1),
+    ]
+    assert left_out == {}
+    assert sets[3].utterances[0].text == speech_rows[0]["text"]
+    assert len({s.fingerprint for s in sets}) == 4
+
+
+def test_rows_that_cannot_be_scored_are_counted(tmp_path: Path, speech: Path, speech_rows: list[dict[str, Any]]):
+    speech_rows[1]["text"] = ""
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    speech_rows[2]["audio"] = str(tmp_path / "broken.wav")
+    calls = SpeechSet(name="calls", path=manifest(tmp_path / "calls", speech_rows))
+    sets, left_out = read_sets(with_sets(tmp_path, speech, calls, split=None))
+    assert [len(s.utterances) for s in sets] == [2]
+    assert left_out == {"calls": {"no reference": 1, "unreadable audio": 1}}
+
+
+def test_a_set_without_anything_to_score(tmp_path: Path, speech: Path, speech_rows: list[dict[str, Any]]):
+    calls = SpeechSet(name="calls", path=manifest(tmp_path / "calls", speech_rows), split="test")
+    with pytest.raises(AskdError, match=r"evaluate\.sets calls: nothing to score in .*: no row"):
+        read_sets(with_sets(tmp_path, speech, calls))

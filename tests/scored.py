@@ -1,0 +1,32 @@
+"""The result of an evaluation of made-up texts: what cards and reports are made of."""
+
+from typing import Any
+
+from askd_ray.evaluate.hypotheses import CLEAN, Hypothesis
+from askd_ray.evaluate.scores import score
+
+REFERENCES = ("red green blue", "black white", "paper stone river mountain tree")
+SAID = {
+    "student": ("red green blue", "black white", "paper stone river mountain three"),
+    "teacher": ("red green blue", "block white", "paper stone river mountain"),
+}
+
+
+def evaluation() -> dict[str, Any]:
+    """Return what `askd evaluate` records: the student has 1 error in 10 words, the teacher 2."""
+    rows = [
+        Hypothesis(model, "test", True, CLEAN, f"u{i}", "ann", "en", 1.0 + i, reference, said)
+        for model, texts in SAID.items()
+        for i, (reference, said) in enumerate(zip(REFERENCES, texts, strict=True))
+    ]
+    timed = {"rtfx": 54.6, "p50_ms": 23.0, "p95_ms": 90.0, "first_call_ms": 70.0, "memory_mb": 300}
+    faster = {"value": 9.83, "low": 9.1, "high": 10.4}
+    speed = {
+        "clips": 3,
+        "short_s": 5.0,
+        "models": dict.fromkeys(SAID, timed),
+        "speedup": {"student": {"all": faster}},
+        "speedup_against": "teacher",
+        "hardware": {"cpu": "a cpu", "cores": 2, "threads": 2},
+    }
+    return {**score(rows, "teacher"), "speed": speed, "left_out": {}}

@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from askd_ray.config.schema import Recipe
+from askd_ray.config.study import Study
+from askd_ray.errors import AskdError
+from askd_ray.evaluate.hypotheses import CLEAN, Hypothesis, read_hypotheses
+from askd_ray.evaluate.scores import score
+from askd_ray.files import read_json
+from askd_ray.runs import Run
+from askd_ray.study import over_seeds, run_study
+from askd_ray.train.track import read_metrics
+
+ARMS = {"ce": {"preset": "ce"}, "distil": {"preset": "kd_distil_whisper_paper"}}
+
+
+def recipe_of(folder: Path, speech: Path, **settings: Any) -> Recipe:
+    lines = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()][::30]
+    (folder / "clips").mkdir()
+    rows = [{**line, "audio": str(speech / line["audio"])} for line in lines]
+    (folder / "clips" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "name": "small",
+        "runs_root": str(folder),
+        "data": {"sources": [{"path": str(folder / "clips")}], "dev_share": 0.3, "test_share": 0.3},
+        "window": {"padded_share": 0.0},
+        "train": {"epochs": 1, "batch_utterances": 4, "lr": 1e-5},
+        "evaluate": {"stock": False, "speed_clips": 2},
+        "study": {"arms": ARMS, "against": "distil", "seeds": [0, 7], "concurrent": 2, "cpus_per_run": 0.5},
+    }
+    return Recipe.model_validate(values | settings)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_arms_train_with_their_own_objective_on_the_same_data(tmp_path: Path, speech: Path, weights: Path):
+    recipe = recipe_of(tmp_path, speech)
+    result = run_study(recipe)
+    folder = Run(recipe).path
+    trained = {path.name: read_json(path / "distill.json") for path in sorted((folder / "runs").iterdir())}
+    assert [*trained] == ["ce-0", "ce-7", "distil-0", "distil-7"]
+    assert len({t["result"]["steps"] for t in trained.values()}) == 1
+    assert {name: (t["recipe"]["objective"]["preset"], t["recipe"]["seed"]) for name, t in trained.items()} == {
+        "ce-0": ("ce", 0),
+        "ce-7": ("ce", 7),
+        "distil-0": ("kd_distil_whisper_paper", 0),
+        "distil-7": ("kd_distil_whisper_paper", 7),
+    }
+    weights_of_teacher = {name: {m["a"] for m in read_metrics(folder / "runs" / name / "distill")} for name in trained}
+    assert weights_of_teacher == {"ce-0": {0.0}, "ce-7": {0.0}, "distil-0": {0.8}, "distil-7": {0.8}}
+    assert {path.name for path in folder.iterdir()} >= {"shards", "labels", "labels-t2"}  # each temperature once
+
+    rows = read_hypotheses(folder / "evaluate" / "hypotheses.parquet")
+    assert {row.model for row in rows} == {*trained, "teacher"}
+    assert (
+        result["comparison"]["in_domain"]["arm"]["against"] == "distil" and "out_of_domain" not in result["comparison"]
+    )
+    assert read_json(folder / "study.json")["result"] == result
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    run_study(recipe)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+
+
+def test_seeds_are_paired_and_the_teacher_has_none():
+    def said(model: str, n_wrong: int) -> list[Hypothesis]:
+        words = ["green"] * 10
+        heard = " ".join(["red"] * n_wrong + words[n_wrong:])
+        return [Hypothesis(model, "a", False, CLEAN, "u", "", "en", 1.0, " ".join(words), heard)]
+
+    errors = {"teacher": 4, "ce-0": 3, "ce-7": 5, "distil-0": 2, "distil-7": 3}
+    scores = score([row for model, n in errors.items() for row in said(model, n)], "teacher")
+    settings = Study.model_validate({"arms": ARMS, "against": "distil", "seeds": [0, 7]})
+    (found,) = over_seeds(scores, settings).values()
+    assert found["arm"]["presets"]["ce"]["wers"] == [0.3, 0.5]
+    assert found["arm"]["differences"]["ce"]["value"] == pytest.approx(0.15)
+    assert found["teacher"]["differences"]["distil"]["value"] == pytest.approx(-0.15)
+
+
+def test_a_recipe_without_a_study(tmp_path: Path, speech: Path):
+    with pytest.raises(AskdError, match="it has no section study"):
+        run_study(recipe_of(tmp_path, speech, study=None))

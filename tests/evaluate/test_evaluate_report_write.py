@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from parsed import Page, read_markdown
-from reported import BETTER, EQUAL, NOISY, finish, hear, hear_nothing, time_it, write_run
+from reported import BETTER, EQUAL, NOISY, draft, finish, hear, hear_nothing, time_it, write_run
 
 from askd_ray.cli import main
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.report.write import report
 from askd_ray.runs import Run
 
+pytestmark = pytest.mark.slow
 SECTIONS = re.compile(r"^## (.*)", re.MULTILINE)
 
 
@@ -22,9 +23,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with everything that a report can tell of, and its report."""
     run = write_run(tmp_path_factory.mktemp("runs"), "small")
     with pytest.MonkeyPatch.context() as patch:
-        timed = json.loads(json.dumps(time_it(run, patch)))
+        timed, drafted = json.loads(json.dumps([time_it(run, patch), draft(run, patch)]))
     rows = [*hear(run, BETTER | {"tiny": 0.5}, NOISY), *hear_nothing(["teacher", "tiny", "student"])]
-    finish(run, rows, timed)
+    finish(run, rows, timed, speculative=drafted)
     assert report([str(run.path)]) == page_of(run)
     return run
 
@@ -61,12 +62,19 @@ def test_every_section_is_there_and_its_plots_beside_it(full: Run):
         "By length of the clip",
         "By speaker",
         "Speed and cost",
+        "As its teacher's draft",
         "Worst utterances",
         "How to repeat it",
     ]
     pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown_of(page), re.MULTILINE)
     assert len(pictures) == 6 == html_of(page).count("<svg")
     assert all((page.parent / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_what_the_student_is_worth_as_a_draft(full: Run):
+    markdown = markdown_of(page_of(full))
+    assert "| drafted tokens that the teacher accepts, % | 70.00 of 40 |" in markdown
+    assert "| clips with the same tokens as the teacher alone, % | 100.00 |" in markdown
 
 
 def test_a_section_needs_data(tmp_path: Path):
@@ -84,10 +92,15 @@ def test_a_section_needs_data(tmp_path: Path):
     ]
 
 
-def test_without_matplotlib_the_tables_remain(full: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("askd_ray.evaluate.report.plots.can_draw", lambda: False)
-    monkeypatch.setattr("askd_ray.evaluate.report.write.can_draw", lambda: False)
-    page = report([str(full.path)])
+@pytest.fixture
+def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("plots", "write"):
+        monkeypatch.setattr(f"askd_ray.evaluate.report.{module}.can_draw", lambda: False)
+
+
+@pytest.mark.usefixtures("no_matplotlib")
+def test_without_matplotlib_the_tables_remain(full: Run, tmp_path: Path):
+    page = report([str(full.path)], tmp_path / "report.html")
     assert "<svg" not in html_of(page) and "![" not in markdown_of(page)
     assert "pip install 'askd-ray\\[plot\\]'" in markdown_of(page)
     assert Page(html_of(page)).seen.tables == read_markdown(markdown_of(page)).tables
@@ -115,13 +128,14 @@ def test_texts_of_models_and_data_are_only_texts(tmp_path: Path):
     assert read_markdown(markdown).tables == parsed.seen.tables
 
 
+@pytest.mark.usefixtures("no_matplotlib")
 def test_several_runs_stand_beside_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     first, second = (write_run(tmp_path / "runs", name) for name in ("first", "second"))
     timed = json.loads(json.dumps(time_it(first, monkeypatch)))
     finish(first, hear(first, {"teacher": 0.3, "student": 0.05}, NOISY), timed)
     worse = [row for row in hear(second, {"teacher": 0.3, "student": 0.9}) if row.set == "test"]
-    finish(second, [replace(row, id=row.id) for row in worse], timed)
+    finish(second, worse, timed)
     page = report(["first", "second"])
     assert page == Path("report.html")
     markdown = markdown_of(page)
@@ -142,6 +156,7 @@ def test_the_figures_can_be_repeated(full: Run):
     assert all(f"{package} {version}" in markdown.replace("\\", "") for package, version in record["versions"].items())
 
 
+@pytest.mark.usefixtures("no_matplotlib")
 def test_a_run_that_was_moved(full: Run, tmp_path: Path):
     moved = shutil.copytree(full.path, tmp_path / "elsewhere")
     markdown = markdown_of(report([str(moved)]))

@@ -4,20 +4,23 @@ import io
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import to_table, write_table
-from askd_ray.evaluate import latency, speed
+from askd_ray.evaluate import latency, speculative, speed
 from askd_ray.evaluate.hypotheses import NON_SPEECH, Hypothesis, write_hypotheses
 from askd_ray.evaluate.scores import score
 from askd_ray.evaluate.sets import read_sets
 from askd_ray.files import read_json, write_json
+from askd_ray.models.speculative import Speculated
 from askd_ray.runs import Run
 
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa".split()
@@ -50,7 +53,7 @@ def misheard(text: str, rate: float, seed: str) -> str:
     return " ".join(heard)
 
 
-def write_run(root: Path, name: str, n: int = 30, **settings: Any) -> Run:
+def write_run(root: Path, name: str, n: int = 30, study: Any = None, **settings: Any) -> Run:
     """A run with a test split of ``n`` tones, and a set ``far`` of half as many."""
     far = root / "far"
     far.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,7 @@ def write_run(root: Path, name: str, n: int = 30, **settings: Any) -> Run:
         lines.append(f"{i}.flac\t{text}\tspeaker {i % 3}")
     (far / "manifest.tsv").write_text("\n".join(lines) + "\n")
     evaluated = {"sets": [{"name": "far", "path": str(far)}], **settings}
-    run = Run(Recipe.model_validate({"name": name, "runs_root": str(root), "evaluate": evaluated}))
+    run = Run(Recipe.model_validate({"name": name, "runs_root": str(root), "evaluate": evaluated, "study": study}))
     rows = [_utterance(i, text) for i, text in enumerate(texts(n, "test"))]
     write_table(run.shards / "test-00000.parquet", to_table(rows))
     return run
@@ -88,7 +91,7 @@ def hear(run: Run, rates: Mapping[str, float], noisy: Mapping[str, float] | None
         for condition, more in {"clean": 0.0, **(noisy or {})}.items():
             for u in chosen.utterances:
                 for model, rate in rates.items():
-                    heard = misheard(u.text, rate + more, f"{model} {condition} {u.id}")
+                    heard = misheard(u.text, rate + more, f"{model} {condition} {u.text}")
                     tokens = tuple(f" {word}" for word in heard.split())
                     probs = tuple(0.4 if word in (" zulu", " yankee") else 0.93 for word in tokens)
                     given = (u.id, u.speaker, u.language, u.duration_s, u.text)
@@ -109,16 +112,14 @@ def hear_nothing(models: Sequence[str]) -> list[Hypothesis]:
     ]
 
 
-def finish(run: Run, rows: Sequence[Hypothesis], timed: Mapping[str, Any] | None = None) -> Run:
+def finish(run: Run, rows: Sequence[Hypothesis], timed: Mapping[str, Any] | None = None, **others: Any) -> Run:
     """Write what the stage would leave of these rows, scored by the run's normaliser."""
     folder = run.path / "evaluate"
     folder.mkdir(parents=True, exist_ok=True)
     write_hypotheses(folder / "hypotheses.parquet", rows)
-    result: dict[str, Any] = {
-        **score(rows, "teacher", run.recipe.evaluate.normalizer),
-        "left_out": {"far": {"no reference": 2}},
-    }
-    write_json(folder / "scores.json", result | ({"speed": timed} if timed else {}))
+    scores = score(rows, "teacher", run.recipe.evaluate.normalizer)
+    more = {"left_out": {"far": {"no reference": 2}}, "speed": timed, **others}
+    write_json(folder / "scores.json", {**scores, **more})
     run.finish("evaluate", "evaluated", read_json(folder / "scores.json"), run.begin())
     return run
 
@@ -131,6 +132,16 @@ def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     clips = [u for chosen in read_sets(run)[0] for u in chosen.utterances]
     settings = run.recipe.evaluate.model_copy(update={"stock": False, "batch_sizes": (1, 4)})
     return speed.measure_speed({"student": "fast", "teacher": "slow"}, "teacher", clips, settings)
+
+
+def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the stage says of a draft that is right in 7 of 10 tokens."""
+    drafted = Speculated([1, 2, 3], 10, 7, 2)
+    pair = SimpleNamespace(alone=lambda u: [1, 2, 3], together=lambda u: drafted)
+    monkeypatch.setattr(speculative, "_Pair", lambda *_: pair)
+    monkeypatch.setattr(speculative, "check_vocabularies", lambda *_: None)
+    model: Any = (torch.zeros(1), None)
+    return speculative.speculative_scores(model, model, read_sets(run)[0][0].utterances[:4], None)
 
 
 class Idle:

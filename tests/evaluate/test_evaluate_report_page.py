@@ -29,7 +29,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timed = json.loads(json.dumps(time_it(run, patch)))
     rows = hear(run, BETTER | {"tiny": 0.5}, NOISY)
     rows = [replace(r, hypothesis=EVIL) if (r.model, r.id) == ("student", "clip-1") else r for r in rows]
-    rows += [replace(r, set=f"far/{LONG}") for r in rows if r.set == "far"]
+    rows += [
+        replace(r, set=f"far/{LONG}", hypothesis="" if (r.model, r.id[-6:]) == ("student", "1.flac") else r.hypothesis)
+        for r in rows
+        if r.set == "far"
+    ]
     return report([str(finish(run, [*rows, *hear_nothing(["teacher", "tiny", "student"])], timed).path)])
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from parsed import Page, read_markdown
-from reported import BETTER, EQUAL, NOISY, finish, hear, hear_nothing, time_it, write_run
+from reported import BETTER, EQUAL, NOISY, draft, finish, hear, hear_nothing, time_it, write_run
 
 from askd_ray.cli import main
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.report.write import report
 from askd_ray.runs import Run
 
+pytestmark = pytest.mark.slow
 SECTIONS = re.compile(r"^## (.*)", re.MULTILINE)
 
 
@@ -22,9 +23,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with everything that a report can tell of, and its report."""
     run = write_run(tmp_path_factory.mktemp("runs"), "small")
     with pytest.MonkeyPatch.context() as patch:
-        timed = json.loads(json.dumps(time_it(run, patch)))
+        timed, drafted = json.loads(json.dumps([time_it(run, patch), draft(run, patch)]))
     rows = [*hear(run, BETTER | {"tiny": 0.5}, NOISY), *hear_nothing(["teacher", "tiny", "student"])]
-    finish(run, rows, timed)
+    finish(run, rows, timed, speculative=drafted)
     assert report([str(run.path)]) == page_of(run)
     return run
 
@@ -61,12 +62,19 @@ def test_every_section_is_there_and_its_plots_beside_it(full: Run):
         "By length of the clip",
         "By speaker",
         "Speed and cost",
+        "As its teacher's draft",
         "Worst utterances",
         "How to repeat it",
     ]
     pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown_of(page), re.MULTILINE)
     assert len(pictures) == 6 == html_of(page).count("<svg")
     assert all((page.parent / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_what_the_student_is_worth_as_a_draft(full: Run):
+    markdown = markdown_of(page_of(full))
+    assert "| drafted tokens that the teacher accepts, % | 70.00 of 40 |" in markdown
+    assert "| clips with the same tokens as the teacher alone, % | 100.00 |" in markdown
 
 
 def test_a_section_needs_data(tmp_path: Path):

@@ -40,9 +40,10 @@ def find_audio(runs: Iterable[Run], wanted: Sequence[Key]) -> dict[Key, Audio | 
 
 def _one_by_one(settings: Evaluate) -> list[tuple[Evaluate, str]]:
     """Return settings that name one set each, so that one that is gone takes no other with it."""
-    one = [(settings.model_copy(update={"split": None, "sets": (chosen,)}), chosen.name) for chosen in settings.sets]
+    speech = settings.model_copy(update={"non_speech": False})
+    one = [(speech.model_copy(update={"split": None, "sets": (chosen,)}), chosen.name) for chosen in settings.sets]
     if settings.split is not None:
-        one.append((settings.model_copy(update={"sets": ()}), settings.split))
+        one.append((speech.model_copy(update={"sets": ()}), settings.split))
     return one
 
 

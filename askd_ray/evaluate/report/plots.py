@@ -11,10 +11,11 @@ from typing import Any
 from askd_ray.evaluate.report.document import Figure
 from askd_ray.evaluate.significance import Rate
 
-COLOURS = ("#5f6b7a", "#0072b2", "#d55e00", "#009e73", "#b0508a", "#8a6d00")
-"""Of the models in their order, the baseline first; told apart with every kind of colour vision (Okabe and Ito)."""
+COLOURS = ("#5f6b7a", "#0072b2", "#d55e00", "#009e73", "#b0508a", "#8a6d00", "#3ba7d6", "#8c2d04")
+"""Of the kinds of models in their order, the baseline first: after Okabe and Ito, told apart by all colour vision."""
 INK = "#111213"
-_MARKERS, _HATCHES = "soD^vP", ("", "///", "...", "\\\\\\", "xxx", "++")
+_FEW = 6  # models: beyond it, bands would hide one another
+_MARKERS, _HATCHES = "soD^vPX*", ("", "///", "...", "\\\\\\", "xxx", "++", "oo", "--")
 _WIDTH_IN = 4.6  # as wide as a phone shows it, so that its type is not made smaller there
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -34,6 +35,10 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+Kinds = Mapping[str, str]
+"""All models in their order, and what each is one of: those of a kind, as a study's seeds, share colour and name."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A value and its interval."""
@@ -50,13 +55,13 @@ def interval(wer: Rate) -> Interval:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one model, the first of them with a band of intervals. ``kind`` is what a dashed line stands for."""
+    """Points of one model, the first of them with a band of intervals. ``dashed`` is what a dashed line stands for."""
 
     model: str
     x: Sequence[float]
     y: Sequence[float]
     band: Sequence[tuple[float, float]] = ()
-    kind: str = ""
+    dashed: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,30 +82,32 @@ def can_draw() -> bool:
 
 
 def draw_dots(
-    name: str, caption: str, groups: Mapping[str, Mapping[str, Interval]], models: Sequence[str], x_label: str
+    name: str, caption: str, groups: Mapping[str, Mapping[str, Interval]], kinds: Kinds, x_label: str
 ) -> tuple[Figure, ...]:
     """Draw a row a group, in it a dot with its interval a model. No figure where matplotlib is not installed."""
 
-    def mark(axes: Any, i: int, at: Interval, place: float, errors: Any) -> None:
-        look = {"color": _colour(i), "marker": _marker(i), "markersize": 4.5, "linewidth": 1.4, "linestyle": "none"}
-        axes.errorbar([at.value], [place], xerr=errors, label=models[i], **look)
+    def mark(axes: Any, kind: str, at: Interval, place: float, errors: Any) -> None:
+        i = _number(kinds, kind)
+        look = {"color": COLOURS[i], "marker": _MARKERS[i], "markersize": 4.5, "linewidth": 1.4, "linestyle": "none"}
+        axes.errorbar([at.value], [place], xerr=errors, label=kind, **look)
 
-    return _draw_groups(name, caption, groups, models, x_label, mark)
+    return _draw_groups(name, caption, groups, kinds, x_label, mark)
 
 
 def draw_bars(
-    name: str, caption: str, groups: Mapping[str, Mapping[str, Interval]], models: Sequence[str], x_label: str
+    name: str, caption: str, groups: Mapping[str, Mapping[str, Interval]], kinds: Kinds, x_label: str
 ) -> tuple[Figure, ...]:
     """Draw a row a group, in it a bar from 0 and its interval a model. No figure where matplotlib is not installed."""
 
-    def mark(axes: Any, i: int, at: Interval, place: float, errors: Any) -> None:
-        look = {"color": _colour(i), "hatch": _HATCHES[i % len(_HATCHES)], "edgecolor": "white", "linewidth": 0}
-        axes.barh(place, at.value, height=0.72 / len(models), xerr=errors, label=models[i], ecolor=INK, **look)
+    def mark(axes: Any, kind: str, at: Interval, place: float, errors: Any) -> None:
+        i = _number(kinds, kind)
+        look = {"color": COLOURS[i], "hatch": _HATCHES[i], "edgecolor": "white", "linewidth": 0}
+        axes.barh(place, at.value, height=0.72 / len(kinds), xerr=errors, label=kind, ecolor=INK, **look)
 
-    return _draw_groups(name, caption, groups, models, x_label, mark)
+    return _draw_groups(name, caption, groups, kinds, x_label, mark)
 
 
-def draw_panels(name: str, caption: str, panels: Sequence[Panel], models: Sequence[str]) -> tuple[Figure, ...]:
+def draw_panels(name: str, caption: str, panels: Sequence[Panel], kinds: Kinds) -> tuple[Figure, ...]:
     """Draw panels below one another, a colour and a marker a model. No figure where matplotlib is not installed."""
 
     def draw(figure: Any) -> None:
@@ -108,14 +115,14 @@ def draw_panels(name: str, caption: str, panels: Sequence[Panel], models: Sequen
             if panel.diagonal:
                 axes.plot([0, 100], [0, 100], ":", color=INK, linewidth=0.8)
             for curve in panel.curves:
-                i = models.index(curve.model)
-                label = f"{curve.model}, {curve.kind}" if curve.kind else curve.model
-                style = "--" if curve.kind else "-"
-                look = {"color": _colour(i), "marker": _marker(i), "markersize": 4, "linewidth": 1.5}
+                kind = kinds[curve.model]
+                i = _number(kinds, kind)
+                label, style = (f"{kind}, {curve.dashed}", "--") if curve.dashed else (kind, "-")
+                look = {"color": COLOURS[i], "marker": _MARKERS[i], "markersize": 4, "linewidth": 1.5}
                 axes.plot(curve.x, curve.y, style, label=label, **look)
-                if curve.band:
+                if curve.band and len(kinds) <= _FEW:
                     low, high = zip(*curve.band, strict=True)
-                    axes.fill_between(curve.x[: len(low)], low, high, color=_colour(i), alpha=0.15, linewidth=0)
+                    axes.fill_between(curve.x[: len(low)], low, high, color=COLOURS[i], alpha=0.15, linewidth=0)
             axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
             axes.set_ylim(bottom=0)
             axes.grid(alpha=0.25)
@@ -130,17 +137,16 @@ def _draw_groups(
     name: str,
     caption: str,
     groups: Mapping[str, Mapping[str, Interval]],
-    models: Sequence[str],
+    kinds: Kinds,
     x_label: str,
-    mark: Callable[[Any, int, Interval, float, Any], None],
+    mark: Callable[[Any, str, Interval, float, Any], None],
 ) -> tuple[Figure, ...]:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for row, group in enumerate(groups.values()):
-            for model, at in group.items():
-                i = models.index(model)
-                place = row + 0.8 * ((i + 0.5) / len(models) - 0.5)
-                mark(axes, i, at, place, [[at.value - at.low], [at.high - at.value]])
+            for i, (model, kind) in enumerate(kinds.items()):
+                at, place = group[model], row + 0.8 * ((i + 0.5) / len(kinds) - 0.5)
+                mark(axes, kind, at, place, [[at.value - at.low], [at.high - at.value]])
         axes.set_yticks(range(len(groups)), [_short(group) for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)  # from top to bottom
         axes.set_xlim(left=0)
@@ -148,7 +154,7 @@ def _draw_groups(
         axes.grid(axis="x", alpha=0.25)
         _legend(figure)
 
-    return _draw(name, caption, 0.9 + len(groups) * max(0.32, 0.17 * len(models) + 0.08), draw)
+    return _draw(name, caption, 0.9 + len(groups) * (0.17 if len(kinds) <= _FEW else 0.11) * (len(kinds) + 1), draw)
 
 
 def _legend(figure: Any) -> None:
@@ -164,12 +170,8 @@ def _short(name: str) -> str:
     return textwrap.fill(name, 22, max_lines=2, placeholder=" ...")
 
 
-def _colour(i: int) -> str:
-    return COLOURS[i % len(COLOURS)]
-
-
-def _marker(i: int) -> str:
-    return _MARKERS[i % len(_MARKERS)]
+def _number(kinds: Kinds, kind: str) -> int:
+    return list(dict.fromkeys(kinds.values())).index(kind) % len(COLOURS)
 
 
 def _draw(name: str, caption: str, height_in: float, draw: Callable[[Any], None]) -> tuple[Figure, ...]:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from askd_ray.evaluate.calibration import Bin, expected_calibration_error
 from askd_ray.evaluate.report.document import Block, Figure, Section, Table, Text, count, percent, points, rate
-from askd_ray.evaluate.report.plots import Curve, Panel, draw_bars, draw_panels, interval
+from askd_ray.evaluate.report.plots import Curve, Kinds, Panel, draw_bars, draw_panels, interval
+from askd_ray.evaluate.report.runs import Evaluated
 from askd_ray.evaluate.report.sections import domains
 from askd_ray.evaluate.scores import ConditionScores, DurationScores, Scores
 
@@ -12,16 +13,17 @@ _NOISES = {"white": "white noise", "babble": "babble of other speakers", "noise"
 _MOST_TEXTS = 12
 
 
-def robustness_sections(scores: Scores) -> Iterator[Section]:
+def robustness_sections(evaluated: Evaluated) -> Iterator[Section]:
     """Yield the sections that there are data for."""
+    scores, kinds = evaluated.scores, evaluated.kinds
     if scores["non_speech"] is not None:
         yield Section("Words heard where nobody speaks", tuple(_non_speech(scores)))
     if scores["conditions"]:
-        yield Section("Under noise and other conditions", tuple(_conditions(scores)))
+        yield Section("Under noise and other conditions", tuple(_conditions(scores, kinds)))
     bins = _bins_by_domain(scores)
     if bins:
-        yield Section("Calibration", tuple(_calibration(scores, bins)))
-    yield Section("By length of the clip", tuple(_durations(scores)))
+        yield Section("Calibration", tuple(_calibration(bins, kinds)))
+    yield Section("By length of the clip", tuple(_durations(scores, kinds)))
     speakers = tuple(_speakers(scores))
     if speakers:
         yield Section("By speaker", speakers)
@@ -59,7 +61,7 @@ def _non_speech(scores: Scores) -> Iterator[Block]:
         )
 
 
-def _conditions(scores: Scores) -> Iterator[Block]:
+def _conditions(scores: Scores, kinds: Kinds) -> Iterator[Block]:
     by_kind: dict[str, dict[float, ConditionScores]] = {}
     others: dict[str, ConditionScores] = {}
     for name, one in scores["conditions"].items():
@@ -69,11 +71,10 @@ def _conditions(scores: Scores) -> Iterator[Block]:
         else:
             others[name] = one
     if by_kind:
-        yield from _noise_curves(scores, by_kind)
+        yield from _noise_curves(by_kind, kinds)
     if others:
-        models = scores["models"]
-        bars = {name: {model: interval(one["models"][model]) for model in models} for name, one in others.items()}
-        yield from draw_bars("wer-by-condition", "WER with the audio changed, 95 % intervals.", bars, models, "WER, %")
+        bars = {name: {model: interval(one["models"][model]) for model in kinds} for name, one in others.items()}
+        yield from draw_bars("wer-by-condition", "WER with the audio changed, 95 % intervals.", bars, kinds, "WER, %")
     rows: list[tuple[str, ...]] = []
     for name, one in scores["conditions"].items():
         for model in scores["models"]:
@@ -87,13 +88,13 @@ def _conditions(scores: Scores) -> Iterator[Block]:
     )
 
 
-def _noise_curves(scores: Scores, by_kind: dict[str, dict[float, ConditionScores]]) -> tuple[Figure, ...]:
+def _noise_curves(by_kind: dict[str, dict[float, ConditionScores]], kinds: Kinds) -> tuple[Figure, ...]:
     panels = list[Panel]()
     for kind, at in by_kind.items():
         levels = sorted(at)
         clean_at = levels[-1] + 5
         curves = list[Curve]()
-        for model in scores["models"]:
+        for model in kinds:
             wers = [interval(at[level]["models"][model]) for level in levels]
             clean = 100 * at[levels[-1]]["clean_wer"][model]
             y = [*(w.value for w in wers), clean]
@@ -104,7 +105,7 @@ def _noise_curves(scores: Scores, by_kind: dict[str, dict[float, ConditionScores
         "wer-by-noise",
         "WER under noise, with bands of 95 %, and that of the same utterances without it.",
         panels,
-        scores["models"],
+        kinds,
     )
 
 
@@ -136,7 +137,7 @@ def _pooled(bins: Sequence[Bin]) -> list[Bin]:
     return pooled
 
 
-def _calibration(scores: Scores, by_domain: dict[str, dict[str, list[Bin]]]) -> Iterator[Block]:
+def _calibration(by_domain: dict[str, dict[str, list[Bin]]], kinds: Kinds) -> Iterator[Block]:
     panels = [
         Panel(
             place,
@@ -151,7 +152,7 @@ def _calibration(scores: Scores, by_domain: dict[str, dict[str, list[Bin]]]) -> 
         for place, of in by_domain.items()
     ]
     caption = "Reliability: on the dotted line a model is as often right as it is sure; below it, it is too sure."
-    yield from draw_panels("calibration", caption, panels, scores["models"])
+    yield from draw_panels("calibration", caption, panels, kinds)
     rows = [
         (place, model, str(sum(b["tokens"] for b in bins)), f"{expected_calibration_error(bins):.3f}")
         for place, of in by_domain.items()
@@ -161,7 +162,7 @@ def _calibration(scores: Scores, by_domain: dict[str, dict[str, list[Bin]]]) -> 
     yield Table("Expected calibration error, all tokens of the sets", head, tuple(rows), n_labels=2)
 
 
-def _durations(scores: Scores) -> Iterator[Block]:
+def _durations(scores: Scores, kinds: Kinds) -> Iterator[Block]:
     rows = list[tuple[str, ...]]()
     panels = list[Panel]()
     for place, domain in domains(scores).items():
@@ -178,9 +179,7 @@ def _durations(scores: Scores) -> Iterator[Block]:
             rows += [(place, size, model, percent(b[i]["wer"])) for model, b in by_model.items()]
         curves = [_by_length(model, b) for model, b in by_model.items()]
         panels.append(Panel(place, "length of the clip", "WER, %", curves, dict(enumerate(names))))
-    yield from draw_panels(
-        "wer-by-length", "WER by length of the clip, all words of the sets.", panels, scores["models"]
-    )
+    yield from draw_panels("wer-by-length", "WER by length of the clip, all words of the sets.", panels, kinds)
     yield Table("WER by length of the clip, %", ("domain", "length", "model", "WER, %"), tuple(rows), n_labels=3)
 
 

@@ -24,14 +24,16 @@ class Evaluated:
     """What is reported.
 
     ``runs`` and ``stored``, their scores.json, go by the runs' names. ``students`` says of the models that the report
-    is about whose they are. ``clean`` is what was heard in each set of speech as it is, and ``left_out`` says what of
-    several runs could not be compared.
+    is about whose they are, and ``kinds`` of all models what they are one of: an arm of a study, or themselves.
+    ``clean`` is what was heard in each set of speech as it is, and ``left_out`` says what of several runs could not be
+    compared.
     """
 
     runs: Mapping[str, Run]
     stored: Mapping[str, Mapping[str, Any]]
     scores: Scores
     students: Mapping[str, str]
+    kinds: Mapping[str, str]
     clean: tuple[Asked, ...]
     left_out: tuple[str, ...] = ()
 
@@ -72,12 +74,19 @@ def read_evaluations(runs: Sequence[Run]) -> Evaluated:
     if not others:
         models = [model for model in scores["models"] if model != scores["baseline"]]
         students = dict.fromkeys([STUDENT] if STUDENT in models else models, first)
-        return Evaluated(named, stored, scores, students, _clean(its_rows, scores))
+        return Evaluated(named, stored, scores, students, _kinds(scores, named[first]), _clean(its_rows, scores))
     together = merged(rows)
     baseline = together.names[first, scores["baseline"]]
     scores = score(together.rows, baseline, scores["normalizer"])
     students = {together.names[run, STUDENT]: run for run in named if (run, STUDENT) in together.names}
-    return Evaluated(named, stored, scores, students, _clean(together.rows, scores), together.left_out)
+    kinds = {model: model for model in scores["models"]}
+    return Evaluated(named, stored, scores, students, kinds, _clean(together.rows, scores), together.left_out)
+
+
+def _kinds(scores: Scores, run: Run) -> dict[str, str]:
+    study = run.recipe.study
+    arms = {f"{arm}-{seed}": arm for arm in study.arms for seed in study.seeds} if study else {}
+    return {model: arms.get(model, model) for model in scores["models"]}
 
 
 def _clean(rows: Sequence[Hypothesis], scores: Scores) -> tuple[Asked, ...]:

@@ -18,6 +18,7 @@ from askd_ray.evaluate.report.document import (
 )
 from askd_ray.evaluate.report.plots import draw_dots, interval
 from askd_ray.evaluate.report.runs import Evaluated
+from askd_ray.evaluate.report.seeds import seed_answers, seed_section, studies
 from askd_ray.evaluate.report.speed import speed_answers
 from askd_ray.evaluate.scores import DomainScores, Scores, SetScores
 from askd_ray.evaluate.significance import Comparison, verdict
@@ -34,17 +35,20 @@ def domains(scores: Scores) -> dict[str, DomainScores]:
 
 def verdict_section(evaluated: Evaluated) -> Section:
     """Say whether each student's WER is lower than the baseline's, and how many times as fast it is."""
-    scores = evaluated.scores
-    answers = [
+    scores, by_seed = evaluated.scores, studies(evaluated)
+    answers = [answer for compared in by_seed.values() for answer in seed_answers(compared)] or [
         _answer(scores, student, place, domain)
         for student in evaluated.students
         for place, domain in domains(scores).items()
     ]
     remark = (
         "Yes and no mean that the whole 95 % interval of the difference lies on one side of 0; cannot tell, which is "
-        "not the same as equal, that it contains 0. Intervals are those of a paired bootstrap over utterances: they "
-        "say nothing of another training with another seed."
+        "not the same as equal, that it contains 0. "
     )
+    if by_seed:
+        remark += "Intervals are t-intervals over seeds: they say nothing of other utterances."
+    else:
+        remark += "Intervals are those of a paired bootstrap over utterances: they say nothing of another training."
     return Section("Verdict", (Answers((*answers, *speed_answers(evaluated))), Text(remark, remark=True)))
 
 
@@ -82,8 +86,9 @@ def _against(of: Comparison, student: str, baseline: str) -> str:
 def word_error_sections(evaluated: Evaluated) -> Iterator[Section]:
     """Yield the sections on sets, on domains and on kinds of errors."""
     scores = evaluated.scores
+    yield from (seed_section(name, compared) for name, compared in studies(evaluated).items())
     yield Section("Word error rate by set", (_sets(scores), *_left_out(evaluated)))
-    yield Section("In domain and out of domain", (_domains(scores), *_plot(scores)))
+    yield Section("In domain and out of domain", (_domains(scores), *_plot(evaluated)))
     yield Section("Kinds of errors", (_kinds(scores), Text(_KINDS_REMARK, remark=True)))
 
 
@@ -150,7 +155,8 @@ def _domains(scores: Scores) -> Table:
     )
 
 
-def _plot(scores: Scores) -> tuple[Figure, ...]:
+def _plot(evaluated: Evaluated) -> tuple[Figure, ...]:
+    scores = evaluated.scores
     several = {
         f"{place}, mean": domain["macro"]["models"]
         for place, domain in domains(scores).items()
@@ -159,7 +165,7 @@ def _plot(scores: Scores) -> tuple[Figure, ...]:
     groups = {**{name: one["models"] for name, one in _in_order(scores).items()}, **several}
     drawn = {name: {model: interval(wers[model]) for model in scores["models"]} for name, wers in groups.items()}
     caption = "WER by set, with 95 % intervals: to the left is better."
-    return draw_dots("wer-by-set", caption, drawn, scores["models"], "WER, %")
+    return draw_dots("wer-by-set", caption, drawn, evaluated.kinds, "WER, %")
 
 
 _KINDS_REMARK = (

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from askd_ray.evaluate.report.common import STUDENT
-from askd_ray.evaluate.report.document import Answer, Block, Section, Table, Text, count
-from askd_ray.evaluate.report.plots import Curve, Panel, draw_panels
+from askd_ray.evaluate.report.document import Answer, Block, Section, Table, Text, count, percent
+from askd_ray.evaluate.report.plots import Curve, Kinds, Panel, draw_panels
 from askd_ray.evaluate.report.runs import Evaluated
 
 Speed = Mapping[str, Any]
@@ -35,10 +35,11 @@ def speed_answers(evaluated: Evaluated) -> Iterator[Answer]:
     """Say how many times as fast each student is as what it was timed beside."""
     speeds = _speeds(evaluated)
     for student, run in evaluated.students.items():
-        speed = speeds.get(run)
-        if speed is None or STUDENT not in speed["speedup"]:
+        speed = speeds.get(run, {"speedup": {}})
+        faster = speed["speedup"].get(student if len(evaluated.runs) == 1 else STUDENT)
+        if faster is None:
             continue
-        faster, on = speed["speedup"][STUDENT], speed["hardware"]
+        on = speed["hardware"]
         every, short = faster["all"], faster.get("short")
         answer = f"{every['value']:.1f}x"
         why = f"On the median of {count(speed['clips'], 'clip')} of all lengths: {_range(every)}"
@@ -61,14 +62,41 @@ def _range(of: Mapping[str, float]) -> str:
 
 
 def speed_sections(evaluated: Evaluated) -> Iterator[Section]:
-    """Yield a section a run that was timed: the models in it were timed beside one another."""
+    """Yield a section a run that was timed, with the models that were timed beside one another, and one on drafting."""
     students = {run: student for student, run in evaluated.students.items()}
     order, alone = evaluated.scores["models"], len(evaluated.runs) == 1
     for number, (run, speed) in enumerate(_speeds(evaluated).items(), start=1):
         named = {students.get(run, model) if model == STUDENT else model: of for model, of in speed["models"].items()}
-        models = {model: named[model] for model in sorted(named, key=lambda m: (m not in order, _place(order, m)))}
-        blocks = (*_costs(speed, models), *_latency(models, order, f"latency-{number}"), *_throughput(models))
+        models = {model: named[model] for model in sorted(named, key=lambda m: _place(order, m))}
+        kinds = {**evaluated.kinds, **{model: model for model in models if model not in order}}
+        blocks = (*_costs(speed, models), *_latency(models, kinds, f"latency-{number}"), *_throughput(models))
         yield Section("Speed and cost" if alone else f"Speed and cost: {run}", blocks)
+    for run, stored in evaluated.stored.items():
+        if stored.get("speculative"):
+            yield Section(
+                "As its teacher's draft" if alone else f"As its teacher's draft: {run}",
+                (_drafting(stored["speculative"]),),
+            )
+
+
+def _drafting(found: Mapping[str, Any]) -> Table:
+    threads = count(found["threads"], "thread")
+    accepted = "-" if found["acceptance_rate"] is None else percent(found["acceptance_rate"])
+    rows = (
+        ("clips with the same tokens as the teacher alone, %", percent(found["identical"])),
+        ("drafted tokens that the teacher accepts, %", f"{accepted} of {found['drafted']}"),
+        ("tokens a pass of the teacher", _figure(found["tokens_per_pass"])),
+        (
+            "median latency, ms",
+            f"{_figure(found['p50_ms']['speculative'])}, alone {_figure(found['p50_ms']['teacher'])}",
+        ),
+        ("times as fast", _range(found["speedup"])),
+        ("measured on", f"{count(found['clips'], 'clip')}, {found['device']}, {found['dtype']}, {threads}"),
+    )
+    caption = (
+        f"Speculative decoding: the student drafts {found['drafted_per_turn']} tokens a turn, the teacher checks them"
+    )
+    return Table(caption, ("", "is"), rows)
 
 
 def _place(order: Sequence[str], model: str) -> int:
@@ -95,18 +123,17 @@ def _costs(speed: Speed, models: Models) -> Iterator[Block]:
     )
 
 
-def _latency(models: Models, order: Sequence[str], name: str) -> Iterator[Block]:
+def _latency(models: Models, kinds: Kinds, name: str) -> Iterator[Block]:
     buckets = {model: of["by_duration"] for model, of in models.items()}
     lengths = [f"{b['from_s']:g} to {b['to_s']:g} s" for b in next(iter(buckets.values()))]
     curves = [
-        Curve(model, range(len(lengths)), [b[key] for b in at], kind=kind)
+        Curve(model, range(len(lengths)), [b[key] for b in at], dashed=dashed)
         for model, at in buckets.items()
-        for key, kind in (("p50_ms", ""), ("p95_ms", "p95"))
+        for key, dashed in (("p50_ms", ""), ("p95_ms", "p95"))
     ]
     panel = Panel("", "length of the clip", "latency, ms", curves, dict(enumerate(lengths)))
     caption = "Latency by length of the clip: median, and 95th percentile dashed."
-    others = [model for model in models if model not in order]
-    yield from draw_panels(name, caption, [panel], [*order, *others])
+    yield from draw_panels(name, caption, [panel], kinds)
     rows = [
         (f"{length} ({count(at[i]['clips'], 'clip')})", model, *(_figure(at[i][f"p{p}_ms"]) for p in (50, 95, 99)))
         for i, length in enumerate(lengths)

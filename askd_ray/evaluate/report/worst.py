@@ -1,6 +1,8 @@
 """The clips on which a student fared worst, to be read and listened to."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from askd_ray.evaluate.report.audio import Key, find_audio
 from askd_ray.evaluate.report.document import Audio, Clip, Clips, Legend, Said, Section, Text
@@ -9,52 +11,67 @@ from askd_ray.evaluate.tally import Asked
 from askd_ray.text.alignment import align_words
 
 N_ABOVE, N_RATE = 8, 4
+_FEW_STUDENTS = 3  # each is shown by itself
+_MOST_TEXTS = 5  # beside the baseline's: those with most errors
 _MOST_WORDS = 150
 
 
 def worst_sections(evaluated: Evaluated) -> Iterator[Section]:
-    """Yield the clips with most errors above the baseline's, and those with the highest WER besides, by student."""
-    baseline, asked = evaluated.scores["baseline"], {one.set: one for one in evaluated.clean}
-    chosen = {student: _worst(evaluated.clean, student, baseline) for student in evaluated.students}
+    """Yield the clips with most errors above the baseline's, and those with the highest WER besides, by student.
+
+    Where there are many students, as in a study, it is their errors together that count.
+    """
+    baseline, students = evaluated.scores["baseline"], tuple(evaluated.students)
+    groups = [(student,) for student in students] if len(students) <= _FEW_STUDENTS else [students]
+    chosen = {group: _worst(evaluated.clean, group, baseline) for group in groups}
     wanted = [key for above, rates in chosen.values() for key in (*above, *rates)]
     audio = find_audio(evaluated.runs.values(), wanted)
-    for student, (above, rates) in chosen.items():
+    asked = {one.set: one for one in evaluated.clean}
+
+    def clips(keys: Iterable[Key]) -> Clips:
+        return Clips(tuple(_clip(asked[key[0]], key[1], audio[key], baseline) for key in keys))
+
+    for group, (above, rates) in chosen.items():
+        who, makes, whose = (group[0], "makes", "its") if len(group) == 1 else ("the students", "make", "their")
         blocks = list[Text | Clips]()
         if above:
-            blocks.append(Text(f"The clips on which {student} makes most errors above {baseline}'s:"))
-            blocks.append(Clips(tuple(_clip(asked[key[0]], key[1], audio[key]) for key in above)))
+            blocks += [Text(f"The clips on which {who} {makes} most errors above {baseline}'s:"), clips(above)]
         if rates:
-            blocks.append(Text(f"{'Of the others, those' if above else 'The clips'} on which its WER is highest:"))
-            blocks.append(Clips(tuple(_clip(asked[key[0]], key[1], audio[key]) for key in rates)))
+            which = "Of the others, those" if above else "The clips"
+            blocks += [Text(f"{which} on which {whose} WER is highest:"), clips(rates)]
         if blocks:
-            title = "Worst utterances" if len(chosen) == 1 else f"Worst utterances: {student}"
-            yield Section(title, (Legend(), *blocks))
+            yield Section("Worst utterances" if len(groups) == 1 else f"Worst utterances: {who}", (Legend(), *blocks))
 
 
-def _worst(clean: Iterable[Asked], student: str, baseline: str) -> tuple[list[Key], list[Key]]:
+def _worst(clean: Iterable[Asked], students: Sequence[str], baseline: str) -> tuple[list[Key], list[Key]]:
     more, rates = dict[Key, tuple[float, ...]](), dict[Key, tuple[float, ...]]()
     for asked in clean:
-        ours, theirs = asked.heard[student], asked.heard[baseline]
-        for row, mine, other in zip(ours.rows, ours.counts, theirs.counts, strict=True):
-            rate = mine.errors / max(mine.n_reference, 1)
-            if mine.errors > other.errors:
-                more[asked.set, row.id] = (mine.errors - other.errors, rate)
-            if mine.errors:
-                rates[asked.set, row.id] = (rate, mine.errors)
-    above = _most(more, N_ABOVE)
-    return above, _most({key: value for key, value in rates.items() if key not in above}, N_RATE)
+        errors = np.mean([asked.heard[student].errors for student in students], axis=0)
+        above = errors - asked.heard[baseline].errors
+        wers = errors / np.maximum(asked.common.words, 1)
+        for i, row in enumerate(asked.common.rows):
+            if above[i] > 0:
+                more[asked.set, row.id] = (float(above[i]), float(wers[i]))
+            if errors[i] > 0:
+                rates[asked.set, row.id] = (float(wers[i]), float(errors[i]))
+    most = _most(more, N_ABOVE)
+    return most, _most({key: value for key, value in rates.items() if key not in most}, N_RATE)
 
 
 def _most(of: dict[Key, tuple[float, ...]], n: int) -> list[Key]:
     return sorted(sorted(of), key=lambda key: of[key], reverse=True)[:n]
 
 
-def _clip(asked: Asked, id_: str, audio: Audio | str) -> Clip:
+def _clip(asked: Asked, id_: str, audio: Audio | str, baseline: str) -> Clip:
     at = next(i for i, row in enumerate(asked.common.rows) if row.id == id_)
     row = asked.common.rows[at]
     speaker = f", speaker {row.speaker}" if row.speaker else ""
+    others = [model for model in asked.heard if model != baseline]
+    if len(others) > _MOST_TEXTS:
+        others = sorted(others, key=lambda model: -asked.heard[model].errors[at])[:_MOST_TEXTS]
     said = list[Said]()
-    for model, heard in asked.heard.items():
+    for model in (baseline, *others):
+        heard = asked.heard[model]
         words = align_words(heard.references[at], heard.hypotheses[at])
         counts, shown = heard.counts[at], tuple(words[:_MOST_WORDS])
         said.append(Said(model, counts.errors, counts.n_reference, shown, len(words) - len(shown)))

@@ -44,7 +44,7 @@ def to_document(evaluated: Evaluated) -> Document:
     sections = (
         verdict_section(evaluated),
         *word_error_sections(evaluated),
-        *robustness_sections(evaluated.scores),
+        *robustness_sections(evaluated),
         *speed_sections(evaluated),
         *worst_sections(evaluated),
         repeat_section(evaluated),

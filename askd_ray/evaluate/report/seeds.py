@@ -1,0 +1,101 @@
+"""What a report says of a study: its arms over seeds, with the seed as the unit."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from askd_ray.evaluate.report.document import Answer, Section, Table, Text, Tone, count, percent
+from askd_ray.evaluate.report.runs import Evaluated
+from askd_ray.evaluate.seeds import OverSeeds, SeedComparison, SeedDifference
+
+_TONES: dict[str, Tone] = {"Yes": "good", "No": "bad", "Cannot tell": "open"}
+_PLACES = {"in_domain": "in domain", "out_of_domain": "out of domain"}
+
+Compared = Mapping[str, Mapping[str, SeedComparison]]
+"""By place, to the arm that is ``against`` and to the teacher: what `askd study` records."""
+
+
+def studies(evaluated: Evaluated) -> dict[str, Compared]:
+    """Return the comparisons over seeds of the runs that are studies."""
+    found = dict[str, Compared]()
+    for name, run in evaluated.runs.items():
+        record: Mapping[str, Any] | None = run.record("study")
+        if record is not None:
+            found[name] = cast(Compared, record["result"]["comparison"])
+    return found
+
+
+def seed_answers(compared: Compared) -> Iterator[Answer]:
+    """Say whether each arm's WER, over its seeds, is lower than the teacher's."""
+    arms = next(iter(compared.values()))["teacher"]["presets"]
+    for arm in arms:
+        for place, by_other in compared.items():
+            teacher = by_other["teacher"]
+            over, difference = teacher["presets"][arm], teacher["differences"][arm]
+            answer = _verdict(difference)
+            yield Answer(
+                f"Is the WER of {arm} over {count(len(over['wers']), 'seed')} lower than the teacher's, "
+                f"{_PLACES[place]}?",
+                answer,
+                f"{percent(over['mean'])} %{_deviation(over)} against {percent(float(teacher['against']))} %, a "
+                f"difference of {_points(difference)} points{_p(difference)}.",
+                _TONES[answer],
+            )
+
+
+def seed_section(name: str, compared: Compared) -> Section:
+    """Return the arms over seeds, against one another and against the teacher."""
+    rows = [
+        (
+            _PLACES[place],
+            arm,
+            _mean(over),
+            ", ".join(percent(wer) for wer in over["wers"]),
+            *(_points(by["differences"][arm]) if arm in by["differences"] else "" for by in (arms, teacher)),
+        )
+        for place, by_other in compared.items()
+        for arms, teacher in [(by_other["arm"], by_other["teacher"])]
+        for arm, over in sorted(arms["presets"].items(), key=lambda item: item[1]["mean"])
+    ]
+    against = next(iter(compared.values()))["arm"]["against"]
+    head = (
+        "domain",
+        "arm",
+        "mean of seeds, % (standard deviation)",
+        "each seed, %",
+        f"against {against}, points (95 %)",
+        "against the teacher, points (95 %)",
+    )
+    remark = (
+        "Mean WER of the sets; the unit is the seed. Intervals and p-values of the t-test take differences for normal; "
+        "the sign-flip test does not, and cannot fall below 0.25 with three seeds, 0.0625 with five."
+    )
+    table = Table("WER over seeds, the best first", head, tuple(rows), n_labels=2)
+    return Section(f"Over seeds: {name}", (table, Text(remark, remark=True)))
+
+
+def _verdict(difference: SeedDifference) -> str:
+    if difference["ci95"] is None:
+        return "Cannot tell"
+    low, high = difference["ci95"]
+    return "Yes" if high < 0 else "No" if low > 0 else "Cannot tell"
+
+
+def _deviation(over: OverSeeds) -> str:
+    return "" if over["std"] is None else f" (standard deviation {percent(over['std'])})"
+
+
+def _mean(over: OverSeeds) -> str:
+    return percent(over["mean"]) + ("" if over["std"] is None else f" ({percent(over['std'])})")
+
+
+def _points(difference: SeedDifference) -> str:
+    value = f"{100 * difference['value']:+.2f}"
+    if difference["ci95"] is None:
+        return value
+    low, high = difference["ci95"]
+    return f"{value} ({100 * low:+.2f} to {100 * high:+.2f})"
+
+
+def _p(difference: SeedDifference) -> str:
+    t = "" if difference["p_t"] is None else f", t-test p = {difference['p_t']:.3f}"
+    return f"{t}, sign-flip test p = {difference['p_sign_flip']:.3f}"

@@ -36,8 +36,8 @@ def seed_answers(compared: Compared) -> Iterator[Answer]:
                 f"Is the WER of {arm} over {count(len(over['wers']), 'seed')} lower than the teacher's, "
                 f"{_PLACES[place]}?",
                 answer,
-                f"{percent(over['mean'])} %{_deviation(over)} against {percent(float(teacher['against']))} %, a difference of "
-                f"{_points(difference)} points{_p(difference)}.",
+                f"{percent(over['mean'])} %{_deviation(over)} against {percent(float(teacher['against']))} %, a "
+                f"difference of {_points(difference)} points{_p(difference)}.",
                 _TONES[answer],
             )
 

@@ -18,7 +18,8 @@ from askd_ray.config.source import Source
 from askd_ray.data.prepare import prepare
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances
-from askd_ray.evaluate.ray_evaluate import STUDENT, TEACHER, evaluate
+from askd_ray.evaluate.hypotheses import STUDENT, TEACHER
+from askd_ray.evaluate.ray_evaluate import evaluate
 from askd_ray.evaluate.scores import Scores
 from askd_ray.evaluate.tables import speed_table, table
 from askd_ray.export.bundle import add_scores, export

@@ -10,8 +10,8 @@ from askd_ray.config.schema import Recipe
 from askd_ray.config.study import Study
 from askd_ray.data.prepare import prepare
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.hypotheses import NON_SPEECH
-from askd_ray.evaluate.ray_evaluate import SCORES, TEACHER, compare
+from askd_ray.evaluate.hypotheses import NON_SPEECH, SCORES, TEACHER
+from askd_ray.evaluate.ray_evaluate import compare
 from askd_ray.evaluate.report.write import report
 from askd_ray.evaluate.scores import Scores
 from askd_ray.evaluate.seeds import SeedComparison, compare_seeds

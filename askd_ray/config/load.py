@@ -53,7 +53,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def without_secrets(recipe: Recipe) -> Recipe:
     """Return the recipe as it may be written down: without the credentials that its URIs may hold."""
-    return _with_paths(recipe, without_credentials)
+    models = {name: without_credentials(reference) for name, reference in recipe.evaluate.models.items()}
+    shown = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"models": models})})
+    return _with_paths(shown, without_credentials)
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -68,14 +70,15 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         for name, part in parts.items()
         if part.files is not None
     }
-    return _with_paths(recipe, _absolute).model_copy(
+    placed = _with_paths(recipe, _absolute)
+    return placed.model_copy(
         update={
             "runs_root": _absolute(recipe.runs_root),
             "teacher": recipe.teacher.model_copy(update={"model": _model(recipe.teacher.model)}),
             "student": recipe.student.model_copy(update={"init": _model(recipe.student.init)}),
             "augment": recipe.augment.model_copy(update=sounds),
             "tracking": _tracking(recipe.tracking),
-            "evaluate": _evaluate(recipe.evaluate),
+            "evaluate": _evaluate(placed.evaluate),
         }
     )
 
@@ -83,7 +86,6 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 def _evaluate(settings: Evaluate) -> Evaluate:
     sounds = {name: getattr(settings, name) for name in ("noise_files", "room_files")}
     changes = {
-        "sets": tuple(s.model_copy(update={"path": _absolute(s.path)}) for s in settings.sets),
         "models": {name: _model(reference) for name, reference in settings.models.items()},
         **{name: pattern and _absolute(pattern) for name, pattern in sounds.items()},
     }
@@ -91,11 +93,15 @@ def _evaluate(settings: Evaluate) -> Evaluate:
 
 
 def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
-    """Return the recipe with the places of its data changed."""
+    """Return the recipe with the places of its data and test sets changed."""
     sources = tuple(source.model_copy(update={"path": change(source.path)}) for source in recipe.data.sources)
-    data_root = None if recipe.data_root is None else change(recipe.data_root)
+    sets = tuple(chosen.model_copy(update={"path": change(chosen.path)}) for chosen in recipe.evaluate.sets)
     return recipe.model_copy(
-        update={"data_root": data_root, "data": recipe.data.model_copy(update={"sources": sources})}
+        update={
+            "data_root": None if recipe.data_root is None else change(recipe.data_root),
+            "data": recipe.data.model_copy(update={"sources": sources}),
+            "evaluate": recipe.evaluate.model_copy(update={"sets": sets}),
+        }
     )
 
 

@@ -13,7 +13,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.decode import Material, collected, parts
-from askd_ray.evaluate.hypotheses import NON_SPEECH, write_hypotheses
+from askd_ray.evaluate.hypotheses import HYPOTHESES, NON_SPEECH, SCORES, STUDENT, TEACHER, write_hypotheses
 from askd_ray.evaluate.latency import evenly
 from askd_ray.evaluate.ray_decode import decode
 from askd_ray.evaluate.scores import Scores, score
@@ -28,8 +28,7 @@ from askd_ray.progress import console
 from askd_ray.ray_cluster import disconnect
 from askd_ray.runs import Run, stage_key
 
-STUDENT, TEACHER = "student", "teacher"
-HYPOTHESES, SCORES, PARTS = "hypotheses.parquet", "scores.json", "parts"
+PARTS = "parts"
 
 
 def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:

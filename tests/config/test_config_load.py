@@ -1,6 +1,6 @@
 import pytest
 
-from askd_ray.config.load import dump_recipe, load_recipe, recipe_names
+from askd_ray.config.load import dump_recipe, load_recipe, recipe_names, with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
 
@@ -122,3 +122,20 @@ def test_credentials_are_neither_written_nor_shown():
     with pytest.raises(AskdError, match=r"data\.sources\.0 = 's3://bucket/x': ") as caught:
         load_recipe("demo", ["data.sources=['s3://key:secret@bucket/x']"])
     assert "secret" not in str(caught.value)
+
+
+def test_paths_and_secrets_of_an_evaluation(tmp_path, monkeypatch):
+    (tmp_path / "student").mkdir()
+    values = {
+        "sets": [{"name": "a", "path": "s3://KEY:SECRET@bucket/calls"}, {"name": "b", "path": "calls"}],
+        "models": {"mine": "student", "hub": "openai/whisper-tiny", "theirs": "http://me:pass@host/v1#x"},
+        "conditions": ["noise@10"],
+        "noise_files": "noise/*.wav",
+    }
+    monkeypatch.chdir(tmp_path)
+    placed = with_absolute_paths(Recipe.model_validate({"evaluate": values})).evaluate
+    assert [s.path for s in placed.sets] == ["s3://KEY:SECRET@bucket/calls", str(tmp_path / "calls")]
+    assert placed.models == values["models"] | {"mine": str(tmp_path / "student")}
+    assert placed.noise_files == str(tmp_path / "noise/*.wav")
+    written = dump_recipe(Recipe(evaluate=placed))
+    assert "SECRET" not in written and "pass" not in written and "s3://bucket/calls" in written

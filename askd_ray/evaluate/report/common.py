@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, Hypothesis
-
-STUDENT = "student"
+from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, STUDENT, Hypothesis
 
 Place = tuple[str, str]  # set, condition
 

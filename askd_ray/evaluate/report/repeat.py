@@ -5,8 +5,9 @@ from typing import Any
 
 from askd_ray.config.load import dump_recipe
 from askd_ray.errors import AskdError, without_credentials
+from askd_ray.evaluate.hypotheses import HYPOTHESES
 from askd_ray.evaluate.report.document import Block, Code, Section, Table, Text
-from askd_ray.evaluate.report.runs import HYPOTHESES, Evaluated
+from askd_ray.evaluate.report.runs import Evaluated
 from askd_ray.evaluate.significance import N_DRAWS
 from askd_ray.files import sha256_of_file
 from askd_ray.runs import Run

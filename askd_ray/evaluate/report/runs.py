@@ -9,14 +9,12 @@ from pydantic import ValidationError
 
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, Hypothesis, read_hypotheses
-from askd_ray.evaluate.report.common import STUDENT, merged
+from askd_ray.evaluate.hypotheses import CLEAN, HYPOTHESES, NON_SPEECH, SCORES, STUDENT, Hypothesis, read_hypotheses
+from askd_ray.evaluate.report.common import merged
 from askd_ray.evaluate.scores import Scores, score
 from askd_ray.evaluate.tally import Asked, tally
 from askd_ray.files import read_json
 from askd_ray.runs import Run
-
-HYPOTHESES, SCORES = "hypotheses.parquet", "scores.json"
 
 
 @dataclass(frozen=True)

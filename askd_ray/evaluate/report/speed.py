@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from askd_ray.evaluate.report.common import STUDENT
+from askd_ray.evaluate.hypotheses import STUDENT
 from askd_ray.evaluate.report.document import Answer, Block, Section, Table, Text, count, percent
 from askd_ray.evaluate.report.plots import Curve, Kinds, Panel, draw_panels
 from askd_ray.evaluate.report.runs import Evaluated

@@ -43,13 +43,27 @@ def log_mel_windows(waveforms: Sequence[Waveform], windows: Sequence[int], n_mel
     the batch ``(batch, n_mels, max(windows) // 160)`` is what each clip alone would give, with more silence. That
     silence is filled in instead of computed.
     """
-    n_samples = max(windows)
-    batch = torch.empty(len(waveforms), n_mels, n_samples // HOP_LENGTH)
-    for row, (waveform, window) in enumerate(zip(waveforms, windows, strict=True)):
-        clip = torch.from_numpy(waveform[:window])
-        # So many frames that the last one lies wholly behind the clip, if the batch has that many.
-        n_frames = min(-(-(len(clip) + N_FFT // 2) // HOP_LENGTH) + 1, n_samples // HOP_LENGTH)
-        padded = functional.pad(clip, (0, n_frames * HOP_LENGTH - len(clip)))
-        batch[row, :, :n_frames] = log_mel(padded[None], n_mels)[0]
-        batch[row, :, n_frames:] = batch[row, :, n_frames - 1 : n_frames]
+    n_frames = max(windows) // HOP_LENGTH
+    clips = zip(waveforms, windows, strict=True)
+    return side_by_side([clip_log_mel(waveform[:window], n_frames, n_mels) for waveform, window in clips], n_frames)
+
+
+def telling_frames(n_samples: int) -> int:
+    """Return so many frames that the last one lies wholly behind a clip: what comes after is the same silence."""
+    return -(-(n_samples + N_FFT // 2) // HOP_LENGTH) + 1
+
+
+def clip_log_mel(clip: Waveform, n_frames: int, n_mels: int) -> torch.Tensor:
+    """Return the log-mel of a clip in a window of ``n_frames``, without the frames after :func:`telling_frames`."""
+    n_frames = min(telling_frames(len(clip)), n_frames)
+    padded = functional.pad(torch.from_numpy(clip), (0, n_frames * HOP_LENGTH - len(clip)))
+    return log_mel(padded[None], n_mels)[0]
+
+
+def side_by_side(clips: Sequence[torch.Tensor], n_frames: int) -> torch.Tensor:
+    """Return log-mels ``(n_mels, at most n_frames)`` as one batch, their last frames repeated to its end."""
+    batch = torch.empty(len(clips), clips[0].shape[0], n_frames)
+    for row, clip in enumerate(clips):
+        batch[row, :, : clip.shape[1]] = clip
+        batch[row, :, clip.shape[1] :] = clip[:, -1:]
     return batch

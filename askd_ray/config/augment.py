@@ -105,8 +105,12 @@ class Augment(Section):
         return set(self.speed) != {1.0}
 
     @property
+    def changes_waveform(self) -> bool:
+        """Whether anything is done to a clip before the log-mel."""
+        shares = self.reverb.share, self.noise.share, self.telephone.share
+        return self.changes_speed or any(shares) or any(self.gain_db)
+
+    @property
     def is_off(self) -> bool:
         """Whether the student hears just what the teacher hears."""
-        shares = self.reverb.share, self.noise.share, self.telephone.share
-        masks = self.spec.freq_masks, self.spec.time_masks
-        return not (self.changes_speed or any(shares) or any(self.gain_db) or any(masks))
+        return not (self.changes_waveform or self.spec.freq_masks or self.spec.time_masks)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from askd_ray.audio.augment import Draw, augment, spec_augment
-from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.decode import Waveform
+from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, side_by_side
 from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, window_samples
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
+from askd_ray.data.features import Clip, Features, clips_of
 from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
 from askd_ray.data.plan import Planned, Planner, Row, Task, unknown_domains
 from askd_ray.data.schema import IGNORED, Batch, Utterance
-from askd_ray.data.shards import read_table, shard_paths, to_utterances, waveform_of
+from askd_ray.data.shards import read_table, shard_paths, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, at_once
 
@@ -41,6 +44,8 @@ class Stream:
     window: Window
     augment: Augment
     seed: int
+    features_folder: Path | None = None
+    """Where decoded clips are kept for others; null: nowhere."""
 
     def planner(self) -> Planner:
         """Check every label shard against its shard and return the planner over the rows that have labels.
@@ -79,10 +84,10 @@ class Stream:
         more.
         """
         wanted = sorted({p.shard for batch in task.batches for p in batch})
-        utterances = {name: to_utterances(read_table(self.shards / name)) for name in wanted}
+        clips = {name: self._clips(self.shards / name) for name in wanted}
         labels = {name: read_labels(self.labels / name, self.label_key["top_k"]) for name in wanted}
         for batch in task.batches:
-            rows = [(utterances[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
+            rows = [(clips[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
             yield partial(self._collate, rows, batch, task.epoch)
 
     def teacher_losses(self) -> NDArray[np.float32]:
@@ -93,22 +98,36 @@ class Stream:
             losses += [row["teacher_loss"] for row in table.to_pylist() if not row["left_out"]]
         return np.asarray(losses, np.float32)
 
-    def _collate(self, rows: Sequence[tuple[Utterance, SoftLabels]], planned: Sequence[Planned], epoch: int) -> Batch:
+    def _clips(self, shard: Location) -> list[Clip]:
+        if self.features_folder is None:
+            return clips_of(shard)
+        needs_waveforms = self.augment.changes_waveform or self.teacher_n_mels > 0
+        return Features(self.features_folder, 0 if needs_waveforms else self.n_mels).clips(shard)
+
+    def _collate(self, rows: Sequence[tuple[Clip, SoftLabels]], planned: Sequence[Planned], epoch: int) -> Batch:
         if not rows:
             return empty_batch(self.n_mels, self.label_key["top_k"], self.teacher_n_mels)
-        clean = [waveform_of(u) for u, _ in rows]
-        draws = [Draw(self.seed, epoch, u.id, p.copy) for (u, _), p in zip(rows, planned, strict=True)]
-        heard = [augment(waveform, self.augment, draw) for waveform, draw in zip(clean, draws, strict=True)]
-        log_mel = log_mel_windows(heard, [p.window_samples for p in planned], self.n_mels)
-        for i, (waveform, draw) in enumerate(zip(heard, draws, strict=True)):
-            clip = slice(0, min(len(waveform) // HOP_LENGTH, log_mel.shape[-1]))
-            log_mel[i, :, clip] = spec_augment(log_mel[i, :, clip], self.augment.spec, draw.seed_of("mask"))
-        arrays = _targets([label for _, label in rows])
-        if self.teacher_n_mels:  # clean, and padded: what it hears when it labels
-            padded = log_mel_windows(clean, [PADDED_SAMPLES] * len(clean), self.teacher_n_mels).numpy()
+        n_frames = max(p.window_samples for p in planned) // HOP_LENGTH
+        draws = [Draw(self.seed, epoch, clip.id, p.copy) for (clip, _), p in zip(rows, planned, strict=True)]
+        log_mels, clean, lengths = list[torch.Tensor](), list[Waveform](), list[int]()
+        for (clip, _), p, draw in zip(rows, planned, draws, strict=True):
+            log_mel, n_samples = clip.kept_log_mel(p.window_samples, n_frames), clip.n_samples
+            if log_mel is None:
+                clean.append(clip.waveform())
+                heard = augment(clean[-1], self.augment, draw)
+                log_mel, n_samples = clip_log_mel(heard[: p.window_samples], n_frames, self.n_mels), len(heard)
+            log_mels.append(log_mel)
+            lengths.append(n_samples)
+        batch = side_by_side(log_mels, n_frames)
+        for row, n_samples, draw in zip(batch, lengths, draws, strict=True):
+            said = slice(0, min(n_samples // HOP_LENGTH, n_frames))
+            row[:, said] = spec_augment(row[:, said], self.augment.spec, draw.seed_of("mask"))
+        if self.teacher_n_mels:  # clean, and padded: what it hears when it labels. No log-mel is kept then
+            padded = log_mel_windows(clean, [PADDED_SAMPLES] * len(rows), self.teacher_n_mels).numpy()
         else:
             padded = np.zeros((len(rows), 0, 0), np.float32)
-        return Batch(ids=tuple(u.id for u, _ in rows), log_mel=log_mel.numpy(), teacher_log_mel=padded, **arrays)
+        arrays = _targets([label for _, label in rows])
+        return Batch(ids=tuple(clip.id for clip, _ in rows), log_mel=batch.numpy(), teacher_log_mel=padded, **arrays)
 
 
 def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:

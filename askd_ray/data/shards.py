@@ -1,6 +1,7 @@
 """Reading and writing shards: Parquet files of utterances, one set a split."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import pyarrow as pa
@@ -10,6 +11,24 @@ from askd_ray.audio.decode import AudioError, Waveform, decode
 from askd_ray.data.schema import SHARD_SCHEMA, Split, Utterance
 from askd_ray.errors import AskdError
 from askd_ray.location import UNFINISHED, Location, PathOrUri
+
+_sealed: set[Split] = set()
+
+
+@contextmanager
+def sealed(split: Split) -> Generator[None]:
+    """Let this process read nothing of a split while the block runs: what is chosen meanwhile cannot depend on it."""
+    _sealed.add(split)
+    try:
+        yield
+    finally:
+        _sealed.discard(split)
+
+
+def _refuse_sealed(name: str) -> None:
+    for split in _sealed:
+        if fnmatchcase(name, f"{split}-*.parquet"):
+            raise PermissionError(f"{name}: the {split} split is not read here, lest something be chosen by it")
 
 
 def shard_paths(folder: Location, split: Split) -> list[Location]:
@@ -32,6 +51,7 @@ def read_table(path: PathOrUri, columns: Sequence[str] | None = None) -> pa.Tabl
     Raises :class:`AskdError` when it is missing or damaged.
     """
     location = Location.of(path)
+    _refuse_sealed(location.name)
     with location.explain("is damaged or no Parquet file of this kind"), location.open() as file:
         return pq.read_table(file, columns=list(columns) if columns is not None else None)
 

@@ -1,0 +1,29 @@
+"""A split that is sealed is read by nothing in the process."""
+
+from pathlib import Path
+
+import pytest
+from small_run import small_run
+
+from askd_ray.data.prefetch import prefetch
+from askd_ray.data.shards import read_table, read_utterances, sealed, shard_paths
+
+
+def test_a_sealed_split_is_not_read_until_the_block_ends(tmp_path: Path, speech: Path):
+    shards = small_run(tmp_path, speech).shards
+    (path,) = shard_paths(shards, "test")
+    with sealed("test"):
+        assert len(read_utterances(shards, "dev")) == 4
+        for read in (lambda: read_utterances(shards, "test"), lambda: read_table(path), lambda: read_table(str(path))):
+            with pytest.raises(PermissionError, match=r"test-00000\.parquet: the test split is not read here"):
+                read()
+            with pytest.raises(PermissionError):  # nor in a thread
+                next(prefetch([read], 1))
+    assert len(read_utterances(shards, "test")) == 4
+
+
+def test_the_seal_ends_with_an_error_too(tmp_path: Path, speech: Path):
+    shards = small_run(tmp_path, speech).shards
+    with pytest.raises(KeyError), sealed("test"):
+        raise KeyError
+    assert len(read_utterances(shards, "test")) == 4

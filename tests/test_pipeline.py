@@ -91,7 +91,7 @@ def test_the_search_wrote_its_best_trial_as_a_recipe(distilled: dict[str, Any], 
     trials = distilled["tune"]["trials"]
     assert len(trials) == 2 and trials[0]["dev_wer"] <= trials[1]["dev_wer"]
     best = load_recipe(distilled["tune"]["best"])
-    assert best.objective.teacher_weight.start == pytest.approx(trials[0]["start"])
+    assert best.objective.teacher_weight.start == pytest.approx(trials[0]["values"]["objective.teacher_weight.start"])
     assert best.train == recipe.train
 
 

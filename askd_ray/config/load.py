@@ -9,9 +9,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from askd_ray.config.candidate import check_space
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tracking import Tracking
+from askd_ray.config.tune import DEFAULT_SPACE
 from askd_ray.errors import AskdError, did_you_mean, without_credentials
 
 
@@ -33,9 +35,15 @@ def load_recipe(name_or_file: str, overrides: tuple[str, ...] | list[str] = ()) 
             raise AskdError(f"--set {override!r}: write it as a.b=value, such as train.epochs=3")
         _set(values, key.split("."), _parse_value(text, key), key)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise AskdError(f"recipe {name_or_file}: {_explain(error.errors()[0])}") from None
+    if recipe.tune.space != DEFAULT_SPACE:  # that one is checked when it is searched: not every preset leaves it open
+        try:
+            check_space(recipe)
+        except AskdError as error:
+            raise AskdError(f"recipe {name_or_file}: {error}") from None
+    return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, model_validator
 
 from askd_ray.config.presets import PRESETS, Values
-from askd_ray.config.section import Positive, Section, Share
+from askd_ray.config.section import Positive, Section, Share, Unread
 
 Shape = Literal["constant", "linear", "cosine", "exponential", "polynomial", "step", "sigmoid", "gap"]
 PresetName = Literal[
@@ -206,9 +206,12 @@ class Objective(Section):
         if not self.has_teacher:
             for name in ("instance_weights", "trust_gate"):
                 if getattr(self, name) != Objective.model_fields[name].default:
-                    raise ValueError(f"{name} would be ignored: the teacher's weight is 0")
+                    raise Unread([name], f"{name} would be ignored: the teacher's weight is 0")
             if not self.has_self_teacher and (self.temperature != Temperature() or self.divergence != Divergence()):
-                raise ValueError("temperature and divergence would be ignored: no teacher has a weight")
+                raise Unread(
+                    ["temperature", "divergence"],
+                    "temperature and divergence would be ignored: no teacher has a weight",
+                )
         previous = self.has_self_teacher and self.self_teacher.kind == "previous_epoch"
         if previous and self.temperature.schedule != "constant":
             raise ValueError("temperature.schedule would mix with that of the previous epoch: it must be constant")

@@ -10,13 +10,14 @@ from pydantic import Field, model_validator
 
 from askd_ray.config.augment import Augment
 from askd_ray.config.evaluate import Evaluate, Name
-from askd_ray.config.objective import Objective, Shape
+from askd_ray.config.objective import Objective
 from askd_ray.config.section import Count, Positive, Section, Share
 from askd_ray.config.source import Source
 from askd_ray.config.study import Study
 from askd_ray.config.targets import Targets
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.train import Train
+from askd_ray.config.tune import Tune
 
 Layers = tuple[int | tuple[int, ...], ...]
 """Layers that are kept, by index, and lists of neighbours that become one layer."""
@@ -114,19 +115,6 @@ class Window(Section):
         return self
 
 
-class Tune(Section):
-    """The search: how many trials, how long each, and the values that are tried. All trials share the soft labels."""
-
-    trials: Count = 4
-    epochs: Positive = 2
-    evals_per_epoch: Count = 2
-    concurrent: Count = 1
-    schedules: tuple[Shape, ...] = ("constant", "linear", "cosine")
-    start: tuple[Share, Share] = (0.5, 0.9)
-    end: tuple[Share, Share] = (0.0, 0.4)
-    self_weight: tuple[Share, Share] = (0.0, 0.3)
-
-
 class Recipe(Section):
     """A whole run. ``data_run`` names the run whose shards and labels it uses: many runs can share one labelling.
 
@@ -147,7 +135,7 @@ class Recipe(Section):
     objective: Objective = Field(default_factory=Objective)
     train: Train = Field(default_factory=Train)
     tracking: Tracking = Field(default_factory=Tracking)
-    tune: Tune = Tune()
+    tune: Tune = Field(default_factory=Tune)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     study: Study | None = None
 
@@ -165,6 +153,17 @@ class Recipe(Section):
                 f"objective.self_teacher {own} copies the student, which train.parallel fsdp shards: take "
                 "previous_epoch or none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_search_sees_no_test_set(self) -> "Recipe":
+        tested = {name for test in self.evaluate.sets for name in (test.domain, test.name)}
+        if seen := sorted(tested & set(self.tune.ood_domains)):
+            raise ValueError(
+                f"tune.ood_domains and evaluate.sets both name {', '.join(seen)}: what is chosen by cannot be tested on"
+            )
+        if not self.train.use_gpu:
+            self.tune.refuse_unread(["gpus_per_trial"], "train.use_gpu is false")
         return self
 
     @model_validator(mode="after")

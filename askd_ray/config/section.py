@@ -1,6 +1,6 @@
 """What all parts of a recipe share: frozen, unknown keys refused, and no setting that nothing would read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,6 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+class Unread(ValueError):  # noqa: N818  # nobody catches it but to leave the fields out
+    """Fields of a section whose values nothing would read."""
+
+    def __init__(self, fields: Sequence[str], message: str):
+        super().__init__(message)
+        self.fields = tuple(fields)
 
 
 class Section(BaseModel):
@@ -18,9 +26,9 @@ class Section(BaseModel):
     def refuse_unread(self, fields: Iterable[str], why: str) -> None:
         """Refuse a value for a field that nothing would read; its default is taken as not given.
 
-        Raises :class:`ValueError` that names the field and says ``why`` nothing reads it.
+        Raises :class:`Unread` that names the field and says ``why`` nothing reads it.
         """
         for name in fields:
             default = type(self).model_fields[name].default
             if getattr(self, name) != default:
-                raise ValueError(f"{name} = {getattr(self, name)!r} would be ignored: {why}")
+                raise Unread([name], f"{name} = {getattr(self, name)!r} would be ignored: {why}")

@@ -64,11 +64,7 @@ def figure_of(n_rows: int) -> tuple[Any, list[Any]]:
 
     Raises :class:`AskdError` when matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise AskdError("plots need matplotlib, which is not installed: pip install 'askd-ray[plot]'") from None
-    figure: Any = Figure(figsize=(7, 2.6 + 1.4 * (n_rows - 1)))  # no pyplot: nothing global, no display
+    figure: Any = figure_class()(figsize=(7, 2.6 + 1.4 * (n_rows - 1)))
     ratios = [2.0] + [1.0] * (n_rows - 1)
     axes = figure.subplots(n_rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
     for axis in axes:
@@ -76,3 +72,15 @@ def figure_of(n_rows: int) -> tuple[Any, list[Any]]:
         axis.grid(alpha=0.3)
         axis.set_xlim(0, 1)
     return figure, list(axes)
+
+
+def figure_class() -> Any:
+    """Return matplotlib's Figure: without pyplot there is nothing global, and no display.
+
+    Raises :class:`AskdError` when matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise AskdError("plots need matplotlib, which is not installed: pip install 'askd-ray[plot]'") from None
+    return Figure

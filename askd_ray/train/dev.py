@@ -1,6 +1,6 @@
 """Dev scores while training: every rank decodes its share, and words are counted, not averaged over batches."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -24,8 +24,8 @@ def dev_errors(
     utterances: Sequence[Utterance],
     recipe: Recipe,
     context: Context,
-) -> ErrorCounts:
-    """Return the word errors of greedy transcripts in trimmed windows, summed over all ranks.
+) -> dict[str, ErrorCounts]:
+    """Return the word errors of greedy transcripts in trimmed windows, by domain, summed over all ranks.
 
     They start with the prompt that the recipe's targets start with: the student is asked for what it learns.
 
@@ -34,7 +34,7 @@ def dev_errors(
     was_training = model.training
     model.eval()
     mine = utterances[context.rank :: context.world_size]
-    counts = ErrorCounts()
+    counts = {domain: ErrorCounts() for domain in sorted({u.domain for u in utterances})}
     for batch, log_mel in evaluation_windows(mine, recipe.window.silence_s, model.config.num_mel_bins, _BATCH_SIZE):
         # One decode a language: the prompt holds it.
         for language in sorted({u.language for u in batch}):
@@ -42,11 +42,26 @@ def dev_errors(
             prompt = tokens.prompt(language, recipe.targets.prompt, recipe.targets.timestamps)
             ids = greedy(model, tokens, log_mel[rows].to(context.device), prompt)
             normalize = normalizer(language)
-            references = [normalize(batch[i].text) for i in rows]
-            counts += count_word_errors(references, [normalize(tokens.decode(row)) for row in ids])
+            for i, row in zip(rows, ids, strict=True):
+                heard = count_word_errors([normalize(batch[i].text)], [normalize(tokens.decode(row))])
+                counts[batch[i].domain] += heard
     model.train(was_training)
-    sums = [counts.substitutions, counts.deletions, counts.insertions, counts.n_reference]
+    sums = [[c.substitutions, c.deletions, c.insertions, c.n_reference] for c in counts.values()]
     totals = torch.tensor(sums, device=context.device)  # NCCL knows no tensors on the CPU
     if context.world_size > 1:
         dist.all_reduce(totals)
-    return ErrorCounts(*totals.tolist())
+    return {domain: ErrorCounts(*its) for domain, its in zip(counts, totals.tolist(), strict=True)}
+
+
+def dev_metrics(errors: Mapping[str, ErrorCounts], ood_domains: Collection[str]) -> dict[str, float]:
+    """Return ``dev_wer`` over all words; with ``ood_domains`` also ``dev_wer/ood``, over those, and that of the others.
+
+    And that of each domain: ``dev_wer/domain/NAME``.
+    """
+    wers = {"dev_wer": sum(errors.values(), ErrorCounts()).rate}
+    if ood_domains:
+        for name, is_ood in (("in_domain", False), ("ood", True)):
+            part = [its for domain, its in errors.items() if (domain in ood_domains) == is_ood]
+            wers[f"dev_wer/{name}"] = sum(part, ErrorCounts()).rate
+        wers |= {f"dev_wer/domain/{domain}": its.rate for domain, its in errors.items()}
+    return wers

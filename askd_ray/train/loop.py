@@ -33,7 +33,7 @@ from askd_ray.torch_setup import use_threads
 from askd_ray.train.checkpoint import Position, State, latest_position, load_checkpoint, save_checkpoint
 from askd_ray.train.clock import Clock
 from askd_ray.train.context import Context
-from askd_ray.train.dev import dev_errors
+from askd_ray.train.dev import dev_errors, dev_metrics
 from askd_ray.train.ledger import TRAINED, Ledger, account, read_ledger
 from askd_ray.train.optim import build_optimizer, freeze, lr_factor, set_lr
 from askd_ray.train.parallel import network_of, shard, whole_model
@@ -149,7 +149,7 @@ class Loop:
             clock.utterances += sum(len(b.ids) for b in micro_batches) * self.context.world_size
             is_evaluated_now = is_evaluated(step, self.recipe.train)
             if is_evaluated_now:
-                metrics |= {**clock.rates(), "dev_wer": self._evaluate()}
+                metrics |= {**clock.rates(), **self._evaluate()}
                 clock = Clock()
             if tracker is not None:
                 tracker.log(self.position.step, metrics)
@@ -228,19 +228,21 @@ class Loop:
         schedule = {"a": weights.teacher, "b": weights.own, "T": weights.temperature, "k": weights.k}
         return {**result.means, "grad_norm": result.grad_norm, "progress": step.ends, **schedule, **rates}
 
-    def _evaluate(self) -> float:
-        """Score dev, and keep the student if it is the best so far."""
+    def _evaluate(self) -> dict[str, float]:
+        """Score dev, and keep the student if it is the best so far; returns the scores."""
         with self.state.ema.applied(self.state.student):
             model = whole_model(self.state.student)
             errors = dev_errors(model, self.students.tokens, self.dev, self.recipe, self.context)
-            better = self.position.best_wer is None or errors.rate < self.position.best_wer
+            scores = dev_metrics(errors, self.recipe.tune.ood_domains)
+            wer = scores["dev_wer"]
+            better = self.position.best_wer is None or wer < self.position.best_wer
             if better:
-                self._move(best_wer=errors.rate, best_step=self.position.step)
+                self._move(best_wer=wer, best_step=self.position.step)
                 if self.context.rank == 0:
                     save_whisper(model, self.students.tokens, self._best())
         self._move(no_better=0 if better else self.position.no_better + 1)
         self.state.own.after_evaluation(self.state.student, better)
-        return errors.rate
+        return scores
 
     def _save(self) -> None:
         """Write a checkpoint: first each rank its part of the ledger, then rank 0 all else."""

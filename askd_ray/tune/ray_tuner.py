@@ -1,47 +1,53 @@
-"""The stage `tune`: Ray Tune searches with Optuna's TPE and stops bad trials early with ASHA.
+"""The stage `tune`: Ray Tune searches the recipe's space with short trainings that are scored on dev.
 
-All trials read the same shards and the same soft labels; a trial is one process that runs the plain loop. Trials are
-scored on dev only.
+All trials read the same shards and the same soft labels, and share what they decode; a trial is one process that runs
+the plain loop. A search that was killed goes on where it was.
 """
 
+import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
+import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import SearchAlgorithm, Searcher
+from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
-from rich.table import Table
 
+from askd_ray.config.candidate import check_space, grid, read_values, with_values
+from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.load import dump_recipe, with_absolute_paths, without_secrets
 from askd_ray.config.schema import Recipe
+from askd_ray.config.tune import Between, Domain, Space, is_integer
+from askd_ray.data.plan import Planner
+from askd_ray.data.shards import read_table, sealed, shard_paths
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path, remove
-from askd_ray.progress import Bar, bar, console
-from askd_ray.ray_cluster import connect
+from askd_ray.files import atomic_path, remove, write_json
+from askd_ray.progress import console
+from askd_ray.ray_cluster import check_gpus, connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
-from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop
 from askd_ray.train.ray_trainer import check_inputs
-from askd_ray.tune.space import Choice, search_space, with_trial
+from askd_ray.tune.plot import LEAST_TRIALS, plot_importance, plot_parallel
+from askd_ray.tune.ray_trial import EVALUATIONS, SCORE, VALUES, run_trial
+from askd_ray.tune.trials import TRIALS, LiveTable, Row, table
 
-_CPUS_PER_TRIAL = 1.0
-_METRIC = "dev_wer"
-
-
-class TuneContext(PlainContext):
-    """The surroundings of a trial: reports go to Ray Tune, which may end the trial there."""
-
-    def report(self, metrics: dict[str, float]) -> None:
-        """Report an evaluation."""
-        tune.report(metrics)
+_CANDIDATE = "candidate"
+_STATES = {"PENDING": "waiting", "RUNNING": "running", "PAUSED": "paused", "TERMINATED": "done", "ERROR": "failed"}
+_PICTURES = {"importance": plot_importance, "parallel": plot_parallel}
+_KEPT = 4  # checkpoints a trial from which another may go on: with two, one was gone before it was taken up
 
 
 def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Search the recipe's space; the best recipe goes to ``runs/<name>/tune/best.yaml``.
+    """Search the recipe's space; the best recipe goes to ``runs/<name>/tune/best.yaml``, pictures beside it.
 
-    Returns and records the trials, best first, the best values and where the recipe lies.
+    Returns and records the trials, best first, and where the recipe lies. A search that was killed goes on with the
+    trials that are left. Raises :class:`AskdError` when a candidate would be no valid recipe, when dev lacks a domain
+    that is to be scored apart or train has it too, and when no trial reached an evaluation.
     """
     recipe = with_absolute_paths(recipe)  # a trial runs in a folder of its own
     run = Run(recipe)
@@ -50,94 +56,230 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     folder = run.path / "tune"
     done = run.finished("tune", key)
     if done is not None and (folder / "best.yaml").is_file() and not force:
-        console.print(
-            f"tune: finished already (best dev WER {done['trials'][0]['dev_wer']:.4f}, {folder / 'best.yaml'})"
-        )
+        console.print(f"tune: finished already (best score {done['trials'][0]['score']:.4f}, {folder / 'best.yaml'})")
         return done
-    check_inputs(recipe)
-    remove(folder)
-    begun = run.begin()
-    connect()
-    trials = _trials(recipe, folder)
-    remove(folder / "trials")  # the students of trials: only their scores are wanted
-    if not trials:
-        raise AskdError(f"tune: none of {recipe.tune.trials} trials reached a first evaluation: see {folder}")
-    best = with_trial(recipe, trials[0])
+    check_space(recipe)
+    with sealed("test"):
+        _check_domains(recipe, check_inputs(recipe))
+        begun = run.begin()
+        _make_room(folder, key, force)
+        _connect(recipe)
+        trials = _trials(recipe, folder, key)
+    best = with_values(recipe, trials[0]["asked"])
     with atomic_path(folder / "best.yaml") as temporary:
         temporary.write_text(dump_recipe(best), encoding="utf-8")
-    console.print(_table(trials))
+    console.print(table(trials, "trials, best first"))
+    _draw(trials, recipe.tune.space, folder)
     console.print(f"best recipe: {folder / 'best.yaml'}  (askd distill --recipe {folder / 'best.yaml'})")
+    for rest in ("trials", "features"):  # of the students of trials only the scores are wanted
+        remove(folder / rest)
     return run.finish("tune", key, {"trials": trials, "best": str(folder / "best.yaml")}, begun)
 
 
-def _trials(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+def _check_domains(recipe: Recipe, planner: Planner) -> None:
+    """Check that the domains that are to be scored apart are in dev, beside others, and that none is trained on."""
+    wanted = set(recipe.tune.ood_domains)
+    if not wanted:
+        return
+    shards = shard_paths(Run(recipe).shards, "dev")
+    there = {domain for path in shards for domain in read_table(path, ["domain"]).column("domain").to_pylist()}
+    if missing := wanted - there:
+        raise AskdError(
+            f"tune.ood_domains: dev has nothing of {', '.join(sorted(missing))}; it has {', '.join(sorted(there))}"
+        )
+    if not there - wanted:
+        raise AskdError("tune.ood_domains names all domains of dev: none would be in domain")
+    weights = recipe.train.domain_weights
+    trained = {row.domain for rows in planner.shards for row in rows if weights.get(row.domain, 1.0) > 0.0}
+    if both := sorted(wanted & trained):
+        raise AskdError(
+            f"tune.ood_domains: {both[0]} is trained on too; train.domain_weights={{{both[0]}: 0}} leaves it out"
+        )
+
+
+def _make_room(folder: Path, key: str, force: bool) -> None:
+    """Leave only what this very search can go on from."""
+    mark = folder / "key"
+    if force or not mark.is_file() or mark.read_text(encoding="utf-8") != key:
+        remove(folder)
+    with atomic_path(mark) as temporary:
+        temporary.write_text(key, encoding="utf-8")
+
+
+def _connect(recipe: Recipe) -> None:
+    # How often Tune writes down where it stands; by default every ten seconds, and it repeats what it forgot.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    connect()
+    if recipe.train.use_gpu:
+        check_gpus()
+    asked, there = recipe.tune.cpus_per_trial, ray.cluster_resources().get("CPU", 0.0)
+    if "RAY_ADDRESS" not in os.environ and asked > there:
+        raise AskdError(f"tune.cpus_per_trial = {asked:g}: this machine's cluster has {there:g}")
+
+
+def _trials(recipe: Recipe, folder: Path, key: str) -> list[Row]:
+    """Run what is left of a search's trials and return all that were scored, the best first."""
     settings = recipe.tune
     of_trials = {"epochs": settings.epochs, "evals_per_epoch": settings.evals_per_epoch}
-    of_trials |= {"workers": 1, "least_workers": None, "micro_batches": recipe.train.n_lanes}
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update=of_trials)})
-    space = {
-        name: tune.choice(list(d.values)) if isinstance(d, Choice) else tune.uniform(d.low, d.high)
-        for name, d in search_space(recipe).items()
+    of_trials |= {"workers": 1, "least_workers": None, "parallel": "ddp", "micro_batches": recipe.train.n_lanes}
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update=of_trials), "evaluate": Evaluate()})
+
+    def trial(config: dict[str, Any]) -> None:
+        run_trial(short, _values(config), folder, key)
+
+    trainable = tune.with_resources(trial, _resources(recipe))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
+    with user_error():
+        if any((folder / "ray").glob("experiment_state-*.json")):
+            console.print(f"tune: going on with the search in {folder}")
+            tuner = tune.Tuner.restore(str(folder / "ray"), trainable, resume_errored=True)
+        else:
+            tuner = _tuner(recipe, folder, trainable)
+        n_trials = len(grid(recipe)) if settings.searcher == "grid" else settings.trials
+        with LiveTable(folder, n_trials):
+            results = tuner.fit()
+        if results.num_errors == n_trials:
+            raise results.errors[0]
+    if results.num_errors:
+        console.print(f"tune: {results.num_errors} of {n_trials} trials failed: {folder / 'ray'} says why")
+    scored = [_scored(recipe, result) for result in results if result.metrics and SCORE in result.metrics]
+    if not scored:
+        raise AskdError(f"tune: none of {n_trials} trials reached a first evaluation: see {folder / 'ray'}")
+    return sorted(scored, key=lambda row: row["score"])
+
+
+def _resources(recipe: Recipe) -> dict[str, float]:
+    """Return what a trial takes.
+
+    The trials of PBT are alive all together, and take turns where there is not room for all: on a cluster of one's own
+    there is room for as many as are wanted.
+    """
+    settings = recipe.tune
+    cpus = settings.cpus_per_trial
+    if settings.scheduler == "pbt" and "RAY_ADDRESS" not in os.environ:
+        cpus = max(cpus, ray.cluster_resources()["CPU"] / settings.concurrent)
+    return {"CPU": cpus, "GPU": settings.gpus_per_trial if recipe.train.use_gpu else 0}
+
+
+def _tuner(recipe: Recipe, folder: Path, trainable: Any) -> tune.Tuner:
+    settings = recipe.tune
+    space = {path: _dimension(path, domain) for path, domain in settings.space.items()}
+    if settings.searcher == "grid":
+        space = {_CANDIDATE: tune.grid_search(grid(recipe))}
+    pbt = settings.scheduler == "pbt"
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=SCORE,
+            mode="min",
+            num_samples=1 if settings.searcher == "grid" else settings.trials,
+            max_concurrent_trials=settings.concurrent if settings.searcher == "tpe" else None,
+            reuse_actors=True,  # importing torch takes as long as a tenth of a short trial
+            search_alg=_searcher(recipe),
+            scheduler=_scheduler(recipe),
+        ),
+        run_config=tune.RunConfig(
+            name="ray",
+            storage_path=str(folder),
+            verbose=0,
+            callbacks=[_Watch(recipe, folder / TRIALS)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT if pbt else None),
+        ),
+    )
+
+
+def _dimension(path: str, domain: Domain) -> Any:
+    """Return a domain in Ray Tune's words."""
+    if not isinstance(domain, Between):
+        return tune.choice(list(domain))
+    if is_integer(path):
+        return (tune.lograndint if domain.log else tune.randint)(int(domain.low), int(domain.high) + 1)
+    return (tune.loguniform if domain.log else tune.uniform)(domain.low, domain.high)
+
+
+def _searcher(recipe: Recipe) -> Searcher | SearchAlgorithm:
+    if recipe.tune.searcher == "tpe":
+        return OptunaSearch(seed=recipe.seed)
+    at_once = 0 if recipe.tune.scheduler == "pbt" else recipe.tune.concurrent  # 0: all
+    return BasicVariantGenerator(max_concurrent=at_once, random_state=recipe.seed)
+
+
+def _scheduler(recipe: Recipe) -> TrialScheduler | None:
+    if recipe.tune.scheduler == "asha":
+        return ASHAScheduler(time_attr=EVALUATIONS, max_t=1000, grace_period=1, reduction_factor=2)
+    if recipe.tune.scheduler == "none":
+        return None
+    space = recipe.tune.space
+    return PopulationBasedTraining(
+        time_attr=EVALUATIONS,
+        perturbation_interval=1,
+        hyperparam_mutations={
+            path: _dimension(path, domain) if isinstance(domain, Between) else list(domain)
+            for path, domain in space.items()
+        },
+        custom_explore_fn=partial(_within, space),
+        synch=True,  # else a trial may take over one checkpoint for ever, and the turn of those that wait never comes
+    )
+
+
+def _within(space: Space, values: dict[str, Any]) -> dict[str, Any]:
+    """Return values that were multiplied with something, within their bounds."""
+    for path, domain in space.items():
+        if isinstance(domain, Between):
+            values[path] = min(max(values[path], domain.low), domain.high)
+    return values
+
+
+def _values(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get(_CANDIDATE, config)
+
+
+def _scored(recipe: Recipe, result: Any) -> Row:
+    """Return a trial with its best scores, and the values that it had then."""
+    rows = result.metrics_dataframe
+    best = rows.loc[rows[SCORE].idxmin()]
+    asked = json.loads(best[VALUES])
+    wers = {name: float(best[name]) for name in (SCORE, "dev_wer", "dev_wer/in_domain", "dev_wer/ood") if name in rows}
+    return {
+        "state": "failed" if result.error else "done",
+        **wers,
+        "evaluations": int(rows[EVALUATIONS].max()),
+        "asked": asked,
+        "values": read_values(recipe, asked),
     }
 
-    def trial(values: dict[str, Any]) -> None:
-        name = tune.get_context().get_trial_id()
-        Loop(with_trial(short, values), TuneContext(), folder / "trials" / name, "trial").run()
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
-    with bar("tune", settings.trials, "trial") as progress, user_error():
-        results = tune.Tuner(
-            tune.with_resources(trial, {"CPU": _CPUS_PER_TRIAL, "GPU": 1 if recipe.train.use_gpu else 0}),
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                metric=_METRIC,
-                mode="min",
-                num_samples=settings.trials,
-                max_concurrent_trials=settings.concurrent,
-                reuse_actors=True,  # importing torch takes as long as a tenth of a short trial
-                search_alg=OptunaSearch(seed=recipe.seed),
-                scheduler=ASHAScheduler(time_attr="training_iteration", max_t=1000, grace_period=1, reduction_factor=2),
-            ),
-            run_config=tune.RunConfig(name="ray", storage_path=str(folder), verbose=0, callbacks=[_Progress(progress)]),
-        ).fit()
-    found: list[dict[str, Any]] = []
-    for result in results:
-        if result.metrics and _METRIC in result.metrics:
-            scores = result.metrics_dataframe
-            wer = min(scores[_METRIC]) if scores is not None else result.metrics[_METRIC]
-            found.append(
-                {**(result.config or {}), "dev_wer": float(wer), "evaluations": result.metrics["training_iteration"]}
-            )
-    return sorted(found, key=lambda t: t["dev_wer"])
+class _Watch(tune.Callback):
+    """Writes how the trials stand whenever that changes."""
+
+    def __init__(self, recipe: Recipe, path: Path):
+        self._recipe, self._path, self._rows = recipe, path, list[Row]()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Write all trials."""
+        rows = [self._row(trial) for trial in trials]
+        if rows != self._rows:
+            self._rows = rows
+            write_json(self._path, rows)
+
+    def _row(self, trial: Any) -> Row:
+        return {
+            "state": _STATES[trial.status],
+            "score": trial.metric_analysis.get(SCORE, {}).get("min"),
+            "evaluations": (trial.last_result or {}).get(EVALUATIONS, 0),
+            "values": read_values(self._recipe, _values(trial.config)),
+        }
 
 
-class _Progress(tune.Callback):
-    """Moves the bar when a trial ends, and shows the best score so far."""
-
-    def __init__(self, progress: Bar):
-        self._bar, self._best = progress, float("inf")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune saves its settings, callbacks included, to resume from; a bar on the screen is not among them.
-        return tune.Callback, ()
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Note the best score."""
-        self._best = min(self._best, result[_METRIC])
-        self._bar.note(f"best dev WER {self._best:.4f}")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count the trial."""
-        self._bar.advance()
-
-
-def _table(trials: list[dict[str, Any]]) -> Table:
-    table = Table(title="trials, best first")
-    for name in ("dev WER", "schedule", "teacher weight", "self weight", "evaluations"):
-        table.add_column(name, justify="right")
-    for t in trials:
-        weights = f"{t['start']:.2f} to {min(t['end'], t['start']):.2f}"
-        table.add_row(f"{t['dev_wer']:.4f}", t["schedule"], weights, f"{t['self_weight']:.2f}", str(t["evaluations"]))
-    return table
+def _draw(trials: list[Row], space: Space, folder: Path) -> None:
+    """Draw the pictures; without matplotlib one line says so."""
+    for name, draw in _PICTURES.items():
+        if name == "importance" and len(trials) < LEAST_TRIALS:
+            console.print(f"no picture of what mattered: {len(trials)} trials are too few, {LEAST_TRIALS} are needed")
+            continue
+        try:
+            console.print(f"{name}: {draw(trials, space, folder / f'{name}.png')}")
+        except AskdError as error:
+            console.print(str(error))
+            return

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,8 +8,10 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.shards import read_utterances
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
+from askd_ray.text.error_rate import ErrorCounts
+from askd_ray.text.normalize import normalizer
 from askd_ray.train.context import PlainContext
-from askd_ray.train.dev import dev_errors
+from askd_ray.train.dev import dev_errors, dev_metrics
 
 
 def test_dev_is_decoded_as_the_student_was_taught(labelled: Recipe):
@@ -25,4 +28,30 @@ def test_dev_is_decoded_as_the_student_was_taught(labelled: Recipe):
     utterances = read_utterances(Run(labelled).shards, "dev")
     errors = dev_errors(model, tokens, utterances, recipe, PlainContext(CPU))
     assert asked == [list(tokens.prompt("en", "as before", timestamps=True))] * len(utterances)
-    assert errors.n_reference > 0
+    assert errors["tones"].n_reference > 0
+
+
+def test_errors_are_counted_by_domain(labelled: Recipe):
+    model, tokens = load_whisper(labelled.teacher.model)
+    first, *others = read_utterances(Run(labelled).shards, "dev")
+    mixed = [replace(first, domain="calls"), *others]
+    context = PlainContext(CPU)
+    errors = dev_errors(model, tokens, mixed, labelled, context)
+    assert list(errors) == ["calls", "tones"]
+    assert (
+        sum(errors.values(), ErrorCounts()) == dev_errors(model, tokens, [first, *others], labelled, context)["tones"]
+    )
+    assert errors["calls"].n_reference == len(normalizer("en")(first.text).split())
+
+
+def test_the_metrics_of_dev_weigh_words_and_keep_the_domains_apart():
+    errors = {"a": ErrorCounts(1, 0, 0, 10), "b": ErrorCounts(0, 2, 1, 30), "c": ErrorCounts(0, 0, 5, 10)}
+    assert dev_metrics(errors, ()) == {"dev_wer": 9 / 50}
+    assert dev_metrics(errors, ("c",)) == {
+        "dev_wer": 9 / 50,
+        "dev_wer/in_domain": 4 / 40,
+        "dev_wer/ood": 5 / 10,
+        "dev_wer/domain/a": 1 / 10,
+        "dev_wer/domain/b": 3 / 30,
+        "dev_wer/domain/c": 5 / 10,
+    }

@@ -217,7 +217,7 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
 
 def test_without_a_better_wer_a_run_ends_early(labelled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rates = iter((5, 4, 4, 6))
-    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: ErrorCounts(next(rates), 0, 0, 10))
+    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(next(rates), 0, 0, 10)})
     recipe = with_objective(labelled, {}, train={"epochs": 9, "patience": 2})
     summary = Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     assert (summary["stopped"], summary["best_step"], summary["steps"]) == ("patience", 10, 20)

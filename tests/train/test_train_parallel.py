@@ -117,7 +117,7 @@ def _note(loop: Loop, rank: int, root: Path) -> None:
     ]
     dev = read_utterances(Run(loop.recipe).shards, "dev")[:1]
     errors = dev_errors(whole_model(student), loop.students.tokens, dev, loop.recipe, loop.context)
-    (root / f"rank-{rank}.json").write_text(json.dumps({"shares": shares, "words": errors.n_reference}))
+    (root / f"rank-{rank}.json").write_text(json.dumps({"shares": shares, "words": errors["tones"].n_reference}))
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,7 @@ def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrink
 
 def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rates = iter((1, 2, 8, 6))
-    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: ErrorCounts(next(rates), 0, 0, 10))
+    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(next(rates), 0, 0, 10)})
     context = PlainContext(CPU)
     summary = Loop(shrinking, context, tmp_path, "key").run()
     assert (summary["dev_wer"], summary["best_step"]) == (0.6, 10)

@@ -1,0 +1,175 @@
+"""The recipe's ``tune``: which values a search tries, how it finds them, and what it goes by (docs/search.md)."""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from askd_ray.config.objective import Objective
+from askd_ray.config.section import Count, Positive, Section, Share
+from askd_ray.config.train import Train
+from askd_ray.errors import did_you_mean
+
+Value = bool | int | float | str | None
+"""What a searched field may be."""
+
+
+class Between(Section):
+    """A number between two bounds, both included; ``log``: its logarithm is drawn evenly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Between":
+        if self.low >= self.high:
+            raise ValueError(f"low = {self.low:g} must be below high = {self.high:g}")
+        if self.log and self.low <= 0.0:
+            raise ValueError(f"low = {self.low:g}: with log it must be above 0")
+        return self
+
+
+Domain = Between | tuple[Value, ...]
+Space = dict[str, Domain]
+
+DEFAULT_SPACE: Space = {
+    "objective.teacher_weight.schedule": ("constant", "linear", "cosine"),
+    "objective.teacher_weight.start": Between(low=0.5, high=0.9),
+    "objective.teacher_weight.end": Between(low=0.0, high=0.4),
+    "objective.self_teacher.weight": Between(low=0.0, high=0.3),
+}
+
+_LEARNING_RATES = ("lr", "encoder_lr", "embedding_lr")
+_NOT_SEARCHED = ("objective.preset", "objective.hidden_states.layers")
+_SHAPES_STATE = ("objective.self_teacher.kind", "objective.self_teacher.top_k", "objective.hidden_states.kind")
+
+
+@cache
+def searchable() -> dict[str, TypeAdapter[Value]]:
+    """Return the paths that a search may vary, each with what validates its values.
+
+    They are the numbers and names of ``objective``, but for the preset (`askd study` compares them), and the
+    learning rates of ``train``.
+    """
+    rates = {f"train.{name}": Train.model_fields[name] for name in _LEARNING_RATES}
+    fields = {**dict(_leaves(Objective, "objective.")), **rates}
+    # The field brings its bounds along; pyright knows no annotations that are made at run time.
+    kinds = {path: cast(Any, Annotated)[field.annotation, field] for path, field in fields.items()}
+    return {path: TypeAdapter(kind) for path, kind in kinds.items() if path not in _NOT_SEARCHED}
+
+
+def _leaves(section: type[Section], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _leaves(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _domain(path: str, given: Any) -> Domain:
+    """Return what a path may be; raises :class:`ValueError` that names the path."""
+    if path not in searchable():
+        section = path.partition(".")[0]
+        allowed = "the fields of objective but its preset, and train.lr, train.encoder_lr, train.embedding_lr"
+        unknown = did_you_mean(path, list(searchable())) if section in ("objective", "train") else ""
+        raise ValueError(f"{path} is not searched: {allowed} can be{unknown}")
+    if isinstance(given, Mapping):
+        given = _between(path, cast(Mapping[str, Any], given))
+    if isinstance(given, Between):
+        ends = [_checked(path, end) for end in (given.low, given.high)]
+        if not all(type(end) in (int, float) for end in ends):
+            raise ValueError(f"{path} is no number: give a list of values")
+        return given
+    if not isinstance(given, list | tuple) or not given:
+        raise ValueError(f"{path} = {given!r}: give a list of values, or {{low: ..., high: ..., log: true}}")
+    values = tuple(_checked(path, value) for value in cast(list[Any], given))
+    if len({repr(value) for value in values}) < len(values):
+        raise ValueError(f"{path} = {given!r}: each value once")
+    return values
+
+
+def _between(path: str, given: Mapping[str, Any]) -> Between:
+    try:
+        return Between.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([path, *(str(part) for part in first["loc"])])
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _checked(path: str, value: Any) -> Value:
+    try:
+        return searchable()[path].validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{path} = {value!r}: {error.errors()[0]['msg']}") from None
+
+
+def is_integer(path: str) -> bool:
+    """Whether a searchable path takes whole numbers only."""
+    return searchable()[path].json_schema().get("type") == "integer"
+
+
+class Tune(Section):
+    """The search: ``trials`` candidates, ``concurrent`` of them at a time, each trained for ``epochs``.
+
+    ``space`` says what varies, by path: a list of values, or ``{low, high}``, for a rate ``{low, high, log: true}``.
+    What a candidate's kinds do not read is left out of it, and weights are cut so that they never add up to more than
+    1 (:func:`~askd_ray.config.candidate.with_values`).
+
+    ``searcher``: ``tpe`` learns from the trials before, ``random`` draws, ``grid`` tries every combination of lists.
+    ``scheduler``: ``asha`` ends a trial that does worse than others did at the same evaluation; ``pbt`` lets it go on
+    from a better one's checkpoint with values near that one's, so that values change on the way; ``none`` does neither.
+
+    Trials are scored on dev by WER; where ``ood_domains`` names some of its domains, by ``ood_weight`` times their WER
+    and the rest times that of the others.
+
+    A trial takes ``cpus_per_trial``, and where `train.use_gpu` is set ``gpus_per_trial``; parts of one are allowed.
+    With ``share_features`` clips are decoded once for all trials, into files of 115 MB an hour of speech (230 MB where
+    they are augmented) that go when the search ends.
+    """
+
+    trials: Count = 4
+    epochs: Positive = 2
+    evals_per_epoch: Count = 2
+    concurrent: Count = 1
+    cpus_per_trial: Positive = 1.0
+    gpus_per_trial: Positive = 1.0
+    space: Space = Field(default_factory=DEFAULT_SPACE.copy)
+    searcher: Literal["tpe", "random", "grid"] = "tpe"
+    scheduler: Literal["asha", "pbt", "none"] = "asha"
+    ood_domains: tuple[str, ...] = ()
+    ood_weight: Share = 0.5
+    share_features: bool = True
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _paths_and_values(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not given:
+            raise ValueError("space maps paths, such as train.lr, to lists of values or {low: ..., high: ...}")
+        return {str(path): _domain(str(path), domain) for path, domain in cast(Mapping[Any, Any], given).items()}
+
+    @model_validator(mode="after")
+    def _searcher_and_scheduler_fit(self) -> "Tune":
+        if self.searcher == "grid":
+            self.refuse_unread(["trials"], "searcher grid tries every combination")
+            ranges = [path for path, domain in self.space.items() if isinstance(domain, Between)]
+            if ranges:
+                raise ValueError(f"searcher grid tries lists of values, and {', '.join(ranges)} is a range")
+        if self.scheduler != "pbt":
+            return self
+        if self.searcher != "random":
+            raise ValueError(f"scheduler pbt finds new values itself: searcher must be random, not {self.searcher}")
+        if fixed := [path for path in self.space if path in _SHAPES_STATE]:
+            raise ValueError(f"scheduler pbt goes on from checkpoints, and {', '.join(fixed)} says what is in them")
+        if self.trials < 2 or self.epochs * self.evals_per_epoch < 2:
+            raise ValueError("scheduler pbt needs at least 2 trials, and 2 evaluations of each")
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "Tune":
+        if not self.ood_domains:
+            self.refuse_unread(["ood_weight"], "ood_domains is empty")
+        return self

@@ -1,0 +1,67 @@
+"""The trials of a search, as a table: while they run, and when they have ended."""
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+from rich.table import Table
+
+from askd_ray.config.tune import Value
+from askd_ray.files import read_json
+from askd_ray.progress import console
+
+TRIALS = "trials.json"
+
+Row = Mapping[str, Any]
+"""A trial: ``state``, ``score`` (None before the first evaluation), ``evaluations``, and its ``values`` by path.
+
+Once it has ended also what it was ``asked`` for of what it reads: its weights may have been cut.
+"""
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """Return the trials as a table, the best first."""
+    paths = list(dict.fromkeys(path for row in rows for path in row["values"]))
+    shown = Table(title=title, title_justify="left")
+    for name in ("trial", "score", "evaluations", *(short_name(path).replace(".", "\n") for path in paths)):
+        shown.add_column(name, justify="right")
+    for row in sorted(rows, key=lambda row: math.inf if row["score"] is None else row["score"]):
+        wer = "" if row["score"] is None else f"{row['score']:.4f}"
+        values = (as_text(row["values"][path]) if path in row["values"] else "" for path in paths)
+        shown.add_row(row["state"], wer, str(row["evaluations"]), *values)
+    return shown
+
+
+def short_name(path: str) -> str:
+    """Return a path without the section that most of them lie in."""
+    return path.removeprefix("objective.")
+
+
+def as_text(value: Value) -> str:
+    """Return a value as a table or a plot shows it."""
+    return f"{value:.3g}" if isinstance(value, float) else "null" if value is None else str(value)
+
+
+class LiveTable:
+    """Shows the trials that ``folder/trials.json`` tells of while the block runs."""
+
+    def __init__(self, folder: Path, n_trials: int):
+        self._path, self._n_trials, self._stop = folder / TRIALS, n_trials, threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _show(self) -> None:
+        with Live(console=console, transient=True, auto_refresh=False) as live:
+            while not self._stop.wait(0.5):
+                rows = read_json(self._path) if self._path.is_file() else []
+                done = sum(row["state"] in ("done", "failed") for row in rows)
+                live.update(table(rows, f"tune: {done} of {self._n_trials} trials have ended"), refresh=True)

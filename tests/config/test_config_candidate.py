@@ -1,0 +1,91 @@
+"""Candidates of a search are valid recipes, whatever their values."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from askd_ray.config.candidate import check_space, grid, read_values, with_values
+from askd_ray.config.objective import Shape
+from askd_ray.config.schema import Recipe
+from askd_ray.config.tune import DEFAULT_SPACE, Between, Value
+from askd_ray.distill.schedules import check
+
+A, OWN = "objective.teacher_weight", "objective.self_teacher"
+share = st.floats(0, 1)
+anything = st.fixed_dictionaries(
+    {
+        f"{A}.schedule": st.sampled_from(Shape.__args__),
+        f"{A}.start": share,
+        f"{A}.end": share,
+        f"{A}.sharpness": st.sampled_from([None, 3.0]),
+        f"{A}.until": st.floats(0.1, 1),
+        f"{OWN}.kind": st.sampled_from(["none", "snapshot", "ema", "previous_epoch", "best"]),
+        f"{OWN}.weight": share,
+        f"{OWN}.schedule": st.sampled_from(["constant", "linear", "cosine"]),
+        f"{OWN}.switch": share,
+        f"{OWN}.refresh": share,
+        f"{OWN}.decay": share,
+        f"{OWN}.top_k": st.integers(1, 128),
+        "objective.instance_weights.kind": st.sampled_from(["uniform", "adakd"]),
+        "objective.instance_weights.k_start": st.floats(-20, 20),
+        "objective.trust_gate.kind": st.sampled_from(["none", "hard", "soft"]),
+        "objective.trust_gate.power": st.floats(0.1, 2),
+        "objective.divergence.kind": st.sampled_from(["forward_kl", "reverse_kl", "jsd"]),
+        "objective.divergence.beta": st.floats(0.1, 0.9),
+        "train.lr": st.floats(1e-6, 1),
+    }
+)
+
+
+@settings(deadline=None)
+@given(anything)
+def test_every_candidate_is_a_valid_recipe(values: dict[str, Value]):
+    recipe = with_values(Recipe(), values)
+    check(recipe.objective, recipe.train.epochs)  # weights stay below 1
+    assert recipe.objective.teacher_weight.schedule == values[f"{A}.schedule"]
+    assert recipe.objective.teacher_weight.start == values[f"{A}.start"]
+    rest = {"objective": Recipe().objective, "train": recipe.train.model_copy(update={"lr": Recipe().train.lr})}
+    assert recipe.model_copy(update=rest) == Recipe()  # nothing else is touched
+    read = read_values(Recipe(), values)
+    assert with_values(Recipe(), read) == recipe  # what it does not read does not matter
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.floats(0.5, 0.9), st.floats(0, 0.4), st.floats(0, 0.3))
+def test_the_default_space_means_what_it_always_did(schedule: str, start: float, end: float, own: float):
+    values = dict(zip(DEFAULT_SPACE, (schedule, start, end, own), strict=True))
+    objective = with_values(Recipe(), values).objective
+    a = objective.teacher_weight
+    assert (a.schedule, a.start) == (schedule, start)
+    assert a.end == (end if schedule != "constant" else type(a)().end)
+    assert objective.self_teacher.weight == min(own, 1.0 - start)
+
+
+def test_what_is_not_read_is_left_out():
+    values: dict[str, Value] = {f"{A}.schedule": "constant", f"{A}.end": 0.3, f"{OWN}.kind": "ema"}
+    values |= {f"{OWN}.decay": 0.9, f"{OWN}.refresh": 0.1}
+    assert read_values(Recipe(), values) == {f"{A}.schedule": "constant", f"{OWN}.kind": "ema", f"{OWN}.decay": 0.9}
+    base = Recipe.model_validate({"objective": {"self_teacher": {"refresh": 0.2}, "teacher_weight": {"until": 0.7}}})
+    objective = with_values(base, values).objective
+    assert (objective.self_teacher.refresh, objective.teacher_weight.until) == (0.0, 1.0)
+
+
+def test_weights_are_cut_where_a_candidate_varies_them():
+    read = read_values(Recipe(), {f"{A}.start": 0.9, f"{A}.end": 0.95, f"{OWN}.weight": 0.3})
+    assert read == {f"{A}.start": 0.9, f"{A}.end": 0.9, f"{OWN}.weight": pytest.approx(0.1)}
+    rising = Recipe.model_validate(
+        {"objective": {"teacher_weight": {"start": 0.2, "end": 0.6}, "self_teacher": {"weight": 0.3}}}
+    )
+    assert with_values(rising, {"train.lr": 1e-3}).objective == rising.objective
+    assert with_values(rising, {f"{OWN}.weight": 0.9}).objective.self_teacher.weight == pytest.approx(0.4)
+
+
+def test_a_grid_has_each_candidate_once():
+    kinds = {f"{A}.schedule": ["constant", "linear"], f"{A}.end": [0.1, 0.2], "train.lr": [1e-4, 1e-5]}
+    recipe = Recipe.model_validate({"tune": {"searcher": "grid", "space": kinds}})
+    assert len(grid(recipe)) == 6
+
+
+def test_the_default_space_is_fit_for_askd():
+    check_space(Recipe())
+    assert isinstance(DEFAULT_SPACE[f"{A}.start"], Between)

@@ -1,0 +1,158 @@
+"""The stage `tune` on a real Ray cluster with a tiny student; its test split and its test set cannot be read."""
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from askd_ray.config.load import dump_recipe, load_recipe
+from askd_ray.config.tune import DEFAULT_SPACE, Tune
+from askd_ray.data.shards import read_utterances
+from askd_ray.errors import AskdError
+from askd_ray.files import read_json
+from askd_ray.ray_cluster import package_folder
+from askd_ray.runs import Run
+from askd_ray.tune import ray_tuner
+from askd_ray.tune.ray_tuner import search
+
+PNG = b"\x89PNG"
+
+
+def reports(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What each trial of a search told Ray Tune, by its id."""
+    files = sorted(folder.glob("ray/trial_*/result.json"))
+    lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    return {told[0]["trial_id"]: told for told in lines if told}
+
+
+@pytest.mark.slow
+def test_the_default_search(searched, ray_session: None):
+    recipe = searched({"trials": 3, "epochs": 1})
+    folder = Run(recipe).path / "tune"
+    folder.mkdir()
+    (folder / "left.txt").write_text("of a search of other settings")
+    found = search(recipe)
+    trials = found["trials"]
+    assert len(trials) == 3
+    assert [t["score"] for t in trials] == sorted(t["dev_wer"] for t in trials)
+    assert trials[0]["evaluations"] == 2
+    best = load_recipe(found["best"])
+    assert best.train == recipe.train
+    for path, value in trials[0]["values"].items():
+        assert path in DEFAULT_SPACE
+        _, section, name = path.split(".")
+        assert getattr(getattr(best.objective, section), name) == value
+    told = reports(folder)
+    assert min(report["score"] for lines in told.values() for report in lines) == trials[0]["score"]
+    assert sorted(path.name for path in folder.iterdir()) == ["best.yaml", "key", "parallel.png", "ray", "trials.json"]
+    assert (folder / "parallel.png").read_bytes().startswith(PNG)
+    assert search(recipe) == found  # at once
+    assert reports(folder) == told
+
+
+@pytest.mark.slow
+def test_a_grid_tries_every_combination_once_and_weighs_what_is_out_of_distribution(searched, ray_session: None):
+    lists = {"objective.teacher_weight.schedule": ["constant", "linear"], "objective.teacher_weight.end": [0.1, 0.2]}
+    settings = {"searcher": "grid", "scheduler": "none", "concurrent": 2, "cpus_per_trial": 0.5, "epochs": 0.5}
+    recipe = searched({**settings, "evals_per_epoch": 1, "space": lists, "ood_domains": ["calls"], "ood_weight": 0.25})
+    trials = search(recipe)["trials"]
+    tried = Counter(json.dumps(t["values"], sort_keys=True) for t in trials)
+    schedule, end = (name for name in lists)
+    constant, linear = {schedule: "constant"}, [{schedule: "linear", end: value} for value in (0.1, 0.2)]
+    assert tried == Counter(json.dumps(values, sort_keys=True) for values in (constant, *linear))
+    for trial in trials:
+        apart = trial["dev_wer/in_domain"], trial["dev_wer/ood"]
+        assert trial["score"] == pytest.approx(0.75 * apart[0] + 0.25 * apart[1])
+        assert min(apart) <= trial["dev_wer"] <= max(apart)
+
+
+@pytest.mark.slow
+def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: None):
+    space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "objective.teacher_weight.start": [0.5, 0.6, 0.7]}
+    settings = {"searcher": "random", "scheduler": "pbt", "trials": 2, "epochs": 2, "evals_per_epoch": 2}
+    recipe = searched({**settings, "space": space})
+    found = search(recipe)
+    told = reports(Run(recipe).path / "tune")
+    assert len(found["trials"]) == len(told) == 2
+    values = {name: [json.loads(report["values"]) for report in lines] for name, lines in told.items()}
+    changed = [name for name, its in values.items() if its[0] != its[-1]]
+    assert changed  # one went on from the other's checkpoint
+    factors: dict[int, list[float]] = {}
+    for name, lines in told.items():
+        assert lines[-1]["evaluations"] == 4
+        for report, its in zip(lines, values[name], strict=True):
+            factors.setdefault(report["step"], []).append(report["lr/decoder"] / its["train.lr"])
+            assert 1e-4 <= its["train.lr"] <= 1e-2
+    for step, both in factors.items():  # the warm-up and the decay of all trials, and nothing of another's rate
+        assert both == pytest.approx([both[0]] * 2), step
+
+
+@pytest.mark.slow
+def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched, tmp_path: Path):
+    recipe = searched({"trials": 3, "epochs": 1, "scheduler": "none"})
+    folder, file, said = Run(recipe).path / "tune", tmp_path / "recipe.yaml", tmp_path / "said"
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+    paths = [str(package_folder().parent), os.environ.get("PYTHONPATH", "")]
+    others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_TMPDIR"}
+
+    def start() -> psutil.Popen:
+        with said.open("a", encoding="utf-8") as out:
+            command = [sys.executable, "-m", "askd_ray", "tune", "--recipe", str(file)]
+            environment = others | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+            return psutil.Popen(command, env=environment, start_new_session=True, stdout=out, stderr=out)
+
+    def n_done() -> int:
+        rows = read_json(folder / "trials.json") if (folder / "trials.json").is_file() else []
+        return sum(row["state"] == "done" for row in rows)
+
+    first = start()
+    while n_done() < 1:
+        assert first.poll() is None, said.read_text(encoding="utf-8")
+        time.sleep(0.05)
+    time.sleep(2.5)  # Tune writes down where it stands every second
+    cluster = first.children(recursive=True)
+    first.kill()
+    first.wait()
+    psutil.wait_procs(cluster, timeout=60)
+    before = reports(folder)
+    finished = {name: lines for name, lines in before.items() if lines[-1]["evaluations"] == 2}
+    assert 1 <= len(finished) < 3, "the search had ended before it was killed"
+    assert start().wait(timeout=300) == 0, said.read_text(encoding="utf-8")
+    assert "going on with the search" in said.read_text(encoding="utf-8")
+    after = reports(folder)
+    assert len(after) == 3
+    assert finished.keys() <= after.keys()
+    for name, lines in finished.items():
+        assert after[name] == lines  # it was not run again
+    assert len(read_json(Run(recipe).path / "tune.json")["result"]["trials"]) == 3
+
+
+def test_what_cannot_be_searched_is_said_at_once(searched):
+    def said(recipe: Any) -> str:
+        with pytest.raises(AskdError) as raised:
+            search(recipe)
+        return str(raised.value)
+
+    recipe = searched({"ood_domains": ["call"]})
+
+    def with_tune(**changes: Any) -> Any:
+        return recipe.model_copy(update={"tune": Tune(**changes)})
+
+    assert said(recipe) == "tune.ood_domains: dev has nothing of call; it has calls, tones"
+    assert "names all domains of dev" in said(with_tune(ood_domains=("calls", "tones")))
+    assert "tones is trained on too" in said(with_tune(ood_domains=("tones",)))
+    ce = recipe.model_copy(update={"objective": type(recipe.objective)(preset="ce"), "tune": Tune()})
+    assert said(ce).startswith("tune.space: with objective.teacher_weight.schedule = 'linear'")
+
+
+def test_the_driver_cannot_read_the_test_split(searched, monkeypatch: pytest.MonkeyPatch):
+    recipe = searched({})
+    monkeypatch.setattr(ray_tuner, "check_inputs", lambda _: read_utterances(Run(recipe).shards, "test"))
+    with pytest.raises(PermissionError, match="the test split is not read here"):
+        search(recipe)

@@ -1,0 +1,143 @@
+"""What do the trials of a search cost, when the soft labels and the decoded clips are there already?
+
+    python benchmarks/tune_cost.py [--data FOLDER] [--clips N] [--epochs X] [--rounds N] [--quick] [--json]
+
+Whisper tiny.en as teacher and student, in one process, in turn: a trial as `askd tune` runs it after the first one, and
+a trial that does for itself what they share, so that has the teacher label the train clips, and decodes them anew in
+every epoch. Both build the student, train it and score it on dev, as long as --epochs says: by default as long as the
+trials of the recipe `demo`. What the first trial of a search pays, labels and the files of decoded clips, is not in it.
+
+--data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --json prints one line of
+JSON last.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from labelled_run import write_run
+from rich.table import Table
+from speech_rows import clips
+
+from askd_ray.config.load import load_recipe
+from askd_ray.config.schema import Recipe
+from askd_ray.data.collate import Stream
+from askd_ray.data.labels import write_labels
+from askd_ray.data.plan import Task
+from askd_ray.data.schema import Batch
+from askd_ray.data.shards import read_table, shard_paths, to_table, to_utterances, write_table
+from askd_ray.fetch.weights import fetch_weights
+from askd_ray.files import remove
+from askd_ray.models.load import load_whisper
+from askd_ray.progress import bar, console
+from askd_ray.runs import Run
+from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.torch_setup import best_device, use_threads
+from askd_ray.train.context import PlainContext
+from askd_ray.train.loop import Loop
+
+DEV_SHARE = 6  # every sixth clip: as many a train clip as the recipe `demo` has
+
+
+class Sharing(PlainContext):
+    """The batches of a trial among others."""
+
+    features: Path | None = None
+
+    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+        """Make them of clips that are decoded already."""
+        return super().batches(replace(stream, features_folder=self.features), tasks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--clips", type=int, default=120)
+    parser.add_argument("--epochs", type=float, default=load_recipe("demo").tune.epochs)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    use_threads()
+    n_clips, rounds = (24, 2) if options.quick else (options.clips, options.rounds)
+    with tempfile.TemporaryDirectory() as root:
+        recipe = _run(Path(root), options.data, n_clips, options.epochs)
+        shared, alone = list[float](), list[dict[str, float]]()
+        with bar("trials", 1 + 2 * rounds, "trial") as progress:
+            _with_others(recipe, Path(root))  # the first one decodes for all
+            progress.advance()
+            for _ in range(rounds):
+                shared.append(_with_others(recipe, Path(root)))
+                progress.advance()
+                alone.append(_alone(recipe, Path(root)))
+                progress.advance()
+    labels, trains = (median(one[part] for one in alone) for part in ("label", "train"))
+    table = Table(title=f"a trial of {options.epochs:g} epochs of {n_clips} clips, medians of {rounds}")
+    for column in ("trial", "labels", "training and dev", "all"):
+        table.add_column(column, justify="right")
+    table.add_row("by itself", f"{labels:.1f} s", f"{trains:.1f} s", f"{labels + trains:.1f} s")
+    table.add_row("among others", "", f"{median(shared):.1f} s", f"{median(shared):.1f} s")
+    console.print(table)
+    ratio = median(mine / sum(one.values()) for mine, one in zip(shared, alone, strict=True))
+    console.print(f"cost of a trial among others: {ratio:.3f} of one by itself")
+    result = {
+        "trial_cost_ratio": round(ratio, 3),
+        "shared_s": round(median(shared), 2),
+        "alone_s": {"label": round(labels, 2), "train": round(trains, 2)},
+        "epochs": options.epochs,
+        "clips": n_clips,
+        "rounds": rounds,
+    }
+    if options.json:
+        print(json.dumps(result))
+
+
+def _run(root: Path, data: Path | None, n_clips: int, epochs: float) -> Recipe:
+    """Write shards, labels and dev, and return their recipe."""
+    train = {"epochs": epochs, "evals_per_epoch": 1}
+    teacher = {"model": str(fetch_weights("tiny.en"))}
+    values = {"name": "trials", "runs_root": str(root), "teacher": teacher, "train": train}
+    recipe = Recipe.model_validate(values | {"data": {"utterances_per_shard": 16}})
+    found = clips(data, n_clips + n_clips // DEV_SHARE)
+    dev = found[:: DEV_SHARE + 1][: n_clips // DEV_SHARE]
+    write_run(recipe, [clip for clip in found if clip not in dev])
+    write_table(Run(recipe).shards / "dev-00000-of-00001.parquet", to_table(dev))
+    return recipe
+
+
+def _train(recipe: Recipe, root: Path, features: Path | None) -> float:
+    """Run a trial as `askd tune` does; returns its seconds."""
+    context = Sharing()
+    context.features = features
+    begun = time.perf_counter()
+    Loop(recipe, context, root / "trial", "trial").run()
+    took = time.perf_counter() - begun
+    remove(root / "trial")
+    return took
+
+
+def _with_others(recipe: Recipe, root: Path) -> float:
+    return _train(recipe, root, root / "features")
+
+
+def _alone(recipe: Recipe, root: Path) -> dict[str, float]:
+    """Label with a teacher of one's own, and train; returns the seconds of both."""
+    run = Run(recipe)
+    begun = time.perf_counter()
+    model, tokens = load_whisper(recipe.teacher.model)
+    model.to(best_device())
+    for shard in shard_paths(run.shards, "train"):
+        write_labels(
+            run.labels / shard.name, label(model, tokens, to_utterances(read_table(shard)), recipe), label_key(recipe)
+        )
+    took = time.perf_counter() - begun
+    return {"label": took, "train": _train(recipe, root, None)}
+
+
+if __name__ == "__main__":
+    main()

@@ -50,7 +50,7 @@ _SHAPES_STATE = ("objective.self_teacher.kind", "objective.self_teacher.top_k", 
 def searchable() -> dict[str, TypeAdapter[Value]]:
     """Return the paths that a search may vary, each with what validates its values.
 
-    They are the numbers and names of ``objective``, but for the preset (comparing them is a study), and the
+    They are the numbers and names of ``objective``, but for the preset (`askd study` compares them), and the
     learning rates of ``train``.
     """
     rates = {f"train.{name}": Train.model_fields[name] for name in _LEARNING_RATES}

@@ -51,7 +51,7 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """
     recipe = with_absolute_paths(recipe)  # a trial runs in a folder of its own
     run = Run(recipe)
-    settings = without_secrets(recipe).model_dump(exclude={"runs_root", "data_root", "evaluate", "tracking"})
+    settings = without_secrets(recipe).model_dump(exclude={"runs_root", "data_root", "evaluate", "study", "tracking"})
     key = stage_key(settings, run.key("label"))
     folder = run.path / "tune"
     done = run.finished("tune", key)
@@ -219,6 +219,7 @@ def _scheduler(recipe: Recipe) -> TrialScheduler | None:
             for path, domain in space.items()
         },
         custom_explore_fn=partial(_within, space),
+        synch=True,  # else a trial may take over one checkpoint for ever, and the turn of those that wait never comes
     )
 
 

@@ -95,7 +95,7 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
 
 @pytest.mark.slow
 def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched, tmp_path: Path):
-    recipe = searched({"trials": 4, "epochs": 1, "scheduler": "none"})
+    recipe = searched({"trials": 3, "epochs": 1, "scheduler": "none"})
     folder, file, said = Run(recipe).path / "tune", tmp_path / "recipe.yaml", tmp_path / "said"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
     paths = [str(package_folder().parent), os.environ.get("PYTHONPATH", "")]
@@ -112,7 +112,7 @@ def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched,
         return sum(row["state"] == "done" for row in rows)
 
     first = start()
-    while n_done() < 2:
+    while n_done() < 1:
         assert first.poll() is None, said.read_text(encoding="utf-8")
         time.sleep(0.05)
     time.sleep(2.5)  # Tune writes down where it stands every second
@@ -122,15 +122,15 @@ def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched,
     psutil.wait_procs(cluster, timeout=60)
     before = reports(folder)
     finished = {name: lines for name, lines in before.items() if lines[-1]["evaluations"] == 2}
-    assert 2 <= len(finished) < 4, "the search had ended before it was killed"
+    assert 1 <= len(finished) < 3, "the search had ended before it was killed"
     assert start().wait(timeout=300) == 0, said.read_text(encoding="utf-8")
     assert "going on with the search" in said.read_text(encoding="utf-8")
     after = reports(folder)
-    assert len(after) == 4
+    assert len(after) == 3
     assert finished.keys() <= after.keys()
     for name, lines in finished.items():
         assert after[name] == lines  # it was not run again
-    assert len(read_json(Run(recipe).path / "tune.json")["result"]["trials"]) == 4
+    assert len(read_json(Run(recipe).path / "tune.json")["result"]["trials"]) == 3
 
 
 def test_what_cannot_be_searched_is_said_at_once(searched):

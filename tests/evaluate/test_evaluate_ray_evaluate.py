@@ -60,7 +60,7 @@ def without_timing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights: Path):
     wanted = with_(run.recipe, sets=[calls], models={"again": str(weights)}, conditions=["white@10"], non_speech=True)
     result = evaluate(wanted)
-    assert result["models"] == ["teacher", "student", "again"]
+    assert result["models"] == ["teacher", "again", "student"]
     assert {n: (s["in_domain"], s["utterances"]) for n, s in result["sets"].items()} == {
         "test": (True, N_PER_SPLIT),
         "calls": (False, 4),

@@ -237,8 +237,14 @@ def test_evaluations_lie_within_and_at_the_end_of_epochs(
 
 
 def test_stale_labels_are_refused(labelled: Recipe):
+    fewer = with_objective(labelled, {}, teacher={"top_k": 3})
+    with pytest.raises(AskdError, match=r"stale soft labels .*top_k \d+, the recipe asks for 3.*askd label"):
+        check_inputs(fewer)
+
+
+def test_labels_of_each_temperature_lie_beside_one_another(labelled: Recipe):
     hotter = with_objective(labelled, {"temperature": {"start": 2.0}})
-    with pytest.raises(AskdError, match=r"stale soft labels .*temperature 1\.0, the recipe asks for 2\.0.*askd label"):
+    with pytest.raises(AskdError, match=r"labels-t2/train-.* does not exist: run `askd label` first"):
         check_inputs(hotter)
 
 

@@ -84,8 +84,9 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
     changed = [name for name, its in values.items() if its[0] != its[-1]]
     assert changed  # one went on from the other's checkpoint
     factors: dict[int, list[float]] = {}
+    ends = [lines[-1]["evaluations"] for lines in told.values()]
+    assert max(ends) == 4 and min(ends) >= 3  # who takes over the other's last checkpoint has nothing left to train
     for name, lines in told.items():
-        assert lines[-1]["evaluations"] == 4
         for report, its in zip(lines, values[name], strict=True):
             factors.setdefault(report["step"], []).append(report["lr/decoder"] / its["train.lr"])
             assert 1e-4 <= its["train.lr"] <= 1e-2

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     use_threads()
-    n_clips, rounds = (24, 2) if options.quick else (options.clips, options.rounds)
+    n_clips, rounds = (24, 1) if options.quick else (options.clips, options.rounds)
     with tempfile.TemporaryDirectory() as root:
         recipe = _run(Path(root), options.data, n_clips, options.epochs)
         shared, alone = list[float](), list[dict[str, float]]()

@@ -11,7 +11,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError
 from askd_ray.evaluate import ray_evaluate
-from askd_ray.evaluate.hypotheses import read_hypotheses
+from askd_ray.evaluate.hypotheses import CLEAN, read_hypotheses
 from askd_ray.evaluate.ray_evaluate import evaluate
 from askd_ray.files import read_json, write_json
 from askd_ray.runs import Run
@@ -71,7 +71,7 @@ def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights:
     assert read_json(run.path / "evaluate" / "scores.json") == result
 
     rows = read_hypotheses(run.path / "evaluate" / "hypotheses.parquet")
-    clean = [r for r in rows if (r.model, r.set) == ("student", "test")]
+    clean = [r for r in rows if (r.model, r.set, r.condition) == ("student", "test", CLEAN)]
     assert [r.reference for r in clean] == [u.text for u in read_utterances(run.shards, "test")]  # raw, as written
     assert all("".join(r.token_texts or ()).strip() == r.hypothesis for r in rows)
     assert len([r for r in rows if r.condition == "white@10"]) == 3 * (N_PER_SPLIT + 4)

@@ -19,6 +19,10 @@ Waveform = NDArray[np.float32]
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 384_000
 _MAX_SAMPLES = 1 << 28  # over all channels, before resampling: 1 GB, or 46 minutes of stereo at 48 kHz
 _TRUNCATED = "truncated: the file ends or breaks off before the audio that its header declares"
+# FFmpeg also reads lists of other files (concat, HLS, ...): whoever may upload one would hear what is on the disk.
+_CONTAINERS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
+)
 _SLACK_S = 0.25  # containers round their duration, and encoders pad
 
 
@@ -29,8 +33,8 @@ class AudioError(ValueError):
 def decode(audio: bytes, max_s: float | None = None) -> Waveform:
     """Decode a whole audio file to mono float32 at 16 kHz, shape ``(n_samples,)``.
 
-    wav, flac, ogg and mp3 go through libsndfile; all else through FFmpeg (PyAV). Decoding stops as soon as more
-    than ``max_s`` seconds have come out, so that a small file cannot become a large array.
+    wav, flac, ogg and mp3 go through libsndfile; other containers of sound through FFmpeg (PyAV). Decoding stops as
+    soon as more than ``max_s`` seconds have come out, so that a small file cannot become a large array.
 
     Raises :class:`AudioError`: unreadable, truncated, empty, not finite, longer than ``max_s``, or too
     many samples to hold.
@@ -95,7 +99,7 @@ def _decode_av(audio: bytes, max_s: float | None) -> tuple[NDArray[np.float32], 
     chunks: list[NDArray[np.float32]] = []
     n_samples = 0
     try:
-        with av.open(io.BytesIO(audio), "r") as container:
+        with av.open(io.BytesIO(audio), "r", options={"format_whitelist": _CONTAINERS}) as container:
             if not container.streams.audio:
                 raise AudioError("unreadable audio: no audio stream in the file")
             rate_hz = _check_rate(int(container.streams.audio[0].rate or 0))

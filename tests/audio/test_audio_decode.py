@@ -1,5 +1,7 @@
 import io
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -150,3 +152,14 @@ def test_too_many_samples_to_hold(tone, encode, monkeypatch):
     for container in ("FLAC", "WAV"):
         with pytest.raises(AudioError, match="too many samples"):
             decode(encode(tone, container, "PCM_16"))
+
+
+def test_a_list_of_files_is_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """FFmpeg would follow it, and say what somebody else's file holds."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write(tmp_path / "secret.wav", np.zeros(16_000), 16_000)
+    listed = b"ffconcat version 1.0\nfile secret.wav\n"
+    with av.open(io.BytesIO(listed)) as container:  # so it is without our list of containers
+        assert sum(frame.samples for frame in container.decode(audio=0)) == 16_000
+    with pytest.raises(AudioError, match="unreadable"):
+        decode(listed)

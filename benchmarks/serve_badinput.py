@@ -1,0 +1,202 @@
+"""A thousand broken uploads to our service: how many answers of 5xx, how many deaths?
+
+    python benchmarks/serve_badinput.py --bundle FOLDER [--uploads N] [--seed N] [--quick] [--json]
+
+Real prompts as wav, flac, ogg and mp3, then truncated, with flipped bits, forged headers, wrong types, bombs that
+decode to hours, zero length, silence, eight channels, rates of 1 Hz and of 4 GHz, names with ../ in them, and broken
+forms. Each is sent once. A death is a replica's process that is not the one that was there before; the decoding
+processes that a file kills are replaced, and do not count. --json prints one line of JSON last.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import random
+import struct
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import soundfile
+from rich.table import Table
+from served import Service, askd
+from speech_rows import clips
+
+from askd_ray.audio.decode import decode
+from askd_ray.progress import bar, console
+
+CLIENTS = 8
+Upload = tuple[str, bytes, dict[str, str]]
+"""File name, content, and the other fields of the form."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
+    parser.add_argument("--uploads", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    n = 60 if options.quick else options.uploads
+    rng = random.Random(options.seed)
+    sounds = originals()
+    with askd("student", "--model", f"student={options.bundle}") as service:
+        found = asyncio.run(send(service, [broken(sounds, rng) for _ in range(n)]))
+    shown = Table(title=f"{n} broken uploads; memory of the replicas grew by {found['memory_grew_mb']} MB")
+    for column in ("status", "answers"):
+        shown.add_column(column, justify="right")
+    for status, count in sorted(found["statuses"].items()):
+        shown.add_row(str(status), str(count))
+    console.print(shown)
+    five_xx = sum(count for status, count in found["statuses"].items() if status >= 500 or status == 0)
+    result = {"tried": n, "five_xx": five_xx, "restarts": found["restarts"], "memory_grew_mb": found["memory_grew_mb"]}
+    if options.json:
+        print(json.dumps(result))
+
+
+def originals() -> dict[str, bytes]:
+    """Return a prompt in several formats."""
+    waveform = decode(clips(None, 3)[1].audio)
+    sounds: dict[str, bytes] = {}
+    for name, form, kind in (
+        ("wav", "WAV", "PCM_16"),
+        ("flac", "FLAC", "PCM_16"),
+        ("ogg", "OGG", "VORBIS"),
+        ("mp3", "MP3", None),
+    ):
+        file = io.BytesIO()
+        soundfile.write(file, waveform, 16_000, format=form, subtype=kind)
+        sounds[name] = file.getvalue()
+    return sounds
+
+
+def broken(sounds: dict[str, bytes], rng: random.Random) -> Upload:
+    """Return one upload that nobody should send."""
+    name = rng.choice(list(sounds))
+    how = rng.choice(list(WAYS.values()))
+    content = how(sounds[name], rng)
+    file = rng.choice([f"a.{name}", "../../etc/passwd", "a\x00b.wav", "", "x" * 300, "a.exe", "\u202egnp.wav"])
+    fields = {"model": "student"}
+    if rng.random() < 0.2:
+        key, value = rng.choice(FIELDS)
+        fields[key] = value
+    return file, content, fields
+
+
+def truncated(audio: bytes, rng: random.Random) -> bytes:
+    return audio[: rng.randrange(len(audio))]
+
+
+def flipped(audio: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(audio)
+    for _ in range(rng.choice([1, 10, 1000])):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def forged(audio: bytes, rng: random.Random) -> bytes:
+    """Change the first bytes, where the headers are."""
+    changed = bytearray(audio)
+    for _ in range(rng.randrange(1, 9)):
+        changed[rng.randrange(min(64, len(changed)))] = rng.randrange(256)
+    return bytes(changed)
+
+
+def strange_wav(audio: bytes, rng: random.Random) -> bytes:
+    """A WAV file with any rate and number of channels, and sizes that may lie."""
+    rate = rng.choice([0, 1, 3999, 8000, 44_100, 384_001, 2**32 - 1])
+    channels, bits = rng.choice([0, 1, 2, 8, 255, 65_535]), rng.choice([0, 8, 16, 24, 32, 64])
+    data = audio[44 : 44 + rng.choice([0, 2, 1000, 60_000])]
+    size = rng.choice([len(data), 0, 2**31, 2**32 - 1])
+    block = max(1, channels * bits // 8)
+    form = struct.pack(
+        "<HHIIHH", rng.choice([1, 3, 6, 7, 0xFFFE]), channels, rate, rate * block % 2**32, block % 2**16, bits
+    )
+    head = b"RIFF" + struct.pack("<I", (36 + size) % 2**32) + b"WAVEfmt " + struct.pack("<I", 16) + form
+    return head + b"data" + struct.pack("<I", size) + data
+
+
+def bomb(audio: bytes, rng: random.Random) -> bytes:
+    """Some hours of silence in a small file."""
+    file = io.BytesIO()
+    seconds = rng.choice([600, 3 * 3600])
+    with soundfile.SoundFile(file, "w", samplerate=rng.choice([8000, 48_000]), channels=1, format="FLAC") as sound:
+        for _ in range(seconds // 60):
+            sound.write(np.zeros(60 * 8000, np.int16))
+    return file.getvalue()
+
+
+def silent(audio: bytes, rng: random.Random) -> bytes:
+    file = io.BytesIO()
+    channels = rng.choice([1, 2, 8])
+    soundfile.write(file, np.zeros((rng.choice([0, 1, 8000, 80_000]), channels)), 8000, format="WAV")
+    return file.getvalue()
+
+
+WAYS: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "truncated": truncated,
+    "flipped": flipped,
+    "forged": forged,
+    "strange": strange_wav,
+    "bomb": bomb,
+    "silent": silent,
+    "nothing": lambda audio, rng: b"",
+    "noise": lambda audio, rng: rng.randbytes(rng.choice([1, 100, 100_000])),
+    "text": lambda audio, rng: rng.choice(
+        [b"<html>", b"#EXTM3U\n/etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n"]
+    ),
+    "twice": lambda audio, rng: audio + audio,
+}
+FIELDS = [
+    ("model", "whisper-9"),
+    ("model", "../student"),
+    ("language", "xx"),
+    ("temperature", "nan"),
+    ("temperature", "1e999"),
+    ("response_format", "exe"),
+    ("prompt", "a" * 60_000),
+    ("prompt", "\ud7ff\x00<|endoftext|>"),
+    ("timestamp_granularities[]", "word"),
+    ("chunking_strategy", "[" * 10_000),
+    ("stream", "maybe"),
+]
+
+
+async def send(service: Service, uploads: list[Upload]) -> dict[str, object]:
+    """Send them; returns the statuses, and what they did to the replicas."""
+    statuses, waiting = Counter[int](), list(uploads)
+    before, memory_mb = pids(service), service.memory_mb()
+    async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
+        with bar("uploads", len(uploads), "upload") as progress:
+
+            async def one() -> None:
+                while waiting:
+                    name, content, fields = waiting.pop()
+                    try:
+                        response = await client.post(
+                            f"{service.url}/v1/audio/transcriptions", files={"file": (name, content)}, data=fields
+                        )
+                        statuses[response.status_code] += 1
+                    except httpx.HTTPError:
+                        statuses[0] += 1
+                    progress.advance()
+
+            await asyncio.gather(*(one() for _ in range(CLIENTS)))
+    return {
+        "statuses": statuses,
+        "restarts": len(before - pids(service)),
+        "memory_grew_mb": round(service.memory_mb() - memory_mb),
+    }
+
+
+def pids(service: Service) -> set[int]:
+    """Return the processes of the replicas."""
+    return {p.pid for name in ("Ingress", "Engine") for p in service.replicas(name)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Steady load on our service while models are swapped, engines die and too many clients come.
+
+    python benchmarks/serve_chaos.py --bundle FOLDER [--data FOLDER] [--requests N] [--quick] [--json]
+
+(a) One engine; five swaps through the registry while it serves, one of them to a bundle that is damaged. (b) Two
+engines that are killed in turn (SIGKILL). (c) Four times as many clients as are let in, for some seconds. An answer is
+failed where it is not 200 (in (c): neither 200 nor 429 with Retry-After), and wrong where its text is not what the same
+clip had alone; the versions that are swapped have the same weights. --json prints one line of JSON last.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+from rich.table import Table
+from served import Answer, Service, askd, crowd
+from speech_rows import clips
+
+from askd_ray.data.schema import Utterance
+from askd_ray.files import read_json, write_json
+from askd_ray.models.bundle import BUNDLE_FILE, hashes
+from askd_ray.progress import console
+from askd_ray.serve.registry import Registry
+
+CLIENTS, ROOM = 4, 8
+SWAP_S, KILL_S = 6.0, 8.0  # between two
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--requests", type=int, default=2000, help="of (a) and (b) together, at least")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = clips(options.data, 12)
+    n_requests = 60 if options.quick else options.requests // 2
+    with tempfile.TemporaryDirectory() as folder:
+        registry = Registry(Path(folder) / "registry")
+        versions = [version(registry, options.bundle, Path(folder) / f"v{i}", bytes([i])) for i in range(3)]
+        (versions[2] / "ctranslate2-int8" / "config.json").write_text("{}", encoding="utf-8")
+        registry.promote("student", versions[0].name)
+        with askd("student", "--registry", str(registry.folder)) as service:
+            swapped, seen = asyncio.run(swaps(service, rows, registry, versions, n_requests, options.quick))
+    with askd("student", "--model", f"student={options.bundle}", "--engines", "2") as service:
+        killed, n_kills = asyncio.run(kills(service, rows, n_requests, 1 if options.quick else 5))
+    with askd("student", "--model", f"student={options.bundle}", "--requests", str(ROOM)) as service:
+        flooded = asyncio.run(flood(service, rows, 5.0 if options.quick else 30.0))
+    told = {"swaps": swapped, "kills": killed, "overload": flooded["answers"]}
+    console.print(table(told, seen, n_kills, flooded))
+    steady = [swapped, killed]
+    result = {
+        "failed": sum(its["failed"] for its in steady),
+        "wrong": sum(its["wrong"] for its in told.values()),
+        "requests": sum(its["requests"] for its in steady),
+        "non_429": flooded["answers"]["failed"],
+        "versions_seen": seen,
+        "kills": n_kills,
+        **{name: value for name, value in flooded.items() if name != "answers"},
+    }
+    if options.json:
+        print(json.dumps(result))
+
+
+def version(registry: Registry, bundle: Path, folder: Path, mark: bytes) -> Path:
+    """Put a copy of a bundle into the registry; a byte behind its weights makes it another version."""
+    shutil.copytree(bundle, folder)
+    with (folder / "ctranslate2-int8" / "model.bin").open("ab") as model:
+        model.write(mark)
+    write_json(folder / BUNDLE_FILE, {**read_json(folder / BUNDLE_FILE), "sha256": hashes(folder)})
+    return registry.add("student", folder)
+
+
+async def steady(
+    service: Service, rows: Sequence[Utterance], n_requests: int, trouble: Callable[[], Awaitable[None]]
+) -> tuple[dict[str, int], list[Answer]]:
+    """Return the counts of a steady load, which goes on until the trouble is over and all requests are done."""
+    alone = {a.clip: a.text for a in await crowd(service, rows, 1, len(rows))}
+    making = asyncio.ensure_future(trouble())
+    answers = await crowd(service, rows, CLIENTS, n_requests)
+    while not making.done():
+        answers += await crowd(service, rows, CLIENTS, 4 * CLIENTS)
+    await making
+    return counts(answers, alone), answers
+
+
+def counts(answers: Sequence[Answer], alone: dict[int, str], refused: bool = False) -> dict[str, int]:
+    """Count answers; with ``refused``, 429 with Retry-After is as good as 200."""
+    good = [a for a in answers if a.status == 200]
+    refusals = sum(a.status == 429 and a.retry_after for a in answers) if refused else 0
+    wrong = sum(a.text != alone[a.clip] for a in good)
+    failed = len(answers) - len(good) - refusals
+    return {"requests": len(answers), "failed": failed, "wrong": wrong, "refused": refusals}
+
+
+async def swaps(
+    service: Service, rows: Sequence[Utterance], registry: Registry, versions: list[Path], n_requests: int, quick: bool
+) -> tuple[dict[str, int], int]:
+    """Swap the model while it serves; returns the counts, and how many versions were heard."""
+    first, second, bad = (v.name for v in versions)
+    seen = {await served_version(service)}
+
+    async def trouble() -> None:
+        for name in (second, bad) if quick else (second, first, bad, second, first):
+            registry.promote("student", name)
+            await asyncio.sleep(SWAP_S)
+            seen.add(await served_version(service))
+
+    told, _ = await steady(service, rows, n_requests, trouble)
+    return told, len(seen)
+
+
+async def served_version(service: Service) -> str:
+    """Return which version is served."""
+    async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+        return str((await client.get(f"{service.url}/v1/models/{service.model}")).json()["version"])
+
+
+async def kills(service: Service, rows: Sequence[Utterance], n_requests: int, n: int) -> tuple[dict[str, int], int]:
+    """Kill an engine now and then; returns the counts, and how many were killed."""
+    killed = 0
+
+    async def trouble() -> None:
+        nonlocal killed
+        for _ in range(n):
+            await asyncio.sleep(1.0)
+            engines = service.replicas("Engine")
+            if engines:
+                engines[killed % len(engines)].kill()
+                killed += 1
+            await asyncio.sleep(KILL_S)
+
+    told, _ = await steady(service, rows, n_requests, trouble)
+    return told, killed
+
+
+async def flood(service: Service, rows: Sequence[Utterance], seconds: float) -> dict[str, object]:
+    """Send four times as many clients as are let in; returns counts, memory and how soon latency is normal again."""
+    before = await crowd(service, rows, 1, 2 * len(rows))
+    alone = {a.clip: a.text for a in before}
+    normal_s = float(np.median([a.seconds for a in before]))
+    warm = await crowd(service, rows, ROOM, 4 * ROOM)  # memory as it is under the load that is let in
+    memory_mb, stop = service.memory_mb(), asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, stop.set)
+    answers = await crowd(service, rows, 4 * ROOM, 10**9, stop)
+    ended, after_mb = time.perf_counter(), service.memory_mb()
+    back_s = float("nan")
+    for _ in range(10):
+        later = await crowd(service, rows, 1, len(rows))
+        if np.median([a.seconds for a in later]) <= 1.5 * normal_s:
+            back_s = max(0.0, min(a.begun for a in later) - ended)
+            break
+    return {
+        "answers": counts([*warm, *answers], alone, refused=True),
+        "memory_grew": round(after_mb / memory_mb - 1.0, 3),
+        "back_to_normal_s": round(back_s, 2),
+    }
+
+
+def table(told: dict[str, dict[str, int]], seen: int, n_kills: int, flooded: dict[str, object]) -> Table:
+    shown = Table(
+        title=f"{seen} versions served, {n_kills} engines killed; after the flood memory grew by "
+        f"{100 * float(str(flooded['memory_grew'])):.0f} % and latency was normal after {flooded['back_to_normal_s']} s"
+    )
+    for column in ("", "requests", "failed", "wrong", "refused (429)"):
+        shown.add_column(column, justify="right" if column else "left")
+    for name, its in told.items():
+        shown.add_row(name, *(str(its[key]) for key in ("requests", "failed", "wrong", "refused")))
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,8 @@ app.add_typer(fetch_app, name="fetch")
 
 RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A recipe that comes with askd, or a YAML file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.epochs=3. Repeatable.")]
+RegistryOption = Annotated[Path, typer.Option(help="A folder of models by name (askd serve --registry).")]
+NameOption = Annotated[str, typer.Option(help="What clients ask for as model.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do it again, even when it is finished.")]
 
 
@@ -103,12 +105,14 @@ def export(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOp
 def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
     """The student against its teacher (and other models) on held-out speech: WER with intervals, errors, speed."""
     from askd_ray.evaluate import ray_evaluate as stage
+    from askd_ray.evaluate.hypotheses import HYPOTHESES
     from askd_ray.export import bundle
     from askd_ray.runs import Run
     from askd_ray.train import report
 
     loaded = load_recipe(recipe, set_ or ())
-    bundle.add_scores(Run(loaded).bundle, stage.evaluate(loaded, force))
+    run = Run(loaded)
+    bundle.add_scores(run.bundle, stage.evaluate(loaded, force), run.path / "evaluate" / HYPOTHESES)
     report.publish(loaded)
 
 
@@ -135,14 +139,47 @@ def report(
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")],
+    bundle: Annotated[Path | None, typer.Option(help="A bundle folder (askd export), under its own name.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model by name: NAME=BUNDLE. Repeatable.")] = None,
+    registry: Annotated[Path | None, typer.Option(help="A folder of models that askd promote fills.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you say otherwise.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    engines: Annotated[int, typer.Option(min=1, help="Replicas that transcribe.")] = 1,
+    keys: Annotated[Path | None, typer.Option(help="A file with an API key a line; or set ASKD_API_KEYS.")] = None,
 ) -> None:
-    """Serve a bundle on Ray Serve with the OpenAI audio API."""
+    """Serve bundles on Ray Serve with the OpenAI audio API, live captions, and a page for the browser."""
     from askd_ray.serve import ray_app
+    from askd_ray.serve.settings import ServiceArgs, named_models
 
-    ray_app.serve_bundle(bundle, host=host, port=port)
+    settings = ServiceArgs(
+        models=named_models(bundle, model or []),
+        registry=None if registry is None else str(registry.resolve()),
+        engines=engines,
+        keys_file=None if keys is None else str(keys.resolve()),
+    )
+    ray_app.serve_bundles(settings, host, port)
+
+
+@app.command()
+def promote(
+    bundle: Annotated[Path, typer.Argument(help="An evaluated bundle (askd evaluate).")],
+    registry: RegistryOption = Path("registry"),
+    name: NameOption = "student",
+    force: Annotated[bool, typer.Option("--force", help="Whatever the scores say.")] = False,
+) -> None:
+    """Have a bundle served from a registry, if its WER beats that of what is served."""
+    from askd_ray import promote as gate
+    from askd_ray.serve.registry import Registry
+
+    gate.promote(bundle, Registry(registry), name, force)
+
+
+@app.command()
+def rollback(registry: RegistryOption = Path("registry"), name: NameOption = "student") -> None:
+    """Have the version served that was before."""
+    from askd_ray.serve.registry import Registry
+
+    console.print(f"{name}: version {Registry(registry).roll_back(name).name} is served from now on ({registry})")
 
 
 @app.command()

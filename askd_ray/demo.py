@@ -18,7 +18,7 @@ from askd_ray.config.source import Source
 from askd_ray.data.prepare import prepare
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances
-from askd_ray.evaluate.hypotheses import STUDENT, TEACHER
+from askd_ray.evaluate.hypotheses import HYPOTHESES, STUDENT, TEACHER
 from askd_ray.evaluate.ray_evaluate import evaluate
 from askd_ray.evaluate.scores import Scores
 from askd_ray.evaluate.tables import speed_table, table
@@ -29,7 +29,8 @@ from askd_ray.models.load import resolve
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
 from askd_ray.runs import Run
-from askd_ray.serve.ray_app import serve_bundle, stop_serving
+from askd_ray.serve.ray_app import serve_bundles, stop_serving
+from askd_ray.serve.settings import ServiceArgs
 from askd_ray.targets.ray_label import label
 from askd_ray.train.ray_trainer import distill
 from askd_ray.train.report import publish
@@ -63,10 +64,10 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
         export(tuned)
         _say("evaluate", "teacher against student on held-out speech")
         scores = evaluate(tuned)
-        add_scores(Run(tuned).bundle, scores)
+        run = Run(tuned)
+        add_scores(run.bundle, scores, run.path / "evaluate" / HYPOTHESES)
         publish(tuned)
         _say("serve", "the student behind the OpenAI audio API")
-        run = Run(tuned)
         answer = _serve_and_ask(run)
         disconnect()
     summary = _summary(scores, distilled, time.monotonic() - begun, memory.peak_gb)
@@ -92,7 +93,8 @@ def _say(stage: str, what: str) -> None:
 def _serve_and_ask(run: Run) -> dict[str, Any]:
     """Send one held-out clip to the served student as any client would, and return what was said and heard."""
     utterance = _a_clip(read_utterances(run.shards, "test"))
-    url = serve_bundle(run.bundle, port=_free_port(), blocking=False)
+    models = {run.recipe.name: str(run.bundle)}
+    url = serve_bundles(ServiceArgs(models=models), port=_free_port(), blocking=False)
     try:
         _post(url, run.recipe.name, utterance)  # the first request opens connections: the second is what users see
         begun = time.monotonic()

@@ -16,7 +16,8 @@ _LEAST_CPUS = 4
 _PROBE_S = 5.0
 _OBJECT_STORE_SHARE = 16  # of the machine's memory: 512 MB on a laptop with 8 GB
 _MOST_OBJECT_STORE_BYTES = 1 << 30
-_QUIET = {  # read by Ray when it is imported or when a process starts, so they go through the environment
+_SETTINGS = {  # read by Ray when it is imported or when a process starts, so they go through the environment
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "askd_ray.serve.proxy:middlewares",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other screen, the one that is silent when told to
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or each worker without a GPU warns about a coming change
@@ -36,7 +37,7 @@ def connect(num_cpus: int | None = None) -> None:
 
     Raises :class:`AskdError` when the cluster of ``RAY_ADDRESS`` cannot be joined.
     """
-    for name, value in _QUIET.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return

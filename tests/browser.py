@@ -22,11 +22,13 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def open_browser() -> Iterator[Browser]:
+def open_browser(*options: str) -> Iterator[Browser]:
     """Start a headless Chromium with an empty profile, which talks to nobody of its own accord."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium(), args=[*_QUIET, "--disable-background-networking"], chromium_sandbox=False
+            executable_path=chromium(),
+            args=[*_QUIET, "--disable-background-networking", *options],
+            chromium_sandbox=False,
         )
         yield browser
         browser.close()

@@ -26,7 +26,9 @@ LAYERS = (
 ENDS = ("evaluate", "export", "serve")
 ABOVE_ENDS = LAYERS.index(("models",)) + 1
 FOLDERS = {folder: i for i, layer in enumerate(LAYERS) for folder in layer} | dict.fromkeys(ENDS, ABOVE_ENDS)
-FRONTS = tuple(f"askd_ray/{name}.py" for name in ("cli", "__main__", "demo", "study"))  # may import everything
+FRONTS = tuple(
+    f"askd_ray/{name}.py" for name in ("cli", "__main__", "demo", "promote", "study")
+)  # may import everything
 # Top-level modules that every folder may import.
 BASE = {"errors", "files", "location", "progress", "runs", "torch_setup"}
 BASE_IMPORTS = {"config", "errors", "files", "location"}

@@ -12,13 +12,17 @@ SAID = {
 }
 
 
-def evaluation() -> dict[str, Any]:
-    """Return what `askd evaluate` records: the student has 1 error in 10 words, the teacher 2."""
-    rows = [
+def hypotheses() -> list[Hypothesis]:
+    """Return what student and teacher said of three clips."""
+    return [
         Hypothesis(model, "test", True, CLEAN, f"u{i}", "ann", "en", 1.0 + i, reference, said)
         for model, texts in SAID.items()
         for i, (reference, said) in enumerate(zip(REFERENCES, texts, strict=True))
     ]
+
+
+def evaluation() -> dict[str, Any]:
+    """Return what `askd evaluate` records: the student has 1 error in 10 words, the teacher 2."""
     timed = {"rtfx": 54.6, "p50_ms": 23.0, "p95_ms": 90.0, "first_call_ms": 70.0, "memory_mb": 300}
     faster = {"value": 9.83, "low": 9.1, "high": 10.4}
     speed = {
@@ -29,4 +33,4 @@ def evaluation() -> dict[str, Any]:
         "speedup_against": "teacher",
         "hardware": {"cpu": "a cpu", "cores": 2, "threads": 2},
     }
-    return {**score(rows, "teacher"), "speed": speed, "left_out": {}}
+    return {**score(hypotheses(), "teacher"), "speed": speed, "left_out": {}}

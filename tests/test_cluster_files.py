@@ -11,7 +11,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from askd_ray.ray_jobs import STAGES
-from askd_ray.serve.ray_app import ServiceArgs, build
+from askd_ray.serve.ray_app import build
+from askd_ray.serve.settings import ServiceArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
@@ -30,7 +31,7 @@ def test_serve_takes_the_config_and_our_builder_its_arguments(config: Any):
     (application,) = ServeDeploySchema.model_validate(config).applications
     module, _, name = str(application.import_path).partition(":")
     assert getattr(importlib.import_module(module), name) is build
-    assert ServiceArgs.model_validate(application.args).bundle.endswith("/bundle")
+    assert ServiceArgs.model_validate(application.args).models["student"].endswith("/bundle")
 
 
 def test_ray_up_takes_the_cluster():

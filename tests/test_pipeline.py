@@ -18,7 +18,8 @@ from askd_ray.evaluate.ray_evaluate import evaluate
 from askd_ray.export.bundle import export
 from askd_ray.export.verify import check_hashes
 from askd_ray.runs import Run
-from askd_ray.serve.ray_app import serve_bundle, stop_serving
+from askd_ray.serve.ray_app import serve_bundles, stop_serving
+from askd_ray.serve.settings import ServiceArgs
 from askd_ray.targets.ray_label import label
 from askd_ray.train.ray_trainer import distill
 from askd_ray.train.report import publish
@@ -140,7 +141,8 @@ def test_finished_stages_are_not_done_again(distilled: dict[str, Any], recipe: R
 
 def test_a_client_gets_the_student_s_words(distilled: dict[str, Any], recipe: Recipe, unused_port: int):
     utterance = max(read_utterances(Run(recipe).shards, "test"), key=lambda u: (u.duration_s < 5.0, u.duration_s))
-    url = serve_bundle(Run(recipe).bundle, port=unused_port, blocking=False)
+    models = {recipe.name: str(Run(recipe).bundle)}
+    url = serve_bundles(ServiceArgs(models=models), port=unused_port, blocking=False)
     try:
         answer = httpx.post(
             f"{url}/v1/audio/transcriptions",

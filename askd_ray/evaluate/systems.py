@@ -14,10 +14,11 @@ import soundfile
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
+from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
 from askd_ray.files import sha256_of_file
 from askd_ray.models.bundle import BundleInfo, Device, open_engine, read_bundle
-from askd_ray.models.engine import Decoding
+from askd_ray.models.engine import Decoding, Transcript
 from askd_ray.models.load import ctranslate2_folder, fingerprint
 from askd_ray.models.long_form import transcribe_long
 from askd_ray.torch_setup import best_device
@@ -88,15 +89,18 @@ class _Local:
 
     def __init__(self, info: BundleInfo, threads: int):
         self._engine = open_engine(info, device(), threads, Decoding(confidence=True))
+        self._vad: Vad | None = None  # for recordings; most sets have none
 
     def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:
         """Return what is said in each clip, token by token."""
         short = [w for w in waveforms if len(w) <= PADDED_SAMPLES]
         at_once = iter(self._engine.transcribe(short, language))
-        heard = [
-            next(at_once) if len(w) <= PADDED_SAMPLES else transcribe_long(self._engine, w, language) for w in waveforms
-        ]
+        heard = [next(at_once) if len(w) <= PADDED_SAMPLES else self._long(w, language) for w in waveforms]
         return [Heard(t.text, t.token_texts, t.token_probs, t.ended) for t in heard]
+
+    def _long(self, waveform: Waveform, language: str) -> Transcript:
+        self._vad = self._vad or Vad()
+        return transcribe_long(self._engine, self._vad, waveform, language)
 
 
 class _Server:

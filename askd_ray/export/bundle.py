@@ -4,30 +4,36 @@
     transformers/           model.safetensors, tokenizer, preprocessor and generation configs
     ctranslate2-int8/       for CPUs (faster-whisper, askd serve)
     ctranslate2-float16/    for GPUs
+    reference/              a few dev clips, and what the model hears in them
     licences/               of the teacher and of the data, where they came with one
     README.md               the model card
+    hypotheses.parquet      what the student said in its last evaluation
     recipe.yaml             the run that made it
     bundle.json             what is in it, its window, scores, and the SHA-256 of every other file
 """
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from safetensors import safe_open
 
 from askd_ray.config.load import dump_recipe
 from askd_ray.config.schema import Recipe
-from askd_ray.data.shards import read_table, read_utterances, shard_paths
+from askd_ray.data.schema import Utterance
+from askd_ray.data.shards import read_table, read_utterances, shard_paths, waveform_of, write_table
 from askd_ray.errors import AskdError
 from askd_ray.export.card import model_card
-from askd_ray.export.verify import BUNDLE_FILE, check_hashes, hashes, verify
+from askd_ray.export.verify import verify
 from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, sha256_of_file, write_json
 from askd_ray.location import Location
+from askd_ray.models.bundle import BUNDLE_FILE, REFERENCE, SAID, check_hashes, hashes
+from askd_ray.models.engine import Engine
 from askd_ray.models.load import convert_to_ctranslate2, quiet_transformers, resolve
 from askd_ray.progress import console
 from askd_ray.runs import Run, git_sha, stage_key, versions
@@ -36,6 +42,7 @@ FORMAT = 1
 """Version of bundle.json's layout."""
 
 _CARD = "README.md"
+_N_REFERENCE = 3  # of them travel with the bundle
 _N_CLIPS = 6  # dev clips that each format transcribes before the bundle is published
 
 
@@ -58,7 +65,7 @@ def export(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     begun = run.begin()
     with quiet_transformers(), atomic_path(run.bundle) as temporary:
         with console.status("Converting the student"):
-            _write(temporary, run)
+            _write(temporary, run, clips)
         with console.status(f"Verifying every format on {len(clips)} clips"):
             verified = verify(temporary, clips)
         run.forget("export")
@@ -73,8 +80,10 @@ def export(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     return run.finish("export", key, result, begun)
 
 
-def add_scores(bundle: Path, scores: Mapping[str, Any]) -> None:
-    """Put the scores of an evaluation into the bundle's description and its model card.
+def add_scores(bundle: Path, scores: Mapping[str, Any], hypotheses: Path) -> None:
+    """Put the scores of an evaluation into the bundle's description and its model card, and what the student said.
+
+    ``hypotheses`` is the evaluation's Parquet file; `askd promote` compares two students on what both have heard.
 
     Raises :class:`AskdError` when the bundle is missing or damaged.
     """
@@ -82,21 +91,38 @@ def add_scores(bundle: Path, scores: Mapping[str, Any]) -> None:
     description = {**read_json(bundle / BUNDLE_FILE), "scores": dict(scores)}
     with atomic_path(bundle / _CARD) as temporary:
         temporary.write_text(model_card(description), encoding="utf-8")
-    description["sha256"][_CARD] = sha256_of_file(bundle / _CARD)
+    said = read_table(hypotheses)
+    its = (said.column("model").to_numpy() == "student") & (said.column("condition").to_numpy() == "clean")
+    write_table(bundle / SAID, said.filter(pa.array(its)))
+    description["sha256"] |= {name: sha256_of_file(bundle / name) for name in (_CARD, SAID)}
     write_json(bundle / BUNDLE_FILE, description)
 
 
-def _write(folder: Path, run: Run) -> None:
+def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
     """Write all of the bundle into ``folder``."""
     folder.mkdir()
     shutil.copytree(run.student, folder / "transformers")
     for quantization in ("int8", "float16"):
         convert_to_ctranslate2(folder / "transformers", folder / f"ctranslate2-{quantization}", quantization)
+    _write_reference(folder, clips, run.recipe.window.silence_s)
     _copy_licences(folder / "licences", run.recipe)
     (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
     description = _describe(folder, run)
     (folder / _CARD).write_text(model_card(description), encoding="utf-8")
     write_json(folder / BUNDLE_FILE, {**description, "sha256": hashes(folder)})
+
+
+def _write_reference(folder: Path, clips: Sequence[Utterance], silence_s: float) -> None:
+    """Write a few clips and what the model hears in them: whoever loads the bundle can tell whether it still works."""
+    engine = Engine(folder / "ctranslate2-int8", silence_s=silence_s)
+    (folder / REFERENCE).mkdir()
+    told: list[dict[str, str]] = []
+    for number, clip in enumerate(sorted(clips, key=lambda clip: clip.duration_s)[:_N_REFERENCE]):
+        name = f"clip-{number}{Path(clip.path).suffix}"
+        (folder / REFERENCE / name).write_bytes(clip.audio)
+        text = engine.transcribe([waveform_of(clip)], clip.language)[0].text
+        told.append({"file": name, "language": clip.language, "text": text})
+    write_json(folder / REFERENCE / "reference.json", told)
 
 
 def _describe(folder: Path, run: Run) -> dict[str, Any]:

@@ -15,41 +15,13 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.files import read_json, sha256_of_file
+from askd_ray.files import read_json
+from askd_ray.models.bundle import BUNDLE_FILE, check_hashes
 from askd_ray.models.engine import Engine
 from askd_ray.text.normalize import normalizer
 from askd_ray.text.tokens import MOST_TOKENS, Tokens
 
-BUNDLE_FILE = "bundle.json"
-
 _ONE_IN = 8  # clips may differ where two formats hold the same weights: a near-tie of two tokens can flip
-
-
-def hashes(bundle: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a bundle but its description, by relative path."""
-    files = sorted(f for f in bundle.rglob("*") if f.is_file() and f != bundle / BUNDLE_FILE)
-    return {f.relative_to(bundle).as_posix(): sha256_of_file(f) for f in files}
-
-
-def check_hashes(bundle: Path) -> int:
-    """Compare a bundle's files with its description and return how many there are.
-
-    Raises :class:`AskdError` that names the first file that is missing, added or changed.
-    """
-    if not (bundle / BUNDLE_FILE).is_file():
-        raise AskdError(f"{bundle} is no bundle: it has no {BUNDLE_FILE}; `askd export` writes one")
-    try:
-        expected: dict[str, str] = read_json(bundle / BUNDLE_FILE)["sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise AskdError(f"{bundle / BUNDLE_FILE} is damaged: export the model again") from None
-    found = hashes(bundle)
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            raise AskdError(f"{bundle / name} is missing: export the model again")
-        if expected.get(name) != found[name]:
-            what = "is corrupt (its SHA-256 is not the recorded one)" if name in expected else "is not part of it"
-            raise AskdError(f"bundle {bundle}: {name} {what}; export the model again")
-    return len(found)
 
 
 def verify(bundle: Path, clips: Sequence[Utterance]) -> dict[str, Any]:

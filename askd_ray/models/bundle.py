@@ -4,10 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from askd_ray.audio.decode import decode
 from askd_ray.errors import AskdError
-from askd_ray.files import read_json
+from askd_ray.files import read_json, sha256_of_file
 from askd_ray.models.engine import GREEDY, Decoding, Engine
+from askd_ray.text.error_rate import count_word_errors
+from askd_ray.text.normalize import normalizer
 
+BUNDLE_FILE, REFERENCE, SAID = "bundle.json", "reference", "hypotheses.parquet"
+_MOST_REFERENCE_WER = 0.2  # int8 on another CPU rounds otherwise: a word of a clip may change
 Device = Literal["cpu", "cuda"]
 _FOLDERS: dict[Device, tuple[str, str]] = {
     "cpu": ("ctranslate2-int8", "int8"),
@@ -26,6 +31,11 @@ class BundleInfo:
     folder: Path
     silence_s: float | None
 
+    @property
+    def version(self) -> str:
+        """What tells these weights from others: the start of their SHA-256."""
+        return sha256_of_file(self.folder / "model.bin")[:12]
+
 
 def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
     """Look into a bundle, or a bare CTranslate2 Whisper folder, without loading it.
@@ -33,8 +43,8 @@ def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
     Raises :class:`AskdError` when the folder is neither.
     """
     path = path.expanduser().resolve()
-    if (path / "bundle.json").is_file():
-        name, silence_s = _described(path / "bundle.json")
+    if (path / BUNDLE_FILE).is_file():
+        name, silence_s = _described(path / BUNDLE_FILE)
         info = BundleInfo(name, path / _FOLDERS[device][0], silence_s)
     else:
         info = BundleInfo(path.name, path, silence_s=None)
@@ -58,6 +68,55 @@ def open_engine(info: BundleInfo, device: Device = "cpu", threads: int = 0, deco
         silence_s=info.silence_s,
         decoding=decoding,
     )
+
+
+def hashes(bundle: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a bundle but its description, by relative path."""
+    files = sorted(f for f in bundle.rglob("*") if f.is_file() and f != bundle / BUNDLE_FILE)
+    return {f.relative_to(bundle).as_posix(): sha256_of_file(f) for f in files}
+
+
+def check_hashes(bundle: Path) -> int:
+    """Compare a bundle's files with its description and return how many there are.
+
+    Raises :class:`AskdError` that names the first file that is missing, added or changed.
+    """
+    if not (bundle / BUNDLE_FILE).is_file():
+        raise AskdError(f"{bundle} is no bundle: it has no {BUNDLE_FILE}; `askd export` writes one")
+    try:
+        expected: dict[str, str] = read_json(bundle / BUNDLE_FILE)["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise AskdError(f"{bundle / BUNDLE_FILE} is damaged: export the model again") from None
+    found = hashes(bundle)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise AskdError(f"{bundle / name} is missing: export the model again")
+        if expected.get(name) != found[name]:
+            what = "is corrupt (its SHA-256 is not the recorded one)" if name in expected else "is not part of it"
+            raise AskdError(f"bundle {bundle}: {name} {what}; export the model again")
+    return len(found)
+
+
+def check_reference(engine: Engine, bundle: Path) -> int:
+    """Let a loaded bundle transcribe its reference clips; returns how many there are.
+
+    Raises :class:`AskdError` when it hears something else than when it was exported, more than rounding may change.
+    """
+    file = bundle / REFERENCE / "reference.json"
+    clips: list[dict[str, str]] = read_json(file) if file.is_file() else []
+    said, heard = list[str](), list[str]()
+    for clip in clips:
+        normalize = normalizer(clip["language"])
+        waveform = decode((file.parent / clip["file"]).read_bytes())
+        said.append(normalize(clip["text"]))
+        heard.append(normalize(engine.transcribe([waveform], clip["language"])[0].text))
+    errors = count_word_errors(said, heard)
+    if errors.rate > _MOST_REFERENCE_WER:
+        raise AskdError(
+            f"bundle {bundle}: it hears {errors.rate:.0%} of the words in its {len(clips)} reference clips otherwise "
+            f"than when it was exported; at most {_MOST_REFERENCE_WER:.0%} is allowed"
+        )
+    return len(clips)
 
 
 def _described(file: Path) -> tuple[str, float]:

@@ -1,42 +1,37 @@
-"""Recordings of any length through an engine that takes 30 s: what serves, and what scores long recordings."""
+"""Recordings of any length through an engine that takes 30 s: what `askd transcribe` and long test sets use."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-
-from askd_ray.audio.chunking import split
+from askd_ray.audio.chunking import stretches
 from askd_ray.audio.decode import Waveform
+from askd_ray.audio.vad import Vad
 from askd_ray.models.engine import Transcript
-
-_SILENT_PEAK = 1e-4  # three steps of 16-bit audio: nothing was recorded, and a model would invent words
 
 
 class ClipEngine(Protocol):
     """What decodes clips of up to 30 s; :class:`askd_ray.models.engine.Engine` is the real one."""
 
-    def transcribe(self, waveforms: Sequence[Waveform], language: str = "en") -> list[Transcript]:
+    def transcribe(self, waveforms: Sequence[Waveform], language: str | None = "en") -> list[Transcript]:
         """Return the transcript of each clip."""
         ...
 
 
-def transcribe_long(engine: ClipEngine, waveform: Waveform, language: str = "en") -> Transcript:
-    """Transcribe a recording of any length, stretch by stretch (see :func:`askd_ray.audio.chunking.split`).
-
-    The engine gets one stretch at a time, so that others who use it get their turn in between, and none in which
-    nothing was recorded.
+def transcribe_long(engine: ClipEngine, vad: Vad, waveform: Waveform, language: str = "en") -> Transcript:
+    """Transcribe a recording of any length, stretch by stretch (:func:`askd_ray.audio.chunking.stretches`).
 
     Raises :class:`AskdError` for a language that the model does not know.
     """
-    stretches = [s for s in split(waveform) if float(np.abs(s).max(initial=0.0)) >= _SILENT_PEAK]
-    return joined([engine.transcribe([stretch], language)[0] for stretch in stretches])
+    clips = [waveform[s.start : s.end] for s in stretches(waveform, vad.speech(waveform))]
+    return joined([engine.transcribe([clip], language)[0] for clip in clips])
 
 
 def joined(transcripts: Sequence[Transcript]) -> Transcript:
     """Return the transcripts of stretches that follow one another as one; of a single stretch, its own.
 
     ``avg_logprob`` is the mean over the tokens and end tokens of all, ``no_speech_prob`` that of the stretch that most
-    likely holds speech; it ``ended`` where all did. Of none it is the transcript of silence.
+    likely holds speech; it ``ended`` where all did. Times of tokens are left out. Of none it is the transcript of
+    silence.
     """
     if len(transcripts) == 1:
         return transcripts[0]

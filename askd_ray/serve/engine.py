@@ -1,63 +1,120 @@
-"""Audio files to text with an exported student, without Ray: what the service runs, and `askd transcribe`."""
+"""The models of a process, and their turn at it: what hears stretches, without Ray."""
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from askd_ray.audio.decode import AudioError, decode, duration_s
+from askd_ray.audio.decode import AudioError, Waveform, decode
 from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
 from askd_ray.models.bundle import Device, open_engine, read_bundle
-from askd_ray.models.long_form import ClipEngine, transcribe_long
+from askd_ray.models.engine import GREEDY, Decoding, Engine, Transcript
+from askd_ray.models.long_form import transcribe_long
+from askd_ray.serve.guards import transcribe_guarded
+from askd_ray.serve.recogniser import Ask, Hearing, Model, UnknownModelError
+from askd_ray.serve.scheduler import Scheduler
 
-MAX_AUDIO_S = 1800.0  # 115 MB as a waveform; a file of 25 MiB rarely holds more speech
+_BATCH_S = 30.0  # of audio in a call: what a short clip may have to wait for
 
 
 @dataclass(frozen=True)
-class Transcription:
-    """The text of an audio file, and how long the audio is."""
+class Loaded:
+    """A model in memory, and what it is."""
 
-    text: str
-    duration_s: float
+    model: Model
+    engine: Engine
 
 
-class Transcriber:
-    """A loaded model that turns audio files into text. It keeps nothing from one file to the next."""
+@dataclass(frozen=True)
+class _Kind:
+    """What stretches have in common that go in one call."""
 
-    def __init__(self, engine: ClipEngine, name: str, max_audio_s: float = MAX_AUDIO_S):
-        self.name = name
-        self._engine = engine
-        self._max_audio_s = max_audio_s
+    loaded: Loaded
+    language: str | None
+    decoding: Decoding
+    window_samples: int
 
-    def transcribe(self, audio: bytes, language: str = "en") -> Transcription:
-        """Return the text of an audio file: wav, flac, ogg, mp3, m4a, webm and whatever else FFmpeg reads.
 
-        Long audio is decoded stretch by stretch, so that other files get their turn in between.
+class Models:
+    """The models that this process serves, and the engine's time shared out among requests. An instance is
+    :class:`~askd_ray.serve.recogniser.Ears`.
 
-        Raises :class:`askd_ray.audio.decode.AudioError` when the audio cannot be used or is too long, and
-        :class:`AskdError` when the model does not know the language.
+    Which models these are may change while it works (:meth:`put`, :meth:`drop`): a stretch that is in line is heard by
+    the model that was there when it came.
+    """
+
+    def __init__(self):
+        self._loaded: dict[str, Loaded] = {}
+        self._scheduler = Scheduler[Waveform, _Kind, Hearing](_hear, _BATCH_S)
+
+    def put(self, loaded: Loaded) -> None:
+        """Serve a model from now on, in the place of the one with its name."""
+        self._loaded = self._loaded | {loaded.model.name: loaded}
+
+    def drop(self, name: str) -> None:
+        """Serve a model no longer."""
+        self._loaded = {n: its for n, its in self._loaded.items() if n != name}
+
+    async def models(self) -> Sequence[Model]:
+        """Return what is served; the first is the default."""
+        return [its.model for its in self._loaded.values()]
+
+    async def hear(self, stretch: Waveform, ask: Ask, owner: str) -> Hearing:
+        """Return what is said in a stretch.
+
+        Raises :class:`UnknownModelError`, and :class:`AskdError` for a language that the model does not know.
         """
-        waveform = decode(audio, self._max_audio_s)
-        return Transcription(transcribe_long(self._engine, waveform, language).text, duration_s(waveform))
+        loaded = self._loaded.get(ask.model)
+        if loaded is None:
+            raise UnknownModelError(ask.model, list(self._loaded))
+        window = loaded.engine.window_samples(stretch)
+        decoding = replace(ask.decoding, previous=loaded.engine.fitting(ask.decoding.previous))
+        kind = _Kind(loaded, ask.language, decoding, window)
+        return await self._scheduler.run(stretch, kind, window / SAMPLE_RATE_HZ, owner)
 
-    def check(self) -> None:
-        """Run the model on a second of silence; raises whatever goes wrong. Loads what is loaded lazily."""
-        self._engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)])
+    async def check(self) -> None:
+        """Run each model on a second of silence, when its turn comes; raises whatever goes wrong."""
+        silence = np.zeros(SAMPLE_RATE_HZ, np.float32)
+        for name in self._loaded:
+            await self.hear(silence, Ask(name, "en"), "check")
 
 
-def open_bundle(path: Path, device: Device = "cpu", threads: int = 0) -> Transcriber:
-    """Load a bundle (int8 on the CPU, float16 on a GPU) or a bare CTranslate2 Whisper folder.
+def _hear(kind: _Kind, stretches: Sequence[Waveform]) -> list[Hearing]:
+    begun = time.monotonic()
+    heard = transcribe_guarded(kind.loaded.engine, stretches, kind.language, kind.decoding)
+    worked_s = time.monotonic() - begun
+    return [Hearing(its, kind.loaded.model.version, len(stretches), worked_s) for its in heard]
+
+
+def load(path: Path, name: str | None = None, device: Device = "cpu", threads: int = 0) -> Loaded:
+    """Load a bundle (int8 on the CPU, float16 on a GPU) or a bare CTranslate2 Whisper folder, and warm it up.
 
     ``threads`` = 0 takes all cores. Raises :class:`AskdError` when the folder holds no model.
     """
     info = read_bundle(path, device)
-    return Transcriber(open_engine(info, device, threads), info.name)
+    engine = open_engine(info, device, threads)
+    engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)], "en", Decoding(confidence=True))
+    model = Model(name or info.name, info.version, int(time.time()), engine.languages)
+    return Loaded(model, engine)
+
+
+class Guarded:
+    """An engine whose doubtful transcripts are decoded again, for recordings (askd_ray/models/long_form.py)."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def transcribe(self, waveforms: Sequence[Waveform], language: str | None = "en") -> list[Transcript]:
+        """Return the transcript of each clip of at most 30 s."""
+        return transcribe_guarded(self._engine, waveforms, language, GREEDY)
 
 
 def transcribe_files(bundle: Path, files: Sequence[Path], language: str = "en") -> Iterator[tuple[Path, str]]:
-    """Yield each audio file and its text, transcribed here with the bundle's model.
+    """Yield each audio file and its text, transcribed here with the bundle's model as the service would.
 
     Raises :class:`AskdError` for a folder that is no bundle, a language that the model does not know, and a file that
     is missing or cannot be used; missing files are found before the model is loaded.
@@ -65,9 +122,10 @@ def transcribe_files(bundle: Path, files: Sequence[Path], language: str = "en") 
     for file in files:
         if not file.is_file():
             raise AskdError(f"audio file {file} does not exist")
-    transcriber = open_bundle(bundle)
+    engine, vad = Guarded(load(bundle).engine), Vad()
     for file in files:
         try:
-            yield file, transcriber.transcribe(file.read_bytes(), language).text
+            waveform = decode(file.read_bytes())
         except AudioError as error:
             raise AskdError(f"{file}: {error}") from None
+        yield file, transcribe_long(engine, vad, waveform, language).text

@@ -1,231 +1,237 @@
-"""The OpenAI audio API as a FastAPI app, around anything that transcribes.
+"""The OpenAI audio API as a FastAPI app, around a recogniser.
 
-Contract: https://platform.openai.com/docs/api-reference/audio/createTranscription. Bad input is always answered with
-4xx: OpenAI's clients try again after anything from 500 on, so a bad file answered with 500 costs three runs.
+Contract: https://platform.openai.com/docs/api-reference/audio and its OpenAPI description.
 """
 
 import asyncio
+import contextlib
 import logging
-import math
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Semaphore
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Generator
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, File, Form, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import Depends, FastAPI, File, Request, UploadFile
+from fastapi.responses import Response, StreamingResponse
+from starlette.middleware.cors import CORSMiddleware
 
-from askd_ray.audio.decode import AudioError
+from askd_ray.audio.decode import AudioError, Waveform, duration_s
 from askd_ray.errors import AskdError
-from askd_ray.serve.engine import Transcription
+from askd_ray.serve.api_errors import ApiError, answer_errors, busy, server_error
+from askd_ray.serve.formats import MEDIA_TYPES, body, event, usage
+from askd_ray.serve.forms import Wanted, transcription, translation
+from askd_ray.serve.limits import MAX_FILE_BYTES, BodyLimit, KeyCheck, Room, too_large
+from askd_ray.serve.live.websocket import add_realtime
+from askd_ray.serve.metrics import Metrics, Observed, note
+from askd_ray.serve.page import add_page
+from askd_ray.serve.recogniser import BusyError, Heard, Model, Recogniser, UnknownModelError
+from askd_ray.serve.transcription import Transcription
 
-MAX_FILE_BYTES = 25 * 1024 * 1024
-_FORM_BYTES = 64 * 1024  # what the other fields of the form and its boundaries may take
-RUNNING, WAITING = 4, 32  # transcriptions at once, and in line behind them
 HEALTH_TIMEOUT_S = 15.0
-
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-class Transcribes(Protocol):
-    """What the API needs of an engine; :class:`askd_ray.serve.engine.Transcriber` is the real one."""
+@dataclass(frozen=True)
+class Limits:
+    """What the service takes on: requests at once (with those in line), and the seconds that one may take.
 
-    name: str
+    ``keys`` are the API keys that are let in (none: everyone), ``origins`` the web sites whose pages may ask (CORS).
+    """
 
-    def transcribe(self, audio: bytes, language: str = "en") -> Transcription:
-        """Return the text of an audio file. Called from several threads at once."""
-        ...
-
-    def check(self) -> None:
-        """Run a tiny inference; raises when it fails."""
-        ...
-
-
-class ApiError(Exception):
-    """An answer other than 200, in OpenAI's form."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-
-    def response(self, headers: dict[str, str] | None = None) -> JSONResponse:
-        """Return the HTTP response; all four keys are always there."""
-        kind = {429: "rate_limit_error"}.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        retry = {"Retry-After": "1"} if self.status == 429 else {}
-        return JSONResponse({"error": error}, self.status, headers={**retry, **(headers or {})})
+    requests: int = 64
+    request_s: float = 600.0
+    keys: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
 
-class Workers:
-    """Threads for inference: ``running`` calls at once and ``waiting`` more in line; any beyond are refused."""
-
-    def __init__(self, running: int, waiting: int):
-        self._threads = ThreadPoolExecutor(running)
-        self._places = Semaphore(running + waiting)
-
-    async def run(self, work: Callable[[], _T]) -> _T:
-        """Run ``work`` in a thread. Raises :class:`ApiError` 429 when all places are taken."""
-        if not self._places.acquire(blocking=False):
-            raise ApiError(429, "The server is busy: try again in a moment.", code="rate_limit_exceeded")
-        future = self._threads.submit(work)
-        # A caller who hangs up gives back a place in line at once, but a thread only when its work is done.
-        future.add_done_callback(lambda _: self._places.release())
-        return await asyncio.wrap_future(future)
-
-
-class BodyLimit:
-    """ASGI middleware: refuse a request body over ``max_bytes``, by its declared length or while it comes in."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int):
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        n_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal n_bytes
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            if n_bytes > self._max_bytes:
-                raise HTTPException(413, _too_large().message)  # FastAPI lets this kind through its form parser
-            return message
-
-        if scope["type"] == "http" and _declared_length(scope) > self._max_bytes:
-            await _too_large().response()(scope, receive, send)
-        else:
-            await self._app(scope, counted if scope["type"] == "http" else receive, send)
-
-
-def _declared_length(scope: Scope) -> int:
-    value = dict(scope["headers"]).get(b"content-length", b"")
-    return int(value) if value.isdigit() else 0
-
-
-def _too_large() -> ApiError:
-    return ApiError(413, f"The file is too large: at most {MAX_FILE_BYTES} bytes are allowed.", "file")
-
-
-def build_app(engine: Transcribes, running: int = RUNNING, waiting: int = WAITING) -> FastAPI:
-    """Return the app that serves one model: ``/v1/audio/transcriptions``, ``/v1/models`` and ``/health``."""
-    app = FastAPI(title="askd-ray", description="Speech to text with the OpenAI audio API")
-    app.add_middleware(BodyLimit, max_bytes=MAX_FILE_BYTES + _FORM_BYTES)
-    _answer_errors(app)
-    _add_transcriptions(app, engine, Workers(running, waiting))
-    _add_models(app, engine)
-    _add_health(app, engine)
+def build_app(recogniser: Recogniser, limits: Limits, metrics: Metrics) -> FastAPI:
+    """Return the app: the routes under ``/v1``, ``/health`` and ``/metrics``."""
+    app = FastAPI(
+        title="askd-ray", description="Speech to text with the OpenAI audio API", docs_url=None, redoc_url=None
+    )
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Room, most=limits.requests)
+    app.add_middleware(KeyCheck, keys=limits.keys)
+    if limits.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=limits.origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Observed, metrics=metrics)
+    answer_errors(app)
+    api = Api(recogniser, limits, metrics)
+    app.post("/v1/audio/transcriptions")(api.transcriptions)
+    app.post("/v1/audio/translations")(api.translations)
+    app.get("/v1/models")(api.models)
+    app.get("/v1/models/{model:path}")(api.one_model)
+    app.get("/health")(api.health)
+    app.get("/metrics")(api.metrics)
+    add_realtime(app, recogniser)
+    add_page(app)
     return app
 
 
-def _add_transcriptions(app: FastAPI, engine: Transcribes, workers: Workers) -> None:
-    @app.post("/v1/audio/transcriptions")
-    async def transcriptions(  # pyright: ignore[reportUnusedFunction]
-        file: Annotated[UploadFile, File()],
-        model: Annotated[str, Form()],
-        language: Annotated[str | None, Form(pattern="^[a-z]{2,3}$")] = None,
-        prompt: Annotated[str | None, Form()] = None,
-        response_format: Annotated[Literal["json", "text"], Form()] = "json",
-        temperature: Annotated[float, Form(ge=0.0, le=1.0)] = 0.0,
-        stream: Annotated[bool, Form()] = False,
+class Api:
+    """The routes."""
+
+    def __init__(self, recogniser: Recogniser, limits: Limits, metrics: Metrics):
+        self._recogniser, self._limits, self._metrics = recogniser, limits, metrics
+        self._checks = asyncio.Semaphore(1)
+
+    async def transcriptions(
+        self, request: Request, file: Annotated[UploadFile, File()], wanted: Annotated[Wanted, Depends(transcription)]
     ) -> Response:
-        """Transcribe an audio file. Decoding is greedy: ``prompt`` and ``temperature`` are accepted and not used."""
-        _check_model(model, engine)
-        if stream:
-            raise ApiError(400, "stream: only false is allowed", "stream")
-        if (file.size or 0) > MAX_FILE_BYTES:
-            raise _too_large()
-        audio = await file.read()
-        result = await _transcribe(lambda: engine.transcribe(audio, language or "en"), workers)
-        if response_format == "text":
-            return PlainTextResponse(result.text)
-        usage = {"type": "duration", "seconds": math.ceil(result.duration_s)}
-        return JSONResponse({"text": result.text, "usage": usage})
+        """Transcribe an audio file."""
+        return await self._answer(request, file, wanted)
 
+    async def translations(
+        self, request: Request, file: Annotated[UploadFile, File()], wanted: Annotated[Wanted, Depends(translation)]
+    ) -> Response:
+        """Translate an audio file to English, where the model has learnt that."""
+        return await self._answer(request, file, wanted)
 
-async def _transcribe(work: Callable[[], Transcription], workers: Workers) -> Transcription:
-    try:
-        return await workers.run(work)
-    except AudioError as error:
-        raise ApiError(400, f"The audio cannot be transcribed: {error}", "file") from None
-    except AskdError as error:  # loading is over: the only mistake left is a language that the model does not know
-        raise ApiError(400, str(error), "language") from None
-    except ApiError:
-        raise
-    except Exception as error:
-        _log.error("transcription failed", exc_info=error)
-        raise _server_error() from None
+    async def models(self) -> dict[str, Any]:
+        """List what is served."""
+        return {"object": "list", "data": [_card(model) for model in await self._recogniser.ears.models()]}
 
-
-def _server_error() -> ApiError:
-    return ApiError(500, "The server had an error while processing the request.")
-
-
-def _add_models(app: FastAPI, engine: Transcribes) -> None:
-    card = {"id": engine.name, "object": "model", "created": int(time.time()), "owned_by": "askd-ray"}
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
-        """List the one model that is served."""
-        return {"object": "list", "data": [card]}
-
-    @app.get("/v1/models/{model:path}")
-    async def one_model(model: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def one_model(self, model: str) -> dict[str, Any]:
         """Describe a model."""
-        _check_model(model, engine)
-        return card
+        return _card(await self._model(model))
 
-
-def _check_model(model: str, engine: Transcribes) -> None:
-    if model != engine.name:
-        message = f"The model {model!r} does not exist: {engine.name!r} is served here."
-        raise ApiError(404, message, "model", "model_not_found")
-
-
-def _add_health(app: FastAPI, engine: Transcribes) -> None:
-    # Its own thread: the check must neither wait behind long files nor, when inference hangs, leave a thread each time.
-    workers = Workers(running=1, waiting=8)
-
-    @app.get("/health")
-    async def health() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
+    async def health(self) -> dict[str, str]:
         """Run a tiny inference, since a server whose inference hangs still answers."""
         try:
-            await asyncio.wait_for(workers.run(engine.check), HEALTH_TIMEOUT_S)
+            async with asyncio.timeout(HEALTH_TIMEOUT_S), self._checks:
+                await self._recogniser.ears.check()
         except Exception as error:
             _log.error("health check failed: %s", type(error).__name__)
             raise ApiError(503, "The model does not answer.", code="unhealthy") from None
         return {"status": "ok"}
 
+    async def metrics(self) -> Response:
+        """Return the service's numbers, for Prometheus."""
+        return Response(self._metrics.exposition(), media_type=self._metrics.media_type)
 
-def _answer_errors(app: FastAPI) -> None:
-    async def api_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return error.response()
+    async def _answer(self, request: Request, file: UploadFile, wanted: Wanted) -> Response:
+        model = await self._model(wanted.ask.model)
+        wanted.check(model)
+        if (file.size or 0) > MAX_FILE_BYTES:
+            raise too_large()
+        audio = await file.read()
+        ends_at = asyncio.get_running_loop().time() + self._limits.request_s
+        if wanted.stream:
+            events = self._events(request, audio, wanted, ends_at)
+            # What is wrong with the request is an answer, not an event.
+            first = await _unless_gone(request, anext(events))
+            headers = {"Cache-Control": "no-cache"}
+            return StreamingResponse(_and_then(first, events), media_type="text/event-stream", headers=headers)
+        result = await _unless_gone(request, self._whole(request, audio, wanted, ends_at))
+        written = body(result, wanted.form, wanted.words, wanted.segments, wanted.ask.decoding.task)
+        return Response(written, media_type=MEDIA_TYPES[wanted.form])
 
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        return ApiError(400, f"{param}: {first['msg']}", param).response()
+    async def _whole(self, request: Request, audio: bytes, wanted: Wanted, ends_at: float) -> Transcription:
+        with self._mistakes_answered(request):
+            async with self._recogniser.loaded(audio) as waveform:
+                heard = [its async for its in self._listen(request, waveform, wanted, ends_at)]
+                language = heard[0].hearing.transcript.language if heard else wanted.ask.language or "en"
+                segments = tuple(segment for its in heard for segment in its.segments)
+                return Transcription(segments, language, duration_s(waveform))
 
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        if error.status_code in (404, 405):
-            message = f"Unknown request: {request.method} {request.url.path}"
-            answer = ApiError(error.status_code, message, code="unknown_url")
-        else:
-            answer = ApiError(error.status_code, str(error.detail), "file" if error.status_code == 413 else None)
-        return answer.response(dict(error.headers or {}))
+    async def _events(self, request: Request, audio: bytes, wanted: Wanted, ends_at: float) -> AsyncGenerator[str]:
+        """Yield OpenAI's events; the deltas joined are the text."""
+        said: list[str] = []
+        with self._mistakes_answered(request):
+            async with self._recogniser.loaded(audio) as waveform:
+                async for heard in self._listen(request, waveform, wanted, ends_at):
+                    delta = "".join(segment.text for segment in heard.segments)
+                    delta = delta if said else delta.lstrip()
+                    if delta:
+                        said.append(delta)
+                        yield event("transcript.text.delta", delta=delta)
+                seconds = duration_s(waveform)
+        yield event("transcript.text.done", text="".join(said), usage=usage(seconds))
 
-    async def unexpected(_: Request, error: Exception) -> Response:
-        _log.error("unexpected failure", exc_info=error)
-        return _server_error().response()
+    async def _listen(
+        self, request: Request, waveform: Waveform, wanted: Wanted, ends_at: float
+    ) -> AsyncGenerator[Heard]:
+        """Yield what is said, stretch by stretch, and count it.
 
-    app.add_exception_handler(ApiError, api_error)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, unexpected)
+        Raises :class:`TimeoutError` when that takes longer than until ``ends_at``.
+        """
+        note(request, model=wanted.ask.model, audio_s=duration_s(waveform))
+        async with contextlib.aclosing(self._recogniser.listen(waveform, wanted.ask)) as stretches:
+            while True:
+                async with asyncio.timeout_at(ends_at):  # never around a yield: another task may go on from there
+                    heard = await anext(stretches, None)
+                if heard is None:
+                    return
+                note(request, version=heard.hearing.version)
+                self._metrics.hear(wanted.ask.model, heard)
+                yield heard
+
+    @contextlib.contextmanager
+    def _mistakes_answered(self, request: Request) -> Generator[None]:
+        """Turn what goes wrong in the block into answers."""
+        try:
+            yield
+        except AudioError as error:
+            note(request, reason="audio")
+            raise ApiError(400, f"The audio cannot be transcribed: {error}", "file") from None
+        except UnknownModelError as error:  # it went while the request was in line
+            raise _unknown_model(error) from None
+        except AskdError as error:
+            raise ApiError(400, str(error), "language") from None
+        except BusyError:
+            raise busy() from None
+        except TimeoutError:
+            note(request, reason="time")
+            message = f"The request took longer than {self._limits.request_s:g} s."
+            raise ApiError(503, message, code="timeout") from None
+        except ApiError:
+            raise
+        except Exception as error:
+            _log.error("transcription failed", exc_info=error)
+            raise server_error() from None
+
+    async def _model(self, name: str) -> Model:
+        models = await self._recogniser.ears.models()
+        for model in models:
+            if model.name == name:
+                return model
+        raise _unknown_model(UnknownModelError(name, [model.name for model in models]))
+
+
+def _unknown_model(error: UnknownModelError) -> ApiError:
+    return ApiError(404, str(error), "model", "model_not_found")
+
+
+def _card(model: Model) -> dict[str, Any]:
+    card = {"id": model.name, "object": "model", "created": model.created_s, "owned_by": "askd-ray"}
+    return {**card, "version": model.version, "languages": list(model.languages)}
+
+
+async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """Return what ``work`` returns; it is cancelled when the client hangs up."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError(499, "The client closed the request.")  # nobody reads it; the log does
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+
+
+async def _and_then(first: str, events: AsyncGenerator[str]) -> AsyncGenerator[str]:
+    """Yield the first event and the others; a failure on the way is an event too, since the answer has begun."""
+    yield first
+    try:
+        async for its in events:
+            yield its
+    except ApiError as error:
+        yield event("error", **error.body())
+    finally:
+        await events.aclose()

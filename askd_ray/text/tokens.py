@@ -69,22 +69,43 @@ class Tokens:
             raise AskdError(f"{self.path}: the vocabulary has no token {token}")
         return token_id
 
-    def prompt(self, language: str = "en", previous: str = "", timestamps: bool = False) -> tuple[int, ...]:
+    @cached_property
+    def languages(self) -> tuple[str, ...]:
+        """The codes of the languages that the model knows, in the vocabulary's order."""
+        if not self.multilingual:
+            return ("en",)
+        first, end = self.id_of("<|startoftranscript|>") + 1, self.id_of("<|translate|>")
+        return tuple(str(self.tokenizer.id_to_token(i)).strip("<|>") for i in range(first, end))
+
+    def prompt(
+        self, language: str = "en", previous: str = "", timestamps: bool = False, task: str = "transcribe"
+    ) -> tuple[int, ...]:
         """Return the ids that a transcript starts with; ``previous`` is text that was said before it.
 
-        Raises :class:`AskdError` for a language that the model does not know, and for more previous text than fits.
+        Raises :class:`AskdError` for a language or a task that the model does not know, and for more previous text than
+        fits.
         """
         before = [self.id_of("<|startofprev|>"), *self.encode(previous)] if previous.strip() else []
         if len(before) > MOST_PROMPT_TOKENS + 1:
             raise AskdError(f"the prompt has {len(before) - 1} tokens: at most {MOST_PROMPT_TOKENS} are allowed")
         names = ["<|startoftranscript|>"]
         if self.multilingual:
-            names += [f"<|{language}|>", "<|transcribe|>"]
+            names += [f"<|{language}|>", f"<|{task}|>"]
         elif language != "en":
             raise AskdError(f"language {language!r}: {self.path} is an English-only model, only 'en' is allowed")
+        elif task != "transcribe":
+            raise AskdError(f"task {task!r}: {self.path} is an English-only model, only 'transcribe' is allowed")
         if not timestamps:
             names.append("<|notimestamps|>")
         return (*before, *(self.id_of(name) for name in names))
+
+    def fitting(self, previous: str) -> str:
+        """Return the end of a text that fits before a transcript: OpenAI's API reads no more of a prompt either."""
+        ids = self.encode(previous)
+        while len(ids) > MOST_PROMPT_TOKENS:  # the end of a text may have more tokens than were cut
+            previous = self.decode(ids[-MOST_PROMPT_TOKENS:] if len(ids) > MOST_PROMPT_TOKENS + 1 else ids[2:])
+            ids = self.encode(previous)
+        return previous
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text as Whisper writes it: with a leading space, without special tokens."""

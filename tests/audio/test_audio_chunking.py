@@ -1,44 +1,85 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askd_ray.audio.chunking import LEAST_S, SEARCH_S, quietest, split
+from askd_ray.audio.chunking import LONG_PAUSE_S, MOST_S, quietest, stretches
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of
+from askd_ray.audio.vad import Span
 
 
-@settings(max_examples=60, deadline=None)
-@given(n_samples=st.integers(0, 5 * PADDED_SAMPLES), seed=st.integers(0, 2**16))
-def test_no_sample_is_lost_or_doubled(n_samples: int, seed: int):
-    waveform = np.random.default_rng(seed).standard_normal(n_samples, dtype=np.float32)
-    stretches = split(waveform)
-    assert np.array_equal(np.concatenate(stretches), waveform)
-    assert max(len(s) for s in stretches) <= PADDED_SAMPLES
-    assert min(len(s) for s in stretches) >= min(n_samples, samples_of(LEAST_S))
-    assert all(len(s) >= PADDED_SAMPLES - samples_of(SEARCH_S + LEAST_S) for s in stretches[:-1])
+def noise(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, samples_of(seconds)).astype(np.float32)
 
 
-@pytest.mark.parametrize("n_samples", [PADDED_SAMPLES + 1, PADDED_SAMPLES + samples_of(0.5), 2 * PADDED_SAMPLES])
-def test_lengths_just_over_the_limit(n_samples: int):
-    stretches = split(np.ones(n_samples, np.float32))
-    assert sum(map(len, stretches)) == n_samples
-    assert min(map(len, stretches)) >= samples_of(LEAST_S)
+def spans(*pairs: tuple[float, float]) -> list[Span]:
+    return [Span(samples_of(a), samples_of(b)) for a, b in pairs]
 
 
-def test_up_to_30_s_stays_whole():
-    waveform = np.ones(PADDED_SAMPLES, np.float32)
-    assert [len(s) for s in split(waveform)] == [PADDED_SAMPLES]
-    assert [len(s) for s in split(waveform[:0])] == [0]
+def seconds(found: list[Span]) -> list[tuple[float, float]]:
+    return [(s.start / 16_000, s.end / 16_000) for s in found]
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.tuples(st.floats(0.1, 50.0), st.floats(0.0, 6.0)), max_size=12))
+def test_all_speech_is_in_one_stretch_and_none_is_too_long(lengths: list[tuple[float, float]]):
+    speech, at = list[Span](), 0
+    for length, pause in lengths:
+        speech.append(Span(at, at + samples_of(length)))
+        at = speech[-1].end + samples_of(pause)
+    found = stretches(np.random.default_rng(0).standard_normal(at, dtype=np.float32), speech)
+    assert all(0 < s.n_samples <= samples_of(MOST_S) for s in found)
+    assert all(a.end <= b.start for a, b in pairwise(found))
+    covered = np.zeros(at, bool)
+    for stretch in found:
+        covered[stretch.start : stretch.end] = True
+    for span in speech:
+        assert covered[span.start : span.end].all()
+    if at > samples_of(MOST_S):  # and no long pause
+        said = np.zeros(at, bool)
+        for span in speech:
+            said[span.start : span.end] = True
+        silent = np.flatnonzero(covered & ~said)
+        runs = np.split(silent, np.flatnonzero(np.diff(silent) > 1) + 1)
+        assert all(len(run) <= samples_of(LONG_PAUSE_S) + 1 for run in runs)
+
+
+def test_a_short_recording_is_whole_if_somebody_speaks_in_it():
+    waveform = noise(20.0)
+    assert stretches(waveform, spans((3.0, 4.0))) == [Span(0, len(waveform))]
+    assert stretches(waveform, []) == []
+    assert stretches(waveform[:0], []) == []
+
+
+def test_the_longest_pause_of_the_second_half_is_cut():
+    speech = spans((0.0, 4.0), (5.5, 11.0), (11.3, 15.0), (15.9, 18.0), (18.2, 30.0))
+    assert seconds(stretches(noise(30.0), speech)) == [(0.0, 15.0), (15.9, 30.0)]
+
+
+def test_speech_without_a_pause_is_cut_where_it_is_quietest():
+    waveform = noise(45.0)
+    waveform[samples_of(17.0) : samples_of(17.2)] *= 0.01
+    first, second, third = seconds(stretches(waveform, spans((0.0, 45.0))))
+    assert 17.0 < first[1] < 17.2
+    assert first[1] == second[0] and second[1] == third[0] and third[1] == 45.0
+
+
+def test_long_pauses_are_left_out():
+    assert seconds(stretches(noise(25.0), spans((1.0, 2.0), (3.0, 4.0), (9.0, 10.0)))) == [(1.0, 4.0), (9.0, 10.0)]
 
 
 @settings(max_examples=50, deadline=None)
-@given(pause_s=st.floats(25.1, 29.7), level=st.floats(0.0, 0.1))
-def test_the_cut_lies_in_the_pause(pause_s: float, level: float):
-    waveform = np.random.default_rng(0).uniform(-1, 1, 2 * PADDED_SAMPLES).astype(np.float32)
+@given(pause_s=st.floats(0.1, 29.7), level=st.floats(0.0, 0.1))
+def test_the_quietest_place_is_the_pause(pause_s: float, level: float):
+    waveform = noise(30.0)
     pause = slice(samples_of(pause_s), samples_of(pause_s + 0.2))
     waveform[pause] *= level
-    assert pause.start < len(split(waveform)[0]) < pause.stop
+    assert pause.start < quietest(waveform, 0, len(waveform)) < pause.stop
 
 
 def test_the_latest_of_equally_quiet_places_is_taken():
-    assert quietest(np.zeros(PADDED_SAMPLES, np.float32), 0, PADDED_SAMPLES) == PADDED_SAMPLES - samples_of(0.05)
+    waveform = np.zeros(PADDED_SAMPLES, np.float32)
+    assert quietest(waveform, 0, PADDED_SAMPLES) == PADDED_SAMPLES - samples_of(0.05)
+    assert quietest(waveform, 100, 5000) == pytest.approx(5000 - samples_of(0.05), abs=samples_of(0.01))

@@ -1,85 +1,111 @@
-import io
-from collections.abc import Sequence
+"""Real tiny.en, real speech: what one hears alone, many hear together."""
+
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+from serving import OwnProcess, spoken, wav
 
-from askd_ray.audio.decode import AudioError
+from askd_ray.audio.units import samples_of
 from askd_ray.errors import AskdError
-from askd_ray.models.engine import Transcript
-from askd_ray.serve.engine import Transcriber, transcribe_files
+from askd_ray.models.engine import Decoding
+from askd_ray.serve.engine import Loaded, Models, load, transcribe_files
+from askd_ray.serve.recogniser import Ask, Recogniser, UnknownModelError
+from askd_ray.serve.transcription import Transcription
+from askd_ray.text.error_rate import count_word_errors
+from askd_ray.text.normalize import normalizer
 
 
-def wav(seconds: float, level: float = 0.5) -> bytes:
-    samples = np.random.default_rng(0).uniform(-level, level, int(seconds * 16_000))
-    file = io.BytesIO()
-    soundfile.write(file, samples, 16_000, format="WAV")
-    return file.getvalue()
+@pytest.fixture(scope="module")
+def loaded(weights: Path) -> Loaded:
+    return load(weights, "tiny.en")
 
 
-class CountingEngine:
-    """Says which clip it heard, and how long that was."""
-
-    def __init__(self):
-        self.lengths: list[int] = []
-
-    def transcribe(self, waveforms: Sequence[np.ndarray], language: str = "en") -> list[Transcript]:
-        texts = []
-        for waveform in waveforms:
-            self.lengths.append(len(waveform))
-            texts.append(Transcript(f"{language}{len(self.lengths)}", (), 0.0, 0.0))
-        return texts
+def recogniser(loaded: Loaded) -> Recogniser:
+    models = Models()
+    models.put(loaded)
+    return Recogniser(models, OwnProcess())
 
 
-def test_long_audio_is_transcribed_stretch_by_stretch_and_joined():
-    engine = CountingEngine()
-    result = Transcriber(engine, "m").transcribe(wav(65.0), "de")
-    assert result.text == "de1 de2 de3"
-    assert result.duration_s == 65.0
-    assert sum(engine.lengths) == 65 * 16_000
+async def heard(listener: Recogniser, waveform: np.ndarray, ask: Ask) -> Transcription:
+    found = [its async for its in listener.listen(waveform, ask)]
+    return Transcription(tuple(s for its in found for s in its.segments), "en", len(waveform) / 16_000)
 
 
-def test_the_second_file_starts_afresh():
-    engine = CountingEngine()
-    transcriber = Transcriber(engine, "m")
-    transcriber.transcribe(wav(31.0))
-    engine.lengths.clear()
-    assert transcriber.transcribe(wav(1.0)).text == "en1"
+@pytest.mark.slow
+def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: Loaded, speech: Path):
+    """Clips and a long recording together, in batches as they come; nothing stays from one request to the next."""
+    clips = [waveform for waveform, _ in spoken(speech, 8)]
+    recording = np.concatenate([p for clip in clips for p in (clip, np.zeros(samples_of(0.6), np.float32))])
+    asks = [
+        (clip, Ask("tiny.en", decoding=Decoding(confidence=i % 2 == 0))) for i, clip in enumerate([*clips, recording])
+    ]
+
+    async def together(n: int) -> list[Transcription]:
+        listener = recogniser(loaded)
+        return await asyncio.gather(*(heard(listener, *ask) for _ in range(n) for ask in asks))
+
+    async def alone() -> list[Transcription]:
+        return [await heard(recogniser(loaded), *ask) for ask in asks]
+
+    expected = asyncio.run(alone())
+    found = asyncio.run(together(2))
+    assert found == expected * 2
+    assert len({its.text for its in expected}) == len(expected)
+    normalize = normalizer("en")
+    said = [normalize(text) for _, text in spoken(speech, 8)]
+    assert count_word_errors(said, [normalize(its.text) for its in expected[:-1]]).rate < 0.1
+    whole = count_word_errors([" ".join(said)], [normalize(expected[-1].text)])
+    assert whole.rate < 0.1  # no word lost or doubled at the borders of stretches
 
 
-def test_silence_is_empty_text_and_no_work():
-    engine = CountingEngine()
-    assert Transcriber(engine, "m").transcribe(wav(3.0, level=0.0)).text == ""
-    assert engine.lengths == []
+@pytest.mark.slow
+def test_words_are_where_they_are_said(loaded: Loaded, speech: Path):
+    """The same clip behind five seconds of silence: all words come five seconds later."""
+    ((clip, _),) = spoken(speech)
+    ask = Ask("tiny.en", decoding=Decoding(confidence=True))
+    early = asyncio.run(heard(recogniser(loaded), clip, ask))
+    later = np.concatenate([np.zeros(samples_of(25.0), np.float32), clip])  # over 20 s: only the speech is decoded
+    late = asyncio.run(heard(recogniser(loaded), later, ask))
+    assert late.text == early.text
+    starts = [(a.start_s, b.start_s) for a, b in zip(early.words, late.words, strict=True)]
+    assert all(b - a == pytest.approx(25.0, abs=0.3) for a, b in starts)
+    assert all(0.0 < w.probability <= 1.0 for w in early.words)
+    assert all(a.end_s <= b.start_s + 1e-6 for a, b in zip(early.words, early.words[1:], strict=False))
 
 
-@pytest.mark.parametrize("audio", [b"", b"not audio at all", wav(2.0)[:-999]])
-def test_bad_audio(audio: bytes):
-    with pytest.raises(AudioError):
-        Transcriber(CountingEngine(), "m").transcribe(audio)
+@pytest.mark.slow
+def test_what_cannot_be_heard(loaded: Loaded, speech: Path):
+    ((clip, _),) = spoken(speech)
+    listener = recogniser(loaded)
+    with pytest.raises(UnknownModelError, match=r"'whisper-9' does not exist: 'tiny\.en'"):
+        asyncio.run(listener.ears.hear(clip, Ask("whisper-9"), "me"))
+    with pytest.raises(AskdError, match="English-only"):
+        asyncio.run(recogniser(loaded).ears.hear(clip, Ask("tiny.en", "fr"), "me"))
+    asyncio.run(recogniser(loaded).ears.check())
 
 
-def test_too_long_audio():
-    with pytest.raises(AudioError, match="longer than 5 s"):
-        Transcriber(CountingEngine(), "m", max_audio_s=5.0).transcribe(wav(5.5))
+@pytest.mark.slow
+def test_a_prompt_of_any_length_is_taken_from_its_end(loaded: Loaded, speech: Path):
+    ((clip, _),) = spoken(speech)
+    ask = Ask("tiny.en", "en", Decoding(previous="Asterisk, voicemail. " * 400))
+    assert asyncio.run(heard(recogniser(loaded), clip, ask)).text
+    assert len(loaded.engine.fitting("nine " * 1000).split()) == 223
+    assert loaded.engine.fitting("short") == "short"
 
 
-def test_check_runs_the_model_even_though_the_clip_is_silent():
-    engine = CountingEngine()
-    Transcriber(engine, "m").check()
-    assert engine.lengths == [16_000]
-
-
-def test_files_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("askd_ray.serve.engine.open_bundle", lambda path: Transcriber(CountingEngine(), path.name))
+@pytest.mark.slow
+def test_files_one_after_another(tmp_path: Path, weights: Path, speech: Path):
+    ((clip, text),) = spoken(speech)
     good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
-    good.write_bytes(wav(1.0))
+    good.write_bytes(wav(clip))
     bad.write_bytes(b"no sound")
-    texts = transcribe_files(tmp_path, [good, bad], "de")
-    assert next(texts) == (good, "de1")
+    texts = transcribe_files(weights, [good, bad])
+    path, said = next(texts)
+    normalize = normalizer("en")
+    assert path == good and count_word_errors([normalize(text)], [normalize(said)]).rate < 0.2
     with pytest.raises(AskdError, match=r"bad\.wav: unreadable audio"):
         next(texts)
     with pytest.raises(AskdError, match=r"gone\.wav does not exist"):
-        next(transcribe_files(tmp_path, [good, tmp_path / "gone.wav"]))
+        next(transcribe_files(weights, [good, tmp_path / "gone.wav"]))

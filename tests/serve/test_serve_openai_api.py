@@ -1,61 +1,60 @@
+"""The API around ears that do as they are told."""
+
 import asyncio
+import json
 import logging
-import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from serving import FakeEars, app_around, spoken, wav
 
-from askd_ray.audio.decode import AudioError
+from askd_ray.audio.units import samples_of
 from askd_ray.errors import AskdError
-from askd_ray.serve import openai_api
-from askd_ray.serve.engine import Transcription
-from askd_ray.serve.openai_api import MAX_FILE_BYTES, build_app
+from askd_ray.models.engine import Transcript
+from askd_ray.serve import openai_api, recogniser
+from askd_ray.serve.limits import MAX_FILE_BYTES
+from askd_ray.serve.openai_api import Limits
+from askd_ray.serve.recogniser import Ask
 
 URL = "/v1/audio/transcriptions"
 
 
-class FakeEngine:
-    """Answers with what it was given; raises or waits when told to."""
+@pytest.fixture(scope="module")
+def clip(speech: Path) -> bytes:
+    return wav(spoken(speech)[0][0])
 
-    name = "student"
 
-    def __init__(self):
-        self.error: Exception | None = None
-        self.gate: threading.Event | None = None
-        self.languages: list[str] = []
-
-    def transcribe(self, audio: bytes, language: str = "en") -> Transcription:
-        self.languages.append(language)
-        self.check()
-        return Transcription(f"{len(audio)} bytes, secret words", 1.2)
-
-    def check(self) -> None:
-        if self.gate is not None:
-            self.gate.wait(10)
-        if self.error is not None:
-            raise self.error
+@pytest.fixture(scope="module")
+def long_clip(speech: Path) -> bytes:
+    """Over a minute: several stretches."""
+    pause = np.zeros(samples_of(0.7), np.float32)
+    return wav(np.concatenate([piece for waveform, _ in spoken(speech, 14) for piece in (waveform, pause)]))
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
+def ears() -> FakeEars:
+    return FakeEars()
 
 
 @pytest.fixture
-def client(engine: FakeEngine) -> Iterator[TestClient]:
-    with TestClient(build_app(engine)) as client:
+def client(ears: FakeEars) -> Iterator[TestClient]:
+    with TestClient(app_around(ears)) as client:
         yield client
 
 
-def post(client: TestClient, audio: bytes | None = b"abc", **fields: str) -> httpx.Response:
+def post(client: TestClient, audio: bytes | None, url: str = URL, **fields: Any) -> httpx.Response:
     files = {} if audio is None else {"file": ("a.wav", audio)}
-    return client.post(URL, files=files, data={"model": "student"} | fields)
+    return client.post(url, files=files, data={"model": "student"} | fields)
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, str | None]:
-    assert response.status_code == status
+    assert response.status_code == status, response.text
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
@@ -63,33 +62,120 @@ def error_of(response: httpx.Response, status: int) -> dict[str, str | None]:
     return error
 
 
-def test_json_and_text(client: TestClient, engine: FakeEngine):
-    answer = post(client).json()
-    assert answer == {"text": "3 bytes, secret words", "usage": {"type": "duration", "seconds": 2}}
-    text = post(client, response_format="text", language="de")
-    assert text.text == "3 bytes, secret words"
-    assert text.headers["content-type"].startswith("text/plain")
-    assert engine.languages == ["en", "de"]
+def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
 
 
-def test_what_clients_send_and_the_model_does_not_need_is_accepted(client: TestClient):
-    assert post(client, prompt="Hello", temperature="0.2", stream="false").status_code == 200
+def test_the_five_formats(client: TestClient, clip: bytes, ears: FakeEars):
+    n_samples = (len(clip) - 44) // 2
+    text = f"Secret {n_samples} samples."
+    assert post(client, clip).json()["text"] == text
+    assert post(client, clip, response_format="text").text == text + "\n"
+    srt, vtt = (post(client, clip, response_format=form).text for form in ("srt", "vtt"))
+    assert srt.startswith("1\n00:00:00,") and f"\n{text}\n" in srt
+    assert vtt.startswith("WEBVTT\n\n00:00:00.") and f"\n{text}\n" in vtt
+    verbose = post(client, clip, response_format="verbose_json", language="en").json()
+    assert (verbose["text"], verbose["language"], verbose["task"]) == (text, "english", "transcribe")
+    assert verbose["duration"] == pytest.approx(n_samples / 16_000, abs=1e-3)
+    (segment,) = verbose["segments"]
+    numbers = {"id", "seek", "start", "end", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"}
+    assert segment.keys() == {*numbers, "text", "tokens"}
+    assert segment["tokens"][:3] == [0, 1, 2] and "words" not in verbose
+    assert [ask.decoding.confidence for ask in ears.asked] == [False, False, True, True, True]
+
+
+def test_words_have_times_and_probabilities(client: TestClient, clip: bytes):
+    fields = {"response_format": "verbose_json", "timestamp_granularities[]": ["word"]}
+    verbose = post(client, clip, **fields).json()
+    assert "segments" not in verbose
+    assert [word["word"] for word in verbose["words"]][::2] == ["Secret", "samples."]
+    assert all(word["start"] < word["end"] <= verbose["duration"] for word in verbose["words"])
+    both = {**fields, "timestamp_granularities[]": ["word", "segment"]}
+    assert {"words", "segments"} <= post(client, clip, **both).json().keys()
+
+
+def test_streamed_is_what_is_not_streamed(client: TestClient, long_clip: bytes, ears: FakeEars):
+    whole = post(client, long_clip).json()
+    assert len(ears.heard) > 2
+    answer = post(client, long_clip, stream="true")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *deltas, done = events_of(answer)
+    assert [its["type"] for its in deltas] == ["transcript.text.delta"] * len(deltas) and len(deltas) > 2
+    assert done["type"] == "transcript.text.done"
+    assert "".join(its["delta"] for its in deltas) == done["text"] == whole["text"]
+    assert done["usage"] == whole["usage"]
+
+
+def test_the_first_stretch_says_the_language_of_all(client: TestClient, long_clip: bytes, ears: FakeEars):
+    assert post(client, long_clip, response_format="verbose_json").json()["language"] == "german"
+    assert [ask.language for ask in ears.asked] == [None] + ["de"] * (len(ears.asked) - 1)
+
+
+def test_silence_is_an_empty_text_and_no_work(client: TestClient, ears: FakeEars):
+    silence = wav(np.zeros(samples_of(3.0), np.float32))
+    assert post(client, silence).json() == {"text": "", "usage": {"type": "duration", "seconds": 3}}
+    verbose = post(client, silence, response_format="verbose_json").json()
+    assert (verbose["text"], verbose["segments"]) == ("", [])
+    assert [its["type"] for its in events_of(post(client, silence, stream="true"))] == ["transcript.text.done"]
+    assert ears.heard == []
+
+
+def test_translations(client: TestClient, clip: bytes, ears: FakeEars):
+    answer = post(client, clip, "/v1/audio/translations", response_format="verbose_json").json()
+    assert answer["task"] == "translate" and answer["segments"]
+    assert [(ask.decoding.task, ask.language) for ask in ears.asked] == [("translate", None)]
+    english = error_of(post(client, clip, "/v1/audio/translations", model="other"), 400)
+    assert english["param"] == "model" and "cannot translate" in str(english["message"])
+
+
+def test_what_is_asked_reaches_the_ears(client: TestClient, clip: bytes, ears: FakeEars):
+    vad = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
+    fields = {"prompt": "Hello", "temperature": "0.2", "language": "de", "chunking_strategy": json.dumps(vad)}
+    assert post(client, clip, **fields).status_code == 200
+    (ask,) = ears.asked
+    assert (ask.decoding.previous, ask.decoding.temperature, ask.language) == ("Hello", 0.2, "de")
+    assert (ask.turns.threshold, ask.turns.silence_s, ask.turns.padding_s) == (0.2, 0.7, 0.1)
+
+
+def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, clip: bytes, ears: FakeEars):
+    """A model may end after the first of several sentences: the answer would be 200, and most words lost."""
+    n_samples = (len(clip) - 44) // 2
+    transcript = ears.transcript
+
+    def lazy(stretch: np.ndarray, ask: Ask) -> Transcript:
+        said = transcript(stretch, ask)
+        return replace(said, text="Secret", token_ids=(1,)) if len(stretch) == n_samples else said
+
+    ears.transcript = lazy
+    text = post(client, clip).json()["text"]
+    whole, first, second = (len(stretch) for stretch in ears.heard)
+    assert whole == n_samples == first + second
+    assert text == f"Secret {first} samples. Secret {second} samples."
+    ears.transcript = lambda stretch, ask: replace(transcript(stretch, ask), text="One", token_ids=())
+    assert post(client, clip).json()["text"] == "One"  # the halves say no more
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "said"),
     [
-        ({"response_format": "verbose_json"}, "response_format", "'json' or 'text'"),
+        ({"response_format": "xml"}, "response_format", "'verbose_json'"),
         ({"temperature": "2"}, "temperature", "less than or equal to 1"),
         ({"temperature": "hot"}, "temperature", "number"),
-        ({"language": "English"}, "language", "pattern"),
-        ({"stream": "true"}, "stream", "only false"),
+        ({"language": "English"}, "language", "none of Whisper's language codes"),
+        ({"language": "de", "model": "other"}, "language", "only 'en' is allowed"),
+        ({"stream": "true", "response_format": "srt"}, "stream", "srt cannot be streamed"),
+        ({"timestamp_granularities[]": "word"}, "timestamp_granularities", "needs response_format=verbose_json"),
+        ({"timestamp_granularities[]": "letter"}, "timestamp_granularities[].0", "'word' or 'segment'"),
+        ({"chunking_strategy": "none"}, "chunking_strategy", "'auto' or an object"),
+        ({"chunking_strategy": '{"type": "client_vad"}'}, "chunking_strategy", "server_vad"),
+        ({"chunking_strategy": '{"type": "server_vad", "threshold": 3}'}, "chunking_strategy", "less than 1"),
+        ({"chunking_strategy": "[" * 100_000}, "chunking_strategy", "'auto' or an object"),
     ],
 )
 def test_bad_fields_name_the_field_and_what_is_allowed(
-    client: TestClient, fields: dict[str, str], param: str, said: str
+    client: TestClient, clip: bytes, fields: dict[str, str], param: str, said: str
 ):
-    error = error_of(post(client, **fields), 400)
+    error = error_of(post(client, clip, **fields), 400)
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
     assert said in str(error["message"])
@@ -99,7 +185,7 @@ def test_missing_fields(client: TestClient):
     assert error_of(client.post(URL, data={"model": "student"}), 400)["param"] == "file"
     assert error_of(client.post(URL, files={"file": b"abc"}), 400)["param"] == "model"
     assert error_of(client.post(URL, data={"model": "student", "file": "no file"}), 400)["param"] == "file"
-    assert error_of(client.post(URL, json={"model": "student"}), 400)["param"] == "file"
+    assert error_of(client.post(URL, json={"model": "student"}), 400)["param"] in ("file", "model")
 
 
 def test_a_broken_form(client: TestClient):
@@ -108,8 +194,38 @@ def test_a_broken_form(client: TestClient):
     error_of(client.post(URL, content=b"x", headers={"content-type": "multipart/form-data"}), 400)
 
 
-def test_unknown_model_path_and_method(client: TestClient):
-    assert error_of(post(client, model="whisper-9"), 404)["code"] == "model_not_found"
+@pytest.mark.parametrize("audio", [b"", b"not audio at all"])
+def test_bad_audio_is_400(client: TestClient, audio: bytes):
+    assert error_of(post(client, audio), 400)["param"] == "file"
+    assert error_of(post(client, audio, stream="true"), 400)["param"] == "file"
+
+
+def test_too_much_audio_in_memory_is_busy(
+    client: TestClient, clip: bytes, monkeypatch: pytest.MonkeyPatch, ears: FakeEars
+):
+    monkeypatch.setattr(recogniser, "MOST_HELD_S", 8.0)
+    hear, inner = ears.hear, list[httpx.Response]()
+
+    async def hear_and_ask(*args: Any):
+        ears.hear = hear
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+            inner.append(await other.post(URL, files={"file": clip}, data={"model": "student"}))
+        return await hear(*args)
+
+    ears.hear = hear_and_ask
+    assert post(client, clip).status_code == 200  # one file may be as long as it likes
+    assert error_of(inner[0], 429)["code"] == "rate_limit_exceeded"
+    assert post(client, clip).status_code == 200
+
+
+def test_too_long_audio(clip: bytes):
+    client = TestClient(app_around(FakeEars(), max_audio_s=1.0))
+    assert "longer than 1 s" in str(error_of(post(client, clip), 400)["message"])
+
+
+def test_unknown_model_path_and_method(client: TestClient, clip: bytes):
+    assert error_of(post(client, clip, model="whisper-9"), 404)["code"] == "model_not_found"
     assert error_of(client.get("/v1/models/whisper-9"), 404)["code"] == "model_not_found"
     assert error_of(client.get("/v1/nothing"), 404)["code"] == "unknown_url"
     wrong = client.get(URL)
@@ -119,123 +235,119 @@ def test_unknown_model_path_and_method(client: TestClient):
 
 def test_models(client: TestClient):
     listed = client.get("/v1/models").json()
-    assert [m["id"] for m in listed["data"]] == ["student"]
+    assert [m["id"] for m in listed["data"]] == ["student", "other"]
     assert client.get("/v1/models/student").json() == listed["data"][0]
 
 
-@pytest.mark.parametrize(
-    ("error", "param"), [(AudioError("longer than 5 s"), "file"), (AskdError("language 'xx': unknown"), "language")]
-)
-def test_what_the_client_can_mend_is_400(client: TestClient, engine: FakeEngine, error: Exception, param: str):
-    engine.error = error
-    answer = error_of(post(client), 400)
-    assert answer["param"] == param
-    assert str(error) in str(answer["message"])
+def test_what_the_client_can_mend_is_400(client: TestClient, clip: bytes, ears: FakeEars):
+    ears.error = AskdError("language 'xx': unknown")
+    assert error_of(post(client, clip), 400)["message"] == "language 'xx': unknown"
 
 
-def test_a_failure_of_ours_is_500_and_says_nothing_of_the_inside(client: TestClient, engine: FakeEngine):
-    engine.error = RuntimeError("/home/me/model.bin: out of memory")
-    error = error_of(post(client), 500)
+def test_a_failure_of_ours_is_500_and_says_nothing_of_the_inside(client: TestClient, clip: bytes, ears: FakeEars):
+    ears.error = RuntimeError("/home/me/model.bin: out of memory")
+    error = error_of(post(client, clip), 500)
     assert error["type"] == "api_error"
     assert "model.bin" not in str(error["message"])
-    engine.error = None
-    assert post(client).status_code == 200
+    ears.error = None
+    assert post(client, clip).status_code == 200
 
 
-def test_a_mistake_in_the_server_itself_is_500_too(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(openai_api, "PlainTextResponse", None)
-    client = TestClient(build_app(engine), raise_server_exceptions=False)
-    assert error_of(post(client, response_format="text"), 500)["type"] == "api_error"
+def test_a_failure_in_the_middle_of_a_stream_is_an_event(client: TestClient, long_clip: bytes, ears: FakeEars):
+    hear = ears.hear
+
+    async def hear_once(*args: Any):
+        if ears.heard:
+            raise RuntimeError("gone")
+        return await hear(*args)
+
+    ears.hear = hear_once
+    first, last = events_of(post(client, long_clip, stream="true"))
+    assert first["type"] == "transcript.text.delta"
+    assert last["type"] == "error" and last["error"]["type"] == "api_error"
+
+
+def test_a_request_has_its_time(clip: bytes, ears: FakeEars):
+    ears.gate = asyncio.Event()
+    client = TestClient(app_around(ears, Limits(request_s=0.2)))
+    answer = post(client, clip)
+    assert error_of(answer, 503)["code"] == "timeout" and answer.headers["retry-after"]
 
 
 def test_the_largest_file_is_taken_and_one_byte_more_is_not(client: TestClient):
-    assert post(client, bytes(MAX_FILE_BYTES)).json()["text"].startswith("26214400 bytes")
+    assert "unreadable" in str(error_of(post(client, bytes(MAX_FILE_BYTES)), 400)["message"])
     error = error_of(post(client, bytes(MAX_FILE_BYTES + 1)), 413)
     assert error["param"] == "file"
     assert "26214400" in str(error["message"])
 
 
-def test_a_declared_length_is_refused_before_anything_is_read(engine: FakeEngine):
-    async def never_read() -> dict[str, object]:
-        raise AssertionError("the body was read")
+def test_who_hangs_up_takes_the_work_along(ears: FakeEars, clip: bytes):
+    """The form is read, the ears wait at the gate, and the client goes."""
+    request = httpx.Request("POST", f"http://test{URL}", files={"file": clip}, data={"model": "student"})
+    body, left = request.read(), asyncio.Event()
 
-    answers = asyncio.run(_raw(engine, never_read, [(b"content-length", b"99999999")]))
-    assert answers[0]["status"] == 413
+    async def scenario() -> None:
+        ears.gate = asyncio.Event()
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-
-def test_a_body_of_unknown_length_is_refused_while_it_comes_in(engine: FakeEngine):
-    part = b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-    read = 0
-
-    async def endless() -> dict[str, object]:
-        nonlocal read
-        body = part if read == 0 else bytes(1 << 20)
-        read += len(body)
-        return {"type": "http.request", "body": body, "more_body": True}
-
-    answers = asyncio.run(_raw(engine, endless, [(b"content-type", b"multipart/form-data; boundary=B")]))
-    assert answers[0]["status"] == 413
-    assert b'"param":"file"' in answers[1]["body"]
-    assert read < MAX_FILE_BYTES + (2 << 20)
-
-
-async def _raw(engine: FakeEngine, receive, headers: list[tuple[bytes, bytes]]) -> list[dict]:
-    """Send one request as raw ASGI messages, and return the raw answer."""
-    answers: list[dict] = []
-
-    async def send(message: dict) -> None:
-        answers.append(message)
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": URL,
-        "query_string": b"",
-        "headers": headers,
-        "http_version": "1.1",
-    }
-    await build_app(engine)(scope, receive, send)
-    return answers
-
-
-def test_when_all_places_are_taken_it_is_429_with_retry_after(engine: FakeEngine):
-    engine.gate = threading.Event()
-
-    async def crowd() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(build_app(engine, running=1, waiting=2))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            form = {"files": {"file": b"abc"}, "data": {"model": "student"}}
-            tasks = [asyncio.create_task(client.post(URL, **form)) for _ in range(5)]
-            while sum(task.done() for task in tasks) < 2:
+        async def receive() -> dict[str, Any]:
+            for message in messages:
+                return message
+            while not ears.heard:
                 await asyncio.sleep(0.01)
-            engine.gate.set()
-            answers = list(await asyncio.gather(*tasks))
-            return [*answers, await client.post(URL, **form)]
+            return {"type": "http.disconnect"}
 
-    *answers, later = asyncio.run(asyncio.wait_for(crowd(), 10))
-    assert sorted(a.status_code for a in answers) == [200, 200, 200, 429, 429]
-    busy = next(a for a in answers if a.status_code == 429)
-    assert error_of(busy, 429)["type"] == "rate_limit_error"
-    assert busy.headers["retry-after"] == "1"
-    assert later.status_code == 200
+        async def send(message: dict[str, Any]) -> None:
+            pass
+
+        headers = [(name.lower().encode(), value.encode()) for name, value in request.headers.items()]
+        scope = {"type": "http", "method": "POST", "path": URL, "query_string": b"", "headers": headers}
+        hear = ears.hear
+
+        async def hear_until_cancelled(*args: Any):
+            try:
+                return await hear(*args)
+            except asyncio.CancelledError:
+                left.set()
+                raise
+
+        ears.hear = hear_until_cancelled
+        await asyncio.wait_for(app_around(ears)({**scope, "http_version": "1.1"}, receive, send), 10)
+        await asyncio.wait_for(left.wait(), 10)
+
+    asyncio.run(scenario())
+    assert left.is_set()
 
 
-def test_health(client: TestClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch):
+def test_health(client: TestClient, ears: FakeEars, monkeypatch: pytest.MonkeyPatch):
     assert client.get("/health").json() == {"status": "ok"}
-    engine.error = RuntimeError("broken")
+    ears.error = RuntimeError("broken")
     error_of(client.get("/health"), 503)
-    engine.error, engine.gate = None, threading.Event()
+    ears.error, ears.gate = None, asyncio.Event()
     monkeypatch.setattr(openai_api, "HEALTH_TIMEOUT_S", 0.05)
     error_of(client.get("/health"), 503)
-    engine.gate.set()
-    monkeypatch.undo()
-    assert client.get("/health").status_code == 200
 
 
-def test_no_transcript_in_the_logs(client: TestClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.DEBUG):
-        assert "secret words" in post(client).text
-        engine.error = RuntimeError("broken")
-        post(client)
-    assert "transcription failed" in caplog.text
-    assert "secret words" not in caplog.text
+def test_numbers_and_the_log_tell_of_requests_and_never_what_was_said(
+    client: TestClient, clip: bytes, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    answer = client.post(
+        URL, files={"file": clip}, data={"model": "student", "prompt": "my own name"}, headers={"x-request-id": "abc-1"}
+    )
+    assert answer.headers["x-request-id"] == "abc-1"
+    post(client, b"nothing")
+    (line,) = [r.getMessage() for r in caplog.records if "abc-1" in r.getMessage()]
+    told = json.loads(line)
+    assert (told["status"], told["model"], told["version"]) == (200, "student", "v1")
+    assert told["audio_s"] > 1.0 and told["ms"] > 0.0
+    numbers = client.get("/metrics").text
+    assert f'askd_requests_total{{route="{URL}",status="200"}} 1.0' in numbers
+    assert 'askd_rejects_total{reason="audio"} 1.0' in numbers
+    assert 'askd_stretches_total{model="student",version="v1"} 1.0' in numbers
+    assert "Secret" not in caplog.text and "my own name" not in caplog.text and "Secret" not in numbers
+
+
+def test_a_strange_request_id_is_not_taken_over(client: TestClient):
+    answer = client.get("/health", headers={"x-request-id": 'a"b{evil}'})
+    assert answer.headers["x-request-id"].isalnum()

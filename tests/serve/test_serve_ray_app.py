@@ -1,22 +1,34 @@
 """The whole service: real Ray Serve, real tiny.en, real speech, clients that people use."""
 
+import base64
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
+import psutil
 import pytest
+import torch
+import torchaudio.functional
 
+from askd_ray.audio.decode import decode
 from askd_ray.errors import AskdError
-from askd_ray.serve.openai_api import MAX_FILE_BYTES
-from askd_ray.serve.ray_app import ServiceArgs, serve_bundle, stop_serving
+from askd_ray.serve.limits import MAX_FILE_BYTES
+from askd_ray.serve.ray_app import serve_bundles, stop_serving
+from askd_ray.serve.settings import ServiceArgs
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 
 N_CLIPS = 6
+
+
+def resample_to_24_khz(waveform: np.ndarray) -> np.ndarray:
+    return torchaudio.functional.resample(torch.from_numpy(waveform), 16_000, 24_000).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +37,7 @@ def url(ray_session: None, weights: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     try:
-        yield serve_bundle(weights, port=port, name="tiny.en", blocking=False)
+        yield serve_bundles(ServiceArgs(models={"tiny.en": str(weights)}), port=port, blocking=False)
     finally:
         stop_serving()
 
@@ -77,10 +89,94 @@ def test_mistakes_reach_the_client_as_its_own_errors(client: openai.OpenAI, clip
     with pytest.raises(openai.NotFoundError) as unknown:
         client.audio.transcriptions.create(model="whisper-9", file=clips[0][0])
     assert unknown.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError, match="English-only"):
+    with pytest.raises(openai.BadRequestError, match="only 'en' is allowed"):
         client.audio.transcriptions.create(model="tiny.en", file=clips[0][0], language="fr")
-    with pytest.raises(openai.BadRequestError, match="'json' or 'text'"):
-        client.audio.transcriptions.create(model="tiny.en", file=clips[0][0], response_format="srt")
+    with pytest.raises(openai.BadRequestError, match="verbose_json"):
+        client.audio.transcriptions.create(model="tiny.en", file=clips[0][0], timestamp_granularities=["word"])
+
+
+@pytest.mark.slow
+def test_every_format_through_the_openai_client(client: openai.OpenAI, clips: list[tuple[Path, str]]):
+    path = clips[0][0]
+    create = client.audio.transcriptions.create
+    text = create(model="tiny.en", file=path).text
+    assert create(model="tiny.en", file=path, response_format="text").strip() == text
+    assert create(model="tiny.en", file=path, response_format="srt").startswith("1\n00:00:0")
+    assert create(model="tiny.en", file=path, response_format="vtt").startswith("WEBVTT\n\n00:00:0")
+    timed = create(
+        model="tiny.en", file=path, response_format="verbose_json", timestamp_granularities=["word", "segment"]
+    )
+    assert timed.text == text and timed.language == "english"
+    assert " ".join(word.word for word in timed.words or []) == text
+    assert "".join(segment.text for segment in timed.segments or []).strip() == text
+    *deltas, done = create(model="tiny.en", file=path, stream=True)
+    assert "".join(its.delta for its in deltas if its.type == "transcript.text.delta") == text
+    assert done.type == "transcript.text.done" and done.text == text
+
+
+@pytest.mark.slow
+def test_live_captions_through_the_openai_client(client: openai.OpenAI, clips: list[tuple[Path, str]]):
+    path, said = clips[0]
+    waveform = resample_to_24_khz(decode(path.read_bytes()))
+    audio = np.round(32767 * np.concatenate([waveform, np.zeros(24_000, np.float32)])).astype("<i2").tobytes()
+    with client.realtime.connect(model="tiny.en", extra_query={"intent": "transcription"}) as connection:
+        heard, deltas = None, ""
+        for start in range(0, len(audio), 9_600):
+            piece = base64.b64encode(audio[start : start + 9_600]).decode()
+            connection.input_audio_buffer.append(audio=piece)
+        for event in connection:
+            if event.type == "conversation.item.input_audio_transcription.delta":
+                deltas += event.delta or ""
+            if event.type == "conversation.item.input_audio_transcription.completed":
+                heard = (heard or "") + " " + event.transcript
+                if len(heard.split()) >= len(said.split()) - 2:
+                    break
+    normalize = normalizer("en")
+    assert count_word_errors([normalize(said)], [normalize(heard or "")]).rate < 0.3
+    assert deltas
+
+
+def kill(deployment: str) -> int:
+    """Kill the processes of a deployment's replicas; returns how many there were."""
+    processes = psutil.Process().children(recursive=True)
+    replicas = [p for p in processes if any(f"ServeReplica:askd:{deployment}" in part for part in p.cmdline())]
+    for replica in replicas:
+        replica.kill()
+    return len(replicas)
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_killed_costs_time_and_no_answer(client: openai.OpenAI, clips: list[tuple[Path, str]]):
+    path, once = clips[0][0], client.with_options(max_retries=0)
+
+    def text_of(_: int = 0) -> str:
+        return once.audio.transcriptions.create(model="tiny.en", file=path).text
+
+    text = text_of()
+    with ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(text_of, i) for i in range(40)]
+        while sum(answer.done() for answer in answers) < 4:
+            time.sleep(0.01)
+        assert kill("Engine") == 1
+        assert [answer.result() for answer in answers] == [text] * 40
+
+
+@pytest.mark.slow
+def test_what_serve_itself_says_is_json_too(url: str):
+    """Without its ingress, the proxy answers alone."""
+    assert httpx.get(f"{url}/v1/models").status_code == 200
+    assert kill("Ingress") == 1
+    refused, ends_at = [], time.monotonic() + 60
+    while time.monotonic() < ends_at:
+        answer = httpx.get(f"{url}/v1/models", timeout=60)
+        if answer.status_code == 200:
+            break
+        refused.append(answer)
+        time.sleep(0.05)
+    assert answer.status_code == 200 and refused
+    for answer in refused:
+        assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+        assert answer.status_code >= 500
 
 
 @pytest.mark.slow
@@ -104,15 +200,17 @@ def test_health_and_unknown_paths_are_json_through_the_proxy(url: str):
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line(url: str, weights: Path):
     with pytest.raises(AskdError, match="choose another with --port"):
-        serve_bundle(weights, port=int(url.rsplit(":", 1)[1]), blocking=False)
+        serve_bundles(ServiceArgs(models={"m": str(weights)}), port=int(url.rsplit(":", 1)[1]), blocking=False)
 
 
 def test_a_folder_that_is_no_bundle_fails_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("askd_ray.serve.ray_app.connect", lambda: pytest.fail("a cluster was started"))
     with pytest.raises(AskdError, match="no model in"):
-        serve_bundle(tmp_path)
+        serve_bundles(ServiceArgs(models={"m": str(tmp_path)}))
+    with pytest.raises(AskdError, match="no model to serve"):
+        serve_bundles(ServiceArgs())
 
 
 def test_unknown_arguments_of_a_deployment_are_refused():
     with pytest.raises(ValueError, match="bundel"):
-        ServiceArgs.model_validate({"bundle": "b", "bundel": "c"})
+        ServiceArgs.model_validate({"models": {"m": "b"}, "bundel": "c"})

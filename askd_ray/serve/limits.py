@@ -1,0 +1,121 @@
+"""What is checked before a request is read: its key, its size, and whether there is room for it."""
+
+import hmac
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from askd_ray.errors import AskdError
+from askd_ray.serve.api_errors import ApiError, busy
+
+MAX_FILE_BYTES = 25 * 1024 * 1024
+_FORM_BYTES = 64 * 1024  # what the other fields of the form and its boundaries may take
+_AUDIO = "/v1/audio/"
+_PROTECTED = ("/v1/", "/metrics")
+_BROWSER_KEY = "openai-insecure-api-key."  # as OpenAI's own: a browser's WebSocket can send no header
+KEYS_VARIABLE = "ASKD_API_KEYS"
+
+
+def read_keys(file: Path | None) -> tuple[str, ...]:
+    """Return the keys that are let in: the lines of a file, or $ASKD_API_KEYS with commas between; none lets all in.
+
+    Raises :class:`AskdError` for a file that cannot be read or holds no key.
+    """
+    if file is None:
+        return tuple(key for key in map(str.strip, os.environ.get(KEYS_VARIABLE, "").split(",")) if key)
+    try:
+        keys = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise AskdError(f"API keys: {file} cannot be read: {error}") from None
+    if not keys:
+        raise AskdError(f"API keys: {file} holds none; a key a line is expected")
+    return keys
+
+
+class KeyCheck:
+    """ASGI middleware: refuse requests to the API without one of ``keys``; with no keys all are let in."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]):
+        self._app, self._keys = app, [key.encode("utf-8") for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        asks = scope["type"] in ("http", "websocket") and str(scope["path"]).startswith(_PROTECTED)
+        if not self._keys or not asks or self._is_known(_key_of(scope)):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            message = "Incorrect API key provided." if _key_of(scope) else "No API key provided."
+            await ApiError(401, message, code="invalid_api_key").response()(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": "Incorrect API key provided."})
+
+    def _is_known(self, key: bytes) -> bool:
+        # All are compared, each in constant time: how long it takes says nothing of the keys.
+        return any([hmac.compare_digest(key, known) for known in self._keys])
+
+
+def _key_of(scope: Scope) -> bytes:
+    headers = dict(scope["headers"])
+    kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"bearer":
+        return key.strip()
+    offered = [name.strip() for name in headers.get(b"sec-websocket-protocol", b"").decode("latin-1").split(",")]
+    keys = [name.removeprefix(_BROWSER_KEY) for name in offered if name.startswith(_BROWSER_KEY)]
+    return keys[0].encode("utf-8") if keys else b""
+
+
+class BodyLimit:
+    """ASGI middleware: refuse a body that no file may make, by its declared length or while it comes in."""
+
+    def __init__(self, app: ASGIApp):
+        self._app, self._max_bytes = app, MAX_FILE_BYTES + _FORM_BYTES
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        n_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._max_bytes:
+                raise HTTPException(413, too_large().message)  # FastAPI lets this kind through its form parser
+            return message
+
+        if scope["type"] == "http" and _declared_length(scope) > self._max_bytes:
+            await too_large().response()(scope, receive, send)
+        else:
+            await self._app(scope, counted if scope["type"] == "http" else receive, send)
+
+
+def too_large() -> ApiError:
+    """Return the answer to a file of too many bytes."""
+    return ApiError(413, f"The file is too large: at most {MAX_FILE_BYTES} bytes are allowed.", "file")
+
+
+def _declared_length(scope: Scope) -> int:
+    value = dict(scope["headers"]).get(b"content-length", b"")
+    return int(value) if value.isdigit() else 0
+
+
+class Room:
+    """ASGI middleware: so many transcriptions at once, being worked on or in line; any beyond are refused unread."""
+
+    def __init__(self, app: ASGIApp, most: int):
+        self._app, self._most, self._taken = app, most, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not str(scope["path"]).startswith(_AUDIO):
+            return await self._app(scope, receive, send)
+        if self._taken >= self._most:
+            return await busy().response()(scope, receive, send)
+        self._taken += 1
+        try:
+            return await self._app(scope, receive, send)
+        finally:
+            self._taken -= 1

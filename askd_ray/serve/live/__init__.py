@@ -1,0 +1,1 @@
+"""Live captions over a WebSocket: OpenAI's realtime transcription."""

@@ -1,0 +1,74 @@
+"""Models that change while they serve: the new one is loaded and verified beside the old one, then takes its place."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from askd_ray.errors import AskdError
+from askd_ray.models.bundle import BUNDLE_FILE, Device, check_hashes, check_reference
+from askd_ray.serve.engine import Loaded, Models, load
+from askd_ray.serve.registry import Registry
+
+_EVERY_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+def load_verified(bundle: Path, name: str, device: Device, threads: int) -> Loaded:
+    """Load a bundle after its hashes, and let it transcribe its reference clips.
+
+    Raises :class:`AskdError` that says what is wrong with it.
+    """
+    if (bundle / BUNDLE_FILE).is_file():
+        check_hashes(bundle)
+    loaded = load(bundle, name, device, threads)
+    check_reference(loaded.engine, bundle)
+    return loaded
+
+
+class Follower:
+    """Keeps the models of a process at what a registry says. A bad bundle leaves the old model serving."""
+
+    def __init__(self, models: Models, registry: Registry, device: Device, threads: int):
+        self._models, self._registry = models, registry
+        self._device: Device = device
+        self._threads = threads
+        self._seen: dict[str, Path | None] = {}  # what was tried last, by name
+        self.refused: dict[str, str] = {}  # why a model is not what the registry says
+
+    def load_all(self) -> None:
+        """Load what the registry has, before the service begins.
+
+        Raises :class:`AskdError` for a bundle that is bad: there is no old one to go on with.
+        """
+        for name in self._registry.names():
+            bundle = self._registry.current(name)
+            assert bundle is not None
+            self._models.put(load_verified(bundle, name, self._device, self._threads))
+            self._seen[name] = bundle
+
+    def start(self) -> None:
+        """Go along with the registry from now on, in a thread."""
+        threading.Thread(target=self._follow_all, name="registry", daemon=True).start()
+
+    def _follow_all(self) -> None:
+        while True:
+            time.sleep(_EVERY_S)
+            for name in self._registry.names():
+                self.follow(name)
+
+    def follow(self, name: str) -> None:
+        """Load what the registry has for a name, if that is new."""
+        try:
+            bundle = self._registry.current(name)
+            if bundle is None or bundle == self._seen.get(name):
+                return
+            self._seen[name] = bundle
+            loaded = load_verified(bundle, name, self._device, self._threads)
+        except (AskdError, OSError) as error:
+            self.refused[name] = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+            _log.error("model %s stays as it is: %s", name, self.refused[name])
+            return
+        self.refused.pop(name, None)
+        self._models.put(loaded)
+        _log.warning("model %s is now version %s", name, loaded.model.version)

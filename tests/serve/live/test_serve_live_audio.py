@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchaudio.functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import spoken
+
+from askd_ray.audio.units import samples_of
+from askd_ray.audio.vad import Turns, Vad
+from askd_ray.serve.live.audio import LiveAudio, TurnDetector
+
+
+def pcm16(waveform: np.ndarray) -> bytes:
+    return np.round(32767 * np.clip(waveform, -1, 1)).astype("<i2").tobytes()
+
+
+@pytest.fixture(scope="module")
+def clip(speech: Path) -> np.ndarray:
+    return spoken(speech)[0][0][: samples_of(3.0)]
+
+
+def at_24_khz(clip: np.ndarray) -> np.ndarray:
+    return torchaudio.functional.resample(torch.from_numpy(clip), 16_000, 24_000).numpy()
+
+
+def test_24_khz_becomes_16_khz(clip: np.ndarray):
+    heard = LiveAudio("audio/pcm", 24_000).push(pcm16(at_24_khz(clip)))
+    assert 0 <= len(clip) - len(heard) < 100  # a resampler holds some samples back
+    error = heard - clip[: len(heard)]
+    assert np.square(error).mean() < 1e-3 * np.square(clip).mean()
+
+
+def test_16_khz_stays_as_it_is(clip: np.ndarray):
+    assert np.allclose(LiveAudio("audio/pcm", 16_000).push(pcm16(clip)), clip, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["audio/pcmu", "audio/pcma"])
+def test_companded_audio(form: str):
+    silence = {"audio/pcmu": b"\xff", "audio/pcma": b"\xd5"}[form]
+    assert np.abs(LiveAudio(form, 8_000).push(silence * 8_000)).max() < 1e-3
+    loud = LiveAudio(form, 8_000).push({"audio/pcmu": b"\x80", "audio/pcma": b"\xaa"}[form] * 8_000)
+    assert np.median(loud) == pytest.approx(32124 / 32768 if form == "audio/pcmu" else 32256 / 32768, abs=0.01)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(1, 20_000), min_size=1, max_size=20))
+def test_however_it_is_cut_it_is_the_same(clip: np.ndarray, cuts: list[int]):
+    audio, live, start = pcm16(at_24_khz(clip)), LiveAudio(), 0
+    pieces = []
+    for cut in [*cuts, len(audio)]:
+        pieces.append(live.push(audio[start : start + cut]))
+        start += cut
+    whole = LiveAudio().push(audio)
+    found = np.concatenate(pieces)
+    assert abs(len(found) - len(whole)) <= 1
+    n = min(len(found), len(whole))
+    assert np.allclose(found[:n], whole[:n], atol=1e-6)
+
+
+def test_turns_begin_and_end(clip: np.ndarray, speech: Path):
+    pause = np.zeros(samples_of(1.5), np.float32)
+    second = spoken(speech, 2)[1][0][: samples_of(2.0)]
+    recording = np.concatenate([pause, clip, pause, second, pause])
+    detector, found = TurnDetector(Vad(), Turns(threshold=0.5, silence_s=0.8, padding_s=0.2)), []
+    for piece in np.array_split(recording, 50):
+        found += detector.push(piece)
+    assert [event.started for event in found] == [True, False, True, False]
+    first_start, first_end, second_start, _ = (event.sample for event in found)
+    assert abs(first_start - samples_of(1.5)) < samples_of(0.6)
+    assert samples_of(1.5) < first_end < second_start + samples_of(0.6)
+    assert not detector.speaking

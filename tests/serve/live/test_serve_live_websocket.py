@@ -1,0 +1,76 @@
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from serving import FakeEars, app_around
+from starlette.websockets import WebSocketDisconnect
+
+from askd_ray.serve.live import websocket
+from askd_ray.serve.openai_api import Limits
+
+URL = "/v1/realtime?intent=transcription"
+
+
+@pytest.fixture
+def client() -> Iterator[TestClient]:
+    with TestClient(app_around(FakeEars(), Limits(keys=("secret",)))) as client:
+        yield client
+
+
+def connect(client: TestClient, url: str = URL, **options: Any) -> Any:
+    return client.websocket_connect(url, **({"headers": {"Authorization": "Bearer secret"}} | options))
+
+
+def closed(socket: Any) -> tuple[int, str]:
+    with pytest.raises(WebSocketDisconnect) as end:
+        while True:
+            socket.receive_json()
+    return end.value.code, end.value.reason
+
+
+def test_a_session(client: TestClient):
+    with connect(client) as socket:
+        created = socket.receive_json()
+        assert created["type"] == "session.created"
+        assert created["session"]["type"] == "transcription"
+        assert created["session"]["audio"]["input"]["transcription"]["model"] == "student"
+        socket.send_text("no JSON")
+        assert socket.receive_json()["type"] == "error"
+        socket.send_json({"type": "input_audio_buffer.clear"})
+        assert socket.receive_json()["type"] == "input_audio_buffer.cleared"
+    with connect(client, f"{URL}&model=other") as socket:
+        assert socket.receive_json()["session"]["audio"]["input"]["transcription"]["model"] == "other"
+
+
+def test_keys(client: TestClient):
+    with pytest.raises(WebSocketDisconnect) as refused, connect(client, headers={}):
+        pass
+    assert refused.value.code == 1008
+    protocols = ["realtime", "openai-insecure-api-key.secret"]
+    with connect(client, headers={}, subprotocols=protocols) as socket:
+        assert socket.accepted_subprotocol == "realtime"
+
+
+def test_a_model_that_is_not_there(client: TestClient):
+    with connect(client, f"{URL}&model=whisper-9") as socket:
+        assert closed(socket) == (1008, "The model 'whisper-9' does not exist.")
+
+
+def test_limits(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    with connect(client) as socket:
+        socket.send_bytes(b"\x00")
+        assert closed(socket)[0] == 1003
+    monkeypatch.setattr(websocket, "MOST_MESSAGE_CHARS", 10)
+    with connect(client) as socket:
+        socket.send_text("a" * 11)
+        assert closed(socket)[0] == 1009
+    monkeypatch.setattr(websocket, "IDLE_S", 0.05)
+    with connect(client) as socket:
+        code, reason = closed(socket)
+        assert code == 1001 and "Nothing was heard" in reason
+    monkeypatch.setattr(websocket, "SESSION_S", 0.05)
+    monkeypatch.setattr(websocket, "IDLE_S", 60.0)
+    with connect(client) as socket:
+        code, reason = closed(socket)
+        assert code == 1001 and "A session lasts" in reason

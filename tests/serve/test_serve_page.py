@@ -1,0 +1,119 @@
+"""The page in headless Chromium, against the real service (without Ray), with a microphone that plays real speech."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from browser import chromium, open_browser
+from playwright.sync_api import Page, expect
+from serving import OwnProcess, spoken, wav
+
+from askd_ray.audio.units import samples_of
+from askd_ray.serve.engine import Models, load
+from askd_ray.serve.metrics import Metrics
+from askd_ray.serve.openai_api import Limits, build_app
+from askd_ray.serve.recogniser import Recogniser
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium() is None, reason="needs Chromium")]
+
+
+@pytest.fixture(scope="module")
+def url(weights: Path) -> Iterator[str]:
+    models = Models()
+    models.put(load(weights, "tiny.en"))
+    app = build_app(Recogniser(models, OwnProcess()), Limits(), Metrics())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
+    """Two prompts with pauses, which the fake microphone plays once and again."""
+    pause = np.zeros(samples_of(1.0), np.float32)
+    file = tmp_path_factory.mktemp("page") / "speech.wav"
+    file.write_bytes(wav(np.concatenate([p for clip, _ in spoken(speech, 2) for p in (pause, clip)] + [pause])))
+    return file
+
+
+@pytest.fixture
+def page(recording: Path) -> Iterator[Page]:
+    fake = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+    with open_browser(*fake, f"--use-file-for-fake-audio-capture={recording}") as browser:
+        context = browser.new_context(permissions=["microphone"], accept_downloads=True)
+        page = context.new_page()
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        yield page
+        assert [its for its in problems if "the server responded with a status of 400" not in its] == []
+
+
+def test_a_file_becomes_words_with_times_and_subtitles(page: Page, url: str, recording: Path, speech: Path):
+    elsewhere: list[str] = []
+    page.on("request", lambda r: None if r.url.startswith((url, "blob:", "data:")) else elsewhere.append(r.url))
+    page.goto(url)
+    expect(page.locator("#model option")).to_have_count(1)
+    page.set_input_files("#file", recording)
+    expect(page.locator("#result")).to_be_visible(timeout=30_000)
+    words = page.locator("#segments .word")
+    said = " ".join(text for _, text in spoken(speech, 2))
+    assert abs(words.count() - len(said.split())) <= 4
+    expect(page.locator("#facts")).to_contain_text("Latency")
+    for form, mark in (("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n\n")):
+        with page.expect_download() as download:
+            page.click(f"#{form}")
+        assert download.value.suggested_filename == f"speech.{form}"
+        text = Path(download.value.path()).read_text(encoding="utf-8")
+        assert text.startswith(mark) and " --> " in text
+    assert elsewhere == []
+
+
+def test_by_keyboard_alone(page: Page, url: str, recording: Path):
+    page.goto(url)
+    expect(page.locator("#model option")).to_have_count(1)
+    reached: list[str] = []
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert reached == ["model", "record", "choose"]
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(recording)
+    expect(page.locator("#result")).to_be_visible(timeout=30_000)
+
+
+def test_captions_come_while_the_microphone_runs(page: Page, url: str):
+    page.goto(url)
+    expect(page.locator("#model option")).to_have_count(1)
+    page.click("#record")
+    expect(page.locator("#record")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#captions p").first).to_be_visible(timeout=20_000)
+    expect(page.locator("#captions p:not(.partial)").first).not_to_be_empty(timeout=20_000)
+    page.click("#record")
+    expect(page.locator("#result")).to_be_visible(timeout=30_000)
+    expect(page.locator("#record")).to_have_text("Record")
+    assert page.locator("#segments .word").count() > 3
+
+
+def test_a_mistake_is_said(page: Page, url: str, tmp_path: Path):
+    page.goto(url)
+    expect(page.locator("#model option")).to_have_count(1)
+    (tmp_path / "a.wav").write_bytes(b"these are no sounds")
+    with page.expect_response("**/v1/audio/transcriptions") as answer:
+        page.set_input_files("#file", tmp_path / "a.wav")
+    assert answer.value.status == 400
+    expect(page.locator("#error")).to_contain_text("unreadable audio")

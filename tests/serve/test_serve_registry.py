@@ -1,0 +1,106 @@
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from serving import bundle_of
+
+from askd_ray.errors import AskdError
+from askd_ray.files import read_json, write_json
+from askd_ray.models.bundle import BUNDLE_FILE, REFERENCE, hashes
+from askd_ray.serve import swap
+from askd_ray.serve.engine import Models
+from askd_ray.serve.registry import Registry
+from askd_ray.serve.swap import Follower, load_verified
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry")
+
+
+def test_versions_are_promoted_and_rolled_back(registry: Registry, tmp_path: Path, weights: Path):
+    assert registry.names() == [] and registry.current("m") is None
+    first = registry.add("m", bundle_of(tmp_path / "a", weights))
+    second = registry.add("m", bundle_of(tmp_path / "b", weights, b"!"))
+    assert first != second and registry.names() == []
+    with pytest.raises(AskdError, match="nothing was served"):
+        registry.roll_back("m")
+    for place in (first, second, first):
+        registry.promote("m", place.name)
+        assert registry.current("m") == place
+    assert registry.names() == ["m"]
+    assert registry.roll_back("m") == second == registry.current("m")
+    with pytest.raises(AskdError, match="nothing was served"):
+        registry.roll_back("m")
+    assert (first / "ctranslate2-int8" / "model.bin").is_file()
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 101])
+def test_names(registry: Registry, name: str, weights: Path):
+    with pytest.raises(AskdError, match="model name"):
+        registry.add(name, weights)
+
+
+def test_a_damaged_registry_says_where(registry: Registry):
+    (registry.folder / "m").mkdir(parents=True)
+    (registry.folder / "m" / "current.json").write_text("[]")
+    with pytest.raises(AskdError, match=r"current\.json is damaged"):
+        registry.current("m")
+
+
+@pytest.mark.slow
+def test_a_service_goes_along_and_a_bad_bundle_leaves_the_old_model(
+    registry: Registry, tmp_path: Path, weights: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    caplog.set_level(logging.WARNING)
+    first = registry.add("m", bundle_of(tmp_path / "a", weights))
+    second = registry.add("m", bundle_of(tmp_path / "b", weights, b"\0"))
+    bad = registry.add("m", bundle_of(tmp_path / "c", weights, b"\1"))
+    (bad / "ctranslate2-int8" / "config.json").write_text("{}")
+    registry.promote("m", first.name)
+    models = Models()
+    follower = Follower(models, registry, "cpu", 1)
+    follower.load_all()
+
+    def served() -> str:
+        return models._loaded["m"].model.version
+
+    assert served() == first.name
+    registry.promote("m", bad.name)
+    follower.follow("m")
+    assert served() == first.name
+    assert "config.json is corrupt" in follower.refused["m"]
+    tries: list[Path] = []
+    monkeypatch.setattr(swap, "load_verified", lambda bundle, *_: tries.append(bundle))
+    follower.follow("m")
+    assert tries == []  # it is not tried again and again
+    monkeypatch.undo()
+    registry.promote("m", second.name)
+    follower.follow("m")
+    assert served() == second.name and follower.refused == {}
+    assert "is now version" in caplog.text
+
+
+@pytest.mark.slow
+def test_reference_clips_tell_a_model_that_hears_something_else(tmp_path: Path, weights: Path, speech: Path):
+    row = read_first(speech)
+    folder = bundle_of(tmp_path / "a", weights)
+    (folder / REFERENCE).mkdir()
+    shutil.copy(speech / row["audio"], folder / REFERENCE / "clip.wav")
+    for text, good in ((row["text"], True), ("Something else that nobody said.", False)):
+        write_json(folder / REFERENCE / "reference.json", [{"file": "clip.wav", "language": "en", "text": text}])
+        described = read_json(folder / BUNDLE_FILE)
+        write_json(folder / BUNDLE_FILE, {**described, "sha256": hashes(folder)})
+        if good:
+            assert load_verified(folder, "m", "cpu", 0).model.languages == ("en",)
+        else:
+            with pytest.raises(AskdError, match="otherwise than when it was exported"):
+                load_verified(folder, "m", "cpu", 0)
+
+
+def read_first(speech: Path) -> dict[str, str]:
+    import json
+
+    rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    return next(row for row in rows if row["text"].startswith("Please enter"))

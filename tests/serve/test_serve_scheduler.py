@@ -1,0 +1,104 @@
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from askd_ray.serve.scheduler import Scheduler
+
+
+class Work:
+    """Keeps the batches it was given; the first one waits at the gate, so that a line can form."""
+
+    def __init__(self):
+        self.batches: list[tuple[str, list[Any]]] = []
+        self.gate = threading.Event()
+
+    def __call__(self, key: str, items: Sequence[Any]) -> list[str]:
+        self.batches.append((key, list(items)))
+        assert self.gate.wait(10)
+        if any(isinstance(item, str) and item == "bad" for item in items):
+            raise ValueError("bad")
+        return [f"{key}:{item}" for item in items]
+
+
+def run(
+    asks: Sequence[tuple[Any, str, float, str]], batch_s: float = 10.0, cancel: Sequence[int] = ()
+) -> tuple[Work, list]:
+    """Let a line form behind a first item, and return the batches after it and what each item got."""
+    work = Work()
+
+    async def scenario() -> list[Any]:
+        scheduler = Scheduler[Any, str, str](work, batch_s)
+        first = asyncio.create_task(scheduler.run("first", "first", 1.0, "first"))
+        while not work.batches:
+            await asyncio.sleep(0.001)
+        tasks = [asyncio.create_task(scheduler.run(*ask)) for ask in asks]
+        await asyncio.sleep(0)
+        for i in cancel:
+            tasks[i].cancel()
+        await asyncio.sleep(0)
+        work.gate.set()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        await first
+        assert scheduler.waiting_s == 0.0
+        return found
+
+    return work, asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_what_fits_together_goes_together():
+    work, found = run([("a", "x", 4.0, "A"), ("b", "y", 4.0, "B"), ("c", "x", 4.0, "C"), ("d", "x", 4.0, "D")])
+    assert found == ["x:a", "y:b", "x:c", "x:d"]
+    assert work.batches[1:] == [("x", ["a", "c"]), ("y", ["b"]), ("x", ["d"])]
+
+
+def test_a_short_clip_does_not_wait_for_a_long_file():
+    stretches = [(f"long{i}", "k", 20.0, "file") for i in range(5)]
+    work, _ = run([*stretches, ("clip", "k", 3.0, "client")], batch_s=20.0)
+    order = [items[0] for _, items in work.batches[1:]]
+    assert order == ["clip", *(f"long{i}" for i in range(5))]
+
+
+def test_a_long_file_is_not_starved_by_short_clips():
+    """Between clips that keep coming, the file's stretch gets its turn: the clock goes on."""
+    asks = [("long", "k", 20.0, "file"), *((f"clip{i}", "k", 3.0, "one client") for i in range(20))]
+    work, _ = run(asks, batch_s=3.0)
+    order = [items[0] for _, items in work.batches[1:]]
+    assert order.index("long") <= 7
+
+
+def test_a_bad_item_fails_alone():
+    work, found = run([("a", "x", 1.0, "A"), ("bad", "x", 1.0, "B"), ("c", "x", 1.0, "C")])
+    assert (found[0], found[2]) == ("x:a", "x:c")
+    assert isinstance(found[1], ValueError)
+    assert work.batches[1] == ("x", ["a", "bad", "c"])
+
+
+def test_items_may_be_anything():
+    """Arrays have no truth: a line that compared its items stood still for ever."""
+    items = [np.zeros(3), np.zeros(3), np.ones(2)]
+    work, found = run([(item, "x", 1.0, "A") for item in items])
+    assert found == [f"x:{item}" for item in items]
+    assert [len(batch) for _, batch in work.batches] == [1, 3]
+
+
+def test_who_goes_leaves_the_line():
+    work, found = run([("a", "x", 1.0, "A"), ("b", "y", 1.0, "B")], cancel=[0])
+    assert isinstance(found[0], asyncio.CancelledError) and found[1] == "y:b"
+    assert [items for _, items in work.batches] == [["first"], ["b"]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    asks=st.lists(
+        st.tuples(st.integers(0, 9), st.sampled_from("xy"), st.floats(0.1, 20.0), st.sampled_from("ABC")), max_size=20
+    )
+)
+def test_everyone_gets_their_own_answer(asks: list[tuple[int, str, float, str]]):
+    work, found = run(asks)
+    assert found == [f"{key}:{item}" for item, key, _, _ in asks]
+    assert sum(len(items) for _, items in work.batches) == len(asks) + 1

@@ -1,0 +1,97 @@
+"""Helper of the tests around the service: speech in bytes, ears that say what they are told, and an app around them."""
+
+import asyncio
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from fastapi import FastAPI
+
+from askd_ray.audio.decode import Waveform, decode
+from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.files import write_json
+from askd_ray.models.bundle import BUNDLE_FILE, hashes
+from askd_ray.models.engine import Transcript
+from askd_ray.serve.metrics import Metrics
+from askd_ray.serve.openai_api import Limits, build_app
+from askd_ray.serve.recogniser import MAX_AUDIO_S, Ask, Hearing, Model, Recogniser
+
+
+def wav(waveform: Waveform, rate_hz: int = SAMPLE_RATE_HZ) -> bytes:
+    """Return a waveform as a file of 16-bit samples."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform, rate_hz, format="WAV")
+    return file.getvalue()
+
+
+def spoken(speech: Path, n: int = 1) -> list[tuple[Waveform, str]]:
+    """Return prompts of several words, with what is said in them."""
+    rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    chosen = [row for row in rows if len(row["text"].split()) >= 8][:n]
+    return [(decode((speech / row["audio"]).read_bytes()), row["text"]) for row in chosen]
+
+
+class FakeEars:
+    """Says how long each stretch was, in samples; raises, or waits at the gate, when told to."""
+
+    def __init__(self, languages: tuple[str, ...] = ("en", "de")):
+        self.languages = languages
+        self.error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.asked: list[Ask] = []
+        self.heard: list[Waveform] = []
+
+    async def models(self) -> Sequence[Model]:
+        return [Model("student", "v1", 1, self.languages), Model("other", "v2", 2, ("en",))]
+
+    async def hear(self, stretch: Waveform, ask: Ask, owner: str) -> Hearing:
+        self.asked.append(ask)
+        self.heard.append(stretch)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return Hearing(self.transcript(stretch, ask), "v1", 1, 0.01)
+
+    def transcript(self, stretch: Waveform, ask: Ask) -> Transcript:
+        """Return three words, timed evenly over the stretch where that is asked for."""
+        language, text = ask.language or "de", f"Secret {len(stretch)} samples."
+        seconds = len(stretch) / SAMPLE_RATE_HZ
+        letters = tuple("Secret")[1:]  # a token each: so few words would be too few for a long stretch
+        texts = (" S", *letters, f" {len(stretch)}", " sam", *tuple("ples"), *[""] * int(2 * seconds), ".")
+        ids = tuple(range(len(texts)))
+        if not ask.decoding.confidence:
+            return Transcript(text, ids, -0.2, 0.1, language=language)
+        times = tuple(float(t) for t in np.linspace(0.0, seconds, len(texts) + 1))
+        return Transcript(text, ids, -0.2, 0.1, True, texts, (0.8,) * len(texts), times, language)
+
+    async def check(self) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+
+class OwnProcess:
+    """Decodes where it is called; the sandbox has tests of its own."""
+
+    async def decode(self, audio: bytes, max_s: float) -> Waveform:
+        return decode(audio, max_s)
+
+
+def app_around(ears: FakeEars, limits: Limits | None = None, max_audio_s: float = MAX_AUDIO_S) -> FastAPI:
+    """Return the service around ears."""
+    return build_app(Recogniser(ears, OwnProcess(), max_audio_s), limits or Limits(), Metrics())
+
+
+def bundle_of(folder: Path, weights: Path, changed: bytes = b"") -> Path:
+    """Write a bundle around Whisper's weights; ``changed`` bytes behind them make it another version."""
+    shutil.copytree(weights, folder / "ctranslate2-int8")
+    with (folder / "ctranslate2-int8" / "model.bin").open("ab") as model:
+        model.write(changed)
+    write_json(folder / BUNDLE_FILE, {"name": folder.name, "window": {"silence_s": 0.3}, "sha256": hashes(folder)})
+    return folder

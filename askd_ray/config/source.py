@@ -12,6 +12,9 @@ class Source(Section):
     on a disk or at a URI (s3://, gs://, hf://datasets/USER/NAME), or ``cache:NAME`` for speech that ``askd fetch speech
     NAME`` brought. ``domain``, ``language`` and ``licence`` fill in what the rows themselves do not say.
 
+    ``case``: ``sentence`` writes texts that are all in capitals as sentences are written. Whisper and its tokens know
+    few words in capitals: a student that is to write them unlearns much, and no teacher stands by it.
+
     Of its rows only those are read whose field ``split`` says ``split`` (null: all of them), and of these a ``share``,
     decided by a hash of their ids.
     """
@@ -21,5 +24,6 @@ class Source(Section):
     domain: str = "default"
     language: str = "en"
     licence: str = "unknown"
+    case: Literal["as_is", "sentence"] = "as_is"
     split: str | None = None
     share: Share = 1.0

@@ -210,7 +210,7 @@ def _row(
         id=text_of("id", default=default_id),
         audio=audio,
         path=path,
-        text=" ".join(text_of("text", "sentence").split()),
+        text=_cased(" ".join(text_of("text", "sentence").split()), source),
         speaker=text_of("speaker", "speaker_id"),
         language=text_of("language", default=source.language),
         domain=text_of("domain", default=source.domain),
@@ -233,6 +233,10 @@ def _n_rows(file: Location) -> int:
 
 
 _PARQUET_OPTIONAL = ("id", "speaker", "speaker_id", "domain", "language", "licence", "license", "split")
+
+
+def _cased(text: str, source: Source) -> str:
+    return text.capitalize() if source.case == "sentence" and text.isupper() else text
 
 
 def _parquet_rows(source: Source, file: Location, label: str, needs_text: bool) -> Iterator[SourceRow]:

@@ -410,3 +410,11 @@ def test_only_a_split_and_a_share_are_read(manifest):
     assert rows_of(folder, split="test") == [] and rows_of(folder, share=0.0) == []
     sources = [Source(path=str(folder), **chosen) for chosen in ({}, {"split": "dev"}, {"share": 0.5})]
     assert [survey([source]).n_rows for source in sources] == [400, None, None]
+
+
+def test_texts_in_capitals_become_sentences(manifest):
+    texts = [{"text": text} for text in ("THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123")]
+    path = manifest(texts)
+    said = {case: [row.text for row in rows_of(path, case=case)] for case in ("as_is", "sentence")}
+    assert said["as_is"] == ["THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123"]
+    assert said["sentence"] == ["This is loud", "NASA said so", "Über allen", "123"]

@@ -7,7 +7,6 @@ https://platform.openai.com/docs/api-reference/realtime.
 import asyncio
 import base64
 import binascii
-import contextlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -20,7 +19,6 @@ from pydantic import ValidationError
 from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Turns
-from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding
 from askd_ray.serve.formats import usage
 from askd_ray.serve.live.agreement import Agreement
@@ -203,12 +201,15 @@ class Session:
             turn.partial = asyncio.create_task(self._show(turn, waveform))
 
     async def _show(self, turn: _Turn, waveform: Waveform) -> None:
-        with contextlib.suppress(AskdError):  # the final result says what is wrong
+        try:
             hearing = await self._recogniser.ears.hear(waveform, self._ask(), turn.item_id)
             delta = turn.agreement.update(hearing.transcript.text)
             if delta:
                 await self._say_of(turn, "delta", delta=delta)
-        turn.partial = None
+        except Exception as error:  # the client hears of it if the final result fails too
+            _log.warning("a partial result failed: %s", type(error).__name__)
+        finally:
+            turn.partial = None
 
     async def _commit_by_hand(self) -> None:
         if self._turn is None and len(self._buffer) < samples_of(0.1):

@@ -177,6 +177,27 @@ def test_a_turn_that_fails_says_so_and_the_next_one_is_heard(recording: np.ndarr
     assert "model.bin" not in str(failed)
 
 
+def test_a_partial_result_that_fails_is_tried_again(recording: np.ndarray):
+    ears = FakeEars()
+    hear = ears.hear
+
+    async def fail_first(*args: Any):
+        ears.hear = hear
+        raise RuntimeError("no engine")
+
+    ears.hear = fail_first
+
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update())
+        for piece in np.array_split(recording[: samples_of(4.0)], 40):
+            await session.handle(append(piece))
+            await asyncio.sleep(0.001)
+        await until(lambda: "completed" in kinds(said))
+
+    said = converse(scenario, ears)
+    assert kinds(said).index("delta") < kinds(said).index("input_audio_buffer.speech_stopped")
+
+
 def test_the_buffer_has_bounds(recording: np.ndarray, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(live, "MOST_BUFFER_S", 4.0)
 

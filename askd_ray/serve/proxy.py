@@ -4,24 +4,29 @@ Ray Serve imports :func:`middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT
 own, :func:`askd_ray.ray_cluster.connect` sees to that.
 """
 
+import logging
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from askd_ray.serve.api_errors import ApiError, busy, server_error
 
+_log = logging.getLogger(__name__)
+
 
 class JsonErrors:
-    """ASGI middleware: replace answers from 400 on that are plain text."""
+    """ASGI middleware: replace answers from 400 on that are plain text, and failures without any."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        replaced = False
+        begun, replaced = False, False
 
         async def told(message: Message) -> None:
-            nonlocal replaced
+            nonlocal begun, replaced
+            begun = True
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
                 replaced = not any(kind.startswith(b"application/json") for kind in kinds)
@@ -31,7 +36,17 @@ class JsonErrors:
                 await send(message)
             return None
 
-        await self._app(scope, receive, told if scope["type"] == "http" else send)
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, told)
+        except Exception as error:
+            if begun:
+                raise
+            _log.error("the proxy failed: %s", type(error).__name__)
+        if not begun:  # so it ends where a replica dies
+            await server_error().response()(scope, receive, send)
+        return None
 
 
 def _answer(status: int) -> ApiError:

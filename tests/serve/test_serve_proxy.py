@@ -2,8 +2,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
-from askd_ray.serve.proxy import middlewares
+from askd_ray.serve.proxy import JsonErrors, middlewares
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,17 @@ def test_plain_text_becomes_openais_json(client: TestClient, status: int, code: 
     assert answer.status_code == status and error.keys() == {"message", "type", "param", "code"}
     assert error["code"] == code and "Traceback" not in answer.text
     assert ("retry-after" in answer.headers) == (status in (429, 503))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("/home/me"), None])
+def test_a_failure_without_an_answer_gets_one(error: Exception | None):
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        if error is not None:
+            raise error
+
+    answer = TestClient(JsonErrors(broken)).get("/")
+    assert answer.status_code == 500 and answer.json()["error"]["type"] == "api_error"
+    assert "/home/me" not in answer.text
 
 
 def test_all_else_stays_as_it_is(client: TestClient):

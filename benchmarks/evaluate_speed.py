@@ -12,12 +12,14 @@ JSON last.
 """
 
 import argparse
+import io
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from faster_whisper import WhisperModel
 from rich.table import Table
 from speech_rows import clips
 
@@ -25,7 +27,6 @@ from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.evaluate.isolated import Isolated
 from askd_ray.evaluate.systems import open_recogniser
-from askd_ray.evaluate.timed import StockSystem
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.progress import bar, console
 from askd_ray.text.error_rate import count_word_errors
@@ -47,12 +48,17 @@ class Ours:
         return [heard.text for heard in self._recogniser.hear([waveform_of(u) for u in rows], rows[0].language)]
 
 
-class Stock(StockSystem):
-    """What people write around faster-whisper."""
+class Stock:
+    """faster-whisper with the settings of `askd evaluate`: without its timestamp tokens, too, which change texts."""
+
+    def __init__(self, folder: str, threads: int):
+        self._model = WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=threads)
 
     def hear(self, rows: Sequence[Utterance]) -> list[str]:
         """Return the texts of clips."""
-        return [self.transcribe(u.audio, u.language) for u in rows]
+        settings = {"beam_size": 1, "temperature": 0.0, "without_timestamps": True}
+        heard = [self._model.transcribe(io.BytesIO(u.audio), language=u.language, **settings)[0] for u in rows]
+        return ["".join(segment.text for segment in segments).strip() for segments in heard]
 
 
 def main() -> None:
@@ -68,7 +74,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in NAMES}
     with (
         Isolated(Ours, options.model, threads) as ours,
-        Isolated(Stock, ctranslate2_folder(options.model), threads) as stock,
+        Isolated(Stock, str(ctranslate2_folder(options.model)), threads) as stock,
         bar("turns", len(rows), "clip") as progress,
     ):
         systems = {"ours": ours, "stock": stock}

@@ -10,9 +10,9 @@ from askd_ray.data.shards import read_table, write_table
 
 CLEAN = "clean"
 NON_SPEECH = "non_speech"
+"""The set of clips in which nobody speaks: references are empty, and conditions are kinds of sound."""
 STUDENT, TEACHER = "student", "teacher"
 HYPOTHESES, SCORES = "hypotheses.parquet", "scores.json"
-"""The set of clips in which nobody speaks: references are empty, and conditions are kinds of sound."""
 
 SCHEMA = pa.schema(
     [

@@ -43,7 +43,7 @@ class Models:
     """The models that this process serves, and the engine's time shared out among requests. An instance is
     :class:`~askd_ray.serve.recogniser.Ears`.
 
-    Which models these are may change while it works (:meth:`put`, :meth:`drop`): a stretch that is in line is heard by
+    Which models these are may change while it works (:meth:`put`): a stretch that is in line is heard by
     the model that was there when it came.
     """
 
@@ -54,10 +54,6 @@ class Models:
     def put(self, loaded: Loaded) -> None:
         """Serve a model from now on, in the place of the one with its name."""
         self._loaded = self._loaded | {loaded.model.name: loaded}
-
-    def drop(self, name: str) -> None:
-        """Serve a model no longer."""
-        self._loaded = {n: its for n, its in self._loaded.items() if n != name}
 
     async def models(self) -> Sequence[Model]:
         """Return what is served; the first is the default."""

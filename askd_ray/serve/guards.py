@@ -11,7 +11,7 @@ from typing import Protocol
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.models.engine import Decoding, Transcript
-from askd_ray.serve.transcription import compression_ratio
+from askd_ray.text.ngrams import compression_ratio
 
 MOST_COMPRESSION = 2.4  # beyond it a text repeats itself
 LEAST_LOGPROB = -1.0  # nats a token; below it a text is guessed

@@ -1,14 +1,14 @@
 """What the service answers with: words, segments and a whole text, made of what the engine heard in each stretch."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.audio.vad import Span
 from askd_ray.models.engine import Transcript
+from askd_ray.text.ngrams import compression_ratio
+from askd_ray.text.normalize import UNSPACED
 
-_UNSPACED = {"zh", "ja", "th", "lo", "my", "yue"}  # languages that put no space between words
 _SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")  # the last three are Chinese and Japanese
 _PAUSE_S = 0.8  # a longer one ends a segment
 _MOST_SEGMENT_S, _MOST_SEGMENT_CHARS = 8.0, 84  # two lines of subtitles
@@ -65,12 +65,6 @@ class Transcription:
         return tuple(word for segment in self.segments for word in segment.words)
 
 
-def compression_ratio(text: str) -> float:
-    """Return the bytes of a text over those of the same text compressed (openai/whisper, decoding.py)."""
-    written = text.encode("utf-8")
-    return len(written) / len(zlib.compress(written)) if written else 1.0
-
-
 def segments_of(
     transcript: Transcript, stretch: Span, speech: Sequence[Span], temperature: float
 ) -> tuple[Segment, ...]:
@@ -93,7 +87,7 @@ def segments_of(
     if not timed:
         text, ids = transcript.text, transcript.token_ids
         found = [Segment(text, begin_s, end_s, ids, temperature, transcript.avg_logprob, transcript.no_speech_prob)]
-    spaced = transcript.language not in _UNSPACED
+    spaced = transcript.language not in UNSPACED
     return (replace(found[0], text=" " * spaced + found[0].text.lstrip()), *found[1:])
 
 
@@ -131,7 +125,7 @@ def _segment(transcript: Transcript, temperature: float, groups: Sequence[_Group
 
 def _grouped(transcript: Transcript) -> list[list[int]]:
     """Return the places of tokens, word by word; what has no letter or digit belongs to the word beside it."""
-    texts, spaced = transcript.token_texts, transcript.language not in _UNSPACED
+    texts, spaced = transcript.token_texts, transcript.language not in UNSPACED
     groups: list[list[int]] = []
     for i, piece in enumerate(texts):
         begins = piece[:1].isspace() if spaced else _is_said(piece)

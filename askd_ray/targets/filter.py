@@ -1,18 +1,16 @@
 """Which pseudo-labels are kept: against the reference where there is one, else by what gives invented text away."""
 
-import zlib
 from collections.abc import Sequence
 
 from askd_ray.config.targets import Targets
 from askd_ray.data.schema import Utterance
 from askd_ray.models.engine import Transcript
 from askd_ray.text.error_rate import count_word_errors
-from askd_ray.text.normalize import normalizer
+from askd_ray.text.ngrams import compression_ratio
+from askd_ray.text.normalize import UNSPACED, normalizer
 
 LONGEST_PHRASE = 5
 """Words of the longest phrase whose repeats are counted."""
-
-_WITHOUT_SPACES = ("zh", "yue", "ja", "th", "lo", "my", "km", "bo")  # languages whose words nothing parts
 
 
 def why_dropped(targets: Targets, utterance: Utterance, heard: Transcript) -> str:
@@ -44,12 +42,6 @@ def _without_reference(targets: Targets, duration_s: float, heard: Transcript, w
     }
 
 
-def compression_ratio(text: str) -> float:
-    """Return how many times a text shrinks under zlib, as openai/whisper counts it; text in loops shrinks a lot."""
-    data = text.encode()
-    return len(data) / len(zlib.compress(data))
-
-
 def most_repeats(words: Sequence[str]) -> int:
     """Return how often, at most, a phrase of one to five words stands again right behind itself.
 
@@ -67,7 +59,7 @@ def most_repeats(words: Sequence[str]) -> int:
 def _words(text: str, language: str) -> list[str]:
     """Return the normalised words; characters, in a language that does not part its words."""
     normal = normalizer(language)(text)
-    return list("".join(normal.split())) if language in _WITHOUT_SPACES else normal.split()
+    return list("".join(normal.split())) if language in UNSPACED else normal.split()
 
 
 def _word_error_rate(reference: list[str], words: list[str]) -> float:

@@ -1,5 +1,6 @@
 """Repetitions: what a recogniser that loops leaves in its texts."""
 
+import zlib
 from collections import Counter
 
 
@@ -11,6 +12,12 @@ def repeated_ngrams(reference: str, hypothesis: str, n: int = 5) -> int:
     """
     said, heard = _counts(reference.split(), n), _counts(hypothesis.split(), n)
     return sum(max(0, (count - 1) - max(0, said[ngram] - 1)) for ngram, count in heard.items())
+
+
+def compression_ratio(text: str) -> float:
+    """Return how many times a text shrinks under zlib, as openai/whisper counts it; text in loops shrinks a lot."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
 
 
 def _counts(words: list[str], n: int) -> Counter[tuple[str, ...]]:

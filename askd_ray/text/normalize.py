@@ -8,6 +8,9 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from askd_ray.config.evaluate import Normalizer
 
+UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
+"""Languages whose words nothing parts."""
+
 
 def normalizer(language: str, kind: Normalizer = "whisper") -> Callable[[str], str]:
     """Return what makes texts comparable.

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from askd_ray.config.targets import Targets
 from askd_ray.data.schema import Utterance
 from askd_ray.models.engine import Transcript
-from askd_ray.targets.filter import compression_ratio, most_repeats, why_dropped
+from askd_ray.targets.filter import most_repeats, why_dropped
+from askd_ray.text.ngrams import compression_ratio
 
 TEN = "please leave your name and number after the long tone"
 LONG = "She had your dark suit in greasy wash water all year, and more."

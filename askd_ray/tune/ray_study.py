@@ -36,7 +36,8 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
     if use_gpu:
         check_gpus()
     gpus = settings.gpus_per_run if use_gpu else 0.0
-    train = ray.remote(num_cpus=settings.cpus_per_run, num_gpus=gpus, max_retries=_RETRIES)(_train)
+    # A process a run: what the allocator keeps of one would lie beside the next.
+    train = ray.remote(num_cpus=settings.cpus_per_run, num_gpus=gpus, max_retries=_RETRIES, max_calls=1)(_train)
     waiting, running = list(todo), dict[Any, str]()
     with bar("study", len(todo), "run") as progress, user_error():
         while waiting or running:

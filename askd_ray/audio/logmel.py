@@ -8,7 +8,7 @@ import torchaudio.functional
 from torch.nn import functional
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.units import HOP_LENGTH, N_FFT, SAMPLE_RATE_HZ
+from askd_ray.audio.units import HOP_LENGTH, N_FFT, PADDED_SAMPLES, SAMPLE_RATE_HZ
 
 _FLOOR = 1e-10  # power under which the logarithm is cut
 _RANGE = 8.0  # bels below the loudest bin that are kept
@@ -46,6 +46,20 @@ def log_mel_windows(waveforms: Sequence[Waveform], windows: Sequence[int], n_mel
     n_frames = max(windows) // HOP_LENGTH
     clips = zip(waveforms, windows, strict=True)
     return side_by_side([clip_log_mel(waveform[:window], n_frames, n_mels) for waveform, window in clips], n_frames)
+
+
+def log_mel_padded(waveforms: Sequence[Waveform], n_mels: int = 80) -> torch.Tensor:
+    """Return the log-mel of clips of at most 30 s as most run Whisper: ``(batch, n_mels, 3000)``, 0 behind a clip.
+
+    openai/whisper's ``transcribe`` and faster-whisper fill up the log-mel, with zeros that no silence gives.
+    transformers' feature extractor fills up the waveform, as :func:`log_mel_windows` does. Short clips are heard
+    better in the first way (docs/LOG.md): whatever is compared with a Whisper of 30 s windows is compared with that.
+    """
+    batch = torch.zeros(len(waveforms), n_mels, PADDED_SAMPLES // HOP_LENGTH)
+    for row, waveform in enumerate(waveforms):
+        n_frames = len(waveform) // HOP_LENGTH
+        batch[row, :, :n_frames] = clip_log_mel(waveform, telling_frames(len(waveform)), n_mels)[:, :n_frames]
+    return batch
 
 
 def telling_frames(n_samples: int) -> int:

@@ -10,8 +10,8 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import PADDED_SAMPLES, window_samples
+from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
+from askd_ray.audio.units import window_samples
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
@@ -103,8 +103,11 @@ class _Pair:
 
 
 def _window(model: WhisperForConditionalGeneration, waveform: Waveform, silence_s: float | None) -> torch.Tensor:
-    n_samples = PADDED_SAMPLES if silence_s is None else window_samples(len(waveform), silence_s)
-    return log_mel_windows([waveform], [n_samples], model.config.num_mel_bins).to(model.device, model.dtype)
+    n_mels = model.config.num_mel_bins
+    if silence_s is None:
+        return log_mel_padded([waveform], n_mels).to(model.device, model.dtype)
+    window = window_samples(len(waveform), silence_s)
+    return log_mel_windows([waveform], [window], n_mels).to(model.device, model.dtype)
 
 
 def _timed(transcribe: Callable[[Utterance], _T], utterance: Utterance) -> tuple[_T, float]:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
@@ -79,7 +79,7 @@ def _n_same(texts: Sequence[str], others: Sequence[str], languages: Sequence[str
 
 @torch.no_grad()
 def _hear_transformers(folder: Path, waveforms: Sequence[Waveform], languages: Sequence[str]) -> list[str]:
-    """Transcribe as a user of transformers would, greedily, with the weights rounded as the float16 folder has them."""
+    """Transcribe with transformers, greedily, with the weights rounded as the float16 folder has them."""
     try:
         processor = AutoProcessor.from_pretrained(folder)
         model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype="float32").half().float().eval()
@@ -89,7 +89,7 @@ def _hear_transformers(folder: Path, waveforms: Sequence[Waveform], languages: S
     multilingual = Tokens(folder).multilingual
     texts: list[str] = []
     for waveform, language in zip(waveforms, languages, strict=True):
-        features = processor(waveform, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features
+        features = log_mel_padded([waveform], model.config.num_mel_bins)  # the processor fills the window otherwise
         asked = {"language": language, "task": "transcribe"} if multilingual else {}
         ids = model.generate(features, num_beams=1, do_sample=False, max_new_tokens=MOST_TOKENS, **asked)
         texts.append(processor.batch_decode(ids, skip_special_tokens=True)[0])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from askd_ray.audio.decode import Waveform, duration_s
-from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
 from askd_ray.audio.units import (
     HOP_LENGTH,
     PADDED_S,
@@ -96,7 +96,8 @@ class Engine:
     """A Whisper in a CTranslate2 folder (model.bin, config.json, tokenizer.json), greedy unless told otherwise.
 
     With ``silence_s`` the encoder sees a clip and at least that much silence (up to 0.2 s more): for models that were
-    trained so. With None it sees 30 s, as every other Whisper expects. ``threads`` = 0 takes all cores.
+    trained so. With None it sees 30 s, filled up as openai/whisper does, for every other Whisper. ``threads`` = 0 takes
+    all cores.
 
     Raises :class:`AskdError` when the folder is incomplete or the model cannot be loaded.
     """
@@ -178,7 +179,7 @@ class Engine:
         self, waveforms: Sequence[Waveform], window: int, language: str | None, decoding: Decoding
     ) -> list[Transcript]:
         with _one_torch_thread():
-            log_mel = log_mel_windows(waveforms, [window] * len(waveforms), self._model.n_mels)
+            log_mel = self._log_mel(waveforms, window)
         states = self._model.encode(ctranslate2.StorageView.from_array(log_mel.numpy()))
         spoken = [language] * len(waveforms) if language is not None else self._spoken(states)
         prompts = [self._prompt(its, decoding) for its in spoken]
@@ -203,6 +204,11 @@ class Engine:
             aligned = self._align(states, prompts, results, window)
         heard = zip(results, spoken, aligned, strict=True)
         return [self._transcript(result, most, its, alignment) for result, its, alignment in heard]
+
+    def _log_mel(self, waveforms: Sequence[Waveform], window: int) -> torch.Tensor:
+        if self._silence_s is None:
+            return log_mel_padded(waveforms, self._model.n_mels)
+        return log_mel_windows(waveforms, [window] * len(waveforms), self._model.n_mels)
 
     def _spoken(self, states: ctranslate2.StorageView) -> list[str]:
         """Return the language of each clip."""

@@ -1,4 +1,5 @@
-"""What Ray Serve's HTTP proxy says by itself, such as when a replica dies: OpenAI's JSON instead of plain text.
+"""What Ray Serve's HTTP proxy says by itself, such as when a replica dies: OpenAI's JSON instead of plain text; and
+what it says besides the app, once.
 
 Ray Serve imports :func:`middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it; for a cluster of one's
 own, :func:`askd_ray.ray_cluster.connect` sees to that.
@@ -11,11 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from askd_ray.serve.api_errors import ApiError, busy, server_error
 
+_ID = b"x-request-id"
 _log = logging.getLogger(__name__)
 
 
 class JsonErrors:
-    """ASGI middleware: replace answers from 400 on that are plain text, and failures without any."""
+    """ASGI middleware: replace answers from 400 on that are plain text, and failures without any.
+
+    Of the request's ids, the app's and the proxy's own behind it, the first is sent.
+    """
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -33,7 +38,7 @@ class JsonErrors:
                 if replaced:
                     return await _answer(message["status"]).response()(scope, receive, send)
             if not replaced:
-                await send(message)
+                await send(_with_one_id(message))
             return None
 
         if scope["type"] != "http":
@@ -47,6 +52,14 @@ class JsonErrors:
         if not begun:  # so it ends where a replica dies
             await server_error().response()(scope, receive, send)
         return None
+
+
+def _with_one_id(message: Message) -> Message:
+    headers = message.get("headers", [])
+    ids = [header for header in headers if header[0].lower() == _ID]
+    if len(ids) < 2:
+        return message
+    return {**message, "headers": [*(header for header in headers if header not in ids), ids[0]]}
 
 
 def _answer(status: int) -> ApiError:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from askd_ray.audio.units import PADDED_S
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
@@ -21,7 +22,8 @@ class Target:
 
 
 def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
-    """Return the teacher as a decoder that hears clips in padded windows, with the recipe's prompt and beam.
+    """Return the teacher as a decoder with the recipe's prompt and beam; its windows are those of the soft labels, 30 s
+    with silence behind the clip.
 
     Its weights are used as they are (float32 on a CPU): int8 would be another teacher than the one of the soft labels.
     """
@@ -31,7 +33,7 @@ def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
         compute_type="default",
         threads=threads,
         device=best_device().type,
-        silence_s=None,
+        silence_s=PADDED_S,
         decoding=Decoding(targets.beam_size, targets.timestamps, targets.prompt),
     )
 

@@ -3,10 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from faster_whisper.audio import pad_or_trim
+from faster_whisper.feature_extractor import FeatureExtractor
 from transformers import WhisperFeatureExtractor
 
 from askd_ray.audio.decode import decode
-from askd_ray.audio.logmel import log_mel, log_mel_windows
+from askd_ray.audio.logmel import log_mel, log_mel_padded, log_mel_windows
 from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, PADDED_SAMPLES, samples_of, window_samples
 
 
@@ -34,6 +36,21 @@ def test_padded_windows_equal_transformers_on_real_clips(clips, n_mels):
     ours = padded(clips, n_mels).numpy()
     assert ours.shape == expected.shape == (len(clips), n_mels, PADDED_FRAMES)
     assert np.abs(ours - expected).max() <= 1e-4
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_a_window_that_is_filled_up_equals_faster_whispers_on_real_clips(clips, n_mels):
+    extract = FeatureExtractor(feature_size=n_mels)
+    ours = log_mel_padded(clips, n_mels).numpy()
+    for row, clip in zip(ours, clips, strict=True):
+        # its transcribe() leaves out the last frame, which lies behind the clip
+        assert np.abs(row - pad_or_trim(extract(clip)[:, :-1])).max() <= 1e-4
+
+
+def test_a_clip_of_thirty_seconds_fills_its_window():
+    clip = np.random.default_rng(0).standard_normal(PADDED_SAMPLES).astype(np.float32)
+    ours = log_mel_padded([clip])[..., :-1]  # the last frame reaches behind the clip: silence here, a mirror there
+    assert (ours - padded([clip])[..., :-1]).abs().max() <= 1e-5
 
 
 def test_a_trimmed_window_is_the_head_of_the_padded_one(clips):

@@ -6,7 +6,7 @@ import torch
 from small_run import utterances
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.logmel import log_mel_windows
+from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
@@ -62,7 +62,7 @@ def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, clips: l
     model, tokens = load_whisper(str(weights))
     prompt, said = tokens.prompt(), [*transcript.token_ids, tokens.end]
     with torch.no_grad():
-        states = encode(model, log_mel_windows(clips[:1], [PADDED_SAMPLES])).states
+        states = encode(model, log_mel_padded(clips[:1])).states
         ids = torch.tensor([[*prompt, *said[:-1]]])
         logits = model.proj_out(model.model.decoder(input_ids=ids, encoder_hidden_states=states).last_hidden_state)[0]
     logits = logits[len(prompt) - 1 :]

@@ -45,6 +45,17 @@ def test_a_failure_without_an_answer_gets_one(error: Exception | None):
     assert "/home/me" not in answer.text
 
 
+def test_the_apps_id_of_a_request_is_sent_and_the_proxys_is_not():
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"x-request-id", b"the-apps"), (b"content-type", b"text/plain"), (b"X-Request-ID", b"the-proxys")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"yes"})
+
+    answer = TestClient(JsonErrors(app)).get("/")
+    assert answer.text == "yes" and answer.headers["content-type"] == "text/plain"
+    assert answer.headers.get_list("x-request-id") == ["the-apps"]
+
+
 def test_all_else_stays_as_it_is(client: TestClient):
     assert client.get("/plain/200").text == "Traceback: /home/me"
     assert client.get("/json/500").json() == {"error": "as it was"}

@@ -197,7 +197,9 @@ def test_too_large_a_file_is_413_through_the_proxy(url: str):
 
 @pytest.mark.slow
 def test_health_and_unknown_paths_are_json_through_the_proxy(url: str):
-    assert httpx.get(f"{url}/health", timeout=60).json() == {"status": "ok"}
+    healthy = httpx.get(f"{url}/health", headers={"x-request-id": "mine"}, timeout=60)
+    assert healthy.json() == {"status": "ok"}
+    assert healthy.headers.get_list("x-request-id") == ["mine"]
     assert httpx.get(f"{url}/v1/nothing").json()["error"]["code"] == "unknown_url"
 
 

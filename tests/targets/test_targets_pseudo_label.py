@@ -9,7 +9,7 @@ from small_run import utterances
 from transformers import WhisperForConditionalGeneration
 
 from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import PADDED_SAMPLES
+from askd_ray.audio.units import PADDED_S, PADDED_SAMPLES
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, write_labels
 from askd_ray.data.schema import Utterance
@@ -54,7 +54,7 @@ def test_greedy_labels_are_what_the_teacher_decodes(
     """CTranslate2 in float32, and torch: the same tokens, so the labels are those of no int8 copy."""
     model, tokens = teacher
     waveforms = [waveform_of(u) for u in clips]
-    heard = Engine(weights, compute_type="float32", silence_s=None).transcribe(waveforms)
+    heard = Engine(weights, compute_type="float32", silence_s=PADDED_S).transcribe(waveforms)
     in_torch = greedy(model, tokens, log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms)), tokens.prompt())
     for made, transcript, ids in zip(labels, heard, in_torch, strict=True):
         assert made.left_out == "" and made.prompt_ids == (SOT, NO_TIMESTAMPS)

@@ -12,6 +12,7 @@ from askd_ray.progress import bar
 from askd_ray.ray_cluster import check_gpus, connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run
+from askd_ray.torch_setup import use_threads
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
 from askd_ray.train.ray_trainer import check_inputs, distill_key, make_room
@@ -43,7 +44,8 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
         while waiting or running:
             while waiting and len(running) < settings.concurrent:
                 recipe = waiting.pop(0)
-                running[train.remote(recipe.model_dump_json(), keys[recipe.name])] = recipe.name
+                run = train.remote(recipe.model_dump_json(), keys[recipe.name], settings.concurrent)
+                running[run] = recipe.name
             progress.note(", ".join(running.values()))
             (done, *_), _ = ray.wait([*running])
             name = running.pop(done)
@@ -51,8 +53,10 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
             progress.advance()
 
 
-def _train(recipe_json: str, key: str) -> dict[str, Any]:
+def _train(recipe_json: str, key: str, concurrent: int) -> dict[str, Any]:
     recipe = Recipe.model_validate(json.loads(recipe_json))
     run = Run(recipe)
     begun = run.begin()
-    return run.finish("distill", key, Loop(recipe, PlainContext(), run.distill, key).run(), begun)
+    loop = Loop(recipe, PlainContext(), run.distill, key)
+    use_threads(processes=concurrent)
+    return run.finish("distill", key, loop.run(), begun)

@@ -1,5 +1,6 @@
 """Device and threads, decided in one place."""
 
+import ctypes
 import os
 import threading
 
@@ -36,3 +37,14 @@ def use_one_thread_here(elsewhere: int) -> None:
     other = threading.Thread(target=torch.set_num_threads, args=(elsewhere,))
     other.start()
     other.join()
+
+
+def release_memory() -> None:
+    """Hand back to the system what glibc's allocator keeps of freed tensors; elsewhere nothing happens.
+
+    Batches are of ever new shapes, and leave holes in its heap: without this a process that trained six students of
+    73 M parameters one after the other held 13 GB (docs/LOG.md).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -29,7 +29,7 @@ from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label_key
-from askd_ray.torch_setup import use_threads
+from askd_ray.torch_setup import release_memory, use_threads
 from askd_ray.train.checkpoint import Position, State, latest_position, load_checkpoint, save_checkpoint
 from askd_ray.train.clock import Clock
 from askd_ray.train.context import Context
@@ -242,6 +242,7 @@ class Loop:
                     save_whisper(model, self.students.tokens, self._best())
         self._move(no_better=0 if better else self.position.no_better + 1)
         self.state.own.after_evaluation(self.state.student, better)
+        release_memory()
         return scores
 
     def _save(self) -> None:

@@ -1,17 +1,23 @@
 """The files of cluster/ against the schemas of what reads them, and against this package."""
 
 import importlib
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
+from serving import spoken, wav
 
 from askd_ray.ray_jobs import STAGES
-from askd_ray.serve.ray_app import build
+from askd_ray.serve.ray_app import build, stop_serving
 from askd_ray.serve.settings import ServiceArgs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +38,48 @@ def test_serve_takes_the_config_and_our_builder_its_arguments(config: Any):
     module, _, name = str(application.import_path).partition(":")
     assert getattr(importlib.import_module(module), name) is build
     assert ServiceArgs.model_validate(application.args).models["student"].endswith("/bundle")
+
+
+@pytest.mark.slow
+def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
+    ray_session: None, weights: Path, speech: Path, tmp_path: Path
+):
+    config, file = read("serve.yaml"), tmp_path / "serve.yaml"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        config["http_options"]["port"] = port = probe.getsockname()[1]
+    config["applications"][0]["args"]["models"] = {"student": str(weights)}
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    dashboard = f"http://{ray._private.worker.get_dashboard_url()}"
+    serve = str(Path(sys.executable).with_name("serve"))
+    try:
+        deployed = subprocess.run([serve, "deploy", str(file), "-a", dashboard], capture_output=True, text=True)
+        assert deployed.returncode == 0, deployed.stderr
+        url = f"http://127.0.0.1:{port}"
+        assert answers_within(120, url)
+        form = {"model": "student", "response_format": "text"}
+        ((clip, said),) = spoken(speech)
+        heard = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": wav(clip)}, data=form, timeout=60)
+        assert heard.status_code == 200
+        assert words(heard.text) & words(said)
+    finally:
+        stop_serving()
+
+
+def words(text: str) -> set[str]:
+    return {word.strip(".,").lower() for word in text.split()}
+
+
+def answers_within(seconds: float, url: str) -> bool:
+    ends_at = time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        try:
+            if httpx.get(f"{url}/health", timeout=30).status_code == 200:
+                return True
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+    return False
 
 
 def test_ray_up_takes_the_cluster():

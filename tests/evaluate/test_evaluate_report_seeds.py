@@ -47,6 +47,7 @@ def test_the_verdict_is_over_seeds(study: Run):
     assert table[1][5].startswith(f"{100 * comparison['teacher']['differences']['askd']['value']:+.2f} (")
     assert table[3][4] == ""  # nothing is compared with itself
     assert Page(html).seen.tables == read_markdown(markdown).tables
+    assert "](report/over-seeds-small.png)" in markdown and (page.parent / "report/over-seeds-small.png").is_file()
 
 
 def test_seeds_of_an_arm_share_its_colour_and_the_students_their_worst_clips(study: Run):

@@ -91,7 +91,7 @@ def draw_dots(
         look = {"color": COLOURS[i], "marker": _MARKERS[i], "markersize": 4.5, "linewidth": 1.4, "linestyle": "none"}
         axes.errorbar([at.value], [place], xerr=errors, label=kind, **look)
 
-    return _draw_groups(name, caption, groups, kinds, x_label, mark)
+    return _draw_groups(name, caption, groups, kinds, x_label, mark, from_zero=False)
 
 
 def draw_bars(
@@ -104,7 +104,7 @@ def draw_bars(
         look = {"color": COLOURS[i], "hatch": _HATCHES[i], "edgecolor": "white", "linewidth": 0}
         axes.barh(place, at.value, height=0.72 / len(kinds), xerr=errors, label=kind, ecolor=INK, **look)
 
-    return _draw_groups(name, caption, groups, kinds, x_label, mark)
+    return _draw_groups(name, caption, groups, kinds, x_label, mark, from_zero=True)
 
 
 def draw_panels(name: str, caption: str, panels: Sequence[Panel], kinds: Kinds) -> tuple[Figure, ...]:
@@ -140,6 +140,7 @@ def _draw_groups(
     kinds: Kinds,
     x_label: str,
     mark: Callable[[Any, str, Interval, float, Any], None],
+    from_zero: bool,
 ) -> tuple[Figure, ...]:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -149,7 +150,8 @@ def _draw_groups(
                 mark(axes, kind, at, place, [[at.value - at.low], [at.high - at.value]])
         axes.set_yticks(range(len(groups)), [_short(group) for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)  # from top to bottom
-        axes.set_xlim(left=0)
+        if from_zero:
+            axes.set_xlim(left=0)
         axes.set_xlabel(x_label)
         axes.grid(axis="x", alpha=0.25)
         _legend(figure)
@@ -167,7 +169,7 @@ def _legend(figure: Any) -> None:
 
 def _short(name: str) -> str:
     """Return a name that leaves room for the plot."""
-    return textwrap.fill(name, 22, max_lines=2, placeholder=" ...")
+    return textwrap.fill(name, 24, max_lines=2, placeholder=" ...")
 
 
 def _number(kinds: Kinds, kind: str) -> int:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from askd_ray.evaluate.report.document import Answer, Section, Table, Text, Tone, count, percent
+from askd_ray.evaluate.hypotheses import TEACHER
+from askd_ray.evaluate.report.document import Answer, Figure, Section, Table, Text, Tone, count, percent
+from askd_ray.evaluate.report.plots import Interval, draw_dots
 from askd_ray.evaluate.report.runs import Evaluated
 from askd_ray.evaluate.seeds import OverSeeds, SeedComparison, SeedDifference
 
@@ -70,7 +72,27 @@ def seed_section(name: str, compared: Compared) -> Section:
         "the sign-flip test does not, and cannot fall below 0.25 with three seeds, 0.0625 with five."
     )
     table = Table("WER over seeds, the best first", head, tuple(rows), n_labels=2)
-    return Section(f"Over seeds: {name}", (table, Text(remark, remark=True)))
+    return Section(f"Over seeds: {name}", (*_plot(name, compared), table, Text(remark, remark=True)))
+
+
+def _plot(name: str, compared: Compared) -> tuple[Figure, ...]:
+    groups = {
+        _PLACES[place]: {
+            TEACHER: _interval([float(by_other["teacher"]["against"])] * 3),
+            **{
+                arm: _interval([over["mean"], *(over["ci95"] or [over["mean"]] * 2)])
+                for arm, over in by_other["teacher"]["presets"].items()
+            },
+        }
+        for place, by_other in compared.items()
+    }
+    kinds = {model: model for model in next(iter(groups.values()))}
+    caption = "Mean WER of the sets over seeds, with 95 % t-intervals; the teacher has no seeds. To the left is better."
+    return draw_dots(f"over-seeds-{name}", caption, groups, kinds, "WER, %")
+
+
+def _interval(shares: list[float]) -> Interval:
+    return Interval(*(100 * share for share in shares))
 
 
 def _verdict(difference: SeedDifference) -> str:

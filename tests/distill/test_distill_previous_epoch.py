@@ -62,6 +62,14 @@ def test_an_epoch_teaches_the_next_one():
     assert_teaches(own, 1, "b", "c", "a")
 
 
+def test_in_a_training_in_bfloat16():
+    own = PreviousEpoch(PSKD)
+    with torch.autocast("cpu", torch.bfloat16):
+        an_epoch(own, 0, ("a", "b"), ("c",))
+        own.before_step(None, Progress(0.34, 1, 3))
+        assert_teaches(own, 0, "c", "a")
+
+
 def test_a_rank_without_data_has_a_reference_of_no_tokens():
     own = PreviousEpoch(PSKD)
     an_epoch(own, 0, ("a",), ())

@@ -12,8 +12,6 @@ from askd_ray.distill.schedules import Progress
 from askd_ray.distill.tensors import TensorBatch
 from askd_ray.targets.buckets import to_buckets
 
-_AS_KEPT = torch.autocast("cpu", enabled=False)  # bfloat16's would not put float16 tensors together
-
 
 @dataclass(frozen=True)
 class _Said:
@@ -48,7 +46,7 @@ class PreviousEpoch:
         after_switch = (progress.epoch + 2) / progress.n_epochs > self.settings.switch
         self._recording = self.settings.weight > 0.0 and used_next and after_switch
 
-    @_AS_KEPT
+    @torch.autocast("cpu", enabled=False)  # bfloat16's would not put float16 tensors together
     def reference(self, batch: TensorBatch) -> Reference | None:
         """Return the labels of a batch's target tokens; None in the first epoch."""
         if not self._before:
@@ -59,7 +57,7 @@ class PreviousEpoch:
         buckets = torch.cat([s.buckets for s in said] or [torch.zeros(0, k + 1)]).to(device).float()
         return TopK(ids, buckets[:, :-1], buckets[:, -1], buckets.new_zeros(len(buckets)))
 
-    @_AS_KEPT
+    @torch.autocast("cpu", enabled=False)
     @torch.no_grad()
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
         """Keep the top k of a piece of the batch; with its last piece, sort them by utterance."""

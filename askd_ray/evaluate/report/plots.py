@@ -15,6 +15,7 @@ COLOURS = ("#5f6b7a", "#0072b2", "#d55e00", "#009e73", "#b0508a", "#8a6d00", "#3
 """Of the kinds of models in their order, the baseline first: after Okabe and Ito, told apart by all colour vision."""
 INK = "#111213"
 _FEW = 6  # models: beyond it, bands would hide one another
+_WIDE = 10.0  # from this factor on between the least and the largest value, an axis shows factors
 _MARKERS, _HATCHES = "soD^vPX*", ("", "///", "...", "\\\\\\", "xxx", "++", "oo", "--")
 _WIDTH_IN = 4.6  # as wide as a phone shows it, so that its type is not made smaller there
 _STYLE: dict[Any, Any] = {
@@ -150,13 +151,28 @@ def _draw_groups(
                 mark(axes, kind, at, place, [[at.value - at.low], [at.high - at.value]])
         axes.set_yticks(range(len(groups)), [_short(group) for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)  # from top to bottom
+        values = [at.value for group in groups.values() for at in group.values()]
         if from_zero:
             axes.set_xlim(left=0)
+        elif 0.0 < _WIDE * min(values) < max(values):
+            _scale_by_factors(axes, min(values))
         axes.set_xlabel(x_label)
         axes.grid(axis="x", alpha=0.25)
         _legend(figure)
 
-    return _draw(name, caption, 0.9 + len(groups) * (0.17 if len(kinds) <= _FEW else 0.11) * (len(kinds) + 1), draw)
+    row_in = 0.17 if len(kinds) <= _FEW else 0.11 if len(kinds) <= 2 * _FEW else 0.075
+    return _draw(name, caption, 0.9 + len(groups) * row_in * (len(kinds) + 1), draw)
+
+
+def _scale_by_factors(axes: Any, least: float) -> None:
+    """Make the x-axis logarithmic: a model that runs away would leave no room to tell the others apart."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log", nonpositive="clip")
+    axes.set_xlim(left=least / 2.0)  # an interval may reach below 0
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
 def _legend(figure: Any) -> None:

@@ -86,7 +86,7 @@ def _against(of: Comparison, student: str, baseline: str) -> str:
 def word_error_sections(evaluated: Evaluated) -> Iterator[Section]:
     """Yield the sections on sets, on domains and on kinds of errors."""
     scores = evaluated.scores
-    yield from (seed_section(name, compared) for name, compared in studies(evaluated).items())
+    yield from (seed_section(name, compared, evaluated.kinds) for name, compared in studies(evaluated).items())
     yield Section("Word error rate by set", (_sets(scores), *_left_out(evaluated)))
     yield Section("In domain and out of domain", (_domains(scores), *_plot(evaluated)))
     yield Section("Kinds of errors", (_kinds(scores), Text(_KINDS_REMARK, remark=True)))

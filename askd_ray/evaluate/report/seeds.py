@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from askd_ray.evaluate.hypotheses import TEACHER
 from askd_ray.evaluate.report.document import Answer, Figure, Section, Table, Text, Tone, count, percent
-from askd_ray.evaluate.report.plots import Interval, draw_dots
+from askd_ray.evaluate.report.plots import Interval, Kinds, draw_dots
 from askd_ray.evaluate.report.runs import Evaluated
 from askd_ray.evaluate.seeds import OverSeeds, SeedComparison, SeedDifference
 
@@ -44,8 +44,8 @@ def seed_answers(compared: Compared) -> Iterator[Answer]:
             )
 
 
-def seed_section(name: str, compared: Compared) -> Section:
-    """Return the arms over seeds, against one another and against the teacher."""
+def seed_section(name: str, compared: Compared, kinds: Kinds) -> Section:
+    """Return the arms over seeds, against one another and against the teacher; in the colours of ``kinds``."""
     rows = [
         (
             _PLACES[place],
@@ -72,10 +72,10 @@ def seed_section(name: str, compared: Compared) -> Section:
         "the sign-flip test does not, and cannot fall below 0.25 with three seeds, 0.0625 with five."
     )
     table = Table("WER over seeds, the best first", head, tuple(rows), n_labels=2)
-    return Section(f"Over seeds: {name}", (*_plot(name, compared), table, Text(remark, remark=True)))
+    return Section(f"Over seeds: {name}", (*_plot(name, compared, kinds), table, Text(remark, remark=True)))
 
 
-def _plot(name: str, compared: Compared) -> tuple[Figure, ...]:
+def _plot(name: str, compared: Compared, kinds: Kinds) -> tuple[Figure, ...]:
     groups = {
         _PLACES[place]: {
             TEACHER: _interval([float(by_other["teacher"]["against"])] * 3),
@@ -86,9 +86,9 @@ def _plot(name: str, compared: Compared) -> tuple[Figure, ...]:
         }
         for place, by_other in compared.items()
     }
-    kinds = {model: model for model in next(iter(groups.values()))}
+    shown = {kind: kind for kind in kinds.values() if kind in next(iter(groups.values()))}
     caption = "Mean WER of the sets over seeds, with 95 % t-intervals; the teacher has no seeds. To the left is better."
-    return draw_dots(f"over-seeds-{name}", caption, groups, kinds, "WER, %")
+    return draw_dots(f"over-seeds-{name}", caption, groups, shown, "WER, %")
 
 
 def _interval(shares: list[float]) -> Interval:

@@ -67,11 +67,11 @@ def plot_parallel(trials: Sequence[Row], space: Space, path: Path) -> Path:
 
     Raises :class:`~askd_ray.errors.AskdError` when matplotlib is not installed.
     """
+    figure: Any = figure_class()(figsize=(2.0 + 1.5 * len(space), 4.2))
     from matplotlib import colormaps
 
     scores = [trial["score"] for trial in trials]
     low, high = min(scores), max(scores)
-    figure: Any = figure_class()(figsize=(2.0 + 1.5 * len(space), 4.2))
     axis = figure.subplots()
     for trial in sorted(trials, key=lambda trial: -trial["score"]):  # the best one lies on top
         share = (trial["score"] - low) / (high - low) if high > low else 0.0

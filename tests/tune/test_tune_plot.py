@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from askd_ray.config.tune import Between, Space
+from askd_ray.errors import AskdError
 from askd_ray.tune.plot import importance, plot_importance, plot_parallel
 from askd_ray.tune.trials import LiveTable, table
 
@@ -35,6 +37,15 @@ def test_what_mattered_comes_first(trials):
     assert next(iter(shares)) == LR and shares[LR] > 0.8
     assert shares.keys() == SPACE.keys()
     assert sum(shares.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("draw", [plot_importance, plot_parallel])
+def test_without_matplotlib_it_says_so(draw, trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(AskdError, match="plots need matplotlib"):
+        draw(trials, SPACE, tmp_path / "picture.png")
 
 
 def test_pictures(trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

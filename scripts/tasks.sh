@@ -138,7 +138,7 @@ clean() {
 
 case "${1:-}" in
 demo) demo ;;
-test) run_tests 'test: pytest (up to 12 minutes on two cores)' ;;
+test) run_tests 'test: pytest (about half an hour on two cores)' ;;
 sweep) run_tests 'sweep: pytest -m sweep (up to 8 minutes on two cores)' -m sweep ;;
 lint) lint ;;
 setup) install dev ;;

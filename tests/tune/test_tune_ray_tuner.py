@@ -75,14 +75,14 @@ def test_a_grid_tries_every_combination_once_and_weighs_what_is_out_of_distribut
 @pytest.mark.slow
 def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: None):
     space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "objective.teacher_weight.start": [0.5, 0.6, 0.7]}
-    settings = {"searcher": "random", "scheduler": "pbt", "trials": 2, "epochs": 2, "evals_per_epoch": 2}
+    settings = {"searcher": "random", "scheduler": "pbt", "trials": 4, "epochs": 2, "evals_per_epoch": 2}
     recipe = searched({**settings, "space": space})
     found = search(recipe)
     told = reports(Run(recipe).path / "tune")
-    assert len(found["trials"]) == len(told) == 2
+    assert len(found["trials"]) == len(told) == 4
     values = {name: [json.loads(report["values"]) for report in lines] for name, lines in told.items()}
-    changed = [name for name, its in values.items() if its[0] != its[-1]]
-    assert changed  # one went on from the other's checkpoint
+    # One went on from another's checkpoint. Ray Tune does not tell what it had reported in that very moment.
+    assert list((Run(recipe).path / "tune").glob("ray/pbt_policy_*.txt"))
     factors: dict[int, list[float]] = {}
     # Who takes over the other's last checkpoint has nothing left to train; how early that is hangs on timing.
     assert max(lines[-1]["evaluations"] for lines in told.values()) == 4
@@ -90,9 +90,9 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
         for report, its in zip(lines, values[name], strict=True):
             factors.setdefault(report["step"], []).append(report["lr/decoder"] / its["train.lr"])
             assert 1e-4 <= its["train.lr"] <= 1e-2
-    assert any(len(both) == 2 for both in factors.values())  # the first evaluation at least
-    for step, both in factors.items():  # the warm-up and the decay of all trials, and nothing of another's rate
-        assert both == pytest.approx([both[0]] * len(both)), step
+    assert len(factors[min(factors)]) >= 2  # the first evaluation at least
+    for step, theirs in factors.items():  # the warm-up and the decay of all trials, and nothing of another's rate
+        assert theirs == pytest.approx([theirs[0]] * len(theirs)), step
 
 
 @pytest.mark.slow

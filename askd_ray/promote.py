@@ -9,6 +9,7 @@ from askd_ray.evaluate.scores import DomainScores, score
 from askd_ray.evaluate.significance import Difference
 from askd_ray.models.bundle import SAID, check_hashes, read_bundle
 from askd_ray.progress import console
+from askd_ray.serve.engine import Hardware
 from askd_ray.serve.registry import Registry
 from askd_ray.serve.swap import load_verified
 
@@ -30,7 +31,7 @@ def promote(bundle: Path, registry: Registry, name: str, force: bool = False) ->
     if current is not None and current.name == version:
         console.print(f"{name}: version {version} is what is served already")
         return current
-    load_verified(bundle, name, "cpu", 0)
+    load_verified(bundle, name, Hardware())
     if current is not None and not force:
         check_gate(bundle, current)
     place = registry.add(name, bundle)

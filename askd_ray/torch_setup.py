@@ -3,13 +3,18 @@
 import ctypes
 import os
 import threading
+from pathlib import Path
 
 import torch
 
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
 
 def n_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use; a container's share (cgroup v2) counts."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _CGROUP_QUOTA.read_text().partition(" ") if _CGROUP_QUOTA.is_file() else ("max", "", "")
+    return min(cores, max(1, int(quota) // int(period))) if quota.isdigit() else cores
 
 
 def best_device() -> torch.device:

@@ -55,7 +55,9 @@ def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
     return info
 
 
-def open_engine(info: BundleInfo, device: Device = "cpu", threads: int = 0, decoding: Decoding = GREEDY) -> Engine:
+def open_engine(
+    info: BundleInfo, device: Device = "cpu", threads: int = 0, decoding: Decoding = GREEDY, workers: int = 1
+) -> Engine:
     """Load the model: in int8 on the CPU, in float16 on a GPU. ``threads`` = 0 takes all cores.
 
     Raises :class:`AskdError` when it cannot be loaded.
@@ -64,6 +66,7 @@ def open_engine(info: BundleInfo, device: Device = "cpu", threads: int = 0, deco
         info.folder,
         compute_type=_FOLDERS[device][1],
         threads=threads,
+        workers=workers,
         device=device,
         silence_s=info.silence_s,
         decoding=decoding,

@@ -97,7 +97,7 @@ class Engine:
 
     With ``silence_s`` the encoder sees a clip and at least that much silence (up to 0.2 s more): for models that were
     trained so. With None it sees 30 s, filled up as openai/whisper does, for every other Whisper. ``threads`` = 0 takes
-    all cores.
+    all cores. As many as ``workers`` threads may call it at once; what they hear does not depend on that.
 
     Raises :class:`AskdError` when the folder is incomplete or the model cannot be loaded.
     """
@@ -108,6 +108,7 @@ class Engine:
         *,
         compute_type: str = "int8",
         threads: int = 0,
+        workers: int = 1,
         device: str = "cpu",
         silence_s: float | None = 0.3,
         decoding: Decoding = GREEDY,
@@ -117,7 +118,11 @@ class Engine:
                 raise AskdError(f"{folder / name} does not exist: the engine needs a CTranslate2 folder of a Whisper")
         try:
             self._model = ctranslate2.models.Whisper(
-                str(folder), device=device, compute_type=compute_type, intra_threads=threads or n_cores()
+                str(folder),
+                device=device,
+                compute_type=compute_type,
+                intra_threads=threads or n_cores(),
+                inter_threads=workers,
             )
         except (RuntimeError, ValueError) as error:
             raise AskdError(f"{folder} cannot be loaded by CTranslate2: {' '.join(str(error).split())}") from None

@@ -17,8 +17,21 @@ from askd_ray.models.long_form import transcribe_long
 from askd_ray.serve.guards import transcribe_guarded
 from askd_ray.serve.recogniser import Ask, Hearing, Model, UnknownModelError
 from askd_ray.serve.scheduler import Scheduler
+from askd_ray.torch_setup import n_cores
 
 _BATCH_S = 30.0  # of audio in a call: what a short clip may have to wait for
+_TRIES_S = 2.0  # to find out how many threads suit a model
+_THREADS_REST_S = 0.25  # OpenMP's threads wait awake for 0.2 s, and take the cores from others
+_LEAST_GAIN = 1.3  # from twice the threads: they take the place of a second call
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the models of a process run on: ``workers`` calls side by side, each on ``threads`` threads."""
+
+    device: Device = "cpu"
+    threads: int = 1
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,9 +60,9 @@ class Models:
     the model that was there when it came.
     """
 
-    def __init__(self):
+    def __init__(self, workers: int = 1):
         self._loaded: dict[str, Loaded] = {}
-        self._scheduler = Scheduler[Waveform, _Kind, Hearing](_hear, _BATCH_S)
+        self._scheduler = Scheduler[Waveform, _Kind, Hearing](_hear, _BATCH_S, workers)
 
     def put(self, loaded: Loaded) -> None:
         """Serve a model from now on, in the place of the one with its name."""
@@ -86,13 +99,48 @@ def _hear(kind: _Kind, stretches: Sequence[Waveform]) -> list[Hearing]:
     return [Hearing(its, kind.loaded.model.version, len(stretches), worked_s) for its in heard]
 
 
-def load(path: Path, name: str | None = None, device: Device = "cpu", threads: int = 0) -> Loaded:
+def share_out(path: Path, device: Device = "cpu", threads: int = 0) -> Hardware:
+    """Share the cores out among calls of ``threads`` threads; 0: as many as a model in a folder makes good use of.
+
+    The threads of a call wait for each other after each of its many products. Those of a small model are so small that
+    two threads may take longer than one, and two calls side by side are better. So a clip is timed with one thread and
+    with two, with two and four and so on, for as long as twice the threads pay.
+
+    Raises :class:`AskdError` when the folder holds no model.
+    """
+    if device == "cuda":
+        return Hardware(device)
+    if not threads:
+        threads = 1
+        while 2 * threads <= n_cores() and _gain(path, threads, 2 * threads) >= _LEAST_GAIN:
+            threads *= 2
+    return Hardware(device, threads, max(1, n_cores() // threads))
+
+
+def _gain(path: Path, few: int, many: int) -> float:
+    """Return how many times as fast a clip is with many threads as with few: the best of some tries, in turn."""
+    engines = [open_engine(read_bundle(path), threads=threads) for threads in (few, many)]
+    clip, blip = (np.zeros(int(seconds * SAMPLE_RATE_HZ), np.float32) for seconds in (3.0, 0.1))
+    trimmed = engines[0].window_samples(blip) < engines[0].window_samples(clip)
+    work = [clip, blip, blip, blip, blip] if trimmed else [clip]  # the blips' steps stand in for those of words
+    best, ends_at = [float("inf")] * 2, time.monotonic() + _TRIES_S
+    while time.monotonic() < ends_at:
+        for i, engine in enumerate(engines):
+            time.sleep(_THREADS_REST_S)
+            begun = time.perf_counter()
+            for its in work:
+                engine.transcribe([its])
+            best[i] = min(best[i], time.perf_counter() - begun)
+    return best[0] / best[1]
+
+
+def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -> Loaded:
     """Load a bundle (int8 on the CPU, float16 on a GPU) or a bare CTranslate2 Whisper folder, and warm it up.
 
-    ``threads`` = 0 takes all cores. Raises :class:`AskdError` when the folder holds no model.
+    Raises :class:`AskdError` when the folder holds no model.
     """
-    info = read_bundle(path, device)
-    engine = open_engine(info, device, threads)
+    info = read_bundle(path, hardware.device)
+    engine = open_engine(info, hardware.device, hardware.threads, workers=hardware.workers)
     engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)], "en", Decoding(confidence=True))
     model = Model(name or info.name, info.version, int(time.time()), engine.languages)
     return Loaded(model, engine)
@@ -118,7 +166,7 @@ def transcribe_files(bundle: Path, files: Sequence[Path], language: str = "en") 
     for file in files:
         if not file.is_file():
             raise AskdError(f"audio file {file} does not exist")
-    engine, vad = Guarded(load(bundle).engine), Vad()
+    engine, vad = Guarded(load(bundle, hardware=share_out(bundle)).engine), Vad()
     for file in files:
         try:
             waveform = decode(file.read_bytes())

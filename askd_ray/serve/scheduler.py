@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -23,7 +24,7 @@ class _Waiting(Generic[Item, Key, Result]):
 
 
 class Scheduler(Generic[Item, Key, Result]):
-    """A queue before one engine that does one batch at a time.
+    """A queue before an engine that does ``workers`` batches at a time.
 
     Start-time fair queueing (Goyal, Vin and Cheng 1996) by audio seconds: an owner's next item begins where its last
     one ended on a clock that the engine's work moves on, and the item that would end first is next. So a clip of 3 s
@@ -31,17 +32,17 @@ class Scheduler(Generic[Item, Key, Result]):
     long file goes on between the clips.
 
     Nothing waits for a batch to fill: what gathered while the engine was busy and has the same ``key`` goes in one
-    call, up to ``batch_s`` seconds. ``work(key, items)`` is called in a thread of its own and returns a result for
+    call, up to ``batch_s`` seconds. ``work(key, items)`` is called in threads of its own and returns a result for
     each; where it raises, each item is tried alone, so that a bad one fails alone.
     """
 
-    def __init__(self, work: Callable[[Key, Sequence[Item]], Sequence[Result]], batch_s: float):
-        self._work, self._batch_s = work, batch_s
+    def __init__(self, work: Callable[[Key, Sequence[Item]], Sequence[Result]], batch_s: float, workers: int = 1):
+        self._work, self._batch_s, self._workers = work, batch_s, workers
         self._waiting: list[_Waiting[Item, Key, Result]] = []
         self._now = 0.0
         self._finish: dict[str, float] = {}  # of each owner's last item
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._running: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="engine")
+        self._running = 0
 
     @property
     def waiting_s(self) -> float:
@@ -58,31 +59,41 @@ class Scheduler(Generic[Item, Key, Result]):
         waiting = _Waiting(item, key, seconds, start, start + seconds, future)
         self._finish[owner] = waiting.finish
         self._waiting.append(waiting)
-        if self._running is None:
-            self._running = asyncio.create_task(self._go_on())
+        asyncio.get_running_loop().call_soon(self._begin)  # not now: what comes in the same moment goes with it
         return await future
 
-    async def _go_on(self) -> None:
-        """Work until the line is empty."""
+    def _begin(self) -> None:
+        """Give the free workers what is next."""
         loop = asyncio.get_running_loop()
-        while batch := self._next():
+        while self._running < self._workers and (batch := self._next()):
+            self._running += 1
             self._now = max(self._now, batch[0].start)
-            results = await loop.run_in_executor(self._thread, self._results, batch)
-            for waiting, result in zip(batch, results, strict=True):
-                with contextlib.suppress(asyncio.InvalidStateError):  # cancelled meanwhile
-                    if isinstance(result, Exception):
-                        waiting.future.set_exception(result)
-                    else:
-                        waiting.future.set_result(result)
-        self._running, self._finish = None, {}
+            working = loop.run_in_executor(self._threads, self._results, batch)
+            working.add_done_callback(partial(self._end, batch))
+
+    def _end(
+        self, batch: Sequence[_Waiting[Item, Key, Result]], done: "asyncio.Future[Sequence[Result | Exception]]"
+    ) -> None:
+        for waiting, result in zip(batch, done.result(), strict=True):
+            with contextlib.suppress(asyncio.InvalidStateError):  # cancelled meanwhile
+                if isinstance(result, Exception):
+                    waiting.future.set_exception(result)
+                else:
+                    waiting.future.set_result(result)
+        self._running -= 1
+        self._begin()
+        if not self._running:
+            self._finish = {}
 
     def _next(self) -> list[_Waiting[Item, Key, Result]]:
-        """Take what is next out of the line, with what fits to it."""
+        """Take what is next out of the line, with what fits to it; the free workers share the line."""
         self._waiting = sorted((w for w in self._waiting if not w.future.done()), key=lambda w: w.finish)
+        most = -(-len(self._waiting) // (self._workers - self._running))
         batch: list[_Waiting[Item, Key, Result]] = []
         for waiting in self._waiting:
             seconds = sum(its.seconds for its in batch) + waiting.seconds
-            if not batch or (waiting.key == batch[0].key and seconds <= self._batch_s):
+            fits = batch and waiting.key == batch[0].key and seconds <= self._batch_s
+            if len(batch) < most and (not batch or fits):
                 batch.append(waiting)
         self._waiting = [w for w in self._waiting if w not in batch]
         return batch

@@ -16,9 +16,10 @@ class ServiceArgs(BaseModel):
     """What the service is built from: ``args`` in cluster/serve.yaml.
 
     ``models`` are bundle folders by the name that clients ask for; ``registry`` is a folder whose models are served
-    too, and followed as they change (`askd promote`). ``threads`` = 0 takes all cores. Between
-    ``engines`` and ``most_engines`` replicas hear, as many as the requests need. ``requests`` at once are let in,
-    with those in line; one of them may take ``request_s`` and hold ``audio_s`` of audio.
+    too, and followed as they change (`askd promote`). Between ``engines`` and ``most_engines`` replicas hear, as many
+    as the requests need; in each a call takes ``threads`` threads, and as many calls run side by side as there are
+    cores for. ``threads`` = 0 finds out how many suit the first model. ``requests`` at once are let in, with those in
+    line; one of them may take ``request_s`` and hold ``audio_s`` of audio.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,16 +43,21 @@ class ServiceArgs(BaseModel):
         """
         return read_keys(None if self.keys_file is None else Path(self.keys_file))
 
+    def bundles(self) -> list[tuple[str, Path]]:
+        """Return the name and the folder of each model that is to be served; the first is the default."""
+        found = [(name, Path(bundle)) for name, bundle in self.models.items()]
+        if self.registry is not None:
+            registry = Registry(Path(self.registry))
+            found += [(name, bundle) for name in registry.names() if (bundle := registry.current(name)) is not None]
+        return found
+
     def check(self) -> list[str]:
         """Look at all that is to be served without loading it; returns the names of the models.
 
         Raises :class:`AskdError` for no model, a folder without one, a name that comes twice, and bad keys.
         """
         self.keys()
-        found = [(name, Path(bundle)) for name, bundle in self.models.items()]
-        if self.registry is not None:
-            registry = Registry(Path(self.registry))
-            found += [(name, bundle) for name in registry.names() if (bundle := registry.current(name)) is not None]
+        found = self.bundles()
         names = [name for name, _ in found]
         if not names:
             raise AskdError("no model to serve: give --bundle, --model, or --registry with a model that was promoted")

@@ -6,22 +6,22 @@ import time
 from pathlib import Path
 
 from askd_ray.errors import AskdError
-from askd_ray.models.bundle import BUNDLE_FILE, Device, check_hashes, check_reference
-from askd_ray.serve.engine import Loaded, Models, load
+from askd_ray.models.bundle import BUNDLE_FILE, check_hashes, check_reference
+from askd_ray.serve.engine import Hardware, Loaded, Models, load
 from askd_ray.serve.registry import Registry
 
 _EVERY_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-def load_verified(bundle: Path, name: str, device: Device, threads: int) -> Loaded:
+def load_verified(bundle: Path, name: str, hardware: Hardware) -> Loaded:
     """Load a bundle after its hashes, and let it transcribe its reference clips.
 
     Raises :class:`AskdError` that says what is wrong with it.
     """
     if (bundle / BUNDLE_FILE).is_file():
         check_hashes(bundle)
-    loaded = load(bundle, name, device, threads)
+    loaded = load(bundle, name, hardware)
     check_reference(loaded.engine, bundle)
     return loaded
 
@@ -29,10 +29,8 @@ def load_verified(bundle: Path, name: str, device: Device, threads: int) -> Load
 class Follower:
     """Keeps the models of a process at what a registry says. A bad bundle leaves the old model serving."""
 
-    def __init__(self, models: Models, registry: Registry, device: Device, threads: int):
-        self._models, self._registry = models, registry
-        self._device: Device = device
-        self._threads = threads
+    def __init__(self, models: Models, registry: Registry, hardware: Hardware):
+        self._models, self._registry, self._hardware = models, registry, hardware
         self._seen: dict[str, Path | None] = {}  # what was tried last, by name
         self.refused: dict[str, str] = {}  # why a model is not what the registry says
 
@@ -44,7 +42,7 @@ class Follower:
         for name in self._registry.names():
             bundle = self._registry.current(name)
             assert bundle is not None
-            self._models.put(load_verified(bundle, name, self._device, self._threads))
+            self._models.put(load_verified(bundle, name, self._hardware))
             self._seen[name] = bundle
 
     def start(self) -> None:
@@ -64,7 +62,7 @@ class Follower:
             if bundle is None or bundle == self._seen.get(name):
                 return
             self._seen[name] = bundle
-            loaded = load_verified(bundle, name, self._device, self._threads)
+            loaded = load_verified(bundle, name, self._hardware)
         except (AskdError, OSError) as error:
             self.refused[name] = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
             _log.error("model %s stays as it is: %s", name, self.refused[name])

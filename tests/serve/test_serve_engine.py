@@ -10,11 +10,34 @@ from serving import OwnProcess, spoken, wav
 from askd_ray.audio.units import samples_of
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding
+from askd_ray.serve import engine
 from askd_ray.serve.engine import Loaded, Models, load, transcribe_files
 from askd_ray.serve.recogniser import Ask, Recogniser, UnknownModelError
 from askd_ray.serve.transcription import Transcription
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
+from askd_ray.torch_setup import n_cores
+
+
+@pytest.mark.parametrize(
+    ("cores", "gains", "expected"),
+    [(2, [0.6], (1, 2)), (2, [1.6], (2, 1)), (8, [1.6, 1.4, 1.1], (4, 2)), (8, [2, 2, 2], (8, 1)), (1, [], (1, 1))],
+)
+def test_cores_go_to_calls_side_by_side_where_more_threads_do_not_pay(
+    cores: int, gains: list[float], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    tried = iter(gains)
+    monkeypatch.setattr(engine, "n_cores", lambda: cores)
+    monkeypatch.setattr(engine, "_gain", lambda *_: next(tried))
+    assert engine.share_out(tmp_path) == engine.Hardware("cpu", *expected)
+    assert engine.share_out(tmp_path, threads=3).workers == max(1, cores // 3)
+    assert engine.share_out(tmp_path, "cuda") == engine.Hardware("cuda")
+
+
+@pytest.mark.slow
+def test_the_cores_are_shared_out_by_a_model_itself(weights: Path):
+    found = engine.share_out(weights)
+    assert found.threads * found.workers <= n_cores()
 
 
 @pytest.fixture(scope="module")

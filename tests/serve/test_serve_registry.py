@@ -9,7 +9,7 @@ from askd_ray.errors import AskdError
 from askd_ray.files import read_json, write_json
 from askd_ray.models.bundle import BUNDLE_FILE, REFERENCE, hashes
 from askd_ray.serve import swap
-from askd_ray.serve.engine import Models
+from askd_ray.serve.engine import Hardware, Models
 from askd_ray.serve.registry import Registry
 from askd_ray.serve.swap import Follower, load_verified
 
@@ -60,7 +60,7 @@ def test_a_service_goes_along_and_a_bad_bundle_leaves_the_old_model(
     (bad / "ctranslate2-int8" / "config.json").write_text("{}")
     registry.promote("m", first.name)
     models = Models()
-    follower = Follower(models, registry, "cpu", 1)
+    follower = Follower(models, registry, Hardware())
     follower.load_all()
 
     def served() -> str:
@@ -93,10 +93,10 @@ def test_reference_clips_tell_a_model_that_hears_something_else(tmp_path: Path, 
         described = read_json(folder / BUNDLE_FILE)
         write_json(folder / BUNDLE_FILE, {**described, "sha256": hashes(folder)})
         if good:
-            assert load_verified(folder, "m", "cpu", 0).model.languages == ("en",)
+            assert load_verified(folder, "m", Hardware()).model.languages == ("en",)
         else:
             with pytest.raises(AskdError, match="otherwise than when it was exported"):
-                load_verified(folder, "m", "cpu", 0)
+                load_verified(folder, "m", Hardware())
 
 
 def read_first(speech: Path) -> dict[str, str]:

@@ -92,6 +92,29 @@ def test_who_goes_leaves_the_line():
     assert [items for _, items in work.batches] == [["first"], ["b"]]
 
 
+def test_free_workers_share_the_line():
+    """Two engines hear two clips side by side instead of one batch; what comes while both work waits for either."""
+    busy, most, batches = 0, 0, list[int]()
+    both = threading.Barrier(2, timeout=10)
+
+    def work(key: str, items: Sequence[Any]) -> list[Any]:
+        nonlocal busy, most
+        busy += 1
+        most = max(most, busy)
+        batches.append(len(items))
+        both.wait()
+        busy -= 1
+        return list(items)
+
+    async def scenario() -> list[Any]:
+        scheduler = Scheduler[Any, str, Any](work, 10.0, workers=2)
+        asks = (scheduler.run(i, "key", 1.0, f"client {i}") for i in range(4))
+        return await asyncio.gather(*asks)
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 30)) == [0, 1, 2, 3]
+    assert (most, batches) == (2, [2, 2])
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     asks=st.lists(

@@ -145,19 +145,22 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you say otherwise.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     engines: Annotated[int, typer.Option(min=1, help="Replicas that transcribe.")] = 1,
+    requests: Annotated[int, typer.Option(min=1, help="At once, with those in line; others are told to wait.")] = 64,
     keys: Annotated[Path | None, typer.Option(help="A file with an API key a line; or set ASKD_API_KEYS.")] = None,
 ) -> None:
     """Serve bundles on Ray Serve with the OpenAI audio API, live captions, and a page for the browser."""
     from askd_ray.serve import ray_app
+    from askd_ray.serve.listener import Address
     from askd_ray.serve.settings import ServiceArgs, named_models
 
     settings = ServiceArgs(
         models=named_models(bundle, model or []),
         registry=None if registry is None else str(registry.resolve()),
         engines=engines,
+        requests=requests,
         keys_file=None if keys is None else str(keys.resolve()),
     )
-    ray_app.serve_bundles(settings, host, port)
+    ray_app.serve_bundles(settings, Address(host, port))
 
 
 @app.command()

@@ -29,6 +29,7 @@ from askd_ray.models.load import resolve
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
 from askd_ray.runs import Run
+from askd_ray.serve.listener import Address
 from askd_ray.serve.ray_app import serve_bundles, stop_serving
 from askd_ray.serve.settings import ServiceArgs
 from askd_ray.targets.ray_label import label
@@ -94,7 +95,7 @@ def _serve_and_ask(run: Run) -> dict[str, Any]:
     """Send one held-out clip to the served student as any client would, and return what was said and heard."""
     utterance = _a_clip(read_utterances(run.shards, "test"))
     models = {run.recipe.name: str(run.bundle)}
-    url = serve_bundles(ServiceArgs(models=models), port=_free_port(), blocking=False)
+    url = serve_bundles(ServiceArgs(models=models), address=Address(port=_free_port()), blocking=False)
     try:
         _post(url, run.recipe.name, utterance)  # the first request opens connections: the second is what users see
         begun = time.monotonic()

@@ -16,8 +16,10 @@ _LEAST_CPUS = 4
 _PROBE_S = 5.0
 _OBJECT_STORE_SHARE = 16  # of the machine's memory: 512 MB on a laptop with 8 GB
 _MOST_OBJECT_STORE_BYTES = 1 << 30
-_SETTINGS = {  # read by Ray when it is imported or when a process starts, so they go through the environment
+SETTINGS = {  # read by Ray when it is imported or when a process starts, so they go through the environment
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "askd_ray.serve.proxy:middlewares",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # a clip goes to an engine in the call, not by the object store
+    "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": "3600",  # engines go after the ingress, whose requests may take long
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other screen, the one that is silent when told to
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or each worker without a GPU warns about a coming change
@@ -37,7 +39,7 @@ def connect(num_cpus: int | None = None) -> None:
 
     Raises :class:`AskdError` when the cluster of ``RAY_ADDRESS`` cannot be joined.
     """
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import soundfile
 from fastapi import FastAPI
 
@@ -33,6 +34,15 @@ def spoken(speech: Path, n: int = 1) -> list[tuple[Waveform, str]]:
     rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     chosen = [row for row in rows if len(row["text"].split()) >= 8][:n]
     return [(decode((speech / row["audio"]).read_bytes()), row["text"]) for row in chosen]
+
+
+def kill_replicas(deployment: str) -> int:
+    """Kill the processes of a deployment's replicas; returns how many there were."""
+    processes = psutil.Process().children(recursive=True)
+    replicas = [p for p in processes if any(f"ServeReplica:askd:{deployment}" in part for part in p.cmdline())]
+    for replica in replicas:
+        replica.kill()
+    return len(replicas)
 
 
 class FakeEars:

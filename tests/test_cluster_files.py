@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
-from serving import spoken, wav
+from serving import kill_replicas, spoken, wav
 
+from askd_ray.ray_cluster import SETTINGS
 from askd_ray.ray_jobs import STAGES
+from askd_ray.serve.limits import MAX_FILE_BYTES
 from askd_ray.serve.ray_app import build, stop_serving
 from askd_ray.serve.settings import ServiceArgs
 
@@ -62,8 +65,33 @@ def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
         heard = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": wav(clip)}, data=form, timeout=60)
         assert heard.status_code == 200
         assert words(heard.text) & words(said)
+        errors_are_json_through_the_proxy(url, wav(clip))
     finally:
         stop_serving()
+
+
+def errors_are_json_through_the_proxy(url: str, audio: bytes) -> None:
+    """Whoever was talking to an ingress that dies hears of it from Serve's proxy."""
+    healthy = httpx.get(f"{url}/health", headers={"x-request-id": "mine"}, timeout=60)
+    assert healthy.headers.get_list("x-request-id") == ["mine"]
+    assert httpx.get(f"{url}/v1/nothing").json()["error"]["code"] == "unknown_url"
+
+    def post(content: bytes) -> httpx.Response:
+        form = {"files": {"file": content}, "data": {"model": "student"}}
+        return httpx.post(f"{url}/v1/audio/transcriptions", timeout=60, **form)
+
+    assert post(bytes(MAX_FILE_BYTES + 1)).status_code == 413
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(post, audio) for _ in range(40)]
+        while sum(answer.done() for answer in asked) < 4:
+            time.sleep(0.01)
+        assert kill_replicas("Ingress") == 1
+        found = [answer.result() for answer in asked]
+    refused = [answer for answer in found if answer.status_code != 200]
+    assert 0 < len(refused) < len(found)
+    for answer in refused:
+        assert answer.status_code >= 500
+        assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
 def words(text: str) -> set[str]:
@@ -82,10 +110,20 @@ def answers_within(seconds: float, url: str) -> bool:
     return False
 
 
+@pytest.mark.parametrize("name", ["ray.env", "Dockerfile"])
+def test_ray_serve_is_told_the_same_everywhere(name: str):
+    told = (CLUSTER / name).read_text(encoding="utf-8")
+    settings = [f"{key}={value}" for key, value in SETTINGS.items() if key.startswith("RAY_SERVE_")]
+    assert len(settings) == 3
+    assert all(setting in told for setting in settings)
+
+
 def test_ray_up_takes_the_cluster():
     config = read("ray-cluster.yaml")
     validate_config(prepare_config(config))
     assert [command for command in config["setup_commands"] if "constraints.txt" in command]
+    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    assert all("cluster/ray.env" in start for start in starts if "ray start" in start)
 
 
 @pytest.mark.parametrize("name", ["rayjob", "rayservice"])

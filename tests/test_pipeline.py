@@ -18,6 +18,7 @@ from askd_ray.evaluate.ray_evaluate import evaluate
 from askd_ray.export.bundle import export
 from askd_ray.export.verify import check_hashes
 from askd_ray.runs import Run
+from askd_ray.serve.listener import Address
 from askd_ray.serve.ray_app import serve_bundles, stop_serving
 from askd_ray.serve.settings import ServiceArgs
 from askd_ray.targets.ray_label import label
@@ -142,7 +143,7 @@ def test_finished_stages_are_not_done_again(distilled: dict[str, Any], recipe: R
 def test_a_client_gets_the_student_s_words(distilled: dict[str, Any], recipe: Recipe, unused_port: int):
     utterance = max(read_utterances(Run(recipe).shards, "test"), key=lambda u: (u.duration_s < 5.0, u.duration_s))
     models = {recipe.name: str(Run(recipe).bundle)}
-    url = serve_bundles(ServiceArgs(models=models), port=unused_port, blocking=False)
+    url = serve_bundles(ServiceArgs(models=models), address=Address(port=unused_port), blocking=False)
     try:
         answer = httpx.post(
             f"{url}/v1/audio/transcriptions",

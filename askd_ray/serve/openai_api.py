@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, FastAPI, File, Request, UploadFile
 from fastapi.responses import Response, StreamingResponse
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Lifespan
 
 from askd_ray.audio.decode import AudioError, Waveform, duration_s
 from askd_ray.errors import AskdError
@@ -44,11 +45,12 @@ class Limits:
     origins: tuple[str, ...] = ()
 
 
-def build_app(recogniser: Recogniser, limits: Limits, metrics: Metrics) -> FastAPI:
-    """Return the app: the routes under ``/v1``, ``/health`` and ``/metrics``."""
-    app = FastAPI(
-        title="askd-ray", description="Speech to text with the OpenAI audio API", docs_url=None, redoc_url=None
-    )
+def build_app(
+    recogniser: Recogniser, limits: Limits, metrics: Metrics, lifespan: Lifespan[FastAPI] | None = None
+) -> FastAPI:
+    """Return the app: the routes under ``/v1``, ``/health`` and ``/metrics``; ``lifespan`` runs around it."""
+    told = "Speech to text with the OpenAI audio API"
+    app = FastAPI(title="askd-ray", description=told, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(BodyLimit)
     app.add_middleware(Room, most=limits.requests)
     app.add_middleware(KeyCheck, keys=limits.keys)

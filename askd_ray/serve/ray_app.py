@@ -9,17 +9,17 @@ import contextlib
 import io
 import logging
 import signal
-import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray.exceptions
+import ray.util
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig, HTTPOptions, ProxyLocation
+from ray.serve.config import AutoscalingConfig, ProxyLocation
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -28,7 +28,8 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.errors import AskdError
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
-from askd_ray.serve.engine import Models
+from askd_ray.serve.engine import Models, share_out
+from askd_ray.serve.listener import Address, listening
 from askd_ray.serve.metrics import Metrics
 from askd_ray.serve.openai_api import Limits, build_app
 from askd_ray.serve.recogniser import Ask, BusyError, Hearing, Model, Recogniser
@@ -38,9 +39,9 @@ from askd_ray.serve.settings import ServiceArgs
 from askd_ray.serve.swap import Follower, load_verified
 
 APP_NAME = "askd"
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _REPORT_S = 0.5  # until Ray's report of it has come
 _RETRY_S = 0.2
+_CHECK_S, _LISTENER_CHECK_S = 10, 1  # while a listener is dead nobody listens
 _NO_LIMIT = 100_000  # of requests that Serve lets through: the app refuses what is too much itself, in OpenAI's form
 _CARDS_S = 1.0  # how long the list of models is believed
 
@@ -49,11 +50,12 @@ class EngineReplica:
     """A replica: it loads the models once, warms them up, and hears stretches with them."""
 
     def __init__(self, args: ServiceArgs):
-        self._models = Models()
+        hardware = share_out(args.bundles()[0][1], args.device, args.threads)
+        self._models = Models(hardware.workers)
         for name, bundle in args.models.items():
-            self._models.put(load_verified(Path(bundle), name, args.device, args.threads))
+            self._models.put(load_verified(Path(bundle), name, hardware))
         if args.registry is not None:
-            follower = Follower(self._models, Registry(Path(args.registry)), args.device, args.threads)
+            follower = Follower(self._models, Registry(Path(args.registry)), hardware)
             follower.load_all()
             follower.start()
 
@@ -116,21 +118,42 @@ class RayEars:
 
 
 class Ingress:
-    """A replica that speaks HTTP."""
+    """A replica that speaks HTTP: with Serve's proxies, or where it ``listens`` itself."""
 
-    def __init__(self, args: ServiceArgs, engines: DeploymentHandle[EngineReplica]):
+    def __init__(self, args: ServiceArgs, engines: DeploymentHandle[EngineReplica], listens: Address | None):
         self._limits = Limits(args.requests, args.request_s, args.keys(), args.origins)
         self._recogniser = Recogniser(RayEars(engines, args.request_s), Sandbox(), args.audio_s)
+        self._listens = listens
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the app of this replica; Serve calls it after the constructor."""
-        return build_app(self._recogniser, self._limits, Metrics())
+        return build_app(self._recogniser, self._limits, Metrics(), self._lifespan)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
+        """What Serve runs around the app: it ends once the requests are done that it knows of."""
+        if self._listens is None:
+            yield
+        else:
+            async with listening(app, self._listens, self._limits.request_s):
+                yield
 
 
 def build(args: ServiceArgs) -> serve.Application:
-    """Return the Serve application: what ``import_path: askd_ray.serve.ray_app:build`` deploys."""
+    """Return the Serve application: what ``import_path: askd_ray.serve.ray_app:build`` deploys.
+
+    Requests come to it through Serve's proxies.
+    """
+    return _application(args, None)
+
+
+def _application(args: ServiceArgs, listens: Address | None) -> serve.Application:
+    """Return the application. With ``listens``, its ingress is on this node and no proxy is needed.
+
+    A proxy is a process more on the way of each request, and it hands a body on piece by piece: for a clip of some
+    seconds that is more than all the rest of the way (docs/LOG.md).
+    """
     common: dict[str, Any] = {
-        "health_check_period_s": 10,
         "health_check_timeout_s": 60,
         "graceful_shutdown_timeout_s": args.request_s + 10,  # longer than the longest request
         "graceful_shutdown_wait_loop_s": 0.5,
@@ -144,18 +167,21 @@ def build(args: ServiceArgs) -> serve.Application:
         ),
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if args.device == "cuda" else 0},
         max_ongoing_requests=_NO_LIMIT,
+        health_check_period_s=_CHECK_S,
         **common,
     )(EngineReplica).bind(args)
+    here = {} if listens is None else {f"node:{ray.util.get_node_ip_address()}": 0.001}
     ingress = serve.deployment(
         name="Ingress",
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0.1, "resources": here},
         max_ongoing_requests=_NO_LIMIT,
+        health_check_period_s=_CHECK_S if listens is None else _LISTENER_CHECK_S,
         **common,
     )(serve.ingress()(Ingress))
-    return ingress.bind(args, engines)
+    return ingress.bind(args, engines, listens)
 
 
-def serve_bundles(args: ServiceArgs, host: str = "127.0.0.1", port: int = 8000, blocking: bool = True) -> str:
+def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) -> str:
     """Serve bundles (or bare CTranslate2 Whisper folders) and return the URL, once it answers.
 
     With ``blocking`` it serves until Ctrl-C or a termination signal, and then ends what it started; without, the
@@ -164,14 +190,13 @@ def serve_bundles(args: ServiceArgs, host: str = "127.0.0.1", port: int = 8000, 
     Raises :class:`AskdError` when there is no model in a folder or the port is taken.
     """
     names = args.check()
-    _check_port(host, port)
+    address.open().close()
     connect()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     try:
-        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
-        serve.run(build(args), name=APP_NAME, route_prefix="/")
-        _say_ready(url, names, bool(args.keys()), host)
+        serve.start(proxy_location=ProxyLocation.Disabled)
+        serve.run(_application(args, address), name=APP_NAME, route_prefix="/")
+        _say_ready(address, names, bool(args.keys()))
         if blocking:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler prints a stack
             threading.Event().wait()
@@ -181,7 +206,7 @@ def serve_bundles(args: ServiceArgs, host: str = "127.0.0.1", port: int = 8000, 
         if blocking:
             stop_serving()
             disconnect()
-    return url
+    return address.url
 
 
 def stop_serving() -> None:
@@ -191,22 +216,13 @@ def stop_serving() -> None:
         time.sleep(_REPORT_S)
 
 
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise AskdError(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from None
-
-
-def _say_ready(url: str, names: Sequence[str], has_keys: bool, host: str) -> None:
+def _say_ready(address: Address, names: Sequence[str], has_keys: bool) -> None:
+    url = address.url
     name, *others = names
     also = f" and {', '.join(others)}" if others else ""
     console.print(f"Serving [bold]{name}[/bold]{also} at {url} (Ctrl-C ends it). Try:")
     console.print(f"  curl {url}/v1/audio/transcriptions -F file=@speech.wav -F model={name}")
     console.print(f"  or open {url} in a browser")
-    if host not in _LOOPBACK and not has_keys:
-        console.print(f"[yellow]It listens on {host}: whoever reaches this machine may use it, without a key.[/yellow]")
+    if not (address.is_loopback or has_keys):
+        risk = f"It listens on {address.host}: whoever reaches this machine may use it, without a key."
+        console.print(f"[yellow]{risk}[/yellow]")

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from rich.table import Table
-from served import Answer, Service, askd, crowd
+from served import Answer, Service, again_and_again, askd, crowd
 from speech_rows import clips
 
 from askd_ray.data.schema import Utterance
@@ -83,11 +83,11 @@ async def steady(
     service: Service, rows: Sequence[Utterance], n_requests: int, trouble: Callable[[], Awaitable[None]]
 ) -> tuple[dict[str, int], list[Answer]]:
     """Return the counts of a steady load, which goes on until the trouble is over and all requests are done."""
-    alone = {a.clip: a.text for a in await crowd(service, rows, 1, len(rows))}
+    alone = {a.clip: a.text for a in await crowd(service, rows, 1, range(len(rows)))}
     making = asyncio.ensure_future(trouble())
-    answers = await crowd(service, rows, CLIENTS, n_requests)
+    answers = await crowd(service, rows, CLIENTS, again_and_again(rows, n_requests))
     while not making.done():
-        answers += await crowd(service, rows, CLIENTS, 4 * CLIENTS)
+        answers += await crowd(service, rows, CLIENTS, again_and_again(rows, 4 * CLIENTS))
     await making
     return counts(answers, alone), answers
 
@@ -144,17 +144,17 @@ async def kills(service: Service, rows: Sequence[Utterance], n_requests: int, n:
 
 async def flood(service: Service, rows: Sequence[Utterance], seconds: float) -> dict[str, object]:
     """Send four times as many clients as are let in; returns counts, memory and how soon latency is normal again."""
-    before = await crowd(service, rows, 1, 2 * len(rows))
+    before = await crowd(service, rows, 1, again_and_again(rows, 2 * len(rows)))
     alone = {a.clip: a.text for a in before}
     normal_s = float(np.median([a.seconds for a in before]))
-    warm = await crowd(service, rows, ROOM, 4 * ROOM)  # memory as it is under the load that is let in
+    warm = await crowd(service, rows, ROOM, again_and_again(rows, 4 * ROOM))  # the load that is let in
     memory_mb, stop = service.memory_mb(), asyncio.Event()
     asyncio.get_running_loop().call_later(seconds, stop.set)
-    answers = await crowd(service, rows, 4 * ROOM, 10**9, stop)
+    answers = await crowd(service, rows, 4 * ROOM, again_and_again(rows), stop)
     ended, after_mb = time.perf_counter(), service.memory_mb()
     back_s = float("nan")
     for _ in range(10):
-        later = await crowd(service, rows, 1, len(rows))
+        later = await crowd(service, rows, 1, range(len(rows)))
         if np.median([a.seconds for a in later]) <= 1.5 * normal_s:
             back_s = max(0.0, min(a.begun for a in later) - ended)
             break

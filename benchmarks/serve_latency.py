@@ -3,7 +3,8 @@
     python benchmarks/serve_latency.py --bundle FOLDER [--teacher NAME] [--data FOLDER] [--clips N] [--quick] [--json]
 
 Both on the same machine, both int8 and greedy, the same clips from encoded audio to text over HTTP; they take turns,
-clip by clip with one client and round by round with more. Besides: what HTTP, Ray Serve and the ingress cost above the
+some clips each. A turn begins with a pause and two clips that do not count: the threads of the other service wait
+awake for a while, and would take the cores. Besides: what HTTP, Ray Serve and the ingress cost above the
 same work in one process, and how long after the end of the first words live captions show some of them.
 
 --data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --json prints one line of
@@ -23,7 +24,7 @@ import httpx
 import numpy as np
 import websockets
 from rich.table import Table
-from served import Answer, Service, ask, askd, crowd, stock
+from served import Answer, Service, again_and_again, ask, askd, crowd, stock
 from speech_rows import clips
 
 from askd_ray.audio.decode import Waveform, decode
@@ -33,10 +34,17 @@ from askd_ray.files import read_json
 from askd_ray.models.engine import GREEDY
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.progress import bar, console
-from askd_ray.serve.engine import Models, load
+from askd_ray.serve.engine import Models, load, share_out
 from askd_ray.serve.recogniser import Ask, Recogniser
+from askd_ray.text.error_rate import count_word_errors
+from askd_ray.text.normalize import normalizer
+
+Turns = list[list[Answer]]
+"""The answers of a service, turn by turn."""
 
 CLIENTS, SHORT_S, PIECE_S = (1, 4, 16), 5.0, 0.05
+TURN_CLIPS, PAUSE_S = 8, 0.3  # OpenMP's threads wait awake for 0.2 s
+SPOKEN_S = 1.5  # a clip that has several words: live captions show one before the clip is over
 
 
 def main() -> None:
@@ -54,23 +62,33 @@ def main() -> None:
     folder = Path(ctranslate2_folder(teacher))
     with askd("student", "--model", f"student={options.bundle}") as ours, stock(folder) as theirs:
         found = asyncio.run(measure([ours, theirs], rows, clients, 16 if options.quick else 96))
-        partials = asyncio.run(first_partials(ours, rows[: 2 if options.quick else 8]))
+        console.print(table(found, clients, teacher, rows))
+        spoken = [row for row in rows if SPOKEN_S < row.duration_s < SHORT_S]
+        partials = asyncio.run(first_partials(ours, spoken[: 2 if options.quick else 8]))
+        in_pieces = asyncio.run(streamed(ours, rows))
         overhead = overhead_ms(ours, options.bundle, rows[: 8 if options.quick else 24])
-    console.print(table(found, clients, teacher, rows))
     short = [i for i, row in enumerate(rows) if row.duration_s < SHORT_S]
-    ours_p50, theirs_p50 = (percentile([a for a in found[1][i] if a.clip in short], 50) for i in (0, 1))
+    ours_p50, theirs_p50 = (percentile([a for a in flat(found[1][i]) if a.clip in short], 50) for i in (0, 1))
+    alone, crowded = flat(found[1][0]), flat(found[16][0])
+    texts = {a.clip: a.text for a in alone}
     result = {
         "p50_ratio": round(ours_p50 / theirs_p50, 4),
         "throughput_ratio": round(rtfx(found[16][0], rows) / rtfx(found[16][1], rows), 2),
         "overhead_ms": round(overhead, 2),
         "first_partial_ms": round(median(partials), 1),
-        "p50_ms": {str(n): [round(1000 * percentile(its, 50), 1) for its in found[n]] for n in clients},
+        "p50_ms": {str(n): [round(1000 * percentile(flat(its), 50), 1) for its in found[n]] for n in clients},
+        "wer": {"1": round(wer(alone, rows), 2), "16": round(wer(crowded, rows), 2)},
+        "differ": {
+            "16 clients": sum(a.text != texts[a.clip] for a in crowded),
+            "streamed": sum(text != texts[i] for i, text in enumerate(in_pieces)),
+        },
         "clips": len(rows),
     }
     console.print(
         f"p50 of {len(short)} clips under {SHORT_S:g} s, one client: {result['p50_ratio']:.3f} of the stock server's; "
         f"throughput at 16 clients {result['throughput_ratio']:.1f}x; overhead {overhead:.1f} ms; first partial "
-        f"{median(partials):.0f} ms after its words ({min(partials):.0f} to {max(partials):.0f})"
+        f"{median(partials):.0f} ms after its words ({min(partials):.0f} to {max(partials):.0f}); WER at 1 and at 16 "
+        f"clients {result['wer']['1']} and {result['wer']['16']} %, other texts {result['differ']}"
     )
     if options.json:
         print(json.dumps(result))
@@ -78,37 +96,59 @@ def main() -> None:
 
 async def measure(
     services: Sequence[Service], rows: Sequence[Utterance], clients: Sequence[int], n_requests: int
-) -> dict[int, list[list[Answer]]]:
-    """Return the answers of each service, by the number of clients."""
-    found: dict[int, list[list[Answer]]] = {n: [[] for _ in services] for n in clients}
+) -> dict[int, list[Turns]]:
+    """Return the turns of each service, by the number of clients."""
+    found: dict[int, list[Turns]] = {n: [[] for _ in services] for n in clients}
     with bar("requests", len(services) * (len(rows) + n_requests * (len(clients) - 1)), "request") as progress:
-        for service in services:
-            await crowd(service, rows, 1, 2)
-        for number in range(len(rows)):
-            for i in (0, 1) if number % 2 else (1, 0):
-                found[1][i] += await _alone(services[i], rows, number)
-                progress.advance()
-        for n in clients[1:]:
-            for turn in range(2):
-                for i in (0, 1) if turn else (1, 0):
-                    found[n][i] += await crowd(services[i], rows, n, n_requests // 2)
-                    progress.advance(n_requests // 2)
-    failed = [a for its in found.values() for answers in its for a in answers if a.status != 200]
+        for n in clients:
+            numbers = list(again_and_again(rows, len(rows) if n == 1 else n_requests))
+            size = TURN_CLIPS if n == 1 else -(-n_requests // 2)
+            for turn, start in enumerate(range(0, len(numbers), size)):
+                for i in (0, 1) if turn % 2 else (1, 0):
+                    await asyncio.sleep(PAUSE_S)
+                    await crowd(services[i], rows, n, again_and_again(rows, 2))
+                    found[n][i].append(await crowd(services[i], rows, n, numbers[start : start + size]))
+                    progress.advance(len(found[n][i][-1]))
+    failed = [a for its in found.values() for turns in its for a in flat(turns) if a.status != 200]
     if failed:
         raise SystemExit(f"{len(failed)} requests failed: {failed[0]}")
     return found
 
 
-async def _alone(service: Service, rows: Sequence[Utterance], number: int) -> list[Answer]:
+def flat(turns: Turns) -> list[Answer]:
+    """Return the answers of all turns."""
+    return [answer for turn in turns for answer in turn]
+
+
+async def streamed(service: Service, rows: Sequence[Utterance]) -> list[str]:
+    """Return the text of each clip, put together from the deltas of a stream; as many at once as clients at most."""
+    room = asyncio.Semaphore(CLIENTS[-1])
     async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
-        await client.get(f"{service.url}/v1/models")  # opens the connection
-        return [await ask(client, service, rows, number)]
+
+        async def text(row: Utterance) -> str:
+            form = {"model": service.model, "language": row.language, "stream": "true"}
+            async with room:
+                address = f"{service.url}/v1/audio/transcriptions"
+                answer = await client.post(address, files={"file": ("clip.wav", row.audio)}, data=form)
+            lines = answer.raise_for_status().text.splitlines()
+            events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+            return "".join(event["delta"] for event in events if event["type"] == "transcript.text.delta")
+
+        return list(await asyncio.gather(*map(text, rows)))
+
+
+def wer(answers: Sequence[Answer], rows: Sequence[Utterance]) -> float:
+    """Return the word error rate of answers, in percent."""
+    normalize = normalizer("en")
+    said = [normalize(rows[a.clip].text) for a in answers]
+    return 100 * count_word_errors(said, [normalize(a.text) for a in answers]).rate
 
 
 def overhead_ms(service: Service, bundle: Path, rows: Sequence[Utterance]) -> float:
     """Return the median of what a request takes above the same work in this process, in turns."""
-    models = Models()
-    models.put(load(bundle, "student"))
+    hardware = share_out(bundle)
+    models = Models(hardware.workers)
+    models.put(load(bundle, "student", hardware))
     recogniser = Recogniser(models, _Here())
 
     async def here(row: Utterance) -> float:
@@ -121,12 +161,11 @@ def overhead_ms(service: Service, bundle: Path, rows: Sequence[Utterance]) -> fl
     async def turns() -> list[float]:
         await here(rows[0])
         found: list[float] = []
-        for number, row in enumerate(rows):
-            (answer,) = await _alone(service, rows, number)
-            time.sleep(0.3)  # OpenMP's threads wait awake for 0.2 s
-            inside = await here(row)
-            time.sleep(0.3)
-            found.append(1000 * (answer.seconds - inside))
+        async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
+            await ask(client, service, rows, 0)  # opens the connection
+            for number, row in enumerate(rows):
+                served, inside = await ask(client, service, rows, number), await here(row)
+                found.append(1000 * (served.seconds - inside))
         return found
 
     return median(asyncio.run(turns()))
@@ -186,25 +225,21 @@ def percentile(answers: Sequence[Answer], which: float) -> float:
     return float(np.percentile([a.seconds for a in answers], which))
 
 
-def rtfx(answers: Sequence[Answer], rows: Sequence[Utterance]) -> float:
-    """Return audio seconds a second; the two rounds of a service lie apart, so each counts by itself."""
-    half = len(answers) // 2
-    parts = [answers[:half], answers[half:]] if half else [answers]
-    wall_s = sum(max(a.ended for a in part) - min(a.begun for a in part) for part in parts)
-    return sum(rows[a.clip].duration_s for a in answers) / wall_s
+def rtfx(turns: Turns, rows: Sequence[Utterance]) -> float:
+    """Return audio seconds a second, over all turns."""
+    wall_s = sum(max(a.ended for a in turn) - min(a.begun for a in turn) for turn in turns)
+    return sum(rows[a.clip].duration_s for a in flat(turns)) / wall_s
 
 
-def table(
-    found: dict[int, list[list[Answer]]], clients: Sequence[int], teacher: str, rows: Sequence[Utterance]
-) -> Table:
+def table(found: dict[int, list[Turns]], clients: Sequence[int], teacher: str, rows: Sequence[Utterance]) -> Table:
     shown = Table(title=f"{len(rows)} clips; student on Ray Serve | {teacher} in faster-whisper behind FastAPI")
     for column in ("clients", "p50 ms", "p95 ms", "p99 ms", "RTFx"):
         shown.add_column(column, justify="right")
     for n in clients:
         cells = [
-            " | ".join(f"{1000 * percentile(answers, which):.0f}" for answers in found[n]) for which in (50, 95, 99)
+            " | ".join(f"{1000 * percentile(flat(turns), which):.0f}" for turns in found[n]) for which in (50, 95, 99)
         ]
-        speed = " | ".join(f"{rtfx(answers, rows):.1f}" for answers in found[n]) if n > 1 else ""
+        speed = " | ".join(f"{rtfx(turns, rows):.1f}" for turns in found[n])
         shown.add_row(str(n), *cells, speed)
     return shown
 

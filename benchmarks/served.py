@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +120,8 @@ class Answer:
 
 async def ask(client: httpx.AsyncClient, service: Service, clips: Sequence[Utterance], number: int) -> Answer:
     """Send a clip, once."""
-    begun, clip = time.perf_counter(), clips[number]
-    form = {"model": service.model, "language": clip.language}
+    clip = clips[number]
+    form, begun = {"model": service.model, "language": clip.language}, time.perf_counter()
     try:
         response = await client.post(
             f"{service.url}/v1/audio/transcriptions", files={"file": ("clip.wav", clip.audio)}, data=form
@@ -134,18 +134,27 @@ async def ask(client: httpx.AsyncClient, service: Service, clips: Sequence[Utter
 
 
 async def crowd(
-    service: Service, clips: Sequence[Utterance], n_clients: int, n_requests: int, stop: asyncio.Event | None = None
+    service: Service,
+    clips: Sequence[Utterance],
+    n_clients: int,
+    numbers: Iterable[int],
+    stop: asyncio.Event | None = None,
 ) -> list[Answer]:
-    """Let clients send clips in turn, each its next one when the last is answered; ``stop`` ends it sooner."""
-    numbers, answers = itertools.count(), list[Answer]()
+    """Let clients send the clips of these numbers, each its next one when the last is answered; ``stop`` ends it."""
+    left, answers = iter(numbers), list[Answer]()
     limits = httpx.Limits(max_connections=n_clients, max_keepalive_connections=n_clients)
     async with httpx.AsyncClient(timeout=120, trust_env=False, limits=limits) as client:
 
         async def one() -> None:
-            for number in numbers:
-                if number >= n_requests or (stop is not None and stop.is_set()):
+            for number in left:
+                if stop is not None and stop.is_set():
                     return
-                answers.append(await ask(client, service, clips, number % len(clips)))
+                answers.append(await ask(client, service, clips, number))
 
         await asyncio.gather(*(one() for _ in range(n_clients)))
     return answers
+
+
+def again_and_again(clips: Sequence[Utterance], n_requests: int | None = None) -> Iterator[int]:
+    """Return the clips' numbers, over and over; ``n_requests`` of them, or without end."""
+    return itertools.islice(itertools.cycle(range(len(clips))), n_requests)

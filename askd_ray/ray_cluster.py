@@ -18,7 +18,6 @@ _OBJECT_STORE_SHARE = 16  # of the machine's memory: 512 MB on a laptop with 8 G
 _MOST_OBJECT_STORE_BYTES = 1 << 30
 SETTINGS = {  # read by Ray when it is imported or when a process starts, so they go through the environment
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "askd_ray.serve.proxy:middlewares",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # a clip goes to an engine in the call, not by the object store
     "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": "3600",  # engines go after the ingress, whose requests may take long
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other screen, the one that is silent when told to

@@ -55,7 +55,7 @@ class ServerVad(BaseModel):
         return Turns(self.threshold, self.silence_duration_ms / 1000, self.prefix_padding_ms / 1000)
 
 
-def transcription(
+async def transcription(
     model: Annotated[str, Form()],
     language: Annotated[str | None, Form()] = None,
     prompt: Annotated[str, Form()] = "",
@@ -79,7 +79,7 @@ def transcription(
     return replace(wanted, ask=ask, words=words, segments=segments, stream=stream)
 
 
-def translation(
+async def translation(
     model: Annotated[str, Form()],
     prompt: Annotated[str, Form()] = "",
     response_format: Annotated[Format, Form()] = "json",

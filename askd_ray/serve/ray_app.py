@@ -76,7 +76,8 @@ class RayEars:
     """The engine replicas, as the recogniser sees them."""
 
     def __init__(self, engines: DeploymentHandle[EngineReplica], patience_s: float):
-        self._engines, self._patience_s = engines, patience_s
+        # In the call, by gRPC: by the object store a clip of some seconds takes 10 ms longer.
+        self._engines, self._patience_s = engines.options(_by_reference=False), patience_s
         self._cards: Sequence[Model] = ()
         self._cards_at = -_CARDS_S
 

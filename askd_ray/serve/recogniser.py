@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from askd_ray.audio.chunking import halves, stretches
+from askd_ray.audio.chunking import MOST_S, halves, stretches
 from askd_ray.audio.decode import Waveform, duration_s
-from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Span, Turns, Vad
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding, Transcript
@@ -126,30 +126,43 @@ class Recogniser:
 
         Whoever stops listening takes the other stretches out of the line.
         """
-        speech = await asyncio.to_thread(self.vad.speech, waveform, ask.turns)
-        left = stretches(waveform, speech)
         owner = uuid.uuid4().hex
         asked: list[asyncio.Task[list[tuple[Span, Hearing]]]] = []
+        whole: asyncio.Task[Hearing] | None = None
+        if len(waveform) <= samples_of(MOST_S):  # one stretch, if anybody speaks: it is heard while that is found out
+            whole = asyncio.ensure_future(self.ears.hear(waveform, ask, owner))
         try:
+            speech = await asyncio.to_thread(self.vad.speech, waveform, ask.turns)
+            left = stretches(waveform, speech)
             while left or asked:
                 # Where the language is not known yet, the first stretch says it for all.
                 while left and len(asked) < (_AT_ONCE if ask.language else 1):
-                    asked.append(asyncio.create_task(self._hear(waveform, left.pop(0), speech, ask, owner)))
+                    asked.append(asyncio.create_task(self._hear(waveform, left.pop(0), speech, ask, owner, whole)))
                 for span, hearing in await asked[0]:
                     ask = replace(ask, language=hearing.transcript.language)
                     yield Heard(segments_of(hearing.transcript, span, speech, ask.decoding.temperature), hearing)
                 asked.pop(0)
         finally:
-            for task in asked:
+            tasks: list[asyncio.Task[Any]] = [*asked, *([] if whole is None else [whole])]
+            for task in tasks:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(*asked, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _hear(
-        self, waveform: Waveform, stretch: Span, speech: Sequence[Span], ask: Ask, owner: str
+        self,
+        waveform: Waveform,
+        stretch: Span,
+        speech: Sequence[Span],
+        ask: Ask,
+        owner: str,
+        heard: Awaitable[Hearing] | None = None,
     ) -> list[tuple[Span, Hearing]]:
-        """Return what is said in a stretch; where words must be missing, what is said in each half, if that is more."""
-        hearing = await self.ears.hear(waveform[stretch.start : stretch.end], ask, owner)
+        """Return what is said in a stretch; where words must be missing, what is said in each half, if that is more.
+
+        ``heard`` is what is said in the whole stretch, where that was asked before.
+        """
+        hearing = await (heard or self.ears.hear(waveform[stretch.start : stretch.end], ask, owner))
         within = [s for s in speech if s.start < stretch.end and s.end > stretch.start]
         speech_s = sum(min(s.end, stretch.end) - max(s.start, stretch.start) for s in within) / SAMPLE_RATE_HZ
         if not stops_early(hearing.transcript, speech_s):

@@ -111,13 +111,15 @@ def test_the_first_stretch_says_the_language_of_all(client: TestClient, long_cli
     assert [ask.language for ask in ears.asked] == [None] + ["de"] * (len(ears.asked) - 1)
 
 
-def test_silence_is_an_empty_text_and_no_work(client: TestClient, ears: FakeEars):
+def test_silence_is_an_empty_text_whatever_a_model_says(client: TestClient, ears: FakeEars):
     silence = wav(np.zeros(samples_of(3.0), np.float32))
     assert post(client, silence).json() == {"text": "", "usage": {"type": "duration", "seconds": 3}}
     verbose = post(client, silence, response_format="verbose_json").json()
     assert (verbose["text"], verbose["segments"]) == ("", [])
     assert [its["type"] for its in events_of(post(client, silence, stream="true"))] == ["transcript.text.done"]
-    assert ears.heard == []
+    ears.heard.clear()
+    assert post(client, wav(np.zeros(samples_of(21.0), np.float32))).json()["text"] == ""
+    assert ears.heard == []  # what may be more than one stretch is heard when that is known
 
 
 def test_translations(client: TestClient, clip: bytes, ears: FakeEars):

@@ -3,7 +3,8 @@
     python benchmarks/serve_chaos.py --bundle FOLDER [--data FOLDER] [--requests N] [--quick] [--json]
 
 (a) One engine; five swaps through the registry while it serves, one of them to a bundle that is damaged. (b) Two
-engines that are killed in turn (SIGKILL). (c) Four times as many clients as are let in, for some seconds. An answer is
+engines that are killed in turn (SIGKILL); with --quick that of (a). (c) Four times as many clients as are let in, for
+some seconds. An answer is
 failed where it is not 200 (in (c): neither 200 nor 429 with Retry-After), and wrong where its text is not what the same
 clip had alone; the versions that are swapped have the same weights. --json prints one line of JSON last.
 """
@@ -42,18 +43,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = clips(options.data, 12)
-    n_requests = 60 if options.quick else options.requests // 2
+    n_requests = 40 if options.quick else options.requests // 2
     with tempfile.TemporaryDirectory() as folder:
         registry = Registry(Path(folder) / "registry")
         versions = [version(registry, options.bundle, Path(folder) / f"v{i}", bytes([i])) for i in range(3)]
         (versions[2] / "ctranslate2-int8" / "config.json").write_text("{}", encoding="utf-8")
         registry.promote("student", versions[0].name)
-        with askd("student", "--registry", str(registry.folder)) as service:
+        with askd("student", "--registry", str(registry.folder), "--requests", str(ROOM)) as service:
             swapped, seen = asyncio.run(swaps(service, rows, registry, versions, n_requests, options.quick))
-    with askd("student", "--model", f"student={options.bundle}", "--engines", "2") as service:
-        killed, n_kills = asyncio.run(kills(service, rows, n_requests, 1 if options.quick else 5))
-    with askd("student", "--model", f"student={options.bundle}", "--requests", str(ROOM)) as service:
-        flooded = asyncio.run(flood(service, rows, 5.0 if options.quick else 30.0))
+            if options.quick:  # the same engine again: what starts in its place must leave the damaged bundle alone
+                killed, n_kills = asyncio.run(kills(service, rows, n_requests, 1))
+            flooded = asyncio.run(flood(service, rows, 3.0 if options.quick else 30.0))
+    if not options.quick:
+        with askd("student", "--model", f"student={options.bundle}", "--engines", "2") as service:
+            killed, n_kills = asyncio.run(kills(service, rows, n_requests, 5))
     told = {"swaps": swapped, "kills": killed, "overload": flooded["answers"]}
     console.print(table(told, seen, n_kills, flooded))
     steady = [swapped, killed]
@@ -111,7 +114,7 @@ async def swaps(
     async def trouble() -> None:
         for name in (second, bad) if quick else (second, first, bad, second, first):
             registry.promote("student", name)
-            await asyncio.sleep(SWAP_S)
+            await asyncio.sleep(SWAP_S / 2 if quick else SWAP_S)
             seen.add(await served_version(service))
 
     told, _ = await steady(service, rows, n_requests, trouble)

@@ -1,5 +1,6 @@
 """The models of a process, and their turn at it: what hears stretches, without Ray."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from askd_ray.serve.scheduler import Scheduler
 from askd_ray.torch_setup import n_cores
 
 _BATCH_S = 30.0  # of audio in a call: what a short clip may have to wait for
-_TRIES_S = 2.0  # to find out how many threads suit a model
+_TRIES_S = 1.5  # to find out how many threads suit a model
 _THREADS_REST_S = 0.25  # OpenMP's threads wait awake for 0.2 s, and take the cores from others
 _LEAST_GAIN = 1.3  # from twice the threads: they take the place of a second call
 
@@ -105,15 +106,14 @@ def share_out(path: Path, device: Device = "cpu", threads: int = 0) -> Hardware:
     The threads of a call wait for each other after each of its many products. Those of a small model are so small that
     two threads may take longer than one, and two calls side by side are better. So a clip is timed with one thread and
     with two, with two and four and so on, for as long as twice the threads pay.
-
-    Raises :class:`AskdError` when the folder holds no model.
     """
     if device == "cuda":
         return Hardware(device)
     if not threads:
         threads = 1
-        while 2 * threads <= n_cores() and _gain(path, threads, 2 * threads) >= _LEAST_GAIN:
-            threads *= 2
+        with contextlib.suppress(AskdError):  # who loads it says what is wrong with it
+            while 2 * threads <= n_cores() and _gain(path, threads, 2 * threads) >= _LEAST_GAIN:
+                threads *= 2
     return Hardware(device, threads, max(1, n_cores() // threads))
 
 

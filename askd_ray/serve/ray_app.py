@@ -191,6 +191,7 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
     Raises :class:`AskdError` when there is no model in a folder or the port is taken.
     """
     names = args.check()
+    args = args.model_copy(update={"threads": share_out(args.bundles()[0][1], args.device, args.threads).threads})
     address.open().close()
     connect()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)

@@ -32,11 +32,19 @@ class Registry:
 
         Raises :class:`AskdError` when the registry is damaged.
         """
+        return next(iter(self.bundles(name)), None)
+
+    def bundles(self, name: str) -> list[Path]:
+        """Return the bundle that is to be served under a name, and those that were before it, the latest first.
+
+        Raises :class:`AskdError` when the registry is damaged.
+        """
         file = self.folder / name / _CURRENT
         if not file.is_file():
-            return None
+            return []
         try:
-            return self.folder / name / str(read_json(file)["version"])
+            found = read_json(file)
+            return [self.folder / name / str(version) for version in (found["version"], *found["before"])]
         except (ValueError, KeyError, TypeError):
             raise AskdError(f"{file} is damaged: it must hold the version to serve; promote one again") from None
 

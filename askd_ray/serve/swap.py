@@ -35,15 +35,15 @@ class Follower:
         self.refused: dict[str, str] = {}  # why a model is not what the registry says
 
     def load_all(self) -> None:
-        """Load what the registry has, before the service begins.
+        """Load what the registry has, before the service begins; where that is bad, what was served before it.
 
-        Raises :class:`AskdError` for a bundle that is bad: there is no old one to go on with.
+        Raises :class:`AskdError` where that is bad too.
         """
         for name in self._registry.names():
-            bundle = self._registry.current(name)
-            assert bundle is not None
-            self._models.put(load_verified(bundle, name, self._hardware))
-            self._seen[name] = bundle
+            bundles = self._registry.bundles(name)
+            self._seen[name] = bundles[0]
+            if not any(self._load(name, bundle) for bundle in bundles):
+                raise AskdError(f"model {name}: {self.refused[name]}")
 
     def start(self) -> None:
         """Go along with the registry from now on, in a thread."""
@@ -59,14 +59,26 @@ class Follower:
         """Load what the registry has for a name, if that is new."""
         try:
             bundle = self._registry.current(name)
-            if bundle is None or bundle == self._seen.get(name):
-                return
+        except (AskdError, OSError) as error:
+            return self._refuse(name, error)
+        if bundle is not None and bundle != self._seen.get(name):
             self._seen[name] = bundle
+            self.refused.pop(name, None)
+            self._load(name, bundle)
+        return None
+
+    def _load(self, name: str, bundle: Path) -> bool:
+        """Serve a bundle from now on, if it is good; returns whether it is."""
+        try:
             loaded = load_verified(bundle, name, self._hardware)
         except (AskdError, OSError) as error:
-            self.refused[name] = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
-            _log.error("model %s stays as it is: %s", name, self.refused[name])
-            return
-        self.refused.pop(name, None)
+            self._refuse(name, error)
+            return False
         self._models.put(loaded)
         _log.warning("model %s is now version %s", name, loaded.model.version)
+        return True
+
+    def _refuse(self, name: str, error: AskdError | OSError) -> None:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        self.refused.setdefault(name, reason)
+        _log.error("model %s stays as it is: %s", name, reason)

@@ -71,6 +71,10 @@ def test_a_service_goes_along_and_a_bad_bundle_leaves_the_old_model(
     follower.follow("m")
     assert served() == first.name
     assert "config.json is corrupt" in follower.refused["m"]
+    replaced = Follower(Models(), registry, Hardware())  # an engine that starts now goes back to what was good
+    replaced.load_all()
+    assert replaced._models._loaded["m"].model.version == first.name
+    assert "config.json is corrupt" in replaced.refused["m"]
     tries: list[Path] = []
     monkeypatch.setattr(swap, "load_verified", lambda bundle, *_: tries.append(bundle))
     follower.follow("m")
@@ -80,6 +84,10 @@ def test_a_service_goes_along_and_a_bad_bundle_leaves_the_old_model(
     follower.follow("m")
     assert served() == second.name and follower.refused == {}
     assert "is now version" in caplog.text
+    only_bad = Registry(tmp_path / "other")
+    only_bad.promote("m", only_bad.add("m", bad).name)
+    with pytest.raises(AskdError, match=r"config\.json is corrupt"):
+        Follower(Models(), only_bad, Hardware()).load_all()
 
 
 @pytest.mark.slow

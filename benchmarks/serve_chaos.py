@@ -74,8 +74,8 @@ def main() -> None:
 
 
 def version(registry: Registry, bundle: Path, folder: Path, mark: bytes) -> Path:
-    """Put a copy of a bundle into the registry; a byte behind its weights makes it another version."""
-    shutil.copytree(bundle, folder)
+    """Put what is served of a bundle into the registry; a byte behind its weights makes it another version."""
+    shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("transformers", "ctranslate2-float16"))
     with (folder / "ctranslate2-int8" / "model.bin").open("ab") as model:
         model.write(mark)
     write_json(folder / BUNDLE_FILE, {**read_json(folder / BUNDLE_FILE), "sha256": hashes(folder)})
@@ -101,6 +101,10 @@ def counts(answers: Sequence[Answer], alone: dict[int, str], refused: bool = Fal
     refusals = sum(a.status == 429 and a.retry_after for a in answers) if refused else 0
     wrong = sum(a.text != alone[a.clip] for a in good)
     failed = len(answers) - len(good) - refusals
+    if failed:
+        bad = next(a for a in answers if a.status != 200 and not (refused and a.status == 429 and a.retry_after))
+        after_s = bad.begun - answers[0].begun
+        console.print(f"[red]{failed} failed, the first after {after_s:.1f} s: {bad.status} {bad.text[:200]}[/red]")
     return {"requests": len(answers), "failed": failed, "wrong": wrong, "refused": refusals}
 
 
@@ -139,7 +143,7 @@ async def kills(service: Service, rows: Sequence[Utterance], n_requests: int, n:
             if engines:
                 engines[killed % len(engines)].kill()
                 killed += 1
-            await asyncio.sleep(KILL_S)
+            await asyncio.sleep(KILL_S if n > 1 else 1.0)
 
     told, _ = await steady(service, rows, n_requests, trouble)
     return told, killed

@@ -90,8 +90,8 @@ def _running(command: list[str], port: int, model: str) -> Iterator[Service]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=30, trust_env=False).status_code == 200
-    except httpx.HTTPError:
+        return httpx.get(f"{url}/health", timeout=30, trust_env=False).json() == {"status": "ok"}
+    except (httpx.HTTPError, ValueError):
         return False
 
 

@@ -1,6 +1,7 @@
 """The models of a process, and their turn at it: what hears stretches, without Ray."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ class Models:
     """
 
     def __init__(self, workers: int = 1):
+        self.heard_at = -math.inf  # on the monotonic clock
         self._loaded: dict[str, Loaded] = {}
         self._scheduler = Scheduler[Waveform, _Kind, Hearing](_hear, _BATCH_S, workers)
 
@@ -84,7 +86,9 @@ class Models:
         window = loaded.engine.window_samples(stretch)
         decoding = replace(ask.decoding, previous=loaded.engine.fitting(ask.decoding.previous))
         kind = _Kind(loaded, ask.language, decoding, window)
-        return await self._scheduler.run(stretch, kind, window / SAMPLE_RATE_HZ, owner)
+        hearing = await self._scheduler.run(stretch, kind, window / SAMPLE_RATE_HZ, owner)
+        self.heard_at = time.monotonic()
+        return hearing
 
     async def check(self) -> None:
         """Run each model on a second of silence, when its turn comes; raises whatever goes wrong."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 
 import uvicorn
@@ -35,13 +35,35 @@ class Address:
         return self.host in ("127.0.0.1", "::1", "localhost")
 
     def open(self) -> socket.socket:
-        """Return a socket that listens.
+        """Return a socket that listens, also where the port is :meth:`reserved`.
 
         Raises :class:`AskdError` when the port is taken or the host is not this machine's.
         """
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        return self._server(reuse_port=True)
+
+    @contextlib.contextmanager
+    def reserved(self) -> Generator[None]:
+        """Keep the port for :meth:`open`, in this process or another one of this user's.
+
+        What starts in between takes ports as they come, and might take this one.
+
+        Raises :class:`AskdError` when the port is taken or the host is not this machine's.
+        """
+        self._server(reuse_port=False).close()  # a service that listens there would share the port with another
+        with socket.socket(self._family) as kept:
+            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            kept.bind((self.host, self.port))  # nobody is sent to a socket that does not listen
+            yield
+
+    @property
+    def _family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    def _server(self, reuse_port: bool) -> socket.socket:
         try:
-            return socket.create_server((self.host, self.port), family=family, backlog=_BACKLOG)
+            return socket.create_server(
+                (self.host, self.port), family=self._family, backlog=_BACKLOG, reuse_port=reuse_port
+            )
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise AskdError(

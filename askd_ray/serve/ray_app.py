@@ -41,7 +41,8 @@ from askd_ray.serve.swap import Follower, load_verified
 APP_NAME = "askd"
 _REPORT_S = 0.5  # until Ray's report of it has come
 _RETRY_S = 0.2
-_CHECK_S, _LISTENER_CHECK_S = 10, 1  # while a listener is dead nobody listens
+_CHECK_S = 1  # how often Serve asks whether a replica lives: it learns of a dead one no sooner
+_PROVEN_S = 10.0  # so long an engine that has heard something is believed to be well
 _NO_LIMIT = 100_000  # of requests that Serve lets through: the app refuses what is too much itself, in OpenAI's form
 _CARDS_S = 1.0  # how long the list of models is believed
 
@@ -67,9 +68,14 @@ class EngineReplica:
         """Return what is served."""
         return await self._models.models()
 
-    async def check_health(self) -> None:
-        """Let Serve replace a replica whose inference fails or hangs."""
+    async def check(self) -> None:
+        """Run a tiny inference with each model."""
         await self._models.check()
+
+    async def check_health(self) -> None:
+        """Let Serve replace a replica whose inference fails or hangs; one that has just heard something does not."""
+        if time.monotonic() - self._models.heard_at >= _PROVEN_S:
+            await self._models.check()
 
 
 class RayEars:
@@ -94,7 +100,7 @@ class RayEars:
 
     async def check(self) -> None:
         """Let a replica hear silence."""
-        await self._call("check_health")
+        await self._call("check")
 
     async def _call(self, method: str, *args: Any) -> Any:
         """Call a replica; when it dies another one is asked. A caller who goes takes the call along."""
@@ -155,6 +161,7 @@ def _application(args: ServiceArgs, listens: Address | None) -> serve.Applicatio
     seconds that is more than all the rest of the way (docs/LOG.md).
     """
     common: dict[str, Any] = {
+        "health_check_period_s": _CHECK_S,
         "health_check_timeout_s": 60,
         "graceful_shutdown_timeout_s": args.request_s + 10,  # longer than the longest request
         "graceful_shutdown_wait_loop_s": 0.5,
@@ -168,7 +175,6 @@ def _application(args: ServiceArgs, listens: Address | None) -> serve.Applicatio
         ),
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if args.device == "cuda" else 0},
         max_ongoing_requests=_NO_LIMIT,
-        health_check_period_s=_CHECK_S,
         **common,
     )(EngineReplica).bind(args)
     here = {} if listens is None else {f"node:{ray.util.get_node_ip_address()}": 0.001}
@@ -176,7 +182,6 @@ def _application(args: ServiceArgs, listens: Address | None) -> serve.Applicatio
         name="Ingress",
         ray_actor_options={"num_cpus": 0.1, "resources": here},
         max_ongoing_requests=_NO_LIMIT,
-        health_check_period_s=_CHECK_S if listens is None else _LISTENER_CHECK_S,
         **common,
     )(serve.ingress()(Ingress))
     return ingress.bind(args, engines, listens)
@@ -191,8 +196,13 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
     Raises :class:`AskdError` when there is no model in a folder or the port is taken.
     """
     names = args.check()
-    args = args.model_copy(update={"threads": share_out(args.bundles()[0][1], args.device, args.threads).threads})
-    address.open().close()
+    with address.reserved():
+        hardware = share_out(args.bundles()[0][1], args.device, args.threads)
+        _run(args.model_copy(update={"threads": hardware.threads}), names, address, blocking)
+    return address.url
+
+
+def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bool) -> None:
     connect()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
@@ -208,7 +218,6 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
         if blocking:
             stop_serving()
             disconnect()
-    return address.url
 
 
 def stop_serving() -> None:

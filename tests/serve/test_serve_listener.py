@@ -47,10 +47,27 @@ def test_a_port_that_is_taken_is_one_line():
             raise AssertionError("it listens")
 
     address = Address(port=free_port())
-    with address.open(), pytest.raises(AskdError, match=f"port {address.port}: .*choose another with --port"):
+    with (
+        socket.create_server((address.host, address.port)),
+        pytest.raises(AskdError, match=f"port {address.port}: .*choose another with --port"),
+    ):
         asyncio.run(scenario(address))
     with pytest.raises(AskdError, match=r"cannot listen on 192\.0\.2\.1"):
         Address("192.0.2.1", free_port()).open()
+
+
+def test_a_port_is_kept_for_who_will_listen():
+    """Ray's own servers take ports as they come; one of them once took the service's, while that started."""
+    address = Address(port=free_port())
+    with address.reserved():
+        with pytest.raises(OSError, match="in use"), socket.socket() as other:
+            other.bind((address.host, address.port))
+        with address.open() as opened:
+            with socket.create_connection((address.host, address.port), timeout=5):
+                opened.accept()[0].close()
+            with pytest.raises(AskdError, match="choose another with --port"), address.reserved():
+                raise AssertionError("two services on one port")
+    address.open().close()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The whole service: real Ray Serve, real tiny.en, real speech, clients that people use."""
 
+import asyncio
 import base64
 import contextlib
 import json
+import math
 import socket
 import time
 from collections.abc import Iterator
@@ -19,9 +21,10 @@ from serving import kill_replicas
 
 from askd_ray.audio.decode import decode
 from askd_ray.errors import AskdError
+from askd_ray.serve.engine import Models
 from askd_ray.serve.limits import MAX_FILE_BYTES
 from askd_ray.serve.listener import Address
-from askd_ray.serve.ray_app import serve_bundles, stop_serving
+from askd_ray.serve.ray_app import EngineReplica, serve_bundles, stop_serving
 from askd_ray.serve.settings import ServiceArgs
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
@@ -208,3 +211,20 @@ def test_a_folder_that_is_no_bundle_fails_before_ray_starts(tmp_path: Path, monk
 def test_unknown_arguments_of_a_deployment_are_refused():
     with pytest.raises(ValueError, match="bundel"):
         ServiceArgs.model_validate({"models": {"m": "b"}, "bundel": "c"})
+
+
+@pytest.mark.parametrize(("idle_s", "checks"), [(1.0, 0), (11.0, 1), (math.inf, 1)])
+def test_serve_tries_an_engine_that_has_not_heard_anything_for_a_while(idle_s: float, checks: int):
+    class Counted(Models):
+        n_checks = 0
+
+        async def check(self) -> None:
+            self.n_checks += 1
+
+    replica, models = EngineReplica.__new__(EngineReplica), Counted()  # without models, which tests of the service load
+    models.heard_at = time.monotonic() - idle_s
+    replica._models = models
+    asyncio.run(replica.check_health())
+    assert models.n_checks == checks
+    asyncio.run(replica.check())
+    assert models.n_checks == checks + 1

@@ -58,16 +58,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     teacher = options.teacher or read_json(options.bundle / "bundle.json")["teacher"]
-    rows = clips(options.data, 8 if options.quick else options.clips)
+    rows = clips(options.data, 6 if options.quick else options.clips)
     clients = (1, 16) if options.quick else CLIENTS
     folder = Path(ctranslate2_folder(teacher))
     with askd("student", "--model", f"student={options.bundle}") as ours, stock(folder) as theirs:
-        found = asyncio.run(measure([ours, theirs], rows, clients, 16 if options.quick else 96))
+        found = asyncio.run(measure([ours, theirs], rows, clients, len(rows) * (3 if options.quick else 2)))
         console.print(table(found, clients, teacher, rows))
         spoken = [row for row in rows if SPOKEN_S < row.duration_s < SHORT_S]
-        partials = asyncio.run(first_partials(ours, spoken[: 2 if options.quick else 8]))
+        partials = asyncio.run(first_partials(ours, spoken[: 1 if options.quick else 8]))
         in_pieces = asyncio.run(streamed(ours, rows))
-        overhead = overhead_ms(ours, options.bundle, rows[: 8 if options.quick else 24])
+        overhead = overhead_ms(ours, options.bundle, rows[: 4 if options.quick else 24])
     short = [i for i, row in enumerate(rows) if row.duration_s < SHORT_S]
     ours_p50, theirs_p50 = (percentile([a for a in flat(found[1][i]) if a.clip in short], 50) for i in (0, 1))
     alone, crowded = flat(found[1][0]), flat(found[16][0])
@@ -103,7 +103,7 @@ async def measure(
     with bar("requests", len(services) * (len(rows) + n_requests * (len(clients) - 1)), "request") as progress:
         for n in clients:
             numbers = list(again_and_again(rows, len(rows) if n == 1 else n_requests))
-            size = TURN_CLIPS if n == 1 else -(-n_requests // 2)
+            size = TURN_CLIPS if n == 1 else max(n, -(-n_requests // 2))
             for turn, start in enumerate(range(0, len(numbers), size)):
                 for i in (0, 1) if turn % 2 else (1, 0):
                     await asyncio.sleep(PAUSE_S)

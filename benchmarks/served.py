@@ -80,7 +80,7 @@ def _running(command: list[str], port: int, model: str) -> Iterator[Service]:
                 time.sleep(0.2)
             yield Service(url, model, psutil.Process(process.pid))
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # what runs in the background of a script does not hear SIGINT
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:

@@ -4,8 +4,8 @@
 
 Both on the same machine, both int8 and greedy, the same clips from encoded audio to text over HTTP; they take turns,
 some clips each. A turn begins with a pause and two clips that do not count: the threads of the other service wait
-awake for a while, and would take the cores. Besides: what HTTP, Ray Serve and the ingress cost above the
-same work in one process, and how long after the end of the first words live captions show some of them.
+awake for a while, and would take the cores. Besides: what HTTP, Ray Serve and the ingress cost above the same work in
+one process, and how long after the end of the first words live captions show some of them.
 
 --data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --json prints one line of
 JSON last.

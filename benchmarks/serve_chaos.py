@@ -4,9 +4,9 @@
 
 (a) One engine; five swaps through the registry while it serves, one of them to a bundle that is damaged. (b) Two
 engines that are killed in turn (SIGKILL); with --quick that of (a). (c) Four times as many clients as are let in, for
-some seconds. An answer is failed where it is not 200 (in (c): neither 200 nor 429 with Retry-After), and wrong where its
-text is not what the same clip had alone; the versions that are swapped have the same weights. --json prints one line of
-JSON last.
+some seconds. An answer is failed where it is not 200 (in (c): neither 200 nor 429 with Retry-After), and wrong where
+its text is not what the same clip had alone; the versions that are swapped have the same weights. --json prints one
+line of JSON last.
 """
 
 import argparse

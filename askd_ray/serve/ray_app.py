@@ -128,7 +128,7 @@ class Ingress:
     """A replica that speaks HTTP: with Serve's proxies, or where it ``listens`` itself."""
 
     def __init__(self, args: ServiceArgs, engines: DeploymentHandle[EngineReplica], listens: Address | None):
-        self._limits = Limits(args.requests, args.request_s, args.keys(), args.origins)
+        self._limits = Limits(args.requests, args.request_s, keys=args.keys(), origins=args.origins)
         self._recogniser = Recogniser(RayEars(engines, args.request_s), Sandbox(), args.audio_s)
         self._listens = listens
 

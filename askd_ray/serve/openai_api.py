@@ -48,6 +48,11 @@ class Limits:
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
 
+    @property
+    def longest_s(self) -> float:
+        """How long a request may take in all: its upload, and then its answer."""
+        return 2 * self.request_s
+
 
 def build_app(
     recogniser: Recogniser, limits: Limits, metrics: Metrics, lifespan: Lifespan[FastAPI] | None = None

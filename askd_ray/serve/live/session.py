@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference/realtime. Every sample that a cli
 cleared, or is silence that turn detection skips; ``committed`` and ``cleared`` say which part of the audio they hold.
 """
 
+import asyncio
 import base64
 import binascii
 import logging
@@ -140,6 +141,7 @@ class Session:
             return
         for piece in np.array_split(waveform, max(1, len(waveform) // samples_of(MIN_PARTIAL_S))):
             await self._follow(piece, self._detector)
+            await asyncio.sleep(0)  # two minutes may come at once: other sessions have their turn between
 
     async def _follow(self, waveform: Waveform, detector: TurnDetector) -> None:
         """Go along with the turns in what came in."""

@@ -50,7 +50,7 @@ async def _serve(
     served = [m.name for m in await recogniser.ears.models()]
     if not served:
         return _TRY_LATER, "No model is served yet: try again in a moment."
-    if model is not None and model not in served:
+    if model and model not in served:
         return _POLICY, f"The model {quoted(model)} does not exist."
     speaking = asyncio.Lock()
 

@@ -403,3 +403,21 @@ def test_what_waits_is_transcribed_before_the_service_ends_a_session(recording: 
     said = converse(scenario)
     assert said[-1]["type"].endswith("completed")
     assert next(event["reason"] for event in said if event["type"].endswith("committed")) == "session_end"
+
+
+@pytest.mark.parametrize("settings", [{}, {"turn_detection": None}])
+def test_a_commit_and_a_clear_end_the_audio_and_not_its_transcripts(recording: np.ndarray, settings: dict[str, Any]):
+    """So OpenAI's agents SDK ends a recording; where the turn has ended before, it takes the error for no mistake."""
+
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update(**settings))
+        await session.handle(append(recording[: samples_of(3.0)]))
+        for kind in ("commit", "clear", "commit"):
+            await session.handle({"type": f"input_audio_buffer.{kind}", "event_id": kind})
+        await until(lambda: "completed" in kinds(said))
+
+    said = converse(scenario)
+    (error,) = (event["error"] for event in said if event["type"] == "error")
+    assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "commit")
+    committed, completed = (next(e for e in said if e["type"].endswith(kind)) for kind in (".committed", ".completed"))
+    assert committed["item_id"] == completed["item_id"]

@@ -41,8 +41,10 @@ def test_a_session(client: TestClient):
         assert socket.receive_json()["type"] == "error"
         socket.send_json({"type": "input_audio_buffer.clear"})
         assert socket.receive_json()["type"] == "input_audio_buffer.cleared"
-    with connect(client, f"{URL}&model=other") as socket:
-        assert socket.receive_json()["session"]["audio"]["input"]["transcription"]["model"] == "other"
+    for model in ("other", "student", ""):
+        with connect(client, f"{URL}&model={model}") as socket:
+            session = socket.receive_json()["session"]
+            assert session["audio"]["input"]["transcription"]["model"] == (model or "student")
 
 
 def test_keys(client: TestClient):

@@ -134,6 +134,9 @@ def check_row(row: SourceRow, data: Data, pseudo: bool = False) -> Utterance | R
 
     With ``pseudo`` targets it needs no text to be train data; to be scored against it does.
     """
+    if row.problem:
+        reason, _, detail = row.problem.partition(": ")
+        return Rejected(row.id, row.where, reason, detail)
     without_name = not row.text and not row.speaker  # nothing that a hash could decide on
     split = "train" if without_name else split_of(row.speaker, row.text, data)
     if not row.text and not pseudo:

@@ -58,15 +58,15 @@ class _UnusableError(ValueError):
 def clean_row(row: SourceRow) -> SourceRow | Rejected:
     """Return a row as it can be written and compared: clean texts, Whisper's code for the language.
 
-    A row is rejected whose names no file could hold, whose text teaches nothing, and whose language or split is
-    unknown. Its text may be empty.
+    A row is rejected whose source finds a problem with it, whose id is not on one line, whose text teaches nothing, and
+    whose language is unknown. Its text may be empty.
     """
     try:
-        names = {"id": row.id, "audio": row.path, "speaker": row.speaker, "domain": row.domain, "licence": row.licence}
-        for field, value in names.items():
-            _check_name(field, value)
-        if row.split not in ("", *SPLITS):
-            raise _UnusableError("unknown split", f"{row.split!r}: {', '.join(SPLITS)} or nothing is allowed")
+        if row.problem:
+            reason, _, detail = row.problem.partition(": ")
+            raise _UnusableError(reason, detail)
+        if any(unicodedata.category(character) == "Cc" for character in row.id):
+            raise _UnusableError("unusable id", f"{row.id!a} holds control characters")
         text = clean(row.text)
         trouble = trouble_with_text(text)
         if trouble is not None:
@@ -106,12 +106,6 @@ def check_row(row: SourceRow, limits: Limits, split: Split) -> Utterance | Rejec
         split=split,
         licence=row.licence,
     )
-
-
-def _check_name(field: str, value: str) -> None:
-    categories = {unicodedata.category(character) for character in value}
-    if "Cs" in categories or (field == "id" and "Cc" in categories):
-        raise _UnusableError(f"unusable {field}", f"{value!a}: it must be text on one line")
 
 
 def _check_waveform(waveform: Waveform, text: str, limits: Limits) -> None:

@@ -14,6 +14,7 @@ import soundfile
 
 from askd_ray.audio.decode import decode
 from askd_ray.config.schema import Recipe
+from askd_ray.config.source import Source
 from askd_ray.data.prepare import prepare
 from askd_ray.data.schema import SHARD_SCHEMA, SPLITS
 from askd_ray.data.shards import read_table, read_utterances
@@ -143,13 +144,17 @@ def test_no_sources(recipe):
     assert not Run(mine).path.exists()
 
 
-def test_a_source_that_breaks_off_leaves_no_half_written_shards(manifest, recipe):
-    folder = manifest([{}] * 5)
-    with (folder / "manifest.jsonl").open("a") as file:
-        file.write('{"audio": "0.wav", "text": "x", "end_s": "soon"}\n')
-    mine = recipe(folder, utterances_per_shard=1, **ALL_TRAIN)
-    with pytest.raises(AskdError, match=r"manifest\.jsonl:6: end_s = 'soon'"):
-        prepare(mine)
+def with_damaged_tar(recipe, tar):
+    """Return the recipe with a further source, which only reading it shows to be damaged."""
+    tar.write_bytes(b"no tar" * 100)
+    sources = (*recipe.data.sources, Source(path=str(tar), kind="webdataset"))
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
+
+
+def test_a_source_that_breaks_off_leaves_no_half_written_shards(manifest, recipe, tmp_path):
+    mine = recipe(manifest([{}] * 5), utterances_per_shard=1, **ALL_TRAIN)
+    with pytest.raises(AskdError, match=r"x\.tar is damaged"):
+        prepare(with_damaged_tar(mine, tmp_path / "x.tar"))
     assert [p.name for p in Run(mine).path.iterdir()] == ["recipe.yaml"]
 
 
@@ -333,14 +338,12 @@ def test_shards_on_s3_are_those_of_a_folder(manifest, recipe, s3, capsys):
     assert [p.name for p in Run(there).path.iterdir()] == ["recipe.yaml"]  # nothing lands on this machine's disk
 
 
-def test_a_prepare_that_breaks_off_on_s3_is_not_trusted(manifest, recipe, s3):
+def test_a_prepare_that_breaks_off_on_s3_is_not_trusted(manifest, recipe, s3, tmp_path):
     folder = manifest([{}] * 5)
     mine = recipe(folder, utterances_per_shard=1, **ALL_TRAIN).model_copy(update={"data_root": s3("root")})
     prepare(mine)
-    with (folder / "manifest.jsonl").open("a") as file:
-        file.write('{"audio": "0.wav", "text": "x", "end_s": "soon"}\n')
-    with pytest.raises(AskdError, match=r"manifest\.jsonl:6: end_s = 'soon'"):
-        prepare(mine)
+    with pytest.raises(AskdError, match=r"x\.tar is damaged"):
+        prepare(with_damaged_tar(mine, tmp_path / "x.tar"))
     assert Run(mine).record("prepare") is None
     with pytest.raises(AskdError, match="are unfinished"):
         read_utterances(Run(mine).shards, "train")

@@ -57,6 +57,6 @@ def test_rows_that_cannot_be_scored_are_counted(tmp_path: Path, speech: Path, sp
 
 
 def test_a_set_without_anything_to_score(tmp_path: Path, speech: Path, speech_rows: list[dict[str, Any]]):
-    calls = SpeechSet(name="calls", path=manifest(tmp_path / "calls", speech_rows), split="test")
+    calls = SpeechSet(name="calls", path=manifest(tmp_path / "calls", speech_rows), share=0.0)
     with pytest.raises(AskdError, match=r"evaluate\.sets calls: nothing to score in .*: no row"):
         read_sets(with_sets(tmp_path, speech, calls))

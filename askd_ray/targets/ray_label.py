@@ -64,7 +64,9 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     inputs = stage_key(run.key("prepare"), key)
     shards = shard_paths(run.shards, "train")
     teacher = Tokens(resolve(recipe.teacher.model))
-    refuse_languages(_languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have")
+    refuse_languages(
+        _languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have"
+    )
     begun = run.begin()
     done_already = at_once(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
     todo = [s for s, there in zip(shards, done_already, strict=True) if not there]

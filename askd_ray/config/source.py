@@ -20,7 +20,18 @@ SourceKind = Literal[
 ]
 
 RowField = Literal[
-    "audio", "text", "id", "speaker", "domain", "language", "licence", "split", "start_s", "end_s", "duration_s"
+    "audio",
+    "text",
+    "id",
+    "speaker",
+    "domain",
+    "language",
+    "licence",
+    "split",
+    "start_s",
+    "end_s",
+    "duration_s",
+    "channel",
 ]
 """What a row can say. ``duration_s`` says where the chunk ends that begins at ``start_s``."""
 
@@ -44,7 +55,8 @@ class Source(Section):
     decided by a hash of their ids. Rows that the data mark as train, dev or test stay there. ``splits`` says what other
     names mean (``{ood: test}``); ``hash`` leaves the rows to the hash of the recipe.
 
-    ``channel`` is the one channel of its recordings that is read, counted from 0; ``mix`` is the mean of all.
+    ``channel`` is the one channel of its recordings that is read, counted from 0, where a row does not say it; ``mix``
+    is the mean of all.
     """
 
     path: str

@@ -102,6 +102,17 @@ def source_files(source: Source) -> list[SourceFile]:
     return [_source_file(source, root, name, file) for file in found]
 
 
+def stamped(folder: Location, recursive: bool = False) -> dict[Location, tuple[int, int]]:
+    """Return the files of a folder with their sizes and times, as :meth:`Location.stamped` does.
+
+    Raises :class:`AskdError` where one has a name that is not UTF-8, which neither Arrow nor a manifest could hold.
+    """
+    try:
+        return folder.stamped(recursive)
+    except UnicodeEncodeError as error:
+        raise AskdError(f"{folder}: the name of a file in it is not UTF-8: {error.object!a}: rename it") from None
+
+
 def below(name: str, path: str) -> str:
     """Return the name of what lies below something, which may be named by a URI."""
     scheme, slashes, plain = name.rpartition("://")
@@ -135,7 +146,7 @@ def _name(source: Source, root: Location, pattern: str) -> str:
 
 def _matching(source: Source, root: Location, pattern: str) -> list[Location]:
     """Return the files that are like a pattern; each of the names in its braces must be there."""
-    files = root.files(recursive=True)
+    files = list(stamped(root, recursive=True))
     found: dict[Location, None] = {}
     for one in bracex.iexpand(pattern):
         like = [f for f in files if glob.globmatch(_from(root, f), one, flags=glob.GLOBSTAR)]
@@ -147,7 +158,7 @@ def _matching(source: Source, root: Location, pattern: str) -> list[Location]:
 
 def _in_folder(source: Source, root: Location) -> list[Location]:
     names = _NAMES[source.kind]
-    files = root.files(recursive=source.kind != "manifest")
+    files = list(stamped(root, recursive=source.kind != "manifest"))
     found = [file for file in files if names.in_folder.fullmatch(file.name.lower())]
     if source.kind == "manifest" and len(found) != 1:
         raise AskdError(

@@ -26,6 +26,8 @@ def _records(file: SourceFile, cut: _Json, where: str) -> list[Record]:
     """Return the rows of a cut, all or none: a cut of another form raises what its values raise."""
     name = f"{file.label}:{cut['id']}"
     audio, problem = _audio(cut)
+    if problem:
+        return [Record({}, where, audio, id=name, problem=problem)]
     begin_s, supervisions = float(cut.get("start", 0.0)), cast(Sequence[_Json], cut.get("supervisions") or [])
     records: list[Record] = []
     for n, supervision in enumerate(supervisions or [{"start": 0.0, "duration": cut.get("duration")}]):
@@ -33,14 +35,23 @@ def _records(file: SourceFile, cut: _Json, where: str) -> list[Record]:
         values: dict[str, Any] = {key: supervision.get(key) for key in ("text", "speaker", "language")}
         if not _is_whole(cut, start_s, duration_s):
             values |= {"start_s": start_s, "end_s": start_s + duration_s}
+        channel = supervision.get("channel", cut.get("channel"))
+        if isinstance(channel, int) and _n_channels(cut) > 1:
+            values["channel"] = channel
         row_id = name if len(supervisions) < 2 else f"{name}:{supervision.get('id', n)}"
-        records.append(Record(values, where, audio, id=row_id, problem=problem))
+        records.append(Record(values, where, audio, id=row_id))
     return records
 
 
 def _is_whole(cut: _Json, start_s: float, duration_s: float) -> bool:
     recorded_s = (cut.get("recording") or {}).get("duration")
     return recorded_s is not None and start_s == 0.0 and abs(duration_s - float(recorded_s)) < 1e-3
+
+
+def _n_channels(cut: _Json) -> int:
+    return len(
+        {channel for source in (cut.get("recording") or {}).get("sources", []) for channel in source["channels"]}
+    )
 
 
 def _audio(cut: _Json) -> tuple[str | bytes, str]:

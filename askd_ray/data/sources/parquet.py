@@ -16,7 +16,7 @@ from askd_ray.errors import AskdError
 from askd_ray.location import Location
 
 _BATCH_ROWS = 16  # of audio in memory
-_BUFFER_BYTES = 4 << 20  # without one, a whole row group of a column is read
+_BUFFER_BYTES = 4 << 20  # without one, the whole of a row group is read before it is decoded page by page
 _FORMS = "struct<bytes, path>, struct<array, sampling_rate>, binary (a file's bytes) or string (a path)"
 _Value = Mapping[str, Any] | bytes | str | None
 
@@ -55,7 +55,7 @@ def names_audio_files(source: Source, file: SourceFile) -> bool:
 
 def _open(file: Location) -> pq.ParquetFile:
     with file.explain("is damaged or no Parquet file"):
-        return pq.ParquetFile(file.open(), buffer_size=_BUFFER_BYTES)
+        return pq.ParquetFile(file.open(), pre_buffer=False, buffer_size=_BUFFER_BYTES)
 
 
 def _columns(source: Source, file: SourceFile, schema: pa.Schema, needs_text: bool) -> tuple[str, list[str]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from askd_ray.config.source import Source, SourceKind
-from askd_ray.data.sources.files import SourceFile, source_files
+from askd_ray.data.sources.files import SourceFile, source_files, stamped
 from askd_ray.data.sources.kaldi import read_kaldi
 from askd_ray.data.sources.lhotse import read_lhotse
 from askd_ray.data.sources.librispeech import read_librispeech
@@ -112,5 +112,5 @@ class _Stamps:
     def of(self, file: Location) -> tuple[int, int]:
         """Return size and time of a file; a missing one is a matter of its row."""
         if file.parent not in self._listed:
-            self._listed[file.parent] = file.parent.stamped()
+            self._listed[file.parent] = stamped(file.parent)
         return self._listed[file.parent].get(file, (-1, -1))

@@ -16,11 +16,13 @@ from askd_ray.location import Location
 
 _T = TypeVar("_T")
 _TEXT_FIELDS: tuple[RowField, ...] = ("text", "id", "speaker", "domain", "language", "licence", "split")
-_FIELDS: tuple[RowField, ...] = ("audio", *_TEXT_FIELDS, "start_s", "end_s", "duration_s")
+_FIELDS: tuple[RowField, ...] = ("audio", *_TEXT_FIELDS, "start_s", "end_s", "duration_s", "channel")
 _MAX_SECONDS = 1e7  # four months: decoders fail in ways of their own on more
+_MAX_CHANNEL = 255
 _MAX_QUOTED_CHARS = 60
 
 _OTHER_NAMES: dict[RowField, tuple[str, ...]] = {
+    "channel": (),  # outside manifests, columns of that name say other things
     "text": ("text", "sentence", "transcription"),
     "speaker": ("speaker", "speaker_id"),
     "licence": ("licence", "license"),
@@ -34,13 +36,14 @@ _COLUMNS: dict[SourceKind, dict[RowField, tuple[str, ...]]] = {
         "start_s": ("offset",),
         "duration_s": ("duration",),
         "language": ("lang", "language"),
+        "channel": (),
     },
     "common_voice": {
         "audio": ("path",),
         "text": ("sentence",),
         "speaker": ("client_id",),
         "language": ("locale",),
-        "domain": (),  # its column `sentence_domain` says what a text is about
+        "channel": (),
     },
 }
 
@@ -104,14 +107,20 @@ def to_row(source: Source, file: SourceFile, record: Record) -> SourceRow:
 
     path = attempt(values.path, "")
     audio = attempt(values.audio, b"")
-    start_s, end_s = (None, None) if isinstance(audio, bytes) else attempt(values.chunk, (None, None))
+    start_s, end_s, channel = None, None, None
+    if isinstance(audio, Location):  # bytes are the chunk itself, whatever they say of the recording they are from
+        start_s, end_s = attempt(values.chunk, (None, None))
+        channel = attempt(values.channel, None)
     texts = {field: attempt(partial(values.text, field), "") for field in _TEXT_FIELDS}
     split = attempt(partial(_split, source, texts["split"] or file.split), "")
     default_id = record.id
     if not default_id:
         chunk = "" if start_s is None and end_s is None else f"@{start_s or 0.0}-{end_s or ''}"
-        default_id = f"{file.label_beside(path)}{chunk}" if path else record.where
-    attempt(partial(_check_unicode, "file name", default_id), None)
+        side = "" if channel is None else f"#{channel}"
+        default_id = f"{file.label_beside(path)}{chunk}{side}" if path else record.where
+    if channel is None and source.channel != "mix":
+        channel = source.channel
+    attempt(partial(_check_characters, "audio", default_id), None)
     return SourceRow(
         id=texts["id"] or _printable(default_id),
         audio=b"" if problems else audio,
@@ -125,7 +134,7 @@ def to_row(source: Source, file: SourceFile, record: Record) -> SourceRow:
         where=_printable(record.where),
         start_s=start_s,
         end_s=end_s,
-        channel=None if source.channel == "mix" else source.channel,
+        channel=channel,
         problem=_printable(problems[0]) if problems else "",
     )
 
@@ -147,7 +156,7 @@ class _Values:
         path = self.text("audio") if self._record.audio is None else self._record.path
         if isinstance(self._record.audio, str):
             path = self._record.audio
-        _check_unicode("file name", path)
+        _check_characters("audio", path)
         return path
 
     def audio(self) -> bytes | Location:
@@ -157,8 +166,6 @@ class _Values:
         path = self.path()
         if not path:
             raise _Unusable(f"no audio: nothing in {' or '.join(names_of(self._source, 'audio'))} of the row")
-        if "\0" in path:
-            raise _Unusable(f"unreadable audio: a NUL character in the name {_quoted(path)}")
         try:
             return self._file.beside(path)
         except AskdError as error:
@@ -174,6 +181,13 @@ class _Values:
             end = "the end" if end_s is None else f"{end_s:g} s"
             raise _Unusable(f"unreadable audio: no chunk from {begin:g} s to {end}")
         return start_s, end_s
+
+    def channel(self) -> int | None:
+        """Return the channel of the recording that the row is about, None for the mean of all."""
+        text = self.text("channel")
+        if text and not (text.isascii() and text.isdecimal() and int(text) <= _MAX_CHANNEL):
+            raise _Unusable(f"unusable channel: {_quoted(text)}, and a number from 0 to {_MAX_CHANNEL} is needed")
+        return int(text) if text else None
 
     def _seconds(self, field: RowField) -> float | None:
         given = (self._record.values.get(name) for name in names_of(self._source, field))
@@ -207,18 +221,22 @@ def _text(field: RowField, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise _Unusable(f"{field} is no text: {type(value).__name__} {_quoted(str(value))}")
-    _check_unicode(field, value)
-    if "\0" in value and field != "audio":
-        raise _Unusable(f"{field} is no text: a NUL character in {_quoted(value)}")
+        raise _Unusable(
+            f"unusable {field}: a text is needed, and it is the {type(value).__name__} {_quoted(str(value))}"
+        )
+    _check_characters(field, value)
     return value.removeprefix("\ufeff")
 
 
-def _check_unicode(name: str, text: str) -> None:
+def _check_characters(field: RowField, text: str) -> None:
+    """Refuse what no file could hold: half a character (a lone surrogate), and NUL."""
+    reason = "damaged text" if field == "text" else f"unusable {field}"
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _Unusable(f"{name} is not UTF-8: {_quoted(text)}") from None
+        raise _Unusable(f"{reason}: {_quoted(text)} is not UTF-8") from None
+    if "\0" in text:
+        raise _Unusable(f"{reason}: {_quoted(text)} holds NUL characters")
 
 
 def _is_missing(value: Any) -> bool:

@@ -15,7 +15,7 @@ from askd_ray.evaluate.ray_evaluate import compare
 from askd_ray.evaluate.report.write import report
 from askd_ray.evaluate.scores import Scores
 from askd_ray.evaluate.seeds import SeedComparison, compare_seeds
-from askd_ray.evaluate.sets import read_sets
+from askd_ray.evaluate.sets import print_left_out, read_sets
 from askd_ray.evaluate.speed import measure_speed
 from askd_ray.evaluate.tables import speed_table
 from askd_ray.export.bundle import export
@@ -53,6 +53,7 @@ def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         export(one)
     models = {TEACHER: recipe.teacher.model, **{name: str(Run(one).bundle) for name, one in runs.items()}}
     sets, left_out = read_sets(run)
+    print_left_out(left_out)
     scores = compare(models, TEACHER, sets, recipe.evaluate, run.path / "evaluate", use_gpu=recipe.train.use_gpu)
     disconnect()  # an idle cluster takes time from what is measured next
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]

@@ -1,5 +1,6 @@
 """The stage `evaluate`: the student, its teacher and other models on held-out speech; scores, and how sure they are."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from askd_ray.audio.units import PADDED_S
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
+from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.decode import Material, collected, parts
@@ -17,10 +19,10 @@ from askd_ray.evaluate.hypotheses import HYPOTHESES, NON_SPEECH, SCORES, STUDENT
 from askd_ray.evaluate.latency import evenly
 from askd_ray.evaluate.ray_decode import decode
 from askd_ray.evaluate.scores import Scores, score
-from askd_ray.evaluate.sets import EvalSet, read_sets
+from askd_ray.evaluate.sets import EvalSet, print_left_out, read_sets
 from askd_ray.evaluate.speculative import speculative_scores
 from askd_ray.evaluate.speed import measure_speed
-from askd_ray.evaluate.systems import is_url, weights_hash
+from askd_ray.evaluate.systems import is_url, languages_of, weights_hash
 from askd_ray.evaluate.tables import speed_table, table
 from askd_ray.files import write_json
 from askd_ray.models.load import load_whisper
@@ -45,6 +47,7 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     run.result("export")
     models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **settings.models}
     sets, left_out = read_sets(run)
+    print_left_out(left_out)
     weights = {name: weights_hash(reference) for name, reference in models.items()}
     key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets])
     done = run.finished("evaluate", key)
@@ -85,12 +88,24 @@ def compare(
     """Decode every set with every model, clean and under the conditions, and return the scores.
 
     The raw texts go to ``folder``.
+
+    Raises :class:`AskdError` for a language of the sets that a model does not know, before anything is decoded.
     """
+    _refuse_languages(models, sets)
     made, material = parts(models, sets, settings), Material.of(sets, settings)
     decode(made, material, folder / PARTS, use_gpu)
     rows = list(collected(made, material, folder / PARTS))
     write_hypotheses(folder / HYPOTHESES, rows)
     return score(rows, baseline, settings.normalizer)
+
+
+def _refuse_languages(models: Mapping[str, str], sets: Sequence[EvalSet]) -> None:
+    for chosen in sets:
+        spoken = Counter(u.language for u in chosen.utterances)
+        for name, reference in models.items():
+            languages = languages_of(reference)
+            if languages is not None:
+                refuse_languages(spoken, f"model {name}", languages, f"evaluate: set {chosen.name} has")
 
 
 def _check(settings: Evaluate) -> None:

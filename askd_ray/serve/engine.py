@@ -19,6 +19,7 @@ from askd_ray.models.long_form import transcribe_long
 from askd_ray.serve.guards import transcribe_guarded
 from askd_ray.serve.recogniser import Ask, Hearing, Model, UnknownModelError
 from askd_ray.serve.scheduler import Scheduler
+from askd_ray.text.languages import language_code
 from askd_ray.torch_setup import n_cores
 
 _BATCH_S = 30.0  # of audio in a call: what a short clip may have to wait for
@@ -164,9 +165,12 @@ class Guarded:
 def transcribe_files(bundle: Path, files: Sequence[Path], language: str = "en") -> Iterator[tuple[Path, str]]:
     """Yield each audio file and its text, transcribed here with the bundle's model as the service would.
 
+    ``language`` is a code, a tag or a name (:func:`~askd_ray.text.languages.language_code`).
+
     Raises :class:`AskdError` for a folder that is no bundle, a language that the model does not know, and a file that
-    is missing or cannot be used; missing files are found before the model is loaded.
+    is missing or cannot be used; missing files, and what is no language, are found before the model is loaded.
     """
+    language = language_code(language)
     for file in files:
         if not file.is_file():
             raise AskdError(f"audio file {file} does not exist")

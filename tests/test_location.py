@@ -236,3 +236,11 @@ def test_at_once_keeps_the_order_and_passes_errors_on():
     assert at_once(lambda n: n * n, range(50)) == [n * n for n in range(50)]
     with pytest.raises(ZeroDivisionError):
         at_once(lambda n: 1 // n, [1, 0])
+
+
+@pytest.mark.parametrize(
+    "place", ["s3:/bucket/x", "S3://bucket/x", "file:///tmp/x", "http://host/x", Path("s3://bucket/x")]
+)
+def test_no_uri_becomes_a_folder_here(place: str | Path):
+    with pytest.raises(AskdError, match="unknown scheme"):
+        Location.of(place)

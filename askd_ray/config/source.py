@@ -2,7 +2,10 @@
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from askd_ray.config.section import Section, Share
+from askd_ray.files import check_place
 
 
 class Source(Section):
@@ -27,3 +30,8 @@ class Source(Section):
     case: Literal["as_is", "sentence"] = "as_is"
     split: str | None = None
     share: Share = 1.0
+
+    @field_validator("path")
+    @classmethod
+    def _can_be_read(cls, given: str) -> str:
+        return check_place(given, "s3", "gs", "hf")

@@ -87,7 +87,8 @@ def _sync(path: Path) -> None:
 
 def place_of(name: str) -> float:
     """Return a place in [0, 1) that a hash gives to a name: the same on every machine, and even over many names."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    bits = name.encode(errors="surrogatepass")  # names come from files that may hold half of a character
+    return int.from_bytes(hashlib.sha256(bits).digest()[:8], "big") / 2**64
 
 
 def remove(path: Path) -> None:

@@ -16,7 +16,7 @@ from askd_ray.evaluate.ray_evaluate import compare, speed_of
 from askd_ray.evaluate.report.write import report
 from askd_ray.evaluate.scores import Scores
 from askd_ray.evaluate.seeds import SeedComparison, compare_seeds
-from askd_ray.evaluate.sets import read_sets
+from askd_ray.evaluate.sets import print_left_out, read_sets
 from askd_ray.evaluate.tables import speed_table
 from askd_ray.export.bundle import export
 from askd_ray.files import write_json
@@ -54,6 +54,7 @@ def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         export(one)
     models = {TEACHER: recipe.teacher.model, **{name: str(Run(one).bundle) for name, one in runs.items()}}
     sets, left_out = read_sets(run)
+    print_left_out(left_out)
     folder, settings, device = run.path / "evaluate", recipe.evaluate, device_of(recipe.train.use_gpu)
     scores = compare(models, TEACHER, sets, settings, folder, device=device)
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]

@@ -9,10 +9,10 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from askd_ray.config.augment import Augment
+from askd_ray.config.data import Data
 from askd_ray.config.evaluate import Evaluate, Name
 from askd_ray.config.objective import Objective
 from askd_ray.config.section import Count, Positive, Section, Share
-from askd_ray.config.source import Source
 from askd_ray.config.study import Study
 from askd_ray.config.targets import Targets
 from askd_ray.config.tracking import Tracking
@@ -22,23 +22,6 @@ from askd_ray.files import check_place
 
 Layers = tuple[int | tuple[int, ...], ...]
 """Layers that are kept, by index, and lists of neighbours that become one layer."""
-
-
-class Data(Section):
-    """How sources become shards. Splits are a hash of the speaker (or of the text where no speaker is named)."""
-
-    sources: tuple[Source, ...] = ()
-    dev_share: Share = 0.1
-    test_share: Share = 0.1
-    utterances_per_shard: Count = 64
-    max_duration_s: Annotated[float, Field(gt=0.0, le=30.0)] = 30.0
-    max_quarantine_share: Share = 0.2
-
-    @model_validator(mode="after")
-    def _something_is_left_to_train_on(self) -> "Data":
-        if self.dev_share + self.test_share >= 1.0:
-            raise ValueError("dev_share + test_share must stay below 1: nothing would be left to train on")
-        return self
 
 
 class Teacher(Section):
@@ -127,7 +110,7 @@ class Recipe(Section):
     seed: int = 0
     runs_root: str = "runs"
     data_root: str | None = None
-    data: Data = Data()
+    data: Data = Field(default_factory=Data)
     teacher: Teacher = Teacher()
     targets: Targets = Field(default_factory=Targets)
     student: Student = Student()

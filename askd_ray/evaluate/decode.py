@@ -19,7 +19,7 @@ from askd_ray.files import digest
 from askd_ray.torch_setup import Device
 
 PART_CLIPS = 64
-_FORMAT = 2  # of what a part holds, and of how models hear
+_FORMAT = 3  # of what a part holds, and of how models hear
 _SEED = 0  # of what is drawn for conditions: they are the same in every evaluation
 
 

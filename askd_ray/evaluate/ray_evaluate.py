@@ -1,5 +1,6 @@
 """The stage `evaluate`: the student, its teacher and other models on held-out speech; scores, and how sure they are."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from askd_ray.audio.units import PADDED_S
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
+from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.bundle_scores import publish_scores
@@ -27,10 +29,10 @@ from askd_ray.evaluate.hypotheses import (
 from askd_ray.evaluate.latency import evenly
 from askd_ray.evaluate.ray_decode import decode
 from askd_ray.evaluate.scores import Scores, score
-from askd_ray.evaluate.sets import EvalSet, read_sets
+from askd_ray.evaluate.sets import EvalSet, print_left_out, read_sets
 from askd_ray.evaluate.speculative import speculative_scores
 from askd_ray.evaluate.speed import measure_speed
-from askd_ray.evaluate.systems import is_url, weights_hash
+from askd_ray.evaluate.systems import is_url, languages_of, weights_hash
 from askd_ray.evaluate.tables import speed_table, table
 from askd_ray.files import write_json
 from askd_ray.models.bundle import check_hashes
@@ -60,6 +62,7 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     device = device_of(recipe.train.use_gpu)
     models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **settings.models}
     sets, left_out = read_sets(run)
+    print_left_out(left_out)
     weights = {name: weights_hash(reference, device) for name, reference in models.items()}
     key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets])
     done = run.finished("evaluate", key)
@@ -101,7 +104,10 @@ def compare(
     """Decode every set with every model, clean and under the conditions, and return the scores.
 
     The raw texts go to ``folder``.
+
+    Raises :class:`AskdError` for a language of the sets that a model does not know, before anything is decoded.
     """
+    _refuse_languages(models, sets)
     made, material = parts(models, sets, settings, device), Material.of(sets, settings)
     decode(made, material, folder / PARTS, device == "cuda")
     rows = list(collected(made, material, folder / PARTS))
@@ -122,6 +128,15 @@ def speed_of(
         speed = cast(dict[str, Any], ray.get(task.remote(models, TEACHER, clips, settings, device)))
     disconnect()
     return speed
+
+
+def _refuse_languages(models: Mapping[str, str], sets: Sequence[EvalSet]) -> None:
+    for chosen in sets:
+        spoken = Counter(u.language for u in chosen.utterances)
+        for name, reference in models.items():
+            languages = languages_of(reference)
+            if languages is not None:
+                refuse_languages(spoken, f"model {name}", languages, f"evaluate: set {chosen.name} has")
 
 
 def _check(settings: Evaluate) -> None:

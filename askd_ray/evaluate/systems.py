@@ -19,8 +19,9 @@ from askd_ray.errors import AskdError
 from askd_ray.files import sha256_of_file
 from askd_ray.models.bundle import BundleInfo, open_engine, read_bundle
 from askd_ray.models.engine import Decoding, Transcript
-from askd_ray.models.load import ctranslate2_folder, fingerprint
+from askd_ray.models.load import ctranslate2_folder, fingerprint, resolve
 from askd_ray.models.long_form import transcribe_long
+from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import Device
 
 _KEY = "OPENAI_API_KEY"
@@ -72,6 +73,17 @@ def weights_hash(reference: str, device: Device = "cpu") -> str:
         info = bundle_info(reference, device)
         return f"{sha256_of_file(info.folder / 'model.bin')}/{info.silence_s}"
     return fingerprint(reference) if device == "cpu" else f"{fingerprint(reference)}/{device}"
+
+
+def languages_of(reference: str) -> tuple[str, ...] | None:
+    """Return the codes of the languages that a model knows; of a server nobody knows.
+
+    Raises :class:`AskdError` when there is no such model.
+    """
+    if is_url(reference):
+        return None
+    is_bundle = (Path(reference).expanduser() / "bundle.json").is_file()
+    return Tokens(bundle_info(reference).folder if is_bundle else resolve(reference)).languages
 
 
 def open_recogniser(reference: str, threads: int = 0, device: Device = "cpu") -> Recogniser:

@@ -19,6 +19,7 @@ from askd_ray.models.long_form import transcribe_long
 from askd_ray.serve.guards import transcribe_guarded
 from askd_ray.serve.recogniser import Ask, Hearing, Model, UnknownModelError
 from askd_ray.serve.scheduler import Scheduler
+from askd_ray.text.languages import language_code
 from askd_ray.torch_setup import Device, n_cores, usable_device
 
 _BATCH_S = 30.0  # of audio in a call: what a short clip may have to wait for
@@ -166,10 +167,13 @@ def transcribe_files(
 ) -> Iterator[tuple[Path, str]]:
     """Yield each audio file and its text, transcribed here with the bundle's model as the service would.
 
+    ``language`` is a code, a tag or a name (:func:`~askd_ray.text.languages.language_code`).
+
     Raises :class:`AskdError` for a folder that is no bundle, a language that the model does not know, and a file that
-    is missing or cannot be used, and where there is no GPU for ``device`` "cuda"; missing files are found before the
-    model is loaded.
+    is missing or cannot be used, and where there is no GPU for ``device`` "cuda"; missing files, and what is no
+    language, are found before the model is loaded.
     """
+    language = language_code(language)
     usable_device(device == "cuda")
     for file in files:
         if not file.is_file():

@@ -10,6 +10,7 @@ from rich.table import Table
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import LabelKey, labels_match, read_labels, write_labels
+from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
 from askd_ray.errors import AskdError
@@ -54,13 +55,18 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     ``kl_lost``, what the top k do not see of the dense KL to the untrained student (nats a token, on a sample), and
     ``kl_lost_share``, that as a part of it.
 
-    Raises :class:`AskdError` when no utterance is left to train on.
+    Raises :class:`AskdError` when no utterance is left to train on, and before any work when the teacher does not know
+    the language of one.
     """
     recipe = with_absolute_paths(recipe)  # an actor runs in a folder of its own
     run = Run(recipe)
     key = label_key(recipe)
     inputs = stage_key(run.key("prepare"), key)
     shards = shard_paths(run.shards, "train")
+    teacher = Tokens(resolve(recipe.teacher.model))
+    refuse_languages(
+        _languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have"
+    )
     begun = run.begin()
     done_already = at_once(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
     todo = [s for s, there in zip(shards, done_already, strict=True) if not there]
@@ -71,7 +77,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     if todo:
         _run_actors(run, todo, key)
     # What the target ids mean, for whoever reads them.
-    (run.labels / "tokenizer.json").write_bytes(Tokens(resolve(recipe.teacher.model)).file.read_bytes())
+    (run.labels / "tokenizer.json").write_bytes(teacher.file.read_bytes())
     result = _summary(run.labels, shards, kept_tokens(recipe))
     if not result["labelled"]:
         raise AskdError(f"label: all {result['utterances']} utterances are left out ({_listed(result['left_out'])})")
@@ -81,6 +87,12 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     if report:
         console.print(kl_table(report))
     return run.finish("label", inputs, result, begun)
+
+
+def _languages(shards: list[Location]) -> Counter[str]:
+    """Return how many utterances have each language."""
+    tables = at_once(lambda s: read_table(s, ["language"]), shards)
+    return Counter(language for table in tables for language in table["language"].to_pylist())
 
 
 def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:

@@ -209,7 +209,7 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
 
 
 def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bool) -> None:
-    connect()
+    connect(use_gpu=args.device == "cuda")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(proxy_location=ProxyLocation.Disabled)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from askd_ray.errors import AskdError
+
 
 @contextmanager
 def atomic_path(target: Path) -> Generator[Path]:
@@ -35,6 +37,17 @@ def atomic_path(target: Path) -> Generator[Path]:
         remove(old)
     finally:
         remove(temporary)
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with the home folder in the place of a leading ``~``.
+
+    Raises :class:`AskdError` where nobody knows a home folder, as in a container whose user has no entry.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise AskdError(f"{path}: this user has no home folder: set HOME, or give a path without ~") from None
 
 
 def _sync(path: Path) -> None:

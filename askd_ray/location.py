@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from askd_ray.errors import AskdError, without_credentials
-from askd_ray.files import atomic_path
+from askd_ray.files import atomic_path, expand_home
 
 UNFINISHED = ".unfinished"
 """Lies in a folder of an object store from when its replacement begins until it is whole."""
@@ -66,7 +66,7 @@ class Location:
             return place
         scheme, is_uri, rest = str(place).partition("://")
         if not is_uri:
-            return cls("", str(Path(place).expanduser().absolute()))
+            return cls("", str(expand_home(place).absolute()))
         if scheme == "hf" and re.match(r"datasets/[^/]+/[^/]", rest):
             return cls("hf://", posixpath.normpath(rest))
         if scheme not in ("s3", "gs"):

@@ -87,7 +87,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     if done is not None and not force and _complete(run.shards, data, done):
         console.print(f"prepare: finished already, {sum(done['utterances'].values())} utterances in {run.shards}")
         return done
-    begun = run.begin()
+    begun = run.begin("prepare", force)
     run.forget("prepare")
     with run.shards.replaced() as folder:
         tally = _fill(folder, data, surveyed.n_rows, pseudo)

@@ -52,8 +52,8 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         console.print(table(cast(Scores, done)), speed_table(done["speed"]))
         console.print(f"evaluate: finished already ({folder / SCORES})")
         return done
+    begun = run.begin("evaluate")
     run.forget("evaluate")
-    begun = run.begin()
     scores = compare(models, TEACHER, sets, settings, folder, use_gpu=recipe.train.use_gpu)
     disconnect()  # an idle cluster takes time from what is measured next
     timed = {name: models[name] for name in (STUDENT, TEACHER)}

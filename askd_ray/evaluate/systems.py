@@ -16,11 +16,12 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
 from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
-from askd_ray.files import sha256_of_file
+from askd_ray.files import expand_home, sha256_of_file
 from askd_ray.models.bundle import BundleInfo, Device, open_engine, read_bundle
 from askd_ray.models.engine import Decoding, Transcript
-from askd_ray.models.load import ctranslate2_folder, fingerprint
+from askd_ray.models.load import ctranslate2_folder
 from askd_ray.models.long_form import transcribe_long
+from askd_ray.models.reference import fingerprint
 from askd_ray.torch_setup import best_device
 
 _KEY = "OPENAI_API_KEY"
@@ -60,7 +61,7 @@ def bundle_info(reference: str) -> BundleInfo:
 
     Raises :class:`AskdError` when there is no such model.
     """
-    folder = Path(reference).expanduser()
+    folder = expand_home(reference)
     if (folder / "bundle.json").is_file():
         return read_bundle(folder, device())
     return read_bundle(ctranslate2_folder(reference), device())
@@ -70,7 +71,7 @@ def weights_hash(reference: str) -> str:
     """Return what tells a model's answers apart from another's: a hash of its weights; of a server nobody knows."""
     if is_url(reference):
         return uuid4().hex
-    if (Path(reference).expanduser() / "bundle.json").is_file():
+    if (expand_home(reference) / "bundle.json").is_file():
         info = bundle_info(reference)
         return f"{sha256_of_file(info.folder / 'model.bin')}/{info.silence_s}"
     return fingerprint(reference)

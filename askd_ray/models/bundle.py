@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from askd_ray.audio.decode import decode
 from askd_ray.errors import AskdError
-from askd_ray.files import read_json, sha256_of_file
+from askd_ray.files import expand_home, read_json, sha256_of_file
 from askd_ray.models.engine import GREEDY, Decoding, Engine
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
@@ -42,7 +42,7 @@ def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
 
     Raises :class:`AskdError` when the folder is neither.
     """
-    path = path.expanduser().resolve()
+    path = expand_home(path).resolve()
     if (path / BUNDLE_FILE).is_file():
         name, silence_s = _described(path / BUNDLE_FILE)
         info = BundleInfo(name, path / _FOLDERS[device][0], silence_s)

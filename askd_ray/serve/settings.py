@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from askd_ray.errors import AskdError
+from askd_ray.files import expand_home
 from askd_ray.models.bundle import Device, read_bundle
 from askd_ray.serve.limits import read_keys
 from askd_ray.serve.recogniser import MAX_AUDIO_S
@@ -73,12 +74,12 @@ def named_models(bundle: Path | None, models: Sequence[str]) -> dict[str, str]:
 
     Raises :class:`AskdError` for what is not of that form, a folder without a model, and a name that comes twice.
     """
-    found = [] if bundle is None else [(read_bundle(bundle).name, str(bundle.expanduser().resolve()))]
+    found = [] if bundle is None else [(read_bundle(bundle).name, str(expand_home(bundle).resolve()))]
     for given in models:
         name, separator, folder = given.partition("=")
         if not (name and separator and folder):
             raise AskdError(f"--model {given}: NAME=BUNDLE is expected")
-        found.append((name, str(Path(folder).expanduser().resolve())))
+        found.append((name, str(expand_home(folder).resolve())))
     named = dict(found)
     if len(named) < len(found):
         raise AskdError(f"--model {found[-1][0]}=...: each name once")

@@ -25,7 +25,7 @@ def run(tmp_path: Path, speech: Path, weights: Path) -> Run:
     (run.bundle / "ctranslate2-int8").symlink_to(weights)
     (run.bundle / "transformers").mkdir()
     write_json(run.bundle / "bundle.json", {"name": "small", "window": {"silence_s": 0.3}})
-    run.finish("export", "exported", {}, run.begin())
+    run.finish("export", "exported", {}, run.begin("export"))
     return run
 
 

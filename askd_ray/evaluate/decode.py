@@ -18,7 +18,7 @@ from askd_ray.evaluate.systems import Heard, Recogniser, weights_hash
 from askd_ray.files import digest
 
 PART_CLIPS = 64
-_FORMAT = 2  # of what a part holds, and of how models hear
+_FORMAT = 3  # of what a part holds, and of how models hear
 _SEED = 0  # of what is drawn for conditions: they are the same in every evaluation
 
 

@@ -25,7 +25,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     """Return the trials as a table, the best first."""
     paths = list(dict.fromkeys(path for row in rows for path in row["values"]))
     shown = Table(title=title, title_justify="left")
-    for name in ("trial", "score", "evaluations", *_headers(paths)):
+    for name in ("trial", "score", "evaluations", *column_names(paths)):
         shown.add_column(name, justify="right")
     for row in sorted(rows, key=lambda row: math.inf if row["score"] is None else row["score"]):
         wer = "" if row["score"] is None else f"{row['score']:.4f}"
@@ -34,8 +34,8 @@ def table(rows: Sequence[Row], title: str) -> Table:
     return shown
 
 
-def _headers(paths: Sequence[str]) -> list[str]:
-    """Return the last parts of paths, as many as tell each from all others, below one another: a column is narrow."""
+def column_names(paths: Sequence[str]) -> list[str]:
+    """Return the last parts of paths, as many as tell each from all others, one below the other: columns are narrow."""
 
     def last(path: str, n: int) -> str:
         return "\n".join(path.split(".")[-n:])

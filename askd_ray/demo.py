@@ -24,8 +24,8 @@ from askd_ray.evaluate.scores import Scores
 from askd_ray.evaluate.tables import speed_table, table
 from askd_ray.export.bundle import export
 from askd_ray.fetch.speech import fetch_speech
-from askd_ray.files import write_json
-from askd_ray.models.load import resolve
+from askd_ray.files import local_path, write_json
+from askd_ray.models.reference import resolve
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
 from askd_ray.runs import Run
@@ -78,7 +78,7 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
 
 def _with_speech(recipe: Recipe, speech: Path | None) -> Recipe:
     if speech is not None:
-        data = recipe.data.model_copy(update={"sources": (Source(path=str(speech)),)})
+        data = recipe.data.model_copy(update={"sources": (Source(path=str(local_path(speech).resolve())),)})
         return recipe.model_copy(update={"data": data})
     for source in recipe.data.sources:
         if source.path.startswith("cache:"):

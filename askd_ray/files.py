@@ -48,7 +48,7 @@ def local_path(place: str | Path) -> Path:
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
-        raise AskdError(f"{text}: there is no such home folder") from None
+        raise AskdError(f"{text}: this user has no home folder: set HOME, or give a path without ~") from None
 
 
 @contextmanager

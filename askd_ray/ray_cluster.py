@@ -20,6 +20,7 @@ SETTINGS = {  # read by Ray when it is imported or when a process starts, so the
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "askd_ray.serve.proxy:middlewares",
     "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": "3600",  # engines go after the ingress, whose requests may take long
     "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # or Ctrl-C would end a search as if it had been finished
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other screen, the one that is silent when told to
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or each worker without a GPU warns about a coming change
 }

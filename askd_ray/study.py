@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.config.study import Study
@@ -20,7 +18,7 @@ from askd_ray.evaluate.sets import print_left_out, read_sets
 from askd_ray.evaluate.tables import speed_table
 from askd_ray.export.bundle import export
 from askd_ray.files import write_json
-from askd_ray.progress import console
+from askd_ray.progress import Table, console
 from askd_ray.ray_cluster import disconnect
 from askd_ray.runs import Run
 from askd_ray.targets.ray_label import label
@@ -47,7 +45,7 @@ def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     labelled = {r.objective.temperature.start: r for r in runs.values()}
     for one in labelled.values():  # soft labels hang on the temperature alone
         label(one)
-    begun = run.begin()
+    begun = run.begin("study")
     train_runs(list(runs.values()), study, force)
     disconnect()
     for one in runs.values():

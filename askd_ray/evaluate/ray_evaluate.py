@@ -71,8 +71,8 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         console.print(f"evaluate: finished already ({folder / SCORES})")
         publish_scores(run.bundle, done, read_hypotheses(folder / HYPOTHESES))  # it may have been exported again
         return done
+    begun = run.begin("evaluate")
     run.forget("evaluate")
-    begun = run.begin()
     scores = compare(models, TEACHER, sets, settings, folder, device=device)
     timed = {name: models[name] for name in (STUDENT, TEACHER)}
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from askd_ray.evaluate.isolated import Isolated
 from askd_ray.evaluate.latency import Answers, ask, evenly, percentile_ms, speedup
 from askd_ray.evaluate.systems import bundle_info, cpu_model
 from askd_ray.evaluate.timed import EngineSystem, StockSystem
+from askd_ray.files import local_path
 from askd_ray.models.cost import CLIP_S, parts
 from askd_ray.models.load import ctranslate2_folder, load_config
 from askd_ray.runs import versions
@@ -82,7 +82,7 @@ def _first_call_s(system: Isolated, clip: Utterance) -> float:
 
 def _cost(reference: str) -> dict[str, Any]:
     """Return parameters and multiply-adds of a model; those for a clip of 5 s in the window that it takes."""
-    folder = Path(reference).expanduser()
+    folder = local_path(reference)
     config = load_config(str(folder / "transformers") if (folder / "bundle.json").is_file() else reference)
     silence_s = bundle_info(reference).silence_s
     n_frames = PADDED_FRAMES if silence_s is None else window_samples(samples_of(CLIP_S), silence_s) // HOP_LENGTH

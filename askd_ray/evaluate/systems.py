@@ -16,11 +16,12 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
 from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
-from askd_ray.files import sha256_of_file
+from askd_ray.files import local_path, sha256_of_file
 from askd_ray.models.bundle import BundleInfo, open_engine, read_bundle
 from askd_ray.models.engine import Decoding, Transcript
-from askd_ray.models.load import ctranslate2_folder, fingerprint, resolve
+from askd_ray.models.load import ctranslate2_folder
 from askd_ray.models.long_form import transcribe_long
+from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import Device
 
@@ -56,7 +57,7 @@ def bundle_info(reference: str, device: Device = "cpu") -> BundleInfo:
 
     Raises :class:`AskdError` when there is no such model.
     """
-    folder = Path(reference).expanduser()
+    folder = local_path(reference)
     if (folder / "bundle.json").is_file():
         return read_bundle(folder, device)
     return read_bundle(ctranslate2_folder(reference), device)
@@ -69,7 +70,7 @@ def weights_hash(reference: str, device: Device = "cpu") -> str:
     """
     if is_url(reference):
         return uuid4().hex
-    if (Path(reference).expanduser() / "bundle.json").is_file():
+    if (local_path(reference) / "bundle.json").is_file():
         info = bundle_info(reference, device)
         return f"{sha256_of_file(info.folder / 'model.bin')}/{info.silence_s}"
     return fingerprint(reference) if device == "cpu" else f"{fingerprint(reference)}/{device}"
@@ -82,7 +83,7 @@ def languages_of(reference: str) -> tuple[str, ...] | None:
     """
     if is_url(reference):
         return None
-    is_bundle = (Path(reference).expanduser() / "bundle.json").is_file()
+    is_bundle = (local_path(reference) / "bundle.json").is_file()
     return Tokens(bundle_info(reference).folder if is_bundle else resolve(reference)).languages
 
 

@@ -33,7 +33,8 @@ from askd_ray.location import Location
 from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, hashes
 from askd_ray.models.card import model_card
 from askd_ray.models.engine import Engine
-from askd_ray.models.load import convert_to_ctranslate2, quiet_transformers, resolve
+from askd_ray.models.load import convert_to_ctranslate2, quiet_transformers
+from askd_ray.models.reference import resolve
 from askd_ray.progress import console
 from askd_ray.runs import Run, git_sha, stage_key, versions
 
@@ -60,7 +61,7 @@ def export(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     if not (run.student / "model.safetensors").is_file():
         raise AskdError(f"no student in {run.student}: run `askd distill` first")
     clips = read_utterances(run.shards, "dev")[:_N_CLIPS]
-    begun = run.begin()
+    begun = run.begin("export")
     with quiet_transformers(), atomic_path(run.bundle) as temporary:
         with console.status("Converting the student"):
             _write(temporary, run, clips)
@@ -85,7 +86,7 @@ def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
     for quantization in ("int8", "float16"):
         convert_to_ctranslate2(folder / "transformers", folder / f"ctranslate2-{quantization}", quantization)
     _write_reference(folder, clips, run.recipe.window.silence_s)
-    _copy_licences(folder / "licences", run.recipe)
+    _copy_licences(folder / "licences", run)
     (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
     description = _describe(folder, run)
     (folder / CARD).write_text(model_card(description), encoding="utf-8")
@@ -133,10 +134,10 @@ def _rows(path: Location) -> list[dict[str, Any]]:
     return read_table(path, ["language", "licence", "domain", "duration_s"]).to_pylist()
 
 
-def _copy_licences(folder: Path, recipe: Recipe) -> None:
+def _copy_licences(folder: Path, run: Run) -> None:
     """Keep the licence texts that came with the teacher and with fetched speech: attribution travels with the model."""
-    found = {"teacher": resolve(recipe.teacher.model)}
-    for source in recipe.data.sources:
+    found = {"teacher": resolve(run.used("label").teacher.model)}
+    for source in run.used("prepare").data.sources:
         if source.path.startswith("cache:"):
             name = source.path.removeprefix("cache:")
             found[f"data-{name}"] = speech_folder(name)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from rich.table import Table
 from transformers import WhisperForConditionalGeneration
 
 from askd_ray.audio.units import PADDED_SAMPLES, window_samples
@@ -17,6 +16,7 @@ from askd_ray.errors import AskdError
 from askd_ray.location import PathOrUri
 from askd_ray.models.load import load_whisper
 from askd_ray.models.student import build_student
+from askd_ray.progress import Table
 from askd_ray.targets.buckets import to_buckets
 from askd_ray.targets.soft_labels import forced_logits
 from askd_ray.torch_setup import usable_device, use_threads

@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import ray.data
 import torch
-from rich.table import Table
 
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
@@ -15,8 +14,9 @@ from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, at_once
-from askd_ray.models.load import load_whisper, resolve
-from askd_ray.progress import bar, console
+from askd_ray.models.load import load_whisper
+from askd_ray.models.reference import resolve
+from askd_ray.progress import Table, bar, console
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
@@ -67,13 +67,13 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     refuse_languages(
         _languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have"
     )
-    begun = run.begin()
     done_already = at_once(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
     todo = [s for s, there in zip(shards, done_already, strict=True) if not there]
     done = run.finished("label", inputs)
     if not todo and done is not None:
         console.print(f"label: finished already ({done['utterances']} utterances in {run.labels})")
         return done
+    begun = run.begin("label")
     if todo:
         _run_actors(run, todo, key)
     # What the target ids mean, for whoever reads them.

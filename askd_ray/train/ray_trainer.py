@@ -26,11 +26,12 @@ from askd_ray.distill import schedules
 from askd_ray.errors import AskdError
 from askd_ray.files import remove
 from askd_ray.models import cost
-from askd_ray.models.load import load_config, resolve
+from askd_ray.models.load import load_config
+from askd_ray.models.reference import resolve
 from askd_ray.models.student import surgeries
 from askd_ray.progress import Bar, bar, console
 from askd_ray.ray_cluster import connect
-from askd_ray.ray_errors import user_error
+from askd_ray.ray_errors import keyboard_interrupt, user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import device_of
@@ -80,7 +81,7 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     padding = planner.padding()
     console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
     make_room(run, key, force)
-    begun = run.begin()
+    begun = run.begin("distill")
     connect(use_gpu=recipe.train.use_gpu)
     with user_error():
         result = _fit(recipe, run, key)
@@ -161,7 +162,7 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
         ),
     )
     try:
-        with _progress(run.distill), mirrored(run):
+        with _progress(run.distill), mirrored(run), keyboard_interrupt():
             summary = trainer.fit().return_value
         assert isinstance(summary, dict)
         return cast(dict[str, Any], summary)

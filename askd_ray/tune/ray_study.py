@@ -55,7 +55,7 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
 def _train(recipe_json: str, key: str, concurrent: int) -> dict[str, Any]:
     recipe = Recipe.model_validate(json.loads(recipe_json))
     run = Run(recipe)
-    begun = run.begin()
+    begun = run.begin("distill")
     context = PlainContext(torch.device(usable_device(recipe.train.use_gpu)))
     loop = Loop(recipe, context, run.distill, key)
     use_threads(processes=concurrent)

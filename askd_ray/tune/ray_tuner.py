@@ -61,7 +61,8 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     check_space(recipe)
     with sealed("test"):
         _check_domains(recipe, check_inputs(recipe))
-        begun = run.begin()
+        begun = run.begin("tune")
+        run.forget("tune")
         _make_room(folder, key, force)
         _connect(recipe)
         trials = _trials(recipe, folder, key)

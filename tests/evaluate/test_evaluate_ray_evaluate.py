@@ -26,7 +26,7 @@ def run(tmp_path: Path, speech: Path, weights: Path) -> Run:
     (run.bundle / "ctranslate2-int8").symlink_to(weights)
     (run.bundle / "transformers").mkdir()
     description_of_bundle(run.bundle)
-    run.finish("export", "exported", {}, run.begin())
+    run.finish("export", "exported", {}, run.begin("export"))
     return run
 
 

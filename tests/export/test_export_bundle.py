@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, speech: Path, weights: Path) -
     run = small_run(tmp_path_factory.mktemp("runs"), speech, data={"sources": [{"path": "cache:ivr"}]})
     model, tokens = load_whisper(str(weights))
     save_whisper(model, tokens, run.student)
-    run.finish("distill", "distilled", {"dev_wer": 0.1}, run.begin())
+    run.finish("distill", "distilled", {"dev_wer": 0.1}, run.begin("distill"))
     return run
 
 

@@ -59,7 +59,7 @@ class Source(Section):
     is the mean of all.
     """
 
-    path: str
+    path: Annotated[str, Field(pattern=r"^[^\x00]+$")]
     kind: SourceKind = "manifest"
     columns: dict[RowField, str] = Field(default_factory=lambda: cast(dict[RowField, str], {}))
     unknown_columns: Literal["refuse", "ignore"] = "refuse"

@@ -1,16 +1,22 @@
 """The command line: one command a stage. No logic here: each command is a function of the package."""
 
-import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from askd_ray.config.load import load_recipe
-from askd_ray.errors import AskdError
+from askd_ray.config.schema import Recipe
+from askd_ray.config.start import start_recipe
+from askd_ray.errors import AskdError, missing_extra, one_line
+from askd_ray.files import local_path
+from askd_ray.models.reference import resolve
 from askd_ray.progress import console
+from askd_ray.runs import Run
+
+_INTERRUPTED = 130  # 128 + SIGINT: what shells expect
 
 app = typer.Typer(
     help="Distil Whisper on a Ray cluster with ASKD, evaluate the student and serve it.",
@@ -21,7 +27,10 @@ app = typer.Typer(
 fetch_app = typer.Typer(help="Fetch real weights and real speech into $ASKD_CACHE.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
 
-RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A recipe that comes with askd, or a YAML file.")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="A recipe that comes with askd, or a YAML file. By default the run's own."),
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.epochs=3. Repeatable.")]
 RegistryOption = Annotated[Path, typer.Option(help="A folder of models by name (askd serve --registry).")]
 NameOption = Annotated[str, typer.Option(help="What clients ask for as model.")]
@@ -51,77 +60,79 @@ def fetch_speech(name: Annotated[str, typer.Argument(help="ivr")] = "ivr", force
 
 
 @app.command()
-def prepare(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+def prepare(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Sources to Parquet shards, split by speaker; unusable rows go to quarantine.jsonl."""
+    loaded = _recipe_of("prepare", recipe, set_)
     from askd_ray.data import prepare as stage
 
-    stage.prepare(load_recipe(recipe, set_ or ()), force)
+    stage.prepare(loaded, force)
 
 
 @app.command()
-def student(recipe: RecipeOption = "demo", set_: SetOption = None) -> None:
+def student(recipe: RecipeOption = None, set_: SetOption = None) -> None:
     """Show what each part of the student costs, and what each shrinking leaves, before any training."""
+    loaded = _recipe_of("student", recipe, set_)
     from askd_ray.models import cost
 
-    console.print(cost.table(load_recipe(recipe, set_ or ())))
+    console.print(cost.table(loaded))
 
 
 @app.command()
-def label(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+def label(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Run the teacher over the train shards once: its top-k soft labels (Ray Data)."""
+    loaded = _recipe_of("label", recipe, set_)
     from askd_ray.targets import ray_label
 
-    ray_label.label(load_recipe(recipe, set_ or ()), force)
+    ray_label.label(loaded, force)
 
 
 @app.command()
-def distill(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+def distill(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Distil the student with ASKD (Ray Data into Ray Train workers)."""
+    loaded = _recipe_of("distill", recipe, set_)
     from askd_ray.train import ray_trainer
 
-    ray_trainer.distill(load_recipe(recipe, set_ or ()), force)
+    ray_trainer.distill(loaded, force)
 
 
 @app.command()
-def tune(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+def tune(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Search decay schedules and self-KD weights on dev (Ray Tune)."""
+    loaded = _recipe_of("tune", recipe, set_)
     from askd_ray.tune import ray_tuner
 
-    ray_tuner.search(load_recipe(recipe, set_ or ()), force)
+    ray_tuner.search(loaded, force)
 
 
 @app.command()
-def export(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+def export(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Write the student's bundle: transformers and CTranslate2 folders, model card, hashes; each is verified."""
+    loaded = _recipe_of("export", recipe, set_)
     from askd_ray.export import bundle
     from askd_ray.train import report
 
-    loaded = load_recipe(recipe, set_ or ())
     bundle.export(loaded, force)
     report.publish(loaded)
 
 
 @app.command()
-def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
+def evaluate(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """The student against its teacher (and other models) on held-out speech: WER with intervals, errors, speed."""
+    loaded = _recipe_of("evaluate", recipe, set_)
     from askd_ray.evaluate import ray_evaluate as stage
-    from askd_ray.evaluate.hypotheses import HYPOTHESES
-    from askd_ray.export import bundle
-    from askd_ray.runs import Run
     from askd_ray.train import report
 
-    loaded = load_recipe(recipe, set_ or ())
-    run = Run(loaded)
-    bundle.add_scores(run.bundle, stage.evaluate(loaded, force), run.path / "evaluate" / HYPOTHESES)
+    stage.evaluate(loaded, force)
     report.publish(loaded)
 
 
 @app.command()
-def study(recipe: RecipeOption = "study_cpu", set_: SetOption = None, force: ForceOption = False) -> None:
+def study(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Compare objectives at equal budget over seeds: train, evaluate and report all of them."""
+    loaded = _recipe_of("study", recipe, set_, "study_cpu")
     from askd_ray import study as pipeline
 
-    pipeline.run_study(load_recipe(recipe, set_ or ()), force)
+    pipeline.run_study(loaded, force)
 
 
 @app.command()
@@ -155,10 +166,10 @@ def serve(
 
     settings = ServiceArgs(
         models=named_models(bundle, model or []),
-        registry=None if registry is None else str(registry.resolve()),
+        registry=None if registry is None else str(local_path(registry)),
         engines=engines,
         requests=requests,
-        keys_file=None if keys is None else str(keys.resolve()),
+        keys_file=None if keys is None else str(local_path(keys)),
     )
     ray_app.serve_bundles(settings, Address(host, port))
 
@@ -190,29 +201,21 @@ def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Audio files.")],
     bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")] = Path("runs/demo/bundle"),
     language: Annotated[str, typer.Option(help="Spoken language.")] = "en",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the model runs; cuda is a GPU.")] = "cpu",
 ) -> None:
     """Transcribe audio files here, without a server."""
     from askd_ray.serve import engine
 
-    for file, text in engine.transcribe_files(bundle, files, language):
+    for file, text in engine.transcribe_files(bundle, files, language, device):
         console.print(f"{file}\t{text}" if len(files) > 1 else text, markup=False)
 
 
 @app.command()
 def presets() -> None:
     """List the objectives that a recipe can name as objective.preset, with their formulas."""
-    from rich.table import Table
+    from askd_ray.config.presets import table
 
-    from askd_ray.config.presets import PRESETS
-
-    table = Table(show_lines=True)
-    table.add_column("preset", no_wrap=True)
-    table.add_column("loss a token, source, what a recipe may set")
-    for name, preset in PRESETS.items():
-        table.add_row(
-            name, f"{preset.formula}\n{preset.source}\n[dim]{', '.join(preset.open) or 'nothing to set'}[/dim]"
-        )
-    console.print(table)
+    console.print(table())
 
 
 @app.command("plot-schedule")
@@ -242,45 +245,53 @@ def plot_runs(
 def submit(
     stage: Annotated[str, typer.Argument(help="prepare, label, distill, tune, export or evaluate")],
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
-    recipe: RecipeOption = "demo",
+    recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
     """Run a stage as a Ray job and follow its log."""
+    loaded = start_recipe(stage, recipe, set_ or ())
     from askd_ray import ray_jobs
 
-    raise typer.Exit(ray_jobs.submit(stage, load_recipe(recipe, set_ or ()), address))
+    raise typer.Exit(ray_jobs.submit(stage, loaded, address))
 
 
 @app.command()
 def demo(
-    recipe: RecipeOption = "demo",
+    recipe: RecipeOption = None,
     set_: SetOption = None,
     speech: Annotated[Path | None, typer.Option(help="A folder with a manifest, instead of the IVR prompts.")] = None,
 ) -> None:
     """The whole pipeline on real speech: distil, compare with the teacher, serve, transcribe."""
+    loaded = _recipe_of("demo", recipe, set_)
     from askd_ray import demo as pipeline
 
-    pipeline.run_demo(load_recipe(recipe, set_ or ()), speech)
+    pipeline.run_demo(loaded, None if speech is None else local_path(speech))
+
+
+def _recipe_of(stage: str, given: str | None, overrides: list[str] | None, default: str = "demo") -> Recipe:
+    """Refuse what can be refused before the stage's imports, which take seconds."""
+    recipe = start_recipe(stage, given, overrides or (), default)
+    Run(recipe).check_earlier(stage)
+    if stage in ("label", "distill", "tune"):
+        resolve(recipe.teacher.model)
+        resolve(recipe.student.init or recipe.teacher.model)
+    return recipe
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line: users' mistakes print one line and exit with 2, tracebacks only with --debug."""
+    """Run the command line: users' mistakes print one line and exit with 2, tracebacks only with --debug.
+
+    Ctrl-C exits with 130, and one line.
+    """
     try:
         app(arguments, standalone_mode=True)
-    except (AskdError, OSError) as error:
-        if os.environ.get("ASKD_DEBUG"):
+    except (AskdError, OSError, ModuleNotFoundError) as error:
+        known = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        if known is None or os.environ.get("ASKD_DEBUG"):
             raise
-        print(f"askd: {_one_line(error)}", file=sys.stderr)
+        print(f"askd: {one_line(known)}", file=sys.stderr)
         sys.exit(2)
-
-
-def _one_line(error: Exception) -> str:
-    if not isinstance(error, OSError):
-        return " ".join(str(error).split())
-    reason = {
-        errno.ENOSPC: "no space left on the device: free some, or choose another folder with --set runs_root=FOLDER",
-        errno.EROFS: "the file system is read-only: choose another folder with --set runs_root=FOLDER",
-        errno.EACCES: "permission denied: choose another folder with --set runs_root=FOLDER",
-        errno.EFBIG: "the file would be larger than is allowed here",
-    }.get(error.errno or 0, error.strerror or str(error))
-    return f"{error.filename}: {reason}" if error.filename else reason
+    except SystemExit as error:
+        if error.code == _INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
+            print("askd: interrupted; what is finished is kept: the same command goes on from there", file=sys.stderr)
+        raise

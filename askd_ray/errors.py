@@ -1,10 +1,16 @@
 """The one error that users are meant to see."""
 
 import difflib
+import errno
 import re
 
 # A slash in a secret should be written %2F, and is often not.
 _CREDENTIALS = re.compile(r"(?<=://)[^\s@/:]*:(?:[^\s/]*|[^\s@]*)@")
+
+_PACKAGES_OF_EXTRAS = {
+    "serve": {"fastapi", "multipart", "prometheus_client", "starlette", "uvicorn", "websockets"},
+    "tune": {"optuna"},
+}  # of those without which a command does not begin
 
 
 class AskdError(ValueError):
@@ -13,6 +19,15 @@ class AskdError(ValueError):
     The message is one line: what is wrong, where, and what is allowed. The command line prints it without a
     traceback and exits with code 2.
     """
+
+
+def missing_extra(error: ModuleNotFoundError) -> AskdError | None:
+    """Return what to install where the package that was not found comes with an extra, else None."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in _PACKAGES_OF_EXTRAS.items() if package in packages), None)
+    if extra is None:
+        return None
+    return AskdError(f"this command needs {package}, which is not installed: pip install 'askd-ray[{extra}]'")
 
 
 def did_you_mean(word: str, allowed: list[str]) -> str:
@@ -24,3 +39,16 @@ def did_you_mean(word: str, allowed: list[str]) -> str:
 def without_credentials(text: str) -> str:
     """Return a text without the ``key:secret@`` that URIs in it may hold: messages and files never show them."""
     return _CREDENTIALS.sub("", text)
+
+
+def one_line(error: Exception) -> str:
+    """Return what the command line says of an error: of the system's, which file it is about, and what helps."""
+    if not isinstance(error, OSError):
+        return " ".join(str(error).split())
+    reason = {
+        errno.ENOSPC: "no space left on the device: free some, or choose another folder with --set runs_root=FOLDER",
+        errno.EROFS: "the file system is read-only: choose another folder with --set runs_root=FOLDER",
+        errno.EACCES: "permission denied: choose another folder with --set runs_root=FOLDER",
+        errno.EFBIG: "the file would be larger than is allowed here",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return f"{error.filename}: {reason}" if error.filename else reason

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -15,9 +16,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table as RichTable
 from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+class Table(RichTable):
+    """A table that breaks what is too wide for the terminal into lines, where Rich would cut it off."""
+
+    def add_column(self, header: RenderableType = "", *args: Any, **options: Any) -> None:
+        """Add a column, as Rich does."""
+        super().add_column(header, *args, **{"overflow": "fold", **options})
 
 
 class _RateColumn(ProgressColumn):

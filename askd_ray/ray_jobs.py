@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,14 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from askd_ray.config.load import dump_recipe, with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError, did_you_mean
+from askd_ray.files import local_path
 from askd_ray.progress import console
 from askd_ray.ray_cluster import auth_token, package_folder
 from askd_ray.runs import git_sha
 
 STAGES = ("prepare", "label", "distill", "tune", "export", "evaluate")
 _RECIPE = "recipe.yaml"
+_STARTING, _STARTING_S, _RETRY_S = "No available agent", 60.0, 1.0
 # Loggers that report each upload and the end of the log.
 _CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
@@ -44,19 +47,29 @@ def submit(stage: str, recipe: Recipe, address: str, follow: bool = True) -> int
     with tempfile.TemporaryDirectory(prefix="askd-job-") as folder:
         (Path(folder) / _RECIPE).write_text(dump_recipe(with_absolute_paths(recipe)), encoding="utf-8")
         try:
-            job_id = client.submit_job(
-                entrypoint=f"python -m askd_ray {stage} --recipe {_RECIPE}", runtime_env=_runtime_env(folder)
-            )
+            job_id = _take_job(client, f"python -m askd_ray {stage} --recipe {_RECIPE}", _runtime_env(folder))
         except (RuntimeError, ConnectionError) as error:
             raise AskdError(f"the cluster at {address} refused the job: {_one_line(error)}") from None
     console.print(f"job {job_id} is at {address}; `ray job stop {job_id} --address {address}` ends it")
     return _follow(client, job_id) if follow else 0
 
 
+def _take_job(client: JobSubmissionClient, command: str, runtime_env: dict[str, Any]) -> str:
+    """Submit a job; a cluster that has just started says for some seconds that nothing of it takes jobs yet."""
+    give_up = time.monotonic() + _STARTING_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=command, runtime_env=runtime_env)
+        except RuntimeError as error:
+            if _STARTING not in str(error) or time.monotonic() >= give_up:
+                raise
+        time.sleep(_RETRY_S)
+
+
 def _runtime_env(folder: str) -> dict[str, Any]:
     variables: dict[str, str] = {}
     if "ASKD_CACHE" in os.environ:
-        variables["ASKD_CACHE"] = str(Path(os.environ["ASKD_CACHE"]).expanduser().resolve())
+        variables["ASKD_CACHE"] = str(local_path(os.environ["ASKD_CACHE"]).resolve())
     sha = git_sha()
     if sha is not None:  # the job's copy of the package lies in no checkout
         variables["ASKD_GIT_SHA"] = sha

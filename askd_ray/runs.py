@@ -5,18 +5,26 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from askd_ray.config.differences import Difference, copy_decided, differences, plain
 from askd_ray.config.load import dump_recipe, without_secrets
 from askd_ray.config.schema import Recipe
+from askd_ray.config.start import RECIPE_FILE
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path, digest, to_json
+from askd_ray.files import atomic_path, digest, local_path, to_json
 from askd_ray.location import Location
+from askd_ray.progress import console
 
 _DATA_STAGES = ("prepare", "label")
+_BUILT_ON = ("prepare", "label", "distill")  # stages whose settings later ones must agree with, in their order
+_NEEDS = {"label": "prepare", "tune": "label", "distill": "label", "export": "distill", "evaluate": "export"}
 _PACKAGES = ("askd-ray", "ray", "torch", "torchaudio", "transformers", "ctranslate2", "jiwer", "pyarrow")
 
 
@@ -29,7 +37,7 @@ class Run:
     @property
     def path(self) -> Path:
         """The run's folder, absolute."""
-        return Path(self.recipe.runs_root).expanduser().resolve() / self.recipe.name
+        return local_path(self.recipe.runs_root).resolve() / self.recipe.name
 
     @property
     def data_path(self) -> Location:
@@ -79,19 +87,33 @@ class Run:
         return (self.data_path if stage in _DATA_STAGES else Location.of(self.path)) / name
 
     def result(self, stage: str) -> dict[str, Any]:
-        """Return the result of a finished stage.
+        """Return the result of a finished stage, for those that build on it.
 
-        Raises :class:`AskdError` when it has not finished.
+        Raises :class:`AskdError` when it has not finished, or when it or one before it was done with other settings
+        than this recipe's.
         """
         record = self.record(stage)
         if record is None:
             raise AskdError(f"run {self.recipe.name}: stage '{stage}' has not finished: run `askd {stage}` first")
+        self._check_agrees()
         return record["result"]
+
+    def check_earlier(self, stage: str) -> None:
+        """Check that the stage that ``stage`` builds on has finished, and that its settings are this recipe's.
+
+        Raises :class:`AskdError` as :meth:`result` does.
+        """
+        if stage in _NEEDS:
+            self.result(_NEEDS[stage])
+
+    def used(self, stage: str) -> Recipe:
+        """Return the recipe that a finished stage was done with; this one where it has left no record of it."""
+        return next((recipe for name, recipe in self._recorded() if name == stage), self.recipe)
 
     def key(self, stage: str) -> str:
         """Return the key of a finished stage's inputs, for the stages after it.
 
-        Raises :class:`AskdError` when it has not finished.
+        Raises :class:`AskdError` as :meth:`result` does.
         """
         self.result(stage)
         record = self.record(stage)
@@ -107,11 +129,74 @@ class Run:
         """Drop the stage's record, before its work is replaced: what is there meanwhile is not trusted."""
         self._record(stage).delete()
 
-    def begin(self) -> float:
-        """Write the resolved recipe into the folder and return the time, for :meth:`finish`."""
-        with atomic_path(self.path / "recipe.yaml") as temporary:
-            temporary.write_text(dump_recipe(self.recipe), encoding="utf-8")
+    def begin(self, stage: str, force: bool = False) -> float:
+        """Write the run's recipe, say which settings replace finished work, and return the time, for :meth:`finish`.
+
+        The recipe is what the run is made from: the settings of ``stage`` are this recipe's, and those of other stages
+        that have finished are the ones that they were done with.
+
+        Raises :class:`AskdError` when rows of other sources would be replaced; ``force`` lets them.
+        """
+        self._say_what_is_replaced(stage, force)
+        with atomic_path(self.path / RECIPE_FILE) as temporary:
+            temporary.write_text(dump_recipe(self._merged(stage)), encoding="utf-8")
         return time.monotonic()
+
+    def _recorded(self) -> Iterator[tuple[str, Recipe]]:
+        """Yield the finished stages that others build on, with their recipes; one of another version is left out."""
+        for stage in _BUILT_ON:
+            record = self.record(stage)
+            if record is not None:
+                try:
+                    yield stage, Recipe.model_validate(record["recipe"])
+                except ValidationError:
+                    continue
+
+    def _check_agrees(self) -> None:
+        for stage, recipe in self._recorded():
+            for found in differences(recipe, self.recipe, stage):
+                raise AskdError(
+                    f"run {self.recipe.name}: {found.key} = {found.given_text}, but `askd {stage}` was done with "
+                    f"{found.recorded_text}: keep that (without --recipe a command starts from the run's own recipe), "
+                    f"do `askd {stage}` again with the new value, or give this run another name (--set name=...)"
+                )
+
+    def _say_what_is_replaced(self, stage: str, force: bool) -> None:
+        record = self.record(stage)
+        if record is None:
+            return
+        try:
+            before = Recipe.model_validate(record["recipe"])
+        except ValidationError:
+            return
+        changed = differences(before, self.recipe, stage)
+        gone = [source["path"] for source in plain(before)["data"]["sources"]]
+        gone = sorted({*gone} - {source["path"] for source in plain(self.recipe)["data"]["sources"]})
+        if stage == "prepare" and gone and not force:
+            n = sum(record["result"].get("utterances", {}).values())
+            raise AskdError(
+                f"run {self.recipe.name} has {n} utterances of {', '.join(gone)}, which data.sources does not name: "
+                "give this run another name (--set name=...), or --force to replace them"
+            )
+        if changed:
+            console.print(f"{stage}: done again, as settings have changed: {_listed(changed)}", markup=False)
+
+    def _merged(self, stage: str) -> Recipe:
+        values = plain(self.recipe)
+        for other, recipe in self._recorded():
+            if other == stage:
+                continue
+            kept = differences(recipe, self.recipe, other)
+            if kept and stage != "tune":  # a search starts from its own settings, whatever was trained since
+                console.print(
+                    f"{stage}: the run's recipe keeps what `askd {other}` was done with, and not {_listed(kept)}",
+                    markup=False,
+                )
+            copy_decided(plain(recipe), values, other)
+        try:
+            return Recipe.model_validate(values)
+        except ValidationError:  # nothing that other stages have made goes with the new settings
+            return Recipe.model_validate(plain(self.recipe))
 
     def finish(self, stage: str, key: str, result: dict[str, Any], begun: float) -> dict[str, Any]:
         """Record that the stage has finished: result, time, recipe, git SHA and versions. Returns ``result``."""
@@ -126,6 +211,10 @@ class Run:
         }
         self._record(stage).write_bytes(to_json(record).encode())
         return result
+
+
+def _listed(found: list[Difference]) -> str:
+    return "; ".join(str(difference) for difference in found)
 
 
 def stage_key(*inputs: Any) -> str:

@@ -1,4 +1,4 @@
-"""Distil the student, as a Ray job; jobs/run_all.sh shows how."""
+"""Distil the student, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
 
 import sys
 

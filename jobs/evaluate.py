@@ -1,4 +1,4 @@
-"""Teacher against student on held-out speech, as a Ray job; jobs/run_all.sh shows how."""
+"""Teacher against student on held-out speech, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
 
 import sys
 

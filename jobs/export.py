@@ -1,4 +1,4 @@
-"""Write the student's bundle, as a Ray job; jobs/run_all.sh shows how."""
+"""Write the student's bundle, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The teacher's soft labels, as a Ray job; jobs/run_all.sh shows how."""
+"""The teacher's soft labels, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
 
 import sys
 

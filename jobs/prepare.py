@@ -1,4 +1,4 @@
-"""Sources to Parquet shards, as a Ray job; jobs/run_all.sh shows how."""
+"""Sources to Parquet shards, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
 
 import sys
 

@@ -3,25 +3,19 @@
 #
 #   jobs/run_all.sh [ADDRESS] [RECIPE] [--set a.b=c ...]
 #
-# Results lie in runs/<name>/ of this checkout, which the cluster's nodes must see under the same path. A stage that has
-# finished is not done again, so the script can be run again after a failure.
+# Each is `askd submit`: code and recipe travel with the job. Results lie in runs/<name>/ of the current folder, which
+# the cluster's nodes must see under the same path, as they must the data. Without a recipe (or with "") it is the run's
+# own, or the demo's. A stage that has finished is not done again, so the script can be run again after a failure.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
+checkout=$(cd "$(dirname "$0")/.." && pwd)
+export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
 address=${1:-http://127.0.0.1:8265}
-recipe=${2:-demo}
-overrides=("${@:3}")
-
-# Ray's command line uses the token in the home folder only when told to; a cluster started after it exists wants it.
-if [[ -z ${RAY_AUTH_MODE:-} && -f ~/.ray/auth_token ]]; then
-    export RAY_AUTH_MODE=token
-fi
+options=(${2:+--recipe "$2"} "${@:3}")
 
 job() {
     echo "== $1"
-    # The job runs in a copy of this folder, so where it writes is said absolutely.
-    ray job submit --address "$address" --working-dir . -- \
-        python "jobs/$1.py" --recipe "$recipe" --set "runs_root=$PWD/runs" ${overrides[@]+"${overrides[@]}"}
+    python -m askd_ray submit "$1" --address "$address" ${options[@]+"${options[@]}"}
 }
 
 job prepare  # sources -> Parquet shards, split by speaker
@@ -31,4 +25,4 @@ job export   # bundle: transformers and CTranslate2 folders, model card
 job evaluate # teacher against student: WER with intervals, latency
 
 echo "Serve the student: askd serve --bundle runs/NAME/bundle"
-echo "Search for a better recipe first: ray job submit --address $address --working-dir . -- python jobs/tune.py --recipe $recipe"
+echo "Search for a better recipe first: askd submit tune --address $address ${options[*]+${options[*]}}"

@@ -1,4 +1,4 @@
-"""Serve a bundle until the job is stopped, as a Ray job; jobs/run_all.sh shows how."""
+"""Serve a bundle until the job is stopped, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Search the schedule, as a Ray job; jobs/run_all.sh shows how."""
+"""Search the schedule, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
 
 import sys
 

@@ -1,14 +1,23 @@
 """Users' mistakes: one clear line on stderr, exit code 2, nothing half-written; a traceback only with --debug."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from askd_ray.cli import main
+from askd_ray.config.load import load_recipe
+from askd_ray.runs import Run
 
 Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +140,159 @@ def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(Exception, match="no recipe 'demmo'") as error:
         main(["--debug", "prepare", "--recipe", "demmo"])
     assert error.type.__name__ == "AskdError"
+
+
+REFUSED_WITH = """
+import runpy, sys
+sys.argv = ["askd", *sys.argv[1:]]
+try:
+    runpy.run_module("askd_ray", run_name="__main__")
+finally:
+    print(*sorted({"ray", "torch", "transformers"} & set(sys.modules)))
+"""
+
+
+def refused_before(*arguments: str, **environment: str) -> tuple[str, str]:
+    """Run a command that must fail in a process of its own; return what it said, and which slow imports it did."""
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED_WITH, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("askd: ")
+    return line, done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "said"),
+    [
+        ("distill", ["train.epoch=3"], "did you mean 'epochs'?"),
+        ("prepare", ["data.sources=[{path: /nowhere/at/all}]"], "/nowhere/at/all"),
+        ("label", [], "run `askd prepare` first"),
+        ("distill", [], "run `askd label` first"),
+        ("tune", [], "run `askd label` first"),
+        ("export", [], "run `askd distill` first"),
+        ("evaluate", [], "run `askd export` first"),
+        ("demo", ["objective.preset=sakd"], "did you mean"),
+        ("submit", ["objective.preset=sakd"], "did you mean"),
+    ],
+)
+def test_what_can_be_refused_at_once_waits_for_no_import(tmp_path: Path, command: str, settings: list[str], said: str):
+    stage = ["label"] if command == "submit" else []
+    line, imported = refused_before(command, *stage, *a_run(tmp_path / "runs", *settings))
+    assert said in line and imported == ""
+
+
+def test_a_teacher_that_does_not_exist_is_refused_without_an_import(tmp_path: Path):
+    run = Run(load_recipe("demo", [f"runs_root={tmp_path}", "name=t"]))
+    run.finish("prepare", "key", {}, run.begin("prepare"))
+    line, imported = refused_before("label", *a_run(tmp_path, "teacher.model=./nowhere"))
+    assert "./nowhere" in line and imported == ""
+
+
+def test_later_stages_go_on_with_the_runs_own_recipe(capsys: Capture, speech: Path, tmp_path: Path):
+    """They took that of the demo, and preparing again from what they left replaced the run's rows by the demo's."""
+    options = prepared(tmp_path / "data", speech, capsys)
+    run, named = tmp_path / "data" / "runs" / "t", a_run(tmp_path / "data" / "runs")
+    before = (run / "prepare.json").read_bytes(), sorted(file.name for file in (run / "shards").iterdir())
+    assert "no model at './nowhere'" in fails(capsys, "label", *named, "--set", "teacher.model=./nowhere")
+    for arguments in (["prepare", *named], ["prepare", "--recipe", str(run / "recipe.yaml")], ["prepare", *options]):
+        main_ok(arguments)
+        assert "finished already, 12 utterances" in capsys.readouterr().out.replace("\n", " ")
+    line = fails(capsys, "label", "--recipe", "demo", *named)
+    assert "data.sources = cache:ivr, but `askd prepare` was done with" in line and str(tmp_path / "data") in line
+    line = fails(capsys, "prepare", "--recipe", "demo", *named)
+    assert "12 utterances of" in line and "--force" in line
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["data"]["sources"][0]["path"] == str(tmp_path / "data")
+    assert before == ((run / "prepare.json").read_bytes(), sorted(file.name for file in (run / "shards").iterdir()))
+
+
+def test_a_relative_source_is_found_from_another_folder(
+    capsys: Capture, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    prepared(tmp_path / "data", speech, capsys)
+    monkeypatch.chdir(tmp_path)
+    main_ok(["prepare", *a_run(Path("here"), "data.sources=[{path: data}]", "data.dev_share=0.3")])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main_ok(["prepare", "--recipe", str(tmp_path / "here" / "t" / "recipe.yaml")])
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_ctrl_c_is_one_line_and_130(capsys: Capture, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("askd_ray.cli.start_recipe", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        main(["prepare"])
+    assert exit_.value.code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("askd: interrupted")
+
+
+def test_ctrl_c_in_the_middle_of_a_stage(speech: Path, tmp_path: Path):
+    """All of real speech takes seconds to prepare: it is interrupted once it has begun, and goes on afterwards."""
+    options = a_run(tmp_path, f"data.sources=[{{path: {speech}}}]")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "askd_ray", "prepare", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "t" / "recipe.yaml").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and len(error.splitlines()) == 1 and error.startswith("askd: interrupted")
+    assert not (tmp_path / "t" / "prepare.json").exists()
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["recipe.yaml"]
+
+
+NO_ENTRY = """
+import pwd
+
+def getpwuid(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+pwd.getpwuid = getpwuid
+"""
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> dict[str, str]:
+    """The environment of a user whom the system has no entry of, and who has no home: `docker run --user 1234`."""
+    (tmp_path / "nobody").mkdir()
+    (tmp_path / "nobody" / "sitecustomize.py").write_text(NO_ENTRY)
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "ASKD_CACHE", "USER", "LOGNAME")}
+    return {**environment, "PYTHONPATH": f"{tmp_path / 'nobody'}{os.pathsep}{ROOT}"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["prepare", *a_run(Path("~/runs"))], "no home folder: set HOME"),
+        (["prepare", *a_run(Path("never-written"))], "downloads go to $ASKD_CACHE"),
+        (["fetch", "weights", "tiny.en"], "~/.cache/askd: this user has no home folder"),
+        (["label", *a_run(Path("never-written"))], "run `askd prepare` first"),
+    ],
+)
+def test_a_user_without_an_entry_and_a_home(nobody: dict[str, str], arguments: list[str], said: str):
+    done = subprocess.run(
+        [sys.executable, "-m", "askd_ray", *arguments], env=nobody, capture_output=True, text=True, timeout=60
+    )
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and said in line
+
+
+def test_a_cache_that_cannot_be_written(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("ASKD_CACHE", str(tmp_path / "file" / "cache"))
+    for what in (["weights", "tiny.en"], ["speech", "ivr"]):
+        assert str(tmp_path / "file") in fails(capsys, "fetch", *what)

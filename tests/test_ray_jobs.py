@@ -1,8 +1,12 @@
 """Stages as Ray jobs, against the dashboard of the session's own cluster."""
 
+import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 import ray
@@ -13,6 +17,7 @@ from askd_ray.config.schema import Data, Recipe, Student, Teacher
 from askd_ray.config.source import Source
 from askd_ray.errors import AskdError
 from askd_ray.ray_jobs import submit, with_absolute_paths
+from askd_ray.runs import git_sha
 
 STAND_IN = """\
 import sys, pathlib, askd_ray
@@ -111,3 +116,58 @@ def test_the_submitting_environment_travels(tmp_path: Path, monkeypatch: pytest.
     assert Path(environment["py_modules"][0]).name == "askd_ray"
     if sys.prefix != sys.base_prefix:
         assert environment["env_vars"]["PATH"].startswith(str(Path(sys.executable).parent) + os.pathsep)
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_as_jobs_takes_a_recipe_that_git_ignores(
+    dashboard: str, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The recipe was looked for on the cluster, where no ignored file comes, and the results had no git SHA."""
+    lines = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()[:40:5]]
+    (tmp_path / "speech").mkdir()
+    manifest = [json.dumps({**line, "audio": str(speech / line["audio"])}) + "\n" for line in lines]
+    (tmp_path / "speech" / "manifest.jsonl").write_text("".join(manifest))
+    # Its second stage is refused: two jobs show what travels.
+    recipe = {"name": "mine", "data": {"sources": [{"path": "speech"}]}, "teacher": {"model": "./nowhere"}}
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setenv("ASKD_GIT_SHA", "of the checkout")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    script = Path(__file__).resolve().parent.parent / "jobs" / "run_all.sh"
+    done = subprocess.run(
+        ["bash", str(script), dashboard, "runs/mine/recipe.yaml", "--set", "data.dev_share=0.3"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout and "askd: no model at './nowhere'" in done.stdout
+    record = json.loads((tmp_path / "runs" / "mine" / "prepare.json").read_bytes())
+    assert sum(record["result"]["utterances"].values()) == 8
+    assert record["git_sha"] == "of the checkout"
+    assert record["recipe"]["data"]["sources"][0]["path"] == str(tmp_path / "speech")
+    assert record["recipe"]["data"]["dev_share"] == 0.3
+
+
+def test_the_job_is_told_the_git_sha_of_the_checkout(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("ASKD_GIT_SHA", raising=False)
+    sha = ray_jobs._runtime_env("folder")["env_vars"].get("ASKD_GIT_SHA")
+    assert sha == git_sha() and (sha is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", sha))
+
+
+def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    class Starting:
+        answers: ClassVar = ["No available agent to submit job", "No available agent to submit job"]
+
+        def submit_job(self, **_: object) -> str:
+            if self.answers:
+                raise RuntimeError(self.answers.pop())
+            return "job-1"
+
+    monkeypatch.setattr(ray_jobs, "_RETRY_S", 0.0)
+    assert ray_jobs._take_job(cast(Any, Starting()), "python", {}) == "job-1"
+    monkeypatch.setattr(ray_jobs, "_STARTING_S", 0.0)
+    Starting.answers.append("No available agent to submit job")
+    with pytest.raises(RuntimeError, match="No available agent"):
+        ray_jobs._take_job(cast(Any, Starting()), "python", {})

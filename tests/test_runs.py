@@ -1,20 +1,134 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
+from askd_ray.files import read_json, write_json
 from askd_ray.runs import Run
 
 
 def test_runs_share_the_data_of_another_run(tmp_path: Path):
     first = Run(Recipe(name="first", runs_root=str(tmp_path)))
     second = Run(Recipe(name="second", data_run="first", runs_root=str(tmp_path)))
-    first.finish("prepare", "data", {"n": 1}, first.begin())
-    first.finish("label", "soft", {"n": 2}, first.begin())
-    first.finish("distill", "student", {}, first.begin())
+    first.finish("prepare", "data", {"n": 1}, first.begin("prepare"))
+    first.finish("label", "soft", {"n": 2}, first.begin("label"))
+    first.finish("distill", "student", {}, first.begin("distill"))
     assert (second.shards, second.labels) == (first.shards, first.labels)
     assert second.finished("label", "soft") == {"n": 2} and second.key("prepare") == "data"
     assert second.distill == tmp_path / "second" / "distill"
     with pytest.raises(AskdError, match="run second: stage 'distill' has not finished"):
         second.result("distill")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def a_run(root: Path, *settings: str, name: str = "mine", of: str = "/own") -> Run:
+    return Run(load_recipe("demo", [f"runs_root={root}", f"name={name}", f"data.sources=[{{path: {of}}}]", *settings]))
+
+
+def done(run: Run, *stages: str) -> Run:
+    for stage in stages:
+        run.finish(stage, f"key of {stage}", {"utterances": {"train": 14}}, run.begin(stage))
+    return run
+
+
+def recipe_of(run: Run) -> dict[str, Any]:
+    return yaml.safe_load((run.path / "recipe.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("finished", "stage", "setting", "said"),
+    [
+        (["prepare"], "label", "data.dev_share=0.3", "data.dev_share = 0.3, but `askd prepare`"),
+        (["prepare", "label"], "distill", "data.dev_share=0.3", "data.dev_share = 0.3, but `askd prepare`"),
+        (["prepare", "label"], "distill", "teacher.model=wheel:base", "but `askd label` was done with wheel:tiny.en"),
+        (["prepare", "label"], "tune", "teacher.top_k=5", "teacher.top_k = 5, but `askd label`"),
+        (["prepare", "label", "distill"], "export", "train.epochs=9", "train.epochs = 9, but `askd distill`"),
+        (["prepare", "label", "distill", "export"], "evaluate", "seed=9", "seed = 9, but `askd distill`"),
+    ],
+)
+def test_a_later_stage_refuses_what_an_earlier_one_was_not_done_with(
+    root: Path, finished: list[str], stage: str, setting: str, said: str
+):
+    done(a_run(root), *finished)
+    a_run(root, "train.workers=3", "teacher.batch_size=3").check_earlier(stage)
+    with pytest.raises(AskdError) as caught:
+        a_run(root, setting).check_earlier(stage)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert "without --recipe" in str(caught.value) and "--set name=" in str(caught.value)
+
+
+def test_a_run_on_another_ones_data_refuses_what_that_was_not_made_with(root: Path):
+    done(a_run(root), "prepare", "label")
+    a_run(root, "data_run=mine", "seed=9", name="second").check_earlier("distill")
+    with pytest.raises(AskdError, match=r"run second: data\.sources = /other, but `askd prepare` was done with /own"):
+        a_run(root, "data_run=mine", name="second", of="/other").check_earlier("distill")
+
+
+def test_rows_of_other_sources_are_replaced_only_by_force(root: Path):
+    done(a_run(root), "prepare")
+    with pytest.raises(AskdError, match=r"run mine has 14 utterances of /own, which data\.sources does not name"):
+        a_run(root, of="/other").begin("prepare")
+    assert recipe_of(a_run(root))["data"]["sources"][0]["path"] == "/own"
+    a_run(root, of="/other").begin("prepare", force=True)
+    assert recipe_of(a_run(root))["data"]["sources"][0]["path"] == "/other"
+
+
+def test_a_source_more_and_other_settings_are_said_in_a_line(root: Path, capsys: pytest.CaptureFixture[str]):
+    done(a_run(root), "prepare")
+    more = Run(load_recipe("demo", [f"runs_root={root}", "name=mine", "data.sources=[{path: /own}, {path: /b}]"]))
+    more.begin("prepare")
+    assert "prepare: done again, as settings have changed: data.sources = " in capsys.readouterr().out
+    done(a_run(root), "label")
+    a_run(root, "teacher.top_k=5").begin("label")
+    assert "label: done again, as settings have changed: teacher.top_k = 5 (before: 32)" in capsys.readouterr().out
+
+
+def test_the_runs_recipe_is_what_its_stages_were_done_with(root: Path, capsys: pytest.CaptureFixture[str]):
+    done(a_run(root), "prepare")
+    done(a_run(root, "teacher.top_k=5"), "label")
+    done(a_run(root, "teacher.top_k=5", "train.epochs=9"), "distill")
+    capsys.readouterr()
+    a_run(root, "train.epochs=4", "teacher.batch_size=3", "evaluate.stock=false").begin("prepare")
+    found = recipe_of(a_run(root))
+    assert (found["teacher"]["top_k"], found["train"]["epochs"], found["data"]["sources"][0]["path"]) == (5, 9, "/own")
+    assert found["teacher"]["batch_size"] == 3 and found["evaluate"]["stock"] is False
+    assert "keeps what `askd distill` was done with, and not train.epochs = 4" in capsys.readouterr().out
+
+
+def test_a_stage_that_is_done_again_by_force_is_recorded_as_it_is_now(root: Path):
+    done(a_run(root), "prepare", "label", "distill")
+    done(a_run(root, "train.epochs=9"), "distill")
+    assert recipe_of(a_run(root))["train"]["epochs"] == 9
+    a_run(root, "train.epochs=9").check_earlier("export")
+
+
+def test_a_new_recipe_that_goes_with_nothing_of_the_old_is_written_as_it_is(root: Path):
+    online = ("teacher.online=true", "objective.temperature.schedule=linear", "objective.temperature.end=2")
+    done(a_run(root, *online), "prepare", "label", "distill")
+    a_run(root).begin("label")
+    assert recipe_of(a_run(root))["objective"]["temperature"]["schedule"] == "constant"
+
+
+def test_the_record_of_another_version_says_nothing(root: Path):
+    run = done(a_run(root), "prepare")
+    record = read_json(run.path / "prepare.json")
+    record["recipe"]["data"]["gone"] = 1
+    write_json(run.path / "prepare.json", record)
+    other = a_run(root, of="/other")
+    other.check_earlier("label")
+    other.begin("prepare")
+    assert other.used("prepare") == other.recipe
+
+
+def test_used_is_the_recorded_recipe(root: Path):
+    done(a_run(root), "prepare")
+    other = a_run(root, of="/other")
+    assert other.used("prepare").data.sources[0].path == "/own" and other.used("label") == other.recipe

@@ -6,8 +6,6 @@ import av
 import av.error
 import numpy as np
 import soundfile
-import torch
-import torchaudio.functional
 from av.container import InputContainer
 from numpy.typing import NDArray
 
@@ -59,6 +57,9 @@ def resample(waveform: Waveform, rate_hz: int) -> Waveform:
     """Resample a mono waveform, shape ``(n_samples,)``, from ``rate_hz`` to 16 kHz (windowed sinc)."""
     if rate_hz == SAMPLE_RATE_HZ:
         return waveform
+    import torch  # seconds: what is refused before a clip needs it is refused at once
+    import torchaudio.functional
+
     return torchaudio.functional.resample(torch.from_numpy(waveform), rate_hz, SAMPLE_RATE_HZ).numpy()
 
 

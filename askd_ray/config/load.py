@@ -1,6 +1,6 @@
 """Reading a recipe: a name or a file, then overrides, then checks whose messages name the key."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +15,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.tune import DEFAULT_SPACE
 from askd_ray.errors import AskdError, did_you_mean, without_credentials
+from askd_ray.files import local_path, scheme_of
 
 
 def recipe_names() -> list[str]:
@@ -23,27 +24,42 @@ def recipe_names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
-def load_recipe(name_or_file: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe by name (one that comes with the package) or from a YAML file, and apply ``a.b=c`` overrides.
 
     Raises :class:`AskdError` with one line that names the key, what is allowed, and a close match.
     """
-    values = _read_yaml(name_or_file)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise AskdError(f"--set {override!r}: write it as a.b=value, such as train.epochs=3")
-        _set(values, key.split("."), _parse_value(text, key), key)
+    return make_recipe(read_values(name_or_file), overrides, name_or_file)
+
+
+def make_recipe(values: dict[str, Any], overrides: Sequence[str], origin: str) -> Recipe:
+    """Return the recipe of values as YAML has them, which it changes, after ``a.b=c`` overrides.
+
+    Raises :class:`AskdError` as :func:`load_recipe` does; ``origin`` is where the values come from.
+    """
+    override(values, overrides)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise AskdError(f"recipe {name_or_file}: {_explain(error.errors()[0])}") from None
+        raise AskdError(f"recipe {origin}: {_explain(error.errors()[0])}") from None
     if recipe.tune.space != DEFAULT_SPACE:  # that one is checked when it is searched: not every preset leaves it open
         try:
             check_space(recipe)
         except AskdError as error:
-            raise AskdError(f"recipe {name_or_file}: {error}") from None
+            raise AskdError(f"recipe {origin}: {error}") from None
     return recipe
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change values as YAML has them by ``a.b=c`` overrides.
+
+    Raises :class:`AskdError` for one that is no override.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise AskdError(f"--set {text!r}: write it as a.b=value, such as train.epochs=3")
+        _set(values, key.split("."), _parse_value(value, key), key)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -106,7 +122,7 @@ def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
 
 
 def _absolute(path: str) -> str:
-    return path if path.startswith("cache:") or "://" in path else str(Path(path).expanduser().resolve())
+    return path if path.startswith("cache:") or "://" in path else str(local_path(path).resolve())
 
 
 def _tracking(tracking: Tracking) -> Tracking:
@@ -116,12 +132,16 @@ def _tracking(tracking: Tracking) -> Tracking:
 
 
 def _model(reference: str | None) -> str | None:
-    if reference is None or not Path(reference).expanduser().exists():  # wheel:NAME, or an id on the hub
-        return reference
+    if reference is None or scheme_of(reference) is not None or not local_path(reference).exists():
+        return reference  # a server, wheel:NAME, or an id on the hub
     return _absolute(reference)
 
 
-def _read_yaml(name_or_file: str) -> dict[str, Any]:
+def read_values(name_or_file: str) -> dict[str, Any]:
+    """Return the values of a recipe by name or from a YAML file, as they are written there: not checked yet.
+
+    Raises :class:`AskdError` when there is no such recipe, or it is not YAML.
+    """
     path = Path(name_or_file)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         if not path.is_file():

@@ -7,6 +7,8 @@ CE is the cross-entropy of the reference (or pseudo-label) token, KD and self-KD
 from dataclasses import dataclass
 from typing import Any
 
+from askd_ray.progress import Table
+
 Values = dict[str, Any]
 
 
@@ -90,3 +92,15 @@ PRESETS: dict[str, Preset] = {
         ("teacher_weight.start", "teacher_weight.end", *_ASKD_OPEN[1:], "hidden_states"),
     ),
 }
+
+
+def table() -> Table:
+    """Return the presets with their formulas, as a table to print."""
+    shown = Table(show_lines=True)
+    shown.add_column("preset", no_wrap=True)
+    shown.add_column("loss a token, source, what a recipe may set")
+    for name, preset in PRESETS.items():
+        shown.add_row(
+            name, f"{preset.formula}\n{preset.source}\n[dim]{', '.join(preset.open) or 'nothing to set'}[/dim]"
+        )
+    return shown

@@ -64,7 +64,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         _raise_trouble(trouble_with_splits(done, recipe))
         console.print(f"prepare: finished already, {sum(done['utterances'].values())} utterances in {run.shards}")
         return done
-    begun = run.begin()
+    begun = run.begin("prepare", force)
     run.forget("prepare")
     with run.shards.replaced() as folder:
         result = _fill(folder, recipe, surveyed.n_rows)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 
 from askd_ray.evaluate.hallucination import Hallucinations
 from askd_ray.evaluate.scores import DomainScores, Scores
 from askd_ray.evaluate.significance import Difference, Rate, verdict
+from askd_ray.progress import Table
 
 _ANSWERS = {"yes": "yes", "no": "no", "cannot tell": "cannot tell (95 % interval contains 0)"}
 

@@ -4,12 +4,20 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from askd_ray.files import sha256_of_file
+from askd_ray.errors import AskdError
+from askd_ray.files import local_path, sha256_of_file
 
 
 def cache_root() -> Path:
-    """Return the folder of downloads: ``$ASKD_CACHE``, or ``~/.cache/askd``."""
-    return Path(os.environ.get("ASKD_CACHE") or "~/.cache/askd").expanduser().resolve()
+    """Return the folder of downloads: ``$ASKD_CACHE``, or ``~/.cache/askd``.
+
+    Raises :class:`AskdError` where neither is there.
+    """
+    given = os.environ.get("ASKD_CACHE")
+    try:
+        return local_path(given or "~/.cache/askd").resolve()
+    except AskdError as error:
+        raise AskdError(f"{error}; downloads go to $ASKD_CACHE where that is set") from None
 
 
 def damage(folder: Path, sha256: Mapping[str, str]) -> str | None:

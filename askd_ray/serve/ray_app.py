@@ -28,6 +28,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.errors import AskdError
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
+from askd_ray.ray_errors import from_text
 from askd_ray.serve.engine import Models, share_out
 from askd_ray.serve.listener import Address, listening
 from askd_ray.serve.metrics import Metrics
@@ -209,11 +210,11 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
 
 
 def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bool) -> None:
-    connect()
+    connect(use_gpu=args.device == "cuda")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(proxy_location=ProxyLocation.Disabled)
-        serve.run(_application(args, address), name=APP_NAME, route_prefix="/")
+        _deploy(_application(args, address))
         _say_ready(address, names, bool(args.keys()))
         if blocking:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler prints a stack
@@ -226,6 +227,17 @@ def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bo
                 stop_serving()
             finally:
                 disconnect()
+
+
+def _deploy(application: serve.Application) -> None:
+    try:
+        serve.run(application, name=APP_NAME, route_prefix="/")
+    except RuntimeError:  # it says which deployment did not start; only the status says why
+        deployments = serve.status().applications[APP_NAME].deployments.values()
+        error = from_text("\n".join(deployment.message for deployment in deployments))
+        if error is None:
+            raise
+        raise error from None
 
 
 def stop_serving() -> None:

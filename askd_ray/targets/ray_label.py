@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import ray.data
 import torch
-from rich.table import Table
 
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
@@ -15,9 +14,10 @@ from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, at_once
-from askd_ray.models.load import load_whisper, resolve
-from askd_ray.progress import bar, console
-from askd_ray.ray_cluster import check_gpus, connect
+from askd_ray.models.load import load_whisper
+from askd_ray.models.reference import resolve
+from askd_ray.progress import Table, bar, console
+from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.targets.kl_report import KlLost, kl_table, measure
@@ -25,7 +25,7 @@ from askd_ray.targets.pseudo_label import teacher_engine
 from askd_ray.targets.soft_labels import kept_tokens, label_key
 from askd_ray.targets.soft_labels import label as label_utterances
 from askd_ray.text.tokens import Tokens
-from askd_ray.torch_setup import best_device, use_threads
+from askd_ray.torch_setup import usable_device, use_threads
 
 
 class _TeacherActor:
@@ -37,7 +37,7 @@ class _TeacherActor:
         self.run = Run(self.recipe)
         self.key = key
         self.model, self.tokens = load_whisper(self.recipe.teacher.model)
-        cast(torch.nn.Module, self.model).to(best_device())
+        cast(torch.nn.Module, self.model).to(usable_device(self.recipe.train.use_gpu))
         self.engine = teacher_engine(self.recipe, threads) if self.recipe.targets.kind == "pseudo" else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -67,13 +67,13 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     refuse_languages(
         _languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have"
     )
-    begun = run.begin()
     done_already = at_once(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
     todo = [s for s, there in zip(shards, done_already, strict=True) if not there]
     done = run.finished("label", inputs)
     if not todo and done is not None:
         console.print(f"label: finished already ({done['utterances']} utterances in {run.labels})")
         return done
+    begun = run.begin("label")
     if todo:
         _run_actors(run, todo, key)
     # What the target ids mean, for whoever reads them.
@@ -96,7 +96,7 @@ def _languages(shards: list[Location]) -> Counter[str]:
 
 
 def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
-    connect()
+    connect(use_gpu=run.recipe.train.use_gpu)
     configure()
     items = [{"shard": s.name} for s in todo]
     share = run.recipe.teacher.gpus_per_copy if run.recipe.train.use_gpu else 0.0
@@ -120,8 +120,7 @@ def _gpus(recipe: Recipe) -> int:
     """Return how many GPUs the stage may use."""
     if not recipe.train.use_gpu:
         return 0
-    connect()
-    check_gpus()
+    connect(use_gpu=True)
     return int(ray.cluster_resources().get("GPU", 0))
 
 

@@ -70,7 +70,7 @@ def write_report(run: Run) -> Path | None:
             *_held_out(_record(run, "evaluate")),
             *_exported(_record(run, "export")),
             _training(trained, record["result"]),
-            _data(trained, run.record("prepare"), run.record("label")),
+            _data(run, run.record("prepare"), run.record("label")),
             *_seen(record["result"].get("utterances")),
             _made_with(run, record),
         ]
@@ -208,8 +208,9 @@ def _from_to(schedule: str, start: float, end: float) -> str:
     return f"{start:g} throughout" if schedule == "constant" else f"{schedule} from {start:g} to {end:g}"
 
 
-def _data(recipe: Recipe, prepared: Record | None, labelled: Record | None) -> str:
-    sources = [f"- `{s.path}` ({s.kind}, {s.language}, {s.domain}; licence: {s.licence})" for s in recipe.data.sources]
+def _data(run: Run, prepared: Record | None, labelled: Record | None) -> str:
+    used = run.used("prepare").data.sources
+    sources = [f"- `{s.path}` ({s.kind}, {s.language}, {s.domain}; licence: {s.licence})" for s in used]
     parts = ["## Data", "\n".join(sources)] if sources else ["## Data"]
     if prepared is not None:
         counts = prepared["result"]

@@ -5,7 +5,8 @@ from transformers import WhisperForConditionalGeneration
 from askd_ray.config.schema import Recipe, Student
 from askd_ray.data.plan import Planner
 from askd_ray.errors import AskdError
-from askd_ray.models.load import load_config, resolve
+from askd_ray.models.load import load_config
+from askd_ray.models.reference import resolve
 from askd_ray.models.student import build_student, operate, surgeries
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.text.tokens import Tokens

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.live import Live
-from rich.table import Table
 
 from askd_ray.config.tune import Value
 from askd_ray.files import read_json
-from askd_ray.progress import console
+from askd_ray.progress import Table, console
 
 TRIALS = "trials.json"
 
@@ -26,13 +25,26 @@ def table(rows: Sequence[Row], title: str) -> Table:
     """Return the trials as a table, the best first."""
     paths = list(dict.fromkeys(path for row in rows for path in row["values"]))
     shown = Table(title=title, title_justify="left")
-    for name in ("trial", "score", "evaluations", *(short_name(path).replace(".", "\n") for path in paths)):
+    for name in ("trial", "score", "evaluations", *column_names(paths)):
         shown.add_column(name, justify="right")
     for row in sorted(rows, key=lambda row: math.inf if row["score"] is None else row["score"]):
         wer = "" if row["score"] is None else f"{row['score']:.4f}"
         values = (as_text(row["values"][path]) if path in row["values"] else "" for path in paths)
         shown.add_row(row["state"], wer, str(row["evaluations"]), *values)
     return shown
+
+
+def column_names(paths: Sequence[str]) -> list[str]:
+    """Return the last parts of paths, as many as tell each from all others, one below the other: columns are narrow."""
+
+    def last(path: str, n: int) -> str:
+        return "\n".join(path.split(".")[-n:])
+
+    def n_parts(path: str) -> int:
+        lengths = range(1, path.count(".") + 2)
+        return next(n for n in lengths if n == len(lengths) or [last(p, n) for p in paths].count(last(path, n)) == 1)
+
+    return [last(path, n_parts(path)) for path in paths]
 
 
 def short_name(path: str) -> str:

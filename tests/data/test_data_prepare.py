@@ -114,7 +114,7 @@ def test_too_many_bad_rows_leave_the_quarantine_file_and_no_shards(manifest, rec
     bad = recipe(manifest([{}] * 7 + [{"bytes": b"x"}] * 2 + [{"text": ""}], name="bad"), **ALL_TRAIN)
     message = r"3 of 10 rows can't be used \(2 unreadable audio, 1 empty text\).*max_quarantine_share = 0\.2"
     with pytest.raises(AskdError, match=message) as caught:
-        prepare(bad)
+        prepare(bad, force=True)
     run = Run(bad)
     assert str(run.shards / "quarantine.jsonl") in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -283,7 +283,7 @@ def test_a_split_that_cannot_use_a_row_does_not_make_it_a_bad_one(manifest, reci
     folder = manifest([*rows, {"bytes": b"x"}], name="bad")
     bad = of_kind(recipe(folder, max_quarantine_share=0.1, **QUARTERS), "pseudo")
     with pytest.raises(AskdError, match=r"1 of 8 rows can't be used .*max_quarantine_share = 0\.1"):
-        prepare(bad)
+        prepare(bad, force=True)
 
 
 def test_the_kind_of_targets_matters_only_where_text_is_missing(manifest, recipe, capsys):
@@ -296,6 +296,7 @@ def test_the_kind_of_targets_matters_only_where_text_is_missing(manifest, recipe
     assert "finished already" in capsys.readouterr().out
 
     some = recipe(manifest([{}, {"text": ""}], name="some"), max_quarantine_share=0.5, **ALL_TRAIN)
+    some = some.model_copy(update={"name": "some"})
     for kind, n in (("reference", 1), ("pseudo", 2), ("reference", 1)):
         assert prepare(of_kind(some, kind))["utterances"]["train"] == n
         assert prepare(of_kind(some, kind))["utterances"]["train"] == n
@@ -315,7 +316,8 @@ def test_no_column_of_texts(manifest, recipe, tmp_path, sound):
     table = pa.table({"audio": [{"bytes": sound(), "path": "0.wav"}]})
     pq.write_table(table, tmp_path / "rows.parquet")
     source = {"path": str(tmp_path / "rows.parquet"), "kind": "parquet"}
-    rows = Recipe.model_validate({**mine.model_dump(mode="json"), "data": {"sources": [source], **ALL_TRAIN}})
+    values = {**mine.model_dump(mode="json"), "name": "rows"}
+    rows = Recipe.model_validate({**values, "data": {"sources": [source], **ALL_TRAIN}})
     with pytest.raises(AskdError, match="columns 'audio' and 'text'"):
         prepare(rows)
     assert prepare(of_kind(rows, "pseudo"))["without_text"] == 1

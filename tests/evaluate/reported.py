@@ -120,7 +120,7 @@ def finish(run: Run, rows: Sequence[Hypothesis], timed: Mapping[str, Any] | None
     scores = score(rows, "teacher", run.recipe.evaluate.normalizer)
     more = {"left_out": {"far": {"no reference": 2}}, "speed": timed, **others}
     write_json(folder / "scores.json", {**scores, **more})
-    run.finish("evaluate", "evaluated", read_json(folder / "scores.json"), run.begin())
+    run.finish("evaluate", "evaluated", read_json(folder / "scores.json"), run.begin("evaluate"))
     return run
 
 

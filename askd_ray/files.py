@@ -3,12 +3,52 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from askd_ray.errors import AskdError, without_credentials
+
+_URI = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # with one slash it is meant as one too
+
+
+def scheme_of(place: str) -> str | None:
+    """Return the scheme of a URI as it is written, or None for a path."""
+    found = _URI.match(place)
+    return None if found is None else found[1]
+
+
+def check_place(place: str, *schemes: str) -> str:
+    """Return a path on this machine's disks, or a URI of one of the schemes, as it is.
+
+    Raises :class:`AskdError` for every other URI, and as :func:`local_path` does.
+    """
+    scheme = scheme_of(place)
+    if scheme is None or not schemes:
+        local_path(place)
+    elif scheme not in schemes or not place.startswith(f"{scheme}://"):
+        allowed = " or ".join(f"{known}://..." for known in schemes)
+        raise AskdError(f"{without_credentials(place)}: a path is allowed, or {allowed}")
+    return place
+
+
+def local_path(place: str | Path) -> Path:
+    """Return a path on this machine's disks, absolute, with ``~`` replaced.
+
+    Raises :class:`AskdError` for a URI: it would become a folder of that name here, and for the home of nobody.
+    """
+    text = str(place)
+    if scheme_of(text) is not None:
+        shown = without_credentials(text)
+        raise AskdError(f"{shown}: a path on a disk of this machine is expected, or on one that it mounts")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise AskdError(f"{text}: there is no such home folder") from None
 
 
 @contextmanager

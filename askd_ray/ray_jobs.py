@@ -16,6 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from askd_ray.config.load import dump_recipe, with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError, did_you_mean
+from askd_ray.files import local_path
 from askd_ray.progress import console
 from askd_ray.ray_cluster import auth_token, package_folder
 from askd_ray.runs import git_sha
@@ -56,7 +57,7 @@ def submit(stage: str, recipe: Recipe, address: str, follow: bool = True) -> int
 def _runtime_env(folder: str) -> dict[str, Any]:
     variables: dict[str, str] = {}
     if "ASKD_CACHE" in os.environ:
-        variables["ASKD_CACHE"] = str(Path(os.environ["ASKD_CACHE"]).expanduser().resolve())
+        variables["ASKD_CACHE"] = str(local_path(os.environ["ASKD_CACHE"]).resolve())
     sha = git_sha()
     if sha is not None:  # the job's copy of the package lies in no checkout
         variables["ASKD_GIT_SHA"] = sha

@@ -1,11 +1,19 @@
-"""The files of cluster/ against the schemas of what reads them, and against this package."""
+"""The files of cluster/ against the schemas of what reads them, and against this package (kuberay: test_kubernetes)."""
 
+import fnmatch
 import importlib
+import json
+import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +21,8 @@ import httpx
 import pytest
 import ray
 import yaml
+from kubernetes_rules import IMAGE_ENV, IMAGE_USER
+from prometheus_client.metrics import MetricWrapperBase
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 from serving import kill_replicas, spoken, wav
@@ -20,11 +30,14 @@ from serving import kill_replicas, spoken, wav
 from askd_ray.ray_cluster import SETTINGS
 from askd_ray.ray_jobs import STAGES
 from askd_ray.serve.limits import MAX_FILE_BYTES
+from askd_ray.serve.metrics import Metrics
 from askd_ray.serve.ray_app import build, stop_serving
 from askd_ray.serve.settings import ServiceArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "cluster"
+DOCKERFILE = re.sub(r"\\\n\s*", " ", (CLUSTER / "Dockerfile").read_text(encoding="utf-8"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def read(name: str) -> Any:
@@ -41,33 +54,55 @@ def test_serve_takes_the_config_and_our_builder_its_arguments(config: Any):
     module, _, name = str(application.import_path).partition(":")
     assert getattr(importlib.import_module(module), name) is build
     assert ServiceArgs.model_validate(application.args).models["student"].endswith("/bundle")
+    assert config["applications"][0].keys() <= application.model_fields_set
+    source = (ROOT / "askd_ray" / "serve" / "ray_app.py").read_text(encoding="utf-8")
+    assert all(f'name="{deployment.name}"' in source for deployment in application.deployments)
+
+
+@contextmanager
+def deployed(config: Any, weights: Path, tmp_path: Path, **args: Any) -> Iterator[str]:
+    """Give a config to `serve deploy`, on loopback and with these weights; yields the URL once it answers."""
+    file = tmp_path / "serve.yaml"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        config["http_options"] = {"host": "127.0.0.1", "port": probe.getsockname()[1]}
+    config["applications"][0]["args"] |= {"models": {"student": str(weights)}} | args
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    dashboard = f"http://{ray._private.worker.get_dashboard_url()}"
+    serve = str(Path(sys.executable).with_name("serve"))
+    try:
+        done = subprocess.run([serve, "deploy", str(file), "-a", dashboard], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        url = f"http://127.0.0.1:{config['http_options']['port']}"
+        assert answers_within(120, url)
+        yield url
+    finally:
+        stop_serving()
 
 
 @pytest.mark.slow
 def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
     ray_session: None, weights: Path, speech: Path, tmp_path: Path
 ):
-    config, file = read("serve.yaml"), tmp_path / "serve.yaml"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        config["http_options"]["port"] = port = probe.getsockname()[1]
-    config["applications"][0]["args"]["models"] = {"student": str(weights)}
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    dashboard = f"http://{ray._private.worker.get_dashboard_url()}"
-    serve = str(Path(sys.executable).with_name("serve"))
-    try:
-        deployed = subprocess.run([serve, "deploy", str(file), "-a", dashboard], capture_output=True, text=True)
-        assert deployed.returncode == 0, deployed.stderr
-        url = f"http://127.0.0.1:{port}"
-        assert answers_within(120, url)
+    with deployed(read("serve.yaml"), weights, tmp_path) as url:
         form = {"model": "student", "response_format": "text"}
         ((clip, said),) = spoken(speech)
         heard = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": wav(clip)}, data=form, timeout=60)
         assert heard.status_code == 200
         assert words(heard.text) & words(said)
         errors_are_json_through_the_proxy(url, wav(clip))
-    finally:
-        stop_serving()
+
+
+@pytest.mark.slow
+def test_the_config_of_the_ray_service_lets_in_whoever_has_a_key(ray_session: None, weights: Path, tmp_path: Path):
+    config, keys = serve_configs()[1], tmp_path / "keys"
+    keys.write_text("key-1\nkey-2\n", encoding="utf-8")
+    one_node = {"engines": 1, "most_engines": 1}  # it is one engine a node there
+    with deployed(config, weights, tmp_path, keys_file=str(keys), **one_node) as url:
+        assert httpx.get(f"{url}/-/healthz").text == "success"  # what KubeRay's probes look for
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        listed = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer key-2"})
+        assert [model["id"] for model in listed.json()["data"]] == ["student"]
 
 
 def errors_are_json_through_the_proxy(url: str, audio: bytes) -> None:
@@ -120,18 +155,133 @@ def test_ray_serve_is_told_the_same_everywhere(name: str):
 
 def test_ray_up_takes_the_cluster():
     config = read("ray-cluster.yaml")
-    validate_config(prepare_config(config))
-    assert [command for command in config["setup_commands"] if "constraints.txt" in command]
-    starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
-    assert all("cluster/ray.env" in start for start in starts if "ray start" in start)
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    assert prepared["max_workers"] == len(config["provider"]["worker_ips"])
 
 
-@pytest.mark.parametrize("name", ["rayjob", "rayservice"])
-def test_the_nodes_run_the_ray_that_is_installed(name: str):
-    spec = read(f"kuberay/{name}.yaml")["spec"]
-    cluster = spec.get("rayClusterSpec") or spec["rayClusterConfig"]
-    assert cluster["rayVersion"] == ray.__version__
-    assert len(cluster["workerGroupSpecs"]) == 1
+def files_of_ray_up(home: Path) -> None:
+    """Do what `ray up` does with file_mounts; the token is another one."""
+    for remote, local in read("ray-cluster.yaml")["file_mounts"].items():
+        target = home / remote.removeprefix("~/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if local.startswith("~"):
+            target.write_text("token", encoding="utf-8")
+        elif (ROOT / local).is_dir():
+            shutil.copytree(ROOT / local, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / local, target)
+
+
+def files_of_the_image(folder: Path) -> None:
+    """Do what COPY does."""
+    for *sources, target in [line.split() for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE)]:
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / source, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("copied", ["image", "nodes"])
+def test_the_package_can_be_built_from_what_is_copied(copied: str, tmp_path: Path):
+    if copied == "image":
+        files_of_the_image(tmp_path)
+        folder = tmp_path
+    else:
+        files_of_ray_up(tmp_path)
+        folder = tmp_path / "askd-ray"
+    build_wheel = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    done = subprocess.run([sys.executable, "-c", build_wheel], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"askd_ray-{PROJECT['version']}-py3-none-any.whl" in done.stdout
+    assert (folder / "constraints.txt").is_file()
+
+
+def test_the_commands_of_ray_up_start_ray_with_its_settings_and_the_token(tmp_path: Path):
+    files_of_ray_up(tmp_path)
+    ray_command, log = tmp_path / "bin" / "ray", tmp_path / "log"
+    ray_command.parent.mkdir()
+    ray_command.write_text(f'#!/bin/sh\necho "$@" >> {log}\nenv >> {log}\n', encoding="utf-8")
+    ray_command.chmod(0o755)
+    activate = tmp_path / "askd-ray" / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text(f"PATH={ray_command.parent}:$PATH", encoding="utf-8")
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "RAY_HEAD_IP": "192.168.0.10"}
+    config = read("ray-cluster.yaml")
+    for commands, start in (
+        (config["head_start_ray_commands"], "start --head --port=6379 --dashboard-host=127.0.0.1"),
+        (config["worker_start_ray_commands"], "start --address=192.168.0.10:6379"),
+    ):
+        log.unlink(missing_ok=True)
+        for command in commands:
+            subprocess.run(["bash", "-c", command], env=environment, check=True)
+        lines = log.read_text(encoding="utf-8").splitlines()
+        assert lines[0] == "stop"
+        assert any(line.startswith(start) for line in lines)
+        serve_settings = {f"{key}={value}" for key, value in SETTINGS.items() if key.startswith("RAY_SERVE_")}
+        assert serve_settings | {"RAY_AUTH_MODE=token"} <= set(lines)
+    assert (tmp_path / ".ray" / "auth_token").is_file()
+
+
+def test_nodes_install_the_same_extras_at_the_versions_of_the_constraints():
+    texts = [(CLUSTER / name).read_text(encoding="utf-8") for name in ("Dockerfile", "ray-cluster.yaml")]
+    (image, nodes) = [re.findall(r"pip install (.+) '\.\[([\w,]+)\]'", text) for text in texts]
+    ((options, extras),) = image
+    assert [extra for _, extra in nodes] == [extras]
+    assert all("--constraint constraints.txt" in used for used in (options, nodes[0][0]))
+    assert {"mlflow", "plot", "serve", "tune"} == set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
+
+
+def test_the_build_is_given_what_it_copies_and_nothing_else():
+    patterns = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
+    patterns = [pattern for pattern in patterns if pattern and not pattern.startswith("#")]
+
+    def sent(name: str) -> bool:  # the last pattern that fits decides
+        fitting = [pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern.removeprefix("!"))]
+        return not fitting or fitting[-1].startswith("!")
+
+    copied = {name for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE) for name in line.split()[:-1]}
+    assert {path.name for path in ROOT.iterdir() if sent(path.name)} == copied
+    assert {PROJECT["readme"], *PROJECT["license-files"], "pyproject.toml", "constraints.txt", "askd_ray"} == copied
+    assert not sent("keys")
+    assert "**/__pycache__" in patterns
+
+
+def test_the_image_has_a_numeric_user_with_a_home_and_what_kuberay_calls():
+    user, _, group = IMAGE_USER.partition(":")
+    assert user.isdigit()
+    assert f"groupadd --gid {group} askd && useradd --uid {user} --gid {group} --create-home askd" in DOCKERFILE
+    assert IMAGE_ENV["HOME"] == "/home/askd"
+    assert f"chown {user}:{group} {IMAGE_ENV['ASKD_CACHE'].rpartition('/')[0]}" in DOCKERFILE
+    assert IMAGE_ENV["HF_HOME"].startswith(f"{IMAGE_ENV['ASKD_CACHE']}/")
+    assert re.search(r"apt-get install .*\bwget\b", DOCKERFILE)
+    (version,) = re.findall(r"^FROM python:(\d+\.\d+)-slim$", DOCKERFILE, re.MULTILINE)
+    assert f">={version}" == PROJECT["requires-python"]
+
+
+def test_variables_that_the_files_name_are_read():
+    files = [path for path in CLUSTER.rglob("*") if path.is_file()] + [ROOT / "docs" / "kubernetes.md"]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    named = set(re.findall(r"\bASKD_[A-Z_]+", text)) - {"ASKD_KUBERAY_SCHEMAS"}
+    source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "askd_ray").rglob("*.py"))
+    assert named >= {"ASKD_CACHE", "ASKD_GIT_SHA"}
+    assert [name for name in sorted(named) if f'"{name}"' not in source] == []
+
+
+def test_the_dashboard_asks_for_numbers_that_the_service_has():
+    collectors = [number for number in vars(Metrics()).values() if isinstance(number, MetricWrapperBase)]
+    endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+    labels = {c._name + ending: {*c._labelnames, "le"} for c in collectors for ending in endings[c._type]}
+    panels = json.loads((CLUSTER / "dashboards" / "askd.json").read_text(encoding="utf-8"))["panels"]
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert len(expressions) > 10
+    for expression in expressions:
+        names = re.findall(r"\baskd_\w+", expression)
+        used = re.findall(r"by \(([^)]*)\)", expression) + re.findall(r"(\w+)=~?\"", expression)
+        assert names and set(names) <= labels.keys(), expression
+        assert {label.strip() for part in used for label in part.split(",")} <= labels[names[0]], expression
 
 
 def test_jobs_are_thin_and_there_is_one_a_stage():

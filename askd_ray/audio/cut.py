@@ -16,11 +16,10 @@ _SLACK_S = 0.1  # how far behind the end of its recording a stretch may end: tim
 _RUN_UP_S = 1.0  # decoded and dropped before the start: codecs need frames to settle after a jump
 
 
-def cut(file: BinaryIO, start_s: float, end_s: float | None, max_s: float, channel: int | None = None) -> bytes:
+def cut(file: BinaryIO, start_s: float, end_s: float | None, max_s: float) -> bytes:
     """Return the stretch from ``start_s`` to ``end_s`` (None: the end of the recording) as FLAC, mono at 16 kHz.
 
-    ``file`` is the recording, open for reading here and there; of its channels the one that ``channel`` counts, from 0,
-    is taken, or the mean of all.
+    ``file`` is the recording, open for reading here and there.
 
     Raises :class:`~askd_ray.audio.decode.AudioError`: unreadable, outside the recording, or longer than ``max_s``.
     """
@@ -30,10 +29,10 @@ def cut(file: BinaryIO, start_s: float, end_s: float | None, max_s: float, chann
         raise AudioError(f"longer than {max_s:g} s")
     wanted_s = max_s + _SLACK_S if end_s is None else end_s - start_s
     try:
-        samples, rate_hz = _read_soundfile(file, start_s, wanted_s, channel)
+        samples, rate_hz = _read_soundfile(file, start_s, wanted_s)
     except soundfile.LibsndfileError:
         file.seek(0)
-        samples, rate_hz = _read_av(file, start_s, wanted_s, channel)
+        samples, rate_hz = _read_av(file, start_s, wanted_s)
     if end_s is not None and samples.shape[0] < (wanted_s - _SLACK_S) * rate_hz:
         raise AudioError(f"truncated: the recording ends before {end_s:g} s")
     if samples.shape[0] == 0:
@@ -48,41 +47,30 @@ def encode_flac(waveform: Waveform) -> bytes:
     return buffer.getvalue()
 
 
-def _check_channel(channel: int | None, n_channels: int) -> None:
-    if channel is not None and channel >= n_channels:
-        raise AudioError(f"no channel {channel}: the recording has {n_channels}, counted from 0")
-
-
-def _read_soundfile(file: BinaryIO, start_s: float, wanted_s: float, channel: int | None) -> tuple[Waveform, int]:
+def _read_soundfile(file: BinaryIO, start_s: float, wanted_s: float) -> tuple[Waveform, int]:
     with soundfile.SoundFile(file) as recording:
         rate_hz = recording.samplerate
-        _check_channel(channel, recording.channels)
         recording.seek(min(round(start_s * rate_hz), recording.frames))
         samples = recording.read(round(wanted_s * rate_hz), dtype="float32", always_2d=True)
-    samples = np.asarray(samples, np.float32)
-    return samples.mean(axis=1, dtype=np.float32) if channel is None else samples[:, channel], rate_hz
+    return np.asarray(samples, np.float32).mean(axis=1, dtype=np.float32), rate_hz
 
 
-def _read_av(file: BinaryIO, start_s: float, wanted_s: float, channel: int | None) -> tuple[Waveform, int]:
+def _read_av(file: BinaryIO, start_s: float, wanted_s: float) -> tuple[Waveform, int]:
     pieces: list[NDArray[np.float32]] = []
     try:
         with av.open(file, "r") as container:
             rate_hz = int(container.streams.audio[0].rate or 0)
             first, last = round(start_s * rate_hz), round((start_s + wanted_s) * rate_hz)
-            layout = container.streams.audio[0].layout
-            _check_channel(channel, layout.nb_channels)
-            planes = av.AudioResampler(format="fltp", layout="mono" if channel is None else layout, rate=rate_hz)
+            mono = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
             container.seek(int(max(start_s - _RUN_UP_S, 0.0) * av.time_base))
             for frame in container.decode(audio=0):
                 begin = round((frame.time or 0.0) * rate_hz)
                 if begin >= last:
                     break
-                for piece in planes.resample(frame):
-                    samples = np.asarray(piece.to_ndarray(), np.float32)[channel or 0]
+                for piece in mono.resample(frame):
+                    samples = np.asarray(piece.to_ndarray(), np.float32).reshape(-1)
                     pieces.append(samples[max(first - begin, 0) : max(last - begin, 0)])
                     begin += samples.shape[0]
-    except AudioError:
-        raise
     except (av.error.FFmpegError, ValueError, IndexError):
         raise AudioError("unreadable audio: no decoder takes it") from None
     return (np.concatenate(pieces) if pieces else np.zeros(0, np.float32)), rate_hz

@@ -6,7 +6,7 @@ A recipe is read by :mod:`askd_ray.config.load`; every stage takes one. Fields c
 import itertools
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from askd_ray.config.augment import Augment
 from askd_ray.config.data import Data
@@ -18,6 +18,7 @@ from askd_ray.config.targets import Targets
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.train import Train
 from askd_ray.config.tune import Tune
+from askd_ray.files import check_place
 
 Layers = tuple[int | tuple[int, ...], ...]
 """Layers that are kept, by index, and lists of neighbours that become one layer."""
@@ -121,6 +122,16 @@ class Recipe(Section):
     tune: Tune = Field(default_factory=Tune)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     study: Study | None = None
+
+    @field_validator("runs_root")
+    @classmethod
+    def _on_a_disk(cls, given: str) -> str:
+        return check_place(given)
+
+    @field_validator("data_root")
+    @classmethod
+    def _can_be_written_to(cls, given: str | None) -> str | None:
+        return None if given is None else check_place(given, "s3", "gs")
 
     @model_validator(mode="after")
     def _a_sharded_student_stays_one(self) -> "Recipe":

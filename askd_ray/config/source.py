@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from askd_ray.config.section import Section, Share
+from askd_ray.files import check_place
 
 SourceKind = Literal[
     "manifest",
@@ -59,7 +60,7 @@ class Source(Section):
     is the mean of all.
     """
 
-    path: str
+    path: Annotated[str, Field(pattern=r"^[^\x00]+$")]
     kind: SourceKind = "manifest"
     columns: dict[RowField, str] = Field(default_factory=lambda: cast(dict[RowField, str], {}))
     unknown_columns: Literal["refuse", "ignore"] = "refuse"
@@ -73,6 +74,11 @@ class Source(Section):
     )
     share: Share = 1.0
     channel: Literal["mix"] | Annotated[int, Field(ge=0, le=255)] = "mix"
+
+    @field_validator("path")
+    @classmethod
+    def _can_be_read(cls, given: str) -> str:
+        return check_place(given, "s3", "gs", "hf")
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "Source":

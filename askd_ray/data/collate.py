@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.numpy import load, save
 from askd_ray.audio.augment import Draw, augment, spec_augment
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, side_by_side
-from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, window_samples
+from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, decoding_window_samples, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, clips_of
@@ -190,9 +191,17 @@ def from_bytes(data: bytes) -> Batch:
 def evaluation_windows(
     utterances: Sequence[Utterance], silence_s: float, n_mels: int, batch_size: int
 ) -> Iterator[tuple[list[Utterance], torch.Tensor]]:
-    """Yield utterances, sorted by length, with the log-mel ``(batch, n_mels, n_frames)`` of their trimmed windows."""
+    """Yield utterances, sorted by length, with the log-mel ``(batch, n_mels, n_frames)`` of the engine's windows.
+
+    Only clips of one window share a batch: beside a longer clip, a clip would get more silence than it has when it is
+    served, and dev would not show a student that does not stop.
+    """
+
+    def window_of(utterance: Utterance) -> int:
+        return decoding_window_samples(samples_of(utterance.duration_s), silence_s, n_mels)
+
     ordered = sorted(utterances, key=lambda u: (u.duration_s, u.id))
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        waveforms = [waveform_of(u) for u in batch]
-        yield batch, log_mel_windows(waveforms, [window_samples(len(w), silence_s) for w in waveforms], n_mels)
+    for window, group in groupby(ordered, key=window_of):
+        clips = list(group)
+        for batch in (clips[start : start + batch_size] for start in range(0, len(clips), batch_size)):
+            yield batch, log_mel_windows([waveform_of(u) for u in batch], [window] * len(batch), n_mels)

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
+
+import ray
 
 from askd_ray.audio.sounds import check_sound_files
 from askd_ray.audio.units import PADDED_S
@@ -14,8 +15,17 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
+from askd_ray.evaluate.bundle_scores import publish_scores
 from askd_ray.evaluate.decode import Material, collected, parts
-from askd_ray.evaluate.hypotheses import HYPOTHESES, NON_SPEECH, SCORES, STUDENT, TEACHER, write_hypotheses
+from askd_ray.evaluate.hypotheses import (
+    HYPOTHESES,
+    NON_SPEECH,
+    SCORES,
+    STUDENT,
+    TEACHER,
+    read_hypotheses,
+    write_hypotheses,
+)
 from askd_ray.evaluate.latency import evenly
 from askd_ray.evaluate.ray_decode import decode
 from askd_ray.evaluate.scores import Scores, score
@@ -25,10 +35,13 @@ from askd_ray.evaluate.speed import measure_speed
 from askd_ray.evaluate.systems import is_url, languages_of, weights_hash
 from askd_ray.evaluate.tables import speed_table, table
 from askd_ray.files import write_json
+from askd_ray.models.bundle import check_hashes
 from askd_ray.models.load import load_whisper
 from askd_ray.progress import console
-from askd_ray.ray_cluster import disconnect
+from askd_ray.ray_cluster import connect, disconnect
+from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
+from askd_ray.torch_setup import Device, device_of
 
 PARTS = "parts"
 
@@ -36,35 +49,38 @@ PARTS = "parts"
 def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """Compare the exported student with its teacher and with the recipe's other models; returns the scores.
 
-    Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate`` and prints tables. What is decoded
-    already is not decoded again.
+    Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate``, puts the scores into the bundle, and
+    prints tables. What is decoded already is not decoded again.
 
-    Raises :class:`AskdError`: no bundle yet, an unusable model or set, faster-whisper wanted but not installed.
+    Raises :class:`AskdError`: no bundle yet, or a damaged one, an unusable model or set.
     """
     run = Run(with_absolute_paths(recipe))
     folder, settings = run.path / "evaluate", recipe.evaluate
     _check(settings)
     run.result("export")
+    check_hashes(run.bundle)  # now and not when all is scored
+    device = device_of(recipe.train.use_gpu)
     models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **settings.models}
     sets, left_out = read_sets(run)
     print_left_out(left_out)
-    weights = {name: weights_hash(reference) for name, reference in models.items()}
+    weights = {name: weights_hash(reference, device) for name, reference in models.items()}
     key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets])
     done = run.finished("evaluate", key)
     if done is not None and not force:
         console.print(table(cast(Scores, done)), speed_table(done["speed"]))
         console.print(f"evaluate: finished already ({folder / SCORES})")
+        publish_scores(run.bundle, done, read_hypotheses(folder / HYPOTHESES))  # it may have been exported again
         return done
     run.forget("evaluate")
     begun = run.begin()
-    scores = compare(models, TEACHER, sets, settings, folder, use_gpu=recipe.train.use_gpu)
-    disconnect()  # an idle cluster takes time from what is measured next
+    scores = compare(models, TEACHER, sets, settings, folder, device=device)
     timed = {name: models[name] for name in (STUDENT, TEACHER)}
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
-    speed = measure_speed(timed, TEACHER, clips, settings)
+    speed = speed_of(timed, clips, settings, device)
     drafting = _drafting(run, evenly(clips, settings.speed_clips)) if settings.speculative else None
     result = {**scores, "speed": speed, "speculative": drafting, "left_out": left_out}
     write_json(folder / SCORES, result)
+    publish_scores(run.bundle, result, read_hypotheses(folder / HYPOTHESES))
     console.print(table(scores), speed_table(speed))
     return run.finish("evaluate", key, result, begun)
 
@@ -83,7 +99,7 @@ def compare(
     settings: Evaluate,
     folder: Path,
     *,
-    use_gpu: bool = False,
+    device: Device = "cpu",
 ) -> Scores:
     """Decode every set with every model, clean and under the conditions, and return the scores.
 
@@ -92,11 +108,26 @@ def compare(
     Raises :class:`AskdError` for a language of the sets that a model does not know, before anything is decoded.
     """
     _refuse_languages(models, sets)
-    made, material = parts(models, sets, settings), Material.of(sets, settings)
-    decode(made, material, folder / PARTS, use_gpu)
+    made, material = parts(models, sets, settings, device), Material.of(sets, settings)
+    decode(made, material, folder / PARTS, device == "cuda")
     rows = list(collected(made, material, folder / PARTS))
     write_hypotheses(folder / HYPOTHESES, rows)
     return score(rows, baseline, settings.normalizer)
+
+
+def speed_of(
+    models: Mapping[str, str], clips: Sequence[Utterance], settings: Evaluate, device: Device
+) -> dict[str, Any]:
+    """Measure speed against the teacher: here, or on a GPU that Ray grants; leaves the cluster."""
+    if device == "cpu":
+        disconnect()  # an idle cluster takes time from what is measured
+        return measure_speed(models, TEACHER, clips, settings)
+    connect(use_gpu=True)
+    with user_error():
+        task = ray.remote(num_gpus=1)(cast(Any, measure_speed))
+        speed = cast(dict[str, Any], ray.get(task.remote(models, TEACHER, clips, settings, device)))
+    disconnect()
+    return speed
 
 
 def _refuse_languages(models: Mapping[str, str], sets: Sequence[EvalSet]) -> None:
@@ -117,8 +148,3 @@ def _check(settings: Evaluate) -> None:
     for name, reference in settings.models.items():
         if is_url(reference) and "#" not in reference:
             raise AskdError(f"evaluate.models {name} = {reference}: the model's name is missing: {reference}#NAME")
-    if settings.stock and find_spec("faster_whisper") is None:
-        raise AskdError(
-            "evaluate.stock compares with faster-whisper, which is not installed: pip install 'askd-ray[demo]', or "
-            "--set evaluate.stock=false"
-        )

@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from askd_ray.files import sha256_of_file
+from askd_ray.files import local_path, sha256_of_file
 
 
 def cache_root() -> Path:
     """Return the folder of downloads: ``$ASKD_CACHE``, or ``~/.cache/askd``."""
-    return Path(os.environ.get("ASKD_CACHE") or "~/.cache/askd").expanduser().resolve()
+    return local_path(os.environ.get("ASKD_CACHE") or "~/.cache/askd").resolve()
 
 
 def damage(folder: Path, sha256: Mapping[str, str]) -> str | None:

@@ -22,14 +22,14 @@ from askd_ray.audio.units import (
     PADDED_SAMPLES,
     SAMPLE_RATE_HZ,
     SAMPLES_PER_POSITION,
+    decoding_window_samples,
     samples_of,
-    window_samples,
 )
 from askd_ray.errors import AskdError
+from askd_ray.models.cublas import load_cublas
 from askd_ray.text.tokens import MOST_TOKENS, Tokens, most_tokens
 from askd_ray.torch_setup import n_cores
 
-_GRID_SAMPLES = samples_of(0.2)  # trimmed windows are rounded up to this, so that clips of similar length share one
 _POSITIONS_PER_S = SAMPLE_RATE_HZ // SAMPLES_PER_POSITION
 _BATCH_CPU_S, _BATCH_GPU_S = 60.0, 480.0  # most audio in a batch: attention over 30 s is what fills the memory
 
@@ -116,6 +116,8 @@ class Engine:
         for name in ("model.bin", "config.json", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise AskdError(f"{folder / name} does not exist: the engine needs a CTranslate2 folder of a Whisper")
+        if device == "cuda":
+            load_cublas()
         try:
             self._model = ctranslate2.models.Whisper(
                 str(folder),
@@ -177,8 +179,7 @@ class Engine:
         """Return the length of the window that a clip is decoded in; only clips of one window share a batch."""
         if self._silence_s is None:
             return PADDED_SAMPLES
-        window = window_samples(len(waveform), self._silence_s)
-        return min(-(-window // _GRID_SAMPLES) * _GRID_SAMPLES, PADDED_SAMPLES)
+        return decoding_window_samples(len(waveform), self._silence_s, self._model.n_mels)
 
     def _decode(
         self, waveforms: Sequence[Waveform], window: int, language: str | None, decoding: Decoding
@@ -186,6 +187,7 @@ class Engine:
         with _one_torch_thread():
             log_mel = self._log_mel(waveforms, window)
         states = self._model.encode(ctranslate2.StorageView.from_array(log_mel.numpy()))
+        assert states.shape[1] != self._model.n_mels, "CTranslate2 would take these states for a log-mel"
         spoken = [language] * len(waveforms) if language is not None else self._spoken(states)
         prompts = [self._prompt(its, decoding) for its in spoken]
         # CTranslate2 allows half of max_length as new tokens, and what is left behind the prompt's last but one token.

@@ -17,7 +17,7 @@ from askd_ray.errors import AskdError
 from askd_ray.location import Location, at_once
 from askd_ray.models.load import load_whisper, resolve
 from askd_ray.progress import bar, console
-from askd_ray.ray_cluster import check_gpus, connect
+from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.targets.kl_report import KlLost, kl_table, measure
@@ -25,7 +25,7 @@ from askd_ray.targets.pseudo_label import teacher_engine
 from askd_ray.targets.soft_labels import kept_tokens, label_key
 from askd_ray.targets.soft_labels import label as label_utterances
 from askd_ray.text.tokens import Tokens
-from askd_ray.torch_setup import best_device, use_threads
+from askd_ray.torch_setup import usable_device, use_threads
 
 
 class _TeacherActor:
@@ -37,7 +37,7 @@ class _TeacherActor:
         self.run = Run(self.recipe)
         self.key = key
         self.model, self.tokens = load_whisper(self.recipe.teacher.model)
-        cast(torch.nn.Module, self.model).to(best_device())
+        cast(torch.nn.Module, self.model).to(usable_device(self.recipe.train.use_gpu))
         self.engine = teacher_engine(self.recipe, threads) if self.recipe.targets.kind == "pseudo" else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _languages(shards: list[Location]) -> Counter[str]:
 
 
 def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
-    connect()
+    connect(use_gpu=run.recipe.train.use_gpu)
     configure()
     items = [{"shard": s.name} for s in todo]
     share = run.recipe.teacher.gpus_per_copy if run.recipe.train.use_gpu else 0.0
@@ -120,8 +120,7 @@ def _gpus(recipe: Recipe) -> int:
     """Return how many GPUs the stage may use."""
     if not recipe.train.use_gpu:
         return 0
-    connect()
-    check_gpus()
+    connect(use_gpu=True)
     return int(ray.cluster_resources().get("GPU", 0))
 
 

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from askd_ray.audio.decode import AudioError, decode
+from askd_ray.config.schema import Recipe
 from askd_ray.config.source import Source
+from askd_ray.data.prepare import prepare
 from askd_ray.data.sources import read_rows, survey
 from askd_ray.errors import AskdError
 from askd_ray.location import Location
@@ -422,3 +424,31 @@ def test_texts_in_capitals_become_sentences(manifest):
     said = {case: [row.text for row in rows_of(path, case=case)] for case in ("as_is", "sentence")}
     assert said["as_is"] == ["THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123"]
     assert said["sentence"] == ["This is loud", "NASA said so", "Über allen", "123"]
+
+
+def test_rows_with_problems_are_quarantined_and_the_counts_add_up(tmp_path, sound):
+    rows = [{"audio": f"{n}.wav", "text": f"text {n}"} for n in range(6)]
+    bad = [
+        {"text": ["a"]},
+        {"text": "half \ud83d"},
+        {"audio": None},
+        {"audio": "a\0"},
+        {"start_s": -1},
+        {"split": "ood"},
+    ]
+    for n in range(6):
+        (tmp_path / f"{n}.wav").write_bytes(sound(seed=n))
+    lines = [*rows, *({**rows[0], "id": f"bad {n}", **row} for n, row in enumerate(bad))]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"sources": [{"path": str(tmp_path)}], "dev_share": 0.0, "test_share": 0.0, "max_quarantine_share": 0.5}
+    recipe = Recipe.model_validate({"name": "mine", "runs_root": str(tmp_path / "runs"), "data": data})
+    result = prepare(recipe)
+    assert result["quarantined"] == {
+        "unusable text": 1,
+        "damaged text": 1,
+        "no audio": 1,
+        "unusable audio": 1,
+        "unreadable audio": 1,
+        "unknown split": 1,
+    }
+    assert result["read"] == 12 and sum(result["utterances"].values()) == 6

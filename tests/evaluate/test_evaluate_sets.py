@@ -57,6 +57,16 @@ def test_rows_that_cannot_be_scored_are_counted(tmp_path: Path, speech: Path, sp
     assert left_out == {"calls": {"empty text": 1, "unreadable audio": 1}}
 
 
+def test_rows_that_cannot_be_read_are_left_out_for_what_is_wrong_with_them(
+    tmp_path: Path, speech: Path, speech_rows: list[dict[str, Any]]
+):
+    speech_rows[1]["text"] = ["a", "b"]
+    calls = SpeechSet(name="calls", path=manifest(tmp_path / "calls", speech_rows))
+    sets, left_out = read_sets(with_sets(tmp_path, speech, calls, split=None))
+    assert len(sets[0].utterances) == len(speech_rows) - 1
+    assert left_out == {"calls": {"unusable text": 1}}
+
+
 def test_a_set_without_anything_to_score(tmp_path: Path, speech: Path, speech_rows: list[dict[str, Any]]):
     calls = SpeechSet(name="calls", path=manifest(tmp_path / "calls", speech_rows), share=0.0)
     with pytest.raises(AskdError, match=r"evaluate\.sets calls: nothing to score in .*: no row"):

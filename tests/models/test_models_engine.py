@@ -6,11 +6,18 @@ import torch
 from small_run import utterances
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.logmel import log_mel_padded
-from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
+from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
+from askd_ray.audio.units import (
+    PADDED_SAMPLES,
+    SAMPLE_RATE_HZ,
+    SAMPLES_PER_POSITION,
+    WINDOW_STEP_SAMPLES,
+    samples_of,
+)
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding, Engine
+from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import encode
 from askd_ray.text.tokens import most_tokens
@@ -76,17 +83,41 @@ def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, clips: l
 def test_a_clip_that_does_not_stop_is_stopped(weights: Path, speech: Path, previous: str):
     # tiny.en was never trained on trimmed windows and repeats itself in some of them.
     waveforms = [waveform_of(u) for u in utterances(speech, 24)]
-    heard = Engine(weights, decoding=Decoding(previous=previous)).transcribe(waveforms)
+    engine = Engine(weights, decoding=Decoding(previous=previous))
+    heard = engine.transcribe(waveforms)
     lengths = [len(t.token_ids) for t in heard]
     assert max(n for n, t in zip(lengths, heard, strict=True) if not t.ended) == max(lengths)
-    windows_s = [len(w) / SAMPLE_RATE_HZ + 0.3 for w in waveforms]
-    bounds = [(most_tokens(s), most_tokens(s + 0.2)) for s in windows_s]  # the window is rounded up by less than 0.2 s
-    assert all(n <= most for n, (_, most) in zip(lengths, bounds, strict=True))
-    assert any(least <= n for n, (least, _) in zip(lengths, bounds, strict=True)), (
-        "no clip ran away: nothing was bounded"
-    )
-    assert all(n >= least for n, t, (least, _) in zip(lengths, heard, bounds, strict=True) if not t.ended)
-    assert all(n < most for n, t, (_, most) in zip(lengths, heard, bounds, strict=True) if t.ended)
+    limits = [most_tokens(engine.window_samples(w) / SAMPLE_RATE_HZ) for w in waveforms]
+    assert all(n <= limit for n, limit in zip(lengths, limits, strict=True))
+    assert any(n == limit for n, limit in zip(lengths, limits, strict=True)), "no clip ran away: nothing was bounded"
+    assert all(t.ended == (n < limit) for n, t, limit in zip(lengths, heard, limits, strict=True))
+
+
+def test_states_that_would_be_taken_for_a_log_mel_are_not_decoded(
+    weights: Path, clips: list[Waveform], monkeypatch: pytest.MonkeyPatch
+):
+    engine = Engine(weights)
+    monkeypatch.setattr(engine, "window_samples", lambda waveform: 80 * SAMPLES_PER_POSITION)
+    with pytest.raises(AssertionError, match="log-mel"):
+        engine.transcribe(clips[:1])
+
+
+@pytest.mark.slow
+def test_in_every_window_the_engine_writes_what_the_decoder_writes_of_the_same_states(weights: Path, speech: Path):
+    # CTranslate2 took the 80 states of a 1.6 s window for a log-mel of 80 bands, and the model heard noise.
+    engine = Engine(weights, compute_type="float32")
+    model, tokens = load_whisper(str(weights))
+    talk = np.concatenate([waveform_of(u) for u in utterances(speech, 16)])
+    steps = [*range(2, 26), *range(30, 151, 20)]  # of 0.2 s: each up to 5 s, then some
+    windows: list[int] = []
+    for n_steps in steps:
+        clip = talk[: n_steps * WINDOW_STEP_SAMPLES - samples_of(0.3)]
+        window = engine.window_samples(clip)
+        transcript = engine.transcribe([clip])[0]
+        expected = greedy(model, tokens, log_mel_windows([clip], [window]), tokens.prompt())[0]
+        assert list(transcript.token_ids)[:20] == expected[:20], f"window of {window / SAMPLE_RATE_HZ:g} s"
+        windows.append(window)
+    assert windows == [(n + (n == 8)) * WINDOW_STEP_SAMPLES for n in steps]  # 1.6 s has 80 positions
 
 
 def test_most_tokens():

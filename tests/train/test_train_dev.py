@@ -1,11 +1,17 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from killed_run import CPU
+from small_run import utterances
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.shards import read_utterances
+from askd_ray.data.collate import evaluation_windows
+from askd_ray.data.shards import read_utterances, waveform_of
+from askd_ray.models.engine import Engine
+from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
 from askd_ray.text.error_rate import ErrorCounts
@@ -29,6 +35,21 @@ def test_dev_is_decoded_as_the_student_was_taught(labelled: Recipe):
     errors = dev_errors(model, tokens, utterances, recipe, PlainContext(CPU))
     assert asked == [list(tokens.prompt("en", "as before", timestamps=True))] * len(utterances)
     assert errors["tones"].n_reference > 0
+
+
+@pytest.mark.slow
+def test_dev_is_decoded_as_the_engine_decodes_it(weights: Path, speech: Path):
+    # One torch batch of clips in the window of its longest clip hid what the engine does with short ones.
+    model, tokens = load_whisper(str(weights))
+    clips = utterances(speech, 12)
+    engine = Engine(weights, compute_type="float32")
+    transcripts = engine.transcribe([waveform_of(u) for u in clips])
+    expected = {u.id: list(t.token_ids) for u, t in zip(clips, transcripts, strict=True)}
+    written: dict[str, list[int]] = {}
+    for batch, log_mel in evaluation_windows(clips, 0.3, 80, batch_size=4):
+        written |= zip([u.id for u in batch], greedy(model, tokens, log_mel, tokens.prompt()), strict=True)
+    assert written == expected
+    assert len({engine.window_samples(waveform_of(u)) for u in clips}) > 3
 
 
 def test_errors_are_counted_by_domain(labelled: Recipe):

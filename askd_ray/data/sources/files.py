@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePath
 from urllib.parse import unquote
 
@@ -76,11 +77,19 @@ class SourceFile:
 
     def beside(self, path: str) -> Location:
         """Return what a row of this file names: a path from the file's folder on, an absolute one, or a URI."""
-        return Location.of(path) if "://" in path else self.location.parent / path
+        return Location.of(path) if "://" in path else self._folder / path
 
     def label_beside(self, path: str) -> str:
         """Return the name that an id starts with, of what a row of this file names."""
-        return path if "://" in path else below(self.label.removesuffix(self.location.name), path)
+        return path if "://" in path else below(self._folder_label, path)
+
+    @cached_property
+    def _folder(self) -> Location:
+        return self.location.parent
+
+    @cached_property
+    def _folder_label(self) -> str:
+        return self.label.removesuffix(self.location.name)
 
 
 def source_files(source: Source) -> list[SourceFile]:
@@ -146,7 +155,7 @@ def _name(source: Source, root: Location, pattern: str) -> str:
 
 def _matching(source: Source, root: Location, pattern: str) -> list[Location]:
     """Return the files that are like a pattern; each of the names in its braces must be there."""
-    files = list(stamped(root, recursive=True))
+    files = list(stamped(root, recursive="/" in pattern or "**" in pattern))
     found: dict[Location, None] = {}
     for one in bracex.iexpand(pattern):
         like = [f for f in files if glob.globmatch(_from(root, f), one, flags=glob.GLOBSTAR)]

@@ -8,7 +8,7 @@ from askd_ray.data.sources.manifest import open_text
 from askd_ray.data.sources.record import Record
 from askd_ray.errors import AskdError
 
-_COLUMNS = ("id", "text", "normalized_text")
+_COLUMNS: tuple[str, ...] = ("id", "text", "normalized_text")
 
 
 def read_ljspeech(source: Source, file: SourceFile, needs_text: bool) -> Iterator[Record]:

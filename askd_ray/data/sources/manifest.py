@@ -28,18 +28,20 @@ def read_manifest(source: Source, file: SourceFile, needs_text: bool) -> Iterato
     Raises :class:`AskdError` for broken lines, and for unknown or missing columns; without ``needs_text`` the column of
     the texts may be missing.
     """
-    columns = known_columns(source)
+    columns, checked = known_columns(source), set[str]()
     refuses = source.kind == "manifest" and source.unknown_columns == "refuse"
-    folder = _CLIPS.get(source.kind)
+    folder, audio_column = _CLIPS.get(source.kind), names_of(source, "audio")[0]
     for line, values in read_table(file.location):
         where = f"{file.location}:{line}"
-        unknown = next((name for name in values if name not in columns), None) if refuses else None
-        if unknown is not None:
-            hint = did_you_mean(unknown, list(columns))
-            allowed = f"{', '.join(columns)}; columns: {{text: NAME}} names others, unknown_columns: ignore skips them"
-            raise AskdError(f"{where}: unknown column {unknown!r}: allowed are {allowed}{hint}")
-        _check_columns(source, {**file.values, **values}, where, needs_text)
-        audio = values.get(names_of(source, "audio")[0])
+        if values.keys() != checked:
+            unknown = next((name for name in values if name not in columns), None) if refuses else None
+            if unknown is not None:
+                hint = did_you_mean(unknown, columns)
+                ways = "columns: {text: NAME} names others, unknown_columns: ignore skips them"
+                raise AskdError(f"{where}: unknown column {unknown!r}: allowed are {', '.join(columns)}; {ways}{hint}")
+            _check_columns(source, {**file.values, **values}, where, needs_text)
+            checked = set(values)
+        audio = values.get(audio_column) if folder else None
         yield Record(
             values, where, str(PurePath(folder) / audio) if folder and isinstance(audio, str) and audio else None
         )
@@ -88,14 +90,16 @@ def _parse(text: str | bytes, where: str) -> Any:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _check_repeats([name for name, _ in pairs])
-    return dict(pairs)
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        _refuse_repeats([name for name, _ in pairs])
+    return values
 
 
-def _check_repeats(names: list[str]) -> None:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ValueError(f"the name {repeated[0]!r} stands there twice")
+def _refuse_repeats(names: list[str]) -> None:
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"the name {name!r} stands there {count} times")
 
 
 def _as_object(value: Any, where: str) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def _table_lines(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
             header = next(reader, None)
             if header is None:
                 raise AskdError(f"{file}:1: no header: its first line names the columns")
-            _check_repeats(header)
+            _refuse_repeats(header)
             end = reader.line_num
             for cells in reader:
                 begin, end = end + 1, reader.line_num

@@ -11,7 +11,7 @@ from askd_ray.data.sources.librispeech import read_librispeech
 from askd_ray.data.sources.ljspeech import read_ljspeech
 from askd_ray.data.sources.manifest import read_manifest
 from askd_ray.data.sources.parquet import count_rows, names_audio_files, read_parquet
-from askd_ray.data.sources.record import Record, split_name, to_row
+from askd_ray.data.sources.record import Record, Values, names_by_field, to_row
 from askd_ray.data.sources.row import SourceRow
 from askd_ray.data.sources.splits import is_selected
 from askd_ray.data.sources.webdataset import read_webdataset
@@ -79,17 +79,18 @@ def read_rows(source: Source, needs_text: bool = True) -> Iterator[SourceRow]:
 
 def _rows(source: Source, files: Sequence[SourceFile], needs_text: bool) -> Iterator[SourceRow]:
     reader = _READERS.get(source.kind, read_manifest)
+    names = names_by_field(source)
     others: dict[str, None] = {}
     is_found = source.split is None
     for file in files:
         for record in reader(source, file, needs_text):
-            name = split_name(source, file, record)
-            if not is_selected(source, name):
+            values = Values(names, file, record)
+            if source.split is not None and not is_selected(source, values.split_name()):
                 if len(others) < _MAX_NAMED:
-                    others[name] = None
+                    others[values.split_name()] = None
                 continue
             is_found = True
-            row = to_row(source, file, record)
+            row = to_row(source, values)
             if place_of(row.id) < source.share:
                 yield row
     if not is_found and others:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from askd_ray.config.source import RowField, Source, SourceKind
 from askd_ray.data.schema import Split
@@ -76,27 +76,25 @@ def names_of(source: Source, field: RowField) -> tuple[str, ...]:
     return _COLUMNS.get(source.kind, {}).get(field, (field,))
 
 
-def known_columns(source: Source) -> dict[str, RowField]:
-    """Return the columns that are read, each with its field."""
-    return {name: field for field in _FIELDS for name in names_of(source, field)}
+def names_by_field(source: Source) -> dict[RowField, tuple[str, ...]]:
+    """Return the columns that may hold each field."""
+    return {field: names_of(source, field) for field in _FIELDS}
 
 
-def split_name(source: Source, file: SourceFile, record: Record) -> str:
-    """Return the name of the split that the data give a row, as they give it; "" where they give none, or no text."""
-    try:
-        return _Values(source, file, record).text("split") or file.split
-    except _Unusable:
-        return ""
+def known_columns(source: Source) -> list[str]:
+    """Return the columns that are read."""
+    return [name for names in names_by_field(source).values() for name in names]
 
 
-def to_row(source: Source, file: SourceFile, record: Record) -> SourceRow:
-    """Return a record as a row; what it does not say, the recipe's source fills in.
+def to_row(source: Source, values: "Values") -> SourceRow:
+    """Return a record's values as a row; what they do not say, the recipe's source fills in.
 
     A value that cannot be used becomes the row's ``problem``.
 
     Raises :class:`AskdError` for times that are no numbers.
     """
-    values, problems = _Values(source, file, record), [record.problem] if record.problem else []
+    record, file = values.record, values.file
+    problems = [record.problem] if record.problem else []
 
     def attempt(read: Callable[[], _T], otherwise: _T) -> _T:
         try:
@@ -106,13 +104,14 @@ def to_row(source: Source, file: SourceFile, record: Record) -> SourceRow:
             return otherwise
 
     path = attempt(values.path, "")
-    audio = attempt(values.audio, b"")
+    audio = attempt(partial(values.audio, path), b"")
     start_s, end_s, channel = None, None, None
     if isinstance(audio, Location):  # bytes are the chunk itself, whatever they say of the recording they are from
         start_s, end_s = attempt(values.chunk, (None, None))
         channel = attempt(values.channel, None)
-    texts = {field: attempt(partial(values.text, field), "") for field in _TEXT_FIELDS}
-    split = attempt(partial(_split, source, texts["split"] or file.split), "")
+    texts = {field: attempt(partial(values.text, field), "") for field in _TEXT_FIELDS if field in values}
+    get = texts.get
+    split = attempt(partial(_split, source, get("split") or file.split), "")
     default_id = record.id
     if not default_id:
         chunk = "" if start_s is None and end_s is None else f"@{start_s or 0.0}-{end_s or ''}"
@@ -122,15 +121,15 @@ def to_row(source: Source, file: SourceFile, record: Record) -> SourceRow:
         channel = source.channel
     attempt(partial(_check_characters, "audio", default_id), None)
     return SourceRow(
-        id=texts["id"] or _printable(default_id),
+        id=get("id") or _printable(default_id),
         audio=b"" if problems else audio,
         path=path,
-        text=_cased(" ".join(texts["text"].split()), source),
-        speaker=texts["speaker"],
-        language=texts["language"] or source.language,
-        domain=texts["domain"] or source.domain,
-        licence=texts["licence"] or source.licence,
-        split=split,
+        text=_cased(" ".join(get("text", "").split()), source),
+        speaker=get("speaker", ""),
+        language=get("language") or source.language,
+        domain=get("domain") or source.domain,
+        licence=get("licence") or source.licence,
+        split=cast(Split | Literal[""], split),
         where=_printable(record.where),
         start_s=start_s,
         end_s=end_s,
@@ -139,35 +138,46 @@ def to_row(source: Source, file: SourceFile, record: Record) -> SourceRow:
     )
 
 
-class _Values:
-    """The values of a record by field."""
+class Values:
+    """The values of a record by field; ``names`` are the columns of each field."""
 
-    def __init__(self, source: Source, file: SourceFile, record: Record) -> None:
-        self._source, self._file, self._record = source, file, record
-        self._columns = {**file.values, **{k: v for k, v in record.values.items() if not _is_missing(v)}}
+    def __init__(self, names: Mapping[RowField, tuple[str, ...]], file: SourceFile, record: Record) -> None:
+        self.file, self.record = file, record
+        given: dict[RowField, Any] = {field: self._first(columns) for field, columns in names.items()}
+        self._values = {
+            field: value for field, value in given.items() if value is not None and not _is_missing(field, value)
+        }
+
+    def __contains__(self, field: RowField) -> bool:
+        return field in self._values
 
     def text(self, field: RowField) -> str:
         """Return the text of a field, "" where it is missing."""
-        columns = [name for name in names_of(self._source, field) if name in self._columns]
-        return _text(field, self._columns[columns[0]]) if columns else ""
+        return _text(field, self._values[field]) if field in self._values else ""
+
+    def split_name(self) -> str:
+        """Return the name of the row's split as the data give it; "" where they give none, or no text."""
+        try:
+            return self.text("split") or self.file.split
+        except _Unusable:
+            return ""
 
     def path(self) -> str:
         """Return the path of the audio; of bytes, it only says what they were."""
-        path = self.text("audio") if self._record.audio is None else self._record.path
-        if isinstance(self._record.audio, str):
-            path = self._record.audio
+        if self.record.audio is None:
+            return self.text("audio")
+        path = self.record.audio if isinstance(self.record.audio, str) else self.record.path
         _check_characters("audio", path)
         return path
 
-    def audio(self) -> bytes | Location:
+    def audio(self, path: str) -> bytes | Location:
         """Return the audio file's bytes, or where it lies."""
-        if isinstance(self._record.audio, bytes):
-            return self._record.audio
-        path = self.path()
+        if isinstance(self.record.audio, bytes):
+            return self.record.audio
         if not path:
-            raise _Unusable(f"no audio: nothing in {' or '.join(names_of(self._source, 'audio'))} of the row")
+            raise _Unusable("no audio: the row names none")
         try:
-            return self._file.beside(path)
+            return self.file.beside(path)
         except AskdError as error:
             raise _Unusable(f"unreadable audio: {error}") from None
 
@@ -185,13 +195,20 @@ class _Values:
     def channel(self) -> int | None:
         """Return the channel of the recording that the row is about, None for the mean of all."""
         text = self.text("channel")
-        if text and not (text.isascii() and text.isdecimal() and int(text) <= _MAX_CHANNEL):
+        if text and not (text.isascii() and text.isdecimal() and len(text) < 4 and int(text) <= _MAX_CHANNEL):
             raise _Unusable(f"unusable channel: {_quoted(text)}, and a number from 0 to {_MAX_CHANNEL} is needed")
         return int(text) if text else None
 
+    def _first(self, columns: tuple[str, ...]) -> Any:
+        for place in (self.record.values, self.file.values):
+            for name in columns:
+                value = place.get(name)
+                if value is not None and value != "":
+                    return value
+        return None
+
     def _seconds(self, field: RowField) -> float | None:
-        given = (self._record.values.get(name) for name in names_of(self._source, field))
-        value = next((value for value in given if value is not None and value != ""), None)
+        value = self._values.get(field)
         if value is None:
             return None
         try:
@@ -199,7 +216,7 @@ class _Values:
         except (TypeError, ValueError, OverflowError):
             seconds = math.nan
         if not math.isfinite(seconds):
-            raise AskdError(f"{self._record.where}: {field} = {value!r}: a number of seconds is needed")
+            raise AskdError(f"{self.record.where}: {field} = {value!r}: a number of seconds is needed")
         return seconds
 
 
@@ -239,8 +256,9 @@ def _check_characters(field: RowField, text: str) -> None:
         raise _Unusable(f"{reason}: {_quoted(text)} holds NUL characters")
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+def _is_missing(field: RowField, value: Any) -> bool:
+    """Whether a value is the NaN with which tables fill their gaps; as a time, it is a failed computation."""
+    return isinstance(value, float) and math.isnan(value) and not field.endswith("_s")
 
 
 def _printable(text: str) -> str:

@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
 
+from askd_ray.audio.channel import read_channel
 from askd_ray.audio.cut import cut
-from askd_ray.audio.decode import AudioError
+from askd_ray.audio.decode import AudioError, decode
 from askd_ray.data.schema import Split
 from askd_ray.location import Location
 
@@ -49,11 +50,15 @@ class SourceRow:
         """
         if self.problem:
             raise AudioError(self.problem)
-        is_whole = self.start_s is None and self.end_s is None and self.channel is None
-        if isinstance(self.audio, bytes):
-            return self.audio if is_whole else self._cut(io.BytesIO(self.audio), max_s)
         try:
-            return self.audio.read_bytes(MAX_BYTES) if is_whole else self._cut_recording(self.audio, max_s)
+            if self.start_s is not None or self.end_s is not None:
+                assert isinstance(self.audio, Location), "only recordings in files are cut"
+                return self._cut_recording(self.audio, max_s)
+            audio = self.audio if isinstance(self.audio, bytes) else self.audio.read_bytes(MAX_BYTES)
+            if self.channel is None:
+                return audio
+            decode(audio, max_s)  # shows damage that one channel would not
+            return self._cut(io.BytesIO(audio), max_s)
         except OSError as error:
             if error.errno == errno.EFBIG:
                 raise AudioError(f"longer than {max_s:g} s: {error.filename} is over {MAX_BYTES >> 20} MiB") from None
@@ -70,4 +75,8 @@ class SourceRow:
             raise
 
     def _cut(self, file: BinaryIO, max_s: float) -> bytes:
-        return cut(file, self.start_s or 0.0, self.end_s, max_s, self.channel)
+        start_s, end_s = self.start_s or 0.0, self.end_s
+        if self.channel is not None:
+            file = io.BytesIO(read_channel(file, self.channel, start_s, end_s, max_s))
+            start_s, end_s = 0.0, None
+        return cut(file, start_s, end_s, max_s)

@@ -3,14 +3,15 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import start_recipe
-from askd_ray.errors import AskdError, one_line
+from askd_ray.errors import AskdError, missing_extra, one_line
+from askd_ray.files import local_path
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console
 from askd_ray.runs import Run
@@ -119,12 +120,9 @@ def evaluate(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOp
     """The student against its teacher (and other models) on held-out speech: WER with intervals, errors, speed."""
     loaded = _recipe_of("evaluate", recipe, set_)
     from askd_ray.evaluate import ray_evaluate as stage
-    from askd_ray.evaluate.hypotheses import HYPOTHESES
-    from askd_ray.export import bundle
     from askd_ray.train import report
 
-    run = Run(loaded)
-    bundle.add_scores(run.bundle, stage.evaluate(loaded, force), run.path / "evaluate" / HYPOTHESES)
+    stage.evaluate(loaded, force)
     report.publish(loaded)
 
 
@@ -168,10 +166,10 @@ def serve(
 
     settings = ServiceArgs(
         models=named_models(bundle, model or []),
-        registry=None if registry is None else str(registry.resolve()),
+        registry=None if registry is None else str(local_path(registry)),
         engines=engines,
         requests=requests,
-        keys_file=None if keys is None else str(keys.resolve()),
+        keys_file=None if keys is None else str(local_path(keys)),
     )
     ray_app.serve_bundles(settings, Address(host, port))
 
@@ -203,11 +201,12 @@ def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Audio files.")],
     bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")] = Path("runs/demo/bundle"),
     language: Annotated[str, typer.Option(help="Spoken language.")] = "en",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the model runs; cuda is a GPU.")] = "cpu",
 ) -> None:
     """Transcribe audio files here, without a server."""
     from askd_ray.serve import engine
 
-    for file, text in engine.transcribe_files(bundle, files, language):
+    for file, text in engine.transcribe_files(bundle, files, language, device):
         console.print(f"{file}\t{text}" if len(files) > 1 else text, markup=False)
 
 
@@ -266,7 +265,7 @@ def demo(
     loaded = _recipe_of("demo", recipe, set_)
     from askd_ray import demo as pipeline
 
-    pipeline.run_demo(loaded, speech)
+    pipeline.run_demo(loaded, None if speech is None else local_path(speech))
 
 
 def _recipe_of(stage: str, given: str | None, overrides: list[str] | None, default: str = "demo") -> Recipe:
@@ -286,10 +285,11 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         app(arguments, standalone_mode=True)
-    except (AskdError, OSError) as error:
-        if os.environ.get("ASKD_DEBUG"):
+    except (AskdError, OSError, ModuleNotFoundError) as error:
+        known = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        if known is None or os.environ.get("ASKD_DEBUG"):
             raise
-        print(f"askd: {one_line(error)}", file=sys.stderr)
+        print(f"askd: {one_line(known)}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as error:
         if error.code == _INTERRUPTED:  # what Typer makes of a KeyboardInterrupt

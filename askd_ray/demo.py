@@ -18,13 +18,13 @@ from askd_ray.config.source import Source
 from askd_ray.data.prepare import prepare
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances
-from askd_ray.evaluate.hypotheses import HYPOTHESES, STUDENT, TEACHER
+from askd_ray.evaluate.hypotheses import STUDENT, TEACHER
 from askd_ray.evaluate.ray_evaluate import evaluate
 from askd_ray.evaluate.scores import Scores
 from askd_ray.evaluate.tables import speed_table, table
-from askd_ray.export.bundle import add_scores, export
+from askd_ray.export.bundle import export
 from askd_ray.fetch.speech import fetch_speech
-from askd_ray.files import expand_home, write_json
+from askd_ray.files import local_path, write_json
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
@@ -66,7 +66,6 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
         _say("evaluate", "teacher against student on held-out speech")
         scores = evaluate(tuned)
         run = Run(tuned)
-        add_scores(run.bundle, scores, run.path / "evaluate" / HYPOTHESES)
         publish(tuned)
         _say("serve", "the student behind the OpenAI audio API")
         answer = _serve_and_ask(run)
@@ -79,7 +78,7 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
 
 def _with_speech(recipe: Recipe, speech: Path | None) -> Recipe:
     if speech is not None:
-        data = recipe.data.model_copy(update={"sources": (Source(path=str(expand_home(speech).resolve())),)})
+        data = recipe.data.model_copy(update={"sources": (Source(path=str(local_path(speech).resolve())),)})
         return recipe.model_copy(update={"data": data})
     for source in recipe.data.sources:
         if source.path.startswith("cache:"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,7 +11,44 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from askd_ray.errors import AskdError
+from askd_ray.errors import AskdError, without_credentials
+
+_URI = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # with one slash it is meant as one too
+
+
+def scheme_of(place: str) -> str | None:
+    """Return the scheme of a URI as it is written, or None for a path."""
+    found = _URI.match(place)
+    return None if found is None else found[1]
+
+
+def check_place(place: str, *schemes: str) -> str:
+    """Return a path on this machine's disks, or a URI of one of the schemes, as it is.
+
+    Raises :class:`AskdError` for every other URI, and as :func:`local_path` does.
+    """
+    scheme = scheme_of(place)
+    if scheme is None or not schemes:
+        local_path(place)
+    elif scheme not in schemes or not place.startswith(f"{scheme}://"):
+        allowed = " or ".join(f"{known}://..." for known in schemes)
+        raise AskdError(f"{without_credentials(place)}: a path is allowed, or {allowed}")
+    return place
+
+
+def local_path(place: str | Path) -> Path:
+    """Return a path on this machine's disks, absolute, with ``~`` replaced.
+
+    Raises :class:`AskdError` for a URI: it would become a folder of that name here, and for the home of nobody.
+    """
+    text = str(place)
+    if scheme_of(text) is not None:
+        shown = without_credentials(text)
+        raise AskdError(f"{shown}: a path on a disk of this machine is expected, or on one that it mounts")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise AskdError(f"{text}: this user has no home folder: set HOME, or give a path without ~") from None
 
 
 @contextmanager
@@ -39,17 +77,6 @@ def atomic_path(target: Path) -> Generator[Path]:
         remove(temporary)
 
 
-def expand_home(path: str | Path) -> Path:
-    """Return a path with the home folder in the place of a leading ``~``.
-
-    Raises :class:`AskdError` where nobody knows a home folder, as in a container whose user has no entry.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise AskdError(f"{path}: this user has no home folder: set HOME, or give a path without ~") from None
-
-
 def _sync(path: Path) -> None:
     """Flush what was written to the disk, so that a rename never exposes an empty file after a power cut."""
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
@@ -60,7 +87,8 @@ def _sync(path: Path) -> None:
 
 def place_of(name: str) -> float:
     """Return a place in [0, 1) that a hash gives to a name: the same on every machine, and even over many names."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    bits = name.encode(errors="surrogatepass")  # names come from files that may hold half of a character
+    return int.from_bytes(hashlib.sha256(bits).digest()[:8], "big") / 2**64
 
 
 def remove(path: Path) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from askd_ray.errors import AskdError, without_credentials
-from askd_ray.files import atomic_path, expand_home
+from askd_ray.files import atomic_path, local_path, scheme_of
 
 UNFINISHED = ".unfinished"
 """Lies in a folder of an object store from when its replacement begins until it is whole."""
@@ -60,13 +60,13 @@ class Location:
     def of(cls, place: PathOrUri) -> "Location":
         """Return the location of a path or a URI: s3:// and gs:// take pyarrow's ``?region=...`` options.
 
-        Raises :class:`AskdError` for another scheme, and for a URI that names no bucket or data set.
+        Raises :class:`AskdError` for another scheme (s3:/, S3://), and for a URI without a bucket or data set.
         """
         if isinstance(place, Location):
             return place
-        scheme, is_uri, rest = str(place).partition("://")
-        if not is_uri:
-            return cls("", str(expand_home(place).absolute()))
+        if scheme_of(str(place)) is None:
+            return cls("", str(local_path(place)))
+        scheme, _, rest = str(place).partition("://")
         if scheme == "hf" and re.match(r"datasets/[^/]+/[^/]", rest):
             return cls("hf://", posixpath.normpath(rest))
         if scheme not in ("s3", "gs"):

@@ -7,6 +7,7 @@ from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import Hypothesis, read_hypotheses
 from askd_ray.evaluate.scores import DomainScores, score
 from askd_ray.evaluate.significance import Difference
+from askd_ray.files import local_path
 from askd_ray.models.bundle import SAID, check_hashes, read_bundle
 from askd_ray.progress import console
 from askd_ray.serve.engine import Hardware
@@ -25,6 +26,7 @@ def promote(bundle: Path, registry: Registry, name: str, force: bool = False) ->
     Raises :class:`AskdError` for a bundle that is damaged or hears otherwise than when it was exported, and for one
     that does not beat the current one: the registry is left as it is.
     """
+    bundle = local_path(bundle)
     check_hashes(bundle)
     version = read_bundle(bundle).version
     current = registry.current(name)

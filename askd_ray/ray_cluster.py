@@ -26,7 +26,7 @@ SETTINGS = {  # read by Ray when it is imported or when a process starts, so the
 }
 
 
-def connect(num_cpus: int | None = None) -> None:
+def connect(num_cpus: int | None = None, *, use_gpu: bool = False) -> None:
     """Join the cluster that ``RAY_ADDRESS`` names (as it does inside a Ray job), else start one on this machine.
 
     A second call does nothing. The cluster of one's own is for this process and those that it starts: Ray's ports
@@ -37,29 +37,25 @@ def connect(num_cpus: int | None = None) -> None:
     ``num_cpus`` are logical: how many workers, data tasks and trials may run side by side. By default at least 4, since
     on fewer a training worker holds what its own data tasks wait for.
 
-    Raises :class:`AskdError` when the cluster of ``RAY_ADDRESS`` cannot be joined.
+    With ``use_gpu`` there must be a GPU: a cluster that is joined may grow, one's own does not, and this is said before
+    it is started.
+
+    Raises :class:`AskdError` when the cluster of ``RAY_ADDRESS`` cannot be joined, and when there is no GPU.
     """
+    address = os.environ.get("RAY_ADDRESS")
+    if use_gpu and not address:
+        from askd_ray.torch_setup import check_cuda  # torch takes seconds to import, and most callers do without
+
+        check_cuda()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _join(address)
-    else:
-        _start(num_cpus)
-
-
-def check_gpus() -> None:
-    """Check that a recipe that asks for GPUs can ever get one: a cluster that is joined may grow, one's own does not.
-
-    Raises :class:`AskdError` when there is none.
-    """
-    if "RAY_ADDRESS" not in os.environ and not ray.cluster_resources().get("GPU"):
-        raise AskdError(
-            "train.use_gpu = True, and this machine has no GPU: --set train.use_gpu=false, or RAY_ADDRESS of a cluster "
-            "that has some"
-        )
+    if not ray.is_initialized():
+        if address:
+            _join(address)
+        else:
+            _start(num_cpus)
+    if use_gpu and not address and not ray.cluster_resources().get("GPU"):
+        raise AskdError("a GPU is asked for, and Ray finds none on this machine: is CUDA_VISIBLE_DEVICES set?")
 
 
 def disconnect() -> None:

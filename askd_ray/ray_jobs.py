@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from askd_ray.config.load import dump_recipe, with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError, did_you_mean
-from askd_ray.files import expand_home
+from askd_ray.files import local_path
 from askd_ray.progress import console
 from askd_ray.ray_cluster import auth_token, package_folder
 from askd_ray.runs import git_sha
@@ -69,7 +69,7 @@ def _take_job(client: JobSubmissionClient, command: str, runtime_env: dict[str, 
 def _runtime_env(folder: str) -> dict[str, Any]:
     variables: dict[str, str] = {}
     if "ASKD_CACHE" in os.environ:
-        variables["ASKD_CACHE"] = str(expand_home(os.environ["ASKD_CACHE"]).resolve())
+        variables["ASKD_CACHE"] = str(local_path(os.environ["ASKD_CACHE"]).resolve())
     sha = git_sha()
     if sha is not None:  # the job's copy of the package lies in no checkout
         variables["ASKD_GIT_SHA"] = sha

@@ -18,7 +18,7 @@ from askd_ray.config.load import dump_recipe, without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import RECIPE_FILE
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path, digest, expand_home, to_json
+from askd_ray.files import atomic_path, digest, local_path, to_json
 from askd_ray.location import Location
 from askd_ray.progress import console
 
@@ -37,7 +37,7 @@ class Run:
     @property
     def path(self) -> Path:
         """The run's folder, absolute."""
-        return expand_home(self.recipe.runs_root).resolve() / self.recipe.name
+        return local_path(self.recipe.runs_root).resolve() / self.recipe.name
 
     @property
     def data_path(self) -> Location:

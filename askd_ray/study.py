@@ -8,13 +8,13 @@ from askd_ray.config.schema import Recipe
 from askd_ray.config.study import Study
 from askd_ray.data.prepare import prepare
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.hypotheses import NON_SPEECH, SCORES, TEACHER
-from askd_ray.evaluate.ray_evaluate import compare
+from askd_ray.evaluate.bundle_scores import evaluation_of_one, publish_scores
+from askd_ray.evaluate.hypotheses import HYPOTHESES, NON_SPEECH, SCORES, TEACHER, read_hypotheses
+from askd_ray.evaluate.ray_evaluate import compare, speed_of
 from askd_ray.evaluate.report.write import report
 from askd_ray.evaluate.scores import Scores
 from askd_ray.evaluate.seeds import SeedComparison, compare_seeds
-from askd_ray.evaluate.sets import read_sets
-from askd_ray.evaluate.speed import measure_speed
+from askd_ray.evaluate.sets import print_left_out, read_sets
 from askd_ray.evaluate.tables import speed_table
 from askd_ray.export.bundle import export
 from askd_ray.files import write_json
@@ -22,6 +22,7 @@ from askd_ray.progress import Table, console
 from askd_ray.ray_cluster import disconnect
 from askd_ray.runs import Run
 from askd_ray.targets.ray_label import label
+from askd_ray.torch_setup import device_of
 from askd_ray.tune.ray_study import train_runs
 
 PLACES = ("in_domain", "out_of_domain")
@@ -30,8 +31,8 @@ PLACES = ("in_domain", "out_of_domain")
 def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """Train every arm with every seed, score all of them and the teacher, and return what comes out.
 
-    Writes study.json and ``evaluate/`` into the study's run folder; the runs lie in ``runs`` below it. All is kept: the
-    same command goes on where it was killed.
+    Writes study.json and ``evaluate/`` into the study's run folder; the runs lie in ``runs`` below it, and each bundle
+    holds its own scores. All is kept: the same command goes on where it was killed.
 
     Raises :class:`AskdError` when the recipe has no ``study``, and what the stages raise.
     """
@@ -51,13 +52,17 @@ def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         export(one)
     models = {TEACHER: recipe.teacher.model, **{name: str(Run(one).bundle) for name, one in runs.items()}}
     sets, left_out = read_sets(run)
-    scores = compare(models, TEACHER, sets, recipe.evaluate, run.path / "evaluate", use_gpu=recipe.train.use_gpu)
-    disconnect()  # an idle cluster takes time from what is measured next
+    print_left_out(left_out)
+    folder, settings, device = run.path / "evaluate", recipe.evaluate, device_of(recipe.train.use_gpu)
+    scores = compare(models, TEACHER, sets, settings, folder, device=device)
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
     first = next(iter(runs))  # all students are of one shape
-    speed = measure_speed({first: models[first], TEACHER: models[TEACHER]}, TEACHER, clips, recipe.evaluate)
+    speed = speed_of({first: models[first], TEACHER: models[TEACHER]}, clips, settings, device)
     evaluated = {**scores, "speed": speed, "left_out": left_out}
-    write_json(run.path / "evaluate" / SCORES, evaluated)
+    write_json(folder / SCORES, evaluated)
+    rows = read_hypotheses(folder / HYPOTHESES)
+    for name, one in runs.items():
+        publish_scores(Run(one).bundle, *evaluation_of_one(evaluated, rows, name, settings.normalizer))
     run.finish("evaluate", "", evaluated, begun)
     comparison = over_seeds(scores, study)
     result = {"seeds": list(study.seeds), "comparison": comparison, "speed": speed}

@@ -4,8 +4,13 @@ import ctypes
 import os
 import threading
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+from askd_ray.errors import AskdError
+
+Device = Literal["cpu", "cuda"]
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -17,9 +22,37 @@ def n_cores() -> int:
     return min(cores, max(1, int(quota) // int(period))) if quota.isdigit() else cores
 
 
-def best_device() -> torch.device:
-    """Return the GPU when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(use_gpu: bool) -> Device:
+    """Return where a recipe's stages compute: on a GPU only where ``train.use_gpu`` asks for one.
+
+    Where Ray runs the work, "cuda" is the GPU that it granted: no other one can be seen from there.
+    """
+    return "cuda" if use_gpu else "cpu"
+
+
+def usable_device(use_gpu: bool) -> Device:
+    """Return :func:`device_of`, where this process can compute there.
+
+    Raises :class:`AskdError` as :func:`check_cuda` does.
+    """
+    if use_gpu:
+        check_cuda()
+    return device_of(use_gpu)
+
+
+def check_cuda() -> None:
+    """Check that torch can compute on a GPU of this machine.
+
+    Raises :class:`AskdError` when there is none, and when its driver is too old for this torch.
+    """
+    if not torch.cuda.is_available():
+        cuda = torch.version.cuda
+        built = f"torch {torch.__version__} is built for CUDA {cuda}" if cuda else "this torch is built for CPUs only"
+        raise AskdError(
+            f"a GPU is asked for, and this machine has no GPU that torch can use (no NVIDIA GPU, or its driver is too "
+            f"old; {built}; docs/install.md): --set train.use_gpu=false or --device cpu, or RAY_ADDRESS of a cluster "
+            "that has some"
+        )
 
 
 def use_threads(threads: int = 0, processes: int = 1) -> int:

@@ -35,7 +35,7 @@ from askd_ray.models.cost import parts
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import Decoded, Encoded, WindowedWhisper, encode
 from askd_ray.progress import bar, console
-from askd_ray.torch_setup import best_device, use_threads
+from askd_ray.torch_setup import use_threads
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import make_stream
 from askd_ray.train.optim import build_optimizer
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    device = best_device()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not options.quick:
         console.print("no GPU here: --quick shows on the CPU that this works")
         raise SystemExit(2)

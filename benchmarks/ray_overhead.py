@@ -176,7 +176,7 @@ def ray_worker(config: dict[str, Any]) -> None:
             made = PlainContext(self.device).batches(stream, tasks)
             return _handed_over("ray", config["socket"], made)
 
-    Loop(Recipe.model_validate(config["recipe"]), InRay(), Path(config["root"]) / "ray", "ray").run()
+    Loop(Recipe.model_validate(config["recipe"]), InRay(use_gpu=False), Path(config["root"]) / "ray", "ray").run()
 
 
 if __name__ == "__main__":

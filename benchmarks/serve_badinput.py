@@ -4,8 +4,8 @@
 
 Real prompts as wav, flac, ogg and mp3, then truncated, with flipped bits, forged headers, wrong types, bombs that
 decode to hours, zero length, silence, eight channels, rates of 1 Hz and of 4 GHz, names with ../ in them, and broken
-forms. Each is sent once. A death is a replica's process that is not the one that was there before; the decoding
-processes that a file kills are replaced, and do not count. --json prints one line of JSON last.
+forms and HTTP (broken_forms.py). Each is sent once. A death is a replica's process that is not the one that was there
+before; the decoding processes that a file kills are replaced, and do not count. --json prints one line of JSON last.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import soundfile
+from broken_forms import RawRequest, broken_request
 from rich.table import Table
 from served import Service, askd
 from speech_rows import clips
@@ -29,6 +30,7 @@ from askd_ray.audio.decode import decode
 from askd_ray.progress import bar, console
 
 CLIENTS = 8
+FORMS_SHARE = 0.25  # of the requests whose form or HTTP is broken, and not their file
 Upload = tuple[str, bytes, dict[str, str]]
 """File name, content, and the other fields of the form."""
 
@@ -45,7 +47,7 @@ def main() -> None:
     rng = random.Random(options.seed)
     sounds = originals()
     with askd("student", "--model", f"student={options.bundle}") as service:
-        found = asyncio.run(send(service, [broken(sounds, rng) for _ in range(n)]))
+        found = asyncio.run(send(service, [one_of_many(sounds, rng) for _ in range(n)]))
     shown = Table(title=f"{n} broken uploads; memory of the replicas grew by {found['memory_grew_mb']} MB")
     for column in ("status", "answers"):
         shown.add_column(column, justify="right")
@@ -72,6 +74,19 @@ def originals() -> dict[str, bytes]:
         soundfile.write(file, waveform, 16_000, format=form, subtype=kind)
         sounds[name] = file.getvalue()
     return sounds
+
+
+def one_of_many(sounds: dict[str, bytes], rng: random.Random) -> "Upload | RawRequest":
+    """Return a broken file in a good form, or a good file in a broken one."""
+    return broken_request(sounds["wav"], rng) if rng.random() < FORMS_SHARE else broken(sounds, rng)
+
+
+def request_of(client: httpx.AsyncClient, url: str, upload: "Upload | RawRequest") -> httpx.Request:
+    if isinstance(upload, RawRequest):
+        headers = {"content-type": upload.content_type}
+        return client.build_request(upload.method, url + upload.path, content=upload.body, headers=headers)
+    name, content, fields = upload
+    return client.build_request("POST", f"{url}/v1/audio/transcriptions", files={"file": (name, content)}, data=fields)
 
 
 def broken(sounds: dict[str, bytes], rng: random.Random) -> Upload:
@@ -166,7 +181,7 @@ FIELDS = [
 ]
 
 
-async def send(service: Service, uploads: list[Upload]) -> dict[str, object]:
+async def send(service: Service, uploads: "list[Upload | RawRequest]") -> dict[str, object]:
     """Send them; returns the statuses, and what they did to the replicas."""
     statuses, waiting = Counter[int](), list(uploads)
     before, memory_mb = pids(service), service.memory_mb()
@@ -175,11 +190,9 @@ async def send(service: Service, uploads: list[Upload]) -> dict[str, object]:
 
             async def one() -> None:
                 while waiting:
-                    name, content, fields = waiting.pop()
+                    upload = waiting.pop()
                     try:
-                        response = await client.post(
-                            f"{service.url}/v1/audio/transcriptions", files={"file": (name, content)}, data=fields
-                        )
+                        response = await client.send(request_of(client, service.url, upload))
                         statuses[response.status_code] += 1
                     except httpx.HTTPError:
                         statuses[0] += 1

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import torch
 from labelled_run import write_run
 from rich.table import Table
 from speech_rows import clips
@@ -37,7 +38,7 @@ from askd_ray.models.load import load_whisper
 from askd_ray.progress import bar, console
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
-from askd_ray.torch_setup import best_device, use_threads
+from askd_ray.torch_setup import usable_device, use_threads
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
 
@@ -112,7 +113,7 @@ def _run(root: Path, data: Path | None, n_clips: int, epochs: float) -> Recipe:
 
 def _train(recipe: Recipe, root: Path, features: Path | None) -> float:
     """Run a trial as `askd tune` does; returns its seconds."""
-    context = Sharing()
+    context = Sharing(torch.device(usable_device(recipe.train.use_gpu)))
     context.features = features
     begun = time.perf_counter()
     Loop(recipe, context, root / "trial", "trial").run()
@@ -130,7 +131,7 @@ def _alone(recipe: Recipe, root: Path) -> dict[str, float]:
     run = Run(recipe)
     begun = time.perf_counter()
     model, tokens = load_whisper(recipe.teacher.model)
-    model.to(best_device())
+    model.to(usable_device(recipe.train.use_gpu))
     for shard in shard_paths(run.shards, "train"):
         write_labels(
             run.labels / shard.name, label(model, tokens, to_utterances(read_table(shard)), recipe), label_key(recipe)

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly VENV=.venv
 readonly PY=$VENV/bin/python
 readonly UNFINISHED=$VENV/.installing
-readonly FULL_INSTALL_GB=10 # 6 for .venv, and room for downloads on their way
+readonly FULL_INSTALL_GB=10 # 7 for .venv, and room for downloads on their way
 readonly UPDATE_GB=1
 install_s=0 # what the install took in this call; 0 when nothing was missing
 trap 'exit 130' INT # also where the command that was interrupted returns as if it had only failed
@@ -87,7 +87,7 @@ install() { # install demo|dev: .venv with what that extra needs; dev includes d
         printf '\n==> install: %s is complete, nothing to do\n' "$VENV"
     else
         check_disk
-        step "install: Python packages into $VENV (3 GB of downloads, 6 GB on disk; 3 to 6 minutes the first time)" \
+        step "install: Python packages into $VENV (3.5 GB of downloads, 7 GB on disk; 3 to 6 minutes the first time)" \
             pip_install "$extra"
         install_s=$((SECONDS - begun))
     fi

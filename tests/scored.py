@@ -1,9 +1,13 @@
-"""The result of an evaluation of made-up texts: what cards and reports are made of."""
+"""The result of an evaluation of made-up texts, and a bundle's description: what cards and reports are made of."""
 
+from pathlib import Path
 from typing import Any
 
+from askd_ray.config.objective import Objective
 from askd_ray.evaluate.hypotheses import CLEAN, Hypothesis
 from askd_ray.evaluate.scores import score
+from askd_ray.files import write_json
+from askd_ray.models.bundle import BUNDLE_FILE, hashes
 
 REFERENCES = ("red green blue", "black white", "paper stone river mountain tree")
 SAID = {
@@ -34,3 +38,20 @@ def evaluation() -> dict[str, Any]:
         "hardware": {"cpu": "a cpu", "cores": 2, "threads": 2},
     }
     return {**score(hypotheses(), "teacher"), "speed": speed, "left_out": {}}
+
+
+def description_of_bundle(bundle: Path) -> None:
+    """Describe the files of a folder as `askd export` does: a bundle that is not evaluated yet."""
+    description = {
+        "name": "small",
+        "teacher": "wheel:tiny.en",
+        "window": {"silence_s": 0.3},
+        "languages": ["en"],
+        "data": {"utterances": 4, "hours": 0.1, "domains": {"ivr": 4}, "licences": {"CC-BY-SA-3.0": 4}},
+        "params_m": 37.8,
+        "objective": Objective().model_dump(mode="json"),
+        "epochs": 1,
+        "scores": None,
+        "versions": {},
+    }
+    write_json(bundle / BUNDLE_FILE, {**description, "sha256": hashes(bundle)})

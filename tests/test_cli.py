@@ -216,7 +216,7 @@ def test_a_relative_source_is_found_from_another_folder(
 ):
     prepared(tmp_path / "data", speech, capsys)
     monkeypatch.chdir(tmp_path)
-    main_ok(["prepare", *a_run(Path("here"), "data.sources=[{path: data}]")])
+    main_ok(["prepare", *a_run(Path("here"), "data.sources=[{path: data}]", "data.dev_share=0.3")])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     main_ok(["prepare", "--recipe", str(tmp_path / "here" / "t" / "recipe.yaml")])

@@ -1,8 +1,20 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from askd_ray.files import atomic_path, digest, read_json, sha256_of_file, write_json
+from askd_ray.errors import AskdError
+from askd_ray.files import (
+    atomic_path,
+    check_place,
+    digest,
+    local_path,
+    read_json,
+    scheme_of,
+    sha256_of_file,
+    write_json,
+)
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -74,3 +86,38 @@ def test_json_round_trip_and_hashes(tmp_path):
 def test_digest_ignores_the_order_of_keys_and_nothing_else(value):
     assert digest(value) == digest(dict(reversed(value.items())))
     assert digest(value) != digest({**value, "another key": 0})
+
+
+SCHEMES = st.from_regex(r"[A-Za-z][A-Za-z0-9+.-]{1,8}", fullmatch=True)
+
+
+@given(SCHEMES, st.sampled_from(["/", "//"]), st.text(max_size=20))
+def test_no_uri_becomes_a_folder(scheme: str, slashes: str, rest: str):
+    uri = f"{scheme}:{slashes}x{rest}"
+    assert scheme_of(uri) == scheme
+    for place in (uri, Path(uri)):
+        with pytest.raises(AskdError, match="a path on a disk of this machine is expected"):
+            local_path(place)
+    if slashes == "//":
+        assert check_place(uri, scheme) == uri
+    with pytest.raises(AskdError, match="a path is allowed, or no://"):
+        check_place(uri, "no")
+
+
+NAMES = st.text(st.characters(exclude_characters=":\0", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(NAMES.filter(lambda name: name[0] != "~"))
+def test_what_is_no_uri_is_a_path_here(name: str):
+    assert scheme_of(name) is None
+    assert local_path(name) == Path(name).absolute()
+
+
+def test_the_home_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert local_path("~/runs") == local_path(Path("~/runs")) == Path("/home/me/runs")
+    assert local_path("cache:ivr") == Path("cache:ivr").absolute()
+    with pytest.raises(AskdError, match="~nobody-of-that-name/runs: there is no such home folder"):
+        local_path("~nobody-of-that-name/runs")
+    with pytest.raises(AskdError, match=r"^s3://bucket/x: a path"):
+        local_path("s3://key:secret@bucket/x")

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
+from askd_ray.cli import main
 from askd_ray.data.shards import read_table, shard_paths, write_table
 from askd_ray.errors import AskdError
 from askd_ray.location import UNFINISHED, Location, at_once
+from askd_ray.serve.registry import Registry
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -236,3 +238,53 @@ def test_at_once_keeps_the_order_and_passes_errors_on():
     assert at_once(lambda n: n * n, range(50)) == [n * n for n in range(50)]
     with pytest.raises(ZeroDivisionError):
         at_once(lambda n: 1 // n, [1, 0])
+
+
+@pytest.mark.parametrize(
+    "place", ["s3:/bucket/x", "S3://bucket/x", "file:///tmp/x", "http://host/x", Path("s3://bucket/x")]
+)
+def test_no_uri_becomes_a_folder_here(place: str | Path):
+    with pytest.raises(AskdError, match="unknown scheme"):
+        Location.of(place)
+
+
+URI = "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plot-schedule", "--out", URI],
+        ["plot-runs", "runs/x", "--out", URI],
+        ["serve", "--bundle", URI],
+        ["serve", "--model", f"x={URI}"],
+        ["serve", "--registry", URI],
+        ["serve", "--bundle", ".", "--keys", URI],
+        ["promote", URI],
+        ["promote", ".", "--registry", URI],
+        ["rollback", "--registry", URI],
+        ["transcribe", "clip.wav", "--bundle", URI],
+        ["prepare", "--set", f"runs_root={URI}"],
+        ["demo", "--speech", URI],
+    ],
+    ids=" ".join,
+)
+def test_what_a_command_reads_or_writes_on_a_disk_is_no_uri(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.wav").touch()
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert "s3:/" in line and "a path on a disk of this machine is expected" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.wav", "model.bin"]
+
+
+def test_the_home_folder_is_found_where_no_shell_has_looked_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """As in --registry=~/models, of which bash leaves the ~ alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Registry(Path("~/models")).folder == tmp_path / "models"
+    assert Location.of("~/clips") == Location.of(tmp_path / "clips")

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
 from askd_ray import ray_cluster
 from askd_ray.errors import AskdError
-from askd_ray.ray_cluster import auth_token, check_gpus, connect
+from askd_ray.ray_cluster import auth_token, connect
 
 OWN_CLUSTER = """
 import os, ray
@@ -79,9 +80,18 @@ def test_workers_import_the_package(ray_session: None):
     assert ray.cluster_resources()["CPU"] >= 4
 
 
-def test_gpus_on_a_machine_without_any_are_refused(ray_session: None, monkeypatch: pytest.MonkeyPatch):
-    if ray.cluster_resources().get("GPU"):
-        pytest.skip("this machine has a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpus_on_a_machine_without_any_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(AskdError, match=r"this machine has no GPU: --set train\.use_gpu=false, or RAY_ADDRESS"):
-        check_gpus()
+    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: pytest.fail("Ray was asked first"))
+    with pytest.raises(AskdError, match=r"no GPU that torch can use.*--set train\.use_gpu=false.*RAY_ADDRESS"):
+        connect(use_gpu=True)
+
+
+@pytest.mark.slow
+def test_a_gpu_that_ray_does_not_find_is_no_endless_wait(ray_session: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(ray_cluster.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    with pytest.raises(AskdError, match="Ray finds none on this machine"):
+        connect(use_gpu=True)

@@ -10,6 +10,8 @@ from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import CLEAN, Hypothesis, read_hypotheses
 from askd_ray.evaluate.scores import score
 from askd_ray.files import read_json
+from askd_ray.models.bundle import SAID, check_hashes
+from askd_ray.promote import check_gate
 from askd_ray.runs import Run
 from askd_ray.study import over_seeds, run_study
 from askd_ray.train.track import read_metrics
@@ -59,6 +61,15 @@ def test_arms_train_with_their_own_objective_on_the_same_data(tmp_path: Path, sp
         result["comparison"]["in_domain"]["arm"]["against"] == "distil" and "out_of_domain" not in result["comparison"]
     )
     assert read_json(folder / "study.json")["result"] == result
+
+    bundles = {name: folder / "runs" / name / "bundle" for name in trained}
+    for name, bundle in bundles.items():
+        scores = read_json(bundle / "bundle.json")["scores"]
+        evaluated = read_json(folder / "evaluate" / "scores.json")["sets"]["test"]["models"]
+        assert scores["sets"]["test"]["models"]["student"]["wer"] == evaluated[name]["wer"]
+        assert {row.model for row in read_hypotheses(bundle / SAID)} == {"student"} and check_hashes(bundle) > 0
+    with pytest.raises(AskdError, match="does not beat what is served"):  # two equals: they are compared, not refused
+        check_gate(bundles["ce-0"], bundles["ce-0"])
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     run_study(recipe)

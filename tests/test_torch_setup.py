@@ -1,12 +1,20 @@
 import platform
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
 from askd_ray import torch_setup
-from askd_ray.torch_setup import n_cores, release_memory
+from askd_ray.config.schema import Recipe
+from askd_ray.errors import AskdError
+from askd_ray.evaluate.systems import open_recogniser, weights_hash
+from askd_ray.targets.pseudo_label import teacher_engine
+from askd_ray.torch_setup import device_of, n_cores, release_memory, usable_device
+from askd_ray.train import ray_trainer
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
@@ -33,3 +41,49 @@ def test_a_containers_share_of_the_cores_counts(
     monkeypatch.setattr(torch_setup, "_CGROUP_QUOTA", file)
     monkeypatch.setattr(torch_setup.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert n_cores() == cores
+
+
+def test_a_recipe_without_gpu_computes_on_the_cpu_although_there_is_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (device_of(False), usable_device(False)) == ("cpu", "cpu")
+    assert (device_of(True), usable_device(True)) == ("cuda", "cuda")
+
+
+def test_a_gpu_that_torch_cannot_use_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert usable_device(False) == "cpu"
+    for cuda, why in (("13.0", "is built for CUDA 13.0"), (None, "is built for CPUs only")):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        with pytest.raises(AskdError, match=why) as caught:
+            usable_device(True)
+        assert "\n" not in str(caught.value) and "--set train.use_gpu=false" in str(caught.value)
+
+
+def test_the_device_is_decided_in_one_place():
+    """A recipe without ``train.use_gpu`` took the first GPU, beside what Ray granted to others."""
+    package = Path(torch_setup.__file__).parent
+    asking = {p.name for p in package.rglob("*.py") if re.search(r"torch\.cuda|get_cuda_device_count", p.read_text())}
+    assert asking == {"torch_setup.py"}
+
+
+@pytest.fixture
+def on_a_gpu_machine(monkeypatch: pytest.MonkeyPatch):
+    """A machine of whose GPUs Ray has granted none to this process."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("on_a_gpu_machine")
+def test_a_worker_without_a_gpu_of_ray_s_takes_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray_trainer, "get_device", lambda: torch.device("cuda:0"))  # as it does where none is granted
+    alone = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr(ray_trainer.ray.train, "get_context", lambda: alone)
+    assert ray_trainer.RayTrainContext(use_gpu=False).device.type == "cpu"
+    assert ray_trainer.RayTrainContext(use_gpu=True).device.type == "cuda"
+
+
+@pytest.mark.usefixtures("on_a_gpu_machine")
+def test_a_teacher_and_the_systems_that_are_compared_stay_on_the_cpu(weights: Path):
+    recipe = Recipe.model_validate({"teacher": {"model": str(weights)}, "targets": {"kind": "pseudo"}})
+    assert teacher_engine(recipe).languages == ("en",)
+    assert [heard.ended for heard in open_recogniser(str(weights)).hear([np.zeros(16_000, np.float32)], "en")] == [True]
+    assert weights_hash(str(weights)) != weights_hash(str(weights), "cuda")  # nor is one device's answer the other's

@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from askd_ray.config.section import Section, Share
+from askd_ray.files import check_place
 
 Decibels = Annotated[float, Field(ge=-100.0, le=100.0)]
 Seconds = Annotated[float, Field(ge=0.05, le=10.0)]
@@ -26,6 +27,11 @@ class Noise(Section):
     snr_db: tuple[Decibels, Decibels] = (5.0, 20.0)
     files: str | None = None
 
+    @field_validator("files")
+    @classmethod
+    def _on_a_disk(cls, given: str | None) -> str | None:
+        return None if given is None else check_place(given)
+
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "Noise":
         if self.share == 0.0:
@@ -44,6 +50,11 @@ class Reverb(Section):
     share: Share = 0.0
     rt60_s: tuple[Seconds, Seconds] = (0.2, 0.8)
     files: str | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _on_a_disk(cls, given: str | None) -> str | None:
+        return None if given is None else check_place(given)
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "Reverb":

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from askd_ray.config.section import Count, Positive, Section
 from askd_ray.config.source import Source
+from askd_ray.files import check_place
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
@@ -64,6 +65,11 @@ class Evaluate(Section):
     stock: bool = True
     speed_clips: Count = 48
     batch_sizes: tuple[Count, ...] = ()
+
+    @field_validator("noise_files", "room_files")
+    @classmethod
+    def _on_a_disk(cls, given: str | None) -> str | None:
+        return None if given is None else check_place(given)
 
     @model_validator(mode="after")
     def _something_is_scored(self) -> "Evaluate":

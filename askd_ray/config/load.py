@@ -15,7 +15,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.tune import DEFAULT_SPACE
 from askd_ray.errors import AskdError, did_you_mean, without_credentials
-from askd_ray.files import expand_home
+from askd_ray.files import local_path, scheme_of
 
 
 def recipe_names() -> list[str]:
@@ -122,7 +122,7 @@ def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
 
 
 def _absolute(path: str) -> str:
-    return path if path.startswith("cache:") or "://" in path else str(expand_home(path).resolve())
+    return path if path.startswith("cache:") or "://" in path else str(local_path(path).resolve())
 
 
 def _tracking(tracking: Tracking) -> Tracking:
@@ -132,8 +132,8 @@ def _tracking(tracking: Tracking) -> Tracking:
 
 
 def _model(reference: str | None) -> str | None:
-    if reference is None or not expand_home(reference).exists():  # wheel:NAME, or an id on the hub
-        return reference
+    if reference is None or scheme_of(reference) is not None or not local_path(reference).exists():
+        return reference  # a server, wheel:NAME, or an id on the hub
     return _absolute(reference)
 
 

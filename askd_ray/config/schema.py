@@ -6,38 +6,22 @@ A recipe is read by :mod:`askd_ray.config.load`; every stage takes one. Fields c
 import itertools
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from askd_ray.config.augment import Augment
+from askd_ray.config.data import Data
 from askd_ray.config.evaluate import Evaluate, Name
 from askd_ray.config.objective import Objective
 from askd_ray.config.section import Count, Positive, Section, Share
-from askd_ray.config.source import Source
 from askd_ray.config.study import Study
 from askd_ray.config.targets import Targets
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.train import Train
 from askd_ray.config.tune import Tune
+from askd_ray.files import check_place
 
 Layers = tuple[int | tuple[int, ...], ...]
 """Layers that are kept, by index, and lists of neighbours that become one layer."""
-
-
-class Data(Section):
-    """How sources become shards. Splits are a hash of the speaker (or of the text where no speaker is named)."""
-
-    sources: tuple[Source, ...] = ()
-    dev_share: Share = 0.1
-    test_share: Share = 0.1
-    utterances_per_shard: Count = 64
-    max_duration_s: Annotated[float, Field(gt=0.0, le=30.0)] = 30.0
-    max_quarantine_share: Share = 0.2
-
-    @model_validator(mode="after")
-    def _something_is_left_to_train_on(self) -> "Data":
-        if self.dev_share + self.test_share >= 1.0:
-            raise ValueError("dev_share + test_share must stay below 1: nothing would be left to train on")
-        return self
 
 
 class Teacher(Section):
@@ -126,7 +110,7 @@ class Recipe(Section):
     seed: int = 0
     runs_root: str = "runs"
     data_root: str | None = None
-    data: Data = Data()
+    data: Data = Field(default_factory=Data)
     teacher: Teacher = Teacher()
     targets: Targets = Field(default_factory=Targets)
     student: Student = Student()
@@ -138,6 +122,16 @@ class Recipe(Section):
     tune: Tune = Field(default_factory=Tune)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     study: Study | None = None
+
+    @field_validator("runs_root")
+    @classmethod
+    def _on_a_disk(cls, given: str) -> str:
+        return check_place(given)
+
+    @field_validator("data_root")
+    @classmethod
+    def _can_be_written_to(cls, given: str | None) -> str | None:
+        return None if given is None else check_place(given, "s3", "gs")
 
     @model_validator(mode="after")
     def _a_sharded_student_stays_one(self) -> "Recipe":

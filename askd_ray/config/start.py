@@ -12,7 +12,7 @@ from askd_ray.config.differences import copy_decided, plain
 from askd_ray.config.load import load_recipe, make_recipe, override, read_values, with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
-from askd_ray.files import expand_home
+from askd_ray.files import local_path
 from askd_ray.progress import console
 
 RECIPE_FILE = "recipe.yaml"
@@ -32,7 +32,7 @@ def start_recipe(stage: str, given: str | None, overrides: Sequence[str] = (), d
     Raises :class:`AskdError` as :func:`askd_ray.config.load.load_recipe` does.
     """
     recipe = load_recipe(given, overrides) if given is not None else _own_recipe(stage, overrides, default)
-    if _IN_A_JOB in os.environ and not expand_home(recipe.runs_root).is_absolute():
+    if _IN_A_JOB in os.environ and not Path(recipe.runs_root).expanduser().is_absolute():
         raise AskdError(
             f"runs_root = {recipe.runs_root}: a Ray job runs in a copy of its folder that is deleted afterwards: give "
             "an absolute path (--set runs_root=FOLDER), or use `askd submit`, which does"
@@ -56,7 +56,7 @@ def _own_recipe(stage: str, overrides: Sequence[str], default: str) -> Recipe:
 
 def _recipe_file(root: Any, *runs: Any) -> Path | None:
     """Return the recipe of the first of the runs that has one. Values that are no names are refused later."""
-    files = [expand_home(root) / run / RECIPE_FILE for run in runs if isinstance(root, str) and isinstance(run, str)]
+    files = [local_path(root) / run / RECIPE_FILE for run in runs if isinstance(root, str) and isinstance(run, str)]
     return next((file for file in files if file.is_file()), None)
 
 

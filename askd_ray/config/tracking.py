@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from askd_ray.config.section import Section
+from askd_ray.files import local_path, scheme_of
 
 
 class Tracking(Section):
@@ -25,13 +26,16 @@ class Tracking(Section):
             return self
         # The messages leave the value out: it may hold a password.
         where = urlsplit(self.mlflow)
-        if not self.mlflow or ("://" in self.mlflow and not (where.scheme in ("http", "https") and where.hostname)):
+        is_uri = scheme_of(self.mlflow) is not None or "://" in self.mlflow
+        if not self.mlflow or (is_uri and not (where.scheme in ("http", "https") and where.hostname)):
             raise ValueError("mlflow is a folder, or the address of a tracking server: http://HOST:PORT or https://...")
         if "://" in self.mlflow and (where.username is not None or where.query):
             raise ValueError(
                 "mlflow holds a name, a password or a query, and a recipe is no secret: give the bare address, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             )
+        if not is_uri:
+            local_path(self.mlflow)
         return self
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 from askd_ray.config.schema import Recipe
 from askd_ray.distill.schedules import Progress, Weights, weights_at
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path
+from askd_ray.files import atomic_path, local_path
 
 _POINTS = 501
 
@@ -32,7 +32,7 @@ def plot_schedule(recipe: Recipe, path: Path) -> Path:
 
     Raises :class:`AskdError` when matplotlib is not installed.
     """
-    arrays = schedule_arrays(recipe)
+    path, arrays = local_path(path), schedule_arrays(recipe)
     figure, axes = figure_of(1 + _varies(arrays["T"]) + _varies(arrays["k"]))
     left = axes[0]
     for name, label, style in (("a", "a, teacher", "-"), ("b", "b, self", "-")):

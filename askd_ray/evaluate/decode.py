@@ -16,6 +16,7 @@ from askd_ray.evaluate.latency import evenly
 from askd_ray.evaluate.sets import EvalSet
 from askd_ray.evaluate.systems import Heard, Recogniser, weights_hash
 from askd_ray.files import digest
+from askd_ray.torch_setup import Device
 
 PART_CLIPS = 64
 _FORMAT = 3  # of what a part holds, and of how models hear
@@ -72,7 +73,7 @@ class Material:
         )
 
 
-def parts(models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate) -> list[Part]:
+def parts(models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate, device: Device = "cpu") -> list[Part]:
     """Return the parts of an evaluation, model by model, so that each model is loaded once.
 
     A part's key holds the model's weights and the set's content, and neither's name: what is decoded already is found
@@ -81,7 +82,7 @@ def parts(models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate
     sounds = [_listed(settings.noise_files), _listed(settings.room_files), [chosen.fingerprint for chosen in sets]]
     made: list[Part] = []
     for model, reference in models.items():
-        weights = weights_hash(reference)
+        weights = weights_hash(reference, device)
         for chosen in sets:
             for condition, numbers in _heard(chosen, settings):
                 for first in range(0, len(numbers), PART_CLIPS):

@@ -55,7 +55,12 @@ class Hypothesis:
 
 def write_hypotheses(path: Path, rows: Sequence[Hypothesis]) -> None:
     """Write rows atomically."""
-    write_table(path, pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMA))
+    write_table(path, to_table(rows))
+
+
+def to_table(rows: Sequence[Hypothesis]) -> pa.Table:
+    """Return rows as a table of :data:`SCHEMA`."""
+    return pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMA)
 
 
 def read_hypotheses(path: Path) -> list[Hypothesis]:

@@ -13,7 +13,7 @@ from askd_ray.evaluate.systems import Recogniser, open_recogniser
 from askd_ray.progress import bar
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
-from askd_ray.torch_setup import use_threads
+from askd_ray.torch_setup import Device, usable_device, use_threads
 
 _CORES_PER_ACTOR = 8  # a copy of the model uses all cores of a small machine
 
@@ -26,14 +26,14 @@ def decode(parts: Sequence[Part], material: Material, folder: Path, use_gpu: boo
     todo = [part for part in parts if not part.file(folder).is_file()]
     if not todo:
         return
-    connect()
+    connect(use_gpu=use_gpu)
     configure()
     resources = ray.cluster_resources()
     pool = max(1, int(resources.get("GPU", 0)) if use_gpu else int(resources["CPU"]) // _CORES_PER_ACTOR)
     items = [{"number": number} for number in range(len(todo))]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _Decoder),
-        fn_constructor_args=(ray.put((todo, material)), folder),
+        fn_constructor_args=(ray.put((todo, material)), folder, use_gpu),
         num_gpus=1 if use_gpu else 0,
         num_cpus=0.5,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool, len(items))),
@@ -48,8 +48,9 @@ def decode(parts: Sequence[Part], material: Material, folder: Path, use_gpu: boo
 class _Decoder:
     """One actor. It keeps the model that it used last, and the material."""
 
-    def __init__(self, work: Any, folder: Path):
+    def __init__(self, work: Any, folder: Path, use_gpu: bool):
         use_threads()
+        self._device: Device = usable_device(use_gpu)
         self._parts, self._material = cast("tuple[list[Part], Material]", ray.get(work))
         self._folder = folder
         self._reference: str | None = None
@@ -58,6 +59,7 @@ class _Decoder:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = self._parts[row["number"]]
         if self._recogniser is None or part.reference != self._reference:
-            self._recogniser, self._reference = open_recogniser(part.reference), part.reference
+            self._recogniser = open_recogniser(part.reference, device=self._device)
+            self._reference = part.reference
         decode_part(part, self._recogniser, self._material, self._folder)
         return row

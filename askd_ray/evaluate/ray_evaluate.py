@@ -1,32 +1,47 @@
 """The stage `evaluate`: the student, its teacher and other models on held-out speech; scores, and how sure they are."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
+
+import ray
 
 from askd_ray.audio.sounds import check_sound_files
 from askd_ray.audio.units import PADDED_S
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
+from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
+from askd_ray.evaluate.bundle_scores import publish_scores
 from askd_ray.evaluate.decode import Material, collected, parts
-from askd_ray.evaluate.hypotheses import HYPOTHESES, NON_SPEECH, SCORES, STUDENT, TEACHER, write_hypotheses
+from askd_ray.evaluate.hypotheses import (
+    HYPOTHESES,
+    NON_SPEECH,
+    SCORES,
+    STUDENT,
+    TEACHER,
+    read_hypotheses,
+    write_hypotheses,
+)
 from askd_ray.evaluate.latency import evenly
 from askd_ray.evaluate.ray_decode import decode
 from askd_ray.evaluate.scores import Scores, score
-from askd_ray.evaluate.sets import EvalSet, read_sets
+from askd_ray.evaluate.sets import EvalSet, print_left_out, read_sets
 from askd_ray.evaluate.speculative import speculative_scores
 from askd_ray.evaluate.speed import measure_speed
-from askd_ray.evaluate.systems import is_url, weights_hash
+from askd_ray.evaluate.systems import is_url, languages_of, weights_hash
 from askd_ray.evaluate.tables import speed_table, table
 from askd_ray.files import write_json
+from askd_ray.models.bundle import check_hashes
 from askd_ray.models.load import load_whisper
 from askd_ray.progress import console
-from askd_ray.ray_cluster import disconnect
+from askd_ray.ray_cluster import connect, disconnect
+from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
+from askd_ray.torch_setup import Device, device_of
 
 PARTS = "parts"
 
@@ -34,34 +49,38 @@ PARTS = "parts"
 def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """Compare the exported student with its teacher and with the recipe's other models; returns the scores.
 
-    Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate`` and prints tables. What is decoded
-    already is not decoded again.
+    Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate``, puts the scores into the bundle, and
+    prints tables. What is decoded already is not decoded again.
 
-    Raises :class:`AskdError`: no bundle yet, an unusable model or set, faster-whisper wanted but not installed.
+    Raises :class:`AskdError`: no bundle yet, or a damaged one, an unusable model or set.
     """
     run = Run(with_absolute_paths(recipe))
     folder, settings = run.path / "evaluate", recipe.evaluate
     _check(settings)
     run.result("export")
+    check_hashes(run.bundle)  # now and not when all is scored
+    device = device_of(recipe.train.use_gpu)
     models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **settings.models}
     sets, left_out = read_sets(run)
-    weights = {name: weights_hash(reference) for name, reference in models.items()}
+    print_left_out(left_out)
+    weights = {name: weights_hash(reference, device) for name, reference in models.items()}
     key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets])
     done = run.finished("evaluate", key)
     if done is not None and not force:
         console.print(table(cast(Scores, done)), speed_table(done["speed"]))
         console.print(f"evaluate: finished already ({folder / SCORES})")
+        publish_scores(run.bundle, done, read_hypotheses(folder / HYPOTHESES))  # it may have been exported again
         return done
     begun = run.begin("evaluate")
     run.forget("evaluate")
-    scores = compare(models, TEACHER, sets, settings, folder, use_gpu=recipe.train.use_gpu)
-    disconnect()  # an idle cluster takes time from what is measured next
+    scores = compare(models, TEACHER, sets, settings, folder, device=device)
     timed = {name: models[name] for name in (STUDENT, TEACHER)}
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
-    speed = measure_speed(timed, TEACHER, clips, settings)
+    speed = speed_of(timed, clips, settings, device)
     drafting = _drafting(run, evenly(clips, settings.speed_clips)) if settings.speculative else None
     result = {**scores, "speed": speed, "speculative": drafting, "left_out": left_out}
     write_json(folder / SCORES, result)
+    publish_scores(run.bundle, result, read_hypotheses(folder / HYPOTHESES))
     console.print(table(scores), speed_table(speed))
     return run.finish("evaluate", key, result, begun)
 
@@ -80,17 +99,44 @@ def compare(
     settings: Evaluate,
     folder: Path,
     *,
-    use_gpu: bool = False,
+    device: Device = "cpu",
 ) -> Scores:
     """Decode every set with every model, clean and under the conditions, and return the scores.
 
     The raw texts go to ``folder``.
+
+    Raises :class:`AskdError` for a language of the sets that a model does not know, before anything is decoded.
     """
-    made, material = parts(models, sets, settings), Material.of(sets, settings)
-    decode(made, material, folder / PARTS, use_gpu)
+    _refuse_languages(models, sets)
+    made, material = parts(models, sets, settings, device), Material.of(sets, settings)
+    decode(made, material, folder / PARTS, device == "cuda")
     rows = list(collected(made, material, folder / PARTS))
     write_hypotheses(folder / HYPOTHESES, rows)
     return score(rows, baseline, settings.normalizer)
+
+
+def speed_of(
+    models: Mapping[str, str], clips: Sequence[Utterance], settings: Evaluate, device: Device
+) -> dict[str, Any]:
+    """Measure speed against the teacher: here, or on a GPU that Ray grants; leaves the cluster."""
+    if device == "cpu":
+        disconnect()  # an idle cluster takes time from what is measured
+        return measure_speed(models, TEACHER, clips, settings)
+    connect(use_gpu=True)
+    with user_error():
+        task = ray.remote(num_gpus=1)(cast(Any, measure_speed))
+        speed = cast(dict[str, Any], ray.get(task.remote(models, TEACHER, clips, settings, device)))
+    disconnect()
+    return speed
+
+
+def _refuse_languages(models: Mapping[str, str], sets: Sequence[EvalSet]) -> None:
+    for chosen in sets:
+        spoken = Counter(u.language for u in chosen.utterances)
+        for name, reference in models.items():
+            languages = languages_of(reference)
+            if languages is not None:
+                refuse_languages(spoken, f"model {name}", languages, f"evaluate: set {chosen.name} has")
 
 
 def _check(settings: Evaluate) -> None:
@@ -102,8 +148,3 @@ def _check(settings: Evaluate) -> None:
     for name, reference in settings.models.items():
         if is_url(reference) and "#" not in reference:
             raise AskdError(f"evaluate.models {name} = {reference}: the model's name is missing: {reference}#NAME")
-    if settings.stock and find_spec("faster_whisper") is None:
-        raise AskdError(
-            "evaluate.stock compares with faster-whisper, which is not installed: pip install 'askd-ray[demo]', or "
-            "--set evaluate.stock=false"
-        )

@@ -2,25 +2,33 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import soundfile
 
-from askd_ray.audio.decode import AudioError, decode, duration_s
+from askd_ray.audio.decode import duration_s
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.config.evaluate import SpeechSet
+from askd_ray.data.row_check import NO_TEXT, Limits, Rejected, check_row, clean_row
 from askd_ray.data.schema import Utterance
-from askd_ray.data.shards import read_utterances
+from askd_ray.data.shards import read_table, read_utterances
 from askd_ray.data.sources import SourceRow, read_rows
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import NON_SPEECH
 from askd_ray.evaluate.non_speech import non_speech_clips
 from askd_ray.files import digest
+from askd_ray.location import at_once
+from askd_ray.progress import console
 from askd_ray.runs import Run
+from askd_ray.text.languages import language_code
 
 LONGEST_S = 7200.0  # of one recording
+_SHORTEST_S = 0.1
+
+MARKED_TRAIN, TRAINED_ON = "marked as train data", "in the train split"
+"""The reasons of rows that the student may have seen: their source says so, or the run's own train split holds them."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,9 @@ def non_speech_set(noise_files: str | None) -> EvalSet:
 def read_sets(run: Run) -> tuple[list[EvalSet], dict[str, dict[str, int]]]:
     """Return the sets of a run's evaluation, and how many rows of each are left out, by reason.
 
+    Rows that the student may have seen are left out of sets: those that the data mark as train, unless the set's
+    ``split`` selects them, and those that are utterances of the run's train split, in the same words.
+
     Raises :class:`AskdError` when a set is missing, damaged, or has nothing to score.
     """
     settings = run.recipe.evaluate
@@ -71,17 +82,32 @@ def read_sets(run: Run) -> tuple[list[EvalSet], dict[str, dict[str, int]]]:
     if settings.split is not None:
         utterances = read_utterances(run.shards, settings.split)
         found += _by_domain(settings.split, True, utterances)
+    trained_on = _trained_on(run) if settings.sets else frozenset[str]()
     for test_set in settings.sets:
-        utterances, reasons = _read(test_set)
+        utterances, reasons = _read(test_set, trained_on)
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "no row"
         if not utterances:
-            why = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "no row"
-            raise AskdError(f"evaluate.sets {test_set.name}: nothing to score in {test_set.path}: {why}")
+            remedy = "; split: train in the set scores rows so marked" if MARKED_TRAIN in reasons else ""
+            raise AskdError(f"evaluate.sets {test_set.name}: nothing to score in {test_set.path}: {why}{remedy}")
         found += _by_domain(test_set.name, test_set.in_domain, utterances)
         if reasons:
             left_out[test_set.name] = dict(reasons)
     if settings.non_speech:
         found.append(non_speech_set(settings.noise_files))
     return found, left_out
+
+
+def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:
+    """Print how many rows of each set are left out, and why."""
+    for name, reasons in left_out.items():
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+        console.print(f"evaluate.sets {name}: left out: {why}", markup=False)
+
+
+def _trained_on(run: Run) -> frozenset[str]:
+    """Return the content hashes of the run's train utterances, if it has shards."""
+    tables = at_once(lambda file: read_table(file, ["content_hash"]), run.shards.files("train-*.parquet"))
+    return frozenset(content for table in tables for content in table["content_hash"].to_pylist())
 
 
 def _by_domain(name: str, in_domain: bool, utterances: Sequence[Utterance]) -> list[EvalSet]:
@@ -91,30 +117,33 @@ def _by_domain(name: str, in_domain: bool, utterances: Sequence[Utterance]) -> l
     return [EvalSet(f"{name}/{d}", in_domain, tuple(u for u in utterances if u.domain == d)) for d in domains]
 
 
-def _read(test_set: SpeechSet) -> tuple[list[Utterance], Counter[str]]:
-    taken: list[Utterance] = []
+def _read(test_set: SpeechSet, trained_on: frozenset[str]) -> tuple[list[Utterance], Counter[str]]:
+    try:
+        language_code(test_set.language)
+    except AskdError as error:
+        raise AskdError(f"evaluate.sets {test_set.name}: {error}") from None
+    taken: dict[str, Utterance] = {}
     left_out: Counter[str] = Counter()
     for row in read_rows(test_set):
-        try:
-            if not row.text:
-                raise AudioError("no reference")
-            taken.append(_utterance(row))
-        except AudioError as error:
-            left_out[str(error).partition(":")[0]] += 1
-    return taken, left_out
+        outcome = _utterance(row)
+        is_chosen = row.split == "train" and test_set.split is not None  # train data, and the recipe asks for it
+        if isinstance(outcome, Rejected):
+            left_out[outcome.reason] += 1
+        elif row.split == "train" and not is_chosen:
+            left_out[MARKED_TRAIN] += 1
+        elif outcome.content_hash in trained_on and not is_chosen:
+            left_out[TRAINED_ON] += 1
+        elif row.id in taken:
+            left_out["duplicate id"] += 1
+        else:
+            taken[row.id] = outcome
+    return list(taken.values()), left_out
 
 
-def _utterance(row: SourceRow) -> Utterance:
-    audio = row.read_audio(LONGEST_S)
-    return Utterance(
-        id=row.id,
-        audio=audio,
-        path=row.path,
-        text=row.text,
-        duration_s=duration_s(decode(audio, LONGEST_S)),
-        speaker=row.speaker,
-        language=row.language,
-        domain=row.domain,
-        split="test",
-        licence=row.licence,
-    )
+def _utterance(row: SourceRow) -> Utterance | Rejected:
+    cleaned = clean_row(row)
+    if isinstance(cleaned, Rejected):
+        return cleaned
+    if not cleaned.text:
+        return Rejected(row.id, row.where, NO_TEXT, "")
+    return check_row(cleaned, Limits(_SHORTEST_S, LONGEST_S), "test")

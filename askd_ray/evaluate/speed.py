@@ -12,20 +12,24 @@ from askd_ray.config.evaluate import Evaluate
 from askd_ray.data.schema import Utterance
 from askd_ray.evaluate.isolated import Isolated
 from askd_ray.evaluate.latency import Answers, ask, evenly, percentile_ms, speedup
-from askd_ray.evaluate.systems import bundle_info, cpu_model, device
+from askd_ray.evaluate.systems import bundle_info, cpu_model
 from askd_ray.evaluate.timed import EngineSystem, StockSystem
-from askd_ray.files import expand_home
+from askd_ray.files import local_path
 from askd_ray.models.cost import CLIP_S, parts
 from askd_ray.models.load import ctranslate2_folder, load_config
 from askd_ray.runs import versions
-from askd_ray.torch_setup import n_cores
+from askd_ray.torch_setup import Device, n_cores
 
 STOCK = "faster-whisper"
 BUCKETS_S = (2.0, 5.0, 10.0, 20.0, PADDED_S)
 
 
 def measure_speed(
-    models: Mapping[str, str], baseline: str, utterances: Sequence[Utterance], settings: Evaluate
+    models: Mapping[str, str],
+    baseline: str,
+    utterances: Sequence[Utterance],
+    settings: Evaluate,
+    device: Device = "cpu",
 ) -> dict[str, Any]:
     """Return the speed of models, by name, on ``settings.speed_clips`` clips spread over the durations of all.
 
@@ -35,10 +39,10 @@ def measure_speed(
     clips = evenly([u for u in utterances if u.duration_s <= PADDED_S], settings.speed_clips)
     threads = settings.threads or n_cores()
     with ExitStack() as stack:
-        systems = {name: stack.enter_context(Isolated(EngineSystem, r, threads)) for name, r in models.items()}
+        systems = {name: stack.enter_context(Isolated(EngineSystem, r, threads, device)) for name, r in models.items()}
         if settings.stock:
             folder = ctranslate2_folder(models[baseline])
-            systems[STOCK] = stack.enter_context(Isolated(StockSystem, folder, threads))
+            systems[STOCK] = stack.enter_context(Isolated(StockSystem, folder, threads, device))
         first_s = {name: _first_call_s(system, clips[0]) for name, system in systems.items()}
         answers = ask(systems, clips, settings.repeats)
         costs = {name: _cost(models[name]) if name in models else {} for name in systems}
@@ -64,8 +68,8 @@ def measure_speed(
         },
         "speedup_against": against,
         "short_s": settings.short_s,
-        "hardware": {"cpu": cpu_model(), "cores": n_cores(), "threads": threads, "device": device()},
-        "decoding": f"greedy, {'int8' if device() == 'cpu' else 'float16'}, one clip at a time, from encoded audio",
+        "hardware": {"cpu": cpu_model(), "cores": n_cores(), "threads": threads, "device": device},
+        "decoding": f"greedy, {'int8' if device == 'cpu' else 'float16'}, one clip at a time, from encoded audio",
         "versions": versions(),
     }
 
@@ -78,7 +82,7 @@ def _first_call_s(system: Isolated, clip: Utterance) -> float:
 
 def _cost(reference: str) -> dict[str, Any]:
     """Return parameters and multiply-adds of a model; those for a clip of 5 s in the window that it takes."""
-    folder = expand_home(reference)
+    folder = local_path(reference)
     config = load_config(str(folder / "transformers") if (folder / "bundle.json").is_file() else reference)
     silence_s = bundle_info(reference).silence_s
     n_frames = PADDED_FRAMES if silence_s is None else window_samples(samples_of(CLIP_S), silence_s) // HOP_LENGTH

@@ -16,13 +16,14 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
 from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
-from askd_ray.files import expand_home, sha256_of_file
-from askd_ray.models.bundle import BundleInfo, Device, open_engine, read_bundle
+from askd_ray.files import local_path, sha256_of_file
+from askd_ray.models.bundle import BundleInfo, open_engine, read_bundle
 from askd_ray.models.engine import Decoding, Transcript
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.models.long_form import transcribe_long
-from askd_ray.models.reference import fingerprint
-from askd_ray.torch_setup import best_device
+from askd_ray.models.reference import fingerprint, resolve
+from askd_ray.text.tokens import Tokens
+from askd_ray.torch_setup import Device
 
 _KEY = "OPENAI_API_KEY"
 _PATIENCE_S = 300.0
@@ -51,45 +52,54 @@ def is_url(reference: str) -> bool:
     return reference.startswith(("http://", "https://"))
 
 
-def device() -> Device:
-    """Return where models run here."""
-    return "cuda" if best_device().type == "cuda" else "cpu"
-
-
-def bundle_info(reference: str) -> BundleInfo:
+def bundle_info(reference: str, device: Device = "cpu") -> BundleInfo:
     """Return the CTranslate2 folder and the window of a model reference that is no URL; converts it where needed.
 
     Raises :class:`AskdError` when there is no such model.
     """
-    folder = expand_home(reference)
+    folder = local_path(reference)
     if (folder / "bundle.json").is_file():
-        return read_bundle(folder, device())
-    return read_bundle(ctranslate2_folder(reference), device())
+        return read_bundle(folder, device)
+    return read_bundle(ctranslate2_folder(reference), device)
 
 
-def weights_hash(reference: str) -> str:
-    """Return what tells a model's answers apart from another's: a hash of its weights; of a server nobody knows."""
+def weights_hash(reference: str, device: Device = "cpu") -> str:
+    """Return what tells a model's answers apart from another's: a hash of its weights; of a server nobody knows.
+
+    Answers of the CPU are not those of a GPU: weights are in int8 there and in float16 here.
+    """
     if is_url(reference):
         return uuid4().hex
-    if (expand_home(reference) / "bundle.json").is_file():
-        info = bundle_info(reference)
+    if (local_path(reference) / "bundle.json").is_file():
+        info = bundle_info(reference, device)
         return f"{sha256_of_file(info.folder / 'model.bin')}/{info.silence_s}"
-    return fingerprint(reference)
+    return fingerprint(reference) if device == "cpu" else f"{fingerprint(reference)}/{device}"
 
 
-def open_recogniser(reference: str, threads: int = 0) -> Recogniser:
+def languages_of(reference: str) -> tuple[str, ...] | None:
+    """Return the codes of the languages that a model knows; of a server nobody knows.
+
+    Raises :class:`AskdError` when there is no such model.
+    """
+    if is_url(reference):
+        return None
+    is_bundle = (local_path(reference) / "bundle.json").is_file()
+    return Tokens(bundle_info(reference).folder if is_bundle else resolve(reference)).languages
+
+
+def open_recogniser(reference: str, threads: int = 0, device: Device = "cpu") -> Recogniser:
     """Open a model: a bundle in its trimmed windows, every other one in 30 s windows, or a server.
 
     Raises :class:`AskdError` when there is no such model.
     """
-    return _Server(reference) if is_url(reference) else _Local(bundle_info(reference), threads)
+    return _Server(reference) if is_url(reference) else _Local(bundle_info(reference, device), threads, device)
 
 
 class _Local:
     """Our engine, greedy, in int8 on the CPU and float16 on a GPU."""
 
-    def __init__(self, info: BundleInfo, threads: int):
-        self._engine = open_engine(info, device(), threads, Decoding(confidence=True))
+    def __init__(self, info: BundleInfo, threads: int, device: Device):
+        self._engine = open_engine(info, device, threads, Decoding(confidence=True))
         self._vad: Vad | None = None  # for recordings; most sets have none
 
     def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:

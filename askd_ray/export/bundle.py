@@ -14,25 +14,24 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from safetensors import safe_open
 
 from askd_ray.config.load import dump_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
-from askd_ray.data.shards import read_table, read_utterances, shard_paths, waveform_of, write_table
+from askd_ray.data.shards import read_table, read_utterances, shard_paths, waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.export.card import model_card
 from askd_ray.export.verify import verify
 from askd_ray.fetch.speech import speech_folder
-from askd_ray.files import atomic_path, read_json, sha256_of_file, write_json
+from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.location import Location
-from askd_ray.models.bundle import BUNDLE_FILE, REFERENCE, SAID, check_hashes, hashes
+from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, hashes
+from askd_ray.models.card import model_card
 from askd_ray.models.engine import Engine
 from askd_ray.models.load import convert_to_ctranslate2, quiet_transformers
 from askd_ray.models.reference import resolve
@@ -42,7 +41,6 @@ from askd_ray.runs import Run, git_sha, stage_key, versions
 FORMAT = 1
 """Version of bundle.json's layout."""
 
-_CARD = "README.md"
 _N_REFERENCE = 3  # of them travel with the bundle
 _N_CLIPS = 6  # dev clips that each format transcribes before the bundle is published
 
@@ -81,24 +79,6 @@ def export(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     return run.finish("export", key, result, begun)
 
 
-def add_scores(bundle: Path, scores: Mapping[str, Any], hypotheses: Path) -> None:
-    """Put the scores of an evaluation into the bundle's description and its model card, and what the student said.
-
-    ``hypotheses`` is the evaluation's Parquet file; `askd promote` compares two students on what both have heard.
-
-    Raises :class:`AskdError` when the bundle is missing or damaged.
-    """
-    check_hashes(bundle)
-    description = {**read_json(bundle / BUNDLE_FILE), "scores": dict(scores)}
-    with atomic_path(bundle / _CARD) as temporary:
-        temporary.write_text(model_card(description), encoding="utf-8")
-    said = read_table(hypotheses)
-    its = (said.column("model").to_numpy() == "student") & (said.column("condition").to_numpy() == "clean")
-    write_table(bundle / SAID, said.filter(pa.array(its)))
-    description["sha256"] |= {name: sha256_of_file(bundle / name) for name in (_CARD, SAID)}
-    write_json(bundle / BUNDLE_FILE, description)
-
-
 def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
     """Write all of the bundle into ``folder``."""
     folder.mkdir()
@@ -109,7 +89,7 @@ def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
     _copy_licences(folder / "licences", run)
     (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
     description = _describe(folder, run)
-    (folder / _CARD).write_text(model_card(description), encoding="utf-8")
+    (folder / CARD).write_text(model_card(description), encoding="utf-8")
     write_json(folder / BUNDLE_FILE, {**description, "sha256": hashes(folder)})
 
 

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def verify(bundle: Path, clips: Sequence[Utterance]) -> dict[str, Any]:
     Like is compared with like: 30 s windows with 30 s windows, the same weights with the same weights. ``agreement`` is
     the share of clips with the same normalised text: of transformers (its weights rounded to float16) with
     ctranslate2-float16, of the int8 weights with the float16 ones in 30 s and in trimmed windows (rounding may change
-    words), and of faster-whisper with our engine on the int8 folder, where faster-whisper is installed.
+    words), and of faster-whisper with our engine on the int8 folder.
 
     Raises :class:`AskdError`: a file that is missing or changed, a format that does not load, transformers or
     faster-whisper at odds with our engine in more than a fifth of the words.
@@ -52,12 +51,11 @@ def verify(bundle: Path, clips: Sequence[Utterance]) -> dict[str, Any]:
         "transformers and float16": (_hear_transformers(bundle / "transformers", waveforms, languages), padded_float16),
         "int8 and float16": (padded_int8, padded_float16),
         "int8 and float16, trimmed": (heard("ctranslate2-int8", silence_s), heard("ctranslate2-float16", silence_s)),
+        "faster-whisper and int8": (_hear_stock(bundle / "ctranslate2-int8", clips), padded_int8),
     }
-    if find_spec("faster_whisper") is not None:
-        pairs["faster-whisper and int8"] = (_hear_stock(bundle / "ctranslate2-int8", clips), padded_int8)
     same = {name: _n_same(*texts, languages) for name, texts in pairs.items()}
     for name in ("transformers and float16", "faster-whisper and int8"):
-        wer = _wer(*pairs[name], languages) if name in pairs else 0.0
+        wer = _wer(*pairs[name], languages)
         if wer > _MOST_WER:
             raise AskdError(
                 f"export: {name} give different texts, {wer:.0%} of the words in {len(clips)} clips, although their "

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from askd_ray.errors import AskdError
-from askd_ray.files import expand_home, sha256_of_file
+from askd_ray.files import local_path, sha256_of_file
 
 
 def cache_root() -> Path:
@@ -15,7 +15,7 @@ def cache_root() -> Path:
     """
     given = os.environ.get("ASKD_CACHE")
     try:
-        return expand_home(given or "~/.cache/askd").resolve()
+        return local_path(given or "~/.cache/askd").resolve()
     except AskdError as error:
         raise AskdError(f"{error}; downloads go to $ASKD_CACHE where that is set") from None
 

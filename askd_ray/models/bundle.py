@@ -1,19 +1,24 @@
-"""Bundles, and bare CTranslate2 folders, as the engine takes them."""
+"""Bundles, and bare CTranslate2 folders, as the engine takes them; an evaluation's scores in a bundle."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import pyarrow as pa
 
 from askd_ray.audio.decode import decode
+from askd_ray.data.shards import write_table
 from askd_ray.errors import AskdError
-from askd_ray.files import expand_home, read_json, sha256_of_file
+from askd_ray.files import atomic_path, local_path, read_json, sha256_of_file, write_json
+from askd_ray.models.card import model_card
 from askd_ray.models.engine import GREEDY, Decoding, Engine
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
+from askd_ray.torch_setup import Device
 
-BUNDLE_FILE, REFERENCE, SAID = "bundle.json", "reference", "hypotheses.parquet"
+BUNDLE_FILE, CARD, REFERENCE, SAID = "bundle.json", "README.md", "reference", "hypotheses.parquet"
 _MOST_REFERENCE_WER = 0.2  # int8 on another CPU rounds otherwise: a word of a clip may change
-Device = Literal["cpu", "cuda"]
 _FOLDERS: dict[Device, tuple[str, str]] = {
     "cpu": ("ctranslate2-int8", "int8"),
     "cuda": ("ctranslate2-float16", "float16"),
@@ -42,7 +47,7 @@ def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
 
     Raises :class:`AskdError` when the folder is neither.
     """
-    path = expand_home(path).resolve()
+    path = local_path(path).resolve()
     if (path / BUNDLE_FILE).is_file():
         name, silence_s = _described(path / BUNDLE_FILE)
         info = BundleInfo(name, path / _FOLDERS[device][0], silence_s)
@@ -98,6 +103,22 @@ def check_hashes(bundle: Path) -> int:
             what = "is corrupt (its SHA-256 is not the recorded one)" if name in expected else "is not part of it"
             raise AskdError(f"bundle {bundle}: {name} {what}; export the model again")
     return len(found)
+
+
+def add_scores(bundle: Path, scores: Mapping[str, Any], hypotheses: pa.Table) -> None:
+    """Put the scores of an evaluation into the bundle's description and its model card, and what its model said.
+
+    `askd promote` compares two bundles by ``hypotheses``, on what both have heard.
+
+    Raises :class:`AskdError` when the bundle is missing or damaged.
+    """
+    check_hashes(bundle)
+    description = {**read_json(bundle / BUNDLE_FILE), "scores": dict(scores)}
+    with atomic_path(bundle / CARD) as temporary:
+        temporary.write_text(model_card(description), encoding="utf-8")
+    write_table(bundle / SAID, hypotheses)
+    description["sha256"] |= {name: sha256_of_file(bundle / name) for name in (CARD, SAID)}
+    write_json(bundle / BUNDLE_FILE, description)
 
 
 def check_reference(engine: Engine, bundle: Path) -> int:

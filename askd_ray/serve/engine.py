@@ -13,13 +13,14 @@ from askd_ray.audio.decode import AudioError, Waveform, decode
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
-from askd_ray.models.bundle import Device, open_engine, read_bundle
+from askd_ray.models.bundle import open_engine, read_bundle
 from askd_ray.models.engine import GREEDY, Decoding, Engine, Transcript
 from askd_ray.models.long_form import transcribe_long
 from askd_ray.serve.guards import transcribe_guarded
 from askd_ray.serve.recogniser import Ask, Hearing, Model, UnknownModelError
 from askd_ray.serve.scheduler import Scheduler
-from askd_ray.torch_setup import n_cores
+from askd_ray.text.languages import language_code
+from askd_ray.torch_setup import Device, n_cores, usable_device
 
 _BATCH_S = 30.0  # of audio in a call: what a short clip may have to wait for
 _TRIES_S = 1.5  # to find out how many threads suit a model
@@ -161,16 +162,23 @@ class Guarded:
         return transcribe_guarded(self._engine, waveforms, language, GREEDY)
 
 
-def transcribe_files(bundle: Path, files: Sequence[Path], language: str = "en") -> Iterator[tuple[Path, str]]:
+def transcribe_files(
+    bundle: Path, files: Sequence[Path], language: str = "en", device: Device = "cpu"
+) -> Iterator[tuple[Path, str]]:
     """Yield each audio file and its text, transcribed here with the bundle's model as the service would.
 
+    ``language`` is a code, a tag or a name (:func:`~askd_ray.text.languages.language_code`).
+
     Raises :class:`AskdError` for a folder that is no bundle, a language that the model does not know, and a file that
-    is missing or cannot be used; missing files are found before the model is loaded.
+    is missing or cannot be used, and where there is no GPU for ``device`` "cuda"; missing files, and what is no
+    language, are found before the model is loaded.
     """
+    language = language_code(language)
+    usable_device(device == "cuda")
     for file in files:
         if not file.is_file():
             raise AskdError(f"audio file {file} does not exist")
-    engine, vad = Guarded(load(bundle, hardware=share_out(bundle)).engine), Vad()
+    engine, vad = Guarded(load(bundle, hardware=share_out(bundle, device)).engine), Vad()
     for file in files:
         try:
             waveform = decode(file.read_bytes())

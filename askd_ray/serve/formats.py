@@ -3,11 +3,11 @@
 import json
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Literal
 
 from askd_ray.audio.units import FRAMES_PER_S
 from askd_ray.serve.transcription import Segment, Transcription
+from askd_ray.text.languages import LANGUAGE_NAMES
 
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 MEDIA_TYPES: dict[Format, str] = {
@@ -51,14 +51,6 @@ def event(kind: str, **fields: Any) -> str:
     return f"data: {json.dumps({'type': kind, **fields}, ensure_ascii=False)}\n\n"
 
 
-@cache
-def language_names() -> dict[str, str]:
-    """Return the names of Whisper's languages by their codes."""
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    return dict(LANGUAGES)
-
-
 def _clock(seconds: float, mark: str) -> str:
     ms = round(1000 * seconds)
     return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{mark}{ms % 1000:03}"
@@ -67,7 +59,7 @@ def _clock(seconds: float, mark: str) -> str:
 def _verbose(result: Transcription, words: bool, segments: bool, task: str) -> dict[str, Any]:
     said: dict[str, Any] = {
         "task": task,
-        "language": language_names().get(result.language, result.language),
+        "language": LANGUAGE_NAMES.get(result.language, result.language),
         "duration": round(result.duration_s, 3),
         "text": result.text,
         "usage": usage(result.duration_s),

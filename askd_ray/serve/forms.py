@@ -1,20 +1,33 @@
-"""What a request's form may hold, and what it asks for."""
+"""What a request's form may hold, and what it asks for: every field is honoured or refused by its name.
+
+OpenAI's clients write a list as ``name[]``, an object as ``name[key]``; others repeat the name, or send JSON.
+"""
 
 import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Form
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from askd_ray.audio.vad import Turns
+from askd_ray.errors import AskdError, did_you_mean
 from askd_ray.models.engine import Decoding, Task
 from askd_ray.serve.api_errors import ApiError
 from askd_ray.serve.formats import Format
+from askd_ray.serve.limits import MAX_TEXT_BYTES
+from askd_ray.serve.multipart import Part
 from askd_ray.serve.recogniser import Ask, Model
+from askd_ray.text.languages import language_code
 
+FILE = "file"
 Granularity = Literal["word", "segment"]
-_Temperature = Annotated[float, Form(ge=0.0, le=1.0)]
+_LISTS, _OBJECTS = frozenset({"timestamp_granularities"}), frozenset({"chunking_strategy"})
+_NULLABLE = frozenset({"stream", "chunking_strategy"})  # OpenAI's JavaScript client writes null as the text "null"
+_NAME = re.compile(r"([^\[\]]+)(?:\[([^\[\]]*)\])?")
+_STRATEGIES = "chunking_strategy: 'auto' or an object of the type server_vad is allowed"
+_Validated = TypeVar("_Validated", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -34,8 +47,8 @@ class Wanted:
         """
         language = self.ask.language
         if language is not None and language not in model.languages:
-            known = "only 'en' is allowed" if len(model.languages) == 1 else "it is none of Whisper's language codes"
-            raise ApiError(400, f"language {language!r}: {known} for the model {model.name!r}", "language")
+            known = "only 'en' is allowed" if len(model.languages) == 1 else "it is not known"
+            raise ApiError(400, f"language {language!r}: {known} to the model {model.name!r}", "language")
         if self.ask.decoding.task == "translate" and len(model.languages) == 1:
             raise ApiError(400, f"The model {model.name!r} knows English only: it cannot translate.", "model")
 
@@ -55,56 +68,155 @@ class ServerVad(BaseModel):
         return Turns(self.threshold, self.silence_duration_ms / 1000, self.prefix_padding_ms / 1000)
 
 
-async def transcription(
-    model: Annotated[str, Form()],
-    language: Annotated[str | None, Form()] = None,
-    prompt: Annotated[str, Form()] = "",
-    response_format: Annotated[Format, Form()] = "json",
-    temperature: _Temperature = 0.0,
-    granularities: Annotated[list[Granularity] | None, Form(alias="timestamp_granularities[]")] = None,
-    stream: Annotated[bool, Form()] = False,
-    chunking_strategy: Annotated[str, Form()] = "auto",
-) -> Wanted:
-    """Read the form of a transcription.
+class TranslationFields(BaseModel):
+    """The fields of a translation, besides the file."""
 
-    Raises :class:`ApiError` 400 for fields that do not go together.
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    prompt: str = ""
+    response_format: Format = "json"
+    temperature: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+
+class TranscriptionFields(TranslationFields):
+    """The fields of a transcription, besides the file."""
+
+    language: str | None = None
+    timestamp_granularities: list[Granularity] = Field(default_factory=list[Granularity])
+    stream: bool = False
+    chunking_strategy: str | dict[str, Any] = "auto"
+
+
+def transcription(parts: Iterable[Part], query: Iterable[str] = ()) -> tuple[bytes, Wanted]:
+    """Return the file and what the form of a transcription asks for; ``query`` are the names of the URL's parameters.
+
+    Raises :class:`ApiError` 400 for a field that is unknown, comes twice or holds what is not allowed, for fields that
+    do not go together, and for one that stands in the URL.
     """
-    if granularities and response_format != "verbose_json":
+    file, fields = _read(TranscriptionFields, parts, query)
+    form, granularities = fields.response_format, fields.timestamp_granularities
+    if granularities and form != "verbose_json":
         raise ApiError(400, "timestamp_granularities needs response_format=verbose_json", "timestamp_granularities")
-    if stream and response_format not in ("json", "text"):
-        raise ApiError(400, f"stream: {response_format} cannot be streamed, json and text can", "stream")
-    wanted = _wanted(model, prompt, response_format, temperature, "transcribe")
-    words, segments = "word" in (granularities or ()), "segment" in (granularities or ("segment",))
-    ask = replace(wanted.ask, language=language or None, turns=_turns(chunking_strategy))
-    return replace(wanted, ask=ask, words=words, segments=segments, stream=stream)
+    if fields.stream and form not in ("json", "text"):
+        raise ApiError(400, f"stream: {form} cannot be streamed, json and text can", "stream")
+    wanted = _wanted(fields, "transcribe")
+    ask = replace(wanted.ask, language=_language(fields.language), turns=_turns(fields.chunking_strategy))
+    words, segments = "word" in granularities, "segment" in (granularities or ("segment",))
+    return file, replace(wanted, ask=ask, words=words, segments=segments, stream=fields.stream)
 
 
-async def translation(
-    model: Annotated[str, Form()],
-    prompt: Annotated[str, Form()] = "",
-    response_format: Annotated[Format, Form()] = "json",
-    temperature: _Temperature = 0.0,
-) -> Wanted:
-    """Read the form of a translation."""
-    return replace(_wanted(model, prompt, response_format, temperature, "translate"), segments=True)
+def translation(parts: Iterable[Part], query: Iterable[str] = ()) -> tuple[bytes, Wanted]:
+    """Return the file and what the form of a translation asks for.
+
+    Raises as :func:`transcription` does.
+    """
+    file, fields = _read(TranslationFields, parts, query)
+    return file, replace(_wanted(fields, "translate"), segments=True)
 
 
-def _wanted(model: str, prompt: str, form: Format, temperature: float, task: Task) -> Wanted:
-    timed = form in ("verbose_json", "srt", "vtt")
-    decoding = Decoding(previous=prompt, confidence=timed, temperature=temperature, task=task)
-    return Wanted(Ask(model, decoding=decoding), form)
+def _wanted(fields: TranslationFields, task: Task) -> Wanted:
+    timed = fields.response_format in ("verbose_json", "srt", "vtt")
+    decoding = Decoding(previous=fields.prompt, confidence=timed, temperature=fields.temperature, task=task)
+    return Wanted(Ask(fields.model, decoding=decoding), fields.response_format)
 
 
-def _turns(strategy: str) -> Turns:
-    """Return what a ``chunking_strategy`` asks for: ``auto``, or JSON."""
+def _language(name: str | None) -> str | None:
+    try:
+        return None if name is None else language_code(name)
+    except AskdError as error:
+        raise ApiError(400, str(error), "language") from None
+
+
+def _turns(strategy: str | dict[str, Any]) -> Turns:
     if strategy == "auto":
         return Turns()
+    if isinstance(strategy, str):
+        raise ApiError(400, _STRATEGIES, "chunking_strategy")
+    return _validated(ServerVad, strategy, "chunking_strategy").turns()
+
+
+def _read(kind: type[_Validated], parts: Iterable[Part], query: Iterable[str]) -> tuple[bytes, _Validated]:
+    known = [FILE, *kind.model_fields]
+    for name in query:
+        if _base(name) in known:
+            raise ApiError(400, f"{name}: a field of the form, it is not read from the URL", _base(name))
+    values: dict[str, list[tuple[str | None, Part]]] = {}
+    for part in parts:
+        match = _NAME.fullmatch(part.name)
+        if match is None or match[1] not in known:
+            allowed = f"allowed are {', '.join(known)}{did_you_mean(_base(part.name), known)}"
+            raise ApiError(400, f"{part.name[:100]}: this field is unknown; {allowed}", part.name[:100])
+        values.setdefault(match[1], []).append((match[2], part))
+    files = values.pop(FILE, [])
+    if not files:
+        raise ApiError(400, 'file: an audio file is expected in the part "file"', FILE)
+    if len(files) > 1 or files[0][0] is not None:
+        raise ApiError(400, f"file: one file is expected, named {FILE!r}", FILE)
+    found = {name: value for name, given in values.items() if (value := _value(name, given)) is not None}
+    return files[0][1].content, _validated(kind, found)
+
+
+def _base(name: str) -> str:
+    return name.partition("[")[0]
+
+
+def _value(name: str, given: Sequence[tuple[str | None, Part]]) -> Any:
+    """Return what a field holds: text, a list or an object; None where all that was sent is empty."""
+    pairs = [(key, text) for key, part in given if (text := _text(name, part)) != ""]
+    if name in _NULLABLE and pairs == [(None, "null")]:
+        return None
+    if not pairs:
+        return None
+    keys = [key for key, _ in pairs]
+    if name in _LISTS:
+        wrong = next((key for key in keys if key and not key.isdecimal()), None)
+        if wrong is not None:
+            raise ApiError(400, f"{name}[{wrong[:50]}]: it is a list, its values are named {name}[]", name)
+        return [entry for _, text in pairs for entry in _listed(name, text)]
+    if name in _OBJECTS and None not in keys:
+        if len(set(keys)) < len(keys):
+            raise ApiError(400, f"{name}: a key is there twice", name)
+        return dict(pairs)
+    if len(pairs) > 1:
+        raise ApiError(400, f"{name}: it is there {len(pairs)} times, once is allowed", name)
+    if keys[0] is not None:
+        raise ApiError(400, f"{name}[{keys[0][:50]}]: it has one value, named {name}", name)
+    return _parsed(_STRATEGIES, pairs[0][1], dict, name) if name in _OBJECTS else pairs[0][1]
+
+
+def _text(name: str, part: Part) -> str:
+    if len(part.content) > MAX_TEXT_BYTES:
+        raise ApiError(400, f"{name}: at most {MAX_TEXT_BYTES} bytes are allowed", name)
+    return part.text()
+
+
+def _listed(name: str, text: str) -> list[Any]:
+    parsed = _parsed(f"{name}: values named {name}[], or a list of JSON, are expected", text, list, name)
+    return parsed if isinstance(parsed, list) else [parsed]
+
+
+def _parsed(expected: str, text: str, kind: type, name: str) -> Any:
+    """Return what the JSON says that a text is; a text that does not begin as such JSON is itself."""
+    if not text.lstrip().startswith("[{"[kind is dict]):
+        return text
     try:
-        return ServerVad.model_validate(json.loads(strategy)).turns()
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        raise ApiError(400, expected, name) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _validated(kind: type[_Validated], values: dict[str, Any], param: str | None = None) -> _Validated:
+    try:
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(["chunking_strategy", *map(str, first["loc"])])
-        raise ApiError(400, f"{where}: {first['msg']}", "chunking_strategy") from None
-    except (ValueError, RecursionError):
-        message = "chunking_strategy: 'auto' or an object of the type server_vad is allowed"
-        raise ApiError(400, message, "chunking_strategy") from None
+        names = [*([] if param is None else [param]), *map(str, first["loc"])]
+        raise ApiError(400, f"{'.'.join(names)[:100]}: {first['msg']}", names[0]) from None

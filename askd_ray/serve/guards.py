@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from askd_ray.audio.decode import Waveform
+from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.models.engine import Decoding, Transcript
 from askd_ray.text.ngrams import compression_ratio
 
 MOST_COMPRESSION = 2.4  # beyond it a text repeats itself
 LEAST_LOGPROB = -1.0  # nats a token; below it a text is guessed
 NO_SPEECH = 0.6
+MOST_CHARS_PER_S = 30.0  # in any language; people who speak fast have 25
 LEAST_TOKENS_PER_S = 1.5  # of speech; the slowest speakers have two, people have four
 _LEAST_SPEECH_S = 4.0  # in less of it, one word may be all
 _BEAM, _UNREPEATED = 5, 3  # of the tries after the first
@@ -31,14 +32,19 @@ class Listens(Protocol):
         ...
 
 
-def is_loop(transcript: Transcript) -> bool:
-    """Whether the text goes round in circles, or the model could not end it."""
-    return not transcript.ended or compression_ratio(transcript.text) > MOST_COMPRESSION
+def is_loop(transcript: Transcript, clip_s: float) -> bool:
+    """Whether a text cannot be what is said in a clip: the model could not end it, or nobody speaks that fast."""
+    return not transcript.ended or len(transcript.text) > MOST_CHARS_PER_S * (clip_s + 1.0)
 
 
-def is_doubtful(transcript: Transcript) -> bool:
+def repeats_itself(transcript: Transcript) -> bool:
+    """Whether a text compresses so well that it says things again; that may be what somebody said."""
+    return compression_ratio(transcript.text) > MOST_COMPRESSION
+
+
+def is_doubtful(transcript: Transcript, clip_s: float) -> bool:
     """Whether a transcript is to be decoded again."""
-    return is_loop(transcript) or transcript.avg_logprob < LEAST_LOGPROB
+    return is_loop(transcript, clip_s) or repeats_itself(transcript) or transcript.avg_logprob < LEAST_LOGPROB
 
 
 def stops_early(transcript: Transcript, speech_s: float) -> bool:
@@ -49,23 +55,32 @@ def stops_early(transcript: Transcript, speech_s: float) -> bool:
 def transcribe_guarded(
     engine: Listens, waveforms: Sequence[Waveform], language: str | None, decoding: Decoding
 ) -> list[Transcript]:
-    """Transcribe clips of at most 30 s; doubtful ones a second time with a beam, a third without repeated trigrams.
+    """Transcribe clips of at most 30 s; doubtful ones again with a beam, then loops without repeated trigrams.
 
-    The best of a clip's transcripts is that without a loop, and among those the most probable. It is empty where it is
-    improbable and the model hears no speech. A clip's text does not depend on its neighbours. With a temperature tokens
-    are drawn, and there is one try.
+    The best of a clip's transcripts is the one that the model finds most probable, a token, among those that are no
+    loop. What repeats itself may have been said so: without repeated trigrams the text of "All circuits are busy now.",
+    said three times, is invented from the second on. So it is forbidden only where the first try was a loop, and there
+    a text that still repeats itself is not believed either. The text is empty where it is improbable and the model
+    hears no speech. A clip's text does not depend on its neighbours. With a temperature tokens are drawn, and there is
+    one try.
     """
     heard = engine.transcribe(waveforms, language, decoding)
-    tries = [] if decoding.temperature else [replace(decoding, beam_size=_BEAM)]
-    tries += [replace(its, unrepeated=_UNREPEATED) for its in tries]
-    for again in tries:
-        doubtful = [i for i, transcript in enumerate(heard) if is_doubtful(transcript)]
-        if not doubtful:
-            break
-        for i, other in zip(
-            doubtful, engine.transcribe([waveforms[i] for i in doubtful], language, again), strict=True
-        ):
-            heard[i] = max(heard[i], other, key=lambda t: (not is_loop(t), t.avg_logprob))
+    if decoding.temperature:
+        return [_silence(t) if is_guess(t) else t for t in heard]
+    clips_s = [duration_s(waveform) for waveform in waveforms]
+    loops = [is_loop(t, clip_s) for t, clip_s in zip(heard, clips_s, strict=True)]
+
+    def is_bad(i: int, transcript: Transcript) -> bool:
+        return is_loop(transcript, clips_s[i]) or (loops[i] and repeats_itself(transcript))
+
+    def try_again(clips: Sequence[int], again: Decoding) -> None:
+        others = engine.transcribe([waveforms[i] for i in clips], language, again) if clips else []
+        for i, other in zip(clips, others, strict=True):
+            heard[i] = max(heard[i], other, key=lambda t: (not is_bad(i, t), t.avg_logprob))
+
+    again = replace(decoding, beam_size=_BEAM)
+    try_again([i for i, t in enumerate(heard) if is_doubtful(t, clips_s[i])], again)
+    try_again([i for i, t in enumerate(heard) if loops[i] and is_bad(i, t)], replace(again, unrepeated=_UNREPEATED))
     return [_silence(t) if is_guess(t) else t for t in heard]
 
 

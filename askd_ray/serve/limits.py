@@ -1,19 +1,17 @@
-"""What is checked before a request is read: its key, its size, and whether there is room for it."""
+"""The bounds of a request, and the keys that let it in."""
 
 import hmac
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from askd_ray.errors import AskdError
-from askd_ray.serve.api_errors import ApiError, busy
+from askd_ray.serve.api_errors import ApiError
 
 MAX_FILE_BYTES = 25 * 1024 * 1024
-_FORM_BYTES = 64 * 1024  # what the other fields of the form and its boundaries may take
-_AUDIO = "/v1/audio/"
+MAX_TEXT_BYTES = 64 * 1024  # in a field of the form that is no file
 _PROTECTED = ("/v1/", "/metrics")
 _BROWSER_KEY = "openai-insecure-api-key."  # as OpenAI's own: a browser's WebSocket can send no header
 KEYS_VARIABLE = "ASKD_API_KEYS"
@@ -68,54 +66,6 @@ def _key_of(scope: Scope) -> bytes:
     return keys[0].encode("utf-8") if keys else b""
 
 
-class BodyLimit:
-    """ASGI middleware: refuse a body that no file may make, by its declared length or while it comes in."""
-
-    def __init__(self, app: ASGIApp):
-        self._app, self._max_bytes = app, MAX_FILE_BYTES + _FORM_BYTES
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        n_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal n_bytes
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            if n_bytes > self._max_bytes:
-                raise HTTPException(413, too_large().message)  # FastAPI lets this kind through its form parser
-            return message
-
-        if scope["type"] == "http" and _declared_length(scope) > self._max_bytes:
-            await too_large().response()(scope, receive, send)
-        else:
-            await self._app(scope, counted if scope["type"] == "http" else receive, send)
-
-
 def too_large() -> ApiError:
     """Return the answer to a file of too many bytes."""
     return ApiError(413, f"The file is too large: at most {MAX_FILE_BYTES} bytes are allowed.", "file")
-
-
-def _declared_length(scope: Scope) -> int:
-    value = dict(scope["headers"]).get(b"content-length", b"")
-    return int(value) if value.isdigit() else 0
-
-
-class Room:
-    """ASGI middleware: so many transcriptions at once, being worked on or in line; any beyond are refused unread."""
-
-    def __init__(self, app: ASGIApp, most: int):
-        self._app, self._most, self._taken = app, most, 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http" or not str(scope["path"]).startswith(_AUDIO):
-            return await self._app(scope, receive, send)
-        if self._taken >= self._most:
-            return await busy().response()(scope, receive, send)
-        self._taken += 1
-        try:
-            return await self._app(scope, receive, send)
-        finally:
-            self._taken -= 1

@@ -4,16 +4,20 @@ import asyncio
 import contextlib
 import math
 import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from askd_ray.errors import AskdError
 
 _KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: who closes first must not be the server
 _BACKLOG = 2048
+HEADERS_S = 30.0  # from a connection, or from a further request's first byte, to the end of the headers
+READ_S = 60.0  # that a client may leave an answer lying
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,67 @@ class Address:
             ) from None
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP, which also closes on who does not finish a request's headers, or does not read an answer."""
+
+    _headers_due: asyncio.TimerHandle | None = None
+    _reading_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._wait_for_headers()
+
+    def data_received(self, data: bytes) -> None:
+        if self._headers_due is None and self._is_idle():
+            self._wait_for_headers()
+        super().data_received(data)
+        if self._headers_due is not None and not self._is_idle():
+            self._headers_due.cancel()
+            self._headers_due = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading_due = self.loop.call_later(READ_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reading_due is not None:
+            self._reading_due.cancel()
+            self._reading_due = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for due in (self._headers_due, self._reading_due):
+            if due is not None:
+                due.cancel()
+        super().connection_lost(exc)
+
+    def _wait_for_headers(self) -> None:
+        self._headers_due = self.loop.call_later(HEADERS_S, self._give_up)
+
+    def _give_up(self) -> None:
+        self._headers_due = None
+        if self._is_idle():
+            self.transport.abort()
+
+    def _is_idle(self) -> bool:
+        """Whether no request is being answered, and the connection has not become a WebSocket."""
+        return self.transport.get_protocol() is self and (not self.cycle or self.cycle.response_complete)
+
+
 @contextlib.asynccontextmanager
-async def listening(app: ASGIApp, address: Address, patience_s: float) -> AsyncGenerator[None]:
+async def listening(
+    app: ASGIApp, address: Address, patience_s: float
+) -> AsyncGenerator[Callable[[], Coroutine[Any, Any, None]]]:
     """Answer requests at an address with an app, for as long as the block runs; those in flight get ``patience_s``.
+
+    Yields what ends it before the block does: no request is taken any more, and it returns when those in flight are
+    answered.
 
     Raises :class:`AskdError` when that address cannot be had.
     """
     config = uvicorn.Config(
         app,
+        http=_Protocol,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -89,8 +146,12 @@ async def listening(app: ASGIApp, address: Address, patience_s: float) -> AsyncG
     server = uvicorn.Server(config)
     with address.open() as opened:
         serving = asyncio.create_task(server.serve(sockets=[opened]))
-        try:
-            yield
-        finally:
+
+        async def drain() -> None:
             server.should_exit = True
-            await serving
+            await asyncio.shield(serving)
+
+        try:
+            yield drain
+        finally:
+            await drain()

@@ -79,7 +79,7 @@ class Metrics:
         self._active.dec()
         self._count.labels(route, status).inc()
         self._latency.labels(route).observe(seconds)
-        reasons = {401: "key", 413: "size", 429: "busy"}
+        reasons = {401: "key", 408: "slow", 413: "size", 429: "busy"}
         if status >= 400:
             self._rejects.labels(
                 facts.get("reason") or reasons.get(status, "error" if status >= 500 else "request")

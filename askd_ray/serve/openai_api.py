@@ -8,9 +8,9 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Generator
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import Depends, FastAPI, File, Request, UploadFile
+from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
@@ -18,14 +18,16 @@ from starlette.types import Lifespan
 from askd_ray.audio.decode import AudioError, Waveform, duration_s
 from askd_ray.errors import AskdError
 from askd_ray.serve.api_errors import ApiError, answer_errors, busy, server_error
-from askd_ray.serve.formats import MEDIA_TYPES, body, event, usage
+from askd_ray.serve.formats import MEDIA_TYPES, body, event
 from askd_ray.serve.forms import Wanted, transcription, translation
-from askd_ray.serve.limits import MAX_FILE_BYTES, BodyLimit, KeyCheck, Room, too_large
+from askd_ray.serve.limits import MAX_FILE_BYTES, KeyCheck, too_large
 from askd_ray.serve.live.websocket import add_realtime
 from askd_ray.serve.metrics import Metrics, Observed, note
+from askd_ray.serve.multipart import Part, read_parts
 from askd_ray.serve.page import add_page
 from askd_ray.serve.recogniser import BusyError, Heard, Model, Recogniser, UnknownModelError
 from askd_ray.serve.transcription import Transcription
+from askd_ray.serve.uploads import Admission
 
 HEALTH_TIMEOUT_S = 15.0
 _T = TypeVar("_T")
@@ -36,23 +38,29 @@ _log = logging.getLogger(__name__)
 class Limits:
     """What the service takes on: requests at once (with those in line), and the seconds that one may take.
 
+    ``upload_s`` are the seconds that a body has before it must keep a pace (askd_ray/serve/uploads.py).
     ``keys`` are the API keys that are let in (none: everyone), ``origins`` the web sites whose pages may ask (CORS).
     """
 
     requests: int = 64
     request_s: float = 600.0
+    upload_s: float = 30.0
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+
+    @property
+    def longest_s(self) -> float:
+        """How long a request may take in all: its upload, and then its answer."""
+        return 2 * self.request_s
 
 
 def build_app(
     recogniser: Recogniser, limits: Limits, metrics: Metrics, lifespan: Lifespan[FastAPI] | None = None
 ) -> FastAPI:
     """Return the app: the routes under ``/v1``, ``/health`` and ``/metrics``; ``lifespan`` runs around it."""
-    told = "Speech to text with the OpenAI audio API"
-    app = FastAPI(title="askd-ray", description=told, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(BodyLimit)
-    app.add_middleware(Room, most=limits.requests)
+    # No OpenAPI description: FastAPI would describe forms that it does not read.
+    app = FastAPI(title="askd-ray", openapi_url=None, lifespan=lifespan)
+    app.add_middleware(Admission, max_requests=limits.requests, upload_s=limits.upload_s, max_upload_s=limits.request_s)
     app.add_middleware(KeyCheck, keys=limits.keys)
     if limits.origins:
         app.add_middleware(CORSMiddleware, allow_origins=limits.origins, allow_methods=["*"], allow_headers=["*"])
@@ -61,10 +69,13 @@ def build_app(
     api = Api(recogniser, limits, metrics)
     app.post("/v1/audio/transcriptions")(api.transcriptions)
     app.post("/v1/audio/translations")(api.translations)
-    app.get("/v1/models")(api.models)
-    app.get("/v1/models/{model:path}")(api.one_model)
-    app.get("/health")(api.health)
-    app.get("/metrics")(api.metrics)
+    for path, answer in (
+        ("/v1/models", api.models),
+        ("/v1/models/{model:path}", api.one_model),
+        ("/health", api.health),
+        ("/metrics", api.metrics),
+    ):
+        app.api_route(path, methods=["GET", "HEAD"])(answer)
     add_realtime(app, recogniser)
     add_page(app)
     return app
@@ -77,17 +88,13 @@ class Api:
         self._recogniser, self._limits, self._metrics = recogniser, limits, metrics
         self._checks = asyncio.Semaphore(1)
 
-    async def transcriptions(
-        self, request: Request, file: Annotated[UploadFile, File()], wanted: Annotated[Wanted, Depends(transcription)]
-    ) -> Response:
+    async def transcriptions(self, request: Request) -> Response:
         """Transcribe an audio file."""
-        return await self._answer(request, file, wanted)
+        return await self._answer(request, *transcription(await _parts(request), request.query_params))
 
-    async def translations(
-        self, request: Request, file: Annotated[UploadFile, File()], wanted: Annotated[Wanted, Depends(translation)]
-    ) -> Response:
+    async def translations(self, request: Request) -> Response:
         """Translate an audio file to English, where the model has learnt that."""
-        return await self._answer(request, file, wanted)
+        return await self._answer(request, *translation(await _parts(request), request.query_params))
 
     async def models(self) -> dict[str, Any]:
         """List what is served."""
@@ -111,12 +118,11 @@ class Api:
         """Return the service's numbers, for Prometheus."""
         return Response(self._metrics.exposition(), media_type=self._metrics.media_type)
 
-    async def _answer(self, request: Request, file: UploadFile, wanted: Wanted) -> Response:
+    async def _answer(self, request: Request, audio: bytes, wanted: Wanted) -> Response:
         model = await self._model(wanted.ask.model)
         wanted.check(model)
-        if (file.size or 0) > MAX_FILE_BYTES:
+        if len(audio) > MAX_FILE_BYTES:
             raise too_large()
-        audio = await file.read()
         ends_at = asyncio.get_running_loop().time() + self._limits.request_s
         if wanted.stream:
             events = self._events(request, audio, wanted, ends_at)
@@ -147,8 +153,8 @@ class Api:
                     if delta:
                         said.append(delta)
                         yield event("transcript.text.delta", delta=delta)
-                seconds = duration_s(waveform)
-        yield event("transcript.text.done", text="".join(said), usage=usage(seconds))
+        # Without usage: OpenAI's event has tokens or none, and what is used here are seconds.
+        yield event("transcript.text.done", text="".join(said))
 
     async def _listen(
         self, request: Request, waveform: Waveform, wanted: Wanted, ends_at: float
@@ -198,6 +204,11 @@ class Api:
             if model.name == name:
                 return model
         raise _unknown_model(UnknownModelError(name, [model.name for model in models]))
+
+
+async def _parts(request: Request) -> list[Part]:
+    body = b"".join([chunk async for chunk in request.stream()])
+    return read_parts(request.headers.get("content-type", ""), body)
 
 
 def _unknown_model(error: UnknownModelError) -> ApiError:

@@ -20,10 +20,10 @@ def add_page(app: FastAPI) -> None:
         headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
         return Response(files[name], media_type=kind, headers=headers)
 
-    @app.get("/")
+    @app.api_route("/", methods=["GET", "HEAD"])
     async def page() -> Response:  # pyright: ignore[reportUnusedFunction]
         """Return the page."""
         return answer("index.html")
 
     for name in files:
-        app.get(f"/page/{name}")(partial(answer, name))
+        app.api_route(f"/page/{name}", methods=["GET", "HEAD"])(partial(answer, name))

@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,15 @@ class Ingress:
     """A replica that speaks HTTP: with Serve's proxies, or where it ``listens`` itself."""
 
     def __init__(self, args: ServiceArgs, engines: DeploymentHandle[EngineReplica], listens: Address | None):
-        self._limits = Limits(args.requests, args.request_s, args.keys(), args.origins)
+        self._limits = Limits(args.requests, args.request_s, keys=args.keys(), origins=args.origins)
         self._recogniser = Recogniser(RayEars(engines, args.request_s), Sandbox(), args.audio_s)
         self._listens = listens
+        self._drain: Callable[[], Awaitable[None]] | None = None
+
+    async def drain(self) -> None:
+        """Take no request any more, and return when those in flight are answered; with Serve's proxies, at once."""
+        if self._drain is not None:
+            await self._drain()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the app of this replica; Serve calls it after the constructor."""
@@ -143,7 +149,7 @@ class Ingress:
         if self._listens is None:
             yield
         else:
-            async with listening(app, self._listens, self._limits.request_s):
+            async with listening(app, self._listens, self._limits.longest_s) as self._drain:
                 yield
 
 
@@ -164,7 +170,7 @@ def _application(args: ServiceArgs, listens: Address | None) -> serve.Applicatio
     common: dict[str, Any] = {
         "health_check_period_s": _CHECK_S,
         "health_check_timeout_s": 60,
-        "graceful_shutdown_timeout_s": args.request_s + 10,  # longer than the longest request
+        "graceful_shutdown_timeout_s": Limits(request_s=args.request_s).longest_s + 10,
         "graceful_shutdown_wait_loop_s": 0.5,
         "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
     }
@@ -204,7 +210,7 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
 
 
 def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bool) -> None:
-    connect()
+    connect(use_gpu=args.device == "cuda")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(proxy_location=ProxyLocation.Disabled)
@@ -214,11 +220,13 @@ def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bo
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler prints a stack
             threading.Event().wait()
     except KeyboardInterrupt:
-        console.print("stopping")
+        console.print("stopping, once the requests in flight are answered (Ctrl-C again: within 30 s)")
     finally:
         if blocking:
-            stop_serving()
-            disconnect()
+            try:
+                stop_serving()
+            finally:
+                disconnect()
 
 
 def _deploy(application: serve.Application) -> None:
@@ -233,10 +241,25 @@ def _deploy(application: serve.Application) -> None:
 
 
 def stop_serving() -> None:
-    """End the service, its requests in flight first; the cluster that it ran on goes on."""
+    """End the service, its requests in flight first; the cluster that it ran on goes on.
+
+    Serve by itself gives them 30 s. A second Ctrl-C, or signal, gives them no more than that.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        _answer_those_in_flight()
     with contextlib.redirect_stdout(io.StringIO()):  # Serve kills its controller, and Ray reports that as a failure
         serve.shutdown()
         time.sleep(_REPORT_S)
+
+
+def _answer_those_in_flight() -> None:
+    app = serve.status().applications.get(APP_NAME)
+    ingress = app.deployments.get("Ingress") if app else None
+    states = {} if ingress is None else {str(state.value): n for state, n in ingress.replica_states.items()}
+    if not states.get("RUNNING"):
+        return  # it starts, or is gone: nobody is being answered
+    with contextlib.suppress(ray.exceptions.RayActorError):  # it died meanwhile
+        serve.get_app_handle(APP_NAME).drain.remote().result()
 
 
 def _say_ready(address: Address, names: Sequence[str], has_keys: bool) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path, read_json, write_json
+from askd_ray.files import atomic_path, local_path, read_json, write_json
 from askd_ray.models.bundle import read_bundle
 
 _CURRENT = "current.json"
@@ -19,9 +19,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Registry:
-    """The folder; all who serve from it must see it."""
+    """The folder, on a disk; all who serve from it must see it.
+
+    Raises :class:`AskdError` for a URI.
+    """
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", local_path(self.folder))
 
     def names(self) -> list[str]:
         """Return the models that have a version to serve."""

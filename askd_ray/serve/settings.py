@@ -6,11 +6,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from askd_ray.errors import AskdError
-from askd_ray.files import expand_home
-from askd_ray.models.bundle import Device, read_bundle
+from askd_ray.files import local_path
+from askd_ray.models.bundle import read_bundle
 from askd_ray.serve.limits import read_keys
 from askd_ray.serve.recogniser import MAX_AUDIO_S
 from askd_ray.serve.registry import Registry
+from askd_ray.torch_setup import Device
 
 
 class ServiceArgs(BaseModel):
@@ -42,7 +43,7 @@ class ServiceArgs(BaseModel):
 
         Raises :class:`AskdError` for a file of keys that cannot be read.
         """
-        return read_keys(None if self.keys_file is None else Path(self.keys_file))
+        return read_keys(None if self.keys_file is None else local_path(self.keys_file))
 
     def bundles(self) -> list[tuple[str, Path]]:
         """Return the name and the folder of each model that is to be served; the first is the default."""
@@ -74,12 +75,12 @@ def named_models(bundle: Path | None, models: Sequence[str]) -> dict[str, str]:
 
     Raises :class:`AskdError` for what is not of that form, a folder without a model, and a name that comes twice.
     """
-    found = [] if bundle is None else [(read_bundle(bundle).name, str(expand_home(bundle).resolve()))]
+    found = [] if bundle is None else [(read_bundle(bundle).name, str(local_path(bundle).resolve()))]
     for given in models:
         name, separator, folder = given.partition("=")
         if not (name and separator and folder):
             raise AskdError(f"--model {given}: NAME=BUNDLE is expected")
-        found.append((name, str(expand_home(folder).resolve())))
+        found.append((name, str(local_path(folder).resolve())))
     named = dict(found)
     if len(named) < len(found):
         raise AskdError(f"--model {found[-1][0]}=...: each name once")

@@ -11,6 +11,7 @@ from askd_ray.text.normalize import UNSPACED
 
 _SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")  # the last three are Chinese and Japanese
 _PAUSE_S = 0.8  # a longer one ends a segment
+_LEAST_WORD_S = 0.02  # a position of the encoder
 _MOST_SEGMENT_S, _MOST_SEGMENT_CHARS = 8.0, 84  # two lines of subtitles
 
 
@@ -77,7 +78,7 @@ def segments_of(
     begin_s, end_s = stretch.start / SAMPLE_RATE_HZ, stretch.end / SAMPLE_RATE_HZ
     timed = transcript.token_times != ()
     groups = [_Group(transcript, its) for its in _grouped(transcript)] if timed else []
-    words = [_in_speech(group.word(begin_s, end_s), speech) for group in groups]
+    words = _apart([_in_speech(group.word(begin_s, end_s), speech) for group in groups], begin_s, end_s)
     found: list[Segment] = []
     first = 0
     for last in range(len(words)):
@@ -149,6 +150,25 @@ def _in_speech(word: Word, speech: Sequence[Span]) -> Word:
         return word
     start_s = max(word.start_s, during[0].start / SAMPLE_RATE_HZ)
     return replace(word, start_s=start_s, end_s=min(word.end_s, during[-1].end / SAMPLE_RATE_HZ))
+
+
+def _apart(words: Sequence[Word], begin_s: float, end_s: float) -> list[Word]:
+    """Return words of which each takes some time and none overlaps the next, between ``begin_s`` and ``end_s``.
+
+    Cross-attention may give several tokens one place, and so a word no time at all: it gets a place from those beside
+    it, as much as players and subtitle editors need to show it.
+    """
+    least_s, found = min(_LEAST_WORD_S, (end_s - begin_s) / max(len(words), 1)), list[Word]()
+    free_from_s, free_until_s = begin_s, end_s
+    for word in words:
+        start_s = max(word.start_s, free_from_s)
+        free_from_s = max(word.end_s, start_s + least_s)
+        found.append(replace(word, start_s=start_s, end_s=free_from_s))
+    for i in reversed(range(len(found))):  # what was pushed over the end comes back
+        last_s = min(found[i].end_s, free_until_s)
+        free_until_s = min(found[i].start_s, last_s - least_s)
+        found[i] = replace(found[i], start_s=free_until_s, end_s=last_s)
+    return found
 
 
 def _ends(words: Sequence[Word], following: Word) -> bool:

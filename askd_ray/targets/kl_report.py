@@ -19,7 +19,7 @@ from askd_ray.models.student import build_student
 from askd_ray.progress import Table
 from askd_ray.targets.buckets import to_buckets
 from askd_ray.targets.soft_labels import forced_logits
-from askd_ray.torch_setup import best_device, use_threads
+from askd_ray.torch_setup import usable_device, use_threads
 
 KEPT = (8, 16, 32, 64)
 """The k that are always reported; the recipe's own comes beside them."""
@@ -95,7 +95,7 @@ def measure(recipe: Recipe, shard: PathOrUri, labels: PathOrUri) -> list[KlLost]
     student, _ = build_student(recipe.student, recipe.teacher.model)
     teacher, _ = load_whisper(recipe.teacher.model)
     for model in (student, teacher):
-        cast(torch.nn.Module, model).to(best_device())
+        cast(torch.nn.Module, model).to(usable_device(recipe.train.use_gpu))
     return kl_lost(teacher, student, [u for u, _ in sample], [made for _, made in sample], recipe)
 
 

@@ -10,7 +10,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.models.engine import Decoding, Engine
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.targets.filter import why_dropped
-from askd_ray.torch_setup import best_device
+from askd_ray.torch_setup import usable_device
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
         ctranslate2_folder(recipe.teacher.model),
         compute_type="default",
         threads=threads,
-        device=best_device().type,
+        device=usable_device(recipe.train.use_gpu),
         silence_s=PADDED_S,
         decoding=Decoding(targets.beam_size, targets.timestamps, targets.prompt),
     )

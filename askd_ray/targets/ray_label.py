@@ -9,6 +9,7 @@ import torch
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import LabelKey, labels_match, read_labels, write_labels
+from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
 from askd_ray.errors import AskdError
@@ -16,7 +17,7 @@ from askd_ray.location import Location, at_once
 from askd_ray.models.load import load_whisper
 from askd_ray.models.reference import resolve
 from askd_ray.progress import Table, bar, console
-from askd_ray.ray_cluster import check_gpus, connect
+from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.targets.kl_report import KlLost, kl_table, measure
@@ -24,7 +25,7 @@ from askd_ray.targets.pseudo_label import teacher_engine
 from askd_ray.targets.soft_labels import kept_tokens, label_key
 from askd_ray.targets.soft_labels import label as label_utterances
 from askd_ray.text.tokens import Tokens
-from askd_ray.torch_setup import best_device, use_threads
+from askd_ray.torch_setup import usable_device, use_threads
 
 
 class _TeacherActor:
@@ -36,7 +37,7 @@ class _TeacherActor:
         self.run = Run(self.recipe)
         self.key = key
         self.model, self.tokens = load_whisper(self.recipe.teacher.model)
-        cast(torch.nn.Module, self.model).to(best_device())
+        cast(torch.nn.Module, self.model).to(usable_device(self.recipe.train.use_gpu))
         self.engine = teacher_engine(self.recipe, threads) if self.recipe.targets.kind == "pseudo" else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -54,13 +55,18 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     ``kl_lost``, what the top k do not see of the dense KL to the untrained student (nats a token, on a sample), and
     ``kl_lost_share``, that as a part of it.
 
-    Raises :class:`AskdError` when no utterance is left to train on.
+    Raises :class:`AskdError` when no utterance is left to train on, and before any work when the teacher does not know
+    the language of one.
     """
     recipe = with_absolute_paths(recipe)  # an actor runs in a folder of its own
     run = Run(recipe)
     key = label_key(recipe)
     inputs = stage_key(run.key("prepare"), key)
     shards = shard_paths(run.shards, "train")
+    teacher = Tokens(resolve(recipe.teacher.model))
+    refuse_languages(
+        _languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have"
+    )
     done_already = at_once(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
     todo = [s for s, there in zip(shards, done_already, strict=True) if not there]
     done = run.finished("label", inputs)
@@ -71,7 +77,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     if todo:
         _run_actors(run, todo, key)
     # What the target ids mean, for whoever reads them.
-    (run.labels / "tokenizer.json").write_bytes(Tokens(resolve(recipe.teacher.model)).file.read_bytes())
+    (run.labels / "tokenizer.json").write_bytes(teacher.file.read_bytes())
     result = _summary(run.labels, shards, kept_tokens(recipe))
     if not result["labelled"]:
         raise AskdError(f"label: all {result['utterances']} utterances are left out ({_listed(result['left_out'])})")
@@ -83,8 +89,14 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     return run.finish("label", inputs, result, begun)
 
 
+def _languages(shards: list[Location]) -> Counter[str]:
+    """Return how many utterances have each language."""
+    tables = at_once(lambda s: read_table(s, ["language"]), shards)
+    return Counter(language for table in tables for language in table["language"].to_pylist())
+
+
 def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
-    connect()
+    connect(use_gpu=run.recipe.train.use_gpu)
     configure()
     items = [{"shard": s.name} for s in todo]
     share = run.recipe.teacher.gpus_per_copy if run.recipe.train.use_gpu else 0.0
@@ -108,8 +120,7 @@ def _gpus(recipe: Recipe) -> int:
     """Return how many GPUs the stage may use."""
     if not recipe.train.use_gpu:
         return 0
-    connect()
-    check_gpus()
+    connect(use_gpu=True)
     return int(ray.cluster_resources().get("GPU", 0))
 
 

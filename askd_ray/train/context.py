@@ -10,7 +10,7 @@ from askd_ray.data.collate import Stream
 from askd_ray.data.plan import Task
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch
-from askd_ray.torch_setup import best_device, n_cores
+from askd_ray.torch_setup import n_cores
 
 _AHEAD = 4  # micro-batches a core that wait in memory
 
@@ -44,9 +44,9 @@ class Context(Protocol):
 
 @dataclass
 class PlainContext:
-    """One process without Ray: a laptop, a test, a lone GPU. Reports are kept in ``reports``."""
+    """One process with one device, without Ray Train. Reports are kept in ``reports``."""
 
-    device: torch.device = field(default_factory=best_device)
+    device: torch.device
     rank: int = 0
     world_size: int = 1
     reports: list[dict[str, float]] = field(default_factory=list[dict[str, float]])

@@ -16,7 +16,7 @@ from typing import Any
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tracking import Tracking
 from askd_ray.errors import AskdError
-from askd_ray.files import expand_home, read_json, sha256_of_file, write_json
+from askd_ray.files import local_path, read_json, sha256_of_file, write_json
 from askd_ray.progress import console
 from askd_ray.runs import Run, git_sha
 from askd_ray.train.track import Metrics, MetricsReader
@@ -209,7 +209,7 @@ def _client(tracking: Tracking) -> Any:
 
 def _folder(tracking: Tracking) -> Path:
     assert tracking.mlflow is not None
-    return expand_home(tracking.mlflow).resolve()
+    return local_path(tracking.mlflow).resolve()
 
 
 def _entries(line: Metrics) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from askd_ray.distill.plot import figure_of
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path
+from askd_ray.files import atomic_path, local_path
 from askd_ray.train.track import Metrics, read_metrics
 
 _SMOOTHING = 0.1  # the share of each new step in the running mean of the cross-entropy
@@ -17,6 +17,7 @@ def plot_runs(runs: Sequence[Path], path: Path) -> Path:
     ``runs`` are folders of runs that were distilled, or are being. Returns the picture's path. Raises
     :class:`AskdError` for a folder without a training, and when matplotlib is not installed.
     """
+    path = local_path(path)
     metrics = {run.resolve().name: _metrics(run) for run in runs}
     figure, (weight, loss, wer) = figure_of(3)
     for name, lines in metrics.items():

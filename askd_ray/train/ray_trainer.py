@@ -30,10 +30,11 @@ from askd_ray.models.load import load_config
 from askd_ray.models.reference import resolve
 from askd_ray.models.student import surgeries
 from askd_ray.progress import Bar, bar, console
-from askd_ray.ray_cluster import check_gpus, connect
+from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import keyboard_interrupt, user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.text.tokens import Tokens
+from askd_ray.torch_setup import device_of
 from askd_ray.train.checkpoint import latest_position
 from askd_ray.train.loop import CHECKPOINTS, Loop, make_stream
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
@@ -43,12 +44,13 @@ from askd_ray.train.track import Metrics, MetricsReader
 
 
 class RayTrainContext:
-    """The surroundings of a Ray Train worker."""
+    """The surroundings of a Ray Train worker; with ``use_gpu`` it computes on the GPU that Ray granted it."""
 
-    def __init__(self) -> None:
+    def __init__(self, use_gpu: bool) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        device = get_device()
+        # Where Ray granted none, its get_device() is the first GPU of the machine.
+        device = get_device() if use_gpu else torch.device(device_of(use_gpu))
         assert isinstance(device, torch.device)
         self.device = device
 
@@ -80,9 +82,7 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
     make_room(run, key, force)
     begun = run.begin("distill")
-    connect()
-    if recipe.train.use_gpu:
-        check_gpus()
+    connect(use_gpu=recipe.train.use_gpu)
     with user_error():
         result = _fit(recipe, run, key)
     best = f"dev WER {result['dev_wer']:.4f} at step {result['best_step']} of {result['steps']}"
@@ -187,7 +187,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """Run the loop; returns its summary."""
     with user_error():
         recipe = Recipe.model_validate(config["recipe"])
-        return Loop(recipe, RayTrainContext(), Path(config["folder"]), config["key"]).run()
+        return Loop(recipe, RayTrainContext(recipe.train.use_gpu), Path(config["folder"]), config["key"]).run()
 
 
 class _NoRetries(UserCallback):

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+import torch
 
 from askd_ray.config.schema import Recipe
 from askd_ray.config.study import Study
 from askd_ray.progress import bar
-from askd_ray.ray_cluster import check_gpus, connect
+from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run
-from askd_ray.torch_setup import use_threads
+from askd_ray.torch_setup import usable_device, use_threads
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
 from askd_ray.train.ray_trainer import check_inputs, distill_key, make_room
@@ -32,10 +33,8 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
         make_room(Run(recipe), keys[recipe.name], force)
     if not todo:
         return
-    connect()
     use_gpu = recipes[0].train.use_gpu
-    if use_gpu:
-        check_gpus()
+    connect(use_gpu=use_gpu)
     gpus = settings.gpus_per_run if use_gpu else 0.0
     # A process a run: what the allocator keeps of one would lie beside the next.
     train = ray.remote(num_cpus=settings.cpus_per_run, num_gpus=gpus, max_retries=_RETRIES, max_calls=1)(_train)
@@ -57,6 +56,7 @@ def _train(recipe_json: str, key: str, concurrent: int) -> dict[str, Any]:
     recipe = Recipe.model_validate(json.loads(recipe_json))
     run = Run(recipe)
     begun = run.begin("distill")
-    loop = Loop(recipe, PlainContext(), run.distill, key)
+    context = PlainContext(torch.device(usable_device(recipe.train.use_gpu)))
+    loop = Loop(recipe, context, run.distill, key)
     use_threads(processes=concurrent)
     return run.finish("distill", key, loop.run(), begun)

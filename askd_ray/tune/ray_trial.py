@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import tune
 
 from askd_ray.config.candidate import Values, read_values, with_values
@@ -17,7 +18,7 @@ from askd_ray.data.plan import Task
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import sealed
 from askd_ray.files import remove
-from askd_ray.torch_setup import use_threads
+from askd_ray.torch_setup import usable_device, use_threads
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
@@ -55,7 +56,7 @@ class TuneContext(PlainContext):
     """The surroundings of a trial: reports go to Ray Tune, which may end the trial there; decoded clips are shared."""
 
     def __init__(self, recipe: Recipe, values: Values, folder: Path, features: Path | None):
-        super().__init__()
+        super().__init__(torch.device(usable_device(recipe.train.use_gpu)))
         self._settings, self._folder, self._features = recipe.tune, folder, features
         self._values = json.dumps({path: values[path] for path in read_values(recipe, values)})
 

@@ -28,7 +28,7 @@ from askd_ray.data.shards import read_table, sealed, shard_paths
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, remove, write_json
 from askd_ray.progress import console
-from askd_ray.ray_cluster import check_gpus, connect
+from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.train.ray_trainer import check_inputs
@@ -110,9 +110,7 @@ def _make_room(folder: Path, key: str, force: bool) -> None:
 def _connect(recipe: Recipe) -> None:
     # How often Tune writes down where it stands; by default every ten seconds, and it repeats what it forgot.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-    connect()
-    if recipe.train.use_gpu:
-        check_gpus()
+    connect(use_gpu=recipe.train.use_gpu)
     asked, there = recipe.tune.cpus_per_trial, ray.cluster_resources().get("CPU", 0.0)
     if "RAY_ADDRESS" not in os.environ and asked > there:
         raise AskdError(f"tune.cpus_per_trial = {asked:g}: this machine's cluster has {there:g}")

@@ -139,3 +139,46 @@ def test_paths_and_secrets_of_an_evaluation(tmp_path, monkeypatch):
     assert placed.noise_files == str(tmp_path / "noise/*.wav")
     written = dump_recipe(Recipe(evaluate=placed))
     assert "SECRET" not in written and "pass" not in written and "s3://bucket/calls" in written
+
+
+LOCAL = ["runs_root", "augment.noise.files", "augment.reverb.files", "evaluate.noise_files", "tracking.mlflow"]
+URIS = [
+    "s3://bucket/x",
+    "s3:/bucket/x",
+    "S3://bucket/x",
+    "gs://bucket/x",
+    "hf://datasets/me/calls",
+    "file:///tmp/x",
+    "~nobody9/x",
+]
+
+
+@pytest.mark.parametrize("uri", URIS)
+@pytest.mark.parametrize("setting", LOCAL)
+def test_what_lies_on_a_disk_is_no_uri(setting: str, uri: str):
+    needs = ["augment.noise.share=0.5", "augment.reverb.share=0.5", "evaluate.non_speech=true"]
+    with pytest.raises(AskdError) as caught:
+        load_recipe("demo", [*needs, f"{setting}={uri}"])
+    line = str(caught.value)
+    assert setting.rpartition(".")[0] in line and "\n" not in line
+    assert "path on a disk" in line or "no home folder" in line or "mlflow is a folder, or the address" in line
+
+
+@pytest.mark.parametrize(
+    "uri", ["hf://datasets/me/calls", "s3:/bucket/x", "S3://bucket/x", "http://host/x", "file:///x", "~nobody9"]
+)
+def test_what_is_written_lies_on_a_disk_or_a_store(uri: str):
+    with pytest.raises(AskdError, match=r"data_root = .*(a path is allowed, or s3://\.\.\. or gs://|no home folder)"):
+        load_recipe("demo", [f"data_root={uri}"])
+    for allowed in ("~/data", "data", "s3://key:secret@bucket/x", "gs://bucket/x"):
+        assert load_recipe("demo", [f"data_root={allowed}"]).data_root == allowed
+
+
+@pytest.mark.parametrize("uri", ["s3:/bucket/x", "HF://datasets/me/calls", "https://host/x", "file:///x"])
+def test_what_is_read_lies_on_a_disk_a_store_or_the_hub(uri: str):
+    with pytest.raises(AskdError, match=r"path = .*: a path is allowed, or s3://\.\.\. or gs://\.\.\. or hf://"):
+        load_recipe("demo", [f"data.sources=[{{path: '{uri}'}}]"])
+    with pytest.raises(AskdError, match=r"path = .*: a path is allowed"):
+        load_recipe("demo", [f"evaluate.sets=[{{name: x, path: '{uri}'}}]"])
+    for allowed in ("cache:ivr", "hf://datasets/me/calls", "~/clips", "s3://bucket/x"):
+        assert load_recipe("demo", [f"data.sources=[{{path: '{allowed}'}}]"]).data.sources[0].path == allowed

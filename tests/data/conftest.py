@@ -37,3 +37,16 @@ def manifest(tmp_path, sound):
         return folder
 
     return _manifest
+
+
+@pytest.fixture(scope="session")
+def stereo():
+    """Encode two channels of noise, each of its own seed: stereo(seconds) is a wav file's bytes."""
+
+    def _stereo(seconds=1.0, container="WAV"):
+        noise = [np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * 16_000)) for seed in (0, 1)]
+        buffer = io.BytesIO()
+        soundfile.write(buffer, np.stack(noise, axis=1).astype(np.float32), 16_000, format=container)
+        return buffer.getvalue()
+
+    return _stereo

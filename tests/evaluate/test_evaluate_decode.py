@@ -34,7 +34,7 @@ def clips(speech: Path) -> EvalSet:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decode, "PART_CLIPS", 3)
-    monkeypatch.setattr(decode, "weights_hash", lambda reference: f"weights of {reference}")
+    monkeypatch.setattr(decode, "weights_hash", lambda reference, device: f"weights of {reference}, {device}")
 
 
 def test_every_utterance_is_in_one_part_of_each_model(clips: EvalSet):

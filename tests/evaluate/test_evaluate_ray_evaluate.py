@@ -1,10 +1,10 @@
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scored import description_of_bundle
 from small_run import N_PER_SPLIT, small_run, utterances
 
 from askd_ray.config.schema import Recipe
@@ -13,7 +13,8 @@ from askd_ray.errors import AskdError
 from askd_ray.evaluate import ray_evaluate
 from askd_ray.evaluate.hypotheses import CLEAN, read_hypotheses
 from askd_ray.evaluate.ray_evaluate import evaluate
-from askd_ray.files import read_json, write_json
+from askd_ray.files import read_json
+from askd_ray.models.bundle import SAID, check_hashes
 from askd_ray.runs import Run
 
 
@@ -24,9 +25,14 @@ def run(tmp_path: Path, speech: Path, weights: Path) -> Run:
     run.bundle.mkdir()
     (run.bundle / "ctranslate2-int8").symlink_to(weights)
     (run.bundle / "transformers").mkdir()
-    write_json(run.bundle / "bundle.json", {"name": "small", "window": {"silence_s": 0.3}})
+    description_of_bundle(run.bundle)
     run.finish("export", "exported", {}, run.begin("export"))
     return run
+
+
+def speed_of_nothing(models: dict[str, str]) -> dict[str, Any]:
+    measured = {"rtfx": 1.0, "memory_mb": 1}
+    return {"models": dict.fromkeys(models, measured), "speedup": {}, "hardware": {"threads": 1, "cpu": "a cpu"}}
 
 
 def with_(recipe: Recipe, **settings: Any) -> Recipe:
@@ -51,7 +57,7 @@ def calls(tmp_path: Path, speech: Path) -> dict[str, Any]:
 def without_timing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     """Speed has tests of its own."""
     if "timed" not in request.keywords:
-        monkeypatch.setattr(ray_evaluate, "measure_speed", lambda models, *_: {"models": list(models)})
+        monkeypatch.setattr(ray_evaluate, "measure_speed", lambda models, *_: speed_of_nothing(models))
         monkeypatch.setattr(ray_evaluate, "speed_table", lambda speed: "")
 
 
@@ -69,6 +75,8 @@ def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights:
     assert result["sets"]["test"]["models"]["teacher"]["wer"] < 0.5
     assert result["non_speech"]["clips"] > 20 and result["left_out"] == {}
     assert read_json(run.path / "evaluate" / "scores.json") == result
+    assert read_json(run.bundle / "bundle.json")["scores"] == result and check_hashes(run.bundle) > 0
+    assert {row.model for row in read_hypotheses(run.bundle / SAID)} == {"student"}
 
     rows = read_hypotheses(run.path / "evaluate" / "hypotheses.parquet")
     clean = [r for r in rows if (r.model, r.set, r.condition) == ("student", "test", CLEAN)]
@@ -85,7 +93,9 @@ def test_what_is_decoded_is_not_decoded_again(run: Run, monkeypatch: pytest.Monk
     first = evaluate(run.recipe)
     decoded: list[int] = []
     monkeypatch.setattr(ray_evaluate, "decode", lambda made, *_: decoded.append(len(made)))
+    description_of_bundle(run.bundle)  # exported again: the scores are those of the same weights
     assert evaluate(run.recipe) == first and decoded == []  # finished
+    assert read_json(run.bundle / "bundle.json")["scores"] == first
     again = evaluate(with_(run.recipe, normalizer="basic"))  # other scores of the same texts
     assert decoded == [2] and again["sets"]["test"]["words"] > 0
     shutil.rmtree(run.path / "evaluate" / "parts")
@@ -110,6 +120,10 @@ def test_what_cannot_be_compared_is_said_at_once(run: Run, monkeypatch: pytest.M
         evaluate(with_(run.recipe, models={"teacher": "x"}))
     with pytest.raises(AskdError, match="the model's name is missing"):
         evaluate(with_(run.recipe, models={"them": "http://127.0.0.1/v1"}))
-    monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    with pytest.raises(AskdError, match=r"askd-ray\[demo\].*evaluate\.stock=false"):
-        evaluate(with_(run.recipe, stock=True))
+
+
+def test_a_damaged_bundle_is_said_at_once(run: Run):
+    (run.bundle / "transformers" / "stray.bin").touch()
+    with pytest.raises(AskdError, match="is not part of it"):
+        evaluate(run.recipe)
+    assert run.record("evaluate") is None

@@ -1,6 +1,5 @@
 import io
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +7,16 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
-from scored import evaluation, hypotheses
 from small_run import small_run
 
 from askd_ray.config.load import load_recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.hypotheses import read_hypotheses, write_hypotheses
-from askd_ray.export.bundle import add_scores, export
+from askd_ray.export.bundle import export
 from askd_ray.export.verify import verify
 from askd_ray.files import read_json
-from askd_ray.models.bundle import REFERENCE, SAID, check_hashes, check_reference, open_engine, read_bundle
+from askd_ray.models.bundle import REFERENCE, check_hashes, check_reference, open_engine, read_bundle
 from askd_ray.models.load import convert_to_ctranslate2, load_whisper, save_whisper
 from askd_ray.runs import Run
 
@@ -110,21 +107,6 @@ def test_reference_clips_travel_with_the_bundle(exported: dict[str, Any], run: R
     told = read_json(run.bundle / REFERENCE / "reference.json")
     assert len(told) == 3 and all(clip["text"] and clip["language"] == "en" for clip in told)
     assert check_reference(open_engine(read_bundle(run.bundle)), run.bundle) == 3
-
-
-def test_scores_go_into_the_card_and_the_bundle_stays_whole(exported: dict[str, Any], run: Run, tmp_path: Path):
-    n_files = check_hashes(run.bundle)
-    scores = evaluation()
-    noisy = replace(hypotheses()[0], condition="white@10")
-    write_hypotheses(tmp_path / "hypotheses.parquet", [*hypotheses(), noisy])
-    add_scores(run.bundle, scores, tmp_path / "hypotheses.parquet")
-    assert read_hypotheses(run.bundle / SAID) == [row for row in hypotheses() if row.model == "student"]
-    card = (run.bundle / "README.md").read_text()
-    assert "| test (in domain) | 3 | 20.00 (" in card and "| 10.00 (" in card and "Not evaluated" not in card
-    assert "-10.00 points" in card and "Out of domain: not scored" in card
-    assert "9.8x (9.1 to 10.4) as fast as teacher" in card
-    assert read_json(run.bundle / "bundle.json")["scores"] == scores
-    assert check_hashes(run.bundle) == n_files + 1
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,16 @@ def test_files_one_after_another(tmp_path: Path, weights: Path, speech: Path):
         next(texts)
     with pytest.raises(AskdError, match=r"gone\.wav does not exist"):
         next(transcribe_files(weights, [good, tmp_path / "gone.wav"]))
+
+
+@pytest.mark.slow
+def test_a_file_in_a_language_by_any_of_its_names(weights: Path, tmp_path: Path, speech: Path):
+    ((clip, _),) = spoken(speech)
+    file = tmp_path / "good.wav"
+    file.write_bytes(wav(clip))
+    (expected,) = transcribe_files(weights, [file], "en")
+    assert list(transcribe_files(weights, [file], "English")) == [expected]
+    with pytest.raises(AskdError, match=r"'de'.*English-only"):
+        next(transcribe_files(weights, [file], "German"))
+    with pytest.raises(AskdError, match="'Klingon' is none of Whisper's"):  # no model is loaded: there is none
+        next(transcribe_files(tmp_path / "no bundle", [file], "Klingon"))

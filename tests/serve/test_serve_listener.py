@@ -1,14 +1,19 @@
 import asyncio
+import contextlib
 import socket
 
 import httpx
 import pytest
+import websockets
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from askd_ray.errors import AskdError
+from askd_ray.serve import listener
 from askd_ray.serve.listener import Address, listening
 
 
@@ -39,6 +44,124 @@ def test_a_request_in_flight_is_answered_before_the_server_goes():
         address.open().close()  # the port is free again
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_drained_server_takes_nothing_new_and_answers_what_it_has():
+    async def scenario() -> None:
+        address, came, go_on = Address(port=free_port()), asyncio.Event(), asyncio.Event()
+
+        async def slow(_: Request) -> PlainTextResponse:
+            came.set()
+            await go_on.wait()
+            return PlainTextResponse("done")
+
+        app = Starlette(routes=[Route("/slow", slow)])
+        async with httpx.AsyncClient(timeout=30, trust_env=False) as client, listening(app, address, 20) as drain:
+            asking = asyncio.create_task(client.get(f"{address.url}/slow"))
+            await came.wait()
+            draining = asyncio.create_task(drain())
+            while True:
+                try:
+                    (await asyncio.open_connection(address.host, address.port))[1].close()
+                except OSError:
+                    break
+                await asyncio.sleep(0.05)
+            assert not draining.done() and not asking.done()
+            go_on.set()
+            await draining
+            assert (await asking).text == "done"
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_who_sends_no_headers_is_not_kept(sent: bytes, is_first: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listener, "HEADERS_S", 0.3)
+    monkeypatch.setattr(listener, "_KEEP_ALIVE_S", 1)
+
+    async def scenario() -> None:
+        address = Address(port=free_port())
+        app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("done"))])
+        async with listening(app, address, patience_s=5):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            if not is_first:
+                writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                await reader.readuntil(b"done")
+            writer.write(sent)
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_live_sessions_are_told_that_the_service_restarts():
+    async def scenario() -> None:
+        async def realtime(socket: WebSocket) -> None:
+            await socket.accept()
+            with contextlib.suppress(WebSocketDisconnect):
+                await socket.receive_text()
+
+        app, address = Starlette(routes=[WebSocketRoute("/live", realtime)]), Address(port=free_port())
+        async with listening(app, address, patience_s=20) as drain:
+            async with websockets.connect(f"ws://{address.host}:{address.port}/live", proxy=None) as live:
+                draining = asyncio.create_task(drain())
+                with pytest.raises(websockets.ConnectionClosed) as closed:
+                    await live.recv()
+                assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
+            await draining
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_who_does_not_read_an_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch):
+    """It kept its request's place for as long as it liked."""
+    monkeypatch.setattr(listener, "READ_S", 0.3)
+
+    async def scenario() -> None:
+        address, ended = Address(port=free_port()), asyncio.Event()
+
+        async def large(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for _ in range(64):
+                await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+            ended.set()
+
+        async with listening(large, address, patience_s=5):
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await ended.wait()
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_request_that_takes_longer_than_headers_may_is_answered(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listener, "HEADERS_S", 0.1)
+
+    async def scenario() -> None:
+        async def slow(_: Request) -> PlainTextResponse:
+            await asyncio.sleep(0.5)
+            return PlainTextResponse("done")
+
+        async def realtime(socket: WebSocket) -> None:
+            await socket.accept()
+            await asyncio.sleep(0.5)
+            await socket.send_text("hello")
+            await socket.close()
+
+        app, address = (
+            Starlette(routes=[Route("/", slow), WebSocketRoute("/live", realtime)]),
+            Address(port=free_port()),
+        )
+        async with listening(app, address, patience_s=5), httpx.AsyncClient(timeout=30, trust_env=False) as client:
+            for _ in range(2):  # on one connection
+                assert (await client.get(address.url)).text == "done"
+            async with websockets.connect(f"ws://{address.host}:{address.port}/live", proxy=None) as live:
+                assert await live.recv() == "hello"
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_a_port_that_is_taken_is_one_line():

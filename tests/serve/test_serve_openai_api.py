@@ -10,11 +10,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 from fastapi.testclient import TestClient
+from openai.types.audio import TranscriptionTextDoneEvent
 from serving import FakeEars, app_around, spoken, wav
 
 from askd_ray.audio.units import samples_of
+from askd_ray.audio.vad import Turns
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Transcript
 from askd_ray.serve import openai_api, recogniser
@@ -103,7 +106,8 @@ def test_streamed_is_what_is_not_streamed(client: TestClient, long_clip: bytes, 
     assert [its["type"] for its in deltas] == ["transcript.text.delta"] * len(deltas) and len(deltas) > 2
     assert done["type"] == "transcript.text.done"
     assert "".join(its["delta"] for its in deltas) == done["text"] == whole["text"]
-    assert done["usage"] == whole["usage"]
+    TranscriptionTextDoneEvent.model_validate(done, strict=True)  # what is used is tokens there, or not said
+    assert set(done) == {"type", "text"} and whole["usage"]["type"] == "duration"
 
 
 def test_the_first_stretch_says_the_language_of_all(client: TestClient, long_clip: bytes, ears: FakeEars):
@@ -163,15 +167,17 @@ def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, cl
         ({"response_format": "xml"}, "response_format", "'verbose_json'"),
         ({"temperature": "2"}, "temperature", "less than or equal to 1"),
         ({"temperature": "hot"}, "temperature", "number"),
-        ({"language": "English"}, "language", "none of Whisper's language codes"),
+        ({"language": "Englisch"}, "language", "none of Whisper's 100"),
+        ({"language": "yue"}, "language", "not known to the model 'student'"),
         ({"language": "de", "model": "other"}, "language", "only 'en' is allowed"),
         ({"stream": "true", "response_format": "srt"}, "stream", "srt cannot be streamed"),
         ({"timestamp_granularities[]": "word"}, "timestamp_granularities", "needs response_format=verbose_json"),
-        ({"timestamp_granularities[]": "letter"}, "timestamp_granularities[].0", "'word' or 'segment'"),
+        ({"timestamp_granularities[]": "letter"}, "timestamp_granularities", "'word' or 'segment'"),
+        ({"chunking_strategy": "[" * 60_000}, "chunking_strategy", "'auto' or an object"),
         ({"chunking_strategy": "none"}, "chunking_strategy", "'auto' or an object"),
         ({"chunking_strategy": '{"type": "client_vad"}'}, "chunking_strategy", "server_vad"),
         ({"chunking_strategy": '{"type": "server_vad", "threshold": 3}'}, "chunking_strategy", "less than 1"),
-        ({"chunking_strategy": "[" * 100_000}, "chunking_strategy", "'auto' or an object"),
+        ({"chunking_strategy": "{" * 60_000}, "chunking_strategy", "'auto' or an object"),
     ],
 )
 def test_bad_fields_name_the_field_and_what_is_allowed(
@@ -188,6 +194,41 @@ def test_missing_fields(client: TestClient):
     assert error_of(client.post(URL, files={"file": b"abc"}), 400)["param"] == "model"
     assert error_of(client.post(URL, data={"model": "student", "file": "no file"}), 400)["param"] == "file"
     assert error_of(client.post(URL, json={"model": "student"}), 400)["param"] in ("file", "model")
+
+
+def test_a_file_without_a_name_is_a_file(client: TestClient, clip: bytes, ears: FakeEars):
+    """`curl -F "file=<speech.wav"`: it was answered "<class 'str'>"."""
+    named, unnamed = ({"file": (name, clip), "model": (None, "student")} for name in ("a.wav", None))
+    texts = [client.post(URL, files=files).json()["text"] for files in (named, unnamed)]
+    assert texts[0] == texts[1] and len(ears.heard[0]) == len(ears.heard[1])
+
+
+def test_what_openais_client_sends_is_honoured(client: TestClient, clip: bytes, ears: FakeEars):
+    api = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=client, max_retries=0)
+    create = api.audio.transcriptions.create
+    vad: Any = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
+    assert create(file=("a.wav", clip), model="student", chunking_strategy=vad, language="en-US").text
+    (ask,) = ears.asked
+    assert (ask.turns, ask.language) == (Turns(0.2, 0.7, 0.1), "en")
+    *deltas, done = create(file=("a.wav", clip), model="student", stream=True, chunking_strategy="auto")
+    assert done.type == "transcript.text.done" and done.usage is None
+    assert "".join(its.delta for its in deltas if its.type == "transcript.text.delta") == done.text
+    timed = create(
+        file=("a.wav", clip), model="student", response_format="verbose_json", timestamp_granularities=["word"]
+    )
+    assert timed.words and timed.usage and timed.usage.type == "duration"
+    with pytest.raises(openai.BadRequestError, match=r"chunking_strategy\.threshold") as refused:
+        create(file=("a.wav", clip), model="student", chunking_strategy={**vad, "threshold": 7})
+    assert refused.value.param == "chunking_strategy"
+    with pytest.raises(openai.BadRequestError, match="include"):
+        create(file=("a.wav", clip), model="student", include=["logprobs"])
+
+
+@pytest.mark.parametrize("path", ["/", "/page/app.js", "/health", "/metrics", "/v1/models", "/v1/models/student"])
+def test_whoever_asks_with_head_gets_the_status(client: TestClient, path: str):
+    assert client.head(path).status_code == client.get(path).status_code == 200
+    error = error_of(client.delete(path), 405)
+    assert error["code"] == "unknown_url" and client.delete(path).headers["allow"] == "GET, HEAD"
 
 
 def test_a_broken_form(client: TestClient):

@@ -5,7 +5,10 @@ import base64
 import contextlib
 import json
 import math
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -198,6 +201,42 @@ def answers(url: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{url}/health", timeout=30).status_code == 200
     return False
+
+
+@pytest.mark.slow
+def test_a_termination_signal_waits_for_the_request_in_flight(
+    weights: Path, clips: list[tuple[Path, str]], unused_port: int
+):
+    """Serve itself gives what is in flight 30 s: this request takes longer, since its client is slow."""
+    url = f"http://127.0.0.1:{unused_port}"
+    command = [sys.executable, "-m", "askd_ray", "serve", "--model", f"m={weights}", "--port", str(unused_port)]
+    files = {"file": clips[0][0].read_bytes() * 2}
+    request = httpx.Request("POST", f"{url}/v1/audio/transcriptions", files=files, data={"model": "m"})
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    body, process = request.read(), subprocess.Popen(command, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 180
+        while not answers(url):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        with socket.create_connection(("127.0.0.1", unused_port)) as connection:
+            connection.sendall(f"POST /v1/audio/transcriptions HTTP/1.1\r\n{head}\r\n".encode() + body[:-10_000])
+            time.sleep(1.0)
+            process.send_signal(signal.SIGTERM)
+            for second in range(45):
+                connection.sendall(body[second - 10_000 : second - 9_999])
+                time.sleep(1.0)
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{url}/health")
+            assert process.poll() is None
+            connection.sendall(body[45 - 10_000 :])
+            connection.settimeout(60)
+            answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 200") and len(json.loads(answer.partition(b"\r\n\r\n")[2])["text"]) > 20
+        assert process.wait(60) == 0
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def test_a_folder_that_is_no_bundle_fails_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

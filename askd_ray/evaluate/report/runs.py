@@ -13,7 +13,7 @@ from askd_ray.evaluate.hypotheses import CLEAN, HYPOTHESES, NON_SPEECH, SCORES, 
 from askd_ray.evaluate.report.common import merged
 from askd_ray.evaluate.scores import Scores, score
 from askd_ray.evaluate.tally import Asked, tally
-from askd_ray.files import expand_home, read_json
+from askd_ray.files import local_path, read_json
 from askd_ray.runs import Run
 
 
@@ -41,7 +41,7 @@ def find_run(name_or_folder: str) -> Run:
 
     Raises :class:`AskdError` when there is none, or it has not been evaluated.
     """
-    places = [expand_home(name_or_folder), Path("runs") / name_or_folder]
+    places = [local_path(name_or_folder), Path("runs") / name_or_folder]
     folder = next((place.resolve() for place in places if (place / "recipe.yaml").is_file()), None)
     if folder is None:
         raise AskdError(f"no run {name_or_folder!r}: neither that nor {places[1]} is a folder with a recipe.yaml")

@@ -13,7 +13,7 @@ from askd_ray.evaluate.report.runs import Evaluated, find_run, read_evaluations
 from askd_ray.evaluate.report.sections import verdict_section, word_error_sections
 from askd_ray.evaluate.report.speed import speed_sections
 from askd_ray.evaluate.report.worst import worst_sections
-from askd_ray.files import atomic_path
+from askd_ray.files import atomic_path, local_path
 
 
 def report(names_or_folders: Sequence[str], out: Path | None = None) -> Path:
@@ -25,7 +25,8 @@ def report(names_or_folders: Sequence[str], out: Path | None = None) -> Path:
     Raises :class:`AskdError` when a run does not exist or has not been evaluated, or runs have nothing in common.
     """
     runs = [find_run(name) for name in names_or_folders]
-    path = out or (runs[0].path / "evaluate" / "report.html" if len(runs) == 1 else Path("report.html"))
+    usual = runs[0].path / "evaluate" / "report.html" if len(runs) == 1 else Path("report.html")
+    path = usual if out is None else local_path(out)
     document = to_document(read_evaluations(runs))
     plots = path.with_suffix("")
     with atomic_path(plots) as folder:

@@ -1,7 +1,8 @@
 """One client's session of live captions, event by event; it knows no WebSocket.
 
 Contract: the events of a session of the type ``transcription`` in
-https://platform.openai.com/docs/api-reference/realtime.
+https://platform.openai.com/docs/api-reference/realtime. Every sample that a client sends goes into one item, or is
+cleared, or is silence that turn detection skips; ``committed`` and ``cleared`` say which part of the audio they hold.
 """
 
 import asyncio
@@ -9,272 +10,235 @@ import base64
 import binascii
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
-from pydantic import ValidationError
 
-from askd_ray.audio.decode import Waveform, duration_s
+from askd_ray.audio.chunking import LEAST_S, SEARCH_S, quietest
+from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Turns
 from askd_ray.models.engine import Decoding
-from askd_ray.serve.formats import usage
-from askd_ray.serve.live.agreement import Agreement
 from askd_ray.serve.live.audio import LiveAudio, TurnDetector
-from askd_ray.serve.live.settings import SessionSettings
+from askd_ray.serve.live.buffer import AudioBuffer
+from askd_ray.serve.live.events import EventError, EventSender, Send, ServiceError, quoted
+from askd_ray.serve.live.settings import SessionSettings, Transcribing
+from askd_ray.serve.live.turns import MIN_PARTIAL_S, Turn, TurnTranscriber
+from askd_ray.serve.live.update import Update
 from askd_ray.serve.recogniser import Ask, Recogniser
 
-MOST_TURN_S = 20.0  # a longer turn is committed where it is
-MOST_BUFFER_S = 120.0  # without turn detection, what may wait for a commit
-_PARTIAL_S = 0.2  # of new audio, before another partial result is worth it
+MAX_TURN_S = 20.0  # a longer turn is committed up to its last quiet moment
+MAX_BUFFER_S = 120.0  # the same, without turn detection
+MIN_COMMIT_S = 0.1  # as OpenAI's: less is no utterance, and goes on waiting
+_ONSET_S = 0.5  # kept of a silence besides the padding: speech is found a little after it begins
 _log = logging.getLogger(__name__)
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-
-class EventError(Exception):
-    """An event that cannot be carried out; the session goes on."""
-
-    def __init__(self, message: str, code: str = "invalid_value", param: str | None = None):
-        super().__init__(message)
-        self.message, self.code, self.param = message, code, param
-
-
-@dataclass
-class _Turn:
-    """One utterance: its item, the audio so far, and what was shown of its text."""
-
-    item_id: str
-    start: int  # sample of the session
-    agreement: Agreement = field(default_factory=Agreement)
-    partial: "asyncio.Task[None] | None" = None
-    heard_samples: int = 0
+CommitReason = Literal["client", "speech_stopped", "max_length", "session_end"]
 
 
 class Session:
-    """One client's session: takes events, and sends events. It knows no WebSocket."""
+    """One client's session: takes events, and sends events. ``default_model`` transcribes unless an update says so."""
 
     def __init__(self, recogniser: Recogniser, send: Send, default_model: str):
-        self._recogniser, self._send, self._default = recogniser, send, default_model
+        self._recogniser, self._default = recogniser, default_model
         self._id = f"sess_{uuid.uuid4().hex}"
-        self._finals: set[asyncio.Task[None]] = set()
-        self._last_item: str | None = None
+        self._events = EventSender(send)
+        self._transcriber = TurnTranscriber(recogniser, self._events)
         self._settings = SessionSettings()
-        self._clear()
-        self._listen()
+        self._audio = LiveAudio()
+        self._buffer = AudioBuffer()
+        self._turn: Turn | None = None
+        self._last_item: str | None = None
+        self._detector: TurnDetector | None = None
+        self._detect()
 
     async def begin(self) -> None:
         """Tell the client that the session is there."""
-        await self._say("session.created", session=self._described())
+        await self._events.say("session.created", session=self._described())
 
-    async def handle(self, event: Any) -> None:
+    async def handle(self, event: object) -> None:
         """Carry out an event of the client's; a mistake is answered and changes nothing."""
-        name = event.get("type") if isinstance(event, dict) else None
+        fields = cast(dict[str, Any], event) if isinstance(event, dict) else {}
         try:
-            if name == "session.update":
-                await self._update(event)
-            elif name == "input_audio_buffer.append":
-                await self._append(event)
-            elif name == "input_audio_buffer.commit":
-                await self._commit_by_hand()
-            elif name == "input_audio_buffer.clear":
-                self._clear()
-                self._listen()
-                await self._say("input_audio_buffer.cleared")
-            else:
-                raise EventError(f"event type {name!r} is not known", "unknown_event", "type")
+            await self._carry_out(fields)
         except EventError as error:
-            told = {"type": "invalid_request_error", "message": error.message, "code": error.code, "param": error.param}
-            await self._say(
-                "error", error={**told, "event_id": event.get("event_id") if isinstance(event, dict) else None}
-            )
+            await self._events.refuse(error, fields.get("event_id"))
+        except Exception as error:
+            _log.error("an event failed", exc_info=error)
+            failure = ServiceError("The event could not be carried out.", "server_error")
+            await self._events.refuse(failure, fields.get("event_id"))
+
+    async def finish(self, timeout_s: float) -> None:
+        """Commit what waits, and wait some seconds for the transcripts: the service is about to end the session."""
+        self._buffer.append(self._audio.flush())
+        if self._buffer.n_samples and (self._turn is not None or self._detector is None):
+            await self._commit(self._buffer.end, "session_end")
+        await self._transcriber.drain(timeout_s)
 
     def close(self) -> None:
         """Stop all work."""
-        for task in [*self._finals, *([self._turn.partial] if self._turn and self._turn.partial else [])]:
-            task.cancel()
+        self._drop_turn()
+        self._transcriber.close()
 
-    async def _update(self, event: dict[str, Any]) -> None:
-        try:
-            settings = SessionSettings.model_validate(event.get("session"))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(["session", *map(str, first["loc"])])
-            raise EventError(f"{where}: {first['msg']}", param=where) from None
-        if settings.include:
-            raise EventError("session.include: nothing of it is known here", param="session.include")
-        wanted = settings.audio.input.transcription
-        model = next(
-            (m for m in await self._recogniser.ears.models() if m.name == (wanted.model or self._default)), None
-        )
-        if model is None:
-            raise EventError(
-                f"The model {wanted.model!r} does not exist.",
-                "model_not_found",
-                "session.audio.input.transcription.model",
-            )
-        if wanted.language is not None and wanted.language not in model.languages:
-            raise EventError(
-                f"language {wanted.language!r} is not known to the model {model.name!r}",
-                param="session.audio.input.transcription.language",
-            )
-        if len(self._buffer) and settings.audio.input.format != self._settings.audio.input.format:
-            raise EventError("session.audio.input.format cannot change while audio waits: commit or clear it first")
-        self._settings = settings
-        self._listen()
-        await self._say("session.updated", session=self._described())
+    async def _carry_out(self, event: dict[str, Any]) -> None:
+        kind = event.get("type")
+        match kind:
+            case "session.update" | "transcription_session.update":
+                await self._update(event.get("session"), beta=kind == "transcription_session.update")
+            case "input_audio_buffer.append":
+                await self._take(self._audio.push(_decoded(event.get("audio"))))
+            case "input_audio_buffer.commit":
+                await self._commit_for_client()
+            case "input_audio_buffer.clear":
+                await self._clear()
+            case _:
+                known = "session.update and input_audio_buffer.append, .commit and .clear are allowed"
+                told = f"event type {quoted(kind)} is not known" if isinstance(kind, str) else "an event has a type"
+                raise EventError(f"{told}: {known}", "unknown_event", "type")
 
-    def _listen(self) -> None:
-        """Begin to listen as the settings say."""
-        wanted = self._settings.audio.input
-        self._audio = LiveAudio(wanted.format.type, wanted.format.rate_hz)
-        vad = wanted.turn_detection
-        self._turns = Turns() if vad is None else vad.turns()
-        self._detector = None if vad is None else TurnDetector(self._recogniser.vad, self._turns)
-        self._offset = self._n_samples  # of the session, at which the detector began
+    async def _update(self, session: object, beta: bool) -> None:
+        update = Update(self._settings, session)
+        update.settings.check(await self._recogniser.ears.models(), self._default)
+        before, after = self._settings, update.settings
+        if after.format != before.format:
+            await self._take(self._audio.flush())
+            self._audio = LiveAudio(after.format.type, after.format.rate_hz)
+        self._settings = after
+        if after.transcription is None and self._turn is not None:
+            self._turn.drop_partial()
+        name = "transcription_session.updated" if beta else "session.updated"
+        await self._events.say(name, session=self._described(beta), ignored=update.ignored)
+        if after.turn_detection != before.turn_detection:
+            await self._change_turn_detection()
 
-    def _clear(self) -> None:
-        self._buffer: Waveform = np.zeros(0, np.float32)  # what is not committed yet
-        self._n_samples = getattr(self, "_n_samples", 0)
-        turn: _Turn | None = getattr(self, "_turn", None)
-        if turn is not None and turn.partial is not None:
-            turn.partial.cancel()
-        self._turn: _Turn | None = None
-
-    async def _append(self, event: dict[str, Any]) -> None:
-        try:
-            audio = base64.b64decode(event.get("audio", ""), validate=True)
-        except (TypeError, ValueError, binascii.Error):
-            raise EventError("input_audio_buffer.append: audio is no base64", param="audio") from None
-        waveform = self._audio.push(audio)
-        if self._detector is None:
-            if duration_s(self._buffer) + duration_s(waveform) > MOST_BUFFER_S:
-                raise EventError(
-                    f"the buffer holds {MOST_BUFFER_S:g} s at most: commit or clear it", "buffer_full", "audio"
-                )
-            self._take(waveform)
+    async def _change_turn_detection(self) -> None:
+        """Detect turns as the settings say from here on. What waits stays: in its turn, or in search of one."""
+        wanted = self._settings.turn_detection
+        if wanted is not None and self._detector is not None:
+            self._detector.options = wanted.turns()
             return
-        for piece in np.array_split(waveform, max(1, len(waveform) // samples_of(_PARTIAL_S))):
-            await self._follow(piece)
+        self._detect(speaking=self._turn is not None)
+        if wanted is None:
+            return
+        if self._turn is not None:
+            await self._cut_long_turn()
+            return
+        # Nobody has listened to what waits: it is taken as if it came in now.
+        waiting = self._buffer.rewind()
+        self._offset = self._buffer.end
+        await self._take(waiting)
 
-    def _take(self, waveform: Waveform) -> None:
-        self._buffer = np.concatenate([self._buffer, waveform])
-        self._n_samples += len(waveform)
+    def _detect(self, speaking: bool = False) -> None:
+        """Begin to detect turns with what comes in next, where the settings say so."""
+        wanted = self._settings.turn_detection
+        self._detector = None if wanted is None else TurnDetector(self._recogniser.vad, wanted.turns(), speaking)
+        self._offset = self._buffer.end  # of the session, at which the detector begins
 
-    async def _follow(self, waveform: Waveform) -> None:
+    async def _take(self, waveform: Waveform) -> None:
+        """Take in audio at 16 kHz."""
+        if self._detector is None:
+            self._buffer.append(waveform)
+            await self._cut_long_turn()
+            return
+        for piece in np.array_split(waveform, max(1, len(waveform) // samples_of(MIN_PARTIAL_S))):
+            await self._follow(piece, self._detector)
+            await asyncio.sleep(0)  # two minutes may come at once: other sessions have their turn between
+
+    async def _follow(self, waveform: Waveform, detector: TurnDetector) -> None:
         """Go along with the turns in what came in."""
-        assert self._detector is not None
-        self._take(waveform)
-        for event in self._detector.push(waveform):
+        self._buffer.append(waveform)
+        for event in detector.push(waveform):
             sample = self._offset + event.sample
             if event.started:
-                start = max(sample, self._n_samples - len(self._buffer))
-                self._turn = _Turn(_item_id(), start)
-                await self._say(
-                    "input_audio_buffer.speech_started", audio_start_ms=_ms(start), item_id=self._turn.item_id
+                self._buffer.take_until(sample)  # silence
+                turn = self._turn = Turn()
+                start_ms = _ms(self._buffer.start)
+                await self._events.say(
+                    "input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=turn.item_id
                 )
             elif self._turn is not None:
-                await self._say(
+                await self._events.say(
                     "input_audio_buffer.speech_stopped", audio_end_ms=_ms(sample), item_id=self._turn.item_id
                 )
-                await self._end_turn(sample)
-        if self._turn is not None and self._n_samples - self._turn.start >= samples_of(MOST_TURN_S):
-            await self._end_turn(self._n_samples)
-            self._turn = _Turn(_item_id(), self._n_samples)  # who speaks goes on speaking
-        if self._turn is not None:
-            self._hear_partly(self._turn)
-        else:  # nobody speaks: only what the next turn may reach back to is kept
-            kept = samples_of(self._turns.padding_s + 0.5)
-            self._buffer = self._buffer[-kept:]
-
-    def _since(self, start: int, end: int | None = None) -> Waveform:
-        """Return the samples of the buffer from ``start`` to ``end`` of the session."""
-        first = self._n_samples - len(self._buffer)
-        return self._buffer[max(0, start - first) : None if end is None else max(0, end - first)]
-
-    def _hear_partly(self, turn: _Turn) -> None:
-        """Have the turn so far transcribed, unless that is being done or there is little new."""
-        waveform = self._since(turn.start)
-        if turn.partial is None and len(waveform) - turn.heard_samples >= samples_of(_PARTIAL_S):
-            turn.heard_samples = len(waveform)
-            turn.partial = asyncio.create_task(self._show(turn, waveform))
-
-    async def _show(self, turn: _Turn, waveform: Waveform) -> None:
-        try:
-            hearing = await self._recogniser.ears.hear(waveform, self._ask(), turn.item_id)
-            delta = turn.agreement.update(hearing.transcript.text)
-            if delta:
-                await self._say_of(turn, "delta", delta=delta)
-        except Exception as error:  # the client hears of it if the final result fails too
-            _log.warning("a partial result failed: %s", type(error).__name__)
-        finally:
-            turn.partial = None
-
-    async def _commit_by_hand(self) -> None:
-        if self._turn is None and len(self._buffer) < samples_of(0.1):
-            raise EventError(
-                "input_audio_buffer.commit: at least 100 ms of audio are needed", "input_audio_buffer_commit_empty"
-            )
-        if self._turn is None:
-            self._turn = _Turn(_item_id(), self._n_samples - len(self._buffer))
-        await self._end_turn(self._n_samples)
-        self._clear()
-        self._listen()
-
-    async def _end_turn(self, end: int) -> None:
-        turn, self._turn = self._turn, None
-        assert turn is not None
-        waveform = self._since(turn.start, end)
-        self._buffer = self._since(end)
-        if turn.partial is not None:
-            turn.partial.cancel()
-        await self._say("input_audio_buffer.committed", item_id=turn.item_id, previous_item_id=self._last_item)
-        self._last_item = turn.item_id
-        task = asyncio.create_task(self._finally(turn, waveform))
-        self._finals.add(task)
-        task.add_done_callback(self._finals.discard)
-
-    async def _finally(self, turn: _Turn, waveform: Waveform) -> None:
-        """Transcribe a whole turn."""
-        try:
-            texts = ["".join(s.text for s in h.segments) async for h in self._recogniser.listen(waveform, self._ask())]
-        except Exception as error:
-            _log.error("a turn failed", exc_info=error)
-            told = {
-                "type": "server_error",
-                "code": "transcription_failed",
-                "message": "The turn could not be transcribed.",
-                "param": None,
-            }
-            await self._say_of(turn, "failed", error=told)
+                await self._commit(sample, "speech_stopped")
+        if self._turn is None:  # nobody speaks: only what the next turn may reach back to is kept
+            self._buffer.take_until(self._buffer.end - samples_of(detector.options.padding_s + _ONSET_S))
             return
-        text = "".join(texts).strip()
-        delta = turn.agreement.end(text)
-        if delta:
-            await self._say_of(turn, "delta", delta=delta)
-        await self._say_of(turn, "completed", transcript=text, usage=usage(duration_s(waveform)))
+        await self._cut_long_turn()
+        if self._settings.transcription is not None and self._turn.is_worth_a_partial(self._buffer.n_samples):
+            self._transcriber.transcribe_partly(self._turn, self._buffer.waveform(), self._ask())
 
-    def _ask(self) -> Ask:
-        wanted = self._settings.audio.input.transcription
-        return Ask(wanted.model or self._default, wanted.language, Decoding(previous=wanted.prompt), self._turns)
+    async def _cut_long_turn(self) -> None:
+        """Commit what is too long to wait up to its last quiet moment; who speaks goes on speaking."""
+        most = samples_of(MAX_BUFFER_S if self._detector is None else MAX_TURN_S)
+        while self._buffer.n_samples >= most:
+            last = most - samples_of(LEAST_S)
+            quiet = quietest(self._buffer.waveform()[:most], max(0, last - samples_of(SEARCH_S)), last)
+            await self._commit(self._buffer.start + quiet, "max_length")
+            self._turn = None if self._detector is None else Turn()
 
-    def _described(self) -> dict[str, Any]:
-        session = self._settings.model_dump(mode="json")
-        session["audio"]["input"]["format"]["rate"] = self._settings.audio.input.format.rate_hz
-        session["audio"]["input"]["transcription"]["model"] = self._ask().model
-        return {"id": self._id, "object": "realtime.transcription_session", **session}
+    async def _commit_for_client(self) -> None:
+        held = self._audio.flush()
+        if self._turn is None and self._buffer.n_samples + len(held) < samples_of(MIN_COMMIT_S):
+            await self._take(held)
+            message = f"input_audio_buffer.commit: at least {1000 * MIN_COMMIT_S:g} ms of audio are needed"
+            raise EventError(message, "input_audio_buffer_commit_empty")
+        self._buffer.append(held)
+        await self._commit(self._buffer.end, "client")
+        self._detect()
 
-    async def _say_of(self, turn: _Turn, kind: str, **fields: Any) -> None:
-        name = f"conversation.item.input_audio_transcription.{kind}"
-        await self._say(name, item_id=turn.item_id, content_index=0, **fields)
+    async def _commit(self, end: int, reason: CommitReason) -> None:
+        """Make an item of what waits before a sample of the session, and have it transcribed."""
+        turn, self._turn = self._turn or Turn(), None
+        turn.drop_partial()
+        start, waveform = self._buffer.start, self._buffer.take_until(end)
+        before, self._last_item = self._last_item, turn.item_id
+        span = {"audio_start_ms": _ms(start), "audio_end_ms": _ms(self._buffer.start)}
+        await self._events.say(
+            "input_audio_buffer.committed", item_id=turn.item_id, previous_item_id=before, reason=reason, **span
+        )
+        if self._settings.transcription is not None:
+            self._transcriber.transcribe(turn, waveform, self._ask(self._settings.logprobs))
 
-    async def _say(self, kind: str, **fields: Any) -> None:
-        await self._send({"type": kind, "event_id": f"event_{uuid.uuid4().hex}", **fields})
+    async def _clear(self) -> None:
+        self._buffer.append(self._audio.flush())
+        self._audio = LiveAudio(self._settings.format.type, self._settings.format.rate_hz)  # half a sample goes too
+        self._drop_turn()
+        start = self._buffer.start
+        self._buffer.take_until(self._buffer.end)
+        self._detect()
+        span = {"audio_start_ms": _ms(start), "audio_end_ms": _ms(self._buffer.end)}
+        await self._events.say("input_audio_buffer.cleared", **span)
+
+    def _drop_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.drop_partial()
+            self._turn = None
+
+    def _ask(self, confidence: bool = False) -> Ask:
+        wanted, detection = self._settings.transcription or Transcribing(), self._settings.turn_detection
+        turns = Turns() if detection is None else detection.turns()
+        decoding = Decoding(previous=wanted.prompt, confidence=confidence)
+        return Ask(wanted.model or self._default, wanted.language, decoding, turns)
+
+    def _described(self, beta: bool = False) -> dict[str, Any]:
+        if beta:
+            return {"id": self._id, **self._settings.as_beta_session(self._default)}
+        return {
+            "id": self._id,
+            "object": "realtime.transcription_session",
+            **self._settings.as_session(self._default),
+        }
 
 
-def _item_id() -> str:
-    return f"item_{uuid.uuid4().hex}"
+def _decoded(audio: object) -> bytes:
+    """Return the bytes of base64.
+
+    Raises :class:`EventError` for anything else.
+    """
+    try:
+        return base64.b64decode(cast(str, audio), validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise EventError("input_audio_buffer.append: audio is no base64", param="audio") from None
 
 
 def _ms(sample: int) -> int:

@@ -1,18 +1,34 @@
-"""What a client may say of a session: OpenAI's ``session.update`` of the type ``transcription``."""
+"""The settings of a session of the type ``transcription``."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from askd_ray.serve.forms import ServerVad
+from askd_ray.audio.vad import Turns
 from askd_ray.serve.live.audio import WireFormat
+from askd_ray.serve.live.events import MAX_QUOTED_CHARS, EventError, quoted
+from askd_ray.serve.recogniser import Model
+
+LOGPROBS = "item.input_audio_transcription.logprobs"
+BETA_FORMATS: dict[str, WireFormat] = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
+_MAX_PROMPT_CHARS = 4000  # its end counts, as much as a model has positions for: a few hundred tokens
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+def _fitting_prompt(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is no text") from None
+    return text[-_MAX_PROMPT_CHARS:]
 
 
-class AudioFormat(_Part):
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class AudioFormat(_Settings):
     """How the audio is written."""
 
     type: WireFormat = "audio/pcm"
@@ -31,40 +47,75 @@ class AudioFormat(_Part):
         return self.rate or (24000 if self.type == "audio/pcm" else 8000)
 
 
-class Transcribing(_Part):
-    """Which model transcribes, and how."""
+class Transcribing(_Settings):
+    """Which model transcribes (None: the session's default), and how (``language`` None: it is found out)."""
 
     model: str | None = None
-    language: str | None = None
-    prompt: str = ""
+    language: Annotated[str | None, Field(max_length=MAX_QUOTED_CHARS)] = None
+    prompt: Annotated[str, AfterValidator(_fitting_prompt)] = ""
 
 
-class LiveVad(ServerVad):
-    """OpenAI's ``server_vad``, with its own defaults: a turn ends after half a second."""
+class LiveVad(_Settings):
+    """OpenAI's ``server_vad`` with its defaults: a turn ends after half a second of silence."""
 
-    type: Literal["server_vad"] = "server_vad"
-    silence_duration_ms: Annotated[int, Field(ge=32, le=10_000)] = 500
+    threshold: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] = Turns.threshold
     prefix_padding_ms: Annotated[int, Field(ge=0, le=2_000)] = 300
+    silence_duration_ms: Annotated[int, Field(ge=32, le=10_000)] = 500
+
+    def turns(self) -> Turns:
+        """Return it in our words."""
+        return Turns(self.threshold, self.silence_duration_ms / 1000, self.prefix_padding_ms / 1000)
 
 
-class Input(_Part):
-    """What comes in."""
+@dataclass(frozen=True)
+class SessionSettings:
+    """The settings that a session has; without ``transcription`` or ``turn_detection`` these are off."""
 
-    format: AudioFormat = AudioFormat()
-    transcription: Transcribing = Transcribing()
-    turn_detection: LiveVad | None = LiveVad()
-    noise_reduction: None = None
+    format: AudioFormat = field(default_factory=AudioFormat)
+    transcription: Transcribing | None = field(default_factory=Transcribing)
+    turn_detection: LiveVad | None = field(default_factory=LiveVad)
+    logprobs: bool = False
 
+    def as_session(self, default_model: str) -> dict[str, Any]:
+        """Return the fields of OpenAI's session object."""
+        form, detection = self.format, self.turn_detection
+        audio = {
+            "format": {"type": form.type, **({"rate": form.rate_hz} if form.type == "audio/pcm" else {})},
+            "transcription": self._transcription(default_model),
+            "turn_detection": None if detection is None else {"type": "server_vad", **detection.model_dump()},
+            "noise_reduction": None,
+        }
+        return {"type": "transcription", "audio": {"input": audio}, "include": [LOGPROBS] if self.logprobs else []}
 
-class Audio(_Part):
-    """The audio of a session."""
+    def as_beta_session(self, default_model: str) -> dict[str, Any]:
+        """Return the fields of the session object of OpenAI's beta."""
+        detection = self.turn_detection
+        return {
+            "input_audio_format": next(name for name, form in BETA_FORMATS.items() if form == self.format.type),
+            "input_audio_transcription": self._transcription(default_model),
+            "input_audio_noise_reduction": None,
+            "turn_detection": None if detection is None else {"type": "server_vad", **detection.model_dump()},
+            "include": [LOGPROBS] if self.logprobs else [],
+        }
 
-    input: Input = Input()
+    def _transcription(self, default_model: str) -> dict[str, Any] | None:
+        wanted = self.transcription
+        return None if wanted is None else {**wanted.model_dump(), "model": wanted.model or default_model}
 
+    def check(self, models: Sequence[Model], default_model: str) -> None:
+        """Refuse a model that is not served, and a language that the model does not know.
 
-class SessionSettings(_Part):
-    """What ``session.update`` may say."""
-
-    type: Literal["transcription"] = "transcription"
-    audio: Audio = Audio()
-    include: tuple[str, ...] = ()
+        Raises :class:`EventError`.
+        """
+        wanted, where = self.transcription, "session.audio.input.transcription"
+        if wanted is None:
+            return
+        name = wanted.model or default_model
+        model = next((its for its in models if its.name == name), None)
+        if model is None:
+            served = ", ".join(quoted(its.name) for its in models) or "none"
+            message = f"The model {quoted(name)} does not exist: {served} is served here."
+            raise EventError(message, "model_not_found", f"{where}.model")
+        if wanted.language is not None and wanted.language not in model.languages:
+            message = f"{where}.language: the model {quoted(name)} does not know {wanted.language!r}"
+            raise EventError(message, param=f"{where}.language")

@@ -3,17 +3,22 @@
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from typing import Any
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
+from askd_ray.serve.live.events import quoted
 from askd_ray.serve.live.session import Session
 from askd_ray.serve.recogniser import Recogniser
 
 IDLE_S, SESSION_S, MOST_SESSIONS = 60.0, 3600.0, 32
+FINISH_S = 30.0  # for the last transcripts, when the service ends a session
 MOST_MESSAGE_CHARS = 2 << 20  # 30 s of 16-bit audio at 24 kHz, in base64
-_GOING_AWAY, _TOO_BIG, _TRY_LATER = 1001, 1009, 1013
+_GOING_AWAY, _UNSUPPORTED, _POLICY, _TOO_BIG, _FAILED, _TRY_LATER = 1001, 1003, 1008, 1009, 1011, 1013
+_MAX_REASON_BYTES = 123  # what a close frame has room for
+_log = logging.getLogger(__name__)
 
 
 def add_realtime(app: FastAPI, recogniser: Recogniser, most_sessions: int = MOST_SESSIONS) -> None:
@@ -25,31 +30,47 @@ def add_realtime(app: FastAPI, recogniser: Recogniser, most_sessions: int = MOST
         """Serve one client until it goes, idles or its time is over."""
         offered = socket.scope.get("subprotocols", [])
         await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
-        if len(sessions) >= most_sessions:
-            return await socket.close(_TRY_LATER, "Too many sessions: try again in a moment.")
-        served = [m.name for m in await recogniser.ears.models()]
-        if model is not None and model not in served:
-            return await socket.close(1008, f"The model {model[:100]!r} does not exist.")
-        speaking = asyncio.Lock()
-
-        async def send(event: dict[str, Any]) -> None:
-            with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # nobody is there any more
-                async with speaking:
-                    await socket.send_text(json.dumps(event, ensure_ascii=False))
-
-        session = Session(recogniser, send, model or served[0])
-        sessions.add(session)
         try:
-            await session.begin()
-            code, reason = await _converse(socket, session)
-            with contextlib.suppress(RuntimeError):
-                await socket.close(code, reason)
+            code, reason = await _serve(socket, recogniser, model, sessions, most_sessions)
         except WebSocketDisconnect:
-            pass
-        finally:
-            session.close()
-            sessions.discard(session)
-        return None
+            return
+        except Exception as error:
+            _log.error("a session failed", exc_info=error)
+            code, reason = _FAILED, "The service failed."
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # nobody is there any more
+            await socket.close(code, _fitted(reason))
+
+
+async def _serve(
+    socket: WebSocket, recogniser: Recogniser, model: str | None, sessions: set[Session], most_sessions: int
+) -> tuple[int, str]:
+    """Hold a session with a client; returns why it ends."""
+    if len(sessions) >= most_sessions:
+        return _TRY_LATER, "Too many sessions: try again in a moment."
+    served = [m.name for m in await recogniser.ears.models()]
+    if not served:
+        return _TRY_LATER, "No model is served yet: try again in a moment."
+    if model and model not in served:
+        return _POLICY, f"The model {quoted(model)} does not exist."
+    speaking = asyncio.Lock()
+
+    async def send(event: dict[str, Any]) -> None:
+        # Escaped to ASCII: half a surrogate pair, which JSON may hold, cannot be written as UTF-8.
+        text = json.dumps(event)
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # nobody is there any more
+            async with speaking:
+                await socket.send_text(text)
+
+    session = Session(recogniser, send, model or served[0])
+    sessions.add(session)
+    try:
+        await session.begin()
+        ending = await _converse(socket, session)
+        await session.finish(FINISH_S)
+        return ending
+    finally:
+        session.close()
+        sessions.discard(session)
 
 
 async def _converse(socket: WebSocket, session: Session) -> tuple[int, str]:
@@ -63,7 +84,7 @@ async def _converse(socket: WebSocket, session: Session) -> tuple[int, str]:
                 return _GOING_AWAY, f"Nothing was heard for {IDLE_S:g} s."
             break
         except KeyError:  # a binary message
-            return 1003, "Events are JSON text."
+            return _UNSUPPORTED, "Events are JSON text."
         if len(text) > MOST_MESSAGE_CHARS:
             return _TOO_BIG, f"An event may have {MOST_MESSAGE_CHARS} characters."
         try:
@@ -72,3 +93,8 @@ async def _converse(socket: WebSocket, session: Session) -> tuple[int, str]:
             event = None
         await session.handle(event)
     return _GOING_AWAY, f"A session lasts {SESSION_S:g} s at most."
+
+
+def _fitted(reason: str) -> str:
+    """Return a reason as a close frame can hold it."""
+    return reason.encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from serving import spoken
 
 from askd_ray.audio.units import samples_of
 from askd_ray.audio.vad import Turns, Vad
-from askd_ray.serve.live.audio import LiveAudio, TurnDetector
+from askd_ray.serve.live.audio import LiveAudio, TurnDetector, WireFormat
 
 
 def pcm16(waveform: np.ndarray) -> bytes:
@@ -72,3 +73,29 @@ def test_turns_begin_and_end(clip: np.ndarray, speech: Path):
     assert abs(first_start - samples_of(1.5)) < samples_of(0.6)
     assert samples_of(1.5) < first_end < second_start + samples_of(0.6)
     assert not detector.speaking
+
+
+@given(
+    form=st.sampled_from([("audio/pcm", 24_000), ("audio/pcm", 16_000), ("audio/pcmu", 8_000), ("audio/pcma", 8_000)]),
+    n_wire=st.lists(st.integers(0, 3_000), max_size=4),
+)
+@settings(deadline=None)
+def test_a_flush_leaves_nothing_behind(form: tuple[WireFormat, int], n_wire: list[int]):
+    live = LiveAudio(*form)
+    for n in n_wire:
+        pushed = live.push(bytes(n * (2 if form[0] == "audio/pcm" else 1)))
+        assert len(pushed) + len(live.flush()) == math.ceil(n * 16_000 / form[1])
+
+
+def test_half_a_sample_waits_through_a_flush():
+    live = LiveAudio("audio/pcm", 16_000)
+    assert len(live.push(b"\x00\x00\x01")) == 1
+    assert len(live.flush()) == 0
+    assert live.push(b"\x40").tolist() == [pytest.approx(0x4001 / 32768)]
+
+
+def test_a_shorter_silence_counts_what_was_silent_before(clip: np.ndarray):
+    detector = TurnDetector(Vad(), Turns(threshold=0.5, silence_s=5.0, padding_s=0.2))
+    assert [e.started for e in detector.push(np.concatenate([clip, np.zeros(samples_of(1.0), np.float32)]))] == [True]
+    detector.options = Turns(threshold=0.5, silence_s=0.2, padding_s=0.2)
+    assert [e.started for e in detector.push(np.zeros(1024, np.float32))] == [False]

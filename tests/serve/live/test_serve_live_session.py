@@ -132,17 +132,28 @@ def test_one_session_knows_nothing_of_another(recording: np.ndarray):
     ("event", "param", "said"),
     [
         ({"type": "response.create"}, "type", "'response.create' is not known"),
-        ("no event", "type", "None is not known"),
-        (None, "type", "None is not known"),
+        ("no event", "type", "an event has a type"),
+        (None, "type", "an event has a type"),
+        ({"type": ["session.update"]}, "type", "an event has a type"),
         ({"type": "input_audio_buffer.append", "audio": "*"}, "audio", "no base64"),
+        ({"type": "input_audio_buffer.append", "audio": "\ud800"}, "audio", "no base64"),
         ({"type": "input_audio_buffer.append", "audio": 7}, "audio", "no base64"),
-        ({"type": "session.update"}, "session", "dictionary"),
+        ({"type": "input_audio_buffer.append", "audio": None}, "audio", "no base64"),
+        ({"type": "input_audio_buffer.append"}, "audio", "no base64"),
+        ({"type": "session.update"}, "session", "an object is needed"),
         ({"type": "session.update", "session": {"type": "realtime"}}, "session.type", "'transcription'"),
-        (update(turn_detection={"type": "semantic_vad"}), "session.audio.input.turn_detection.type", "'server_vad'"),
+        ({"type": "session.update", "session": {"audio": 0}}, "session.audio", "an object is needed"),
+        (update(turn_detection={"type": "push"}), "session.audio.input.turn_detection.type", "'server_vad'"),
+        (update(turn_detection=["server_vad"]), "session.audio.input.turn_detection", "an object is needed"),
+        (update(turn_detection={"threshold": 2}), "session.audio.input.turn_detection.threshold", "equal to 1"),
+        (update(turn_detection={"eagerness": {}}), "session.audio.input.turn_detection.eagerness", "low, medium"),
         (update(format={"type": "audio/pcm", "rate": 8000}), "session.audio.input.format", "16000 or 24000"),
-        (update(transcription={"model": "whisper-9"}), "session.audio.input.transcription.model", "does not exist"),
-        (update(transcription={"language": "xx"}), "session.audio.input.transcription.language", "not known"),
-        (update(transcripton={}), "session.audio.input.transcripton", "not permitted"),
+        (update(format={"type": 5}), "session.audio.input.format.type", "'audio/pcmu'"),
+        (update(transcription={"model": "whisper-9"}), "session.audio.input.transcription.model", "'student', 'other'"),
+        (update(transcription={"language": "xx"}), "session.audio.input.transcription.language", "none of Whisper's"),
+        (update(transcription={"language": "fr"}), "session.audio.input.transcription.language", "does not know 'fr'"),
+        (update(transcription={"prompt": "\ud800"}), "session.audio.input.transcription.prompt", "surrogate pair"),
+        ({"type": "session.update", "session": {"include": "all"}}, "session.include", "a list is needed"),
     ],
 )
 def test_mistakes_are_answered_and_the_session_goes_on(event: Any, param: str, said: str, recording: np.ndarray):
@@ -198,21 +209,30 @@ def test_a_partial_result_that_fails_is_tried_again(recording: np.ndarray):
     assert kinds(said).index("delta") < kinds(said).index("input_audio_buffer.speech_stopped")
 
 
-def test_the_buffer_has_bounds(recording: np.ndarray, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(live, "MOST_BUFFER_S", 4.0)
+def test_without_turn_detection_a_full_buffer_is_committed_and_nothing_is_refused(
+    recording: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(live, "MAX_BUFFER_S", 4.0)
+    ears = FakeEars()
 
     async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         for _ in range(3):
-            await session.handle(append(recording[: samples_of(1.9)]))
-        assert len(session._buffer) == 2 * samples_of(1.9)
+            await session.handle(append(recording[: samples_of(3.0)]))
+        await session.handle({"type": "input_audio_buffer.commit"})
+        await until(lambda: kinds(said).count("completed") == 4)
 
-    said = converse(scenario)
-    assert said[-1]["error"]["code"] == "buffer_full"
+    said = converse(scenario, ears)
+    assert "error" not in kinds(said)
+    committed = [event for event in said if event["type"] == "input_audio_buffer.committed"]
+    assert [event["reason"] for event in committed] == [*["max_length"] * (len(committed) - 1), "client"]
+    starts, ends = ([event[f"audio_{name}_ms"] for event in committed] for name in ("start", "end"))
+    assert starts == [0, *ends[:-1]] and ends[-1] == 9000
+    assert sum(event["usage"]["seconds"] for event in said if "usage" in event) == pytest.approx(9.0)
 
 
 def test_who_never_pauses_is_committed_in_pieces(speech: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(live, "MOST_TURN_S", 2.0)
+    monkeypatch.setattr(live, "MAX_TURN_S", 2.0)
     clip = spoken(speech)[0][0]
     talk = np.concatenate([clip[samples_of(0.3) : samples_of(1.3)]] * 6)
 
@@ -221,7 +241,205 @@ def test_who_never_pauses_is_committed_in_pieces(speech: Path, monkeypatch: pyte
         for piece in np.array_split(talk, 60):
             await session.handle(append(piece))
         await until(lambda: kinds(said).count("completed") >= 2)
-        assert len(session._buffer) <= samples_of(2.5)
+        assert session._buffer.n_samples <= samples_of(2.5)
 
     said = converse(scenario)
     assert kinds(said).count("input_audio_buffer.committed") >= 2
+
+
+def test_an_update_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
+    ears = FakeEars()
+
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update())
+        pieces = np.array_split(recording[: samples_of(4.5)], 45)
+        for n, piece in enumerate(pieces):
+            if n == 20:  # 2 s, of which somebody spoke for one
+                assert kinds(said)[-1] != "input_audio_buffer.committed"
+                await session.handle(update(turn_detection={"silence_duration_ms": 400}))
+                await session.handle(update(transcription={"language": "EN"}))
+            await session.handle(append(piece))
+        await until(lambda: "completed" in kinds(said))
+
+    said = converse(scenario, ears)
+    order = [kind for kind in kinds(said) if kind not in ("delta", "session.created", "session.updated")]
+    turn = ["speech_started", "speech_stopped", "committed"]
+    assert order == [*(f"input_audio_buffer.{kind}" for kind in turn), "completed"]
+    started, committed = (next(e for e in said if e["type"].endswith(kind)) for kind in ("started", "committed"))
+    assert committed["audio_start_ms"] == started["audio_start_ms"] < 1300
+    assert said[-1]["usage"]["seconds"] > 2.5
+    assert ears.asked[-1].language == "en"
+
+
+def test_turn_detection_that_goes_off_and_on_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update())
+        for n, piece in enumerate(np.array_split(recording[: samples_of(4.5)], 45)):
+            if n == 20:
+                await session.handle(update(turn_detection=None))
+            if n == 25:
+                await session.handle(update(turn_detection={"type": "server_vad"}))
+            await session.handle(append(piece))
+        await until(lambda: "completed" in kinds(said))
+
+    said = converse(scenario)
+    (started,) = (event for event in said if event["type"].endswith("speech_started"))
+    (committed,) = (event for event in said if event["type"].endswith("committed"))
+    assert committed["item_id"] == started["item_id"]
+    assert committed["audio_start_ms"] == started["audio_start_ms"]
+    assert said[-1]["usage"]["seconds"] > 2.5
+
+
+def test_what_waits_for_a_commit_is_searched_for_turns_when_their_detection_comes_on(recording: np.ndarray):
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update(turn_detection=None))
+        await session.handle(append(recording))
+        await session.handle(update(turn_detection={}))
+        await until(lambda: kinds(said).count("completed") == 2)
+
+    said = converse(scenario)
+    assert kinds(said).index("session.updated", 2) < kinds(said).index("input_audio_buffer.speech_started")
+
+
+def test_a_turn_that_detection_leaves_open_is_committed_by_hand_under_its_id(recording: np.ndarray):
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update())
+        await session.handle(append(recording[: samples_of(2.0)]))
+        await session.handle(update(turn_detection=None))
+        await session.handle(append(recording[samples_of(2.0) : samples_of(3.0)]))
+        await session.handle({"type": "input_audio_buffer.commit"})
+        await until(lambda: "completed" in kinds(said))
+
+    said = converse(scenario)
+    started, committed = (next(e for e in said if e["type"].endswith(kind)) for kind in ("started", "committed"))
+    assert committed["item_id"] == started["item_id"] == said[-1]["item_id"]
+    assert committed["audio_end_ms"] == 3000
+
+
+def test_an_update_after_a_commit_leaves_the_committed_turn_as_it_was(recording: np.ndarray):
+    ears = FakeEars()
+
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update(turn_detection=None, transcription={"language": "de", "prompt": "first"}))
+        await session.handle(append(recording[: samples_of(3.0)]))
+        await session.handle({"type": "input_audio_buffer.commit"})
+        await session.handle(update(transcription={"language": "en", "prompt": "second"}))
+        await until(lambda: "completed" in kinds(said))
+
+    converse(scenario, ears)
+    assert [(ask.language, ask.decoding.previous) for ask in ears.asked] == [("de", "first")]
+
+
+def test_without_transcription_turns_are_committed_and_not_transcribed(recording: np.ndarray):
+    ears = FakeEars()
+
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update(turn_detection=None, transcription=None))
+        await session.handle(append(recording[: samples_of(3.0)]))
+        await session.handle({"type": "input_audio_buffer.commit"})
+        await asyncio.sleep(0)
+        assert not ears.asked
+        await session.handle(update(transcription={"language": "de"}))
+        await session.handle(append(recording[: samples_of(3.0)]))
+        await session.handle({"type": "input_audio_buffer.commit"})
+        await until(lambda: "completed" in kinds(said))
+
+    said = converse(scenario, ears)
+    assert said[1]["session"]["audio"]["input"]["transcription"] is None
+    _, second = (event["item_id"] for event in said if event["type"] == "input_audio_buffer.committed")
+    assert {event["item_id"] for event in said if "content_index" in event} == {second}
+
+
+def test_log_probabilities_of_tokens(recording: np.ndarray):
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        event = update(turn_detection=None)
+        event["session"]["include"] = ["item.input_audio_transcription.logprobs"]
+        await session.handle(event)
+        await session.handle(append(recording[: samples_of(3.0)]))
+        await session.handle({"type": "input_audio_buffer.commit"})
+        await until(lambda: "completed" in kinds(said))
+
+    completed = converse(scenario)[-1]
+    assert "".join(its["token"] for its in completed["logprobs"]).strip() == completed["transcript"]
+    assert completed["logprobs"][0] == {"token": " S", "bytes": [32, 83], "logprob": -0.2231}  # of 0.8
+
+
+def test_exactly_100_ms_may_be_committed(recording: np.ndarray):
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle({"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}})
+        audio = base64.b64encode(bytes(2 * 2400)).decode()
+        await session.handle({"type": "input_audio_buffer.append", "audio": audio})
+        await session.handle({"type": "input_audio_buffer.commit"})
+
+    assert kinds(converse(scenario))[-1] == "input_audio_buffer.committed"
+
+
+def test_what_goes_wrong_inside_is_an_error_event_and_the_session_goes_on():
+    ears = FakeEars()
+    models = ears.models
+
+    async def fail() -> Any:
+        ears.models = models
+        raise OSError("/home/me/engine.sock")
+
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        ears.models = fail
+        await session.handle(update() | {"event_id": "one"})
+        await session.handle(update())
+
+    _, error, updated = converse(scenario, ears)
+    assert error["error"]["type"] == "server_error" and error["error"]["event_id"] == "one"
+    assert "/home" not in str(error)
+    assert updated["type"] == "session.updated"
+
+
+@pytest.mark.parametrize("settings", [{}, {"turn_detection": None}])
+def test_what_waits_is_transcribed_before_the_service_ends_a_session(recording: np.ndarray, settings: dict[str, Any]):
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update(**settings))
+        await session.handle(append(recording[: samples_of(3.0)]))
+        await session.finish(20.0)
+
+    said = converse(scenario)
+    assert said[-1]["type"].endswith("completed")
+    assert next(event["reason"] for event in said if event["type"].endswith("committed")) == "session_end"
+
+
+@pytest.mark.parametrize("settings", [{}, {"turn_detection": None}])
+def test_a_commit_and_a_clear_end_the_audio_and_not_its_transcripts(recording: np.ndarray, settings: dict[str, Any]):
+    """So OpenAI's agents SDK ends a recording; where the turn has ended before, it takes the error for no mistake."""
+
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        await session.handle(update(**settings))
+        await session.handle(append(recording[: samples_of(3.0)]))
+        for kind in ("commit", "clear", "commit"):
+            await session.handle({"type": f"input_audio_buffer.{kind}", "event_id": kind})
+        await until(lambda: "completed" in kinds(said))
+
+    said = converse(scenario)
+    (error,) = (event["error"] for event in said if event["type"] == "error")
+    assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "commit")
+    committed, completed = (next(e for e in said if e["type"].endswith(kind)) for kind in (".committed", ".completed"))
+    assert committed["item_id"] == completed["item_id"]
+
+
+def test_the_beta_is_answered_in_its_own_terms():
+    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+        detection = {"type": "server_vad", "silence_duration_ms": 700}
+        beta = {"input_audio_format": "g711_ulaw", "input_audio_transcription": None, "turn_detection": detection}
+        await session.handle({"type": "transcription_session.update", "session": beta})
+        await session.handle({"type": "session.update", "session": {}})
+
+    _, beta, now = converse(scenario)
+    assert beta["type"] == "transcription_session.updated" and beta["ignored"] == []
+    detection = {"type": "server_vad", "threshold": 0.35, "prefix_padding_ms": 300, "silence_duration_ms": 700}
+    assert beta["session"] == {
+        "id": now["session"]["id"],
+        "input_audio_format": "g711_ulaw",
+        "input_audio_transcription": None,
+        "input_audio_noise_reduction": None,
+        "turn_detection": detection,
+        "include": [],
+    }
+    settings = {"transcription": None, "turn_detection": detection, "noise_reduction": None}
+    assert now["session"]["audio"] == {"input": {"format": {"type": "audio/pcmu"}, **settings}}

@@ -1,5 +1,7 @@
+import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
@@ -39,8 +41,10 @@ def test_a_session(client: TestClient):
         assert socket.receive_json()["type"] == "error"
         socket.send_json({"type": "input_audio_buffer.clear"})
         assert socket.receive_json()["type"] == "input_audio_buffer.cleared"
-    with connect(client, f"{URL}&model=other") as socket:
-        assert socket.receive_json()["session"]["audio"]["input"]["transcription"]["model"] == "other"
+    for model in ("other", "student", ""):
+        with connect(client, f"{URL}&model={model}") as socket:
+            session = socket.receive_json()["session"]
+            assert session["audio"]["input"]["transcription"]["model"] == (model or "student")
 
 
 def test_keys(client: TestClient):
@@ -74,3 +78,39 @@ def test_limits(client: TestClient, monkeypatch: pytest.MonkeyPatch):
     with connect(client) as socket:
         code, reason = closed(socket)
         assert code == 1001 and "A session lasts" in reason
+
+
+@pytest.mark.parametrize("event_id", ["\ud800", "a\udfffb", "\x00", "\U0001f600", None, 7, float("inf"), ["x"]])
+def test_any_event_id_is_answered(client: TestClient, event_id: Any):
+    with connect(client) as socket:
+        socket.receive_json()
+        for event in ({"type": "\ud801"}, {"type": "session.update", "session": {"\udc00": {"\udc00": "\udc00"}}}):
+            socket.send_text(json.dumps({**event, "event_id": event_id}))
+        error, updated = socket.receive_json(), socket.receive_json()
+        assert error["error"]["event_id"] == (event_id if isinstance(event_id, str) else None)
+        assert updated["ignored"] == [{"param": "session.\udc00", "reason": "this field is not known here"}]
+
+
+@pytest.mark.parametrize("model", ["\u00e9" * 200, "\U0001f600" * 100, "a" * 5000])
+def test_a_close_frame_has_room_for_its_reason(client: TestClient, model: str):
+    with connect(client, f"{URL}&model={quote(model)}") as socket:
+        code, reason = closed(socket)
+    assert code == 1008 and reason.startswith("The model '") and len(reason.encode()) <= 123
+
+
+def test_a_session_that_fails_is_closed_with_a_frame(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    async def fail(*_: Any) -> None:
+        raise OSError("/home/me/engine.sock")
+
+    monkeypatch.setattr(websocket.Session, "begin", fail)
+    with connect(client) as socket:
+        assert closed(socket) == (1011, "The service failed.")
+
+
+def test_without_a_model_a_client_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch):
+    async def none(_: Any) -> list[Any]:
+        return []
+
+    monkeypatch.setattr(FakeEars, "models", none)
+    with TestClient(app_around(FakeEars(), Limits())) as client, connect(client) as socket:
+        assert closed(socket)[0] == 1013

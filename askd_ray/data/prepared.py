@@ -1,0 +1,128 @@
+"""What `askd prepare` found: counts for people and for the stages after it, and why the shards would be of no use."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.table import Table
+
+from askd_ray.config.data import Data
+from askd_ray.config.schema import Recipe
+from askd_ray.data.row_check import NO_REFERENCE
+from askd_ray.data.schema import SPLITS, Split
+from askd_ray.data.shard_writer import SplitCounts
+
+_USED_BY: dict[Split, str] = {
+    "train": "there is nothing to learn from",
+    "dev": "`askd distill` chooses the student on dev",
+    "test": "evaluate.split is test",
+}
+
+
+@dataclass
+class Tally:
+    """What was read, and where it went."""
+
+    read: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter[str])
+    counts: Mapping[Split, SplitCounts] = field(default_factory=dict[Split, SplitCounts])
+    languages: Counter[str] = field(default_factory=Counter[str])
+
+    def result(self) -> dict[str, Any]:
+        """Return what the stage records: see :func:`~askd_ray.data.prepare.prepare`."""
+        speakers = Counter(name for counts in self.counts.values() for name in counts.speakers)
+        return {
+            "read": self.read,
+            "utterances": {split: counts.utterances for split, counts in self.counts.items()},
+            "minutes": {split: round(counts.seconds / 60, 2) for split, counts in self.counts.items()},
+            "speakers": {split: len(counts.speakers) for split, counts in self.counts.items()},
+            "marked": {split: counts.marked for split, counts in self.counts.items()},
+            "languages": dict(self.languages.most_common()),
+            "speakers_in_several_splits": sum(n > 1 for n in speakers.values()),
+            "quarantined": dict(self.quarantined.most_common()),
+            "without_text": self.counts["train"].without_text,
+        }
+
+
+def trouble_with_rows(result: Mapping[str, Any], data: Data) -> str | None:
+    """Return why too few of the rows can be used, or None."""
+    read, reasons = result["read"], Counter[str](result["quarantined"])
+    if read == 0:
+        return "the sources hold no rows"
+    top = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
+    if reasons.total() == read:
+        return f"none of {read} rows can be used ({top})"
+    # Nothing is wrong with rows that only the split they fall into cannot use.
+    bad = reasons.total() - sum(reasons[reason] for reason in NO_REFERENCE.values())
+    if bad > data.max_quarantine_share * read:
+        allowed = f"data.max_quarantine_share = {data.max_quarantine_share:g}"
+        return f"{bad} of {read} rows can't be used ({top}), and {allowed} allows fewer"
+    return None
+
+
+def trouble_with_splits(result: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """Return which split is empty although the recipe gives it a share and a later stage needs it, or None."""
+    for split in _needed(recipe):
+        if not result["utterances"][split] and _share(split, recipe.data) > 0.0:
+            return (
+                f"no {split} rows among {_amount(result)}, and {_USED_BY[split]}: {_remedy(split, result, recipe.data)}"
+            )
+    return None
+
+
+def notes(result: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return what a person should know of the shards, a line each."""
+    lines: list[str] = []
+    for split in _needed(recipe):
+        if not result["utterances"][split] and _share(split, recipe.data) == 0.0:
+            lines.append(f"No {split} rows, as data.{split}_share = 0 has it, and {_USED_BY[split]}")
+    if n := result["speakers_in_several_splits"]:
+        why = "they are split by text" if recipe.data.split_by == "text" else "their sources say so"
+        lines.append(f"{n} speakers are in more than one split, since {why}")
+    if n := result["without_text"]:
+        lines.append(f"{n} train utterances have no text: the teacher writes it")
+    if reasons := result["quarantined"]:
+        lines.append(f"Set aside: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}")
+    return lines
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """Return the splits and what decided them, as a table."""
+    shown = Table("split", title="Prepared", title_justify="left")
+    for column in ("utterances", "minutes", "speakers", "marked in the data", "by hash"):
+        shown.add_column(column, justify="right")
+    for split in SPLITS:
+        n, marked = result["utterances"][split], result["marked"][split]
+        minutes, speakers = f"{result['minutes'][split]:.1f}", result["speakers"][split] or "-"
+        shown.add_row(split, *map(str, (n, minutes, speakers, marked, n - marked)))
+    return shown
+
+
+def _needed(recipe: Recipe) -> list[Split]:
+    return ["train", "dev", *(["test"] if recipe.evaluate.split == "test" else [])]
+
+
+def _share(split: Split, data: Data) -> float:
+    shares: dict[Split, float] = {"dev": data.dev_share, "test": data.test_share}
+    return shares.get(split, 1.0)
+
+
+def _amount(result: Mapping[str, Any]) -> str:
+    n_speakers = sum(result["speakers"].values())
+    return f"{sum(result['utterances'].values())} utterances" + (f" of {n_speakers} speakers" if n_speakers else "")
+
+
+def _remedy(split: Split, result: Mapping[str, Any], data: Data) -> str:
+    """Return what the user can do about an empty split."""
+    ways: list[str] = []
+    if n := result["quarantined"].get(NO_REFERENCE[split]):
+        ways.append(f"give a text to the {n} rows of it that have none")
+    if any(result["speakers"].values()) and data.split_by == "speaker":
+        ways.append("--set data.split_by=text splits by text instead of speaker")
+    ways.append(f"mark rows split: {split} in the data")
+    if split != "train":
+        ways.append(f"raise data.{split}_share = {_share(split, data):g}")
+    if split == "test":
+        ways.append("--set evaluate.split=dev")
+    return " or ".join([", ".join(ways[:-1]), ways[-1]]) if len(ways) > 1 else ways[0]

@@ -1,0 +1,124 @@
+"""What makes a row an utterance: its audio decodes to speech-like samples, its text and language can be used."""
+
+import unicodedata
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from askd_ray.audio.decode import AudioError, Waveform, decode, duration_s
+from askd_ray.config.data import Data
+from askd_ray.data.schema import SPLITS, Split, Utterance
+from askd_ray.data.sources import SourceRow
+from askd_ray.errors import AskdError
+from askd_ray.text.clean import clean, trouble_with_text
+from askd_ray.text.languages import language_code
+
+NO_TEXT = "empty text"
+"""The reason of a row without text, where it has to have one."""
+
+NO_REFERENCE: dict[Split, str] = {split: f"no reference for the {split} split" for split in SPLITS}
+"""The reasons of a row without text that only the split it falls into cannot use."""
+
+SILENCE_PEAK = 1e-3
+"""A clip whose loudest sample stays below this (-60 dBFS) holds no speech."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that cannot be used, and why: ``reason`` is one of a few, ``detail`` says more."""
+
+    id: str
+    source: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the audio of a row must keep to; ``chars_per_s`` ([least, most]) is the text's pace."""
+
+    min_duration_s: float
+    max_duration_s: float
+    chars_per_s: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, data: Data) -> "Limits":
+        """Return the limits of a recipe's data."""
+        return cls(data.min_duration_s, data.max_duration_s, data.chars_per_s)
+
+
+class _UnusableError(ValueError):
+    """Why a row cannot be used."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def clean_row(row: SourceRow) -> SourceRow | Rejected:
+    """Return a row as it can be written and compared: clean texts, Whisper's code for the language.
+
+    A row is rejected whose source finds a problem with it, whose id is not on one line, whose text teaches nothing, and
+    whose language is unknown. Its text may be empty.
+    """
+    try:
+        if row.problem:
+            reason, _, detail = row.problem.partition(": ")
+            raise _UnusableError(reason, detail)
+        if any(unicodedata.category(character) == "Cc" for character in row.id):
+            raise _UnusableError("unusable id", f"{row.id!a} holds control characters")
+        text = clean(row.text)
+        trouble = trouble_with_text(text)
+        if trouble is not None:
+            raise _UnusableError(*trouble)
+        try:
+            language = language_code(row.language)
+        except AskdError as error:
+            raise _UnusableError("unknown language", str(error)) from None
+    except _UnusableError as error:
+        return Rejected(row.id, row.where, error.reason, error.detail)
+    return replace(row, text=text, language=language, speaker=clean(row.speaker), domain=clean(row.domain))
+
+
+def check_row(row: SourceRow, limits: Limits, split: Split) -> Utterance | Rejected:
+    """Return a clean row as an utterance of ``split``, or the reason why its audio does not let it be one.
+
+    Raises :class:`AskdError` when the store that holds the audio cannot be read.
+    """
+    try:
+        audio = row.read_audio(limits.max_duration_s)
+        waveform = decode(audio, limits.max_duration_s)
+        _check_waveform(waveform, row.text, limits)
+    except AudioError as error:
+        reason, _, detail = str(error).partition(": ")
+        return Rejected(row.id, row.where, reason, detail)
+    except _UnusableError as error:
+        return Rejected(row.id, row.where, error.reason, error.detail)
+    return Utterance(
+        id=row.id,
+        audio=audio,
+        path=row.path,
+        text=row.text,
+        duration_s=duration_s(waveform),
+        speaker=row.speaker,
+        language=row.language,
+        domain=row.domain,
+        split=split,
+        licence=row.licence,
+    )
+
+
+def _check_waveform(waveform: Waveform, text: str, limits: Limits) -> None:
+    seconds = duration_s(waveform)
+    if seconds < limits.min_duration_s:
+        raise _UnusableError(f"shorter than {limits.min_duration_s:g} s", f"{seconds:.3g} s")
+    peak = float(np.abs(waveform).max())
+    if peak < SILENCE_PEAK:
+        raise _UnusableError("silence", f"the peak is {peak:.1g} of full scale")
+    if not text or limits.chars_per_s is None:
+        return
+    least, most = limits.chars_per_s
+    pace = len(text) / seconds
+    if not least <= pace <= most:
+        reason = "too much text for the audio" if pace > most else "too little text for the audio"
+        raise _UnusableError(reason, f"{pace:.3g} characters a second, and {least:g} to {most:g} are allowed")

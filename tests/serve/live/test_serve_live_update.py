@@ -1,0 +1,278 @@
+"""What clients send as an update, and what becomes of it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.realtime import SessionUpdatedEvent
+
+from askd_ray.serve.live.events import EventError
+from askd_ray.serve.live.settings import LOGPROBS, AudioFormat, LiveVad, SessionSettings, Transcribing
+from askd_ray.serve.live.update import MAX_IGNORED, Update
+
+INPUT = "session.audio.input"
+
+
+def of_input(**fields: Any) -> dict[str, Any]:
+    return {"type": "transcription", "audio": {"input": fields}}
+
+
+# The session objects that clients build, as JSON: openai-agents 0.24 (voice.models.openai_stt), pipecat-ai 1.14
+# (services.openai.stt), livekit-plugins-openai 1.8 (stt), and the beta's transcription_session.update.
+CLIENTS = {
+    "agents": of_input(
+        format={"type": "audio/pcm", "rate": 24000},
+        transcription={"model": "student", "language": "en", "prompt": "IVR"},
+        turn_detection={"type": "semantic_vad"},
+    ),
+    "agents, more": of_input(
+        format={"type": "audio/pcm", "rate": 24000},
+        transcription={"model": "student", "languages": ["en"], "prompt": "IVR", "keywords": ["ASKD"]},
+        turn_detection={
+            "type": "semantic_vad",
+            "eagerness": "auto",
+            "create_response": False,
+            "interrupt_response": True,
+        },
+        noise_reduction={"type": "far_field"},
+    ),
+    "pipecat": of_input(
+        format={"type": "audio/pcm", "rate": 24000},
+        transcription={"model": "student", "language": "en", "prompt": "IVR", "delay": "low"},
+        turn_detection=None,
+        noise_reduction={"type": "near_field"},
+    ),
+    "livekit": of_input(
+        format={"rate": 24000, "type": "audio/pcm"},
+        transcription={"model": "student", "language": "en", "prompt": "IVR"},
+        turn_detection={
+            "type": "server_vad",
+            "threshold": 0.5,
+            "prefix_padding_ms": 600,
+            "silence_duration_ms": 350,
+        },
+        noise_reduction={"type": "near_field"},
+    ),
+    "every field of the SDK's types, null": {
+        "type": "transcription",
+        "include": [LOGPROBS],
+        "audio": {
+            "input": {
+                "format": {"type": "audio/pcm", "rate": None},
+                "noise_reduction": {"type": None, "strength": None},
+                "transcription": {
+                    "model": "student",
+                    "language": "en-US",
+                    "languages": None,
+                    "prompt": "IVR",
+                    "keywords": None,
+                    "delay": None,
+                },
+                "turn_detection": {
+                    "type": "server_vad",
+                    "threshold": None,
+                    "prefix_padding_ms": None,
+                    "silence_duration_ms": None,
+                    "create_response": None,
+                    "interrupt_response": None,
+                    "idle_timeout_ms": None,
+                },
+            }
+        },
+    },
+    "beta": {
+        "input_audio_format": "pcm16",
+        "input_audio_transcription": {"model": "student", "language": "english", "prompt": "IVR"},
+        "input_audio_noise_reduction": {"type": "near_field"},
+        "turn_detection": {"type": "semantic_vad", "eagerness": "low", "create_response": True},
+        "include": [LOGPROBS],
+        "modalities": ["text"],
+        "client_secret": {"expires_at": {"anchor": "created_at", "seconds": 600}},
+    },
+}
+DETECTIONS = {
+    "agents": LiveVad(silence_duration_ms=500),
+    "agents, more": LiveVad(silence_duration_ms=500),
+    "pipecat": None,
+    "livekit": LiveVad(threshold=0.5, prefix_padding_ms=600, silence_duration_ms=350),
+    "every field of the SDK's types, null": LiveVad(),
+    "beta": LiveVad(silence_duration_ms=1000),
+}
+IGNORED = {
+    "agents": {"audio.input.turn_detection.type"},
+    "agents, more": {
+        "audio.input.transcription.keywords",
+        "audio.input.turn_detection.type",
+        "audio.input.turn_detection.create_response",
+        "audio.input.turn_detection.interrupt_response",
+        "audio.input.noise_reduction",
+    },
+    "pipecat": {"audio.input.transcription.delay", "audio.input.noise_reduction"},
+    "livekit": {"audio.input.noise_reduction"},
+    "every field of the SDK's types, null": {"audio.input.noise_reduction"},
+    "beta": {
+        "input_audio_noise_reduction",
+        "turn_detection.type",
+        "turn_detection.create_response",
+        "modalities",
+        "client_secret",
+    },
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_clients_send_is_taken(client: str):
+    before = SessionSettings(transcription=Transcribing(model="other"), turn_detection=LiveVad(threshold=0.9))
+    update = Update(before if client == "pipecat" else SessionSettings(), CLIENTS[client])
+    assert update.settings.transcription == Transcribing(model="student", language="en", prompt="IVR")
+    assert update.settings.turn_detection == DETECTIONS[client]
+    assert update.settings.format.rate_hz == 24_000
+    assert update.settings.logprobs == ("include" in CLIENTS[client])
+    assert {its["param"].removeprefix("session.") for its in update.ignored} == IGNORED[client]
+    session = {"id": "sess_1", "object": "realtime.transcription_session", **update.settings.as_session("student")}
+    told = {"type": "session.updated", "event_id": "1", "session": session, "ignored": update.ignored}
+    assert SessionUpdatedEvent.model_validate(told).session.type == "transcription"
+
+
+CHANGED = SessionSettings(
+    AudioFormat(type="audio/pcm", rate=16000),
+    Transcribing(model="student", language="de", prompt="IVR"),
+    LiveVad(threshold=0.6, prefix_padding_ms=100, silence_duration_ms=700),
+    True,
+)
+A, T, D = CHANGED.format, CHANGED.transcription, CHANGED.turn_detection
+
+
+@pytest.mark.parametrize(
+    ("session", "changed"),
+    [
+        ({}, {}),
+        ({"type": None, "audio": None, "include": [LOGPROBS]}, {}),
+        ({"audio": {"input": None, "output": None}}, {}),
+        (of_input(), {}),
+        (of_input(format=None), {}),
+        (of_input(format={}), {}),
+        (of_input(format={"rate": 24000}), {"format": AudioFormat(type="audio/pcm", rate=24000)}),
+        (of_input(format={"rate": None}), {"format": AudioFormat()}),
+        (of_input(format={"type": "audio/pcm"}), {}),
+        (of_input(format={"type": "audio/pcmu"}), {"format": AudioFormat(type="audio/pcmu")}),
+        (of_input(format={"type": "audio/pcma", "rate": 8000}), {"format": AudioFormat(type="audio/pcma", rate=8000)}),
+        (of_input(format="g711_ulaw"), {"format": AudioFormat(type="audio/pcmu")}),
+        (of_input(transcription={}), {}),
+        (of_input(transcription={"prompt": None}), {"transcription": T and T.model_copy(update={"prompt": ""})}),
+        (of_input(transcription={"language": ""}), {"transcription": T and T.model_copy(update={"language": None})}),
+        (of_input(transcription={"language": None}), {"transcription": T and T.model_copy(update={"language": None})}),
+        (
+            of_input(transcription={"language": " EN_us"}),
+            {"transcription": T and T.model_copy(update={"language": "en"})},
+        ),
+        (of_input(transcription={"model": "other"}), {"transcription": T and T.model_copy(update={"model": "other"})}),
+        (of_input(transcription={"model": ""}), {"transcription": T and T.model_copy(update={"model": None})}),
+        (of_input(transcription=None), {"transcription": None}),
+        (of_input(turn_detection={}), {}),
+        (of_input(turn_detection={"type": "server_vad"}), {}),
+        (of_input(turn_detection={"threshold": 0}), {"turn_detection": D and D.model_copy(update={"threshold": 0.0})}),
+        (
+            of_input(turn_detection={"silence_duration_ms": None}),
+            {"turn_detection": D and D.model_copy(update={"silence_duration_ms": 500})},
+        ),
+        (
+            of_input(turn_detection={"type": "semantic_vad", "eagerness": "high"}),
+            {"turn_detection": D and D.model_copy(update={"silence_duration_ms": 300})},
+        ),
+        (of_input(turn_detection=None), {"turn_detection": None}),
+        ({"turn_detection": None}, {"turn_detection": None}),
+        (of_input(noise_reduction=None), {}),
+        ({"include": None}, {"logprobs": False}),
+        ({"include": []}, {"logprobs": False}),
+    ],
+)
+def test_an_update_changes_what_it_names_and_nothing_else(session: dict[str, Any], changed: dict[str, Any]):
+    update = Update(CHANGED, session)
+    assert vars(update.settings) == vars(CHANGED) | changed
+    assert [its for its in update.ignored if its["param"] not in (f"{INPUT}.turn_detection.type",)] == []
+
+
+def test_what_is_off_comes_back_with_its_defaults():
+    off = Update(CHANGED, of_input(transcription=None, turn_detection=None)).settings
+    on = Update(off, of_input(transcription={"language": "de"}, turn_detection={"threshold": 0.6})).settings
+    assert on.transcription == Transcribing(language="de")
+    assert on.turn_detection == LiveVad(threshold=0.6)
+
+
+@pytest.mark.parametrize("name", ["en", "EN", "en-US", "en_GB", "eng", "english", "English", " en "])
+def test_english_by_any_name(name: str):
+    wanted = Update(SessionSettings(), of_input(transcription={"language": name})).settings.transcription
+    assert wanted is not None and wanted.language == "en"
+
+
+def test_several_languages_are_found_out_and_one_is_the_language():
+    one = Update(SessionSettings(), of_input(transcription={"languages": ["de"]}))
+    assert one.settings.transcription == Transcribing(language="de") and not one.ignored
+    two = Update(SessionSettings(), of_input(transcription={"languages": ["de", "en"]}))
+    assert two.settings.transcription == Transcribing()
+    assert [its["param"] for its in two.ignored] == [f"{INPUT}.transcription.languages"]
+
+
+def test_what_is_ignored_is_listed_within_bounds():
+    update = Update(SessionSettings(), {f"{'x' * 10_000}{n}": n for n in range(1000)} | {"include": ["a", LOGPROBS]})
+    assert len(update.ignored) == MAX_IGNORED
+    assert max(len(its["param"]) for its in update.ignored) <= 200
+    assert update.settings.logprobs
+
+
+def test_of_a_long_prompt_the_end_counts():
+    wanted = Update(SessionSettings(), of_input(transcription={"prompt": "a" * 100_000 + "end"})).settings.transcription
+    assert wanted is not None and wanted.prompt.endswith("aend") and len(wanted.prompt) < 10_000
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=5),
+    lambda its: (
+        st.lists(its, max_size=3) | st.dictionaries(st.text(st.characters(codec=None), max_size=5), its, max_size=3)
+    ),
+    max_leaves=5,
+)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "format": JSON | st.fixed_dictionaries({}, optional={"type": JSON | st.just("audio/pcmu"), "rate": JSON}),
+        "transcription": JSON
+        | st.fixed_dictionaries(
+            {}, optional={name: JSON for name in ("model", "language", "prompt", "languages", "delay")}
+        ),
+        "turn_detection": JSON
+        | st.fixed_dictionaries(
+            {},
+            optional={
+                "type": JSON | st.just("semantic_vad"),
+                **{name: JSON for name in ("threshold", "silence_duration_ms", "eagerness", "create_response")},
+            },
+        ),
+        "noise_reduction": JSON,
+        "speed": JSON,
+    },
+)
+SESSIONS = JSON | st.fixed_dictionaries(
+    {},
+    optional={
+        "type": JSON | st.just("transcription"),
+        "audio": JSON | st.fixed_dictionaries({"input": JSON | FIELDS}),
+        "include": JSON,
+    },
+)
+
+
+@given(session=SESSIONS)
+def test_whatever_stands_in_an_update_it_is_taken_or_refused(session: Any):
+    try:
+        update = Update(CHANGED, session)
+    except EventError as error:
+        assert error.param is not None and error.param.startswith("session")
+        assert error.message.startswith(("session", "language"))
+        return
+    fields = (session.get("audio") and session["audio"].get("input")) or {}
+    for name in ("format", "transcription", "turn_detection"):
+        if name not in fields and name not in session:
+            assert getattr(update.settings, name) == getattr(CHANGED, name)

@@ -1,0 +1,220 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from askd_ray.audio.vad import Turns
+from askd_ray.serve.api_errors import ApiError
+from askd_ray.serve.forms import Wanted, transcription, translation
+from askd_ray.serve.limits import MAX_TEXT_BYTES
+from askd_ray.serve.multipart import Part
+from askd_ray.text.languages import language_code
+
+Fields = list[tuple[str, str]]
+VAD, THRESHOLD, SILENCE = (f"chunking_strategy[{key}]" for key in ("type", "threshold", "silence_duration_ms"))
+AUDIO = Part("file", b"\x00\xff")
+TRUE, FALSE = ("true", "True", "TRUE", "1", "yes", "on", "t"), ("false", "False", "0", "no", "off", "null")
+
+
+def wanted(*fields: tuple[str, str], read: Any = transcription) -> Wanted:
+    parts = [Part(name, value.encode("utf-8", "surrogatepass")) for name, value in (("model", "student"), *fields)]
+    file, found = read([AUDIO, *parts])
+    assert file == AUDIO.content
+    return found
+
+
+def refusal(*fields: tuple[str, str], read: Any = transcription) -> ApiError:
+    with pytest.raises(ApiError) as refused:
+        wanted(*fields, read=read)
+    assert refused.value.status == 400
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [
+            (VAD, "server_vad"),
+            (THRESHOLD, "0.6"),
+            (SILENCE, "900"),
+        ],
+        [("chunking_strategy", '{"type": "server_vad", "threshold": 0.6, "silence_duration_ms": 900}')],
+        [
+            (SILENCE, "900"),
+            (THRESHOLD, ".6"),
+            (VAD, "server_vad"),
+        ],
+    ],
+)
+def test_server_vad_as_clients_write_it(fields: Fields):
+    assert wanted(*fields).ask.turns == Turns(0.6, 0.9, Turns.padding_s)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ([(VAD, "client_vad")], "chunking_strategy.type"),
+        ([(VAD, "server_vad"), (THRESHOLD, "3")], "chunking_strategy.threshold: .*less than 1"),
+        ([(VAD, "server_vad"), (THRESHOLD, "loud")], "chunking_strategy.threshold"),
+        ([(VAD, "server_vad"), ("chunking_strategy[prefix_padding_ms]", "-1")], "chunking_strategy.prefix_padding_ms"),
+        ([(VAD, "server_vad"), (SILENCE, "1.5")], "silence_duration_ms"),
+        ([(VAD, "server_vad"), ("chunking_strategy[speed]", "1")], "chunking_strategy.speed"),
+        ([(THRESHOLD, "0.5")], "chunking_strategy.type"),
+        ([(VAD, "server_vad"), (VAD, "server_vad")], "a key is there twice"),
+        ([(VAD, "server_vad"), ("chunking_strategy", "auto")], "2 times"),
+        ([("chunking_strategy", '{"type": "server_vad", "threshold": 0.1, "threshold": 0.2}')], "an object"),
+        ([("chunking_strategy", "server_vad")], "'auto' or an object"),
+    ],
+)
+def test_bad_values_of_server_vad_are_named(fields: Fields, said: str):
+    error = refusal(*fields)
+    assert error.param == "chunking_strategy"
+    with pytest.raises(ApiError, match=said):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment")],
+        [("timestamp_granularities", "word"), ("timestamp_granularities", "segment")],
+        [("timestamp_granularities[0]", "word"), ("timestamp_granularities[1]", "segment")],
+        [("timestamp_granularities", '["word", "segment"]')],
+        [("timestamp_granularities[]", '["word"]'), ("timestamp_granularities", "segment")],
+    ],
+)
+def test_granularities_as_clients_write_them(fields: Fields):
+    found = wanted(("response_format", "verbose_json"), *fields)
+    assert (found.words, found.segments) == (True, True)
+    only = wanted(("response_format", "verbose_json"), fields[0])
+    assert only.words
+    assert refusal(*fields).message == "timestamp_granularities needs response_format=verbose_json"
+
+
+@pytest.mark.parametrize("name", ["en", "EN", "en-US", "en_us", "english", "English", "eng"])
+def test_english_has_many_names(name: str):
+    assert wanted(("language", name)).ask.language == "en"
+
+
+@pytest.mark.parametrize("name", ["", "file", "model", "language", "prompt", "temperature"])
+def test_an_empty_value_is_no_value(name: str):
+    assert wanted(("language", ""), ("temperature", ""), ("stream", ""), ("prompt", ""), (VAD, "")) == wanted()
+    with pytest.raises(ApiError, match="model: Field required"):
+        transcription([AUDIO, Part("model", b"")])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ([("include[]", "logprobs")], "include[]", "unknown; allowed are file, model"),
+        ([("langauge", "de")], "langauge", "did you mean 'language'"),
+        ([("temperature[x]", "0")], "temperature", "it has one value"),
+        ([("model", "other")], "model", "2 times, once is allowed"),
+        ([("language", "de"), ("language", "en")], "language", "2 times"),
+        ([("language", "Klingon")], "language", "none of Whisper's"),
+        ([("temperature", "hot")], "temperature", "number"),
+        ([("temperature", "nan")], "temperature", "than or equal"),
+        ([("stream", "maybe")], "stream", "boolean"),
+        ([("response_format", "JSON")], "response_format", "'verbose_json'"),
+        ([("timestamp_granularities[x]", "word")], "timestamp_granularities", "it is a list"),
+        ([("timestamp_granularities", "[")], "timestamp_granularities", "a list of JSON"),
+        ([("prompt", "a" * (MAX_TEXT_BYTES + 1))], "prompt", "bytes are allowed"),
+        ([("file", "again")], "file", "one file is expected"),
+        ([("a[b][c]", "d")], "a[b][c]", "unknown"),
+        ([("model\u202e", "x")], "model\u202e", "unknown"),
+    ],
+)
+def test_what_is_not_honoured_is_refused_by_its_name(fields: Fields, param: str, said: str):
+    error = refusal(*fields)
+    assert error.param == param
+    assert said in error.message
+
+
+def test_a_translation_has_no_fields_of_a_transcription():
+    assert wanted(("prompt", "a"), read=translation).ask.decoding.task == "translate"
+    for name in ("language", "stream", "chunking_strategy", "timestamp_granularities[]"):
+        assert refusal((name, "en"), read=translation).param == name
+
+
+def test_fields_in_the_url_are_not_ignored():
+    with pytest.raises(ApiError, match="language: a field of the form") as refused:
+        transcription([AUDIO, Part("model", b"student")], ["api-version", "language"])
+    assert refused.value.param == "language"
+    assert transcription([AUDIO, Part("model", b"student")], ["api-version"])
+
+
+@pytest.mark.parametrize(("values", "stream"), [(TRUE, True), (FALSE, False)])
+def test_spellings_of_true_and_false(values: tuple[str, ...], stream: bool):
+    assert {value: wanted(("stream", value)).stream for value in values} == dict.fromkeys(values, stream)
+
+
+NAMES = ["model", "language", "prompt", "temperature", "response_format", "stream", "file", "include[]", "vad_filter"]
+NAMES += [f"timestamp_granularities{end}" for end in ("", "[]", "[0]", "[x]")]
+NAMES += [f"chunking_strategy{end}" for end in ("", "[type]", "[threshold]", "[silence_duration_ms]", "[]", "[a][b]")]
+VALUES = [
+    "",
+    "null",
+    "auto",
+    "student",
+    "en",
+    "en-US",
+    "German",
+    "json",
+    "text",
+    "verbose_json",
+    "srt",
+    "word",
+    "segment",
+]
+VALUES += ['["word"]', "server_vad", '{"type": "server_vad"}', "0", "0.5", "1", "500", "true", "False", "[", "{", "nan"]
+
+
+def meant(found: Wanted) -> dict[str, Any]:
+    """Return what a request asks for by the names of the fields."""
+    ask, turns = found.ask, found.ask.turns
+    return {
+        "model": ask.model,
+        "language": ask.language,
+        "prompt": ask.decoding.previous,
+        "temperature": ask.decoding.temperature,
+        "response_format": found.form,
+        "stream": found.stream,
+        THRESHOLD: turns.threshold,
+        SILENCE: round(1000 * turns.silence_s),
+    }
+
+
+def honoured(name: str, value: str, found: Wanted) -> bool:
+    """Whether a value that was sent is what the request asks for."""
+    base = name.partition("[")[0]
+    if value == "":
+        return True
+    if base == "timestamp_granularities":
+        values = json.loads(value) if value.startswith("[") else [value]
+        return all({"word": found.words, "segment": found.segments}[its] for its in values)
+    if name in ("chunking_strategy", VAD):
+        return value in ("auto", "null", '{"type": "server_vad"}', "server_vad")
+    if name == "language":
+        return found.ask.language == language_code(value)
+    if name == "stream":
+        return found.stream == (value in TRUE)
+    if name in ("temperature", THRESHOLD, SILENCE):
+        return meant(found)[name] == float(value)
+    return meant(found)[name] == value
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES) | st.text(), st.sampled_from(VALUES) | st.text()), max_size=6))
+@example([("timestamp_granularities", "word"), ("response_format", "verbose_json"), ("model", "m"), ("file", "x")])
+@example([(VAD, "server_vad"), (THRESHOLD, "0.5"), ("model", "m"), ("file", "x")])
+def test_every_field_is_honoured_or_refused_by_its_name(fields: Fields):
+    try:
+        _, found = transcription([Part(name, value.encode("utf-8", "surrogatepass")) for name, value in fields])
+    except ApiError as refused:
+        assert refused.status == 400
+        sent = {name.partition("[")[0][:100] for name, _ in fields}
+        assert (refused.param or "").partition("[")[0] in sent | {"file", "model"}
+        assert (refused.param or "") in refused.message or refused.message.startswith("language ")
+    else:
+        assert all(honoured(name, value, found) for name, value in fields if name != "file"), found

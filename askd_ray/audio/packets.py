@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -100,12 +100,15 @@ def read_stretch(file: BinaryIO, start_s: float, end_s: float) -> tuple[Waveform
 
 
 @contextmanager
-def _opened(file: BinaryIO) -> Iterator[tuple[InputContainer, AudioStream]]:
+def _opened(file: BinaryIO) -> Generator[tuple[InputContainer, AudioStream]]:
     try:
         with av.open(file, "r", options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.audio:
                 raise NoDecoderError("unreadable audio: no audio stream in the file")
-            yield container, container.streams.audio[0]
+            stream = container.streams.audio[0]
+            if getattr(stream, "codec_context", None) is None:  # PyAV's types do not know this case
+                raise NoDecoderError("unreadable audio: no decoder for its codec")
+            yield container, stream
     except AudioError:
         raise
     except (av.error.FFmpegError, ValueError):
@@ -267,4 +270,4 @@ def _samples(frame: av.AudioFrame) -> NDArray[np.float32]:
         return np.asarray(array, np.float32)
     if array.dtype == np.uint8:
         return (np.asarray(array, np.float32) - np.float32(128)) / np.float32(128)
-    return np.asarray(array, np.float32) / np.float32(-float(np.iinfo(array.dtype).min))
+    return np.asarray(array, np.float32) / np.float32(1 << (8 * array.dtype.itemsize - 1))

@@ -347,3 +347,21 @@ def test_a_list_of_files_is_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert sum(frame.samples for frame in container.decode(audio=0)) == 16_000
     with pytest.raises(AudioError, match="unreadable"):
         decode(listed)
+
+
+def test_a_bang_that_a_codec_makes_of_damage_does_not_drown_the_rest(monkeypatch):
+    """Damaged frames of MP3 come out thousands of times too loud: that is no scale of integers."""
+    bang = SOUND.copy()
+    bang[20_000:20_010] = 5_000.0
+    monkeypatch.setattr("askd_ray.audio.packets._samples", lambda frame: bang[: frame.samples, None])
+    found = read_audio(PLAIN["mp3 without Xing header"](SOUND))
+    assert np.abs(found.waveform).max() == 1.0
+    assert np.abs(found.waveform[:19_000]).max() > 0.4
+    assert [message.partition(":")[0] for message in found.missing] == ["damaged"]
+
+
+def test_a_codec_that_nobody_knows(encode):
+    audio = bytearray(encode(SOUND, "WAV", "PCM_16"))
+    audio[20:22] = b"\x34\x12"
+    with pytest.raises(AudioError, match=r"^unreadable audio: no decoder for its codec$"):
+        decode(bytes(audio))

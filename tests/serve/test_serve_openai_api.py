@@ -229,7 +229,8 @@ def test_what_openais_client_sends_is_honoured(client: TestClient, clip: bytes, 
 def test_whoever_asks_with_head_gets_the_status(client: TestClient, path: str):
     assert client.head(path).status_code == client.get(path).status_code == 200
     error = error_of(client.delete(path), 405)
-    assert error["code"] == "unknown_url" and client.delete(path).headers["allow"] == "GET, HEAD"
+    assert error["code"] == "unknown_url"
+    assert set(client.delete(path).headers["allow"].split(", ")) == {"GET", "HEAD"}  # in any order
 
 
 def test_a_broken_form(client: TestClient):

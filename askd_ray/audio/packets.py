@@ -111,6 +111,8 @@ def _opened(file: BinaryIO) -> Generator[tuple[InputContainer, AudioStream]]:
             yield container, stream
     except AudioError:
         raise
+    except MemoryError:  # forged sizes ask for it too
+        raise AudioError("unreadable audio: it asks for more memory than there is") from None
     except (av.error.FFmpegError, ValueError):
         raise NoDecoderError("unreadable audio: no decoder takes it") from None
 
@@ -149,6 +151,8 @@ class _Reader:
             self._found.n_packets += packet.size > 0
             try:
                 frames = packet.decode()
+            except MemoryError:  # PyAV's is an FFmpegError too; the packet is not to blame
+                raise
             except av.error.FFmpegError:
                 self._lose(packet)
                 continue
@@ -173,6 +177,8 @@ class _Reader:
                 packet = next(packets)
             except StopIteration:
                 return
+            except MemoryError:
+                raise
             except av.error.FFmpegError as error:
                 n_failures += 1
                 if not isinstance(error, BlockingIOError):  # it looks for its next packet

@@ -365,3 +365,12 @@ def test_a_codec_that_nobody_knows(encode):
     audio[20:22] = b"\x34\x12"
     with pytest.raises(AudioError, match=r"^unreadable audio: no decoder for its codec$"):
         decode(bytes(audio))
+
+
+def test_memory_that_runs_out_is_no_damage(monkeypatch):
+    def without_memory(frame):
+        raise av.error.MemoryError(12, "no memory")
+
+    monkeypatch.setattr("askd_ray.audio.packets._samples", without_memory)
+    with pytest.raises(AudioError, match=r"^unreadable audio: it asks for more memory than there is$"):
+        read_audio(PLAIN["mp4 (AAC)"](SOUND))

@@ -255,8 +255,7 @@ def stop_serving() -> None:
 def _answer_those_in_flight() -> None:
     app = serve.status().applications.get(APP_NAME)
     ingress = app.deployments.get("Ingress") if app else None
-    states = {} if ingress is None else {str(state.value): n for state, n in ingress.replica_states.items()}
-    if not states.get("RUNNING"):
+    if ingress is None or not any(state == "RUNNING" and n for state, n in ingress.replica_states.items()):
         return  # it starts, or is gone: nobody is being answered
     with contextlib.suppress(ray.exceptions.RayActorError):  # it died meanwhile
         serve.get_app_handle(APP_NAME).drain.remote().result()

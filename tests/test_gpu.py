@@ -48,7 +48,7 @@ def recipe_of(folder: Path, speech: Path, device: Device) -> Recipe:
         },
         evaluate={"speed_clips": 2},
     )
-    run.finish("prepare", "prepared", {}, run.begin())
+    run.finish("prepare", "prepared", {}, run.begin("prepare"))
     return run.recipe
 
 

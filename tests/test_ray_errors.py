@@ -182,7 +182,7 @@ def test_a_labelling_actor(
     assert error.startswith("askd: ") and "u90" in error and "UDF" not in caplog.text
     damaged = {"model": str(with_damaged_weights(tmp_path / "damaged", tiny_model)), "top_k": 4}
     recipe = Recipe.model_validate({**run.recipe.model_dump(mode="json"), "teacher": damaged})
-    one_line(lambda: label(recipe, force=True), "cannot be loaded")
+    one_line(lambda: label(recipe, force=True), "damaged cannot be loaded")
 
 
 @pytest.mark.slow

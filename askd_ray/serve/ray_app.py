@@ -255,7 +255,8 @@ def stop_serving() -> None:
 def _answer_those_in_flight() -> None:
     app = serve.status().applications.get(APP_NAME)
     ingress = app.deployments.get("Ingress") if app else None
-    states = {} if ingress is None else {str(state.value): n for state, n in ingress.replica_states.items()}
+    # Serve's states are strings, or plain strings where a deployment has failed to start.
+    states: dict[Any, int] = {} if ingress is None else dict(ingress.replica_states)
     if not states.get("RUNNING"):
         return  # it starts, or is gone: nobody is being answered
     with contextlib.suppress(ray.exceptions.RayActorError):  # it died meanwhile

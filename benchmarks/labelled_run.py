@@ -11,7 +11,7 @@ from askd_ray.models.load import load_whisper
 from askd_ray.progress import bar
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
-from askd_ray.torch_setup import best_device
+from askd_ray.torch_setup import usable_device
 
 N_DEV = 2
 
@@ -25,7 +25,7 @@ def write_run(recipe: Recipe, utterances: Sequence[Utterance]) -> float:
     short = sorted(utterances, key=lambda u: u.duration_s)[:N_DEV]
     write_table(run.shards / "dev-00000-of-00001.parquet", to_table(short))
     model, tokens = load_whisper(recipe.teacher.model)
-    model.to(best_device())
+    model.to(usable_device(recipe.train.use_gpu))
     parts = [utterances[start : start + size] for start in range(0, len(utterances), size)]
     took, n_tokens, loss = 0.0, 0, 0.0
     with bar("soft labels", len(parts), "shard") as progress:

@@ -2,10 +2,12 @@
 
     python benchmarks/serve_badinput.py --bundle FOLDER [--uploads N] [--seed N] [--quick] [--json]
 
-Real prompts as wav, flac, ogg and mp3, then truncated, with flipped bits, forged headers, wrong types, bombs that
-decode to hours, zero length, silence, eight channels, rates of 1 Hz and of 4 GHz, names with ../ in them, and broken
-forms and HTTP (broken_forms.py). Each is sent once. A death is a replica's process that is not the one that was there
-before; the decoding processes that a file kills are replaced, and do not count. --json prints one line of JSON last.
+Real prompts as wav, flac, ogg, mp3, webm and m4a, then truncated, with flipped bits, forged headers, headers that lie
+as those of streams do, joined, with gaps in their times, at odd rates, as floats of any scale, with damaged packets,
+wrong types, bombs that decode to hours, zero length, silence, eight channels, rates of 1 Hz and of 4 GHz, names with
+../ in them, and broken forms and HTTP (broken_forms.py). Each is sent once. A death is a replica's process that is not
+the one that was there before; the decoding processes that a file kills are replaced, and do not count. --json prints
+one line of JSON last.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import httpx
 import numpy as np
 import soundfile
@@ -26,7 +29,7 @@ from rich.table import Table
 from served import Service, askd
 from speech_rows import clips
 
-from askd_ray.audio.decode import decode
+from askd_ray.audio.decode import Waveform, decode
 from askd_ray.progress import bar, console
 
 CLIENTS = 8
@@ -73,6 +76,8 @@ def originals() -> dict[str, bytes]:
         file = io.BytesIO()
         soundfile.write(file, waveform, 16_000, format=form, subtype=kind)
         sounds[name] = file.getvalue()
+    sounds["webm"] = by_ffmpeg(waveform, "webm", "libopus", None)
+    sounds["m4a"] = by_ffmpeg(waveform, "mp4", "aac", None)
     return sounds
 
 
@@ -87,6 +92,24 @@ def request_of(client: httpx.AsyncClient, url: str, upload: "Upload | RawRequest
         return client.build_request(upload.method, url + upload.path, content=upload.body, headers=headers)
     name, content, fields = upload
     return client.build_request("POST", f"{url}/v1/audio/transcriptions", files={"file": (name, content)}, data=fields)
+
+
+def by_ffmpeg(waveform: Waveform, container: str, codec: str, gap: tuple[float, float] | None) -> bytes:
+    """Encode with FFmpeg; from ``gap[0]`` seconds on the times are ``gap[1]`` seconds later."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream(codec, rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(waveform[None], format="flt", layout="mono")
+        frame.rate, frame.pts = 16_000, 0
+        size = stream.codec_context.frame_size or 1024
+        fit = av.AudioResampler(format=stream.format, layout="mono", rate=48_000, frame_size=size)
+        for piece in [*fit.resample(frame), *fit.resample(None), None]:
+            for packet in stream.encode(piece):
+                if gap is not None and float(packet.pts * packet.time_base) >= gap[0]:
+                    shift = round(gap[1] / packet.time_base)
+                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                out.mux(packet)
+    return file.getvalue()
 
 
 def broken(sounds: dict[str, bytes], rng: random.Random) -> Upload:
@@ -135,6 +158,42 @@ def strange_wav(audio: bytes, rng: random.Random) -> bytes:
     return head + b"data" + struct.pack("<I", size) + data
 
 
+def lying_wav(audio: bytes, rng: random.Random) -> bytes:
+    """A WAV file that declares what streams declare, at rates that few use, in samples of any scale."""
+    waveform = decode(audio)[: 16_000 * rng.choice([1, 3])]
+    kind, scale = rng.choice([("PCM_16", 1.0), ("FLOAT", 1.0), ("FLOAT", 32_767.0), ("FLOAT", 1e9), ("FLOAT", 1e30)])
+    file = io.BytesIO()
+    rate_hz = rng.choice([8_001, 11_127, 16_000, 16_001, 44_101, 47_999, 383_999])
+    soundfile.write(file, waveform * np.float32(scale), rate_hz, format="WAV", subtype=kind)
+    changed = bytearray(file.getvalue())
+    n_bytes = rng.choice([0, 100, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1, len(changed), len(changed) + 44])
+    at = changed.index(b"data") + 4
+    changed[at : at + 4] = struct.pack("<I", n_bytes)
+    changed[4:8] = struct.pack("<I", rng.choice([n_bytes, len(changed) - 8, 0]))
+    return bytes(changed)
+
+
+def gapped(audio: bytes, rng: random.Random) -> bytes:
+    """Times that jump by milliseconds, by seconds, or by a year."""
+    container, codec = rng.choice([("webm", "libopus"), ("matroska", "pcm_s16le"), ("mp4", "aac")])
+    waveform = decode(audio)
+    gap = (rng.choice([-1.0, 0.5, 1.0]), rng.choice([0.03, 2.0, 600.0, 7_100.0, 3e7]))
+    return by_ffmpeg(waveform, container, codec, gap)
+
+
+def damaged(audio: bytes, rng: random.Random) -> bytes:
+    """Some bytes in a row overwritten, behind the headers."""
+    n_bytes = rng.choice([1, 40, 400, 4_000])
+    at = rng.randrange(len(audio) // 4, len(audio))
+    return audio[:at] + rng.randbytes(n_bytes) + audio[at + n_bytes :]
+
+
+def joined(audio: bytes, rng: random.Random) -> bytes:
+    """Several files one behind the other, some of them cut."""
+    pieces = [audio, audio[len(audio) // 2 :], audio[: len(audio) // 2], b"\0" * 500, b"TAG" + bytes(125)]
+    return b"".join(rng.choices(pieces, k=rng.choice([2, 3, 200])))
+
+
 def bomb(audio: bytes, rng: random.Random) -> bytes:
     """Some hours of silence in a small file."""
     file = io.BytesIO()
@@ -157,6 +216,10 @@ WAYS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "flipped": flipped,
     "forged": forged,
     "strange": strange_wav,
+    "lying": lying_wav,
+    "gapped": gapped,
+    "damaged": damaged,
+    "joined": joined,
     "bomb": bomb,
     "silent": silent,
     "nothing": lambda audio, rng: b"",
@@ -164,7 +227,6 @@ WAYS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "text": lambda audio, rng: rng.choice(
         [b"<html>", b"#EXTM3U\n/etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd\n"]
     ),
-    "twice": lambda audio, rng: audio + audio,
 }
 FIELDS = [
     ("model", "whisper-9"),

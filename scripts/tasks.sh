@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly VENV=.venv
 readonly PY=$VENV/bin/python
 readonly UNFINISHED=$VENV/.installing
-readonly FULL_INSTALL_GB=10 # 7 for .venv, and room for downloads on their way
+readonly FULL_INSTALL_GB=11 # 7 for .venv, and room for downloads on their way
 readonly UPDATE_GB=1
 install_s=0 # what the install took in this call; 0 when nothing was missing
 trap 'exit 130' INT # also where the command that was interrupted returns as if it had only failed

@@ -12,7 +12,7 @@ import psutil
 import soundfile
 from fastapi import FastAPI
 
-from askd_ray.audio.decode import Waveform, decode
+from askd_ray.audio.decode import Decoded, Waveform, decode, read_audio
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.files import write_json
 from askd_ray.models.bundle import BUNDLE_FILE, hashes
@@ -89,8 +89,8 @@ class FakeEars:
 class OwnProcess:
     """Decodes where it is called; the sandbox has tests of its own."""
 
-    async def decode(self, audio: bytes, max_s: float) -> Waveform:
-        return decode(audio, max_s)
+    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> Decoded:
+        return read_audio(audio, max_s, partial)
 
 
 def app_around(ears: FakeEars, limits: Limits | None = None, max_audio_s: float = MAX_AUDIO_S) -> FastAPI:

@@ -1,5 +1,7 @@
 """The package keeps the rules of house_rules.py, and those rules catch what they should."""
 
+import ast
+
 import pytest
 from house_rules import (
     FOLDERS,
@@ -32,6 +34,30 @@ def test_jobs_are_thin(path: str):
 @pytest.mark.parametrize("path", TESTS)
 def test_every_test_can_fail(path: str):
     assert violations(path, (ROOT / path).read_text(encoding="utf-8"), (check_tests_can_fail,)) == []
+
+
+@pytest.mark.parametrize("path", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
+def test_what_a_benchmark_imports_is_there(path: str):
+    """Nothing else runs them: a function that was renamed in the package would be found out weeks later."""
+    tree = ast.parse((ROOT / "benchmarks" / path).read_text(encoding="utf-8"))
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("askd_ray")]
+    wanted = {(node.module or "", alias.name) for node in imports for alias in node.names}
+    assert sorted(f"{module}.{name}" for module, name in wanted if not is_there(module, name)) == []
+
+
+def is_there(module: str, name: str) -> bool:
+    """Whether a module of the package defines or imports a name, or is a folder with a module of that name."""
+    place = ROOT / module.replace(".", "/")
+    if (place / f"{name}.py").is_file() or (place / name / "__init__.py").is_file():
+        return True
+    file = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
+    if not file.is_file():
+        return False
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    assigned = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    imported = {alias.asname or alias.name for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+    return name in defined | assigned | imported
 
 
 def test_every_folder_has_its_place():

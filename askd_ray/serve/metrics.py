@@ -23,6 +23,8 @@ _ROUTES = (
     "/metrics",
     "/",
 )
+AUDIO_NOTES = "x-audio-notes"
+"""The answer's header that says what had to be made of the audio."""
 _NOTED = "askd"  # where a request's facts lie in its ASGI state
 _requests = logging.getLogger("askd_ray.requests")
 
@@ -90,7 +92,10 @@ class Metrics:
 
 
 def note(request: Request, **facts: Any) -> None:
-    """Note facts of a request for the log and the numbers: ``model``, ``version``, ``audio_s``, ``reason``."""
+    """Note facts of a request for the log and the numbers: ``model``, ``version``, ``audio_s``, ``reason``.
+
+    ``audio_notes`` also becomes a header of the answer.
+    """
     request.scope[_NOTED].update(facts)
 
 
@@ -112,7 +117,11 @@ class Observed:
             if message["type"] in ("http.response.start", "websocket.accept"):
                 status = message.get("status", 101)
                 message.setdefault("headers", [])
-                message["headers"] = [*message["headers"], (b"x-request-id", number.encode("latin-1"))]
+                headers = {"x-request-id": number}
+                if "audio_notes" in facts:
+                    headers[AUDIO_NOTES] = facts["audio_notes"]
+                written = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+                message["headers"] = [*message["headers"], *written]
             await send(message)
 
         self._metrics.begin()

@@ -30,6 +30,8 @@ from askd_ray.serve.transcription import Transcription
 from askd_ray.serve.uploads import Admission
 
 HEALTH_TIMEOUT_S = 15.0
+PARTIAL_AUDIO = "x-partial-audio"
+"""The request's header that says what to do with a file of which sound is missing: ``accept`` or ``refuse``."""
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -136,7 +138,7 @@ class Api:
 
     async def _whole(self, request: Request, audio: bytes, wanted: Wanted, ends_at: float) -> Transcription:
         with self._mistakes_answered(request):
-            async with self._recogniser.loaded(audio) as waveform:
+            async with self._loaded(request, audio) as waveform:
                 heard = [its async for its in self._listen(request, waveform, wanted, ends_at)]
                 language = heard[0].hearing.transcript.language if heard else wanted.ask.language or "en"
                 segments = tuple(segment for its in heard for segment in its.segments)
@@ -146,7 +148,7 @@ class Api:
         """Yield OpenAI's events; the deltas joined are the text."""
         said: list[str] = []
         with self._mistakes_answered(request):
-            async with self._recogniser.loaded(audio) as waveform:
+            async with self._loaded(request, audio) as waveform:
                 async for heard in self._listen(request, waveform, wanted, ends_at):
                     delta = "".join(segment.text for segment in heard.segments)
                     delta = delta if said else delta.lstrip()
@@ -155,6 +157,17 @@ class Api:
                         yield event("transcript.text.delta", delta=delta)
         # Without usage: OpenAI's event has tokens or none, and what is used here are seconds.
         yield event("transcript.text.done", text="".join(said))
+
+    @contextlib.asynccontextmanager
+    async def _loaded(self, request: Request, audio: bytes) -> AsyncGenerator[Waveform]:
+        """Hold a file's waveform for as long as the block runs; what is to be said of it goes into headers and log."""
+        partial = request.headers.get(PARTIAL_AUDIO, "refuse")
+        if partial not in ("accept", "refuse"):
+            raise ApiError(400, f"{PARTIAL_AUDIO}: {partial[:20]!r}: accept or refuse is allowed", PARTIAL_AUDIO)
+        async with self._recogniser.loaded(audio, partial == "accept") as decoded:
+            if remarks := (*decoded.missing, *decoded.notes):
+                note(request, audio_notes="; ".join(remarks))
+            yield decoded.waveform
 
     async def _listen(
         self, request: Request, waveform: Waveform, wanted: Wanted, ends_at: float

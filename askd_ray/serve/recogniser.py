@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from askd_ray.audio.chunking import MOST_S, halves, stretches
-from askd_ray.audio.decode import Waveform, duration_s
+from askd_ray.audio.decode import Decoded, Waveform, duration_s
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Span, Turns, Vad
 from askd_ray.errors import AskdError
@@ -105,19 +105,19 @@ class Recogniser:
         self._held_s = 0.0
 
     @contextlib.asynccontextmanager
-    async def loaded(self, audio: bytes) -> AsyncGenerator[Waveform]:
-        """Hold the waveform of an audio file for as long as the block runs.
+    async def loaded(self, audio: bytes, partial: bool = False) -> AsyncGenerator[Decoded]:
+        """Hold the waveform of an audio file for as long as the block runs; with ``partial``, what is left of it.
 
         Raises :class:`~askd_ray.audio.decode.AudioError` when it cannot be used, and :class:`BusyError` when
         others hold too much.
         """
-        waveform = await self._sandbox.decode(audio, self._max_audio_s)
-        seconds = duration_s(waveform)
+        decoded = await self._sandbox.decode(audio, self._max_audio_s, partial)
+        seconds = duration_s(decoded.waveform)
         if self._held_s and self._held_s + seconds > MOST_HELD_S:
             raise BusyError
         self._held_s += seconds
         try:
-            yield waveform
+            yield decoded
         finally:
             self._held_s -= seconds
 

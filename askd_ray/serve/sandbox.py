@@ -1,42 +1,51 @@
 """Files of strangers are decoded in processes of their own, with limits of time and memory; they may die of it."""
 
 import asyncio
+import json
 import multiprocessing
 import resource
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from threading import Lock
+from threading import Lock, Semaphore
 from typing import Any
 
 import numpy as np
+import psutil
 
-from askd_ray.audio.decode import AudioError, Waveform, decode
+from askd_ray.audio.decode import AudioError, Decoded, read_audio
 
-TIME_LIMIT_S = 30.0
-_MEMORY_BYTES = 6 << 30  # of address space: torch alone maps 4 GB
-_TOO_LONG = f"takes too long: more than {TIME_LIMIT_S:g} s to decode"
+TIME_LIMIT_S = 30.0  # of computing; two hours of stereo MP3 take 7
+_WAIT_FACTOR = 4.0  # so much longer may it take where others compute as well
+_QUICK_S = 1.0  # whoever takes longer gives its turn to another file, and goes on beside it
+_MAX_SLOW_PER_TURN = 3
+_MEMORY_BYTES = 3 << 30  # of address space; two hours of stereo MP3 take 1.2 GB
 _DIED = "unreadable audio: the decoder did not survive it"
 
 
 class Sandbox:
     """``n`` processes that decode audio files. One that overruns or dies is replaced, and only its file is refused.
 
-    They are started anew and not forked: a fork of a process with threads may hang.
+    A file that takes over a second does not hold up others: up to three times ``n`` more processes are started for
+    those that wait behind such files. Processes are started anew and not forked: a fork of a process with threads may
+    hang.
     """
 
     def __init__(self, n: int = 2, time_limit_s: float = TIME_LIMIT_S):
         self._context = multiprocessing.get_context("spawn")
-        self._time_limit_s = time_limit_s
-        self._threads = ThreadPoolExecutor(n, thread_name_prefix="sandbox")
+        self._n, self._time_limit_s = n, time_limit_s
+        self._threads = ThreadPoolExecutor((1 + _MAX_SLOW_PER_TURN) * n, thread_name_prefix="sandbox")
+        self._turns = Semaphore(n)
         self._idle = [self._start() for _ in range(n)]
         self._lock = Lock()
 
-    async def decode(self, audio: bytes, max_s: float) -> Waveform:
-        """Return the waveform of an audio file (:func:`askd_ray.audio.decode.decode`).
+    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> Decoded:
+        """Return what an audio file holds (:func:`askd_ray.audio.decode.read_audio`).
 
         Raises :class:`AudioError` when it cannot be used, takes too long or kills the process.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, audio, max_s)
+        running = asyncio.get_running_loop()
+        return await running.run_in_executor(self._threads, self._decode, audio, max_s, partial)
 
     def close(self) -> None:
         """End the processes."""
@@ -44,21 +53,39 @@ class Sandbox:
         for worker in self._idle:
             worker.kill()
 
-    def _decode(self, audio: bytes, max_s: float) -> Waveform:
-        with self._lock:
-            worker = self._idle.pop()
+    def _decode(self, audio: bytes, max_s: float, partial: bool) -> Decoded:
+        self._turns.acquire()
+        holds_turn = True
+        worker = self._take()
         try:
-            answer = worker.ask(audio, max_s, self._time_limit_s)
+            worker.send(audio, max_s, partial)
+            if not worker.is_done_within(min(_QUICK_S, self._time_limit_s)):
+                self._turns.release()
+                holds_turn = False
+                worker.wait(self._time_limit_s)
+            return worker.answer()
         except (EOFError, OSError, TimeoutError) as error:
             worker.kill()
             worker = self._start()
-            raise AudioError(_TOO_LONG if isinstance(error, TimeoutError) else _DIED) from None
+            too_long = f"takes too long: more than {self._time_limit_s:g} s to decode"
+            raise AudioError(too_long if isinstance(error, TimeoutError) else _DIED) from None
         finally:
-            with self._lock:
+            self._put_back(worker)
+            if holds_turn:
+                self._turns.release()
+
+    def _take(self) -> "_Worker":
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return self._start()
+
+    def _put_back(self, worker: "_Worker") -> None:
+        with self._lock:
+            if len(self._idle) < self._n:
                 self._idle.append(worker)
-        if isinstance(answer, str):
-            raise AudioError(answer)
-        return answer
+                return
+        worker.kill()
 
     def _start(self) -> "_Worker":
         return _Worker(self._context)
@@ -73,15 +100,37 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def ask(self, audio: bytes, max_s: float, time_limit_s: float) -> Waveform | str:
-        """Return a file's waveform, or why there is none."""
-        self._pipe.send_bytes(np.float64(max_s).tobytes())
+    def send(self, audio: bytes, max_s: float, partial: bool) -> None:
+        """Hand a file over."""
+        self._pipe.send_bytes(json.dumps({"max_s": max_s, "partial": partial}).encode())
         self._pipe.send_bytes(audio)
-        if not self._pipe.poll(time_limit_s):
-            raise TimeoutError
-        is_waveform = self._pipe.recv_bytes() == b"+"
-        answer = self._pipe.recv_bytes()
-        return np.frombuffer(bytearray(answer), np.float32) if is_waveform else answer.decode("utf-8")
+
+    def is_done_within(self, seconds: float) -> bool:
+        """Whether there is an answer after at most so many seconds."""
+        return self._pipe.poll(seconds)
+
+    def wait(self, time_limit_s: float) -> None:
+        """Wait for the answer.
+
+        Raises :class:`TimeoutError` when the process has computed for longer, or four times as long has passed.
+        """
+        begun, computed_s = time.monotonic(), self._computed_s()
+        while not self.is_done_within(min(_QUICK_S, time_limit_s)):
+            waited_s = time.monotonic() - begun
+            if waited_s > _WAIT_FACTOR * time_limit_s or self._computed_s() - computed_s > time_limit_s:
+                raise TimeoutError
+
+    def answer(self) -> Decoded:
+        """Return what was decoded.
+
+        Raises :class:`AudioError` where it cannot be used.
+        """
+        said = json.loads(self._pipe.recv_bytes())
+        content = self._pipe.recv_bytes()
+        if "error" in said:
+            raise AudioError(said["error"])
+        waveform = np.frombuffer(bytearray(content), np.float32)
+        return Decoded(waveform, tuple(said["missing"]), tuple(said["notes"]))
 
     def kill(self) -> None:
         """End the process."""
@@ -89,26 +138,34 @@ class _Worker:
         self._process.join()
         self._pipe.close()
 
+    def _computed_s(self) -> float:
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error:
+            raise EOFError from None  # it is gone
+        return times.user + times.system
+
 
 def _serve(pipe: Connection) -> None:
     """Decode one file after the other, until the other end closes."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     while True:
         try:
-            max_s = float(np.frombuffer(pipe.recv_bytes(), np.float64)[0])
+            request = json.loads(pipe.recv_bytes())
             audio = pipe.recv_bytes()
         except EOFError:
             return
         try:
-            waveform = decode(audio, max_s)
+            decoded = read_audio(audio, request["max_s"], request["partial"])
         except AudioError as error:
-            _answer(pipe, b"-", str(error).encode("utf-8"))
+            _answer(pipe, {"error": str(error)})
         except MemoryError:
-            _answer(pipe, b"-", b"too many samples: the memory does not hold them")
+            _answer(pipe, {"error": "too many samples: the memory does not hold them"})
         else:
-            _answer(pipe, b"+", np.ascontiguousarray(waveform).tobytes())
+            said = {"missing": decoded.missing, "notes": decoded.notes}
+            _answer(pipe, said, np.ascontiguousarray(decoded.waveform).tobytes())
 
 
-def _answer(pipe: Connection, kind: bytes, content: bytes) -> None:
-    pipe.send_bytes(kind)
+def _answer(pipe: Connection, said: dict[str, Any], content: bytes = b"") -> None:
+    pipe.send_bytes(json.dumps(said).encode())
     pipe.send_bytes(content)

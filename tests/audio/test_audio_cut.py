@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from audio_files import by_ffmpeg, by_soundfile, damaged, flac_declaring, sweep, vbr_mp3, wav_declaring
 
 from askd_ray.audio.cut import cut, encode_flac
 from askd_ray.audio.decode import AudioError, decode
@@ -65,3 +66,64 @@ def test_a_recording_that_is_none(tmp_path):
 def test_flac_clips_what_is_too_loud():
     loud = decode(encode_flac(np.array([2.0, -2.0, 0.5], np.float32)))
     np.testing.assert_allclose(loud, [1.0, -1.0, 0.5], atol=2**-14)
+
+
+@pytest.mark.parametrize("loud_first", [True, False])
+def test_stretches_of_an_mp3_whose_length_nobody_wrote_down(tmp_path, loud_first):
+    """libsndfile guesses it from the first frames; stretches behind that were refused."""
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, 10 * 16_000).astype(np.float32)
+    quiet = sweep(40.0) * np.float32(0.05)
+    parts = [noise, quiet] if loud_first else [quiet, noise]
+    path = tmp_path / "long.mp3"
+    path.write_bytes(vbr_mp3(np.concatenate(parts)))
+    start_s = 45.0 if loud_first else 35.0
+    stretch = decode(cut_file(path, start_s, start_s + 3.0, 30.0))
+    expected = quiet[35 * 16_000 : 38 * 16_000]
+    assert len(stretch) == 3 * 16_000
+    assert max(np.corrcoef(stretch[d : d + 40_000], expected[:40_000])[0, 1] for d in range(0, 4_000)) > 0.9
+
+
+def test_stretches_of_a_recording_from_a_pipe(tmp_path, tone):
+    for audio in (
+        wav_declaring(tone, 0x7FFF_FFFF),
+        wav_declaring(tone, 0),
+        flac_declaring(by_soundfile(tone, "FLAC"), 0),
+        by_ffmpeg(tone, "flac", "flac", piped=True),
+    ):
+        path = tmp_path / "piped"
+        path.write_bytes(audio)
+        np.testing.assert_allclose(decode(cut_file(path, 1.5, 1.9, 30.0)), tone[24_000:30_400], atol=2**-13)
+
+
+def test_stretches_are_where_the_times_of_the_container_say(tmp_path, tone):
+    long = np.concatenate([np.zeros(3 * 16_000, np.float32), tone])
+    path = tmp_path / "gap.mkv"
+    path.write_bytes(by_ffmpeg(long, "matroska", "pcm_s16le", gap_s=(2.0, 4.0)))
+    stretch = decode(cut_file(path, 7.5, 8.5, 30.0))
+    assert np.corrcoef(stretch, tone[8_000:24_000])[0, 1] > 0.99
+    before = decode(cut_file(path, 5.0, 7.5, 30.0))
+    assert np.abs(before[: int(1.9 * 16_000)]).max() < 0.01
+
+
+def test_a_stretch_with_damage_is_refused(tmp_path):
+    path = tmp_path / "damaged.aac"
+    path.write_bytes(damaged(by_ffmpeg(sweep(8.0), "adts", "aac")))
+    with pytest.raises(AudioError, match=r"^damaged: packets lost: 1"):
+        cut_file(path, 3.0, 5.0, 30.0)
+    assert len(decode(cut_file(path, 5.0, 7.0, 30.0))) == 32_000
+
+
+def test_chained_ogg_has_no_one_time(tmp_path, tone):
+    path = tmp_path / "chained.ogg"
+    path.write_bytes(by_soundfile(tone, "OGG", "VORBIS") * 2)
+    with pytest.raises(AudioError, match=r"^unreadable audio: 2 Ogg streams in one file"):
+        cut_file(path, 0.5, 1.0, 30.0)
+
+
+def test_a_list_of_files_is_no_recording(tmp_path, tone, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.wav").write_bytes(by_soundfile(tone, "WAV"))
+    path = tmp_path / "list.wav"
+    path.write_bytes(b"ffconcat version 1.0\nfile secret.wav\n")
+    with pytest.raises(AudioError, match="unreadable"):
+        cut_file(path, 0.0, 1.0, 30.0)

@@ -1,12 +1,41 @@
 import io
+import re
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import soundfile
+from audio_files import (
+    by_ffmpeg,
+    by_soundfile,
+    damaged,
+    float_wav,
+    ogg_pages,
+    seconds_by_ffmpeg,
+    sweep,
+    vbr_mp3,
+    wav_declaring,
+    without_end,
+)
+from decoding_table import BEGIN, CASES, CUT, END, JOINED, PAGE, PLAIN, REFUSED, answer_to, table
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from askd_ray.audio.decode import AudioError, decode, duration_s, resample
+from askd_ray.audio.decode import AudioError, decode, duration_s, read_audio
+from askd_ray.audio.resample import resample
+from askd_ray.audio.waveform import WaveformBuilder
+
+SOUND = sweep(4.0)
+
+
+def delay(a, b):
+    """Return by how many samples ``a`` is later than ``b``."""
+    n = min(len(a), len(b))
+    spectra = np.fft.rfft(a[:n], 2 * n) * np.conj(np.fft.rfft(b[:n], 2 * n))
+    return abs((np.argmax(np.fft.irfft(spectra)) + n) % (2 * n) - n)
 
 
 def likeness(a, b):
@@ -87,17 +116,169 @@ def test_truncated_files_of_ffmpeg(tone, encode_av, container, codec):
         decode(whole[: len(whole) // 2])
 
 
-def test_an_mp4_without_its_index_is_unreadable(tone, encode_av):
+def test_an_mp4_without_its_index_says_why_it_is_unreadable(tone, encode_av):
     whole = encode_av(tone, "mp4", "aac")
-    with pytest.raises(AudioError, match=r"^unreadable audio: "):
+    with pytest.raises(AudioError, match=r"^truncated: the box 'mdat' declares \d+ bytes"):
         decode(whole[: len(whole) // 2])
 
 
-def test_a_wav_from_a_stream_declares_no_length(tone, encode):
-    whole = bytearray(encode(tone, "WAV", "PCM_16"))
-    at = whole.index(b"data") + 4
-    whole[4:8] = whole[at : at + 4] = b"\xff\xff\xff\xff"
-    assert len(decode(bytes(whole))) == len(tone)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_becomes_of_a_file(case):
+    """Each line of the table in docs/serving.md."""
+    answer = answer_to(case.audio())
+    assert (answer.answer, answer.says) == (case.answer, case.says)
+    if case.answer != REFUSED:
+        assert answer.seconds == pytest.approx(case.seconds, abs=0.5 if "missing" in case.odd else 0.25)
+
+
+def test_the_page_has_the_table():
+    """`python tests/decoding_table.py` writes it anew."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.partition(BEGIN)[2].partition(END)[0] == table()
+
+
+def test_sound_is_where_the_times_of_the_container_say():
+    webm = by_ffmpeg(SOUND, "webm", "libopus", gap_s=(1.0, 2.5))
+    found = read_audio(webm)
+    assert likeness(found.waveform[:16_000], SOUND[:16_000]) > 0.99
+    assert likeness(found.waveform[3 * 16_000 + 8_000 :], SOUND[16_000:]) > 0.99
+    assert np.abs(found.waveform[18_000:55_000]).max() < 0.01
+    assert found.notes == ("gap: times without sound: 1, 2.50 s in all, the first at 1.01 s; silence is there",)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mp3", "libmp3lame"), ("mp4", "aac"), ("webm", "libopus"), ("ogg", "libopus")]
+)
+def test_what_encoders_put_before_the_sound_is_no_silence(container, codec):
+    audio = by_ffmpeg(SOUND, container, codec)
+    assert abs(len(decode(audio)) / 16_000 - seconds_by_ffmpeg(audio)) < 0.001
+    assert delay(decode(audio), SOUND) <= 0.05 * 16_000
+
+
+def test_a_forged_time_cannot_become_gigabytes():
+    webm = by_ffmpeg(SOUND, "webm", "libopus", gap_s=(1.0, 3_000_000.0))
+    with pytest.raises(AudioError, match=r"^longer than 60 s$"):
+        read_audio(webm, 60.0)
+    with pytest.raises(AudioError, match=r"^too many samples"):
+        read_audio(webm)
+
+
+def test_a_variable_bit_rate_without_its_header_loses_no_sound():
+    """libsndfile takes the first frames' bit rate for that of all: a loud beginning makes the rest vanish."""
+    rng = np.random.default_rng(0)
+    loud, quiet = rng.uniform(-0.9, 0.9, 10 * 16_000), 0.001 * rng.standard_normal(50 * 16_000)
+    for parts in ([loud, quiet], [quiet, loud]):
+        mp3 = vbr_mp3(np.concatenate(parts).astype(np.float32))
+        assert len(decode(mp3)) / 16_000 == pytest.approx(60.0, abs=0.15)
+
+
+def test_joined_files_are_heard_one_after_the_other():
+    for name in JOINED:
+        twice = decode(PLAIN[name](SOUND) * 2)
+        second = twice[-len(SOUND) - 1_500 :]
+        assert likeness(second, SOUND) > 0.98, name
+
+
+def test_more_files_in_one_than_anybody_joins(encode):
+    with pytest.raises(AudioError, match=r"^unreadable audio: 1000 files in one, and at most 100"):
+        decode(encode(np.zeros(10, np.float32), "WAV") * 30_000)
+
+
+def test_damage_is_silence_and_said_and_no_part_of_a_training_set():
+    audio = damaged(PLAIN["aac"](SOUND))
+    found = read_audio(audio)
+    assert [message.partition(":")[0] for message in found.missing] == ["damaged"]
+    assert abs(len(found.waveform) - len(decode(PLAIN["aac"](SOUND)))) <= 1_024
+    with pytest.raises(AudioError, match=r"^damaged: packets lost: 1, 0\.\d\d s in all, the first at 2\.\d\d s"):
+        decode(audio)
+
+
+def test_too_much_damage_is_refused_unless_the_rest_is_asked_for():
+    pages = ogg_pages(by_ffmpeg(sweep(12.0), "ogg", "libopus"))
+    holed = b"".join([*pages[:3], *pages[7:]])
+    with pytest.raises(AudioError, match=r"^damaged: packets lost: 1, 4\.0"):
+        read_audio(holed)
+    found = read_audio(holed, partial=True)
+    assert len(found.waveform) / 16_000 == pytest.approx(12.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_what_is_left_of_a_cut_file_can_be_asked_for(name):
+    if name in ("mp4 (AAC)", "ogg (Vorbis)"):  # the index lies at the end; the first page of sound is cut
+        with pytest.raises(AudioError, match=r"^truncated"):
+            read_audio(without_end(PLAIN[name](SOUND)), partial=True)
+        return
+    found = read_audio(without_end(PLAIN[name](SOUND)), partial=True)
+    assert [message.partition(":")[0] for message in found.missing] == ["truncated"]
+    assert 1.0 <= len(found.waveform) / 16_000 <= 3.0
+
+
+def test_an_hour_of_stereo_is_an_hour(monkeypatch):
+    """Channels are averaged before they are counted."""
+    monkeypatch.setattr("askd_ray.audio.waveform.MAX_SAMPLES", len(SOUND) + 16_000)
+    six = np.stack([SOUND] * 6, axis=1)
+    for audio in (by_soundfile(six, "WAV", "PCM_16"), by_soundfile(six[:, :2], "MP3")):
+        assert len(decode(audio)) == pytest.approx(len(SOUND), abs=1_600)
+
+
+def test_integers_written_as_floats_are_what_they_were(encode):
+    found = read_audio(float_wav(SOUND, 32_768.0))
+    np.testing.assert_allclose(found.waveform, SOUND, atol=1e-6)
+    assert found.notes == ("scaled: its samples are integers written as floats, and were divided by 32768",)
+
+
+LIES: dict[str, Callable[[bytes, float], bytes]] = {
+    "none": lambda audio, at: audio,
+    "joined": lambda audio, at: audio * 2,
+    "cut": lambda audio, at: audio[: int(len(audio) * at)],
+    "damaged": lambda audio, at: damaged(audio, at, 8),
+    "zeros behind": lambda audio, at: audio + bytes(int(1_000 * at)),
+}
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(PLAIN)),
+    length_s=st.sampled_from([0.3, 1.1, 2.9]),
+    lie=st.sampled_from(sorted(LIES)),
+    at=st.floats(0.05, 0.95),
+)
+def test_what_ffmpeg_hears_is_heard(name, length_s, lie, at):
+    """Whatever FFmpeg decodes to n seconds gives n seconds, within 50 ms, or a refusal that is true."""
+    audio = LIES[lie](plain(name, length_s), at)
+    try:
+        found = read_audio(audio)
+    except AudioError as error:
+        reason = str(error).partition(":")[0]
+        allowed = {"cut": {"truncated", "unreadable audio"}, "damaged": {"damaged", "truncated", "unreadable audio"}}
+        assert reason in allowed.get(lie, set()), error
+        return
+    heard_s = [seconds_by_ffmpeg(audio)]
+    if lie == "joined":  # of some kinds FFmpeg hears only the first
+        heard_s.append(2 * seconds_by_ffmpeg(plain(name, length_s)))
+    silence_s = sum(float(re.findall(r"([\d.]+) s in all", message)[0]) for message in (*found.missing, *found.notes))
+    assert heard_s[-1] - 0.05 <= len(found.waveform) / 16_000 <= max(heard_s) + silence_s + 0.05
+
+
+@lru_cache(maxsize=64)
+def plain(name, length_s):
+    return PLAIN[name](sweep(length_s))
+
+
+@pytest.mark.parametrize("declared", [0, *range(64_000, 2**32, 2**27)])
+def test_a_wav_is_as_long_as_it_is_whatever_it_declares(declared):
+    """Only a length that nothing but a file that was cut has is refused."""
+    audio = wav_declaring(SOUND, declared)
+    n_bytes = 2 * len(SOUND)
+    if n_bytes < declared < 0x7F00_0000:
+        with pytest.raises(AudioError, match=rf"^truncated: the data chunk declares {declared} bytes, and {n_bytes}"):
+            decode(audio)
+    elif 0 < declared < n_bytes:
+        with pytest.raises(AudioError, match=r"^truncated: .* bytes behind it are in no chunk"):
+            decode(audio)
+    else:
+        assert len(decode(audio)) == len(SOUND)
 
 
 @pytest.mark.parametrize("audio", [b"", b"no audio at all", b"RIFF\x00\x00\x00\x00WAVE", bytes(10_000)])
@@ -132,13 +313,16 @@ def test_the_limit_is_a_limit(tone, encode, encode_av):
             decode(audio, max_s=1.9)
 
 
-def test_no_more_than_the_limit_is_decoded(monkeypatch, encode):
-    asked = []
-    read = soundfile.SoundFile.read
-    monkeypatch.setattr(soundfile.SoundFile, "read", lambda self, n, **k: asked.append(n) or read(self, n, **k))
-    with pytest.raises(AudioError, match="longer than 1 s"):
-        decode(encode(np.zeros(16_000 * 60, np.float32), "FLAC"), max_s=1.0)
-    assert asked == [16_001]
+def test_no_more_than_the_limit_is_decoded(monkeypatch, encode, encode_av):
+    grown = []
+    add = WaveformBuilder.add
+    monkeypatch.setattr(WaveformBuilder, "add", lambda self, s, rate_hz: grown.append(len(s)) or add(self, s, rate_hz))
+    minute = np.zeros(16_000 * 60, np.float32)
+    for audio in (encode(minute, "FLAC"), encode_av(minute, "mp4", "aac")):
+        grown.clear()
+        with pytest.raises(AudioError, match="longer than 1 s"):
+            decode(audio, max_s=1.0)
+        assert sum(grown) <= 5 * 16_000
 
 
 def test_real_g722_prompts_were_decoded_by_the_fetch(speech):
@@ -148,7 +332,7 @@ def test_real_g722_prompts_were_decoded_by_the_fetch(speech):
 
 
 def test_too_many_samples_to_hold(tone, encode, monkeypatch):
-    monkeypatch.setattr("askd_ray.audio.decode._MAX_SAMPLES", len(tone) - 1)
+    monkeypatch.setattr("askd_ray.audio.waveform.MAX_SAMPLES", len(tone) - 1)
     for container in ("FLAC", "WAV"):
         with pytest.raises(AudioError, match="too many samples"):
             decode(encode(tone, container, "PCM_16"))
@@ -163,3 +347,21 @@ def test_a_list_of_files_is_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert sum(frame.samples for frame in container.decode(audio=0)) == 16_000
     with pytest.raises(AudioError, match="unreadable"):
         decode(listed)
+
+
+def test_a_bang_that_a_codec_makes_of_damage_does_not_drown_the_rest(monkeypatch):
+    """Damaged frames of MP3 come out thousands of times too loud: that is no scale of integers."""
+    bang = SOUND.copy()
+    bang[20_000:20_010] = 5_000.0
+    monkeypatch.setattr("askd_ray.audio.packets._samples", lambda frame: bang[: frame.samples, None])
+    found = read_audio(PLAIN["mp3 without Xing header"](SOUND))
+    assert np.abs(found.waveform).max() == 1.0
+    assert np.abs(found.waveform[:19_000]).max() > 0.4
+    assert [message.partition(":")[0] for message in found.missing] == ["damaged"]
+
+
+def test_a_codec_that_nobody_knows(encode):
+    audio = bytearray(encode(SOUND, "WAV", "PCM_16"))
+    audio[20:22] = b"\x34\x12"
+    with pytest.raises(AudioError, match=r"^unreadable audio: no decoder for its codec$"):
+        decode(bytes(audio))

@@ -48,7 +48,7 @@ def test_what_nothing_would_read_is_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
         Source.model_validate({"path": "clips", **fields})
     with pytest.raises(AskdError) as caught:
-        load_recipe("demo", [f"data.sources={json.dumps([{'path': 'clips', **fields}])}"])
+        load_recipe("demo", [f"data.sources=[{json.dumps({'path': 'clips', **fields})}]"])
     assert "\n" not in str(caught.value)
 
 

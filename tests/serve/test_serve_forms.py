@@ -9,12 +9,13 @@ from askd_ray.audio.vad import Turns
 from askd_ray.serve.api_errors import ApiError
 from askd_ray.serve.forms import Wanted, transcription, translation
 from askd_ray.serve.limits import MAX_TEXT_BYTES
-from askd_ray.serve.multipart import Part
+from askd_ray.serve.multipart import Part, read_parts
 from askd_ray.text.languages import language_code
 
 Fields = list[tuple[str, str]]
 VAD, THRESHOLD, SILENCE = (f"chunking_strategy[{key}]" for key in ("type", "threshold", "silence_duration_ms"))
 AUDIO = Part("file", b"\x00\xff")
+FILE_AND_MODEL = [("file", "x"), ("model", "m")]
 TRUE, FALSE = ("true", "True", "TRUE", "1", "yes", "on", "t"), ("false", "False", "0", "no", "off", "null")
 
 
@@ -205,12 +206,28 @@ def honoured(name: str, value: str, found: Wanted) -> bool:
     return meant(found)[name] == value
 
 
-@given(st.lists(st.tuples(st.sampled_from(NAMES) | st.text(), st.sampled_from(VALUES) | st.text()), max_size=6))
-@example([("timestamp_granularities", "word"), ("response_format", "verbose_json"), ("model", "m"), ("file", "x")])
-@example([(VAD, "server_vad"), (THRESHOLD, "0.5"), ("model", "m"), ("file", "x")])
-def test_every_field_is_honoured_or_refused_by_its_name(fields: Fields):
+WRITABLE = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'))
+"""Names that a form can hold as they are: clients write quotes and line breaks in others' ways."""
+
+
+def multipart(fields: Fields, file_names: bool, preamble: bytes) -> bytes:
+    more = '; filename="blob"' if file_names else ""
+    heads = [f'--B\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n' for name, _ in fields]
+    parts = [head + value + "\r\n" for head, (_, value) in zip(heads, fields, strict=True)]
+    return preamble + "".join([*parts, "--B--\r\n"]).encode("utf-8")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(NAMES) | WRITABLE, st.sampled_from(VALUES) | WRITABLE), min_size=1, max_size=6),
+    st.booleans(),
+    st.sampled_from([b"", b"\r\n", b"a preamble\r\n"]),
+)
+@example([("timestamp_granularities", "word"), ("response_format", "verbose_json"), *FILE_AND_MODEL], False, b"")
+@example([(VAD, "server_vad"), (THRESHOLD, "0.5"), *FILE_AND_MODEL], True, b"a preamble\r\n")
+def test_every_field_is_honoured_or_refused_by_its_name(fields: Fields, file_names: bool, preamble: bytes):
+    body = multipart(fields, file_names, preamble)
     try:
-        _, found = transcription([Part(name, value.encode("utf-8", "surrogatepass")) for name, value in fields])
+        _, found = transcription(read_parts("multipart/form-data; boundary=B", body))
     except ApiError as refused:
         assert refused.status == 400
         sent = {name.partition("[")[0][:100] for name, _ in fields}

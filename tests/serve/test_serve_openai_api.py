@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from audio_files import by_ffmpeg, damaged, sweep
 from fastapi.testclient import TestClient
 from openai.types.audio import TranscriptionTextDoneEvent
 from serving import FakeEars, app_around, spoken, wav
@@ -394,3 +395,28 @@ def test_numbers_and_the_log_tell_of_requests_and_never_what_was_said(
 def test_a_strange_request_id_is_not_taken_over(client: TestClient):
     answer = client.get("/health", headers={"x-request-id": 'a"b{evil}'})
     assert answer.headers["x-request-id"].isalnum()
+
+
+def test_damage_in_the_middle_is_heard_around_and_said(client: TestClient, caplog: pytest.LogCaptureFixture):
+    holed = damaged(by_ffmpeg(sweep(4.0), "adts", "aac"))
+    with caplog.at_level(logging.INFO, logger="askd_ray.requests"):
+        for fields in ({}, {"stream": "true"}):
+            response = post(client, holed, **fields)
+            assert response.status_code == 200
+            assert response.headers["x-audio-notes"].startswith(
+                "damaged: packets lost: 1, 0.06 s in all, the first at 2."
+            )
+    logged = [json.loads(record.message)["audio_notes"] for record in caplog.records if "audio_notes" in record.message]
+    assert logged == [response.headers["x-audio-notes"]] * 2
+    assert "x-audio-notes" not in post(client, by_ffmpeg(sweep(4.0), "adts", "aac")).headers
+
+
+def test_the_rest_of_a_file_without_its_end_can_be_asked_for(client: TestClient):
+    cut = by_ffmpeg(sweep(4.0), "ogg", "libopus")[:-200]
+    assert "truncated: its last Ogg page is cut" in str(error_of(post(client, cut), 400)["message"])
+    files, data = {"file": ("a.ogg", cut)}, {"model": "student"}
+    accepted = client.post(URL, files=files, data=data, headers={"x-partial-audio": "accept"})
+    assert accepted.status_code == 200
+    assert accepted.headers["x-audio-notes"] == "truncated: its last Ogg page is cut"
+    wrong = client.post(URL, files=files, data=data, headers={"x-partial-audio": "yes"})
+    assert error_of(wrong, 400)["message"] == "x-partial-audio: 'yes': accept or refuse is allowed"

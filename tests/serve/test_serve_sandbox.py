@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from audio_files import by_ffmpeg, sweep
 from serving import wav
 
 from askd_ray.audio.decode import AudioError, decode
@@ -21,40 +22,77 @@ def sandbox() -> Iterator[Sandbox]:
     sandbox.close()
 
 
-def decoded(sandbox: Sandbox, audio: bytes, max_s: float = 10.0) -> np.ndarray:
-    return asyncio.run(sandbox.decode(audio, max_s))
+def waveform(sandbox: Sandbox, audio: bytes, max_s: float = 10.0) -> np.ndarray:
+    return asyncio.run(sandbox.decode(audio, max_s)).waveform
 
 
 @pytest.mark.slow
 def test_it_decodes_as_we_do(sandbox: Sandbox):
-    assert np.array_equal(decoded(sandbox, TONE), decode(TONE))
+    assert np.array_equal(waveform(sandbox, TONE), decode(TONE))
     with pytest.raises(AudioError, match=r"longer than 0\.5 s"):
-        decoded(sandbox, TONE, 0.5)
+        waveform(sandbox, TONE, 0.5)
     with pytest.raises(AudioError, match="unreadable"):
-        decoded(sandbox, b"nothing")
+        waveform(sandbox, b"nothing")
     with pytest.raises(AudioError, match="empty"):
-        decoded(sandbox, b"")
+        waveform(sandbox, b"")
 
 
 @pytest.mark.slow
 def test_a_decoder_that_dies_costs_one_file(sandbox: Sandbox):
-    decoded(sandbox, TONE)
+    waveform(sandbox, TONE)
     os.kill(sandbox._idle[0]._process.pid or 0, signal.SIGKILL)
     with pytest.raises(AudioError, match="did not survive"):
-        decoded(sandbox, TONE)
-    assert len(decoded(sandbox, TONE)) == 16_000
+        waveform(sandbox, TONE)
+    assert len(waveform(sandbox, TONE)) == 16_000
 
 
 @pytest.mark.slow
 def test_a_decoder_that_hangs_costs_one_file(sandbox: Sandbox):
-    decoded(sandbox, TONE)
+    waveform(sandbox, TONE)
     stopped = sandbox._idle[0]._process.pid or 0
     os.kill(stopped, signal.SIGSTOP)
     sandbox._time_limit_s, begun = 0.3, time.monotonic()
     with pytest.raises(AudioError, match="takes too long"):
-        decoded(sandbox, TONE)
+        waveform(sandbox, TONE)
     assert time.monotonic() - begun < 10.0
     sandbox._time_limit_s = 20.0
-    assert len(decoded(sandbox, TONE)) == 16_000
+    assert len(waveform(sandbox, TONE)) == 16_000
     with pytest.raises(ProcessLookupError):
         os.kill(stopped, 0)
+
+
+@pytest.mark.slow
+def test_slow_files_do_not_hold_up_the_others(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    """A decoder that is stopped stands for a file that takes forever: the next file gets another process."""
+    monkeypatch.setattr("askd_ray.serve.sandbox._QUICK_S", 0.2)
+    waveform(sandbox, TONE)
+    stopped = sandbox._idle[0]._process.pid or 0
+    os.kill(stopped, signal.SIGSTOP)
+
+    async def both() -> tuple[bool, int]:
+        slow = asyncio.create_task(sandbox.decode(TONE, 10.0))
+        await asyncio.sleep(0.05)
+        quick = await sandbox.decode(TONE, 10.0)
+        waits = not slow.done()
+        os.kill(stopped, signal.SIGCONT)
+        return waits, len((await slow).waveform) + len(quick.waveform)
+
+    assert asyncio.run(both()) == (True, 32_000)
+    assert len(sandbox._idle) == 1
+
+
+@pytest.mark.slow
+def test_notes_and_what_is_left_come_through(sandbox: Sandbox):
+    cut = by_ffmpeg(sweep(2.0), "ogg", "libopus")[:-200]
+    with pytest.raises(AudioError, match=r"^truncated: its last Ogg page is cut$"):
+        waveform(sandbox, cut)
+    assert asyncio.run(sandbox.decode(cut, 10.0, partial=True)).missing == ("truncated: its last Ogg page is cut",)
+    gap = by_ffmpeg(sweep(2.0), "webm", "libopus", gap_s=(1.0, 3.0))
+    assert asyncio.run(sandbox.decode(gap, 10.0)).notes[0].startswith("gap: times without sound: 1, 3.00 s")
+
+
+@pytest.mark.slow
+def test_odd_rates_cost_what_others_cost(sandbox: Sandbox):
+    """A polyphase kernel is as large as the rates are coprime: 16,001 Hz took more memory than a process has."""
+    for rate_hz in (8_001, 11_127, 16_001, 44_101, 47_999):
+        assert len(waveform(sandbox, wav(sweep(5.0, rate_hz), rate_hz))) == 80_000

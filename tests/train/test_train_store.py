@@ -34,7 +34,9 @@ def here(labelled: Recipe, tmp_path: Path) -> Recipe:
             (tmp_path / "clips" / u.path).write_bytes(u.audio)
             rows.append({"audio": u.path, "text": f"{u.text} {u.id}", "id": u.id})
     (tmp_path / "clips" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"sources": [{"path": str(tmp_path / "clips")}], "utterances_per_shard": 4, "dev_share": 0.3}
+    sources = [{"path": str(tmp_path / "clips")}]
+    # Tones, and texts that nobody could say as fast.
+    data = {"sources": sources, "utterances_per_shard": 4, "dev_share": 0.3, "chars_per_s": None}
     values = labelled.model_dump(mode="json")
     return Recipe.model_validate({**values, "name": "here", "runs_root": str(tmp_path / "runs"), "data": data})
 

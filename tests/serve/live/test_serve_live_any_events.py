@@ -139,7 +139,7 @@ async def converse(client: Client, steps: list[tuple[Any, ...]]) -> None:
     session.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps=st.lists(STEPS, max_size=14))
 def test_every_sample_is_in_an_item_or_cleared_or_silence(steps: list[tuple[Any, ...]]):
     client = Client()
@@ -248,7 +248,7 @@ EVENTS = JSON | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(events=st.lists(EVENTS, max_size=8))
 def test_every_event_is_answered_or_heard_in_silence(events: list[Any]):
     client = Client()

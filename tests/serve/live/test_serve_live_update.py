@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.realtime import SessionUpdatedEvent
 
@@ -264,6 +264,7 @@ SESSIONS = JSON | st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(session=SESSIONS)
 def test_whatever_stands_in_an_update_it_is_taken_or_refused(session: Any):
     try:

@@ -1,0 +1,299 @@
+"""What the structure of a file says of its end: whether it is there, and whether another file follows.
+
+Only bytes are looked at: no sound is decoded, and no duration in a header believed. Sizes that streams write because
+they cannot know better count as unknown.
+"""
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from askd_ray.audio.ogg import ogg_pages
+
+_UNKNOWN_BYTES = 0x7F00_0000  # what writers to a pipe declare lies above (sox, arecord, espeak-ng, FFmpeg), or is 0
+_SLACK_S = 0.05  # so much less sound than declared is no cut: some writers count their own header
+_MAX_BEGINS = 1_000  # of files joined in one: more than anybody joins
+_EBML, _SEGMENT, _CLUSTER = 0x1A45_DFA3, 0x1853_8067, 0x1F43_B675
+_HEADER_BYTES = {b"caff": 12, b"riff": 16, b".snd": 8, b"TTA1": 10, b"NIST": 16}  # that files of a kind begin with
+_MP4_BOXES = frozenset(
+    {
+        b"ftyp",
+        b"moov",
+        b"mdat",
+        b"moof",
+        b"mfra",
+        b"free",
+        b"skip",
+        b"wide",
+        b"styp",
+        b"sidx",
+        b"uuid",
+        b"meta",
+        b"udta",
+        b"emsg",
+        b"prft",
+        b"pdin",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk of RIFF, AIFF, CAF or W64: its content reaches from ``start`` to ``end``, as it declares itself."""
+
+    name: bytes
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _ChunkKind:
+    """How chunks are written: the format of their sizes, the length of their names, and where the next one begins."""
+
+    size: str
+    name_bytes: int = 4
+    align: int = 2
+    counts_itself: bool = False
+
+
+_RIFF, _RIFX, _CAF, _W64 = _ChunkKind("<I"), _ChunkKind(">I"), _ChunkKind(">q", align=1), _ChunkKind("<Q", 16, 8, True)
+
+
+def missing_end(audio: bytes) -> str | None:
+    """Return what shows that the end of a file is missing, or None where nothing does."""
+    head = audio[:12]
+    for begins, look in _LOOKS:
+        if head[begins.at :].startswith(begins.magic):
+            return look(audio)
+    return _cut_mp3(audio)
+
+
+def split_joined(audio: bytes) -> list[bytes]:
+    """Return the files of which a file was joined, where decoders would hear only the first or mix up their times."""
+    if audio[:4] in (b"RIFF", b"FORM"):
+        begins = _riff_begins(audio)
+    elif audio[4:8] == b"ftyp":
+        begins = [start for name, start, _ in _mp4_boxes(audio) if name == b"ftyp"]
+    elif audio[:4] == b"OggS":
+        pages = list(ogg_pages(audio))
+        begins = [0] + [page.start for before, page in pairwise(pages) if page.is_first and not before.is_first]
+    elif audio[:4] == b"fLaC":
+        begins = [match.start() for match in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", audio)] or [0]
+    elif (n := _HEADER_BYTES.get(audio[:4])) is not None:
+        begins = [match.start() for match in re.finditer(re.escape(audio[:n]), audio)]
+    else:
+        begins = [0]
+    return [audio[start:end] for start, end in zip(begins, [*begins[1:], len(audio)], strict=True)]
+
+
+def _riff_begins(audio: bytes) -> list[int]:
+    order: Literal["little", "big"] = "little" if audio[:4] == b"RIFF" else "big"
+    begins = [0]
+    while len(begins) < _MAX_BEGINS:
+        size = int.from_bytes(audio[begins[-1] + 4 : begins[-1] + 8], order)
+        end = begins[-1] + 8 + size
+        following = next((at for at in (end, end + size % 2) if audio[at : at + 4] == audio[:4]), None)
+        if following is None or not size:
+            break
+        begins.append(following)
+    return begins
+
+
+def wav_chunks(audio: bytes) -> list[Chunk]:
+    """Return the chunks of a RIFF file, as far as they can be followed."""
+    return list(_chunks(audio, 12, _RIFF))
+
+
+def _chunks(audio: bytes, at: int, kind: _ChunkKind) -> Iterator[Chunk]:
+    """Yield the chunks from a place on; what does not begin with a printable name is no chunk."""
+    size_bytes = struct.calcsize(kind.size)
+    while at + kind.name_bytes + size_bytes <= len(audio):
+        name, start = audio[at : at + kind.name_bytes], at + kind.name_bytes + size_bytes
+        size = int(struct.unpack_from(kind.size, audio, at + kind.name_bytes)[0])
+        end = at + size if kind.counts_itself else start + size
+        if end < start or not all(32 <= byte < 127 for byte in name[:4]):
+            return
+        yield Chunk(name, start, end)
+        at = end + -end % kind.align
+
+
+def _too_short(name: str, declared: int, there: int, slack: float = 0.0) -> str | None:
+    if declared - there <= slack or declared >= _UNKNOWN_BYTES > there:
+        return None
+    return f"{name} declares {declared} bytes, and {there} are there"
+
+
+def _cut_riff(audio: bytes) -> str | None:
+    if audio[8:12] != b"WAVE":  # AVI
+        return _too_short("the RIFF header", struct.unpack_from("<I", audio.ljust(8, b"\0"), 4)[0], len(audio) - 8, 1)
+    kind = _RIFX if audio[:4] == b"RIFX" else _RIFF
+    bytes_per_s, size_64 = 0, 0
+    for chunk in _chunks(audio, 12, kind):
+        there = len(audio) - chunk.start
+        if chunk.name == b"fmt " and there >= 12:
+            bytes_per_s = struct.unpack_from(kind.size, audio, chunk.start + 8)[0]
+        if chunk.name == b"ds64" and there >= 16:
+            size_64 = struct.unpack_from("<Q", audio, chunk.start + 8)[0]
+        if chunk.name == b"data":
+            declared = chunk.end - chunk.start
+            declared = size_64 if declared == 0xFFFF_FFFF and size_64 else declared
+            slack = _SLACK_S * bytes_per_s
+            return _too_short("the data chunk", declared, there, slack) or _behind_chunks(audio, chunk, kind, slack)
+    return None
+
+
+def _behind_chunks(audio: bytes, data: Chunk, kind: _ChunkKind, slack: float) -> str | None:
+    """Say what lies behind a data chunk without being in any: sound, where a recorder never came to mend its header."""
+    if data.end == data.start:  # a stream's: it reaches to the end
+        return None
+    end = data.end + data.end % 2
+    for chunk in _chunks(audio, end, kind):
+        end = chunk.end + chunk.end % 2
+    n_bytes = len(audio[end:].strip(b"\0"))
+    if n_bytes <= max(slack, 128):
+        return None
+    return f"the data chunk declares {data.end - data.start} bytes, and {n_bytes} bytes behind it are in no chunk"
+
+
+def _cut_aiff(audio: bytes) -> str | None:
+    for chunk in _chunks(audio, 12, _RIFX):
+        if chunk.name == b"SSND":
+            return _too_short("the chunk of samples", chunk.end - chunk.start, len(audio) - chunk.start, 16)
+    return None
+
+
+def _cut_caf(audio: bytes) -> str | None:
+    for chunk in _chunks(audio, 8, _CAF):  # a stream's data chunk has the size -1, and ends the search
+        if chunk.name == b"data":
+            return _too_short("the data chunk", chunk.end - chunk.start, len(audio) - chunk.start)
+    return None
+
+
+def _cut_w64(audio: bytes) -> str | None:
+    for chunk in _chunks(audio, 40, _W64):
+        if chunk.name[:4] == b"data":
+            return _too_short("the data chunk", chunk.end - chunk.start, len(audio) - chunk.start)
+    return None
+
+
+def _cut_au(audio: bytes) -> str | None:
+    if len(audio) < 12:
+        return None
+    start, size = struct.unpack_from(">II", audio, 4)
+    return _too_short("the header", size, len(audio) - start)
+
+
+def _cut_nist(audio: bytes) -> str | None:
+    fields = dict(re.findall(rb"\n(\w+) -i (\d+)", audio[:1024]))
+    n_bytes = 1
+    for name in (b"sample_count", b"channel_count", b"sample_n_bytes"):
+        n_bytes *= int(fields.get(name, b"0"))
+    return _too_short("the header", n_bytes, len(audio) - 1024)
+
+
+def _cut_ogg(audio: bytes) -> str | None:
+    """Follow the pages: each stream that begins has a page that ends it."""
+    running = set[bytes]()
+    for page in ogg_pages(audio):
+        if page.end > len(audio):
+            return "its last Ogg page is cut"
+        if page.is_first:
+            running.add(page.serial)
+        if page.is_last:
+            running.discard(page.serial)
+    return "no Ogg page ends its stream" if running else None
+
+
+def _cut_matroska(audio: bytes) -> str | None:
+    """Follow the elements, through segments and clusters whose size is unknown, as live ones are."""
+    at = 0
+    while at < len(audio):
+        name, at = _vint(audio, at, keep_marker=True)
+        size, start = _vint(audio, at, keep_marker=False)
+        if name is None or size is None:
+            return None
+        if size == -1:
+            if name not in (_EBML, _SEGMENT, _CLUSTER):
+                return None
+            at = start
+            continue
+        if start + size > len(audio):
+            what = {_SEGMENT: "the Matroska segment", _CLUSTER: "a Matroska cluster"}.get(name, "a Matroska element")
+            return _too_short(what, size, len(audio) - start)
+        at = start + size
+    return None
+
+
+def _vint(audio: bytes, at: int, keep_marker: bool) -> tuple[int | None, int]:
+    """Return a number of EBML's variable length and where it ends: None for none, -1 for a size that is unknown."""
+    n = 9 - audio[at].bit_length() if at < len(audio) else 9
+    if n > (4 if keep_marker else 8) or at + n > len(audio):
+        return None, at
+    value = int.from_bytes(audio[at : at + n], "big")
+    if not keep_marker:
+        value &= (1 << 7 * n) - 1
+        if value == (1 << 7 * n) - 1:
+            value = -1
+    return value, at + n
+
+
+def _cut_mp4(audio: bytes) -> str | None:
+    for name, start, end in _mp4_boxes(audio):
+        if end > len(audio) and name in (b"mdat", b"moov", b"moof"):
+            return _too_short(f"the box {name.decode()!r}", end - start, len(audio) - start)
+    return None
+
+
+def _mp4_boxes(audio: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and end of the boxes of a file, until something else comes."""
+    at = 0
+    while at + 8 <= len(audio) and (name := audio[at + 4 : at + 8]) in _MP4_BOXES:
+        size = int.from_bytes(audio[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(audio[at + 8 : at + 16], "big")
+        if 0 < size < 8:
+            return
+        end = at + size if size else len(audio)
+        yield name, at, end
+        at = end
+
+
+def _cut_mp3(audio: bytes) -> str | None:
+    """Compare the bytes that a Xing, Info or VBRI header counts with those that are there."""
+    at = 0
+    if audio[:3] == b"ID3" and len(audio) > 10:
+        at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(audio[6:10], (21, 14, 7, 0), strict=True))
+    first = audio[at : at + 64]
+    if len(first) < 64 or first[0] != 0xFF or first[1] & 0xE0 != 0xE0:
+        return None
+    n_frames, n_bytes = 0, 0
+    if first[36:40] == b"VBRI":
+        n_bytes, n_frames = struct.unpack_from(">II", first, 46)
+    elif (found := max(first.find(b"Xing"), first.find(b"Info"))) > 0 and audio[at + found + 7] & 3 == 3:
+        n_frames, n_bytes = struct.unpack_from(">II", audio.ljust(at + found + 16, b"\0"), at + found + 8)
+    slack = 2 * n_bytes / n_frames if n_frames else 0  # some writers do not count the header's own frame
+    return _too_short("the MP3 header", n_bytes, len(audio) - at, slack)
+
+
+@dataclass(frozen=True)
+class _Magic:
+    magic: bytes
+    at: int = 0
+
+
+_LOOKS: tuple[tuple[_Magic, Callable[[bytes], str | None]], ...] = (
+    (_Magic(b"RIFF"), _cut_riff),
+    (_Magic(b"RIFX"), _cut_riff),
+    (_Magic(b"RF64"), _cut_riff),
+    (_Magic(b"riff"), _cut_w64),
+    (_Magic(b"FORM"), _cut_aiff),
+    (_Magic(b"caff"), _cut_caf),
+    (_Magic(b".snd"), _cut_au),
+    (_Magic(b"NIST_1A\n"), _cut_nist),
+    (_Magic(b"OggS"), _cut_ogg),
+    (_Magic(b"\x1a\x45\xdf\xa3"), _cut_matroska),
+    (_Magic(b"ftyp", 4), _cut_mp4),
+)

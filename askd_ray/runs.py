@@ -95,7 +95,7 @@ class Run:
         record = self.record(stage)
         if record is None:
             raise AskdError(f"run {self.recipe.name}: stage '{stage}' has not finished: run `askd {stage}` first")
-        self._check_agrees()
+        self._check_agrees(stage)
         return record["result"]
 
     def check_earlier(self, stage: str) -> None:
@@ -152,8 +152,11 @@ class Run:
                 except ValidationError:
                     continue
 
-    def _check_agrees(self) -> None:
+    def _check_agrees(self, last: str) -> None:
+        """Check the settings of the stages up to ``last``: those after it are done again with new ones."""
         for stage, recipe in self._recorded():
+            if last in _BUILT_ON and _BUILT_ON.index(stage) > _BUILT_ON.index(last):
+                break
             for found in differences(recipe, self.recipe, stage):
                 raise AskdError(
                     f"run {self.recipe.name}: {found.key} = {found.given_text}, but `askd {stage}` was done with "

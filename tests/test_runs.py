@@ -65,6 +65,18 @@ def test_a_later_stage_refuses_what_an_earlier_one_was_not_done_with(
     assert "without --recipe" in str(caught.value) and "--set name=" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("stage", "setting"), [("label", "teacher.top_k=5"), ("distill", "train.epochs=9"), ("tune", "train.epochs=9")]
+)
+def test_a_stage_itself_and_those_before_later_ones_may_be_done_again_with_new_settings(
+    root: Path, stage: str, setting: str
+):
+    done(a_run(root), "prepare", "label", "distill", "export")
+    again = a_run(root, setting)
+    again.check_earlier(stage)
+    assert again.used(stage if stage != "tune" else "distill") != again.recipe
+
+
 def test_a_run_on_another_ones_data_refuses_what_that_was_not_made_with(root: Path):
     done(a_run(root), "prepare", "label")
     a_run(root, "data_run=mine", "seed=9", name="second").check_earlier("distill")

@@ -28,7 +28,8 @@ def configure() -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Errors of rows are raised: the log would only show them a second time, on pages.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def ray_batches(stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:

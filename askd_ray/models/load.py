@@ -104,7 +104,12 @@ def convert_to_ctranslate2(source: Path, target: Path, quantization: str) -> Non
     """Convert a transformers folder to a CTranslate2 one that stock engines load, atomically.
 
     ``quantization`` is CTranslate2's word for the weights: ``int8``, ``float16``, ...
+
+    Raises :class:`AskdError` when the model's files are damaged.
     """
     with atomic_path(target) as temporary:
         converter = TransformersConverter(str(source), copy_files=["tokenizer.json", "preprocessor_config.json"])
-        converter.convert(str(temporary), quantization=quantization)
+        try:
+            converter.convert(str(temporary), quantization=quantization)
+        except (SafetensorError, ValueError) as error:
+            raise AskdError(f"model in {source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None

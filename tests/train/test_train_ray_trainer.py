@@ -133,6 +133,24 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_command(
     assert psutil.wait_procs(cluster, timeout=60)[1] == []  # and nothing of the first one is left
 
 
+def test_ctrl_c_ends_a_training_with_one_line_and_130(recipe: Recipe, command: list[str], tmp_path: Path):
+    """Ray Train answers it by ending the process with 0, as if the training had been finished."""
+    folder, said = Run(recipe).distill, tmp_path / "said"
+    with said.open("w", encoding="utf-8") as out:
+        whole = [sys.executable, "-m", "askd_ray", *command]
+        driver = psutil.Popen(whole, env=_environment(), start_new_session=True, stdout=out, stderr=out)
+    while last_step(folder) < 4:
+        assert driver.poll() is None, said.read_text(encoding="utf-8")
+        time.sleep(0.01)
+    cluster = driver.children(recursive=True)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=120) == 130, said.read_text(encoding="utf-8")
+    text = said.read_text(encoding="utf-8")
+    assert "Traceback" not in text and text.splitlines()[-1].startswith("askd: interrupted")
+    assert Run(recipe).record("distill") is None and list((folder / "checkpoints").iterdir())
+    assert psutil.wait_procs(cluster, timeout=60)[1] == []
+
+
 def test_a_shard_that_is_truncated_while_it_is_read_ends_the_run_at_once_and_once_mended_it_goes_on(
     recipe: Recipe, undisturbed: Path, ray_session: None, command: list[str], capsys: pytest.CaptureFixture[str]
 ):

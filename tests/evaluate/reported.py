@@ -149,7 +149,7 @@ class Idle:
 
     opened_s = 0.5
 
-    def __init__(self, _: object, reference: str, threads: int):
+    def __init__(self, _: object, reference: str, threads: int, device: str):
         self.steps = 10 if reference == "fast" else 100
 
     def __enter__(self) -> "Idle":

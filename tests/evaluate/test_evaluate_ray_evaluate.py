@@ -42,10 +42,10 @@ def with_(recipe: Recipe, **settings: Any) -> Recipe:
 
 @pytest.fixture
 def calls(tmp_path: Path, speech: Path) -> dict[str, Any]:
-    """A set of two prompts that their speakers say twice."""
+    """A set of two prompts that are not in the train split, said by two speakers."""
     rows = [
         {"id": f"{u.id}-{speaker}", "audio": str(speech / u.path), "text": u.text, "speaker": speaker}
-        for u in utterances(speech, 2)
+        for u in utterances(speech, N_PER_SPLIT + 2)[N_PER_SPLIT:]
         for speaker in ("ann", "bob")
     ]
     (tmp_path / "calls").mkdir()

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
-
 from askd_ray.config.data import Data
 from askd_ray.config.schema import Recipe
 from askd_ray.data.row_check import NO_REFERENCE
 from askd_ray.data.schema import SPLITS, Split
 from askd_ray.data.shard_writer import SplitCounts
+from askd_ray.progress import Table
 
 _USED_BY: dict[Split, str] = {
     "train": "there is nothing to learn from",

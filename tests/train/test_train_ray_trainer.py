@@ -189,10 +189,11 @@ def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path,
     values = recipe.model_dump(mode="json")
     values["train"] |= {"micro_batches": 2, "least_workers": 1, "cpus_per_worker": 1.5}
     file = tmp_path / "elastic.yaml"
-    file.write_text(dump_recipe(Recipe.model_validate(values)), encoding="utf-8")
+    elastic = Recipe.model_validate(values)
+    file.write_text(dump_recipe(elastic), encoding="utf-8")
     on_dying_nodes(str(file), RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="10")
-    folder = Run(recipe).distill
-    assert Run(recipe).result("distill")["workers"] == 1 and attempts(folder) == 2
+    folder = Run(elastic).distill
+    assert Run(elastic).result("distill")["workers"] == 1 and attempts(folder) == 2
     assert_every_utterance_was_seen_once(folder)
     found, wanted = checkpoint(folder), checkpoint(undisturbed)
     for name, value in found.items():  # one worker adds the same gradients in another order

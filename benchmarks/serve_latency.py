@@ -28,7 +28,7 @@ from rich.table import Table
 from served import Answer, Service, again_and_again, askd, crowd, stock
 from speech_rows import clips
 
-from askd_ray.audio.decode import Waveform, decode
+from askd_ray.audio.decode import Decoded, read_audio
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.files import read_json
@@ -186,8 +186,8 @@ def overhead_ms(service: Service, bundle: Path, rows: Sequence[Utterance]) -> fl
 class _Here:
     """Decodes in this process."""
 
-    async def decode(self, audio: bytes, max_s: float) -> Waveform:
-        return decode(audio, max_s)
+    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> Decoded:
+        return read_audio(audio, max_s, partial)
 
 
 async def first_partials(service: Service, rows: Sequence[Utterance]) -> list[float]:

@@ -43,9 +43,10 @@ class Evaluate(Section):
     ``room_files`` are patterns of sound files for them (null: synthetic ones). ``non_speech`` counts the words heard
     where nobody speaks; ``speculative`` runs the student as draft model of its teacher.
 
-    Speed is measured on ``speed_clips`` clips spread over all durations, on ``threads`` threads (0: all cores), and at
-    ``batch_sizes`` besides. With ``stock`` the speed-up is against the teacher in faster-whisper as people run it;
-    without, against the teacher in our engine. That of clips under ``short_s`` is told apart.
+    Speed is measured on ``speed_clips`` clips spread over all durations, and at ``batch_sizes`` besides, on ``threads``
+    threads (0: as many as a model makes good use of, and stock on all cores). With ``stock`` the speed-up is against
+    the teacher in faster-whisper as people run it; without, against the teacher in our engine. That of clips under
+    ``short_s`` is told apart.
     """
 
     split: Literal["dev", "test"] | None = "test"

@@ -17,6 +17,7 @@ from askd_ray.evaluate.timed import EngineSystem, StockSystem
 from askd_ray.files import local_path
 from askd_ray.models.cost import CLIP_S, parts
 from askd_ray.models.load import ctranslate2_folder, load_config
+from askd_ray.models.threads import allocate_threads
 from askd_ray.runs import versions
 from askd_ray.torch_setup import Device, n_cores
 
@@ -33,22 +34,28 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Return the speed of models, by name, on ``settings.speed_clips`` clips spread over the durations of all.
 
-    Each has a process of its own, and they take turns. With ``settings.stock`` the baseline also runs in
-    faster-whisper, as :data:`STOCK`, and is what the speed-up is against.
+    Each has a process of its own, and they take turns. Unless ``settings.threads`` says otherwise, a model runs on as
+    many threads as it makes good use of, as it does when it is served. With ``settings.stock`` the baseline also runs
+    in faster-whisper on all cores, as :data:`STOCK`, and is what the speed-up is against.
     """
     clips = evenly([u for u in utterances if u.duration_s <= PADDED_S], settings.speed_clips)
-    threads = settings.threads or n_cores()
+    max_threads = settings.threads or n_cores()
+    threads = {name: settings.threads or _threads(reference, device) for name, reference in models.items()}
     with ExitStack() as stack:
-        systems = {name: stack.enter_context(Isolated(EngineSystem, r, threads, device)) for name, r in models.items()}
+        systems = {
+            name: stack.enter_context(Isolated(EngineSystem, reference, threads[name], device))
+            for name, reference in models.items()
+        }
         if settings.stock:
             folder = ctranslate2_folder(models[baseline])
-            systems[STOCK] = stack.enter_context(Isolated(StockSystem, folder, threads, device))
+            systems[STOCK] = stack.enter_context(Isolated(StockSystem, folder, max_threads, device))
         first_s = {name: _first_call_s(system, clips[0]) for name, system in systems.items()}
         answers = ask(systems, clips, settings.repeats)
         costs = {name: _cost(models[name]) if name in models else {} for name in systems}
         found = {
             name: {
                 **costs[name],
+                "threads": threads.get(name, max_threads),
                 "open_s": round(system.opened_s, 3),
                 "first_call_ms": round(1000 * first_s[name], 1),
                 "memory_mb": round(system.peak_mb()),
@@ -68,7 +75,7 @@ def measure_speed(
         },
         "speedup_against": against,
         "short_s": settings.short_s,
-        "hardware": {"cpu": cpu_model(), "cores": n_cores(), "threads": threads, "device": device},
+        "hardware": {"cpu": cpu_model(), "cores": n_cores(), "threads": max_threads, "device": device},
         "decoding": f"greedy, {'int8' if device == 'cpu' else 'float16'}, one clip at a time, from encoded audio",
         "versions": versions(),
     }
@@ -78,6 +85,10 @@ def _first_call_s(system: Isolated, clip: Utterance) -> float:
     begun = time.perf_counter()
     system.transcribe(clip.audio, clip.language)
     return time.perf_counter() - begun
+
+
+def _threads(reference: str, device: Device) -> int:
+    return allocate_threads(bundle_info(reference, device), n_cores()) if device == "cpu" else 1
 
 
 def _cost(reference: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def speed_table(speed: Mapping[str, Any]) -> Group:
     """Return what :func:`askd_ray.evaluate.speed.measure_speed` found as a table, a column a model."""
     models: Mapping[str, Mapping[str, Any]] = speed["models"]
     hardware = speed["hardware"]
-    title = f"Speed on {speed['clips']} clips, {hardware['threads']} threads of {hardware['cpu']}"
+    title = f"Speed on {speed['clips']} clips, {hardware['cpu']}"
     shown = Table("", title=title, title_justify="left")
     for name in models:
         shown.add_column(name, justify="right")
@@ -97,6 +97,7 @@ def speed_table(speed: Mapping[str, Any]) -> Group:
         "latency p50": lambda m: _ms(m["p50_ms"]),
         "latency p95": lambda m: _ms(m["p95_ms"]),
         "first call": lambda m: _ms(m["first_call_ms"]),
+        "threads": lambda m: str(m.get("threads", hardware["threads"])),
         "memory": lambda m: f"{m['memory_mb']} MB",
     }
     for name, show in rows.items():

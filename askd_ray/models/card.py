@@ -86,7 +86,7 @@ def _differences(scores: Mapping[str, Any]) -> list[str]:
 
 def _speed(speed: Mapping[str, Any]) -> list[str]:
     hardware = speed["hardware"]
-    where = f"{hardware['threads']} threads of {hardware['cpu']}"
+    where = f"up to {hardware['threads']} threads of {hardware['cpu']}"
     lines = [
         f"- {name}: {found['all']['value']:.1f}x ({found['all']['low']:.1f} to {found['all']['high']:.1f}) as fast as "
         f"{speed['speedup_against']} on the median of {speed['clips']} clips, one at a time, on {where}."

@@ -16,6 +16,7 @@ from askd_ray.errors import AskdError
 from askd_ray.models.bundle import open_engine, read_bundle
 from askd_ray.models.engine import GREEDY, Decoding, Engine, Transcript
 from askd_ray.models.long_form import transcribe_long
+from askd_ray.models.threads import allocate_threads
 from askd_ray.serve.guards import transcribe_guarded
 from askd_ray.serve.recogniser import Ask, Hearing, Model, UnknownModelError
 from askd_ray.serve.scheduler import Scheduler
@@ -23,9 +24,6 @@ from askd_ray.text.languages import language_code
 from askd_ray.torch_setup import Device, n_cores, usable_device
 
 _BATCH_S = 30.0  # of audio in a call: what a short clip may have to wait for
-_TRIES_S = 1.5  # to find out how many threads suit a model
-_THREADS_REST_S = 0.25  # OpenMP's threads wait awake for 0.2 s, and take the cores from others
-_LEAST_GAIN = 1.3  # from twice the threads: they take the place of a second call
 
 
 @dataclass(frozen=True)
@@ -106,37 +104,16 @@ def _hear(kind: _Kind, stretches: Sequence[Waveform]) -> list[Hearing]:
 
 
 def share_out(path: Path, device: Device = "cpu", threads: int = 0) -> Hardware:
-    """Share the cores out among calls of ``threads`` threads; 0: as many as a model in a folder makes good use of.
-
-    The threads of a call wait for each other after each of its many products. Those of a small model are so small that
-    two threads may take longer than one, and two calls side by side are better. So a clip is timed with one thread and
-    with two, with two and four and so on, for as long as twice the threads pay.
+    """Share the cores out among calls of ``threads`` threads; 0: as many as a model in a folder makes good use of
+    (:func:`~askd_ray.models.threads.allocate_threads`).
     """
     if device == "cuda":
         return Hardware(device)
     if not threads:
         threads = 1
         with contextlib.suppress(AskdError):  # who loads it says what is wrong with it
-            while 2 * threads <= n_cores() and _gain(path, threads, 2 * threads) >= _LEAST_GAIN:
-                threads *= 2
+            threads = allocate_threads(read_bundle(path), n_cores())
     return Hardware(device, threads, max(1, n_cores() // threads))
-
-
-def _gain(path: Path, few: int, many: int) -> float:
-    """Return how many times as fast a clip is with many threads as with few: the best of some tries, in turn."""
-    engines = [open_engine(read_bundle(path), threads=threads) for threads in (few, many)]
-    clip, blip = (np.zeros(int(seconds * SAMPLE_RATE_HZ), np.float32) for seconds in (3.0, 0.1))
-    trimmed = engines[0].window_samples(blip) < engines[0].window_samples(clip)
-    work = [clip, blip, blip, blip, blip] if trimmed else [clip]  # the blips' steps stand in for those of words
-    best, ends_at = [float("inf")] * 2, time.monotonic() + _TRIES_S
-    while time.monotonic() < ends_at:
-        for i, engine in enumerate(engines):
-            time.sleep(_THREADS_REST_S)
-            begun = time.perf_counter()
-            for its in work:
-                engine.transcribe([its])
-            best[i] = min(best[i], time.perf_counter() - begun)
-    return best[0] / best[1]
 
 
 def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -> Loaded:

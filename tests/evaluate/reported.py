@@ -128,6 +128,7 @@ def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the stage says of the speed of a student and a teacher that do nothing, in real time."""
     monkeypatch.setattr(latency, "_PAUSE_S", 0.0)
     monkeypatch.setattr(speed, "Isolated", Idle)
+    monkeypatch.setattr(speed, "_threads", lambda *_: 1)
     monkeypatch.setattr(speed, "_cost", lambda reference: {"params_m": 37.18, "multiply_adds_g": 5.2, "window": "30 s"})
     clips = [u for chosen in read_sets(run)[0] for u in chosen.utterances]
     settings = run.recipe.evaluate.model_copy(update={"stock": False, "batch_sizes": (1, 4)})

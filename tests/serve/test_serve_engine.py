@@ -19,19 +19,15 @@ from askd_ray.text.normalize import normalizer
 from askd_ray.torch_setup import n_cores
 
 
-@pytest.mark.parametrize(
-    ("cores", "gains", "expected"),
-    [(2, [0.6], (1, 2)), (2, [1.6], (2, 1)), (8, [1.6, 1.4, 1.1], (4, 2)), (8, [2, 2, 2], (8, 1)), (1, [], (1, 1))],
-)
+@pytest.mark.parametrize(("cores", "paying", "workers"), [(2, 1, 2), (2, 2, 1), (8, 4, 2), (1, 1, 1)])
 def test_cores_go_to_calls_side_by_side_where_more_threads_do_not_pay(
-    cores: int, gains: list[float], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cores: int, paying: int, workers: int, monkeypatch: pytest.MonkeyPatch, weights: Path
 ):
-    tried = iter(gains)
     monkeypatch.setattr(engine, "n_cores", lambda: cores)
-    monkeypatch.setattr(engine, "_gain", lambda *_: next(tried))
-    assert engine.share_out(tmp_path) == engine.Hardware("cpu", *expected)
-    assert engine.share_out(tmp_path, threads=3).workers == max(1, cores // 3)
-    assert engine.share_out(tmp_path, "cuda") == engine.Hardware("cuda")
+    monkeypatch.setattr(engine, "allocate_threads", lambda *_: paying)
+    assert engine.share_out(weights) == engine.Hardware("cpu", paying, workers)
+    assert engine.share_out(weights, threads=3).workers == max(1, cores // 3)
+    assert engine.share_out(weights, "cuda") == engine.Hardware("cuda")
 
 
 @pytest.mark.slow

@@ -52,7 +52,8 @@ def speed_answers(evaluated: Evaluated) -> Iterator[Answer]:
         yield Answer(
             f"How many times as fast as {speed['speedup_against']} is {student}?",
             answer,
-            f"{why}. Measured on {on['cpu']} ({on['device']}, {count(on['threads'], 'thread')}), {speed['decoding']}.",
+            f"{why}. Measured on {on['cpu']} ({on['device']}, up to {count(on['threads'], 'thread')}), "
+            f"{speed['decoding']}.",
             "good" if every["low"] > 1 else "bad" if every["high"] < 1 else "open",
         )
 
@@ -106,7 +107,7 @@ def _place(order: Sequence[str], model: str) -> int:
 def _costs(speed: Speed, models: Models) -> Iterator[Block]:
     on = speed["hardware"]
     yield Text(
-        f"{on['cpu']}, {count(on['cores'], 'core')}, {count(on['threads'], 'thread')}, device {on['device']}; "
+        f"{on['cpu']}, {count(on['cores'], 'core')}, up to {count(on['threads'], 'thread')}, device {on['device']}; "
         f"{speed['decoding']}; {count(speed['clips'], 'clip')}, spread over all lengths. Each model has a process of "
         f"its own; they were warmed up and took turns. {', '.join(f'{p} {v}' for p, v in speed['versions'].items())}."
     )

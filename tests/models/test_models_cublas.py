@@ -20,6 +20,10 @@ def distribution(site: Path, names: list[str], folder: str = "nvidia/cublas/lib"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nvidia-cublas-cu12\nVersion: 12.9.3.13\n")
     (info / "RECORD").write_text("".join(f"{folder}/{name},,\n" for name in ["libnvblas.so.12", *names]))
+    # importlib_metadata, which other packages put before the standard library's finder, lists only files that exist.
+    (site / folder).mkdir(parents=True)
+    for name in names:
+        (site / folder / name).touch()
 
 
 @pytest.fixture

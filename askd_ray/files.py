@@ -85,7 +85,7 @@ def _sync(path: Path) -> None:
                 os.fsync(handle.fileno())
 
 
-def place_of(name: str) -> float:
+def hash_fraction(name: str) -> float:
     """Return a place in [0, 1) that a hash gives to a name: the same on every machine, and even over many names."""
     bits = name.encode(errors="surrogatepass")  # names come from files that may hold half of a character
     return int.from_bytes(hashlib.sha256(bits).digest()[:8], "big") / 2**64

@@ -38,8 +38,8 @@ _IN_WORDS = {
     },
 }
 
-In = TypeVar("In")
-Out = TypeVar("Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 PathOrUri = Union["Location", Path, str]
 """What a :class:`Location` is made from."""
 
@@ -201,7 +201,7 @@ class Location:
             return
         mark = self / UNFINISHED
         mark.write_bytes(b"")
-        at_once(Location.delete, [file for file in self.stamped(recursive=True) if file != mark])
+        map_concurrently(Location.delete, [file for file in self.stamped(recursive=True) if file != mark])
         yield self
         mark.delete()
 
@@ -269,7 +269,7 @@ class Location:
         return AskdError(f"{self}: {words} ({text[:300]})")
 
 
-def at_once(function: Callable[[In], Out], items: Iterable[In]) -> list[Out]:
+def map_concurrently(function: Callable[[_In], _Out], items: Iterable[_In]) -> list[_Out]:
     """Return ``function`` of each item, in order, many under way at a time: a store takes its time for each."""
     with ThreadPoolExecutor(_REQUESTS) as pool:
         return list(pool.map(function, items))

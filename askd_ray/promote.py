@@ -6,9 +6,9 @@ from pathlib import Path
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import Hypothesis, read_hypotheses
 from askd_ray.evaluate.scores import DomainScores, score
-from askd_ray.evaluate.significance import Difference
+from askd_ray.evaluate.significance import RateDifference
 from askd_ray.files import local_path
-from askd_ray.models.bundle import SAID, check_hashes, read_bundle
+from askd_ray.models.bundle import HYPOTHESES_FILE, check_hashes, read_bundle
 from askd_ray.progress import console
 from askd_ray.serve.engine import Hardware
 from askd_ray.serve.registry import Registry
@@ -63,7 +63,7 @@ def check_gate(candidate: Path, current: Path) -> None:
         )
 
 
-def _differences(candidate: Path, current: Path) -> dict[str, Difference]:
+def _differences(candidate: Path, current: Path) -> dict[str, RateDifference]:
     said = {name: _said(bundle) for name, bundle in ((_CANDIDATE, candidate), (_CURRENT, current))}
     shared = said[_CANDIDATE].keys() & said[_CURRENT].keys()
     if not shared:
@@ -79,6 +79,6 @@ def _differences(candidate: Path, current: Path) -> dict[str, Difference]:
 
 def _said(bundle: Path) -> dict[tuple[str, str, str], Hypothesis]:
     """Return what a bundle's evaluation heard, by set, utterance and what was said in it."""
-    if not (bundle / SAID).is_file():
+    if not (bundle / HYPOTHESES_FILE).is_file():
         raise AskdError(f"promote: {bundle} was not evaluated: run `askd evaluate` on it, or use --force")
-    return {(row.set, row.id, row.reference): row for row in read_hypotheses(bundle / SAID)}
+    return {(row.set, row.id, row.reference): row for row in read_hypotheses(bundle / HYPOTHESES_FILE)}

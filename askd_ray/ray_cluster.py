@@ -12,10 +12,10 @@ from ray.exceptions import AuthenticationError
 
 from askd_ray.errors import AskdError
 
-_LEAST_CPUS = 4
+_MIN_CPUS = 4
 _PROBE_S = 5.0
 _OBJECT_STORE_SHARE = 16  # of the machine's memory: 512 MB on a laptop with 8 GB
-_MOST_OBJECT_STORE_BYTES = 1 << 30
+_MAX_OBJECT_STORE_BYTES = 1 << 30
 SETTINGS = {  # read by Ray when it is imported or when a process starts, so they go through the environment
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "askd_ray.serve.proxy:middlewares",
     "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": "3600",  # engines go after the ingress, whose requests may take long
@@ -103,8 +103,8 @@ def _start(num_cpus: int | None) -> None:
     memory = psutil.virtual_memory().total // _OBJECT_STORE_SHARE
     ray.init(
         "local",
-        num_cpus=num_cpus or max(_LEAST_CPUS, os.cpu_count() or 1),
-        object_store_memory=min(memory, _MOST_OBJECT_STORE_BYTES),
+        num_cpus=num_cpus or max(_MIN_CPUS, os.cpu_count() or 1),
+        object_store_memory=min(memory, _MAX_OBJECT_STORE_BYTES),
         include_dashboard=True,  # Train and Tune free their resources through its state API
         dashboard_host="127.0.0.1",
         logging_level=logging.ERROR,

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from askd_ray.config.differences import Difference, copy_decided, differences, plain
+from askd_ray.config.differences import SettingDifference, copy_decided, differences, plain
 from askd_ray.config.load import dump_recipe, without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import RECIPE_FILE
@@ -216,7 +216,7 @@ class Run:
         return result
 
 
-def _listed(found: list[Difference]) -> str:
+def _listed(found: list[SettingDifference]) -> str:
     return "; ".join(str(difference) for difference in found)
 
 

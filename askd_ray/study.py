@@ -85,7 +85,7 @@ def _run_of(recipe: Recipe, arm: str, seed: int) -> Recipe:
         "data_run": recipe.data_run or recipe.name,
         "study": None,
     }
-    values["train"] |= {"workers": 1, "least_workers": None, "micro_batches": recipe.train.n_lanes}
+    values["train"] |= {"workers": 1, "min_workers": None, "micro_batches": recipe.train.micro_batches_per_step}
     return Recipe.model_validate(values)
 
 

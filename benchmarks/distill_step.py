@@ -36,11 +36,11 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.objective import Objective
 from askd_ray.config.schema import Recipe
-from askd_ray.data.plan import Place
+from askd_ray.data.plan import DataCursor
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.distill.distiller import Distiller
-from askd_ray.distill.objective import Tokens, objective_sums
+from askd_ray.distill.objective import TokenBatch, objective_sums
 from askd_ray.distill.online_teacher import OnlineTeacher
 from askd_ray.distill.references import Dense, TopK
 from askd_ray.distill.schedules import Weights
@@ -50,7 +50,7 @@ from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
-from askd_ray.train.loop import make_stream
+from askd_ray.train.loop import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
 
@@ -122,8 +122,8 @@ def _time(
     recipe: Recipe, utterances: list[Utterance], padded_texts: bool
 ) -> tuple[dict[str, list[float]], list[Batch]]:
     """Return the seconds of each step of each kind, batch by batch in turn, and the batches."""
-    stream = make_stream(recipe, n_mels=80)
-    batches = [batch for task in stream.planner().tasks(Place(), 0, 1) for batch in stream.batches(task)]
+    stream = make_batch_loader(recipe, n_mels=80)
+    batches = [batch for task in stream.planner().tasks(DataCursor(), 0, 1) for batch in stream.batches(task)]
     audio = {u.id: u for u in utterances}
     step = {"a": _dense_step(recipe, 0), "b": _our_step(recipe, online=True), "c": _our_step(recipe, online=False)}
     if padded_texts:
@@ -217,7 +217,7 @@ def _loss_peak(name: str, *arrays: np.ndarray) -> int:
     else:
         cached = TopK(top_ids[valid], top_log_probs[valid], rest[valid], torch.zeros(int(valid.sum())))
         teacher = Dense(theirs[valid], projection.detach()) if name == "b" else cached
-        tokens = Tokens(targets[valid], torch.ones(int(valid.sum())), teacher, None)
+        tokens = TokenBatch(targets[valid], torch.ones(int(valid.sum())), teacher, None)
         loss, _ = objective_sums(Objective(), WEIGHTS, tokens, (hidden[valid], projection), lambda rows, log_q: None)
         loss.backward()
     status = Path("/proc/self/status").read_text(encoding="ascii")

@@ -26,7 +26,7 @@ from speech_rows import clips
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.evaluate.isolated import Isolated
-from askd_ray.evaluate.systems import open_recogniser
+from askd_ray.evaluate.systems import open_system
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.progress import bar, console
 from askd_ray.text.error_rate import count_word_errors
@@ -41,7 +41,7 @@ class Ours:
     """What a decoder of `askd evaluate` does with a part."""
 
     def __init__(self, reference: str, threads: int):
-        self._recogniser = open_recogniser(reference, threads)
+        self._recogniser = open_system(reference, threads)
 
     def hear(self, rows: Sequence[Utterance]) -> list[str]:
         """Return the texts of clips of one language."""

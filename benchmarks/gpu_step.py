@@ -24,7 +24,7 @@ from speech_rows import clips
 from torch.amp.grad_scaler import GradScaler
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.plan import Place
+from askd_ray.data.plan import DataCursor
 from askd_ray.data.schema import Batch
 from askd_ray.distill.distiller import Distiller
 from askd_ray.distill.online_teacher import OnlineTeacher
@@ -33,11 +33,11 @@ from askd_ray.distill.self_teacher import self_teacher
 from askd_ray.distill.tensors import TensorBatch
 from askd_ray.models.cost import parts
 from askd_ray.models.load import load_whisper
-from askd_ray.models.windows import Decoded, Encoded, WindowedWhisper, encode
+from askd_ray.models.windows import DecoderOutput, EncoderOutput, WindowedWhisper, encode
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import make_stream
+from askd_ray.train.loop import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
 
@@ -120,13 +120,13 @@ class Bench:
         self._distiller = Distiller(recipe.objective, own, online, 0.0)
         optimizer, scaler = build_optimizer(self._student, recipe.train), GradScaler(device.type, enabled=False)
         self._stepper = Stepper(self._student, self._student, optimizer, self._distiller, recipe.train, scaler)
-        self._stream = make_stream(recipe, self._student.whisper.config.num_mel_bins, clean_mels)
+        self._stream = make_batch_loader(recipe, self._student.whisper.config.num_mel_bins, clean_mels)
         self._taken: list[Batch] = []
         self._waited_s = self._took_s = 0.0
 
     def run(self, n_warm_up: int, n_steps: int) -> None:
         """Take steps on batches as they come; the first ones are not counted."""
-        batches = PlainContext(self._device).batches(self._stream, self._stream.planner().tasks(Place(), 0, 1))
+        batches = PlainContext(self._device).batches(self._stream, self._stream.planner().tasks(DataCursor(), 0, 1))
         with bar("steps", n_warm_up + n_steps, "step") as progress:
             for number in range(n_warm_up + n_steps):
                 if number == n_warm_up:
@@ -201,14 +201,14 @@ class Bench:
         """Compute the loss (and the online teacher, if there is one) on hidden states of the batch's shape."""
         d_model = self._student.whisper.config.d_model
         hidden = torch.randn(*batch.decoder_ids.shape, d_model, device=self._device, requires_grad=True)
-        decoded, tensors = Decoded(hidden, self._states(batch)), TensorBatch.of(batch, self._device)
+        decoded, tensors = DecoderOutput(hidden, self._states(batch)), TensorBatch.of(batch, self._device)
         with self._autocast():
             loss, _ = self._distiller.sums(_Given(decoded), self._student, tensors, WEIGHTS)
         loss.backward()
 
-    def _states(self, batch: Batch) -> Encoded:
+    def _states(self, batch: Batch) -> EncoderOutput:
         n_positions = batch.log_mel.shape[2] // 2
-        return Encoded(torch.zeros(len(batch.ids), n_positions, self._student.whisper.config.d_model))
+        return EncoderOutput(torch.zeros(len(batch.ids), n_positions, self._student.whisper.config.d_model))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda")
@@ -222,11 +222,11 @@ class Bench:
 class _Given(torch.nn.Module):
     """A network whose answer is known."""
 
-    def __init__(self, decoded: Decoded):
+    def __init__(self, decoded: DecoderOutput):
         super().__init__()
         self._decoded = decoded
 
-    def forward(self, log_mel: torch.Tensor, decoder_ids: torch.Tensor) -> Decoded:
+    def forward(self, log_mel: torch.Tensor, decoder_ids: torch.Tensor) -> DecoderOutput:
         return self._decoded
 
 

@@ -44,8 +44,8 @@ from transformers import WhisperFeatureExtractor
 from askd_ray.audio.sounds import synthetic_noises
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.config.schema import Recipe
-from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Place, Task
+from askd_ray.data.collate import BatchLoader
+from askd_ray.data.plan import DataCursor, ReadTask
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_table, shard_paths
 from askd_ray.fetch.weights import fetch_weights
@@ -53,7 +53,7 @@ from askd_ray.progress import bar, console
 from askd_ray.runs import Run
 from askd_ray.torch_setup import n_cores, use_threads
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop, make_stream
+from askd_ray.train.loop import Loop, make_batch_loader
 from askd_ray.train.track import read_metrics
 
 N_CORES = 2
@@ -139,8 +139,8 @@ def _recipe(root: str, noises: Sequence[Path], epochs: int) -> Recipe:
 
 def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, list[float]]:
     """Return the utterances a second in each round, after one that warms both up."""
-    stream = make_stream(recipe, n_mels=80)
-    tasks = list(stream.planner().tasks(Place(), 0, 1))
+    stream = make_batch_loader(recipe, n_mels=80)
+    tasks = list(stream.planner().tasks(DataCursor(), 0, 1))
     peer = _Peer(stream, noises)
     makers = {"datasets": peer.batches, OUR_BATCHES: peer.our_batches, "ours": partial(_our_batches, stream)}
     rates: dict[str, list[float]] = {name: [] for name in makers}
@@ -156,7 +156,7 @@ def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, lis
     return rates
 
 
-def _our_batches(stream: Stream, tasks: Iterable[Task]) -> Iterator[int]:
+def _our_batches(stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[int]:
     """Make the batches of tasks; yields how many utterances are in each."""
     return (len(batch.log_mel) for batch in PlainContext(torch.device("cpu")).batches(stream, tasks))
 
@@ -164,7 +164,7 @@ def _our_batches(stream: Stream, tasks: Iterable[Task]) -> Iterator[int]:
 class _Peer:
     """Hugging Face datasets and transformers with torchaudio and a DataLoader, as their users put them together."""
 
-    def __init__(self, stream: Stream, noises: Sequence[Path]):
+    def __init__(self, stream: BatchLoader, noises: Sequence[Path]):
         paths = shard_paths(stream.shards, "train")
         disable_progress_bars()
         files, cache = [str(path) for path in paths], str(noises[0].parent / "datasets")
@@ -186,7 +186,7 @@ class _Peer:
             persistent_workers=True,
         )
 
-    def batches(self, tasks: Iterable[Task]) -> Iterator[int]:
+    def batches(self, tasks: Iterable[ReadTask]) -> Iterator[int]:
         """Make as many batches as tasks have, of all clips in any order; yields how many utterances are in each."""
         rows, n_batches = list(range(len(self._rows))), sum(len(task.batches) for task in tasks)
         random.shuffle(rows)
@@ -194,7 +194,7 @@ class _Peer:
         self._planned[:] = [[(row, 0) for row in rows[i : i + size]] for i in range(0, len(rows), size)]
         return (len(log_mel) for log_mel in self._loader)
 
-    def our_batches(self, tasks: Iterable[Task]) -> Iterator[int]:
+    def our_batches(self, tasks: Iterable[ReadTask]) -> Iterator[int]:
         """Make the batches of tasks in their windows; yields how many utterances are in each."""
         self._planned[:] = [
             [(self._first_row[p.shard] + p.index, p.window_samples) for p in batch]

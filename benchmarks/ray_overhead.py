@@ -31,14 +31,14 @@ from rich.table import Table
 from speech_rows import clips
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Place, Task
+from askd_ray.data.collate import BatchLoader
+from askd_ray.data.plan import DataCursor, ReadTask
 from askd_ray.data.schema import Batch
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop, make_stream
+from askd_ray.train.loop import Loop, make_batch_loader
 
 KINDS = ("plain", "ray")
 KEY = b"steps in turn"
@@ -68,8 +68,8 @@ def main() -> None:
         }
         recipe = Recipe.model_validate(values)
         write_run(recipe, clips(options.data, n_clips))
-        planner = make_stream(recipe, n_mels=80).planner()
-        n_steps = sum(1 for _ in planner.steps(Place()))
+        planner = make_batch_loader(recipe, n_mels=80).planner()
+        n_steps = sum(1 for _ in planner.steps(DataCursor()))
         with Listener(str(Path(root) / "socket"), "AF_UNIX", authkey=KEY) as listener:
             config = {"recipe": recipe.model_dump(mode="json"), "root": root, "socket": listener.address}
             told, times = dict[str, dict[str, int]](), {kind: list[float]() for kind in KINDS}
@@ -138,7 +138,7 @@ def _handed_over(kind: str, socket: str, batches: Iterable[Batch]) -> Iterator[B
 
 def _run_plain(config: dict[str, Any]) -> None:
     class Plain(PlainContext):
-        def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
             return _handed_over("plain", config["socket"], super().batches(stream, tasks))
 
     context = Plain(torch.device("cpu"))
@@ -172,7 +172,7 @@ def ray_worker(config: dict[str, Any]) -> None:
     from askd_ray.train.ray_trainer import RayTrainContext
 
     class InRay(RayTrainContext):
-        def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
             made = PlainContext(self.device).batches(stream, tasks)
             return _handed_over("ray", config["socket"], made)
 

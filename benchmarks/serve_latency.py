@@ -28,15 +28,15 @@ from rich.table import Table
 from served import Answer, Service, again_and_again, askd, crowd, stock
 from speech_rows import clips
 
-from askd_ray.audio.decode import Decoded, read_audio
+from askd_ray.audio.decode import DecodedAudio, read_audio
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.files import read_json
 from askd_ray.models.engine import GREEDY
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.progress import bar, console
-from askd_ray.serve.engine import Models, load, share_out
-from askd_ray.serve.recogniser import Ask, Recogniser
+from askd_ray.serve.engine import ServedModels, allocate_hardware, load
+from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 
@@ -150,10 +150,10 @@ def overhead_ms(service: Service, bundle: Path, rows: Sequence[Utterance]) -> fl
 
     The requests are made up beforehand and sent by http.client: what a Python client takes is not the service's.
     """
-    hardware = share_out(bundle)
-    models = Models(hardware.workers)
+    hardware = allocate_hardware(bundle)
+    models = ServedModels(hardware.workers)
     models.put(load(bundle, "student", hardware))
-    recogniser = Recogniser(models, _Here())
+    recogniser = TranscriptionService(models, _Here())
     connection = http.client.HTTPConnection(service.url.removeprefix("http://"))
 
     def served_s(row: Utterance) -> float:
@@ -171,7 +171,7 @@ def overhead_ms(service: Service, bundle: Path, rows: Sequence[Utterance]) -> fl
     async def here_s(row: Utterance) -> float:
         begun = time.perf_counter()
         async with recogniser.loaded(row.audio) as decoded:
-            async for _ in recogniser.listen(decoded.waveform, Ask("student", row.language, GREEDY)):
+            async for _ in recogniser.listen(decoded.waveform, TranscribeOptions("student", row.language, GREEDY)):
                 pass
         return time.perf_counter() - begun
 
@@ -186,7 +186,7 @@ def overhead_ms(service: Service, bundle: Path, rows: Sequence[Utterance]) -> fl
 class _Here:
     """Decodes in this process."""
 
-    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> Decoded:
+    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> DecodedAudio:
         return read_audio(audio, max_s, partial)
 
 

@@ -27,9 +27,9 @@ from speech_rows import clips
 
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
-from askd_ray.data.collate import Stream
+from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import write_labels
-from askd_ray.data.plan import Task
+from askd_ray.data.plan import ReadTask
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_table, shard_paths, to_table, to_utterances, write_table
 from askd_ray.fetch.weights import fetch_weights
@@ -50,7 +50,7 @@ class Sharing(PlainContext):
 
     features: Path | None = None
 
-    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         """Make them of clips that are decoded already."""
         return super().batches(replace(stream, features_folder=self.features), tasks)
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Task
+from askd_ray.data.collate import BatchLoader
+from askd_ray.data.plan import ReadTask
 from askd_ray.data.schema import Batch
 from askd_ray.train.context import PlainContext
 from askd_ray.train.ledger import read_ledger
@@ -29,7 +29,7 @@ class DyingContext(PlainContext):
 
     dies_after = 0
 
-    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         for n, batch in enumerate(super().batches(stream, tasks)):
             if n == self.dies_after:
                 raise KilledError

@@ -266,9 +266,9 @@ def engines(found: Manifests) -> list[str]:
     with_gpu = application["args"].get("device", "cpu") == "cuda"
     fitting = [group for group in groups if not with_gpu or gpu_count(group["template"]["spec"])]
     fitting = [group for group in fitting if with_gpu or not gpu_count(group["template"]["spec"])]
-    most = application["args"].get("most_engines", application["args"].get("engines", 1))
+    most = application["args"].get("max_engines", application["args"].get("engines", 1))
     room = sum(group["maxReplicas"] for group in fitting)
-    return [] if most <= room else [f"RayService: most_engines {most}, and {room} nodes at most"]
+    return [] if most <= room else [f"RayService: max_engines {most}, and {room} nodes at most"]
 
 
 def submitted(entrypoint: str) -> str:

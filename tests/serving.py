@@ -12,14 +12,20 @@ import psutil
 import soundfile
 from fastapi import FastAPI
 
-from askd_ray.audio.decode import Decoded, Waveform, decode, read_audio
+from askd_ray.audio.decode import DecodedAudio, Waveform, decode, read_audio
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.files import write_json
 from askd_ray.models.bundle import BUNDLE_FILE, hashes
 from askd_ray.models.engine import Transcript
-from askd_ray.serve.metrics import Metrics
-from askd_ray.serve.openai_api import Limits, build_app
-from askd_ray.serve.recogniser import MAX_AUDIO_S, Ask, Hearing, Model, Recogniser
+from askd_ray.serve.metrics import ServiceMetrics
+from askd_ray.serve.openai_api import RequestLimits, build_app
+from askd_ray.serve.transcription_service import (
+    MAX_AUDIO_S,
+    ChunkResult,
+    Model,
+    TranscribeOptions,
+    TranscriptionService,
+)
 
 
 def wav(waveform: Waveform, rate_hz: int = SAMPLE_RATE_HZ) -> bytes:
@@ -52,22 +58,22 @@ class FakeEars:
         self.languages = languages
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
-        self.asked: list[Ask] = []
+        self.asked: list[TranscribeOptions] = []
         self.heard: list[Waveform] = []
 
     async def models(self) -> Sequence[Model]:
         return [Model("student", "v1", 1, self.languages), Model("other", "v2", 2, ("en",))]
 
-    async def hear(self, stretch: Waveform, ask: Ask, owner: str) -> Hearing:
+    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
         self.asked.append(ask)
         self.heard.append(stretch)
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
             raise self.error
-        return Hearing(self.transcript(stretch, ask), "v1", 1, 0.01)
+        return ChunkResult(self.transcript(stretch, ask), "v1", 1, 0.01)
 
-    def transcript(self, stretch: Waveform, ask: Ask) -> Transcript:
+    def transcript(self, stretch: Waveform, ask: TranscribeOptions) -> Transcript:
         """Return three words, timed evenly over the stretch where that is asked for."""
         language, text = ask.language or "de", f"Secret {len(stretch)} samples."
         seconds = len(stretch) / SAMPLE_RATE_HZ
@@ -89,13 +95,13 @@ class FakeEars:
 class OwnProcess:
     """Decodes where it is called; the sandbox has tests of its own."""
 
-    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> Decoded:
+    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> DecodedAudio:
         return read_audio(audio, max_s, partial)
 
 
-def app_around(ears: FakeEars, limits: Limits | None = None, max_audio_s: float = MAX_AUDIO_S) -> FastAPI:
+def app_around(ears: FakeEars, limits: RequestLimits | None = None, max_audio_s: float = MAX_AUDIO_S) -> FastAPI:
     """Return the service around ears."""
-    return build_app(Recogniser(ears, OwnProcess(), max_audio_s), limits or Limits(), Metrics())
+    return build_app(TranscriptionService(ears, OwnProcess(), max_audio_s), limits or RequestLimits(), ServiceMetrics())
 
 
 def bundle_of(folder: Path, weights: Path, changed: bytes = b"") -> Path:

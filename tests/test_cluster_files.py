@@ -30,7 +30,7 @@ from serving import kill_replicas, spoken, wav
 from askd_ray.ray_cluster import SETTINGS
 from askd_ray.ray_jobs import STAGES
 from askd_ray.serve.limits import MAX_FILE_BYTES
-from askd_ray.serve.metrics import Metrics
+from askd_ray.serve.metrics import ServiceMetrics
 from askd_ray.serve.ray_app import build, stop_serving
 from askd_ray.serve.settings import ServiceArgs
 
@@ -97,7 +97,7 @@ def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
 def test_the_config_of_the_ray_service_lets_in_whoever_has_a_key(ray_session: None, weights: Path, tmp_path: Path):
     config, keys = serve_configs()[1], tmp_path / "keys"
     keys.write_text("key-1\nkey-2\n", encoding="utf-8")
-    one_node = {"engines": 1, "most_engines": 1}  # it is one engine a node there
+    one_node = {"engines": 1, "max_engines": 1}  # it is one engine a node there
     with deployed(config, weights, tmp_path, keys_file=str(keys), **one_node) as url:
         assert httpx.get(f"{url}/-/healthz").text == "success"  # what KubeRay's probes look for
         assert httpx.get(f"{url}/v1/models").status_code == 401
@@ -271,7 +271,7 @@ def test_variables_that_the_files_name_are_read():
 
 
 def test_the_dashboard_asks_for_numbers_that_the_service_has():
-    collectors = [number for number in vars(Metrics()).values() if isinstance(number, MetricWrapperBase)]
+    collectors = [number for number in vars(ServiceMetrics()).values() if isinstance(number, MetricWrapperBase)]
     endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
     labels = {c._name + ending: {*c._labelnames, "le"} for c in collectors for ending in endings[c._type]}
     panels = json.loads((CLUSTER / "dashboards" / "askd.json").read_text(encoding="utf-8"))["panels"]

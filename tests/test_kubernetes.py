@@ -111,7 +111,7 @@ FAULTS: list[tuple[str, str, Any, str]] = [
     ("volumes", "PersistentVolumeClaim.spec.accessModes", ["ReadWriteOnce"], "need ReadWriteMany"),
     ("volumes", "PersistentVolumeClaim.metadata.name", "other", "no manifest makes the claim askd-data"),
     ("volumes", "RayJob.spec.entrypoint", "askd label --set runs_root=/runs", "/runs is not on a shared volume"),
-    ("engines", f"{SERVICE}.workerGroupSpecs.0.maxReplicas", 3, "most_engines 4, and 3 nodes at most"),
+    ("engines", f"{SERVICE}.workerGroupSpecs.0.maxReplicas", 3, "max_engines 4, and 3 nodes at most"),
     ("ports", "RayService.spec.serveConfigV2", "http_options: {port: 8000}\nproxy_location: HeadOnly", "HeadOnly"),
     ("ports", f"{SERVICE}.headGroupSpec.template.spec.containers", [{"name": "x"}], "port serve is not"),
 ]

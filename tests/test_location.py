@@ -13,7 +13,7 @@ from pyarrow import fs
 from askd_ray.cli import main
 from askd_ray.data.shards import read_table, shard_paths, write_table
 from askd_ray.errors import AskdError
-from askd_ray.location import UNFINISHED, Location, at_once
+from askd_ray.location import UNFINISHED, Location, map_concurrently
 from askd_ray.serve.registry import Registry
 
 
@@ -235,9 +235,9 @@ def test_a_local_folder_in_the_hub_s_layout(tmp_path: Path):
 
 
 def test_at_once_keeps_the_order_and_passes_errors_on():
-    assert at_once(lambda n: n * n, range(50)) == [n * n for n in range(50)]
+    assert map_concurrently(lambda n: n * n, range(50)) == [n * n for n in range(50)]
     with pytest.raises(ZeroDivisionError):
-        at_once(lambda n: 1 // n, [1, 0])
+        map_concurrently(lambda n: 1 // n, [1, 0])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from serving import bundle_of
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import CLEAN, STUDENT, Hypothesis, write_hypotheses
 from askd_ray.files import read_json, write_json
-from askd_ray.models.bundle import BUNDLE_FILE, SAID, hashes
+from askd_ray.models.bundle import BUNDLE_FILE, HYPOTHESES_FILE, hashes
 from askd_ray.promote import promote
 from askd_ray.serve.registry import Registry
 
@@ -30,7 +30,7 @@ def registry(tmp_path: Path) -> Registry:
 def evaluated(folder: Path, weights: Path, rows: list[Hypothesis] | None) -> Path:
     bundle_of(folder, weights, folder.name.encode())
     if rows is not None:
-        write_hypotheses(folder / SAID, rows)
+        write_hypotheses(folder / HYPOTHESES_FILE, rows)
     write_json(folder / BUNDLE_FILE, {**read_json(folder / BUNDLE_FILE), "sha256": hashes(folder)})
     return folder
 

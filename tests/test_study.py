@@ -10,7 +10,7 @@ from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import CLEAN, Hypothesis, read_hypotheses
 from askd_ray.evaluate.scores import score
 from askd_ray.files import read_json
-from askd_ray.models.bundle import SAID, check_hashes
+from askd_ray.models.bundle import HYPOTHESES_FILE, check_hashes
 from askd_ray.promote import check_gate
 from askd_ray.runs import Run
 from askd_ray.study import over_seeds, run_study
@@ -67,7 +67,9 @@ def test_arms_train_with_their_own_objective_on_the_same_data(tmp_path: Path, sp
         scores = read_json(bundle / "bundle.json")["scores"]
         evaluated = read_json(folder / "evaluate" / "scores.json")["sets"]["test"]["models"]
         assert scores["sets"]["test"]["models"]["student"]["wer"] == evaluated[name]["wer"]
-        assert {row.model for row in read_hypotheses(bundle / SAID)} == {"student"} and check_hashes(bundle) > 0
+        assert {row.model for row in read_hypotheses(bundle / HYPOTHESES_FILE)} == {"student"} and check_hashes(
+            bundle
+        ) > 0
     with pytest.raises(AskdError, match="does not beat what is served"):  # two equals: they are compared, not refused
         check_gate(bundles["ce-0"], bundles["ce-0"])
 

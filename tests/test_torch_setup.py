@@ -11,7 +11,7 @@ import torch
 from askd_ray import torch_setup
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.systems import open_recogniser, weights_hash
+from askd_ray.evaluate.systems import open_system, weights_hash
 from askd_ray.targets.pseudo_label import teacher_engine
 from askd_ray.torch_setup import device_of, n_cores, release_memory, usable_device
 from askd_ray.train import ray_trainer
@@ -85,5 +85,5 @@ def test_a_worker_without_a_gpu_of_ray_s_takes_none(monkeypatch: pytest.MonkeyPa
 def test_a_teacher_and_the_systems_that_are_compared_stay_on_the_cpu(weights: Path):
     recipe = Recipe.model_validate({"teacher": {"model": str(weights)}, "targets": {"kind": "pseudo"}})
     assert teacher_engine(recipe).languages == ("en",)
-    assert [heard.ended for heard in open_recogniser(str(weights)).hear([np.zeros(16_000, np.float32)], "en")] == [True]
+    assert [heard.ended for heard in open_system(str(weights)).hear([np.zeros(16_000, np.float32)], "en")] == [True]
     assert weights_hash(str(weights)) != weights_hash(str(weights), "cuda")  # nor is one device's answer the other's

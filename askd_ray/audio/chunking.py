@@ -9,9 +9,9 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import samples_of
 from askd_ray.audio.vad import Span
 
-MOST_S = 20.0  # of a stretch: Whisper takes 30, but a student hears few clips of more than 20 s in its training
+MAX_CHUNK_S = 20.0  # of a stretch: Whisper takes 30, but a student hears few clips of more than 20 s in its training
 SEARCH_S = 5.0  # how far back from a stretch's end a quiet place is looked for: pauses come more often than that
-LEAST_S = 1.0  # no stretch is shorter, so that none is a mere fragment of a word
+MIN_CHUNK_S = 1.0  # no stretch is shorter, so that none is a mere fragment of a word
 LONG_PAUSE_S = 2.0  # a longer one is not heard: models fill it with words
 QUIET_S = 0.1  # the length over which loudness is measured: shorter, and the gap before a plosive would do
 _STEP_S = 0.01
@@ -24,7 +24,7 @@ def stretches(waveform: Waveform, speech: Sequence[Span]) -> list[Span]:
     words. A recording of up to 20 s in which somebody speaks is one stretch, whole. Longer ones are cut in the longest
     pause that the second half of a stretch has; speech without pauses is cut where it is quietest (:func:`quietest`).
     """
-    most = samples_of(MOST_S)
+    most = samples_of(MAX_CHUNK_S)
     if speech and len(waveform) <= most:
         return [Span(0, len(waveform))]
     found: list[Span] = []
@@ -33,7 +33,7 @@ def stretches(waveform: Waveform, speech: Sequence[Span]) -> list[Span]:
         start = rest[0].start
         fitting = [i for i, span in enumerate(rest) if span.end - start <= most]
         if not fitting:  # a span that is too long
-            last = min(start + most, rest[0].end - samples_of(LEAST_S))
+            last = min(start + most, rest[0].end - samples_of(MIN_CHUNK_S))
             cut = quietest(waveform, last - samples_of(SEARCH_S), last)
             found.append(Span(start, cut))
             rest[0] = Span(cut, rest[0].end)

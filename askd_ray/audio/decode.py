@@ -9,7 +9,7 @@ from askd_ray.audio.packets import NoDecoderError, read_packets
 from askd_ray.audio.plain import read_plain
 from askd_ray.audio.waveform import AudioError, Waveform, WaveformBuilder, duration_s
 
-__all__ = ["AudioError", "Decoded", "Waveform", "decode", "duration_s", "read_audio"]
+__all__ = ["AudioError", "DecodedAudio", "Waveform", "decode", "duration_s", "read_audio"]
 
 _MAX_LOST_S, _MAX_LOST_SHARE = 2.0, 0.1  # of damaged sound, whichever is more: beyond, it is another text
 _MAX_PARTS = 100
@@ -17,7 +17,7 @@ _ENDS_EARLY = "the file ends or breaks off before its sound does"
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedAudio:
     """A waveform, shape ``(n_samples,)`` at 16 kHz, and what is to be said of it.
 
     ``missing``: sound that the file had and that is lost ("damaged: ...", "truncated: ..."). ``notes``: what was made
@@ -40,7 +40,7 @@ def decode(audio: bytes, max_s: float | None = None) -> Waveform:
     return decoded.waveform
 
 
-def read_audio(audio: bytes, max_s: float | None = None, partial: bool = False) -> Decoded:
+def read_audio(audio: bytes, max_s: float | None = None, partial: bool = False) -> DecodedAudio:
     """Decode an audio file, with silence where a little of its sound is damaged; ``partial`` takes whatever is left.
 
     What headers declare is not believed; the times of containers are, and gaps in them become silence. Channels are
@@ -61,7 +61,7 @@ def read_audio(audio: bytes, max_s: float | None = None, partial: bool = False) 
         raise AudioError("unreadable audio: no samples in the file")
     for scale in {scale for _, scale in finished if scale is not None}:
         losses.notes.append(f"scaled: its samples are integers written as floats, and were divided by {scale}")
-    return Decoded(waveform, (*losses.truncated, *losses.damaged), tuple(losses.notes))
+    return DecodedAudio(waveform, (*losses.truncated, *losses.damaged), tuple(losses.notes))
 
 
 @dataclass

@@ -45,7 +45,7 @@ def log_mel_windows(waveforms: Sequence[Waveform], windows: Sequence[int], n_mel
     """
     n_frames = max(windows) // HOP_LENGTH
     clips = zip(waveforms, windows, strict=True)
-    return side_by_side([clip_log_mel(waveform[:window], n_frames, n_mels) for waveform, window in clips], n_frames)
+    return pad_batch([clip_log_mel(waveform[:window], n_frames, n_mels) for waveform, window in clips], n_frames)
 
 
 def log_mel_padded(waveforms: Sequence[Waveform], n_mels: int = 80) -> torch.Tensor:
@@ -58,23 +58,23 @@ def log_mel_padded(waveforms: Sequence[Waveform], n_mels: int = 80) -> torch.Ten
     batch = torch.zeros(len(waveforms), n_mels, PADDED_SAMPLES // HOP_LENGTH)
     for row, waveform in enumerate(waveforms):
         n_frames = len(waveform) // HOP_LENGTH
-        batch[row, :, :n_frames] = clip_log_mel(waveform, telling_frames(len(waveform)), n_mels)[:, :n_frames]
+        batch[row, :, :n_frames] = clip_log_mel(waveform, informative_frames(len(waveform)), n_mels)[:, :n_frames]
     return batch
 
 
-def telling_frames(n_samples: int) -> int:
+def informative_frames(n_samples: int) -> int:
     """Return so many frames that the last one lies wholly behind a clip: what comes after is the same silence."""
     return -(-(n_samples + N_FFT // 2) // HOP_LENGTH) + 1
 
 
 def clip_log_mel(clip: Waveform, n_frames: int, n_mels: int) -> torch.Tensor:
-    """Return the log-mel of a clip in a window of ``n_frames``, without the frames after :func:`telling_frames`."""
-    n_frames = min(telling_frames(len(clip)), n_frames)
+    """Return the log-mel of a clip in a window of ``n_frames``, without the frames after :func:`informative_frames`."""
+    n_frames = min(informative_frames(len(clip)), n_frames)
     padded = functional.pad(torch.from_numpy(clip), (0, n_frames * HOP_LENGTH - len(clip)))
     return log_mel(padded[None], n_mels)[0]
 
 
-def side_by_side(clips: Sequence[torch.Tensor], n_frames: int) -> torch.Tensor:
+def pad_batch(clips: Sequence[torch.Tensor], n_frames: int) -> torch.Tensor:
     """Return log-mels ``(n_mels, at most n_frames)`` as one batch, their last frames repeated to its end."""
     batch = torch.empty(len(clips), clips[0].shape[0], n_frames)
     for row, clip in enumerate(clips):

@@ -13,7 +13,7 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ
 
 FRAME_SAMPLES, _CONTEXT_SAMPLES = RATE_CONFIG[SAMPLE_RATE_HZ]  # 512: 32 ms
 _BLOCK_FRAMES = 512  # in a call: 16 s
-_LEAST_SPEECH_S = 0.1  # silero's 0.25 loses digits
+_MIN_SPEECH_S = 0.1  # silero's 0.25 loses digits
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Turns:
+class VadOptions:
     """What counts as a span of speech: the settings of OpenAI's ``server_vad``.
 
     A span begins where the probability reaches ``threshold`` and ends where it stays below for ``silence_s``;
@@ -54,7 +54,7 @@ class Vad:
         """Return how probable speech is in each 32 ms, shape ``(ceil(n_samples / 512),)``."""
         return VadStream(self).push(waveform, last=True)
 
-    def speech(self, waveform: Waveform, turns: Turns = Turns()) -> list[Span]:
+    def speech(self, waveform: Waveform, turns: VadOptions = VadOptions()) -> list[Span]:
         """Return the spans in which somebody speaks, in order; they do not overlap."""
         return spans_of(self.probs(waveform), turns, len(waveform))
 
@@ -92,12 +92,12 @@ class VadStream:
         return np.concatenate(found)
 
 
-def spans_of(probs: NDArray[np.float32], turns: Turns, n_samples: int) -> list[Span]:
+def spans_of(probs: NDArray[np.float32], turns: VadOptions, n_samples: int) -> list[Span]:
     """Return the spans of speech in a waveform of which these are the probabilities; they do not overlap."""
     found = get_speech_timestamps_from_probs(
         probs.tolist(),
         threshold=turns.threshold,
-        min_speech_duration_ms=round(1000 * _LEAST_SPEECH_S),
+        min_speech_duration_ms=round(1000 * _MIN_SPEECH_S),
         min_silence_duration_ms=round(1000 * turns.silence_s),
         speech_pad_ms=round(1000 * turns.padding_s),
         audio_length_samples=n_samples,

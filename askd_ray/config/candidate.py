@@ -17,11 +17,11 @@ _DRAWS = 128
 _START, _END = "objective.teacher_weight.start", "objective.teacher_weight.end"
 _WEIGHTS = (_START, _END, "objective.self_teacher.weight")
 
-Values = Mapping[str, Value]
+FieldValues = Mapping[str, Value]
 """A candidate's values by path."""
 
 
-def with_values(recipe: Recipe, values: Values) -> Recipe:
+def with_values(recipe: Recipe, values: FieldValues) -> Recipe:
     """Return the recipe with a candidate's values.
 
     What the candidate's kinds do not read is left at its default. A teacher's weight that is searched never rises, and
@@ -32,14 +32,14 @@ def with_values(recipe: Recipe, values: Values) -> Recipe:
     return _fitted(recipe, values)[0]
 
 
-def read_values(recipe: Recipe, values: Values) -> dict[str, Value]:
+def read_values(recipe: Recipe, values: FieldValues) -> dict[str, Value]:
     """Return those of a candidate's values that its recipe reads, as they are there: weights may have been cut."""
     candidate, dropped = _fitted(recipe, values)
     plain = candidate.model_dump()
     return {path: _value(plain, path) for path in values if not _is_below(path, dropped)}
 
 
-def _fitted(recipe: Recipe, values: Values) -> tuple[Recipe, set[str]]:
+def _fitted(recipe: Recipe, values: FieldValues) -> tuple[Recipe, set[str]]:
     """Return the recipe with the values, and the paths that were put back to their defaults."""
     plain, dropped = recipe.model_dump(), set[str]()
     for path, value in values.items():
@@ -72,7 +72,7 @@ def _line(details: ErrorDetails) -> str:
     return f"{where}: {details['msg']}".removeprefix(": ").replace("Value error, ", "")
 
 
-def _cut_weights(objective: dict[str, Any], values: Values) -> None:
+def _cut_weights(objective: dict[str, Any], values: FieldValues) -> None:
     if not any(path in values for path in _WEIGHTS):
         return
     teacher, own = objective["teacher_weight"], objective["self_teacher"]

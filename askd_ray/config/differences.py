@@ -22,7 +22,7 @@ _MAX_SHOWN = 80
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """A key in which a stage's recorded recipe and another one differ, with both values."""
 
     key: str
@@ -43,7 +43,7 @@ class Difference:
         return _shown(self.given)
 
 
-def differences(recorded: Recipe, given: Recipe, stage: str) -> list[Difference]:
+def differences(recorded: Recipe, given: Recipe, stage: str) -> list[SettingDifference]:
     """Return in which of the keys that decide ``stage`` the recipe that it was done with and ``given`` differ."""
     before, now = plain(recorded), plain(given)
     found = (d for key in DECIDES.get(stage, ()) for d in _compare(key, value_at(before, key), value_at(now, key)))
@@ -72,14 +72,14 @@ def copy_decided(source: Mapping[str, Any], target: dict[str, Any], stage: str) 
         inner[name] = value_at(source, key)
 
 
-def _compare(key: str, before: Any, now: Any) -> Iterator[Difference]:
+def _compare(key: str, before: Any, now: Any) -> Iterator[SettingDifference]:
     if before == now:
         return
     if isinstance(before, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*before, *now]):
             yield from _compare(f"{key}.{name}", before.get(name), now.get(name))
     else:
-        yield Difference(key, before, now)
+        yield SettingDifference(key, before, now)
 
 
 def _shown(value: Any) -> str:

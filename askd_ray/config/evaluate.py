@@ -10,7 +10,7 @@ from askd_ray.files import check_place
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
-Condition = Annotated[
+ConditionText = Annotated[
     str,
     Field(
         pattern=r"^((white|babble|noise)@-?\d+(\.\d+)?|telephone|room|speed@(0\.[5-9]\d?|1\.\d\d?)|clip@\d+(\.\d+)?)$"
@@ -54,7 +54,7 @@ class Evaluate(Section):
     models: dict[Name, str] = Field(default_factory=dict[str, str])
     normalizer: Normalizer = "whisper"
     """``whisper``: Whisper's English one for English and its basic one for all else."""
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[ConditionText, ...] = ()
     condition_clips: Count = 100
     noise_files: str | None = None
     room_files: str | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from askd_ray.config.presets import PRESETS, Values
+from askd_ray.config.presets import PRESETS, FieldValues
 from askd_ray.config.section import Positive, Section, Share, Unread
 
 Shape = Literal["constant", "linear", "cosine", "exponential", "polynomial", "step", "sigmoid", "gap"]
@@ -43,7 +43,7 @@ class TeacherWeight(Section):
         return self
 
 
-class SelfTeacher(Section):
+class SelfTeacherConfig(Section):
     """The weight ``b`` of the student's own knowledge: ``weight`` from progress ``switch`` on, or rising to it.
 
     ``snapshot``: the student frozen at ``switch``, and anew after each ``refresh`` of progress (0: never). ``ema``: the
@@ -60,7 +60,7 @@ class SelfTeacher(Section):
     top_k: Annotated[int, Field(ge=1, le=128)] = 32
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "SelfTeacher":
+    def _only_what_is_read(self) -> "SelfTeacherConfig":
         why = f"the kind is {self.kind}"
         own = {"snapshot": "refresh", "ema": "decay", "previous_epoch": "top_k"}
         self.refuse_unread([field for kind, field in own.items() if kind != self.kind], why)
@@ -171,7 +171,7 @@ class Objective(Section):
     preset: PresetName = "askd"
     ce_weight: Literal["complement", "instance_complement"] | float = "complement"
     teacher_weight: TeacherWeight = TeacherWeight()
-    self_teacher: SelfTeacher = SelfTeacher()
+    self_teacher: SelfTeacherConfig = SelfTeacherConfig()
     temperature: Temperature = Temperature()
     instance_weights: InstanceWeights = InstanceWeights()
     trust_gate: TrustGate = TrustGate()
@@ -183,7 +183,7 @@ class Objective(Section):
     def _fill_in_the_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        given = cast(Values, values)
+        given = cast(FieldValues, values)
         preset = PRESETS.get(given.get("preset", "askd"))
         return given if preset is None else _merged(preset.values, given)
 
@@ -229,21 +229,21 @@ class Objective(Section):
         return self.self_teacher.kind != "none" and self.self_teacher.weight > 0.0
 
 
-def _merged(below: Values, above: Values) -> Values:
+def _merged(below: FieldValues, above: FieldValues) -> FieldValues:
     """Return nested values, those of ``above`` first."""
     merged = dict(below)
     for name, value in above.items():
         value = value.model_dump() if isinstance(value, Section) else value
         inner = below.get(name)
         both = isinstance(inner, dict) and isinstance(value, dict)
-        merged[name] = _merged(cast(Values, inner), cast(Values, value)) if both else value
+        merged[name] = _merged(cast(FieldValues, inner), cast(FieldValues, value)) if both else value
     return merged
 
 
-def _flat(values: Values, prefix: str = "") -> Values:
+def _flat(values: FieldValues, prefix: str = "") -> FieldValues:
     """Return nested values by dotted path."""
-    flat: Values = {}
+    flat: FieldValues = {}
     for name, value in values.items():
         path = f"{prefix}{name}"
-        flat |= _flat(cast(Values, value), f"{path}.") if isinstance(value, dict) else {path: value}
+        flat |= _flat(cast(FieldValues, value), f"{path}.") if isinstance(value, dict) else {path: value}
     return flat

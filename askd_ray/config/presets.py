@@ -9,7 +9,7 @@ from typing import Any
 
 from askd_ray.progress import Table
 
-Values = dict[str, Any]
+FieldValues = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Preset:
 
     formula: str
     source: str
-    values: Values
+    values: FieldValues
     open: tuple[str, ...]
 
 
-_NO_TEACHER: Values = {"teacher_weight": {"schedule": "constant", "start": 0.0}}
-_NO_SELF: Values = {"self_teacher": {"kind": "none"}}
+_NO_TEACHER: FieldValues = {"teacher_weight": {"schedule": "constant", "start": 0.0}}
+_NO_SELF: FieldValues = {"self_teacher": {"kind": "none"}}
 _ASKD_OPEN = ("teacher_weight", "self_teacher", "temperature", "instance_weights", "trust_gate", "divergence")
 _OWN_OPEN = ("temperature", "divergence")
 

@@ -11,7 +11,7 @@ Weight = Annotated[float, Field(ge=0.0)]
 
 PLACEMENT = {
     "workers",
-    "least_workers",
+    "min_workers",
     "parallel",
     "cpus_per_worker",
     "use_gpu",
@@ -77,7 +77,7 @@ class Train(Section):
     workers: Count = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """What a worker holds: the whole student and online teacher, or a share of each of their parameters."""
-    least_workers: Count | None = None
+    min_workers: Count | None = None
     """With fewer than ``workers``, but these, the run goes on; null waits until all are there."""
     cpus_per_worker: Positive = 0.5
     use_gpu: bool = False
@@ -86,17 +86,18 @@ class Train(Section):
     max_failures: Annotated[int, Field(ge=0)] = 2
 
     @property
-    def n_lanes(self) -> int:
+    def micro_batches_per_step(self) -> int:
         """The number of micro-batches in a step."""
         return self.micro_batches or self.workers
 
     @model_validator(mode="after")
     def _every_worker_has_something_to_do(self) -> "Train":
-        if self.least_workers is not None and self.least_workers > self.workers:
-            raise ValueError(f"least_workers = {self.least_workers} exceeds workers = {self.workers}")
-        if self.workers > self.n_lanes:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers = {self.min_workers} exceeds workers = {self.workers}")
+        if self.workers > self.micro_batches_per_step:
             raise ValueError(
-                f"workers = {self.workers} cannot share out micro_batches = {self.n_lanes}: at least one each is needed"
+                f"workers = {self.workers} exceeds micro_batches = {self.micro_batches_per_step}: each worker needs at "
+                "least one"
             )
         return self
 

@@ -16,21 +16,21 @@ from safetensors.numpy import load, save
 
 from askd_ray.audio.augment import Draw, augment, spec_augment
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, side_by_side
+from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, pad_batch
 from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, decoding_window_samples, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, clips_of
 from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
-from askd_ray.data.plan import Planned, Planner, Row, Task, unknown_domains
+from askd_ray.data.plan import Planned, Planner, ReadTask, Row, unknown_domains
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import read_table, shard_paths, waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.location import Location, at_once
+from askd_ray.location import Location, map_concurrently
 
 
 @dataclass(frozen=True)
-class Stream:
+class BatchLoader:
     """All that turns shards and labels into batches; the same on a laptop and in a Ray Data task.
 
     ``teacher_n_mels`` is 0 where no online teacher wants the clean clips.
@@ -54,7 +54,7 @@ class Stream:
         Raises :class:`AskdError` when there are no shards, labels are missing or stale, or a domain that has a weight
         is not there.
         """
-        shards = at_once(self._rows, shard_paths(self.shards, "train"))
+        shards = map_concurrently(self._rows, shard_paths(self.shards, "train"))
         if not any(shards):
             raise AskdError(f"no train utterance in {self.labels} has labels: `askd label` says why each is left out")
         unknown, there = unknown_domains(self.train.domain_weights, shards)
@@ -74,11 +74,11 @@ class Stream:
         places = enumerate(zip(rows, lengths, strict=True))
         return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in places if n)
 
-    def batches(self, task: Task) -> Iterator[Batch]:
+    def batches(self, task: ReadTask) -> Iterator[Batch]:
         """Yield the batches of a task in order, made one after the other; see :meth:`jobs`."""
         return (make() for make in self.jobs(task))
 
-    def jobs(self, task: Task) -> Iterator[Callable[[], Batch]]:
+    def jobs(self, task: ReadTask) -> Iterator[Callable[[], Batch]]:
         """Read the shards of a task once and yield the functions that make its batches: any thread may call them.
 
         Raises :class:`AskdError` when a shard is damaged, and the functions do when its audio cannot be decoded any
@@ -119,7 +119,7 @@ class Stream:
                 log_mel, n_samples = clip_log_mel(heard[: p.window_samples], n_frames, self.n_mels), len(heard)
             log_mels.append(log_mel)
             lengths.append(n_samples)
-        batch = side_by_side(log_mels, n_frames)
+        batch = pad_batch(log_mels, n_frames)
         for row, n_samples, draw in zip(batch, lengths, draws, strict=True):
             said = slice(0, min(n_samples // HOP_LENGTH, n_frames))
             row[:, said] = spec_augment(row[:, said], self.augment.spec, draw.seed_of("mask"))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.logmel import clip_log_mel, telling_frames
+from askd_ray.audio.logmel import clip_log_mel, informative_frames
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_table, to_utterances, waveform_of
@@ -30,7 +30,7 @@ class Clip:
     waveform: Callable[[], Waveform]
     n_samples: int = 0
     log_mel: NDArray[np.float32] | None = None
-    """(n_mels, :func:`~askd_ray.audio.logmel.telling_frames`), read-only."""
+    """(n_mels, :func:`~askd_ray.audio.logmel.informative_frames`), read-only."""
 
     def kept_log_mel(self, window_samples: int, n_frames: int) -> torch.Tensor | None:
         """Return the log-mel if it is kept, and just what this window in a batch of so many frames would give."""
@@ -86,7 +86,7 @@ class Features:
         waveform = waveform_of(utterance)
         if not self.n_mels:
             return len(waveform), waveform
-        log_mel = clip_log_mel(waveform, telling_frames(len(waveform)), self.n_mels)
+        log_mel = clip_log_mel(waveform, informative_frames(len(waveform)), self.n_mels)
         return len(waveform), log_mel.numpy().reshape(-1)
 
 

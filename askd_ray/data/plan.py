@@ -51,7 +51,7 @@ MicroBatch = tuple[Planned, ...]
 
 
 @dataclass(frozen=True)
-class Task:
+class ReadTask:
     """What one rank takes from one group of shards: its micro-batches in order; where it has no data, empty ones."""
 
     epoch: int
@@ -62,13 +62,13 @@ class Task:
         return {"epoch": self.epoch, "batches": [[list(vars(p).values()) for p in batch] for batch in self.batches]}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Task":
+    def from_json(cls, value: dict[str, Any]) -> "ReadTask":
         """Return the task of :meth:`to_json`."""
         return cls(value["epoch"], tuple(tuple(Planned(*p) for p in batch) for batch in value["batches"]))
 
 
 @dataclass(frozen=True)
-class Place:
+class DataCursor:
     """Where a run stands in its data: ``steps`` steps of a group of an epoch are done."""
 
     epoch: int = 0
@@ -83,7 +83,7 @@ class Step:
     epoch: int
     begins: float
     ends: float
-    next: Place
+    next: DataCursor
 
 
 @dataclass(frozen=True)
@@ -114,45 +114,47 @@ class Planner:
     augment: Augment
     seed: int
 
-    def steps(self, place: Place) -> Iterator[Step]:
+    def steps(self, place: DataCursor) -> Iterator[Step]:
         """Yield the steps of the run from a place on."""
         for group in self._groups(place):
             n_steps = len(group.progress) - 1
             for i in range(place.steps if _is_at(group, place) else 0, n_steps):
-                after = Place(group.epoch, group.number, i + 1)
+                after = DataCursor(group.epoch, group.number, i + 1)
                 yield Step(group.epoch, group.progress[i], group.progress[i + 1], after)
 
-    def tasks(self, place: Place, rank: int, world_size: int) -> Iterator[Task]:
+    def tasks(self, place: DataCursor, rank: int, world_size: int) -> Iterator[ReadTask]:
         """Yield what a rank takes from a place on: :meth:`batches_per_step` micro-batches a step, step by step."""
         per_step = self.batches_per_step(world_size)
         for group in self._groups(place):
             mine = list(group.lanes[rank::world_size])
             mine += [((),) * (len(group.progress) - 1)] * (per_step - len(mine))
             first = place.steps if _is_at(group, place) else 0
-            yield Task(group.epoch, tuple(batch for step in list(zip(*mine, strict=True))[first:] for batch in step))
+            yield ReadTask(
+                group.epoch, tuple(batch for step in list(zip(*mine, strict=True))[first:] for batch in step)
+            )
 
     def batches_per_step(self, world_size: int) -> int:
         """Return how many micro-batches each rank takes a step, the last ranks some empty ones."""
-        return -(-self.train.n_lanes // world_size)
+        return -(-self.train.micro_batches_per_step // world_size)
 
     def last_progress(self) -> float:
         """Return the progress at which the last step of the run begins."""
-        last = Place(math.ceil(self.train.epochs) - 1)
+        last = DataCursor(math.ceil(self.train.epochs) - 1)
         return max(step.begins for step in self.steps(last))
 
     def padding(self) -> Padding:
         """Return the share of padding in the run's first group of shards."""
-        batches = [batch for lane in next(self._groups(Place())).lanes for batch in lane if batch]
+        batches = [batch for lane in next(self._groups(DataCursor())).lanes for batch in lane if batch]
         return Padding(*(_padding(batches, name) for name in ("window_samples", "n_tokens")))
 
-    def _groups(self, place: Place) -> Iterator[_Group]:
+    def _groups(self, place: DataCursor) -> Iterator[_Group]:
         """Yield the groups that have any step, from that of ``place`` on to the end of the run."""
         n_rows = sum(len(rows) for rows in self.shards)
         for epoch in range(place.epoch, math.ceil(self.train.epochs)):
             rng = random.Random(f"{self.seed}/{epoch}")
             order = list(range(len(self.shards)))
             rng.shuffle(order)
-            size, done = self.train.shuffle_shards * self.train.n_lanes, 0
+            size, done = self.train.shuffle_shards * self.train.micro_batches_per_step, 0
             for number, start in enumerate(range(0, len(order), size)):
                 rows = [row for shard in order[start : start + size] for row in self.shards[shard]]
                 begins, done = epoch + done / n_rows, done + len(rows)
@@ -191,13 +193,13 @@ class Planner:
 
     def _parts(self, planned: Sequence[Planned]) -> list[list[Planned]]:
         """Split rows into one stretch a lane; all of them fill about equally many micro-batches."""
-        n_lanes = self.train.n_lanes
+        micro_batches_per_step = self.train.micro_batches_per_step
         fills = [self._fill(p) for p in planned]
-        a_share = sum(fills) / n_lanes or 1.0
-        parts: list[list[Planned]] = [[] for _ in range(n_lanes)]
+        a_share = sum(fills) / micro_batches_per_step or 1.0
+        parts: list[list[Planned]] = [[] for _ in range(micro_batches_per_step)]
         passed = 0.0
         for row, fill in zip(planned, fills, strict=True):
-            parts[min(n_lanes - 1, int((passed + fill / 2) / a_share))].append(row)
+            parts[min(micro_batches_per_step - 1, int((passed + fill / 2) / a_share))].append(row)
             passed += fill
         return parts
 
@@ -217,18 +219,18 @@ class Planner:
 
     def _cut(self, rows: Sequence[Planned]) -> list[MicroBatch]:
         """Cut rows, sorted by length, into micro-batches bounded by utterances, padded audio and padded tokens."""
-        train, batches, most_tokens = self.train, list[list[Planned]](), 0
+        train, batches, max_tokens = self.train, list[list[Planned]](), 0
         for row in rows:
             n = len(batches[-1]) + 1 if batches else 0
-            most_tokens = max(most_tokens, row.n_tokens)
+            max_tokens = max(max_tokens, row.n_tokens)
             fits = (
                 n <= train.batch_utterances
                 and row.window_samples * n <= samples_of(train.batch_audio_s)
-                and most_tokens * n <= train.batch_tokens
+                and max_tokens * n <= train.batch_tokens
             )
             if not n or not fits:
                 batches.append([])
-                most_tokens = row.n_tokens
+                max_tokens = row.n_tokens
             batches[-1].append(row)
         return [tuple(batch) for batch in batches]
 
@@ -248,7 +250,7 @@ def unknown_domains(weights: Mapping[str, float], shards: Sequence[Sequence[Row]
     return sorted(set(weights) - there), sorted(there)
 
 
-def _is_at(group: _Group, place: Place) -> bool:
+def _is_at(group: _Group, place: DataCursor) -> bool:
     return (group.epoch, group.number) == (place.epoch, place.group)
 
 

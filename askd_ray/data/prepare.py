@@ -15,13 +15,13 @@ from askd_ray.config.load import without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.data.model_languages import languages_of_models, refuse_languages
 from askd_ray.data.prepared import Tally, notes, table, trouble_with_rows, trouble_with_splits
-from askd_ray.data.row_check import NO_REFERENCE, NO_TEXT, Limits, Rejected, check_row, clean_row
+from askd_ray.data.row_check import NO_REFERENCE, NO_TEXT, Rejected, RowLimits, check_row, clean_row
 from askd_ray.data.schema import SPLITS, Utterance
 from askd_ray.data.shard_writer import ShardWriter
 from askd_ray.data.sources import SourceRow, read_rows, survey
 from askd_ray.data.split import Placement, place
 from askd_ray.errors import AskdError
-from askd_ray.location import Location, at_once
+from askd_ray.location import Location, map_concurrently
 from askd_ray.progress import bar, console
 from askd_ray.runs import Run, stage_key
 from askd_ray.text.languages import language_code
@@ -31,8 +31,8 @@ QUARANTINE = "quarantine.jsonl"
 
 _AHEAD = 8  # rows that may wait decoded for their turn, a thread
 
-In = TypeVar("In")
-Out = TypeVar("Out")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 Outcome = tuple[Utterance, Placement] | Rejected
 """What becomes of a row."""
 
@@ -70,7 +70,7 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         result = _fill(folder, recipe, surveyed.n_rows)
         trouble = trouble_with_rows(result, data) or trouble_with_splits(result, recipe)
         if trouble:
-            at_once(Location.delete, folder.files("*.parquet"))
+            map_concurrently(Location.delete, folder.files("*.parquet"))
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)
     _raise_trouble(trouble, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
     seen = result["without_text"] + sum(result["quarantined"].get(reason, 0) for reason in NO_REFERENCE.values())
@@ -186,15 +186,15 @@ def _outcome(row: SourceRow | Rejected, data: Data, pseudo: bool) -> tuple[str, 
         return where, Rejected(cleaned.id, where, NO_TEXT, "")
     if not cleaned.text and placement.split != "train" and not placement.spare:
         return where, Rejected(cleaned.id, where, NO_REFERENCE[placement.split], "")
-    checked = check_row(cleaned, Limits.of(data), placement.split)
+    checked = check_row(cleaned, RowLimits.of(data), placement.split)
     return where, checked if isinstance(checked, Rejected) else (checked, placement)
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], ahead: int
-) -> Iterator[Out]:
+    pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], ahead: int
+) -> Iterator[_Out]:
     """Yield ``function`` of each item in the items' order, with at most ``ahead`` of them under way."""
-    under_way: deque[Future[Out]] = deque()
+    under_way: deque[Future[_Out]] = deque()
     for item in items:
         under_way.append(pool.submit(function, item))
         if len(under_way) >= ahead:

@@ -13,8 +13,8 @@ from typing import Any
 
 import ray.data
 
-from askd_ray.data.collate import Stream, from_bytes, to_bytes
-from askd_ray.data.plan import Task
+from askd_ray.data.collate import BatchLoader, from_bytes, to_bytes
+from askd_ray.data.plan import ReadTask
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch
 from askd_ray.torch_setup import n_cores
@@ -32,7 +32,7 @@ def configure() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def ray_batches(stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+def ray_batches(stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
     """Yield the micro-batches of a rank's tasks, in order, made by Ray Data tasks ahead of the training step.
 
     An epoch is one dataset, so that only its plan is in memory, however long the run.
@@ -41,17 +41,17 @@ def ray_batches(stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
     yield from prefetch((job for epoch in epochs for job in _epoch(stream, epoch)), _AHEAD)
 
 
-def _epoch(stream: Stream, tasks: Sequence[Task]) -> Iterator[Callable[[], Batch]]:
+def _epoch(stream: BatchLoader, tasks: Sequence[ReadTask]) -> Iterator[Callable[[], Batch]]:
     """Yield what makes the batches of an epoch of what Ray Data brings."""
 
     def load(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for batch in stream.batches(Task.from_json(json.loads(item["task"]))):
+        for batch in stream.batches(ReadTask.from_json(json.loads(item["task"]))):
             yield {"batch": to_bytes(batch)}
 
     configure()
     items = [{"task": json.dumps(task.to_json())} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     # More tasks at a time than cores would only load torch more often: a small machine has two cores for everything.
-    at_once = max(1, n_cores() // 4)
-    for row in dataset.flat_map(load, num_cpus=_CPUS_PER_TASK, concurrency=at_once).iter_rows():
+    map_concurrently = max(1, n_cores() // 4)
+    for row in dataset.flat_map(load, num_cpus=_CPUS_PER_TASK, concurrency=map_concurrently).iter_rows():
         yield partial(from_bytes, row["batch"])

@@ -34,7 +34,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RowLimits:
     """What the audio of a row must keep to; ``chars_per_s`` ([least, most]) is the text's pace."""
 
     min_duration_s: float
@@ -42,7 +42,7 @@ class Limits:
     chars_per_s: tuple[float, float] | None = None
 
     @classmethod
-    def of(cls, data: Data) -> "Limits":
+    def of(cls, data: Data) -> "RowLimits":
         """Return the limits of a recipe's data."""
         return cls(data.min_duration_s, data.max_duration_s, data.chars_per_s)
 
@@ -80,7 +80,7 @@ def clean_row(row: SourceRow) -> SourceRow | Rejected:
     return replace(row, text=text, language=language, speaker=clean(row.speaker), domain=clean(row.domain))
 
 
-def check_row(row: SourceRow, limits: Limits, split: Split) -> Utterance | Rejected:
+def check_row(row: SourceRow, limits: RowLimits, split: Split) -> Utterance | Rejected:
     """Return a clean row as an utterance of ``split``, or the reason why its audio does not let it be one.
 
     Raises :class:`AskdError` when the store that holds the audio cannot be read.
@@ -108,7 +108,7 @@ def check_row(row: SourceRow, limits: Limits, split: Split) -> Utterance | Rejec
     )
 
 
-def _check_waveform(waveform: Waveform, text: str, limits: Limits) -> None:
+def _check_waveform(waveform: Waveform, text: str, limits: RowLimits) -> None:
     seconds = duration_s(waveform)
     if seconds < limits.min_duration_s:
         raise _UnusableError(f"shorter than {limits.min_duration_s:g} s", f"{seconds:.3g} s")

@@ -6,7 +6,7 @@ from typing import cast
 
 from askd_ray.config.data import Data
 from askd_ray.data.schema import Split
-from askd_ray.files import place_of
+from askd_ray.files import hash_fraction
 
 _PUNCTUATION = re.compile(r"[^\w']+")  # "Goodbye." and "goodbye" are the same prompt: one split
 
@@ -40,7 +40,7 @@ def split_of(speaker: str, text: str, data: Data) -> Split:
     """
     if not name_of_split(speaker, text, data):
         return "train"
-    at = place_of(name_of_split(speaker, text, data))
+    at = hash_fraction(name_of_split(speaker, text, data))
     if at < data.test_share:
         return "test"
     return "dev" if at < data.test_share + data.dev_share else "train"

@@ -7,13 +7,13 @@ from torch import nn
 
 from askd_ray.config.objective import Objective
 from askd_ray.distill.instance_weights import instance_weights
-from askd_ray.distill.objective import PARTS, Tokens, objective_sums
+from askd_ray.distill.objective import PARTS, TokenBatch, objective_sums
 from askd_ray.distill.online_teacher import OnlineTeacher, hidden_state_loss
 from askd_ray.distill.references import Dense, Reference, TopK
 from askd_ray.distill.schedules import Weights
 from askd_ray.distill.self_teacher import SelfTeacher
 from askd_ray.distill.tensors import TensorBatch
-from askd_ray.models.windows import Decoded, WindowedWhisper
+from askd_ray.models.windows import DecoderOutput, WindowedWhisper
 
 NAMES: tuple[str, ...] = (*PARTS, "hidden")
 """The sums of :meth:`Distiller.sums`: those of the objective, and the loss between encoder states."""
@@ -32,9 +32,9 @@ class Distiller:
 
         ``network`` is ``student``, or what averages its gradients over ranks.
         """
-        decoded: Decoded = network(batch.log_mel, batch.decoder_ids)
+        decoded: DecoderOutput = network(batch.log_mel, batch.decoder_ids)
         teacher = self._teacher(batch, decoded, weights)
-        tokens = Tokens(
+        tokens = TokenBatch(
             batch.targets[batch.valid],
             batch.per_token(
                 instance_weights(self.settings.instance_weights, batch.teacher_loss, self.threshold, weights.k)
@@ -52,11 +52,13 @@ class Distiller:
             sums[0] = loss.detach()
         return loss, torch.cat([sums, hidden.detach().double()[None]])
 
-    def _teacher(self, batch: TensorBatch, decoded: Decoded, weights: Weights) -> Decoded | None:
+    def _teacher(self, batch: TensorBatch, decoded: DecoderOutput, weights: Weights) -> DecoderOutput | None:
         wanted = weights.teacher > 0.0 or self.settings.hidden_states.kind != "none"
         return self.online(batch, decoded.encoded) if self.online is not None and wanted else None
 
-    def _teacher_reference(self, batch: TensorBatch, teacher: Decoded | None, weights: Weights) -> Reference | None:
+    def _teacher_reference(
+        self, batch: TensorBatch, teacher: DecoderOutput | None, weights: Weights
+    ) -> Reference | None:
         if weights.teacher == 0.0:
             return None
         if self.online is None:

@@ -4,7 +4,7 @@ import torch
 
 from askd_ray.config.objective import InstanceWeights, TrustGate
 
-_MOST_EXPONENT = 60.0  # exp(-exp(60)) is 0 already; more would overflow
+_MAX_EXPONENT = 60.0  # exp(-exp(60)) is 0 already; more would overflow
 
 
 def instance_weights(settings: InstanceWeights, loss: torch.Tensor, threshold: float, k: float) -> torch.Tensor:
@@ -15,7 +15,7 @@ def instance_weights(settings: InstanceWeights, loss: torch.Tensor, threshold: f
     """
     if settings.kind == "uniform":
         return torch.ones_like(loss)
-    return torch.exp(-torch.exp((k * (loss - threshold) / 2.0).clamp_max(_MOST_EXPONENT)))
+    return torch.exp(-torch.exp((k * (loss - threshold) / 2.0).clamp_max(_MAX_EXPONENT)))
 
 
 def trust_gate(settings: TrustGate, token_loss: torch.Tensor) -> torch.Tensor:

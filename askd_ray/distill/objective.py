@@ -22,7 +22,7 @@ PARTS = ("loss", "ce", "kd", "self_kd", "teacher_ce", "teacher_share")
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenBatch:
     """The target tokens of a batch: ``targets`` and their utterances' instance weights ``w_i``, ``(n_tokens,)``."""
 
     targets: torch.Tensor
@@ -34,7 +34,7 @@ class Tokens:
 def objective_sums(
     settings: Objective,
     weights: Weights,
-    tokens: Tokens,
+    tokens: TokenBatch,
     student: tuple[torch.Tensor, torch.Tensor],
     observe: Callable[[slice, torch.Tensor], None],
 ) -> tuple[torch.Tensor, torch.Tensor]:

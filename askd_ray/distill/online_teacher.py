@@ -6,7 +6,7 @@ from torch.nn import functional
 from askd_ray.config.objective import HiddenStates
 from askd_ray.config.schema import Recipe
 from askd_ray.distill.tensors import TensorBatch
-from askd_ray.models.windows import Decoded, Encoded, WindowedWhisper
+from askd_ray.models.windows import DecoderOutput, EncoderOutput, WindowedWhisper
 
 
 class OnlineTeacher:
@@ -20,9 +20,9 @@ class OnlineTeacher:
         self.shares_encoder = shares_encoder
 
     @torch.no_grad()
-    def __call__(self, batch: TensorBatch, student: Encoded) -> Decoded:
+    def __call__(self, batch: TensorBatch, student: EncoderOutput) -> DecoderOutput:
         """Return the teacher's hidden states at every position of a batch."""
-        encoded = Encoded(student.states.detach()) if self.shares_encoder else None
+        encoded = EncoderOutput(student.states.detach()) if self.shares_encoder else None
         return self.model(batch.teacher_log_mel, batch.decoder_ids, encoded)
 
 
@@ -42,7 +42,7 @@ def encoders_agree(recipe: Recipe, student: WindowedWhisper, teacher: WindowedWh
 
 
 def hidden_state_loss(
-    settings: HiddenStates, student: Encoded, teacher: Encoded, lengths: torch.Tensor
+    settings: HiddenStates, student: EncoderOutput, teacher: EncoderOutput, lengths: torch.Tensor
 ) -> torch.Tensor:
     """Return the loss between the tapped encoder states, summed over target tokens like every other term.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from askd_ray.config.objective import SelfTeacher as Settings
+from askd_ray.config.objective import SelfTeacherConfig as Settings
 from askd_ray.distill.references import Reference, TopK
 from askd_ray.distill.schedules import Progress
 from askd_ray.distill.tensors import TensorBatch

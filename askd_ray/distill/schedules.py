@@ -8,7 +8,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from askd_ray.config.objective import SHARPNESS, InstanceWeights, Objective, SelfTeacher, TeacherWeight, Temperature
+from askd_ray.config.objective import (
+    SHARPNESS,
+    InstanceWeights,
+    Objective,
+    SelfTeacherConfig,
+    TeacherWeight,
+    Temperature,
+)
 from askd_ray.errors import AskdError
 
 
@@ -103,7 +110,7 @@ def teacher_weight(settings: TeacherWeight, u: float, gap: float = 1.0) -> float
     return settings.end + (settings.start - settings.end) * shape
 
 
-def self_weight(settings: SelfTeacher, progress: Progress) -> float:
+def self_weight(settings: SelfTeacherConfig, progress: Progress) -> float:
     """Return ``b``: 0 before the switch, then ``weight``, or rising to it until the end of the run.
 
     What was said an epoch ago changes only with the epoch, so its weight does too: ``weight * (epoch + 1) / epochs``

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from askd_ray.config.objective import SelfTeacher as Settings
+from askd_ray.config.objective import SelfTeacherConfig as Settings
 from askd_ray.distill.previous_epoch import PreviousEpoch
 from askd_ray.distill.references import Dense, Reference
 from askd_ray.distill.schedules import Progress

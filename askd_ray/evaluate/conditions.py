@@ -19,7 +19,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 
 N_BABBLE = 4  # voices at once: more, and it is mere speech-shaped noise; fewer, and a word of theirs can be made out
-_MOST_VOICES = 32  # clips of a set that babble is made of: 20 MB, where they are of 10 s each
+_MAX_VOICES = 32  # clips of a set that babble is made of: 20 MB, where they are of 10 s each
 _RT60_S = (0.3, 0.9)  # from an office to a hall
 
 
@@ -73,7 +73,7 @@ def voices_of(name: str, utterances: Sequence[Utterance], seed: int) -> tuple[Vo
     )
     heard = ((u.speaker, torch.from_numpy(waveform_of(u))) for _, u in first_of_each)
     audible = ((speaker, clip, clip.square().mean().sqrt()) for speaker, clip in heard)
-    return tuple(islice((Voice(speaker, clip / rms) for speaker, clip, rms in audible if rms > 0.0), _MOST_VOICES))
+    return tuple(islice((Voice(speaker, clip / rms) for speaker, clip, rms in audible if rms > 0.0), _MAX_VOICES))
 
 
 def apply(

@@ -14,7 +14,7 @@ from askd_ray.evaluate.conditions import Condition, Sounds, apply, voices_of
 from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, Hypothesis, read_hypotheses, write_hypotheses
 from askd_ray.evaluate.latency import evenly
 from askd_ray.evaluate.sets import EvalSet
-from askd_ray.evaluate.systems import Heard, Recogniser, weights_hash
+from askd_ray.evaluate.systems import AsrSystem, SystemTranscript, weights_hash
 from askd_ray.files import digest
 from askd_ray.torch_setup import Device
 
@@ -24,7 +24,7 @@ _SEED = 0  # of what is drawn for conditions: they are the same in every evaluat
 
 
 @dataclass(frozen=True)
-class Part:
+class DecodeJob:
     """Utterances of a set, by number, under a condition, for one model. ``key`` names all that decides the answers."""
 
     model: str
@@ -58,7 +58,7 @@ class Material:
         voices = voices_of(", ".join(s.name for s in speech), everyone, _SEED) if has_babble else ()
         return cls({s.name: s for s in sets}, Sounds(settings.noise_files, settings.room_files, voices))
 
-    def waveform(self, part: Part, utterance: Utterance) -> Waveform:
+    def waveform(self, part: DecodeJob, utterance: Utterance) -> Waveform:
         """Return an utterance as a part's model hears it."""
         clean = waveform_of(utterance)
         if part.condition == CLEAN:
@@ -73,14 +73,16 @@ class Material:
         )
 
 
-def parts(models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate, device: Device = "cpu") -> list[Part]:
+def parts(
+    models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate, device: Device = "cpu"
+) -> list[DecodeJob]:
     """Return the parts of an evaluation, model by model, so that each model is loaded once.
 
     A part's key holds the model's weights and the set's content, and neither's name: what is decoded already is found
     again whatever it is called.
     """
     sounds = [_listed(settings.noise_files), _listed(settings.room_files), [chosen.fingerprint for chosen in sets]]
-    made: list[Part] = []
+    made: list[DecodeJob] = []
     for model, reference in models.items():
         weights = weights_hash(reference, device)
         for chosen in sets:
@@ -89,7 +91,7 @@ def parts(models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate
                     some = tuple(numbers[first : first + PART_CLIPS])
                     inputs = [_FORMAT, weights, chosen.fingerprint, condition, some]
                     key = digest(inputs if condition == CLEAN else [*inputs, sounds])
-                    made.append(Part(model, reference, chosen.name, condition, some, key))
+                    made.append(DecodeJob(model, reference, chosen.name, condition, some, key))
     return made
 
 
@@ -106,7 +108,7 @@ def _heard(chosen: EvalSet, settings: Evaluate) -> Iterator[tuple[str, list[int]
         yield from ((condition, numbers) for condition in settings.conditions)
 
 
-def decode_part(part: Part, recogniser: Recogniser, material: Material, folder: Path) -> None:
+def decode_part(part: DecodeJob, recogniser: AsrSystem, material: Material, folder: Path) -> None:
     """Run a model over a part and write what it said."""
     chosen, rows = material.sets[part.set], dict[int, Hypothesis]()
     by_language = sorted(part.numbers, key=lambda n: chosen.utterances[n].language)
@@ -117,7 +119,7 @@ def decode_part(part: Part, recogniser: Recogniser, material: Material, folder: 
     write_hypotheses(part.file(folder), [rows[n] for n in part.numbers])
 
 
-def _row(part: Part, chosen: EvalSet, utterance: Utterance, said: Heard) -> Hypothesis:
+def _row(part: DecodeJob, chosen: EvalSet, utterance: Utterance, said: SystemTranscript) -> Hypothesis:
     return Hypothesis(
         model=part.model,
         set=part.set,
@@ -135,7 +137,7 @@ def _row(part: Part, chosen: EvalSet, utterance: Utterance, said: Heard) -> Hypo
     )
 
 
-def collected(made: Sequence[Part], material: Material, folder: Path) -> Iterator[Hypothesis]:
+def collected(made: Sequence[DecodeJob], material: Material, folder: Path) -> Iterator[Hypothesis]:
     """Yield the rows of all parts, under the names that models and sets have now."""
     for part in made:
         for row in read_hypotheses(part.file(folder)):

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-from askd_ray.evaluate.tally import Asked, Heard
+from askd_ray.evaluate.tally import ModelResults, SetResults
 
 
-class HeardText(TypedDict):
+class HallucinatedText(TypedDict):
     """What was heard in a clip in which nobody speaks, as the model wrote it."""
 
     id: str
@@ -18,7 +18,7 @@ class KindScores(TypedDict):
 
     clips: int
     clips_with_words: int
-    texts: list[HeardText]
+    texts: list[HallucinatedText]
 
 
 class ModelHallucinations(TypedDict):
@@ -39,7 +39,7 @@ class Hallucinations(TypedDict):
     models: dict[str, ModelHallucinations]
 
 
-def score_hallucinations(kinds: Sequence[Asked]) -> Hallucinations | None:
+def score_hallucinations(kinds: Sequence[SetResults]) -> Hallucinations | None:
     """Return how much each model heard in the clips of the set ``non_speech``, a group a kind; None without any."""
     if not kinds:
         return None
@@ -60,8 +60,8 @@ def score_hallucinations(kinds: Sequence[Asked]) -> Hallucinations | None:
     return {"clips": clips, "minutes": minutes, "models": models}
 
 
-def _score_kind(heard: Heard) -> KindScores:
-    texts: list[HeardText] = [
+def _score_kind(heard: ModelResults) -> KindScores:
+    texts: list[HallucinatedText] = [
         {"id": row.id, "text": row.hypothesis}
         for row, hypothesis in zip(heard.rows, heard.hypotheses, strict=True)
         if hypothesis

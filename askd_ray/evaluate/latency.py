@@ -17,18 +17,20 @@ _REPLICATIONS = 10_000
 
 
 @dataclass(frozen=True)
-class Answers:
+class TimedTranscripts:
     """What one system said, and how long it took, clip by clip. ``latency_s`` has shape ``(n_clips,)``."""
 
     texts: tuple[str, ...]
     latency_s: NDArray[np.float64]
 
-    def only(self, clips: Sequence[int]) -> "Answers":
+    def only(self, clips: Sequence[int]) -> "TimedTranscripts":
         """Return the answers to some of the clips, by number."""
-        return Answers(tuple(self.texts[i] for i in clips), self.latency_s[list(clips)])
+        return TimedTranscripts(tuple(self.texts[i] for i in clips), self.latency_s[list(clips)])
 
 
-def ask(systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1) -> dict[str, Answers]:
+def ask(
+    systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1
+) -> dict[str, TimedTranscripts]:
     """Give every clip to every system, one at a time, and return the answers.
 
     The systems take turns of :data:`TURN_CLIPS` clips, and who goes first rotates, so that a slow minute of the machine
@@ -50,7 +52,7 @@ def ask(systems: Mapping[str, System], utterances: Sequence[Utterance], repeats:
                     texts[name].append(text)
                     times[name].append(took)
             progress.advance(len(clips))
-    return {name: Answers(tuple(texts[name]), np.median(np.asarray(times[name]), axis=1)) for name in names}
+    return {name: TimedTranscripts(tuple(texts[name]), np.median(np.asarray(times[name]), axis=1)) for name in names}
 
 
 def _timed(system: System, clip: Utterance, repeats: int) -> tuple[str, list[float]]:

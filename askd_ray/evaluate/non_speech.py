@@ -23,7 +23,7 @@ _LENGTHS_S = (2.0, 5.0, 10.0, 20.0)
 _NOISE_DB = (-15.0, -30.0, -45.0)  # effective values below full scale, from a loud street to a quiet room
 _FLOOR_DB = -75.0  # of a good microphone: six steps of 16-bit audio
 _MUSIC_DB, _TONE_DB = -20.0, -20.0
-_MOST_FILES = 48  # evenly taken from what a pattern matches
+_MAX_FILES = 48  # evenly taken from what a pattern matches
 _N_MUSIC, _MUSIC_S = 8, (8.0, 12.0)
 
 # Tones of North America's telephones (ITU-T E.180, supplement 2), and one to set levels with: their frequencies, and
@@ -93,7 +93,7 @@ def _synthetic_noises() -> Iterator[NonSpeech]:
 def _recorded_noises(pattern: str) -> Iterator[NonSpeech]:
     """Yield a stretch of each file, as loud as it is; lengths come in turn."""
     files = sound_files(pattern)
-    taken = files[:: -(-len(files) // _MOST_FILES)]
+    taken = files[:: -(-len(files) // _MAX_FILES)]
     for i, file in enumerate(taken):
         n_samples = samples_of(_LENGTHS_S[i % len(_LENGTHS_S)])
         yield _clip("noise", f"{i:02d}-{file.stem}", stretch(recording(file), n_samples, _rng(f"noise {file.name}")))

@@ -8,8 +8,8 @@ import ray
 import ray.data
 
 from askd_ray.data.ray_stream import configure
-from askd_ray.evaluate.decode import Material, Part, decode_part
-from askd_ray.evaluate.systems import Recogniser, open_recogniser
+from askd_ray.evaluate.decode import DecodeJob, Material, decode_part
+from askd_ray.evaluate.systems import AsrSystem, open_system
 from askd_ray.progress import bar
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
@@ -18,7 +18,7 @@ from askd_ray.torch_setup import Device, usable_device, use_threads
 _CORES_PER_ACTOR = 8  # a copy of the model uses all cores of a small machine
 
 
-def decode(parts: Sequence[Part], material: Material, folder: Path, use_gpu: bool) -> None:
+def decode(parts: Sequence[DecodeJob], material: Material, folder: Path, use_gpu: bool) -> None:
     """Decode the parts whose rows are not in ``folder`` yet; one that all machines see. A killed one goes on.
 
     Raises :class:`AskdError` when a model or a server cannot be used.
@@ -51,15 +51,15 @@ class _Decoder:
     def __init__(self, work: Any, folder: Path, use_gpu: bool):
         use_threads()
         self._device: Device = usable_device(use_gpu)
-        self._parts, self._material = cast("tuple[list[Part], Material]", ray.get(work))
+        self._parts, self._material = cast("tuple[list[DecodeJob], Material]", ray.get(work))
         self._folder = folder
         self._reference: str | None = None
-        self._recogniser: Recogniser | None = None
+        self._recogniser: AsrSystem | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = self._parts[row["number"]]
         if self._recogniser is None or part.reference != self._reference:
-            self._recogniser = open_recogniser(part.reference, device=self._device)
+            self._recogniser = open_system(part.reference, device=self._device)
             self._reference = part.reference
         decode_part(part, self._recogniser, self._material, self._folder)
         return row

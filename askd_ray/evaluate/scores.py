@@ -13,8 +13,8 @@ from askd_ray.errors import AskdError
 from askd_ray.evaluate.calibration import Bin, expected_calibration_error, reliability
 from askd_ray.evaluate.hallucination import Hallucinations, score_hallucinations
 from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, Hypothesis
-from askd_ray.evaluate.significance import Array, Comparison, Difference, Rate, compare
-from askd_ray.evaluate.tally import Asked, Heard, tally
+from askd_ray.evaluate.significance import Array, Comparison, Rate, RateDifference, compare
+from askd_ray.evaluate.tally import ModelResults, SetResults, tally
 from askd_ray.text.error_rate import count_character_errors
 from askd_ray.text.ngrams import repeated_ngrams
 
@@ -75,7 +75,7 @@ class SetScores(TypedDict):
     words: int
     minutes: float
     models: dict[str, ModelScores]
-    against_baseline: dict[str, Difference]
+    against_baseline: dict[str, RateDifference]
 
 
 class DomainScores(TypedDict):
@@ -121,7 +121,7 @@ def score(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "w
     asked = tally(rows, baseline, normalizer)
     clean = {a.set: a for a in asked if a.condition == CLEAN and a.set != NON_SPEECH}
     rates = {name: a.drawn.rates for name, a in clean.items()}
-    changed: dict[str, list[Asked]] = {}
+    changed: dict[str, list[SetResults]] = {}
     for a in asked:
         if a.set != NON_SPEECH and a.condition != CLEAN:
             changed.setdefault(a.condition, []).append(a)
@@ -137,7 +137,7 @@ def score(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "w
     }
 
 
-def _score_set(asked: Asked, rates: Array, baseline: str) -> SetScores:
+def _score_set(asked: SetResults, rates: Array, baseline: str) -> SetScores:
     compared = compare(rates, list(asked.heard), baseline)
     return {
         "in_domain": asked.in_domain,
@@ -149,7 +149,7 @@ def _score_set(asked: Asked, rates: Array, baseline: str) -> SetScores:
     }
 
 
-def _score_model(heard: Heard, rate: Rate) -> ModelScores:
+def _score_model(heard: ModelResults, rate: Rate) -> ModelScores:
     total = reduce(operator.add, heard.counts)
     ended = [row.ended for row in heard.rows if row.ended is not None]
     texts = list(zip(heard.references, heard.hypotheses, strict=True))
@@ -172,7 +172,7 @@ def _score_model(heard: Heard, rate: Rate) -> ModelScores:
     }
 
 
-def _by_duration(heard: Heard) -> list[DurationScores]:
+def _by_duration(heard: ModelResults) -> list[DurationScores]:
     buckets: dict[int, list[int]] = {}
     for i, row in enumerate(heard.rows):
         # Whisper's window is 30 s: a clip that fills it is not yet a long one.
@@ -193,7 +193,7 @@ def _by_duration(heard: Heard) -> list[DurationScores]:
     return found
 
 
-def _by_speaker(heard: Heard) -> SpeakerScores | None:
+def _by_speaker(heard: ModelResults) -> SpeakerScores | None:
     of: dict[str, list[int]] = {}
     for i, row in enumerate(heard.rows):
         if row.speaker:
@@ -211,7 +211,7 @@ def _by_speaker(heard: Heard) -> SpeakerScores | None:
     return {"speakers": len(found), "macro_wer": macro, "worst": found[:N_WORST_SPEAKERS]}
 
 
-def _score_domain(sets: Sequence[Asked], rates: Mapping[str, Array], baseline: str) -> DomainScores | None:
+def _score_domain(sets: Sequence[SetResults], rates: Mapping[str, Array], baseline: str) -> DomainScores | None:
     if not sets:
         return None
     models = list(sets[0].heard)
@@ -232,7 +232,7 @@ def _level(condition: str) -> tuple[str, float]:
     return kind, float(level or 0)
 
 
-def _score_condition(sets: Sequence[Asked], clean: Mapping[str, Asked], baseline: str) -> ConditionScores:
+def _score_condition(sets: Sequence[SetResults], clean: Mapping[str, SetResults], baseline: str) -> ConditionScores:
     models = list(sets[0].heard)
     errors, words = np.zeros(len(models), dtype=np.int64), 0
     for a in sets:

@@ -10,7 +10,7 @@ from scipy import stats
 from askd_ray.errors import AskdError
 
 
-class OverSeeds(TypedDict):
+class SeedStatistics(TypedDict):
     """WERs of one preset: mean, standard deviation (n - 1) and 95 % t-interval; None where one seed says nothing."""
 
     wers: list[float]
@@ -36,7 +36,7 @@ class SeedComparison(TypedDict):
     """Presets by name, and the difference of each other one to ``against``."""
 
     against: str | float
-    presets: dict[str, OverSeeds]
+    presets: dict[str, SeedStatistics]
     differences: dict[str, SeedDifference]
 
 
@@ -73,7 +73,7 @@ def compare_seeds(wers: Mapping[str, Sequence[float]], against: str | float) -> 
     }
 
 
-def _over_seeds(wers: Sequence[float]) -> OverSeeds:
+def _over_seeds(wers: Sequence[float]) -> SeedStatistics:
     values = np.asarray(wers, dtype=np.float64)
     return {
         "wers": values.tolist(),

@@ -11,7 +11,7 @@ import soundfile
 from askd_ray.audio.decode import duration_s
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.config.evaluate import SpeechSet
-from askd_ray.data.row_check import NO_TEXT, Limits, Rejected, check_row, clean_row
+from askd_ray.data.row_check import NO_TEXT, Rejected, RowLimits, check_row, clean_row
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_table, read_utterances
 from askd_ray.data.sources import SourceRow, read_rows
@@ -19,7 +19,7 @@ from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import NON_SPEECH
 from askd_ray.evaluate.non_speech import non_speech_clips
 from askd_ray.files import digest
-from askd_ray.location import at_once
+from askd_ray.location import map_concurrently
 from askd_ray.progress import console
 from askd_ray.runs import Run
 from askd_ray.text.languages import language_code
@@ -106,7 +106,7 @@ def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:
 
 def _trained_on(run: Run) -> frozenset[str]:
     """Return the content hashes of the run's train utterances, if it has shards."""
-    tables = at_once(lambda file: read_table(file, ["content_hash"]), run.shards.files("train-*.parquet"))
+    tables = map_concurrently(lambda file: read_table(file, ["content_hash"]), run.shards.files("train-*.parquet"))
     return frozenset(content for table in tables for content in table["content_hash"].to_pylist())
 
 
@@ -146,4 +146,4 @@ def _utterance(row: SourceRow) -> Utterance | Rejected:
         return cleaned
     if not cleaned.text:
         return Rejected(row.id, row.where, NO_TEXT, "")
-    return check_row(cleaned, Limits(_SHORTEST_S, LONGEST_S), "test")
+    return check_row(cleaned, RowLimits(_SHORTEST_S, LONGEST_S), "test")

@@ -20,7 +20,7 @@ class Rate(TypedDict):
     wer_ci95: list[float]
 
 
-class Difference(TypedDict):
+class RateDifference(TypedDict):
     """WER of a model minus WER of the baseline: below 0 it is better.
 
     ``low`` and ``high`` are the 95 % interval; ``p_improvement`` is the share of draws in which the model's WER is
@@ -37,11 +37,11 @@ class Comparison(TypedDict):
     """Models on the same utterances: each one's WER, and the others against the baseline, by name."""
 
     models: dict[str, Rate]
-    against_baseline: dict[str, Difference]
+    against_baseline: dict[str, RateDifference]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class BootstrapDraws:
     """Error and word counts of a set (row 0) and of :data:`N_DRAWS` bootstrap samples of it.
 
     ``errors`` has shape ``(1 + N_DRAWS, n_models)``, ``words`` ``(1 + N_DRAWS, 1)``. All models are counted on the same
@@ -51,8 +51,8 @@ class Drawn:
     errors: Array
     words: Array
 
-    def __add__(self, other: "Drawn") -> "Drawn":
-        return Drawn(self.errors + other.errors, self.words + other.words)
+    def __add__(self, other: "BootstrapDraws") -> "BootstrapDraws":
+        return BootstrapDraws(self.errors + other.errors, self.words + other.words)
 
     @property
     def rates(self) -> Array:
@@ -60,7 +60,7 @@ class Drawn:
         return self.errors / np.maximum(self.words, 1)
 
 
-def draw(errors: NDArray[np.int64], words: NDArray[np.int64], seed: int) -> Drawn:
+def draw(errors: NDArray[np.int64], words: NDArray[np.int64], seed: int) -> BootstrapDraws:
     """Resample utterances with replacement, as many as there are, :data:`N_DRAWS` times.
 
     ``errors`` are those of each utterance by each model, ``(n_utterances, n_models)``, ``words`` the words of its
@@ -77,14 +77,14 @@ def draw(errors: NDArray[np.int64], words: NDArray[np.int64], seed: int) -> Draw
         times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)  # how often each utterance was drawn
         sums.append(times.astype(np.float64) @ counted)
     all_sums = np.concatenate(sums)
-    return Drawn(all_sums[:, :-1], all_sums[:, -1:])
+    return BootstrapDraws(all_sums[:, :-1], all_sums[:, -1:])
 
 
 def compare(rates: Array, models: Sequence[str], baseline: str) -> Comparison:
     """Return rates, intervals and differences of ``models``, from ``rates`` of shape ``(1 + N_DRAWS, n_models)``.
 
-    These are :attr:`Drawn.rates`, of a set or a pool, or a mean of several sets' rates (the macro mean: sets count
-    equally). Intervals are percentiles of the draws.
+    These are :attr:`BootstrapDraws.rates` of a set or a pool, or a mean of several sets' rates (the macro mean: every
+    set counts equally). Intervals are percentiles of the draws.
     """
     of_baseline = rates[:, models.index(baseline)]
     return {
@@ -95,7 +95,7 @@ def compare(rates: Array, models: Sequence[str], baseline: str) -> Comparison:
     }
 
 
-def verdict(difference: Difference) -> Literal["yes", "no", "cannot tell"]:
+def verdict(difference: RateDifference) -> Literal["yes", "no", "cannot tell"]:
     """Say whether the WER is lower than the baseline's; ``cannot tell`` where the 95 % interval contains 0."""
     if difference["high"] < 0:
         return "yes"
@@ -106,7 +106,7 @@ def _rate(drawn: Array) -> Rate:
     return {"wer": float(drawn[0]), "wer_ci95": _interval(drawn[1:])}
 
 
-def _difference(drawn: Array) -> Difference:
+def _difference(drawn: Array) -> RateDifference:
     low, high = _interval(drawn[1:])
     return {"value": float(drawn[0]), "low": low, "high": high, "p_improvement": float((drawn[1:] < 0).mean())}
 

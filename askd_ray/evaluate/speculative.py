@@ -21,15 +21,15 @@ from askd_ray.models.speculative import N_DRAFTED, Speculated, check_vocabularie
 from askd_ray.progress import bar
 from askd_ray.text.tokens import Tokens
 
-Loaded = tuple[WhisperForConditionalGeneration, Tokens]
+LoadedWhisper = tuple[WhisperForConditionalGeneration, Tokens]
 """What :func:`askd_ray.models.load.load_whisper` returns, on any device."""
 
 _T = TypeVar("_T")
 
 
 def speculative_scores(
-    teacher: Loaded,
-    student: Loaded,
+    teacher: LoadedWhisper,
+    student: LoadedWhisper,
     utterances: Sequence[Utterance],
     silence_s: float | None,
     n_drafted: int = N_DRAFTED,
@@ -86,8 +86,8 @@ def speculative_scores(
 
 @dataclass(frozen=True)
 class _Pair:
-    teacher: Loaded
-    student: Loaded
+    teacher: LoadedWhisper
+    student: LoadedWhisper
     silence_s: float | None
     n_drafted: int
 

@@ -11,7 +11,7 @@ from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, PADDED_S, samples_of
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.data.schema import Utterance
 from askd_ray.evaluate.isolated import Isolated
-from askd_ray.evaluate.latency import Answers, ask, evenly, percentile_ms, speedup
+from askd_ray.evaluate.latency import TimedTranscripts, ask, evenly, percentile_ms, speedup
 from askd_ray.evaluate.systems import bundle_info, cpu_model
 from askd_ray.evaluate.timed import EngineSystem, StockSystem
 from askd_ray.files import local_path
@@ -105,7 +105,7 @@ def _cost(reference: str) -> dict[str, Any]:
     }
 
 
-def _latency(clips: Sequence[Utterance], answers: Answers) -> dict[str, Any]:
+def _latency(clips: Sequence[Utterance], answers: TimedTranscripts) -> dict[str, Any]:
     durations_s = np.asarray([u.duration_s for u in clips])
     buckets: list[dict[str, Any]] = []
     for low, high in zip((0.0, *BUCKETS_S), BUCKETS_S, strict=False):
@@ -133,7 +133,9 @@ def _throughput(system: Isolated, clips: Sequence[Utterance], sizes: Sequence[in
     return rates
 
 
-def _speedups(clips: Sequence[Utterance], theirs: Answers, ours: Answers, short_s: float) -> dict[str, Any]:
+def _speedups(
+    clips: Sequence[Utterance], theirs: TimedTranscripts, ours: TimedTranscripts, short_s: float
+) -> dict[str, Any]:
     """Return how many times faster the median clip is, of all and of the short ones."""
     short = [i for i, u in enumerate(clips) if u.duration_s < short_s]
     found: dict[str, Any] = {"all": speedup(theirs.latency_s, ours.latency_s)}

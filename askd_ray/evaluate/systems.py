@@ -30,7 +30,7 @@ _PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True)
-class Heard:
+class SystemTranscript:
     """What a model heard in a clip, and how sure it was of each token, where it tells."""
 
     text: str
@@ -39,10 +39,10 @@ class Heard:
     ended: bool | None = None
 
 
-class Recogniser(Protocol):
+class AsrSystem(Protocol):
     """A model that is being compared."""
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:
+    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
         """Return what is said in each clip."""
         ...
 
@@ -87,7 +87,7 @@ def languages_of(reference: str) -> tuple[str, ...] | None:
     return Tokens(bundle_info(reference).folder if is_bundle else resolve(reference)).languages
 
 
-def open_recogniser(reference: str, threads: int = 0, device: Device = "cpu") -> Recogniser:
+def open_system(reference: str, threads: int = 0, device: Device = "cpu") -> AsrSystem:
     """Open a model: a bundle in its trimmed windows, every other one in 30 s windows, or a server.
 
     Raises :class:`AskdError` when there is no such model.
@@ -102,12 +102,12 @@ class _Local:
         self._engine = open_engine(info, device, threads, Decoding(confidence=True))
         self._vad: Vad | None = None  # for recordings; most sets have none
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:
+    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
         """Return what is said in each clip, token by token."""
         short = [w for w in waveforms if len(w) <= PADDED_SAMPLES]
-        at_once = iter(self._engine.transcribe(short, language))
-        heard = [next(at_once) if len(w) <= PADDED_SAMPLES else self._long(w, language) for w in waveforms]
-        return [Heard(t.text, t.token_texts, t.token_probs, t.ended) for t in heard]
+        map_concurrently = iter(self._engine.transcribe(short, language))
+        heard = [next(map_concurrently) if len(w) <= PADDED_SAMPLES else self._long(w, language) for w in waveforms]
+        return [SystemTranscript(t.text, t.token_texts, t.token_probs, t.ended) for t in heard]
 
     def _long(self, waveform: Waveform, language: str) -> Transcript:
         self._vad = self._vad or Vad()
@@ -126,12 +126,12 @@ class _Server:
         self._url = f"{address.rstrip('/')}/audio/transcriptions"
         self._client = httpx.Client(headers=headers, timeout=_PATIENCE_S)
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:
+    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
         """Return what is said in each clip.
 
         Raises :class:`AskdError` when the server does not answer, or with an error.
         """
-        return [Heard(self._ask(waveform, language)) for waveform in waveforms]
+        return [SystemTranscript(self._ask(waveform, language)) for waveform in waveforms]
 
     def _ask(self, waveform: Waveform, language: str) -> str:
         file = io.BytesIO()

@@ -7,7 +7,7 @@ from rich.console import Group
 
 from askd_ray.evaluate.hallucination import Hallucinations
 from askd_ray.evaluate.scores import DomainScores, Scores
-from askd_ray.evaluate.significance import Difference, Rate, verdict
+from askd_ray.evaluate.significance import Rate, RateDifference, verdict
 from askd_ray.progress import Table
 
 _ANSWERS = {"yes": "yes", "no": "no", "cannot tell": "cannot tell (95 % interval contains 0)"}
@@ -46,7 +46,7 @@ def _answer(domain: DomainScores, name: str) -> str:
     return said if len(domain["sets"]) == 1 else f"{said}; word-weighted: {verdict(pooled)}, {_points(pooled)}"
 
 
-def _points(d: Difference) -> str:
+def _points(d: RateDifference) -> str:
     low, high = 100 * d["low"], 100 * d["high"]
     return (
         f"{100 * d['value']:+.2f} points (95 %: {low:+.2f} to {high:+.2f}), better with probability "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from askd_ray.config.evaluate import Normalizer
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import NON_SPEECH, Hypothesis
-from askd_ray.evaluate.significance import Drawn, draw
+from askd_ray.evaluate.significance import BootstrapDraws, draw
 from askd_ray.text.error_rate import ErrorCounts, count_each
 from askd_ray.text.normalize import normalizer
 
@@ -19,7 +19,7 @@ ByModel = Mapping[str, Mapping[str, Hypothesis]]  # model, id
 
 
 @dataclass(frozen=True)
-class Heard:
+class ModelResults:
     """What one model made of the utterances of a set: raw rows, normalised texts, word errors, by id."""
 
     rows: tuple[Hypothesis, ...]
@@ -39,16 +39,16 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SetResults:
     """The utterances of one set in one condition, and what each model made of them: the same, in the same order."""
 
     set: str
     condition: str
     in_domain: bool
-    heard: dict[str, Heard]
+    heard: dict[str, ModelResults]
 
     @property
-    def common(self) -> Heard:
+    def common(self) -> ModelResults:
         """Any of the models' answers, for what all have in common: the utterances and their words."""
         return next(iter(self.heard.values()))
 
@@ -63,13 +63,13 @@ class Asked:
         return sum(row.duration_s for row in self.common.rows) / 60
 
     @cached_property
-    def drawn(self) -> Drawn:
+    def drawn(self) -> BootstrapDraws:
         """Bootstrap samples; those of each set are its own."""
         errors = np.column_stack([heard.errors for heard in self.heard.values()])
         return draw(errors, self.common.words, seed=zlib.crc32(self.set.encode()))
 
 
-def tally(rows: Sequence[Hypothesis], baseline: str, kind: Normalizer) -> list[Asked]:
+def tally(rows: Sequence[Hypothesis], baseline: str, kind: Normalizer) -> list[SetResults]:
     """Group rows by set and condition, in the order of their names, and count errors; the baseline is the first model.
 
     Raises :class:`AskdError` where models cannot be compared: the baseline is missing, a model was asked twice, was not
@@ -96,7 +96,7 @@ def tally(rows: Sequence[Hypothesis], baseline: str, kind: Normalizer) -> list[A
     return [_asked(where, groups[where], baseline, text) for where in sorted(groups)]
 
 
-def _asked(where: tuple[str, str], by_model: ByModel, baseline: str, text: Mapping[tuple[str, str], str]) -> Asked:
+def _asked(where: tuple[str, str], by_model: ByModel, baseline: str, text: Mapping[tuple[str, str], str]) -> SetResults:
     name, condition = where
     place, expected = f"({name}, {condition})", by_model[baseline]
     for model, by_id in by_model.items():
@@ -116,7 +116,7 @@ def _asked(where: tuple[str, str], by_model: ByModel, baseline: str, text: Mappi
         raise AskdError(f"scores: the references of {name} have words, and nothing is said there")
     if name != NON_SPEECH and not first.words.any():
         raise AskdError(f"scores: no reference has a word after normalisation {place}")
-    return Asked(name, condition, first.rows[0].in_domain, heard)
+    return SetResults(name, condition, first.rows[0].in_domain, heard)
 
 
 def _given(row: Hypothesis) -> tuple[object, ...]:
@@ -124,7 +124,7 @@ def _given(row: Hypothesis) -> tuple[object, ...]:
     return row.speaker, row.language, row.duration_s, row.reference
 
 
-def _heard(rows: Sequence[Hypothesis], text: Mapping[tuple[str, str], str]) -> Heard:
+def _heard(rows: Sequence[Hypothesis], text: Mapping[tuple[str, str], str]) -> ModelResults:
     references = tuple(text[row.language, row.reference] for row in rows)
     hypotheses = tuple(text[row.language, row.hypothesis] for row in rows)
-    return Heard(tuple(rows), references, hypotheses, tuple(count_each(references, hypotheses)))
+    return ModelResults(tuple(rows), references, hypotheses, tuple(count_each(references, hypotheses)))

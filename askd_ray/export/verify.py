@@ -18,9 +18,9 @@ from askd_ray.models.bundle import BUNDLE_FILE, check_hashes
 from askd_ray.models.engine import Engine
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
-from askd_ray.text.tokens import MOST_TOKENS, Tokens
+from askd_ray.text.tokens import MAX_TOKENS, Tokens
 
-_MOST_WER = 0.2  # of formats with the same weights: near-ties of two tokens flip, and the text after them
+_MAX_WER = 0.2  # of formats with the same weights: near-ties of two tokens flip, and the text after them
 
 
 def verify(bundle: Path, clips: Sequence[Utterance]) -> dict[str, Any]:
@@ -56,10 +56,10 @@ def verify(bundle: Path, clips: Sequence[Utterance]) -> dict[str, Any]:
     same = {name: _n_same(*texts, languages) for name, texts in pairs.items()}
     for name in ("transformers and float16", "faster-whisper and int8"):
         wer = _wer(*pairs[name], languages)
-        if wer > _MOST_WER:
+        if wer > _MAX_WER:
             raise AskdError(
                 f"export: {name} give different texts, {wer:.0%} of the words in {len(clips)} clips, although their "
-                f"weights are the same; at most {_MOST_WER:.0%} is allowed: the conversion went wrong"
+                f"weights are the same; at most {_MAX_WER:.0%} is allowed: the conversion went wrong"
             )
     agreement = {name: round(n / len(clips), 4) for name, n in same.items()}
     return {"files": n_files, "clips": len(clips), "agreement": agreement}
@@ -89,7 +89,7 @@ def _hear_transformers(folder: Path, waveforms: Sequence[Waveform], languages: S
     for waveform, language in zip(waveforms, languages, strict=True):
         features = log_mel_padded([waveform], model.config.num_mel_bins)  # the processor fills the window otherwise
         asked = {"language": language, "task": "transcribe"} if multilingual else {}
-        ids = model.generate(features, num_beams=1, do_sample=False, max_new_tokens=MOST_TOKENS, **asked)
+        ids = model.generate(features, num_beams=1, do_sample=False, max_new_tokens=MAX_TOKENS, **asked)
         texts.append(processor.batch_decode(ids, skip_special_tokens=True)[0])
     return texts
 

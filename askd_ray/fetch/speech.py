@@ -30,7 +30,7 @@ _ATTRIBUTION = (
 _CONTENTS_SHA256 = "e91867cc078cc1eeb0997d4fe6606d0ea6b26b84b417e1c3b5dd7bf50318cc01"
 _RATE_HZ = 16_000
 _SUMS = "SHA256SUMS"
-_OWN_SPEECH = "take a folder of your own: --set data.sources=[{path: FOLDER}], or `make demo SPEECH=FOLDER`"
+_USER_SPEECH = "take a folder of your own: --set data.sources=[{path: FOLDER}], or `make demo SPEECH=FOLDER`"
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def fetch_speech(name: str = "ivr", force: bool = False) -> Path:
         return speech_folder(name)
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise AskdError(f"speech {name} comes from Debian packages, and there is no {tool} here: {_OWN_SPEECH}")
+            raise AskdError(f"speech {name} comes from Debian packages, and there is no {tool} here: {_USER_SPEECH}")
     console.print(f"Fetching speech {name}: 11 MB from the Debian or Ubuntu archive, less than a minute")
     with atomic_path(folder) as temporary, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".apt-") as work:
         _download(name, Path(work))
         prompts = _prompts(Path(work))
         if _contents_sha256(prompts) != _CONTENTS_SHA256:
-            raise AskdError(f"speech {name}: {_PACKAGES[0]} has other contents than the known ones; {_OWN_SPEECH}")
+            raise AskdError(f"speech {name}: {_PACKAGES[0]} has other contents than the known ones; {_USER_SPEECH}")
         _convert(prompts, temporary)
         copyright_file = Path(work) / "usr/share/doc" / _PACKAGES[1] / "copyright"
         licence = f"{_ATTRIBUTION}\n\n{copyright_file.read_text(encoding='utf-8')}"
@@ -112,7 +112,7 @@ def _download(name: str, work: Path) -> None:
         done = _run(["apt-get", *options, "download", *_PACKAGES], work)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["E: it printed nothing"]
-        raise AskdError(f"speech {name}: apt-get could not fetch {_PACKAGES[0]} ({lines[0]}); {_OWN_SPEECH}")
+        raise AskdError(f"speech {name}: apt-get could not fetch {_PACKAGES[0]} ({lines[0]}); {_USER_SPEECH}")
     for package in sorted(work.glob("*.deb")):
         unpacked = _run(["dpkg-deb", "--extract", str(package), str(work)], work)
         if unpacked.returncode != 0:

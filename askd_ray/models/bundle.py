@@ -17,8 +17,8 @@ from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 from askd_ray.torch_setup import Device
 
-BUNDLE_FILE, CARD, REFERENCE, SAID = "bundle.json", "README.md", "reference", "hypotheses.parquet"
-_MOST_REFERENCE_WER = 0.2  # int8 on another CPU rounds otherwise: a word of a clip may change
+BUNDLE_FILE, CARD, REFERENCE, HYPOTHESES_FILE = "bundle.json", "README.md", "reference", "hypotheses.parquet"
+_MAX_REFERENCE_WER = 0.2  # int8 on another CPU rounds otherwise: a word of a clip may change
 _FOLDERS: dict[Device, tuple[str, str]] = {
     "cpu": ("ctranslate2-int8", "int8"),
     "cuda": ("ctranslate2-float16", "float16"),
@@ -116,8 +116,8 @@ def add_scores(bundle: Path, scores: Mapping[str, Any], hypotheses: pa.Table) ->
     description = {**read_json(bundle / BUNDLE_FILE), "scores": dict(scores)}
     with atomic_path(bundle / CARD) as temporary:
         temporary.write_text(model_card(description), encoding="utf-8")
-    write_table(bundle / SAID, hypotheses)
-    description["sha256"] |= {name: sha256_of_file(bundle / name) for name in (CARD, SAID)}
+    write_table(bundle / HYPOTHESES_FILE, hypotheses)
+    description["sha256"] |= {name: sha256_of_file(bundle / name) for name in (CARD, HYPOTHESES_FILE)}
     write_json(bundle / BUNDLE_FILE, description)
 
 
@@ -135,10 +135,10 @@ def check_reference(engine: Engine, bundle: Path) -> int:
         said.append(normalize(clip["text"]))
         heard.append(normalize(engine.transcribe([waveform], clip["language"])[0].text))
     errors = count_word_errors(said, heard)
-    if errors.rate > _MOST_REFERENCE_WER:
+    if errors.rate > _MAX_REFERENCE_WER:
         raise AskdError(
             f"bundle {bundle}: it hears {errors.rate:.0%} of the words in its {len(clips)} reference clips otherwise "
-            f"than when it was exported; at most {_MOST_REFERENCE_WER:.0%} is allowed"
+            f"than when it was exported; at most {_MAX_REFERENCE_WER:.0%} is allowed"
         )
     return len(clips)
 

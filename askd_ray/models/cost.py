@@ -17,7 +17,7 @@ N_TOKENS = 20  # that the decoder reads for such a clip, prompt and end included
 
 
 @dataclass(frozen=True)
-class Part:
+class CostItem:
     """A part of a model: its parameters, and its multiply-adds for one clip."""
 
     name: str
@@ -25,7 +25,7 @@ class Part:
     multiply_adds: int
 
 
-def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> list[Part]:
+def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> list[CostItem]:
     """Return the parts of a model, with what they cost for a window of log-mel frames and so many decoder tokens.
 
     Tokens are decoded one after the other with a cache, as engines do. Norms, activations and softmax are left out.
@@ -35,28 +35,28 @@ def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> lis
     stem = conv1 + d + conv2 + d + config.max_source_positions * d + 2 * d
     embeddings = (n_vocab + config.max_target_positions) * d + 2 * d
     return [
-        Part("encoder stem", stem, conv1 * n_frames + conv2 * n_positions),
+        CostItem("encoder stem", stem, conv1 * n_frames + conv2 * n_positions),
         *(_encoder_layer(config, i, n_positions) for i in range(config.encoder_layers)),
-        Part("token embeddings", embeddings, n_vocab * d * n_tokens),  # read, and used again as the projection
+        CostItem("token embeddings", embeddings, n_vocab * d * n_tokens),  # read, and used again as the projection
         *(_decoder_layer(config, i, n_positions, n_tokens) for i in range(config.decoder_layers)),
     ]
 
 
-def _encoder_layer(config: WhisperConfig, number: int, n_positions: int) -> Part:
+def _encoder_layer(config: WhisperConfig, number: int, n_positions: int) -> CostItem:
     d, ffn = config.d_model, config.encoder_ffn_dim
     attention, feed_forward = 4 * d * d, 2 * d * ffn
     each = attention + feed_forward + 2 * n_positions * d  # q k, and the sum over v
-    return Part(f"encoder layer {number}", attention + 3 * d + feed_forward + ffn + d + 4 * d, n_positions * each)
+    return CostItem(f"encoder layer {number}", attention + 3 * d + feed_forward + ffn + d + 4 * d, n_positions * each)
 
 
-def _decoder_layer(config: WhisperConfig, number: int, n_positions: int, n_tokens: int) -> Part:
+def _decoder_layer(config: WhisperConfig, number: int, n_positions: int, n_tokens: int) -> CostItem:
     d, ffn = config.d_model, config.decoder_ffn_dim
     attention, feed_forward = 4 * d * d, 2 * d * ffn
     params = 2 * (attention + 3 * d) + feed_forward + ffn + d + 6 * d
     once = 2 * n_positions * d * d  # keys and values of the encoder states
     each = attention + attention // 2 + 2 * n_positions * d + feed_forward
     own = n_tokens * (n_tokens + 1) * d  # each token attends to itself and those before it
-    return Part(f"decoder layer {number}", params, once + n_tokens * each + own)
+    return CostItem(f"decoder layer {number}", params, once + n_tokens * each + own)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Cost:
     """A whole model: its parts in the trimmed window of a typical clip, and in the padded one."""
 
     name: str
-    trimmed: list[Part]
-    padded: list[Part]
+    trimmed: list[CostItem]
+    padded: list[CostItem]
 
     @property
     def params(self) -> int:

@@ -27,7 +27,7 @@ from askd_ray.audio.units import (
 )
 from askd_ray.errors import AskdError
 from askd_ray.models.cublas import load_cublas
-from askd_ray.text.tokens import MOST_TOKENS, Tokens, most_tokens
+from askd_ray.text.tokens import MAX_TOKENS, Tokens, max_tokens
 from askd_ray.torch_setup import n_cores
 
 _POSITIONS_PER_S = SAMPLE_RATE_HZ // SAMPLES_PER_POSITION
@@ -75,8 +75,8 @@ class Decoding:
 
     ``confidence`` also asks how probable each token was and when it was said: the decoder reads the text once more,
     without timestamps, and the cross-attention of its alignment heads tells the times (dynamic time warping, as in
-    openai/whisper's timing.py). With a ``temperature`` tokens are drawn instead of searched for. ``unrepeated`` is the
-    length of the token sequences that may stand in a text only once; 0 allows all.
+    openai/whisper's timing.py). With a ``temperature`` tokens are sampled instead of searched for. A sequence of
+    ``no_repeat_ngram_size`` tokens may occur only once in a text; 0 disables the rule.
     """
 
     beam_size: int = 1
@@ -85,7 +85,7 @@ class Decoding:
     confidence: bool = False
     task: Task = "transcribe"
     temperature: float = 0.0
-    unrepeated: int = 0
+    no_repeat_ngram_size: int = 0
 
 
 GREEDY = Decoding()
@@ -191,7 +191,7 @@ class Engine:
         spoken = [language] * len(waveforms) if language is not None else self._spoken(states)
         prompts = [self._prompt(its, decoding) for its in spoken]
         # CTranslate2 allows half of max_length as new tokens, and what is left behind the prompt's last but one token.
-        most = min(most_tokens(window / SAMPLE_RATE_HZ), 2 * MOST_TOKENS - len(prompts[0]))
+        most = min(max_tokens(window / SAMPLE_RATE_HZ), 2 * MAX_TOKENS - len(prompts[0]))
         max_length = max(2 * most, most + len(prompts[0]) - 1)
         results = self._model.generate(
             states,
@@ -204,7 +204,7 @@ class Engine:
             suppress_tokens=[-1],  # those that the model's config.json names
             sampling_topk=0 if decoding.temperature else 1,
             sampling_temperature=decoding.temperature or 1.0,
-            no_repeat_ngram_size=decoding.unrepeated,
+            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         )
         aligned: Sequence[_Alignment | None] = [None] * len(results)
         if decoding.confidence:

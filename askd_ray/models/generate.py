@@ -7,7 +7,7 @@ from transformers import EncoderDecoderCache, WhisperForConditionalGeneration
 
 from askd_ray.audio.units import FRAMES_PER_S
 from askd_ray.models.windows import encode
-from askd_ray.text.tokens import Tokens, most_tokens
+from askd_ray.text.tokens import Tokens, max_tokens
 
 
 class Chooser:
@@ -42,7 +42,7 @@ def greedy(
     ids = torch.tensor(prompt, device=log_mel.device).repeat(len(log_mel), 1)
     written: list[torch.Tensor] = []
     done = torch.zeros(len(log_mel), dtype=torch.bool, device=log_mel.device)
-    for step in range(most_tokens(log_mel.shape[-1] / FRAMES_PER_S)):
+    for step in range(max_tokens(log_mel.shape[-1] / FRAMES_PER_S)):
         out = model.model.decoder(input_ids=ids, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         best = choose(model.proj_out(out.last_hidden_state[:, -1:]), at_begin=step == 0)[:, 0]

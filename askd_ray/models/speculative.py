@@ -15,7 +15,7 @@ from askd_ray.audio.units import FRAMES_PER_S
 from askd_ray.errors import AskdError
 from askd_ray.models.generate import Chooser
 from askd_ray.models.windows import encode
-from askd_ray.text.tokens import Tokens, most_tokens
+from askd_ray.text.tokens import Tokens, max_tokens
 
 N_DRAFTED = 5
 
@@ -63,7 +63,7 @@ def speculate(
     tokens sums in another order than one over each.
     """
     check, propose, choose = _Reader(teacher, log_mels[0]), _Reader(draft, log_mels[1]), Chooser(teacher)
-    most = most_tokens(log_mels[0].shape[-1] / FRAMES_PER_S)
+    most = max_tokens(log_mels[0].shape[-1] / FRAMES_PER_S)
     written: list[int] = []
     n_proposed = n_accepted = n_passes = 0
     while len(written) < most and tokens.end not in written:

@@ -45,7 +45,7 @@ def build_student(
     """
     model, tokens = load_whisper(settings.init or teacher_reference)
     for surgery in surgeries(settings, model.config)[: n_shrunk + 1]:
-        model = operate(model, surgery)
+        model = apply_layer_map(model, surgery)
     return model, tokens
 
 
@@ -79,7 +79,7 @@ def singles(n_layers: int) -> Groups:
     return tuple((i,) for i in range(n_layers))
 
 
-def operate(model: WhisperForConditionalGeneration, surgery: Surgery) -> WhisperForConditionalGeneration:
+def apply_layer_map(model: WhisperForConditionalGeneration, surgery: Surgery) -> WhisperForConditionalGeneration:
     """Return a model of the layers that a surgery leaves, on the CPU in evaluation mode; frozen stays frozen."""
     student = empty_whisper(config_after(model.config, surgery))
     student.generation_config = _generation_config(model, surgery)
@@ -105,7 +105,7 @@ def keep_layers(
 ) -> WhisperForConditionalGeneration:
     """Return a model with the named layers and merged groups of layers only; None keeps all (config/schema.py)."""
     settings = Student(encoder_layers=encoder_layers, decoder_layers=decoder_layers)
-    return operate(model, surgeries(settings, model.config)[0])
+    return apply_layer_map(model, surgeries(settings, model.config)[0])
 
 
 def _merged(name: str, values: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -10,14 +10,16 @@ from transformers import WhisperForConditionalGeneration
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncoderOutput:
     """Encoder states ``(batch, n_frames / 2, d_model)``: the last ones, and those after each layer asked for."""
 
     states: torch.Tensor
     tapped: tuple[torch.Tensor, ...] = ()
 
 
-def encode(model: WhisperForConditionalGeneration, log_mel: torch.Tensor, tapped_layers: Sequence[int] = ()) -> Encoded:
+def encode(
+    model: WhisperForConditionalGeneration, log_mel: torch.Tensor, tapped_layers: Sequence[int] = ()
+) -> EncoderOutput:
     """Return the encoder states of any window ``(batch, n_mels, n_frames)``.
 
     transformers' own encoder insists on 3,000 frames. Nothing in Whisper does: positions are sinusoids counted from
@@ -32,15 +34,15 @@ def encode(model: WhisperForConditionalGeneration, log_mel: torch.Tensor, tapped
     for layer in encoder.layers:
         hidden = layer(hidden, None)
         after.append(hidden)
-    return Encoded(encoder.layer_norm(hidden), tuple(after[i] for i in tapped_layers))
+    return EncoderOutput(encoder.layer_norm(hidden), tuple(after[i] for i in tapped_layers))
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecoderOutput:
     """The decoder's last hidden states ``(batch, length, d_model)``, of which the projection makes logits."""
 
     hidden: torch.Tensor
-    encoded: Encoded
+    encoded: EncoderOutput
 
 
 class WindowedWhisper(nn.Module):
@@ -69,14 +71,16 @@ class WindowedWhisper(nn.Module):
         """The weight ``(n_vocab, d_model)`` that makes logits of hidden states; tied to the token embeddings."""
         return self.whisper.proj_out.weight
 
-    def forward(self, log_mel: torch.Tensor, decoder_ids: torch.Tensor, encoded: Encoded | None = None) -> Decoded:
+    def forward(
+        self, log_mel: torch.Tensor, decoder_ids: torch.Tensor, encoded: EncoderOutput | None = None
+    ) -> DecoderOutput:
         """Return the hidden states at tokens ``(batch, length)``; ``encoded`` stands in for the encoder's own work."""
         if encoded is None:
             encoded = encode(self.whisper, log_mel, self.tapped_layers)
         if self.to_widths:
             tapped = tuple(to(states) for to, states in zip(self.to_widths, encoded.tapped, strict=True))
-            encoded = Encoded(encoded.states, tapped)
+            encoded = EncoderOutput(encoded.states, tapped)
         decoded = self.whisper.model.decoder(
             input_ids=decoder_ids, encoder_hidden_states=encoded.states, use_cache=False
         )
-        return Decoded(decoded.last_hidden_state, encoded)
+        return DecoderOutput(decoded.last_hidden_state, encoded)

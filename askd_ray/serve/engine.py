@@ -17,9 +17,9 @@ from askd_ray.models.bundle import open_engine, read_bundle
 from askd_ray.models.engine import GREEDY, Decoding, Engine, Transcript
 from askd_ray.models.long_form import transcribe_long
 from askd_ray.models.threads import allocate_threads
-from askd_ray.serve.guards import transcribe_guarded
-from askd_ray.serve.recogniser import Ask, Hearing, Model, UnknownModelError
+from askd_ray.serve.decode_fallback import transcribe_with_fallback
 from askd_ray.serve.scheduler import Scheduler
+from askd_ray.serve.transcription_service import ChunkResult, Model, TranscribeOptions, UnknownModelError
 from askd_ray.text.languages import language_code
 from askd_ray.torch_setup import Device, n_cores, usable_device
 
@@ -36,7 +36,7 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model in memory, and what it is."""
 
     model: Model
@@ -47,15 +47,15 @@ class Loaded:
 class _Kind:
     """What stretches have in common that go in one call."""
 
-    loaded: Loaded
+    loaded: LoadedModel
     language: str | None
     decoding: Decoding
     window_samples: int
 
 
-class Models:
+class ServedModels:
     """The models that this process serves, and the engine's time shared out among requests. An instance is
-    :class:`~askd_ray.serve.recogniser.Ears`.
+    :class:`~askd_ray.serve.transcription_service.SpeechEngine`.
 
     Which models these are may change while it works (:meth:`put`): a stretch that is in line is heard by
     the model that was there when it came.
@@ -63,10 +63,10 @@ class Models:
 
     def __init__(self, workers: int = 1):
         self.heard_at = -math.inf  # on the monotonic clock
-        self._loaded: dict[str, Loaded] = {}
-        self._scheduler = Scheduler[Waveform, _Kind, Hearing](_hear, _BATCH_S, workers)
+        self._loaded: dict[str, LoadedModel] = {}
+        self._scheduler = Scheduler[Waveform, _Kind, ChunkResult](_hear, _BATCH_S, workers)
 
-    def put(self, loaded: Loaded) -> None:
+    def put(self, loaded: LoadedModel) -> None:
         """Serve a model from now on, in the place of the one with its name."""
         self._loaded = self._loaded | {loaded.model.name: loaded}
 
@@ -74,7 +74,7 @@ class Models:
         """Return what is served; the first is the default."""
         return [its.model for its in self._loaded.values()]
 
-    async def hear(self, stretch: Waveform, ask: Ask, owner: str) -> Hearing:
+    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
         """Return what is said in a stretch.
 
         Raises :class:`UnknownModelError`, and :class:`AskdError` for a language that the model does not know.
@@ -93,17 +93,17 @@ class Models:
         """Run each model on a second of silence, when its turn comes; raises whatever goes wrong."""
         silence = np.zeros(SAMPLE_RATE_HZ, np.float32)
         for name in self._loaded:
-            await self.hear(silence, Ask(name, "en"), "check")
+            await self.hear(silence, TranscribeOptions(name, "en"), "check")
 
 
-def _hear(kind: _Kind, stretches: Sequence[Waveform]) -> list[Hearing]:
+def _hear(kind: _Kind, stretches: Sequence[Waveform]) -> list[ChunkResult]:
     begun = time.monotonic()
-    heard = transcribe_guarded(kind.loaded.engine, stretches, kind.language, kind.decoding)
+    heard = transcribe_with_fallback(kind.loaded.engine, stretches, kind.language, kind.decoding)
     worked_s = time.monotonic() - begun
-    return [Hearing(its, kind.loaded.model.version, len(stretches), worked_s) for its in heard]
+    return [ChunkResult(its, kind.loaded.model.version, len(stretches), worked_s) for its in heard]
 
 
-def share_out(path: Path, device: Device = "cpu", threads: int = 0) -> Hardware:
+def allocate_hardware(path: Path, device: Device = "cpu", threads: int = 0) -> Hardware:
     """Share the cores out among calls of ``threads`` threads; 0: as many as a model in a folder makes good use of
     (:func:`~askd_ray.models.threads.allocate_threads`).
     """
@@ -116,7 +116,7 @@ def share_out(path: Path, device: Device = "cpu", threads: int = 0) -> Hardware:
     return Hardware(device, threads, max(1, n_cores() // threads))
 
 
-def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -> Loaded:
+def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -> LoadedModel:
     """Load a bundle (int8 on the CPU, float16 on a GPU) or a bare CTranslate2 Whisper folder, and warm it up.
 
     Raises :class:`AskdError` when the folder holds no model.
@@ -125,10 +125,10 @@ def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -
     engine = open_engine(info, hardware.device, hardware.threads, workers=hardware.workers)
     engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)], "en", Decoding(confidence=True))
     model = Model(name or info.name, info.version, int(time.time()), engine.languages)
-    return Loaded(model, engine)
+    return LoadedModel(model, engine)
 
 
-class Guarded:
+class FallbackEngine:
     """An engine whose doubtful transcripts are decoded again, for recordings (askd_ray/models/long_form.py)."""
 
     def __init__(self, engine: Engine):
@@ -136,7 +136,7 @@ class Guarded:
 
     def transcribe(self, waveforms: Sequence[Waveform], language: str | None = "en") -> list[Transcript]:
         """Return the transcript of each clip of at most 30 s."""
-        return transcribe_guarded(self._engine, waveforms, language, GREEDY)
+        return transcribe_with_fallback(self._engine, waveforms, language, GREEDY)
 
 
 def transcribe_files(
@@ -155,7 +155,7 @@ def transcribe_files(
     for file in files:
         if not file.is_file():
             raise AskdError(f"audio file {file} does not exist")
-    engine, vad = Guarded(load(bundle, hardware=share_out(bundle, device)).engine), Vad()
+    engine, vad = FallbackEngine(load(bundle, hardware=allocate_hardware(bundle, device)).engine), Vad()
     for file in files:
         try:
             waveform = decode(file.read_bytes())

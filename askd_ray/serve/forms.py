@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from askd_ray.audio.vad import Turns
+from askd_ray.audio.vad import VadOptions
 from askd_ray.errors import AskdError, did_you_mean
 from askd_ray.models.engine import Decoding, Task
 from askd_ray.serve.api_errors import ApiError
 from askd_ray.serve.formats import Format
 from askd_ray.serve.limits import MAX_TEXT_BYTES
-from askd_ray.serve.multipart import Part
-from askd_ray.serve.recogniser import Ask, Model
+from askd_ray.serve.multipart import FormPart
+from askd_ray.serve.transcription_service import Model, TranscribeOptions
 from askd_ray.text.languages import language_code
 
 FILE = "file"
@@ -31,10 +31,10 @@ _Validated = TypeVar("_Validated", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TranscriptionRequest:
     """What a request asks for."""
 
-    ask: Ask
+    ask: TranscribeOptions
     form: Format
     words: bool = False
     segments: bool = False
@@ -59,13 +59,13 @@ class ServerVad(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["server_vad"]
-    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Turns.threshold
-    silence_duration_ms: Annotated[int, Field(ge=32, le=10_000)] = round(1000 * Turns.silence_s)
-    prefix_padding_ms: Annotated[int, Field(ge=0, le=2_000)] = round(1000 * Turns.padding_s)
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = VadOptions.threshold
+    silence_duration_ms: Annotated[int, Field(ge=32, le=10_000)] = round(1000 * VadOptions.silence_s)
+    prefix_padding_ms: Annotated[int, Field(ge=0, le=2_000)] = round(1000 * VadOptions.padding_s)
 
-    def turns(self) -> Turns:
+    def turns(self) -> VadOptions:
         """Return it in our words."""
-        return Turns(self.threshold, self.silence_duration_ms / 1000, self.prefix_padding_ms / 1000)
+        return VadOptions(self.threshold, self.silence_duration_ms / 1000, self.prefix_padding_ms / 1000)
 
 
 class TranslationFields(BaseModel):
@@ -88,7 +88,7 @@ class TranscriptionFields(TranslationFields):
     chunking_strategy: str | dict[str, Any] = "auto"
 
 
-def transcription(parts: Iterable[Part], query: Iterable[str] = ()) -> tuple[bytes, Wanted]:
+def transcription(parts: Iterable[FormPart], query: Iterable[str] = ()) -> tuple[bytes, TranscriptionRequest]:
     """Return the file and what the form of a transcription asks for; ``query`` are the names of the URL's parameters.
 
     Raises :class:`ApiError` 400 for a field that is unknown, comes twice or holds what is not allowed, for fields that
@@ -106,7 +106,7 @@ def transcription(parts: Iterable[Part], query: Iterable[str] = ()) -> tuple[byt
     return file, replace(wanted, ask=ask, words=words, segments=segments, stream=fields.stream)
 
 
-def translation(parts: Iterable[Part], query: Iterable[str] = ()) -> tuple[bytes, Wanted]:
+def translation(parts: Iterable[FormPart], query: Iterable[str] = ()) -> tuple[bytes, TranscriptionRequest]:
     """Return the file and what the form of a translation asks for.
 
     Raises as :func:`transcription` does.
@@ -115,10 +115,10 @@ def translation(parts: Iterable[Part], query: Iterable[str] = ()) -> tuple[bytes
     return file, replace(_wanted(fields, "translate"), segments=True)
 
 
-def _wanted(fields: TranslationFields, task: Task) -> Wanted:
+def _wanted(fields: TranslationFields, task: Task) -> TranscriptionRequest:
     timed = fields.response_format in ("verbose_json", "srt", "vtt")
     decoding = Decoding(previous=fields.prompt, confidence=timed, temperature=fields.temperature, task=task)
-    return Wanted(Ask(fields.model, decoding=decoding), fields.response_format)
+    return TranscriptionRequest(TranscribeOptions(fields.model, decoding=decoding), fields.response_format)
 
 
 def _language(name: str | None) -> str | None:
@@ -128,20 +128,20 @@ def _language(name: str | None) -> str | None:
         raise ApiError(400, str(error), "language") from None
 
 
-def _turns(strategy: str | dict[str, Any]) -> Turns:
+def _turns(strategy: str | dict[str, Any]) -> VadOptions:
     if strategy == "auto":
-        return Turns()
+        return VadOptions()
     if isinstance(strategy, str):
         raise ApiError(400, _STRATEGIES, "chunking_strategy")
     return _validated(ServerVad, strategy, "chunking_strategy").turns()
 
 
-def _read(kind: type[_Validated], parts: Iterable[Part], query: Iterable[str]) -> tuple[bytes, _Validated]:
+def _read(kind: type[_Validated], parts: Iterable[FormPart], query: Iterable[str]) -> tuple[bytes, _Validated]:
     known = [FILE, *kind.model_fields]
     for name in query:
         if _base(name) in known:
             raise ApiError(400, f"{name}: a field of the form, it is not read from the URL", _base(name))
-    values: dict[str, list[tuple[str | None, Part]]] = {}
+    values: dict[str, list[tuple[str | None, FormPart]]] = {}
     for part in parts:
         match = _NAME.fullmatch(part.name)
         if match is None or match[1] not in known:
@@ -161,7 +161,7 @@ def _base(name: str) -> str:
     return name.partition("[")[0]
 
 
-def _value(name: str, given: Sequence[tuple[str | None, Part]]) -> Any:
+def _value(name: str, given: Sequence[tuple[str | None, FormPart]]) -> Any:
     """Return what a field holds: text, a list or an object; None where all that was sent is empty."""
     pairs = [(key, text) for key, part in given if (text := _text(name, part)) != ""]
     if name in _NULLABLE and pairs == [(None, "null")]:
@@ -185,7 +185,7 @@ def _value(name: str, given: Sequence[tuple[str | None, Part]]) -> Any:
     return _parsed(_STRATEGIES, pairs[0][1], dict, name) if name in _OBJECTS else pairs[0][1]
 
 
-def _text(name: str, part: Part) -> str:
+def _text(name: str, part: FormPart) -> str:
     if len(part.content) > MAX_TEXT_BYTES:
         raise ApiError(400, f"{name}: at most {MAX_TEXT_BYTES} bytes are allowed", name)
     return part.text()

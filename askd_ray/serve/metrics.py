@@ -11,7 +11,7 @@ from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from askd_ray.serve.recogniser import Heard
+from askd_ray.serve.transcription_service import TranscribedChunk
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _ROUTES = (
@@ -29,7 +29,7 @@ _NOTED = "askd"  # where a request's facts lie in its ASGI state
 _requests = logging.getLogger("askd_ray.requests")
 
 
-class Metrics:
+class ServiceMetrics:
     """The numbers of one process, in a registry of its own."""
 
     media_type = CONTENT_TYPE_LATEST
@@ -66,7 +66,7 @@ class Metrics:
         """Return the numbers in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def hear(self, model: str, heard: Heard) -> None:
+    def hear(self, model: str, heard: TranscribedChunk) -> None:
         """Count a stretch."""
         self._stretches.labels(model, heard.hearing.version).inc()
         self._batch.labels(model).observe(heard.hearing.batch)
@@ -99,10 +99,10 @@ def note(request: Request, **facts: Any) -> None:
     request.scope[_NOTED].update(facts)
 
 
-class Observed:
+class RequestMetrics:
     """ASGI middleware: an id for each request, in the answer's headers and in the log; its numbers."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics):
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics):
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

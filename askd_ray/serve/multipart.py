@@ -16,7 +16,7 @@ _EXPECTED = 'A body of the type multipart/form-data is expected, with the audio 
 
 
 @dataclass(frozen=True)
-class Part:
+class FormPart:
     """A field of a form: what is in it, and in which character set, where it is text."""
 
     name: str
@@ -34,7 +34,7 @@ class Part:
             raise ApiError(400, f"{self.name}: no text in {self.charset[:50]}", self.name) from None
 
 
-def read_parts(content_type: str, body: bytes) -> list[Part]:
+def read_parts(content_type: str, body: bytes) -> list[FormPart]:
     """Return the parts of a body, in order. What stands before the first boundary and after the last is no part.
 
     Raises :class:`ApiError` 400 for what is no multipart form, or only the beginning of one.
@@ -102,7 +102,7 @@ class _Form:
     def _end(self) -> None:
         self.ended = True
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[FormPart]:
         for number, raw in enumerate(self._raw, 1):
             _, options = parse_options_header(raw.headers.get("content-disposition"))
             name = options.get(b"name", b"").decode("utf-8", "replace")
@@ -112,4 +112,4 @@ class _Form:
             if encoding not in _AS_IT_IS:
                 raise ApiError(400, f"{name}: a Content-Transfer-Encoding of {encoding[:50]} is not read", name)
             _, kind = parse_options_header(raw.headers.get("content-type"))
-            yield Part(name, bytes(raw.content), kind.get(b"charset", b"utf-8").decode("latin-1"))
+            yield FormPart(name, bytes(raw.content), kind.get(b"charset", b"utf-8").decode("latin-1"))

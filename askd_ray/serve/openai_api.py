@@ -19,14 +19,20 @@ from askd_ray.audio.decode import AudioError, Waveform, duration_s
 from askd_ray.errors import AskdError
 from askd_ray.serve.api_errors import ApiError, answer_errors, busy, server_error
 from askd_ray.serve.formats import MEDIA_TYPES, body, event
-from askd_ray.serve.forms import Wanted, transcription, translation
+from askd_ray.serve.forms import TranscriptionRequest, transcription, translation
 from askd_ray.serve.limits import MAX_FILE_BYTES, KeyCheck, too_large
 from askd_ray.serve.live.websocket import add_realtime
-from askd_ray.serve.metrics import Metrics, Observed, note
-from askd_ray.serve.multipart import Part, read_parts
+from askd_ray.serve.metrics import RequestMetrics, ServiceMetrics, note
+from askd_ray.serve.multipart import FormPart, read_parts
 from askd_ray.serve.page import add_page
-from askd_ray.serve.recogniser import BusyError, Heard, Model, Recogniser, UnknownModelError
 from askd_ray.serve.transcription import Transcription
+from askd_ray.serve.transcription_service import (
+    BusyError,
+    Model,
+    TranscribedChunk,
+    TranscriptionService,
+    UnknownModelError,
+)
 from askd_ray.serve.uploads import Admission
 
 HEALTH_TIMEOUT_S = 15.0
@@ -37,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What the service takes on: requests at once (with those in line), and the seconds that one may take.
 
     ``upload_s`` are the seconds that a body has before it must keep a pace (askd_ray/serve/uploads.py).
@@ -57,7 +63,10 @@ class Limits:
 
 
 def build_app(
-    recogniser: Recogniser, limits: Limits, metrics: Metrics, lifespan: Lifespan[FastAPI] | None = None
+    recogniser: TranscriptionService,
+    limits: RequestLimits,
+    metrics: ServiceMetrics,
+    lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
     """Return the app: the routes under ``/v1``, ``/health`` and ``/metrics``; ``lifespan`` runs around it."""
     # No OpenAPI description: FastAPI would describe forms that it does not read.
@@ -66,7 +75,7 @@ def build_app(
     app.add_middleware(KeyCheck, keys=limits.keys)
     if limits.origins:
         app.add_middleware(CORSMiddleware, allow_origins=limits.origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(RequestMetrics, metrics=metrics)
     answer_errors(app)
     api = Api(recogniser, limits, metrics)
     app.post("/v1/audio/transcriptions")(api.transcriptions)
@@ -86,7 +95,7 @@ def build_app(
 class Api:
     """The routes."""
 
-    def __init__(self, recogniser: Recogniser, limits: Limits, metrics: Metrics):
+    def __init__(self, recogniser: TranscriptionService, limits: RequestLimits, metrics: ServiceMetrics):
         self._recogniser, self._limits, self._metrics = recogniser, limits, metrics
         self._checks = asyncio.Semaphore(1)
 
@@ -120,7 +129,7 @@ class Api:
         """Return the service's numbers, for Prometheus."""
         return Response(self._metrics.exposition(), media_type=self._metrics.media_type)
 
-    async def _answer(self, request: Request, audio: bytes, wanted: Wanted) -> Response:
+    async def _answer(self, request: Request, audio: bytes, wanted: TranscriptionRequest) -> Response:
         model = await self._model(wanted.ask.model)
         wanted.check(model)
         if len(audio) > MAX_FILE_BYTES:
@@ -136,7 +145,9 @@ class Api:
         written = body(result, wanted.form, wanted.words, wanted.segments, wanted.ask.decoding.task)
         return Response(written, media_type=MEDIA_TYPES[wanted.form])
 
-    async def _whole(self, request: Request, audio: bytes, wanted: Wanted, ends_at: float) -> Transcription:
+    async def _whole(
+        self, request: Request, audio: bytes, wanted: TranscriptionRequest, ends_at: float
+    ) -> Transcription:
         with self._mistakes_answered(request):
             async with self._loaded(request, audio) as waveform:
                 heard = [its async for its in self._listen(request, waveform, wanted, ends_at)]
@@ -144,7 +155,9 @@ class Api:
                 segments = tuple(segment for its in heard for segment in its.segments)
                 return Transcription(segments, language, duration_s(waveform))
 
-    async def _events(self, request: Request, audio: bytes, wanted: Wanted, ends_at: float) -> AsyncGenerator[str]:
+    async def _events(
+        self, request: Request, audio: bytes, wanted: TranscriptionRequest, ends_at: float
+    ) -> AsyncGenerator[str]:
         """Yield OpenAI's events; the deltas joined are the text."""
         said: list[str] = []
         with self._mistakes_answered(request):
@@ -170,8 +183,8 @@ class Api:
             yield decoded.waveform
 
     async def _listen(
-        self, request: Request, waveform: Waveform, wanted: Wanted, ends_at: float
-    ) -> AsyncGenerator[Heard]:
+        self, request: Request, waveform: Waveform, wanted: TranscriptionRequest, ends_at: float
+    ) -> AsyncGenerator[TranscribedChunk]:
         """Yield what is said, stretch by stretch, and count it.
 
         Raises :class:`TimeoutError` when that takes longer than until ``ends_at``.
@@ -219,7 +232,7 @@ class Api:
         raise _unknown_model(UnknownModelError(name, [model.name for model in models]))
 
 
-async def _parts(request: Request) -> list[Part]:
+async def _parts(request: Request) -> list[FormPart]:
     body = b"".join([chunk async for chunk in request.stream()])
     return read_parts(request.headers.get("content-type", ""), body)
 

@@ -29,15 +29,15 @@ from askd_ray.errors import AskdError
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
 from askd_ray.ray_errors import from_text
-from askd_ray.serve.engine import Models, share_out
+from askd_ray.serve.engine import ServedModels, allocate_hardware
 from askd_ray.serve.listener import Address, listening
-from askd_ray.serve.metrics import Metrics
-from askd_ray.serve.openai_api import Limits, build_app
-from askd_ray.serve.recogniser import Ask, BusyError, Hearing, Model, Recogniser
+from askd_ray.serve.metrics import ServiceMetrics
+from askd_ray.serve.openai_api import RequestLimits, build_app
 from askd_ray.serve.registry import Registry
 from askd_ray.serve.sandbox import Sandbox
 from askd_ray.serve.settings import ServiceArgs
 from askd_ray.serve.swap import Follower, load_verified
+from askd_ray.serve.transcription_service import BusyError, ChunkResult, Model, TranscribeOptions, TranscriptionService
 
 APP_NAME = "askd"
 _REPORT_S = 0.5  # until Ray's report of it has come
@@ -52,8 +52,8 @@ class EngineReplica:
     """A replica: it loads the models once, warms them up, and hears stretches with them."""
 
     def __init__(self, args: ServiceArgs):
-        hardware = share_out(args.bundles()[0][1], args.device, args.threads)
-        self._models = Models(hardware.workers)
+        hardware = allocate_hardware(args.bundles()[0][1], args.device, args.threads)
+        self._models = ServedModels(hardware.workers)
         for name, bundle in args.models.items():
             self._models.put(load_verified(Path(bundle), name, hardware))
         if args.registry is not None:
@@ -61,7 +61,7 @@ class EngineReplica:
             follower.load_all()
             follower.start()
 
-    async def hear(self, stretch: Waveform, ask: Ask, owner: str) -> Hearing:
+    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
         """Return what is said in a stretch."""
         return await self._models.hear(stretch, ask, owner)
 
@@ -79,7 +79,7 @@ class EngineReplica:
             await self._models.check()
 
 
-class RayEars:
+class RaySpeechEngine:
     """The engine replicas, as the recogniser sees them."""
 
     def __init__(self, engines: DeploymentHandle[EngineReplica], patience_s: float):
@@ -95,7 +95,7 @@ class RayEars:
             self._cards_at = time.monotonic()
         return self._cards
 
-    async def hear(self, stretch: Waveform, ask: Ask, owner: str) -> Hearing:
+    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
         """Return what is said in a stretch."""
         return await self._call("hear", stretch, ask, owner)
 
@@ -129,8 +129,8 @@ class Ingress:
     """A replica that speaks HTTP: with Serve's proxies, or where it ``listens`` itself."""
 
     def __init__(self, args: ServiceArgs, engines: DeploymentHandle[EngineReplica], listens: Address | None):
-        self._limits = Limits(args.requests, args.request_s, keys=args.keys(), origins=args.origins)
-        self._recogniser = Recogniser(RayEars(engines, args.request_s), Sandbox(), args.audio_s)
+        self._limits = RequestLimits(args.requests, args.request_s, keys=args.keys(), origins=args.origins)
+        self._recogniser = TranscriptionService(RaySpeechEngine(engines, args.request_s), Sandbox(), args.audio_s)
         self._listens = listens
         self._drain: Callable[[], Awaitable[None]] | None = None
 
@@ -141,7 +141,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the app of this replica; Serve calls it after the constructor."""
-        return build_app(self._recogniser, self._limits, Metrics(), self._lifespan)
+        return build_app(self._recogniser, self._limits, ServiceMetrics(), self._lifespan)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
@@ -170,11 +170,11 @@ def _application(args: ServiceArgs, listens: Address | None) -> serve.Applicatio
     common: dict[str, Any] = {
         "health_check_period_s": _CHECK_S,
         "health_check_timeout_s": 60,
-        "graceful_shutdown_timeout_s": Limits(request_s=args.request_s).longest_s + 10,
+        "graceful_shutdown_timeout_s": RequestLimits(request_s=args.request_s).longest_s + 10,
         "graceful_shutdown_wait_loop_s": 0.5,
         "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
     }
-    most = args.most_engines or args.engines
+    most = args.max_engines or args.engines
     engines = serve.deployment(
         name="Engine",
         autoscaling_config=AutoscalingConfig(
@@ -204,7 +204,7 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
     """
     names = args.check()
     with address.reserved():
-        hardware = share_out(args.bundles()[0][1], args.device, args.threads)
+        hardware = allocate_hardware(args.bundles()[0][1], args.device, args.threads)
         _run(args.model_copy(update={"threads": hardware.threads}), names, address, blocking)
     return address.url
 

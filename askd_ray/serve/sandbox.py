@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from askd_ray.audio.decode import AudioError, Decoded, read_audio
+from askd_ray.audio.decode import AudioError, DecodedAudio, read_audio
 
 TIME_LIMIT_S = 30.0  # of computing; two hours of stereo MP3 take 7
 _WAIT_FACTOR = 4.0  # so much longer may it take where others compute as well
@@ -39,7 +39,7 @@ class Sandbox:
         self._idle = [self._start() for _ in range(n)]
         self._lock = Lock()
 
-    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> Decoded:
+    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> DecodedAudio:
         """Return what an audio file holds (:func:`askd_ray.audio.decode.read_audio`).
 
         Raises :class:`AudioError` when it cannot be used, takes too long or kills the process.
@@ -53,7 +53,7 @@ class Sandbox:
         for worker in self._idle:
             worker.kill()
 
-    def _decode(self, audio: bytes, max_s: float, partial: bool) -> Decoded:
+    def _decode(self, audio: bytes, max_s: float, partial: bool) -> DecodedAudio:
         self._turns.acquire()
         holds_turn = True
         worker = self._take()
@@ -120,7 +120,7 @@ class _Worker:
             if waited_s > _WAIT_FACTOR * time_limit_s or self._computed_s() - computed_s > time_limit_s:
                 raise TimeoutError
 
-    def answer(self) -> Decoded:
+    def answer(self) -> DecodedAudio:
         """Return what was decoded.
 
         Raises :class:`AudioError` where it cannot be used.
@@ -130,7 +130,7 @@ class _Worker:
         if "error" in said:
             raise AudioError(said["error"])
         waveform = np.frombuffer(bytearray(content), np.float32)
-        return Decoded(waveform, tuple(said["missing"]), tuple(said["notes"]))
+        return DecodedAudio(waveform, tuple(said["missing"]), tuple(said["notes"]))
 
     def kill(self) -> None:
         """End the process."""

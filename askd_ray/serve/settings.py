@@ -9,8 +9,8 @@ from askd_ray.errors import AskdError
 from askd_ray.files import local_path
 from askd_ray.models.bundle import read_bundle
 from askd_ray.serve.limits import read_keys
-from askd_ray.serve.recogniser import MAX_AUDIO_S
 from askd_ray.serve.registry import Registry
+from askd_ray.serve.transcription_service import MAX_AUDIO_S
 from askd_ray.torch_setup import Device
 
 
@@ -18,7 +18,7 @@ class ServiceArgs(BaseModel):
     """What the service is built from: ``args`` in cluster/serve.yaml.
 
     ``models`` are bundle folders by the name that clients ask for; ``registry`` is a folder whose models are served
-    too, and followed as they change (`askd promote`). Between ``engines`` and ``most_engines`` replicas hear, as many
+    too, and followed as they change (`askd promote`). Between ``engines`` and ``max_engines`` replicas hear, as many
     as the requests need; in each a call takes ``threads`` threads, and as many calls run side by side as there are
     cores for. ``threads`` = 0 finds out how many suit the first model. ``requests`` at once are let in, with those in
     line; one of them may take ``request_s`` and hold ``audio_s`` of audio.
@@ -31,7 +31,7 @@ class ServiceArgs(BaseModel):
     device: Device = "cpu"
     threads: int = Field(default=0, ge=0)
     engines: int = Field(default=1, ge=1)
-    most_engines: int | None = Field(default=None, ge=1)
+    max_engines: int | None = Field(default=None, ge=1)
     requests: int = Field(default=64, ge=1)
     request_s: float = Field(default=600.0, gt=0.0)
     audio_s: float = Field(default=MAX_AUDIO_S, gt=0.0)

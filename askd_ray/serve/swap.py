@@ -7,14 +7,14 @@ from pathlib import Path
 
 from askd_ray.errors import AskdError
 from askd_ray.models.bundle import BUNDLE_FILE, check_hashes, check_reference
-from askd_ray.serve.engine import Hardware, Loaded, Models, load
+from askd_ray.serve.engine import Hardware, LoadedModel, ServedModels, load
 from askd_ray.serve.registry import Registry
 
 _EVERY_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-def load_verified(bundle: Path, name: str, hardware: Hardware) -> Loaded:
+def load_verified(bundle: Path, name: str, hardware: Hardware) -> LoadedModel:
     """Load a bundle after its hashes, and let it transcribe its reference clips.
 
     Raises :class:`AskdError` that says what is wrong with it.
@@ -29,7 +29,7 @@ def load_verified(bundle: Path, name: str, hardware: Hardware) -> Loaded:
 class Follower:
     """Keeps the models of a process at what a registry says. A bad bundle leaves the old model serving."""
 
-    def __init__(self, models: Models, registry: Registry, hardware: Hardware):
+    def __init__(self, models: ServedModels, registry: Registry, hardware: Hardware):
         self._models, self._registry, self._hardware = models, registry, hardware
         self._seen: dict[str, Path | None] = {}  # what was tried last, by name
         self.refused: dict[str, str] = {}  # why a model is not what the registry says

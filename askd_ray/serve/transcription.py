@@ -11,8 +11,8 @@ from askd_ray.text.normalize import UNSPACED
 
 _SENTENCE_ENDS = (".", "?", "!", "\u3002", "\uff1f", "\uff01")  # the last three are Chinese and Japanese
 _PAUSE_S = 0.8  # a longer one ends a segment
-_LEAST_WORD_S = 0.02  # a position of the encoder
-_MOST_SEGMENT_S, _MOST_SEGMENT_CHARS = 8.0, 84  # two lines of subtitles
+_MIN_WORD_S = 0.02  # a position of the encoder
+_MAX_SEGMENT_S, _MAX_SEGMENT_CHARS = 8.0, 84  # two lines of subtitles
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _apart(words: Sequence[Word], begin_s: float, end_s: float) -> list[Word]:
     Cross-attention may give several tokens one place, and so a word no time at all: it gets a place from those beside
     it, as much as players and subtitle editors need to show it.
     """
-    least_s, found = min(_LEAST_WORD_S, (end_s - begin_s) / max(len(words), 1)), list[Word]()
+    least_s, found = min(_MIN_WORD_S, (end_s - begin_s) / max(len(words), 1)), list[Word]()
     free_from_s, free_until_s = begin_s, end_s
     for word in words:
         start_s = max(word.start_s, free_from_s)
@@ -177,4 +177,4 @@ def _ends(words: Sequence[Word], following: Word) -> bool:
     if last.text.endswith(_SENTENCE_ENDS) or following.start_s - last.end_s > _PAUSE_S:
         return True
     n_chars = sum(len(word.text) + 1 for word in words) + len(following.text)
-    return following.end_s - words[0].start_s > _MOST_SEGMENT_S or n_chars > _MOST_SEGMENT_CHARS
+    return following.end_s - words[0].start_s > _MAX_SEGMENT_S or n_chars > _MAX_SEGMENT_CHARS

@@ -37,12 +37,12 @@ def _without_reference(targets: Targets, duration_s: float, heard: Transcript, w
     return {
         "min_mean_log_prob": targets.min_mean_log_prob is None or heard.avg_logprob >= targets.min_mean_log_prob,
         "max_compression_ratio": ratio is None or compression_ratio(heard.text) <= ratio,
-        "max_repeats": targets.max_repeats is None or most_repeats(words) <= targets.max_repeats,
+        "max_repeats": targets.max_repeats is None or max_repeats_in(words) <= targets.max_repeats,
         "chars_per_s": least <= len(heard.text) / duration_s <= most,
     }
 
 
-def most_repeats(words: Sequence[str]) -> int:
+def max_repeats_in(words: Sequence[str]) -> int:
     """Return how often, at most, a phrase of one to five words stands again right behind itself.
 
     "no no no" has 2 repeats (of "no"), "press one press one" has 1.

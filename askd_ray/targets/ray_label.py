@@ -13,7 +13,7 @@ from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
 from askd_ray.errors import AskdError
-from askd_ray.location import Location, at_once
+from askd_ray.location import Location, map_concurrently
 from askd_ray.models.load import load_whisper
 from askd_ray.models.reference import resolve
 from askd_ray.progress import Table, bar, console
@@ -67,7 +67,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     refuse_languages(
         _languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have"
     )
-    done_already = at_once(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
+    done_already = map_concurrently(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
     todo = [s for s, there in zip(shards, done_already, strict=True) if not there]
     done = run.finished("label", inputs)
     if not todo and done is not None:
@@ -91,7 +91,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
 def _languages(shards: list[Location]) -> Counter[str]:
     """Return how many utterances have each language."""
-    tables = at_once(lambda s: read_table(s, ["language"]), shards)
+    tables = map_concurrently(lambda s: read_table(s, ["language"]), shards)
     return Counter(language for table in tables for language in table["language"].to_pylist())
 
 
@@ -102,7 +102,7 @@ def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
     share = run.recipe.teacher.gpus_per_copy if run.recipe.train.use_gpu else 0.0
     # On CPUs one copy uses all cores of a small machine.
     pool = max(1, int(_gpus(run.recipe) / share) if share else int(ray.cluster_resources()["CPU"]) // 8)
-    rows = sum(at_once(lambda s: read_table(s, ["id"]).num_rows, todo))
+    rows = sum(map_concurrently(lambda s: read_table(s, ["id"]).num_rows, todo))
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _TeacherActor),
         fn_constructor_args=(run.recipe.model_dump(mode="json"), key, 0),

@@ -8,15 +8,15 @@ from tokenizers import Tokenizer
 
 from askd_ray.errors import AskdError
 
-MOST_TOKENS = 224  # half of Whisper's decoder positions; the other half is the prompt's
-MOST_PROMPT_TOKENS = MOST_TOKENS - 1  # of earlier text; <|startofprev|> takes one position
+MAX_TOKENS = 224  # half of Whisper's decoder positions; the other half is the prompt's
+MAX_PROMPT_TOKENS = MAX_TOKENS - 1  # of earlier text; <|startofprev|> takes one position
 TOKENS_AT_LEAST = 16
 TOKENS_PER_S = 15  # fast speech has about 5 words a second, and digits a token each
 
 
-def most_tokens(window_s: float) -> int:
+def max_tokens(window_s: float) -> int:
     """Return how many tokens a window may produce: a model that does not stop must not run to the last position."""
-    return min(TOKENS_AT_LEAST + int(TOKENS_PER_S * window_s), MOST_TOKENS)
+    return min(TOKENS_AT_LEAST + int(TOKENS_PER_S * window_s), MAX_TOKENS)
 
 
 @lru_cache(maxsize=4)  # a process opens few vocabularies, and each many times
@@ -86,8 +86,8 @@ class Tokens:
         fits.
         """
         before = [self.id_of("<|startofprev|>"), *self.encode(previous)] if previous.strip() else []
-        if len(before) > MOST_PROMPT_TOKENS + 1:
-            raise AskdError(f"the prompt has {len(before) - 1} tokens: at most {MOST_PROMPT_TOKENS} are allowed")
+        if len(before) > MAX_PROMPT_TOKENS + 1:
+            raise AskdError(f"the prompt has {len(before) - 1} tokens: at most {MAX_PROMPT_TOKENS} are allowed")
         names = ["<|startoftranscript|>"]
         if self.multilingual:
             names += [f"<|{language}|>", f"<|{task}|>"]
@@ -102,8 +102,8 @@ class Tokens:
     def fitting(self, previous: str) -> str:
         """Return the end of a text that fits before a transcript: OpenAI's API reads no more of a prompt either."""
         ids = self.encode(previous)
-        while len(ids) > MOST_PROMPT_TOKENS:  # the end of a text may have more tokens than were cut
-            previous = self.decode(ids[-MOST_PROMPT_TOKENS:] if len(ids) > MOST_PROMPT_TOKENS + 1 else ids[2:])
+        while len(ids) > MAX_PROMPT_TOKENS:  # the end of a text may have more tokens than were cut
+            previous = self.decode(ids[-MAX_PROMPT_TOKENS:] if len(ids) > MAX_PROMPT_TOKENS + 1 else ids[2:])
             ids = self.encode(previous)
         return previous
 

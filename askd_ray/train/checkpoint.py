@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.amp.grad_scaler import GradScaler
 
-from askd_ray.data.plan import Place
+from askd_ray.data.plan import DataCursor
 from askd_ray.distill.self_teacher import Facts, SelfTeacher, StudentAt, Tensors
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, read_json, remove, write_json
@@ -26,7 +26,7 @@ _OWN, _EMA = "self_teacher.safetensors", "ema.safetensors"
 
 
 @dataclass(frozen=True)
-class Position:
+class TrainState:
     """Where a run stands, besides its tensors.
 
     No state of any random number generator: each draw is seeded with what it is for (seed, step, utterance).
@@ -37,7 +37,7 @@ class Position:
     step: int = 0
     progress: float = 0.0
     """The share of the run that is done."""
-    place: Place = field(default_factory=Place)
+    place: DataCursor = field(default_factory=DataCursor)
     """Where the next step's data begins; it does not depend on the number of workers."""
     shrunk: int = 0
     """How many of the recipe's shrinkings the student has gone through."""
@@ -57,7 +57,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class State:
+class TrainObjects:
     """What a checkpoint holds in tensors."""
 
     student: WindowedWhisper
@@ -67,7 +67,7 @@ class State:
     scaler: GradScaler
 
 
-def save_checkpoint(folder: Path, position: Position, state: State, own: Tensors, writes: bool = True) -> None:
+def save_checkpoint(folder: Path, position: TrainState, state: TrainObjects, own: Tensors, writes: bool = True) -> None:
     """Write ``folder/step-00000012`` and remove the checkpoints before it. ``own`` are the self-teacher's tensors.
 
     All ranks call it together, and one ``writes``: the others give their shares of what is sharded.
@@ -96,13 +96,13 @@ def save_checkpoint(folder: Path, position: Position, state: State, own: Tensors
             remove(other)
 
 
-def latest_position(folder: Path) -> Position | None:
+def latest_position(folder: Path) -> TrainState | None:
     """Return where the newest whole checkpoint stands, or None when there is none."""
     found = _checkpoints(folder)
     return _position(found[-1]) if found else None
 
 
-def load_checkpoint(folder: Path, state: State, student_at: StudentAt) -> None:
+def load_checkpoint(folder: Path, state: TrainObjects, student_at: StudentAt) -> None:
     """Put the newest checkpoint, if there is one, into a state.
 
     The student has the layers that :func:`latest_position` speaks of.
@@ -136,13 +136,13 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / _STATE).is_file())
 
 
-def _position(path: Path) -> Position:
+def _position(path: Path) -> TrainState:
     values = read_json(path / _STATE)
-    place = Place(**values.pop("place"))
-    return Position(**values, place=place)
+    place = DataCursor(**values.pop("place"))
+    return TrainState(**values, place=place)
 
 
-def _files(state: State, own: Tensors) -> Iterator[tuple[str, Tensors]]:
+def _files(state: TrainObjects, own: Tensors) -> Iterator[tuple[str, Tensors]]:
     """Yield the tensors of each file, in the same order on every rank."""
     mean, _ = state.ema.state()
     yield _STUDENT, state.student.state_dict()

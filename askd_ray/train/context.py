@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 
-from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Task
+from askd_ray.data.collate import BatchLoader
+from askd_ray.data.plan import ReadTask
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch
 from askd_ray.torch_setup import n_cores
@@ -33,7 +33,7 @@ class Context(Protocol):
         """Where this rank computes."""
         ...
 
-    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         """Yield the micro-batches of this rank's tasks, in order."""
         ...
 
@@ -51,7 +51,7 @@ class PlainContext:
     world_size: int = 1
     reports: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
-    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         """Make the batches here, in threads beside the training."""
         jobs = (job for task in tasks for job in stream.jobs(task))
         return prefetch(jobs, _AHEAD * n_cores(), threads=n_cores())

@@ -9,9 +9,9 @@ from askd_ray.config.schema import Recipe
 from askd_ray.distill.plot import figure_of
 from askd_ray.files import atomic_path
 from askd_ray.train.plot import smooth
-from askd_ray.train.track import Metrics
+from askd_ray.train.track import StepMetrics
 
-_MOST_POINTS = 600  # as many as the picture is wide
+_MAX_POINTS = 600  # as many as the picture is wide
 _FEW_POINTS = 60  # so few are marked each
 _LOSSES = {
     "loss": "whole loss",
@@ -27,7 +27,7 @@ _WIDE_RANGE = 30.0  # the largest over the smallest value from which on an axis 
 Points = tuple[list[float], list[float]]
 
 
-def draw_curves(metrics: Sequence[Metrics], recipe: Recipe, folder: Path) -> list[Path]:
+def draw_curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) -> list[Path]:
     """Draw losses, dev WER, schedule, learning rates, gradient norm and speed into ``folder``; returns the PNGs.
 
     What a training did not measure is left out. Raises :class:`AskdError` when matplotlib is not installed.
@@ -55,7 +55,7 @@ def draw_curves(metrics: Sequence[Metrics], recipe: Recipe, folder: Path) -> lis
     return drawn
 
 
-def points(metrics: Iterable[Metrics], name: str) -> Points:
+def points(metrics: Iterable[StepMetrics], name: str) -> Points:
     """Return steps and values of a metric where it was measured; of a long run, the means of stretches of it."""
     steps, values = list[float](), list[float]()
     for line in metrics:
@@ -63,7 +63,7 @@ def points(metrics: Iterable[Metrics], name: str) -> Points:
         if value is not None and math.isfinite(value):
             steps.append(line["step"])
             values.append(value)
-    size = math.ceil(len(steps) / _MOST_POINTS) or 1
+    size = math.ceil(len(steps) / _MAX_POINTS) or 1
     starts = range(0, len(steps), size)
     return [_mean(steps[i : i + size]) for i in starts], [_mean(values[i : i + size]) for i in starts]
 
@@ -72,7 +72,7 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _losses(metrics: Sequence[Metrics]) -> Any:
+def _losses(metrics: Sequence[StepMetrics]) -> Any:
     figure, (axis,) = figure_of(1)
     for name, label in _LOSSES.items():
         # A part without weight is not computed: it says 0, which is no loss.
@@ -86,7 +86,7 @@ def _losses(metrics: Sequence[Metrics]) -> Any:
     return figure
 
 
-def _dev_wer(metrics: Sequence[Metrics]) -> Any:
+def _dev_wer(metrics: Sequence[StepMetrics]) -> Any:
     steps, values = points(metrics, "dev_wer")
     if not values:
         return None
@@ -100,7 +100,7 @@ def _dev_wer(metrics: Sequence[Metrics]) -> Any:
     return figure
 
 
-def _schedule(metrics: Sequence[Metrics]) -> Any:
+def _schedule(metrics: Sequence[StepMetrics]) -> Any:
     rows = [name for name in ("T", "k") if len({line.get(name) for line in metrics}) > 1]
     figure, axes = figure_of(1 + len(rows))
     for name, label in _SCHEDULE.items():
@@ -114,7 +114,7 @@ def _schedule(metrics: Sequence[Metrics]) -> Any:
     return figure
 
 
-def _learning_rates(metrics: Sequence[Metrics]) -> Any:
+def _learning_rates(metrics: Sequence[StepMetrics]) -> Any:
     names = sorted({name for line in metrics for name in line if name.startswith("lr/")})
     if not names:
         return None
@@ -128,7 +128,7 @@ def _learning_rates(metrics: Sequence[Metrics]) -> Any:
     return figure
 
 
-def _grad_norm(metrics: Sequence[Metrics], clip_norm: float) -> Any:
+def _grad_norm(metrics: Sequence[StepMetrics], clip_norm: float) -> Any:
     steps, values = points(metrics, "grad_norm")
     if not values:
         return None
@@ -146,7 +146,7 @@ def _grad_norm(metrics: Sequence[Metrics], clip_norm: float) -> Any:
     return figure
 
 
-def _speed(metrics: Sequence[Metrics]) -> Any:
+def _speed(metrics: Sequence[StepMetrics]) -> Any:
     steps, values = points(metrics, "utterances_per_s")
     if not values:
         return None

@@ -16,7 +16,7 @@ from transformers import WhisperForConditionalGeneration
 from askd_ray.audio.augment import draw_seed
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
-from askd_ray.data.collate import Stream
+from askd_ray.data.collate import BatchLoader
 from askd_ray.data.plan import Step
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_utterances
@@ -30,14 +30,14 @@ from askd_ray.models.windows import WindowedWhisper
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label_key
 from askd_ray.torch_setup import release_memory, use_threads
-from askd_ray.train.checkpoint import Position, State, latest_position, load_checkpoint, save_checkpoint
+from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_position, load_checkpoint, save_checkpoint
 from askd_ray.train.clock import Clock
 from askd_ray.train.context import Context
 from askd_ray.train.dev import dev_errors, dev_metrics
 from askd_ray.train.ledger import TRAINED, Ledger, account, read_ledger
 from askd_ray.train.optim import build_optimizer, freeze, lr_factor, set_lr
 from askd_ray.train.parallel import network_of, shard, whole_model
-from askd_ray.train.shrink import Students, check_shrinkings, due_shrinkings
+from askd_ray.train.shrink import StudentFactory, check_shrinkings, due_shrinkings
 from askd_ray.train.step import Stepper
 from askd_ray.train.track import Tracker
 from askd_ray.train.weight_ema import WeightEma
@@ -45,10 +45,10 @@ from askd_ray.train.weight_ema import WeightEma
 BEST, CHECKPOINTS, LEDGER = "best", "checkpoints", "ledger"
 
 
-def make_stream(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> Stream:
+def make_batch_loader(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> BatchLoader:
     """Return the stream of a recipe's train shards and labels."""
     run = Run(recipe)
-    return Stream(
+    return BatchLoader(
         shards=run.shards,
         labels=run.labels,
         label_key=label_key(recipe),
@@ -101,19 +101,19 @@ class Loop:
         recipe, context, train = self.recipe, self.context, self.recipe.train
         use_threads(processes=context.world_size)
         checkpoints = self.folder / CHECKPOINTS
-        self.position = latest_position(checkpoints) or Position(self.key)
+        self.position = latest_position(checkpoints) or TrainState(self.key)
         assert self.position.key == self.key, f"{checkpoints} is of another recipe"
         _check_same_step(self.position.step, context.world_size)
         theirs = _online_teacher(recipe)
         torch.manual_seed(recipe.seed)  # a projection to the teacher's width starts at random
-        self.students = Students(recipe, theirs.whisper.config.d_model if theirs is not None else 0)
+        self.students = StudentFactory(recipe, theirs.whisper.config.d_model if theirs is not None else 0)
         student = self.students.at(self.position.shrunk).train()
         teacher, clean_mels = None, 0
         if theirs is not None:
             teacher = OnlineTeacher(theirs, encoders_agree(recipe, student, theirs))
             self._place(theirs)
             clean_mels = 0 if teacher.shares_encoder else theirs.whisper.config.num_mel_bins
-        self.stream = make_stream(recipe, student.whisper.config.num_mel_bins, clean_mels)
+        self.stream = make_batch_loader(recipe, student.whisper.config.num_mel_bins, clean_mels)
         student = self._place(student)
         own = self_teacher(recipe.objective.self_teacher, self._load_best)
         self.planner = self.stream.planner()
@@ -121,7 +121,7 @@ class Loop:
         self.dev = read_utterances(Run(recipe).shards, "dev")
         scaler = GradScaler(context.device.type, enabled=train.precision == "float16")
         optimizer = build_optimizer(student, train)
-        self.state = State(student, optimizer, own, WeightEma(train.ema_decay), scaler)
+        self.state = TrainObjects(student, optimizer, own, WeightEma(train.ema_decay), scaler)
         load_checkpoint(checkpoints, self.state, self._student_at)
         self.distiller = Distiller(recipe.objective, own, teacher, self._threshold())
         self.gap = Gap(**self.position.gap)
@@ -275,7 +275,7 @@ class Loop:
         return self.position.shrunk == len(self.recipe.student.shrink)
 
     def _move(self, **changes: Any) -> None:
-        self.position = Position(**{**vars(self.position), **changes})
+        self.position = TrainState(**{**vars(self.position), **changes})
 
     def _student_at(self, n_shrunk: int) -> WindowedWhisper:
         return self.students.at(n_shrunk).to(self.context.device)

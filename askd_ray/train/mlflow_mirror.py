@@ -19,7 +19,7 @@ from askd_ray.errors import AskdError
 from askd_ray.files import local_path, read_json, sha256_of_file, write_json
 from askd_ray.progress import console
 from askd_ray.runs import Run, git_sha
-from askd_ray.train.track import Metrics, MetricsReader
+from askd_ray.train.track import MetricsReader, StepMetrics
 
 _STATE = "mlflow.json"  # in the training's folder: which run there is this one, and which files it has
 _EVERY_S = 5.0
@@ -57,7 +57,7 @@ class MlflowRun:
             self._client.update_run(self.id, status="RUNNING")  # it was killed, or failed, and goes on
         self._send_params(there.data.params)
         self._metrics = MetricsReader(run.distill, after=int(there.data.metrics.get("step", 0)))
-        self._waiting: list[Metrics] = []
+        self._waiting: list[StepMetrics] = []
 
     def _known(self) -> dict[str, Any] | None:
         path = self._run.distill / _STATE
@@ -212,7 +212,7 @@ def _folder(tracking: Tracking) -> Path:
     return local_path(tracking.mlflow).resolve()
 
 
-def _entries(line: Metrics) -> Iterator[Any]:
+def _entries(line: StepMetrics) -> Iterator[Any]:
     from mlflow.entities import Metric
 
     at_ms, step = int(1000 * line["time_s"]), int(line["step"])

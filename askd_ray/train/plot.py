@@ -6,7 +6,7 @@ from pathlib import Path
 from askd_ray.distill.plot import figure_of
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path
-from askd_ray.train.track import Metrics, read_metrics
+from askd_ray.train.track import StepMetrics, read_metrics
 
 _SMOOTHING = 0.1  # the share of each new step in the running mean of the cross-entropy
 
@@ -37,7 +37,7 @@ def plot_runs(runs: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def _metrics(run: Path) -> list[Metrics]:
+def _metrics(run: Path) -> list[StepMetrics]:
     lines = read_metrics(run / "distill")
     if not lines:
         raise AskdError(f"{run} holds no training: a folder that `askd distill` wrote is needed (runs/NAME)")

@@ -17,8 +17,8 @@ from askd_ray.audio.sounds import check_sounds
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import PLACEMENT
-from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Planner, Task
+from askd_ray.data.collate import BatchLoader
+from askd_ray.data.plan import Planner, ReadTask
 from askd_ray.data.ray_stream import ray_batches
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import shard_paths
@@ -36,11 +36,11 @@ from askd_ray.runs import Run, stage_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import device_of
 from askd_ray.train.checkpoint import latest_position
-from askd_ray.train.loop import CHECKPOINTS, Loop, make_stream
+from askd_ray.train.loop import CHECKPOINTS, Loop, make_batch_loader
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
 from askd_ray.train.report import publish
 from askd_ray.train.shrink import check_shrinkings
-from askd_ray.train.track import Metrics, MetricsReader
+from askd_ray.train.track import MetricsReader, StepMetrics
 
 
 class RayTrainContext:
@@ -54,7 +54,7 @@ class RayTrainContext:
         assert isinstance(device, torch.device)
         self.device = device
 
-    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         """Stream the batches through Ray Data."""
         return ray_batches(stream, tasks)
 
@@ -80,7 +80,7 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     console.print(cost.line(cost.costs(recipe)))
     padding = planner.padding()
     console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
-    make_room(run, key, force)
+    clear_stale_run(run, key, force)
     begun = run.begin("distill")
     connect(use_gpu=recipe.train.use_gpu)
     with user_error():
@@ -95,7 +95,7 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 def distill_key(run: Run) -> str:
     """Return the key of what a student hangs on: where it is trained, and by how many workers, does not matter."""
     r = run.recipe
-    train = r.train.model_dump(mode="json", exclude=PLACEMENT) | {"micro_batches": r.train.n_lanes}
+    train = r.train.model_dump(mode="json", exclude=PLACEMENT) | {"micro_batches": r.train.micro_batches_per_step}
     return stage_key(r.student, r.window, r.augment, r.objective, train, r.seed, run.key("label"))
 
 
@@ -110,7 +110,7 @@ def check_inputs(recipe: Recipe) -> Planner:
     check_installed(recipe.tracking)
     schedules.check(recipe.objective, recipe.train.epochs)
     check_sounds(recipe.augment)
-    planner = make_stream(recipe, n_mels=80).planner()
+    planner = make_batch_loader(recipe, n_mels=80).planner()
     check_shrinkings(recipe.student, planner)
     shard_paths(run.shards, "dev")
     init = recipe.student.init
@@ -127,7 +127,7 @@ def _vocabulary(model: str) -> dict[str, int]:
     return Tokens(resolve(model)).tokenizer.get_vocab()
 
 
-def make_room(run: Run, key: str, force: bool) -> None:
+def clear_stale_run(run: Run, key: str, force: bool) -> None:
     """Leave only what this very run can go on from."""
     position = latest_position(run.distill / CHECKPOINTS)
     other = run.record("distill") is not None or (position is not None and position.key != key)
@@ -148,7 +148,7 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
         _worker,
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "folder": str(run.distill), "key": key},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(train.least_workers, train.workers) if train.least_workers is not None else train.workers,
+            num_workers=(train.min_workers, train.workers) if train.min_workers is not None else train.workers,
             use_gpu=train.use_gpu,
             placement_strategy=train.placement,
             resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
@@ -228,7 +228,7 @@ class _progress:  # noqa: N801  # a context manager, used like a function
                     _update(progress, lines[-1], scored)
 
 
-def _update(progress: Bar, last: Metrics, scored: Metrics | None) -> None:
+def _update(progress: Bar, last: StepMetrics, scored: StepMetrics | None) -> None:
     note = f"loss {last['loss']:.3f}  a {last['a']:.2f}  b {last['b']:.2f}  lr {last['lr/decoder']:.1e}"
     if scored is not None:
         note += f"  dev WER {scored['dev_wer']:.3f}  {scored['utterances_per_s']:.1f} utt/s"

@@ -21,9 +21,9 @@ from askd_ray.progress import console
 from askd_ray.runs import Run
 from askd_ray.train.curves import draw_curves
 from askd_ray.train.mlflow_mirror import complete
-from askd_ray.train.track import Metrics, read_metrics
+from askd_ray.train.track import StepMetrics, read_metrics
 
-Record = Mapping[str, Any]
+StageRecord = Mapping[str, Any]
 
 
 def publish(recipe: Recipe) -> None:
@@ -79,7 +79,7 @@ def write_report(run: Run) -> Path | None:
     return run.path / "report.md"
 
 
-def _record(run: Run, stage: str) -> Record | None:
+def _record(run: Run, stage: str) -> StageRecord | None:
     """Return the record of a stage that came after this training; one of an earlier training tells nothing of it."""
     after, trained = run.path / f"{stage}.json", run.path / "distill.json"
     if not after.is_file() or after.stat().st_mtime < trained.stat().st_mtime:
@@ -92,7 +92,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _result(result: Record) -> str:
+def _result(result: StageRecord) -> str:
     return (
         f"**Dev WER {_percent(result['dev_wer'])}** at step {result['best_step']} of {result['steps']}, the best of "
         f"the run; {result['params_m']:g} M parameters. Chosen on dev: only a held-out split tells how good it is."
@@ -103,7 +103,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _curves(metrics: Sequence[Metrics], recipe: Recipe, folder: Path) -> str:
+def _curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) -> str:
     try:
         drawn = draw_curves(metrics, recipe, folder)
     except AskdError as error:
@@ -112,7 +112,7 @@ def _curves(metrics: Sequence[Metrics], recipe: Recipe, folder: Path) -> str:
     return "\n\n".join(["## Curves", *pictures])
 
 
-def _held_out(record: Record | None) -> list[str]:
+def _held_out(record: StageRecord | None) -> list[str]:
     if record is None:
         return []
     scores = record["result"]
@@ -134,18 +134,18 @@ def _held_out(record: Record | None) -> list[str]:
     ]
 
 
-def _wer(model: Record) -> str:
+def _wer(model: StageRecord) -> str:
     return f"{_percent(model['wer'])} ({' to '.join(map(_percent, model['wer_ci95']))})"
 
 
-def _exported(record: Record | None) -> list[str]:
+def _exported(record: StageRecord | None) -> list[str]:
     if record is None:
         return []
     sizes = [(f"`{name}`", size) for name, size in record["result"]["size_mb"].items()]
     return ["## Bundle", _table(("part of [bundle/](bundle)", "MB"), sizes)]
 
 
-def _training(recipe: Recipe, result: Record) -> str:
+def _training(recipe: Recipe, result: StageRecord) -> str:
     objective, train, student = recipe.objective, recipe.train, recipe.student
     preset = PRESETS[objective.preset]
     rows = [
@@ -169,7 +169,7 @@ def _training(recipe: Recipe, result: Record) -> str:
         ("targets", recipe.targets.kind),
         (
             "length",
-            f"{result['steps']} steps of {train.n_lanes} micro-batches, {train.epochs:g} epochs; "
+            f"{result['steps']} steps of {train.micro_batches_per_step} micro-batches, {train.epochs:g} epochs; "
             f"workers: {result['workers']}" + (f"; ended early by {result['stopped']}" if result["stopped"] else ""),
         ),
         ("padding", f"{result['padding']['audio']:.1%} of the audio, {result['padding']['tokens']:.1%} of the tokens"),
@@ -208,7 +208,7 @@ def _from_to(schedule: str, start: float, end: float) -> str:
     return f"{start:g} throughout" if schedule == "constant" else f"{schedule} from {start:g} to {end:g}"
 
 
-def _data(run: Run, prepared: Record | None, labelled: Record | None) -> str:
+def _data(run: Run, prepared: StageRecord | None, labelled: StageRecord | None) -> str:
     used = run.used("prepare").data.sources
     sources = [f"- `{s.path}` ({s.kind}, {s.language}, {s.domain}; licence: {s.licence})" for s in used]
     parts = ["## Data", "\n".join(sources)] if sources else ["## Data"]
@@ -244,7 +244,7 @@ def _seen(ledger: Mapping[str, Any] | None) -> list[str]:
     return ["## Utterances in training\n\n" + _table(("", "utterances"), rows)]
 
 
-def _made_with(run: Run, trained: Record) -> str:
+def _made_with(run: Run, trained: StageRecord) -> str:
     records = {stage: run.record(stage) for stage in ("prepare", "label")} | {"distill": trained}
     records |= {stage: _record(run, stage) for stage in ("export", "evaluate")}
     rows = [

@@ -7,13 +7,13 @@ from askd_ray.data.plan import Planner
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_config
 from askd_ray.models.reference import resolve
-from askd_ray.models.student import build_student, operate, surgeries
+from askd_ray.models.student import apply_layer_map, build_student, surgeries
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.text.tokens import Tokens
 from askd_ray.train.optim import Optimizer, build_optimizer, carry_over
 
 
-class Students:
+class StudentFactory:
     """A recipe's student as built and after each shrinking, and the way from one to the next.
 
     ``teacher_width`` is that of an online teacher's encoder states, for the recipe's loss between them.
@@ -48,7 +48,7 @@ class Students:
         A layer that stays keeps its moments; a merged one has the mean of the moments of those it is made of.
         """
         surgery = self._shrinkings[student.shrunk]
-        smaller = self.around(operate(student.whisper, surgery), student.shrunk + 1)
+        smaller = self.around(apply_layer_map(student.whisper, surgery), student.shrunk + 1)
         smaller.to_widths = student.to_widths
         smaller.to(next(student.parameters()).device).train(student.training)
         fresh = build_optimizer(smaller, self._recipe.train)

@@ -8,15 +8,15 @@ from typing import Any
 from askd_ray.config.tune import Between, Domain, Space, Value, is_integer
 from askd_ray.distill.plot import figure_class
 from askd_ray.files import atomic_path
-from askd_ray.tune.trials import Row, as_text, short_name
+from askd_ray.tune.trials import TrialRow, as_text, short_name
 
-LEAST_TRIALS = 8
+MIN_TRIALS = 8
 """With fewer, the best quarter is one trial: nothing can be said of what mattered."""
 
 _BEST_SHARE, _UNREAD = 0.25, -0.12
 
 
-def importance(trials: Sequence[Row], space: Space) -> dict[str, float]:
+def importance(trials: Sequence[TrialRow], space: Space) -> dict[str, float]:
     """Return how much each path tells the best quarter of the trials from all of them, most first; they add up to 1.
 
     PED-ANOVA (arXiv 2304.10255): how far the values of the best are spread otherwise than those of all trials.
@@ -44,7 +44,7 @@ def _distribution(path: str, domain: Domain) -> Any:
     return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def plot_importance(trials: Sequence[Row], space: Space, path: Path) -> Path:
+def plot_importance(trials: Sequence[TrialRow], space: Space, path: Path) -> Path:
     """Draw :func:`importance` as bars into a PNG; returns its path.
 
     Raises :class:`~askd_ray.errors.AskdError` when matplotlib is not installed.
@@ -62,7 +62,7 @@ def plot_importance(trials: Sequence[Row], space: Space, path: Path) -> Path:
     return _saved(figure, path)
 
 
-def plot_parallel(trials: Sequence[Row], space: Space, path: Path) -> Path:
+def plot_parallel(trials: Sequence[TrialRow], space: Space, path: Path) -> Path:
     """Draw each trial as a line through its values to its score into a PNG; the best one is thick. Returns its path.
 
     Raises :class:`~askd_ray.errors.AskdError` when matplotlib is not installed.

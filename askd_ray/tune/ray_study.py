@@ -16,7 +16,7 @@ from askd_ray.runs import Run
 from askd_ray.torch_setup import usable_device, use_threads
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
-from askd_ray.train.ray_trainer import check_inputs, distill_key, make_room
+from askd_ray.train.ray_trainer import check_inputs, clear_stale_run, distill_key
 
 _RETRIES = 2  # of a run whose process or machine died: it goes on from its last checkpoint
 
@@ -30,7 +30,7 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
     todo = [r for r in recipes if force or Run(r).finished("distill", keys[r.name]) is None]
     for recipe in todo:
         check_inputs(recipe)
-        make_room(Run(recipe), keys[recipe.name], force)
+        clear_stale_run(Run(recipe), keys[recipe.name], force)
     if not todo:
         return
     use_gpu = recipes[0].train.use_gpu

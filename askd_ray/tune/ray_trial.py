@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from ray import tune
 
-from askd_ray.config.candidate import Values, read_values, with_values
+from askd_ray.config.candidate import FieldValues, read_values, with_values
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tune import Tune
-from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Task
+from askd_ray.data.collate import BatchLoader
+from askd_ray.data.plan import ReadTask
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import sealed
 from askd_ray.files import remove
@@ -26,7 +26,7 @@ from askd_ray.train.track import read_metrics
 SCORE, EVALUATIONS, VALUES = "score", "evaluations", "values"
 
 
-def run_trial(recipe: Recipe, values: Values, search: Path, key: str) -> None:
+def run_trial(recipe: Recipe, values: FieldValues, search: Path, key: str) -> None:
     """Train a candidate into ``search/trials/<its id>``; ``key`` is that of the search.
 
     A trial that was broken off goes on from its own checkpoint, and one that is given another's checkpoint goes on from
@@ -55,12 +55,12 @@ def score(metrics: dict[str, Any], settings: Tune) -> float:
 class TuneContext(PlainContext):
     """The surroundings of a trial: reports go to Ray Tune, which may end the trial there; decoded clips are shared."""
 
-    def __init__(self, recipe: Recipe, values: Values, folder: Path, features: Path | None):
+    def __init__(self, recipe: Recipe, values: FieldValues, folder: Path, features: Path | None):
         super().__init__(torch.device(usable_device(recipe.train.use_gpu)))
         self._settings, self._folder, self._features = recipe.tune, folder, features
         self._values = json.dumps({path: values[path] for path in read_values(recipe, values)})
 
-    def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         """Make the batches here, of clips that the first trial that needs them decodes for all."""
         return super().batches(replace(stream, features_folder=self._features), tasks)
 

@@ -32,9 +32,9 @@ from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.train.ray_trainer import check_inputs
-from askd_ray.tune.plot import LEAST_TRIALS, plot_importance, plot_parallel
+from askd_ray.tune.plot import MIN_TRIALS, plot_importance, plot_parallel
 from askd_ray.tune.ray_trial import EVALUATIONS, SCORE, VALUES, run_trial
-from askd_ray.tune.trials import TRIALS, LiveTable, Row, table
+from askd_ray.tune.trials import TRIALS, LiveTable, TrialRow, table
 
 _CANDIDATE = "candidate"
 _STATES = {"PENDING": "waiting", "RUNNING": "running", "PAUSED": "paused", "TERMINATED": "done", "ERROR": "failed"}
@@ -116,11 +116,16 @@ def _connect(recipe: Recipe) -> None:
         raise AskdError(f"tune.cpus_per_trial = {asked:g}: this machine's cluster has {there:g}")
 
 
-def _trials(recipe: Recipe, folder: Path, key: str) -> list[Row]:
+def _trials(recipe: Recipe, folder: Path, key: str) -> list[TrialRow]:
     """Run what is left of a search's trials and return all that were scored, the best first."""
     settings = recipe.tune
     of_trials = {"epochs": settings.epochs, "evals_per_epoch": settings.evals_per_epoch}
-    of_trials |= {"workers": 1, "least_workers": None, "parallel": "ddp", "micro_batches": recipe.train.n_lanes}
+    of_trials |= {
+        "workers": 1,
+        "min_workers": None,
+        "parallel": "ddp",
+        "micro_batches": recipe.train.micro_batches_per_step,
+    }
     short = recipe.model_copy(update={"train": recipe.train.model_copy(update=of_trials), "evaluate": Evaluate()})
 
     def trial(config: dict[str, Any]) -> None:
@@ -200,8 +205,8 @@ def _dimension(path: str, domain: Domain) -> Any:
 def _searcher(recipe: Recipe) -> Searcher | SearchAlgorithm:
     if recipe.tune.searcher == "tpe":
         return OptunaSearch(seed=recipe.seed)
-    at_once = 0 if recipe.tune.scheduler == "pbt" else recipe.tune.concurrent  # 0: all
-    return BasicVariantGenerator(max_concurrent=at_once, random_state=recipe.seed)
+    map_concurrently = 0 if recipe.tune.scheduler == "pbt" else recipe.tune.concurrent  # 0: all
+    return BasicVariantGenerator(max_concurrent=map_concurrently, random_state=recipe.seed)
 
 
 def _scheduler(recipe: Recipe) -> TrialScheduler | None:
@@ -234,7 +239,7 @@ def _values(config: dict[str, Any]) -> dict[str, Any]:
     return config.get(_CANDIDATE, config)
 
 
-def _scored(recipe: Recipe, result: Any) -> Row:
+def _scored(recipe: Recipe, result: Any) -> TrialRow:
     """Return a trial with its best scores, and the values that it had then."""
     rows = result.metrics_dataframe
     best = rows.loc[rows[SCORE].idxmin()]
@@ -253,7 +258,7 @@ class _Watch(tune.Callback):
     """Writes how the trials stand whenever that changes."""
 
     def __init__(self, recipe: Recipe, path: Path):
-        self._recipe, self._path, self._rows = recipe, path, list[Row]()
+        self._recipe, self._path, self._rows = recipe, path, list[TrialRow]()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Write all trials."""
@@ -262,7 +267,7 @@ class _Watch(tune.Callback):
             self._rows = rows
             write_json(self._path, rows)
 
-    def _row(self, trial: Any) -> Row:
+    def _row(self, trial: Any) -> TrialRow:
         return {
             "state": _STATES[trial.status],
             "score": trial.metric_analysis.get(SCORE, {}).get("min"),
@@ -271,11 +276,11 @@ class _Watch(tune.Callback):
         }
 
 
-def _draw(trials: list[Row], space: Space, folder: Path) -> None:
+def _draw(trials: list[TrialRow], space: Space, folder: Path) -> None:
     """Draw the pictures; without matplotlib one line says so."""
     for name, draw in _PICTURES.items():
-        if name == "importance" and len(trials) < LEAST_TRIALS:
-            console.print(f"no picture of what mattered: {len(trials)} trials are too few, {LEAST_TRIALS} are needed")
+        if name == "importance" and len(trials) < MIN_TRIALS:
+            console.print(f"no picture of what mattered: {len(trials)} trials are too few, {MIN_TRIALS} are needed")
             continue
         try:
             console.print(f"{name}: {draw(trials, space, folder / f'{name}.png')}")

@@ -14,14 +14,14 @@ from askd_ray.progress import Table, console
 
 TRIALS = "trials.json"
 
-Row = Mapping[str, Any]
+TrialRow = Mapping[str, Any]
 """A trial: ``state``, ``score`` (None before the first evaluation), ``evaluations``, and its ``values`` by path.
 
 Once it has ended also what it was ``asked`` for of what it reads: its weights may have been cut.
 """
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
+def table(rows: Sequence[TrialRow], title: str) -> Table:
     """Return the trials as a table, the best first."""
     paths = list(dict.fromkeys(path for row in rows for path in row["values"]))
     shown = Table(title=title, title_justify="left")

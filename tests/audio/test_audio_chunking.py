@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askd_ray.audio.chunking import LONG_PAUSE_S, MOST_S, quietest, stretches
+from askd_ray.audio.chunking import LONG_PAUSE_S, MAX_CHUNK_S, quietest, stretches
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of
 from askd_ray.audio.vad import Span
 
@@ -30,14 +30,14 @@ def test_all_speech_is_in_one_stretch_and_none_is_too_long(lengths: list[tuple[f
         speech.append(Span(at, at + samples_of(length)))
         at = speech[-1].end + samples_of(pause)
     found = stretches(np.random.default_rng(0).standard_normal(at, dtype=np.float32), speech)
-    assert all(0 < s.n_samples <= samples_of(MOST_S) for s in found)
+    assert all(0 < s.n_samples <= samples_of(MAX_CHUNK_S) for s in found)
     assert all(a.end <= b.start for a, b in pairwise(found))
     covered = np.zeros(at, bool)
     for stretch in found:
         covered[stretch.start : stretch.end] = True
     for span in speech:
         assert covered[span.start : span.end].all()
-    if at > samples_of(MOST_S):  # and no long pause
+    if at > samples_of(MAX_CHUNK_S):  # and no long pause
         said = np.zeros(at, bool)
         for span in speech:
             said[span.start : span.end] = True

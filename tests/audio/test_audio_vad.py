@@ -8,7 +8,7 @@ from serving import spoken
 from silero_vad import get_speech_timestamps, load_silero_vad
 
 from askd_ray.audio.units import samples_of
-from askd_ray.audio.vad import FRAME_SAMPLES, Span, Turns, Vad, VadStream
+from askd_ray.audio.vad import FRAME_SAMPLES, Span, Vad, VadOptions, VadStream
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def recording(speech: Path) -> np.ndarray:
 
 
 def test_speech_is_found_and_pauses_are_not(vad: Vad, recording: np.ndarray):
-    spans = vad.speech(recording, Turns(silence_s=1.0))
+    spans = vad.speech(recording, VadOptions(silence_s=1.0))
     assert len(spans) == 2
     in_speech = sum(span.n_samples for span in spans)
     assert 0.5 < in_speech / (len(recording) - samples_of(6.0)) <= 1.1
@@ -45,7 +45,7 @@ def test_it_is_silero(vad: Vad, recording: np.ndarray):
         min_silence_duration_ms=300,
         speech_pad_ms=200,
     )
-    ours = vad.speech(recording, Turns(threshold=0.5, silence_s=0.3, padding_s=0.2))
+    ours = vad.speech(recording, VadOptions(threshold=0.5, silence_s=0.3, padding_s=0.2))
     assert ours == [Span(int(s["start"]), int(s["end"])) for s in theirs]
 
 

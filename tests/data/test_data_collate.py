@@ -11,9 +11,9 @@ from askd_ray.audio.augment import Draw, augment, speed_factor
 from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, window_samples
 from askd_ray.config.schema import Recipe
-from askd_ray.data.collate import Stream
+from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import SoftLabels, write_labels
-from askd_ray.data.plan import Place
+from askd_ray.data.plan import DataCursor
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
@@ -50,7 +50,7 @@ def batches(clips: list[Utterance], tmp_path: Path):
     ) -> list[Batch]:
         window = {"padded_share": 0.0}
         recipe = Recipe.model_validate({"augment": augmentation, "window": window, "train": TRAIN | train})
-        stream = Stream(
+        stream = BatchLoader(
             shards=Location.of(tmp_path / "shards"),
             labels=Location.of(tmp_path / "labels"),
             label_key={"top_k": 1},
@@ -61,7 +61,7 @@ def batches(clips: list[Utterance], tmp_path: Path):
             augment=recipe.augment,
             seed=3,
         )
-        tasks = [task for task in stream.planner().tasks(Place(), 0, 1) if task.epoch == epoch]
+        tasks = [task for task in stream.planner().tasks(DataCursor(), 0, 1) if task.epoch == epoch]
         if threads:
             return list(prefetch((job for task in tasks for job in stream.jobs(task)), ahead=4, threads=threads))
         return [batch for task in tasks for batch in stream.batches(task)]

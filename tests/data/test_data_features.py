@@ -12,9 +12,9 @@ from small_run import utterances
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data import features
-from askd_ray.data.collate import Stream
+from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import SoftLabels, write_labels
-from askd_ray.data.plan import Place
+from askd_ray.data.plan import DataCursor
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
@@ -47,7 +47,7 @@ def data(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batches(data: Path, kept: Path | None, teacher_n_mels: int = 0, **sections: Any) -> list[Batch]:
     train = {"batch_utterances": 4, "batch_audio_s": 60, "epochs": 2}
     recipe = Recipe.model_validate({"train": train, "window": {"padded_share": 0.2}, **sections})
-    stream = Stream(
+    stream = BatchLoader(
         shards=Location.of(data / "shards"),
         labels=Location.of(data / "labels"),
         label_key={"top_k": 1},
@@ -59,7 +59,7 @@ def batches(data: Path, kept: Path | None, teacher_n_mels: int = 0, **sections: 
         seed=3,
         features_folder=kept,
     )
-    tasks = stream.planner().tasks(Place(), 0, 1)
+    tasks = stream.planner().tasks(DataCursor(), 0, 1)
     return list(prefetch((job for task in tasks for job in stream.jobs(task)), ahead=4, threads=2))
 
 

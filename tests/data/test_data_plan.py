@@ -11,9 +11,9 @@ from askd_ray.audio.units import PADDED_SAMPLES, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Window
 from askd_ray.config.train import Train
-from askd_ray.data.plan import MicroBatch, Place, Planner, Row, Step, Task
+from askd_ray.data.plan import DataCursor, MicroBatch, Planner, ReadTask, Row, Step
 
-START = Place()
+START = DataCursor()
 
 
 def planner(lengths: list[float], shard_size: int = 5, augment: Augment | None = None, **train: object) -> Planner:
@@ -28,7 +28,7 @@ def planner(lengths: list[float], shard_size: int = 5, augment: Augment | None =
     return Planner(shards, settings_, Window(padded_share=0.1), augment or Augment(), seed=7)
 
 
-def lanes_of(plan: Planner, place: Place = START) -> list[tuple[MicroBatch, ...]]:
+def lanes_of(plan: Planner, place: DataCursor = START) -> list[tuple[MicroBatch, ...]]:
     """The run's steps from a place on, each with the micro-batches of all lanes."""
     n = plan.train.n_lanes
     per_lane = [[b for task in plan.tasks(place, lane, n) for b in task.batches] for lane in range(n)]
@@ -157,7 +157,7 @@ def test_the_last_progress_is_that_of_the_last_step():
 
 def test_tasks_travel_as_json():
     task = next(planner([1.0, 2.0, 3.0]).tasks(START, 0, 1))
-    assert Task.from_json(task.to_json()) == task
+    assert ReadTask.from_json(task.to_json()) == task
 
 
 def test_padding_is_what_is_computed_and_not_used():
@@ -179,7 +179,7 @@ def test_the_window_is_the_clip_and_some_silence_or_thirty_seconds():
 
 def test_a_step_says_where_the_next_one_begins():
     steps = list(planner([2.0] * 40).steps(START))
-    assert steps[0] == Step(0, 0.0, steps[1].begins, Place(0, 0, 1))
+    assert steps[0] == Step(0, 0.0, steps[1].begins, DataCursor(0, 0, 1))
     assert steps[-1].next.epoch == 1
 
 

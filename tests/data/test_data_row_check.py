@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from askd_ray.data.row_check import Limits, Rejected, check_row, clean_row
+from askd_ray.data.row_check import Rejected, RowLimits, check_row, clean_row
 from askd_ray.data.schema import Utterance
 from askd_ray.data.sources import SourceRow
 
 Sound = Callable[..., bytes]
-LIMITS = Limits(0.1, 30.0, (0.2, 30.0))
+LIMITS = RowLimits(0.1, 30.0, (0.2, 30.0))
 
 
 def row(**changes: Any) -> SourceRow:

@@ -7,7 +7,7 @@ from torch.nn import functional
 from askd_ray.config.objective import Objective
 from askd_ray.distill.divergence import forward_kl
 from askd_ray.distill.instance_weights import instance_weights
-from askd_ray.distill.objective import PARTS, Tokens, objective_sums
+from askd_ray.distill.objective import PARTS, TokenBatch, objective_sums
 from askd_ray.distill.references import Dense, Reference, TopK
 from askd_ray.distill.schedules import Progress, Weights, weights_at
 
@@ -38,7 +38,7 @@ class Case:
     def sums(
         self, settings: Objective, weights: Weights, w: torch.Tensor | None = None, teacher: Reference | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = Tokens(
+        tokens = TokenBatch(
             self.targets, torch.ones(len(self.targets)) if w is None else w, teacher or self.teacher, self.own
         )
         return objective_sums(settings, weights, tokens, (self.hidden, self.projection), lambda rows, log_q: None)
@@ -132,7 +132,7 @@ def test_what_has_no_weight_is_not_computed():
             raise AssertionError("asked without a weight")
 
     case = Case()
-    tokens = Tokens(case.targets, torch.ones(N), Untouchable(), Untouchable())
+    tokens = TokenBatch(case.targets, torch.ones(N), Untouchable(), Untouchable())
     student = (case.hidden, case.projection)
     objective_sums(Objective(), Weights(0.0, 0.0), tokens, student, lambda rows, log_q: None)
     with pytest.raises(AssertionError):

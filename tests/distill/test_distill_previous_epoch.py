@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from askd_ray.config.objective import SelfTeacher
+from askd_ray.config.objective import SelfTeacherConfig
 from askd_ray.data.schema import IGNORED
 from askd_ray.distill.divergence import forward_kl
 from askd_ray.distill.previous_epoch import PreviousEpoch
@@ -10,7 +10,7 @@ from askd_ray.distill.tensors import TensorBatch
 from askd_ray.targets.buckets import to_buckets
 
 N_VOCAB = 9
-PSKD = SelfTeacher(kind="previous_epoch", weight=0.8, schedule="linear", switch=0.0, top_k=4)
+PSKD = SelfTeacherConfig(kind="previous_epoch", weight=0.8, schedule="linear", switch=0.0, top_k=4)
 LENGTHS = {"a": 3, "b": 1, "c": 2}
 
 

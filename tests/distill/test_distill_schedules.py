@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from askd_ray.config.objective import SHARPNESS, Objective, SelfTeacher, Shape, TeacherWeight, Temperature
+from askd_ray.config.objective import SHARPNESS, Objective, SelfTeacherConfig, Shape, TeacherWeight, Temperature
 from askd_ray.distill.schedules import (
     SHAPES,
     Gap,
@@ -86,15 +86,15 @@ def test_the_weight_falls_and_stays_between_its_ends(
 
 
 def test_self_weight_waits_for_the_switch():
-    settings = SelfTeacher(kind="snapshot", weight=0.2, switch=0.5)
+    settings = SelfTeacherConfig(kind="snapshot", weight=0.2, switch=0.5)
     assert [self_weight(settings, at(u)) for u in (0.0, 0.49, 0.5, 1.0)] == [0.0, 0.0, 0.2, 0.2]
-    assert self_weight(SelfTeacher(kind="none"), at(1.0)) == 0.0
+    assert self_weight(SelfTeacherConfig(kind="none"), at(1.0)) == 0.0
 
 
 def test_self_weight_rises_from_the_switch():
-    linear = SelfTeacher(kind="ema", weight=0.4, switch=0.5, schedule="linear")
+    linear = SelfTeacherConfig(kind="ema", weight=0.4, switch=0.5, schedule="linear")
     assert [self_weight(linear, at(u)) for u in (0.4, 0.5, 0.75, 1.0)] == pytest.approx([0.0, 0.0, 0.2, 0.4])
-    cosine = SelfTeacher(kind="ema", weight=0.4, switch=0.0, schedule="cosine")
+    cosine = SelfTeacherConfig(kind="ema", weight=0.4, switch=0.0, schedule="cosine")
     assert [self_weight(cosine, at(u)) for u in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.0, 0.0585786, 0.2, 0.4])
 
 
@@ -122,11 +122,11 @@ def test_progress_lies_in_an_epoch_of_the_run(u: float, epochs: float):
 
 def test_weights_that_exceed_one_are_refused_with_the_place():
     early = Objective(
-        teacher_weight=TeacherWeight(start=0.9, end=0.5), self_teacher=SelfTeacher(weight=0.3, switch=0.0)
+        teacher_weight=TeacherWeight(start=0.9, end=0.5), self_teacher=SelfTeacherConfig(weight=0.3, switch=0.0)
     )
     with pytest.raises(AskdError, match=r"exceed 1 at progress 0\.00"):
         check(early, 2.0)
-    late = early.model_copy(update={"self_teacher": SelfTeacher(weight=0.3, switch=0.6)})
+    late = early.model_copy(update={"self_teacher": SelfTeacherConfig(weight=0.3, switch=0.6)})
     check(late, 2.0)
     weights = weights_at(late, at(0.6))
     assert weights.teacher + weights.own <= 1.0

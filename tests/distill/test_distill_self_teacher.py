@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from askd_ray.config.objective import SelfTeacher
+from askd_ray.config.objective import SelfTeacherConfig
 from askd_ray.distill.schedules import Progress
 from askd_ray.distill.self_teacher import self_teacher
 
@@ -27,7 +27,7 @@ def held(own: Any) -> float | None:
 
 
 def make(best: Student | None = None, **settings: Any) -> Any:
-    return self_teacher(SelfTeacher(**settings), lambda: best)  # type: ignore[arg-type,return-value]
+    return self_teacher(SelfTeacherConfig(**settings), lambda: best)  # type: ignore[arg-type,return-value]
 
 
 @pytest.mark.parametrize("kind", ["snapshot", "ema", "best", "previous_epoch"])

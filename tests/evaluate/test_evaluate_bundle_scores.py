@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scored import SAID as TEXTS
+from scored import HYPOTHESES_FILE as TEXTS
 from scored import description_of_bundle, evaluation, hypotheses
 
 from askd_ray.errors import AskdError
@@ -11,7 +11,7 @@ from askd_ray.evaluate.bundle_scores import evaluation_of_one, publish_scores
 from askd_ray.evaluate.hypotheses import TEACHER, Hypothesis, read_hypotheses
 from askd_ray.evaluate.scores import score
 from askd_ray.files import read_json
-from askd_ray.models.bundle import SAID, check_hashes
+from askd_ray.models.bundle import HYPOTHESES_FILE, check_hashes
 from askd_ray.promote import check_gate
 
 
@@ -26,7 +26,7 @@ def test_scores_go_into_the_card_and_the_bundle_stays_whole(tmp_path: Path):
     made, scores = bundle(tmp_path / "b"), evaluation()
     n_files = check_hashes(made)
     publish_scores(made, scores, [*hypotheses(), replace(hypotheses()[0], condition="white@10")])
-    assert read_hypotheses(made / SAID) == [row for row in hypotheses() if row.model == "student"]
+    assert read_hypotheses(made / HYPOTHESES_FILE) == [row for row in hypotheses() if row.model == "student"]
     card = (made / "README.md").read_text()
     assert "| test (in domain) | 3 | 20.00 (" in card and "| 10.00 (" in card and "Not evaluated" not in card
     assert "-10.00 points" in card and "Out of domain: not scored" in card
@@ -68,7 +68,7 @@ def test_each_student_of_a_study_gets_its_own_scores_and_promote_takes_them(tmp_
         assert own["models"] == [TEACHER, "student"]
         theirs, ours = evaluated["sets"]["test"]["models"][name], own["sets"]["test"]["models"]["student"]
         assert ours["wer"] == theirs["wer"]
-        assert {row.model for row in read_hypotheses(made[name] / SAID)} == {"student"}
+        assert {row.model for row in read_hypotheses(made[name] / HYPOTHESES_FILE)} == {"student"}
         assert "student: 9.8x" in (made[name] / "README.md").read_text()
     check_gate(made["askd-0"], made["ce-0"])
     with pytest.raises(AskdError, match="does not beat what is served"):

@@ -11,7 +11,7 @@ from askd_ray.evaluate import decode
 from askd_ray.evaluate.decode import Material, collected, decode_part, parts
 from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, read_hypotheses
 from askd_ray.evaluate.sets import EvalSet
-from askd_ray.evaluate.systems import Heard
+from askd_ray.evaluate.systems import SystemTranscript
 
 
 class Counting:
@@ -20,9 +20,9 @@ class Counting:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[Heard]:
+    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
         self.calls.append(len(waveforms))
-        return [Heard(f"{language} {len(w)}", ("a", "b"), (0.5, 0.25), True) for w in waveforms]
+        return [SystemTranscript(f"{language} {len(w)}", ("a", "b"), (0.5, 0.25), True) for w in waveforms]
 
 
 @pytest.fixture

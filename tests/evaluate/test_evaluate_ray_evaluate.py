@@ -14,7 +14,7 @@ from askd_ray.evaluate import ray_evaluate
 from askd_ray.evaluate.hypotheses import CLEAN, read_hypotheses
 from askd_ray.evaluate.ray_evaluate import evaluate
 from askd_ray.files import read_json
-from askd_ray.models.bundle import SAID, check_hashes
+from askd_ray.models.bundle import HYPOTHESES_FILE, check_hashes
 from askd_ray.runs import Run
 
 
@@ -76,7 +76,7 @@ def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights:
     assert result["non_speech"]["clips"] > 20 and result["left_out"] == {}
     assert read_json(run.path / "evaluate" / "scores.json") == result
     assert read_json(run.bundle / "bundle.json")["scores"] == result and check_hashes(run.bundle) > 0
-    assert {row.model for row in read_hypotheses(run.bundle / SAID)} == {"student"}
+    assert {row.model for row in read_hypotheses(run.bundle / HYPOTHESES_FILE)} == {"student"}
 
     rows = read_hypotheses(run.path / "evaluate" / "hypotheses.parquet")
     clean = [r for r in rows if (r.model, r.set, r.condition) == ("student", "test", CLEAN)]

@@ -4,7 +4,7 @@ import pytest
 from reported import finish, write_run
 
 from askd_ray.evaluate.hypotheses import Hypothesis
-from askd_ray.evaluate.report.document import Audio, Clip, Clips
+from askd_ray.evaluate.report.document import Audio, ClipBlock, ClipsBlock
 from askd_ray.evaluate.report.runs import read_evaluations
 from askd_ray.evaluate.report.worst import N_ABOVE, N_RATE, worst_sections
 from askd_ray.evaluate.sets import read_sets
@@ -27,12 +27,12 @@ def answered(run: Run, student: dict[str, str], teacher: dict[str, str] | None =
     return finish(run, rows)
 
 
-def clips_of(run: Run) -> list[tuple[Clip, ...]]:
+def clips_of(run: Run) -> list[tuple[ClipBlock, ...]]:
     return [
         block.clips
         for section in worst_sections(read_evaluations([run]))
         for block in section.blocks
-        if isinstance(block, Clips)
+        if isinstance(block, ClipsBlock)
     ]
 
 

@@ -13,7 +13,7 @@ from small_run import utterances
 
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.systems import bundle_info, open_recogniser, weights_hash
+from askd_ray.evaluate.systems import bundle_info, open_system, weights_hash
 from askd_ray.files import write_json
 
 
@@ -50,7 +50,7 @@ def server() -> Iterator[str]:
 
 def test_a_server(server: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    recogniser = open_recogniser(f"{server}#small")
+    recogniser = open_system(f"{server}#small")
     heard = recogniser.hear([np.zeros(1600, np.float32), np.zeros(3200, np.float32)], "de")
     where = "Bearer sk-secret /v1/audio/transcriptions"
     assert [h.text for h in heard] == [f"small de 1600/16000 {where}", f"small de 3200/16000 {where}"]
@@ -60,11 +60,11 @@ def test_a_server(server: str, monkeypatch: pytest.MonkeyPatch):
 def test_a_server_that_fails(server: str):
     clip = [np.zeros(1600, np.float32)]
     with pytest.raises(AskdError, match="transcriptions answers 500"):
-        open_recogniser(f"{server}#broken").hear(clip, "en")
+        open_system(f"{server}#broken").hear(clip, "en")
     with pytest.raises(AskdError, match="does not answer"):
-        open_recogniser("http://127.0.0.1:1/v1#x").hear(clip, "en")
+        open_system("http://127.0.0.1:1/v1#x").hear(clip, "en")
     with pytest.raises(AskdError, match="the model's name is missing"):
-        open_recogniser(server)
+        open_system(server)
 
 
 def test_windows_are_those_of_the_model(tmp_path: Path, weights: Path):
@@ -80,7 +80,7 @@ def test_windows_are_those_of_the_model(tmp_path: Path, weights: Path):
 
 @pytest.mark.slow
 def test_our_engine_tells_how_sure_it_is(weights: Path, speech: Path):
-    heard = open_recogniser(str(weights)).hear([waveform_of(u) for u in utterances(speech, 2)], "en")
+    heard = open_system(str(weights)).hear([waveform_of(u) for u in utterances(speech, 2)], "en")
     for said in heard:
         assert said.token_texts is not None and "".join(said.token_texts).strip() == said.text
         assert said.token_probs is not None and len(said.token_probs) == len(said.token_texts)

@@ -20,7 +20,7 @@ from askd_ray.models.engine import Decoding, Engine
 from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import encode
-from askd_ray.text.tokens import most_tokens
+from askd_ray.text.tokens import max_tokens
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_clip_that_does_not_stop_is_stopped(weights: Path, speech: Path, previ
     heard = engine.transcribe(waveforms)
     lengths = [len(t.token_ids) for t in heard]
     assert max(n for n, t in zip(lengths, heard, strict=True) if not t.ended) == max(lengths)
-    limits = [most_tokens(engine.window_samples(w) / SAMPLE_RATE_HZ) for w in waveforms]
+    limits = [max_tokens(engine.window_samples(w) / SAMPLE_RATE_HZ) for w in waveforms]
     assert all(n <= limit for n, limit in zip(lengths, limits, strict=True))
     assert any(n == limit for n, limit in zip(lengths, limits, strict=True)), "no clip ran away: nothing was bounded"
     assert all(t.ended == (n < limit) for n, t, limit in zip(lengths, heard, limits, strict=True))
@@ -121,7 +121,7 @@ def test_in_every_window_the_engine_writes_what_the_decoder_writes_of_the_same_s
 
 
 def test_most_tokens():
-    assert [most_tokens(s) for s in (0.0, 1.7, 10.0, 30.0)] == [16, 41, 166, 224]
+    assert [max_tokens(s) for s in (0.0, 1.7, 10.0, 30.0)] == [16, 41, 166, 224]
 
 
 def test_the_longest_clip_is_thirty_seconds(trimmed: Engine):

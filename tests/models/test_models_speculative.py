@@ -14,7 +14,7 @@ from askd_ray.errors import AskdError
 from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
 from askd_ray.models.speculative import Speculated, check_vocabularies, speculate
-from askd_ray.text.tokens import Tokens, most_tokens
+from askd_ray.text.tokens import Tokens, max_tokens
 
 Whisper = WhisperForConditionalGeneration
 
@@ -87,7 +87,7 @@ def test_a_teacher_that_does_not_stop_is_stopped_at_the_same_token(teacher, clip
     model.generation_config.suppress_tokens = [*model.generation_config.suppress_tokens, tokens.end]
     window = trimmed(clips[0][:16_000])
     expected = greedy(model, tokens, window, tokens.prompt())[0]
-    assert len(expected) == most_tokens(1.3)
+    assert len(expected) == max_tokens(1.3)
     for n_drafted in (1, 4):
         found = speculate(model, perturbed(model, 0.1), tokens, (window, window), tokens.prompt(), n_drafted)
         assert found.token_ids == expected

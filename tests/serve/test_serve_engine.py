@@ -11,9 +11,9 @@ from askd_ray.audio.units import samples_of
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding
 from askd_ray.serve import engine
-from askd_ray.serve.engine import Loaded, Models, load, transcribe_files
-from askd_ray.serve.recogniser import Ask, Recogniser, UnknownModelError
+from askd_ray.serve.engine import LoadedModel, ServedModels, load, transcribe_files
 from askd_ray.serve.transcription import Transcription
+from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService, UnknownModelError
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 from askd_ray.torch_setup import n_cores
@@ -25,40 +25,41 @@ def test_cores_go_to_calls_side_by_side_where_more_threads_do_not_pay(
 ):
     monkeypatch.setattr(engine, "n_cores", lambda: cores)
     monkeypatch.setattr(engine, "allocate_threads", lambda *_: paying)
-    assert engine.share_out(weights) == engine.Hardware("cpu", paying, workers)
-    assert engine.share_out(weights, threads=3).workers == max(1, cores // 3)
-    assert engine.share_out(weights, "cuda") == engine.Hardware("cuda")
+    assert engine.allocate_hardware(weights) == engine.Hardware("cpu", paying, workers)
+    assert engine.allocate_hardware(weights, threads=3).workers == max(1, cores // 3)
+    assert engine.allocate_hardware(weights, "cuda") == engine.Hardware("cuda")
 
 
 @pytest.mark.slow
 def test_the_cores_are_shared_out_by_a_model_itself(weights: Path):
-    found = engine.share_out(weights)
+    found = engine.allocate_hardware(weights)
     assert found.threads * found.workers <= n_cores()
 
 
 @pytest.fixture(scope="module")
-def loaded(weights: Path) -> Loaded:
+def loaded(weights: Path) -> LoadedModel:
     return load(weights, "tiny.en")
 
 
-def recogniser(loaded: Loaded) -> Recogniser:
-    models = Models()
+def recogniser(loaded: LoadedModel) -> TranscriptionService:
+    models = ServedModels()
     models.put(loaded)
-    return Recogniser(models, OwnProcess())
+    return TranscriptionService(models, OwnProcess())
 
 
-async def heard(listener: Recogniser, waveform: np.ndarray, ask: Ask) -> Transcription:
+async def heard(listener: TranscriptionService, waveform: np.ndarray, ask: TranscribeOptions) -> Transcription:
     found = [its async for its in listener.listen(waveform, ask)]
     return Transcription(tuple(s for its in found for s in its.segments), "en", len(waveform) / 16_000)
 
 
 @pytest.mark.slow
-def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: Loaded, speech: Path):
+def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: LoadedModel, speech: Path):
     """Clips and a long recording together, in batches as they come; nothing stays from one request to the next."""
     clips = [waveform for waveform, _ in spoken(speech, 8)]
     recording = np.concatenate([p for clip in clips for p in (clip, np.zeros(samples_of(0.6), np.float32))])
     asks = [
-        (clip, Ask("tiny.en", decoding=Decoding(confidence=i % 2 == 0))) for i, clip in enumerate([*clips, recording])
+        (clip, TranscribeOptions("tiny.en", decoding=Decoding(confidence=i % 2 == 0)))
+        for i, clip in enumerate([*clips, recording])
     ]
 
     async def together(n: int) -> list[Transcription]:
@@ -80,10 +81,10 @@ def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: Loaded, spee
 
 
 @pytest.mark.slow
-def test_words_are_where_they_are_said(loaded: Loaded, speech: Path):
+def test_words_are_where_they_are_said(loaded: LoadedModel, speech: Path):
     """The same clip behind five seconds of silence: all words come five seconds later."""
     ((clip, _),) = spoken(speech)
-    ask = Ask("tiny.en", decoding=Decoding(confidence=True))
+    ask = TranscribeOptions("tiny.en", decoding=Decoding(confidence=True))
     early = asyncio.run(heard(recogniser(loaded), clip, ask))
     later = np.concatenate([np.zeros(samples_of(25.0), np.float32), clip])  # over 20 s: only the speech is decoded
     late = asyncio.run(heard(recogniser(loaded), later, ask))
@@ -95,20 +96,20 @@ def test_words_are_where_they_are_said(loaded: Loaded, speech: Path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_heard(loaded: Loaded, speech: Path):
+def test_what_cannot_be_heard(loaded: LoadedModel, speech: Path):
     ((clip, _),) = spoken(speech)
     listener = recogniser(loaded)
     with pytest.raises(UnknownModelError, match=r"'whisper-9' does not exist: 'tiny\.en'"):
-        asyncio.run(listener.ears.hear(clip, Ask("whisper-9"), "me"))
+        asyncio.run(listener.ears.hear(clip, TranscribeOptions("whisper-9"), "me"))
     with pytest.raises(AskdError, match="English-only"):
-        asyncio.run(recogniser(loaded).ears.hear(clip, Ask("tiny.en", "fr"), "me"))
+        asyncio.run(recogniser(loaded).ears.hear(clip, TranscribeOptions("tiny.en", "fr"), "me"))
     asyncio.run(recogniser(loaded).ears.check())
 
 
 @pytest.mark.slow
-def test_a_prompt_of_any_length_is_taken_from_its_end(loaded: Loaded, speech: Path):
+def test_a_prompt_of_any_length_is_taken_from_its_end(loaded: LoadedModel, speech: Path):
     ((clip, _),) = spoken(speech)
-    ask = Ask("tiny.en", "en", Decoding(previous="Asterisk, voicemail. " * 400))
+    ask = TranscribeOptions("tiny.en", "en", Decoding(previous="Asterisk, voicemail. " * 400))
     assert asyncio.run(heard(recogniser(loaded), clip, ask)).text
     assert len(loaded.engine.fitting("nine " * 1000).split()) == 223
     assert loaded.engine.fitting("short") == "short"

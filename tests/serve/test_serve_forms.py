@@ -5,22 +5,22 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from askd_ray.audio.vad import Turns
+from askd_ray.audio.vad import VadOptions
 from askd_ray.serve.api_errors import ApiError
-from askd_ray.serve.forms import Wanted, transcription, translation
+from askd_ray.serve.forms import TranscriptionRequest, transcription, translation
 from askd_ray.serve.limits import MAX_TEXT_BYTES
-from askd_ray.serve.multipart import Part, read_parts
+from askd_ray.serve.multipart import FormPart, read_parts
 from askd_ray.text.languages import language_code
 
 Fields = list[tuple[str, str]]
 VAD, THRESHOLD, SILENCE = (f"chunking_strategy[{key}]" for key in ("type", "threshold", "silence_duration_ms"))
-AUDIO = Part("file", b"\x00\xff")
+AUDIO = FormPart("file", b"\x00\xff")
 FILE_AND_MODEL = [("file", "x"), ("model", "m")]
 TRUE, FALSE = ("true", "True", "TRUE", "1", "yes", "on", "t"), ("false", "False", "0", "no", "off", "null")
 
 
-def wanted(*fields: tuple[str, str], read: Any = transcription) -> Wanted:
-    parts = [Part(name, value.encode("utf-8", "surrogatepass")) for name, value in (("model", "student"), *fields)]
+def wanted(*fields: tuple[str, str], read: Any = transcription) -> TranscriptionRequest:
+    parts = [FormPart(name, value.encode("utf-8", "surrogatepass")) for name, value in (("model", "student"), *fields)]
     file, found = read([AUDIO, *parts])
     assert file == AUDIO.content
     return found
@@ -50,7 +50,7 @@ def refusal(*fields: tuple[str, str], read: Any = transcription) -> ApiError:
     ],
 )
 def test_server_vad_as_clients_write_it(fields: Fields):
-    assert wanted(*fields).ask.turns == Turns(0.6, 0.9, Turns.padding_s)
+    assert wanted(*fields).ask.turns == VadOptions(0.6, 0.9, VadOptions.padding_s)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_english_has_many_names(name: str):
 def test_an_empty_value_is_no_value(name: str):
     assert wanted(("language", ""), ("temperature", ""), ("stream", ""), ("prompt", ""), (VAD, "")) == wanted()
     with pytest.raises(ApiError, match="model: Field required"):
-        transcription([AUDIO, Part("model", b"")])
+        transcription([AUDIO, FormPart("model", b"")])
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_a_translation_has_no_fields_of_a_transcription():
 
 def test_fields_in_the_url_are_not_ignored():
     with pytest.raises(ApiError, match="language: a field of the form") as refused:
-        transcription([AUDIO, Part("model", b"student")], ["api-version", "language"])
+        transcription([AUDIO, FormPart("model", b"student")], ["api-version", "language"])
     assert refused.value.param == "language"
-    assert transcription([AUDIO, Part("model", b"student")], ["api-version"])
+    assert transcription([AUDIO, FormPart("model", b"student")], ["api-version"])
 
 
 @pytest.mark.parametrize(("values", "stream"), [(TRUE, True), (FALSE, False)])
@@ -172,7 +172,7 @@ VALUES = [
 VALUES += ['["word"]', "server_vad", '{"type": "server_vad"}', "0", "0.5", "1", "500", "true", "False", "[", "{", "nan"]
 
 
-def meant(found: Wanted) -> dict[str, Any]:
+def meant(found: TranscriptionRequest) -> dict[str, Any]:
     """Return what a request asks for by the names of the fields."""
     ask, turns = found.ask, found.ask.turns
     return {
@@ -187,7 +187,7 @@ def meant(found: Wanted) -> dict[str, Any]:
     }
 
 
-def honoured(name: str, value: str, found: Wanted) -> bool:
+def honoured(name: str, value: str, found: TranscriptionRequest) -> bool:
     """Whether a value that was sent is what the request asks for."""
     base = name.partition("[")[0]
     if value == "":

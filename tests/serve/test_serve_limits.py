@@ -6,11 +6,11 @@ from serving import FakeEars, app_around
 
 from askd_ray.errors import AskdError
 from askd_ray.serve.limits import KEYS_VARIABLE, read_keys
-from askd_ray.serve.openai_api import Limits
+from askd_ray.serve.openai_api import RequestLimits
 
 
 def test_with_keys_the_api_asks_for_one():
-    with TestClient(app_around(FakeEars(), Limits(keys=("first", "second")))) as client:
+    with TestClient(app_around(FakeEars(), RequestLimits(keys=("first", "second")))) as client:
         none, wrong = client.get("/v1/models"), client.get("/v1/models", headers={"Authorization": "Bearer secnod"})
         for answer in (none, wrong):
             assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
@@ -25,7 +25,7 @@ def test_other_sites_pages_may_only_ask_where_that_is_allowed():
     origin = {"Origin": "https://a.example"}
     with TestClient(app_around(FakeEars())) as client:
         assert "access-control-allow-origin" not in client.get("/v1/models", headers=origin).headers
-    with TestClient(app_around(FakeEars(), Limits(origins=("https://a.example",)))) as client:
+    with TestClient(app_around(FakeEars(), RequestLimits(origins=("https://a.example",)))) as client:
         assert client.get("/v1/models", headers=origin).headers["access-control-allow-origin"] == "https://a.example"
 
 

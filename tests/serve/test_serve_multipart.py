@@ -70,7 +70,7 @@ def test_a_part_says_its_own_character_set():
         (TYPE, b"nothing of the kind", "broken"),
         (TYPE, part("a", b"b"), "no end"),
         (TYPE, b"--B\r\nno header", "broken|no end"),
-        (TYPE, body(b"--B\r\n\r\nx\r\n"), "Part 1 of the form has no name"),
+        (TYPE, body(b"--B\r\n\r\nx\r\n"), "FormPart 1 of the form has no name"),
         (TYPE, body(part("a", b"eA==", headers="Content-Transfer-Encoding: base64\r\n")), "a: .*base64 is not read"),
         (TYPE, body(*[part("a", b"b")] * (MAX_PARTS + 1)), "too many fields"),
     ],

@@ -18,13 +18,13 @@ from openai.types.audio import TranscriptionTextDoneEvent
 from serving import FakeEars, app_around, spoken, wav
 
 from askd_ray.audio.units import samples_of
-from askd_ray.audio.vad import Turns
+from askd_ray.audio.vad import VadOptions
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Transcript
-from askd_ray.serve import openai_api, recogniser
+from askd_ray.serve import openai_api, transcription_service
 from askd_ray.serve.limits import MAX_FILE_BYTES
-from askd_ray.serve.openai_api import Limits
-from askd_ray.serve.recogniser import Ask
+from askd_ray.serve.openai_api import RequestLimits
+from askd_ray.serve.transcription_service import TranscribeOptions
 
 URL = "/v1/audio/transcriptions"
 
@@ -149,7 +149,7 @@ def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, cl
     n_samples = (len(clip) - 44) // 2
     transcript = ears.transcript
 
-    def lazy(stretch: np.ndarray, ask: Ask) -> Transcript:
+    def lazy(stretch: np.ndarray, ask: TranscribeOptions) -> Transcript:
         said = transcript(stretch, ask)
         return replace(said, text="Secret", token_ids=(1,)) if len(stretch) == n_samples else said
 
@@ -210,7 +210,7 @@ def test_what_openais_client_sends_is_honoured(client: TestClient, clip: bytes, 
     vad: Any = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
     assert create(file=("a.wav", clip), model="student", chunking_strategy=vad, language="en-US").text
     (ask,) = ears.asked
-    assert (ask.turns, ask.language) == (Turns(0.2, 0.7, 0.1), "en")
+    assert (ask.turns, ask.language) == (VadOptions(0.2, 0.7, 0.1), "en")
     *deltas, done = create(file=("a.wav", clip), model="student", stream=True, chunking_strategy="auto")
     assert done.type == "transcript.text.done" and done.usage is None
     assert "".join(its.delta for its in deltas if its.type == "transcript.text.delta") == done.text
@@ -248,7 +248,7 @@ def test_bad_audio_is_400(client: TestClient, audio: bytes):
 def test_too_much_audio_in_memory_is_busy(
     client: TestClient, clip: bytes, monkeypatch: pytest.MonkeyPatch, ears: FakeEars
 ):
-    monkeypatch.setattr(recogniser, "MOST_HELD_S", 8.0)
+    monkeypatch.setattr(transcription_service, "MAX_HELD_S", 8.0)
     hear, inner = ears.hear, list[httpx.Response]()
 
     async def hear_and_ask(*args: Any):
@@ -314,7 +314,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(client: TestClient, lon
 
 def test_a_request_has_its_time(clip: bytes, ears: FakeEars):
     ears.gate = asyncio.Event()
-    client = TestClient(app_around(ears, Limits(request_s=0.2)))
+    client = TestClient(app_around(ears, RequestLimits(request_s=0.2)))
     answer = post(client, clip)
     assert error_of(answer, 503)["code"] == "timeout" and answer.headers["retry-after"]
 

@@ -14,19 +14,19 @@ from playwright.sync_api import Page, expect
 from serving import OwnProcess, spoken, wav
 
 from askd_ray.audio.units import samples_of
-from askd_ray.serve.engine import Models, load
-from askd_ray.serve.metrics import Metrics
-from askd_ray.serve.openai_api import Limits, build_app
-from askd_ray.serve.recogniser import Recogniser
+from askd_ray.serve.engine import ServedModels, load
+from askd_ray.serve.metrics import ServiceMetrics
+from askd_ray.serve.openai_api import RequestLimits, build_app
+from askd_ray.serve.transcription_service import TranscriptionService
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium() is None, reason="needs Chromium")]
 
 
 @pytest.fixture(scope="module")
 def url(weights: Path) -> Iterator[str]:
-    models = Models()
+    models = ServedModels()
     models.put(load(weights, "tiny.en"))
-    app = build_app(Recogniser(models, OwnProcess()), Limits(), Metrics())
+    app = build_app(TranscriptionService(models, OwnProcess()), RequestLimits(), ServiceMetrics())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

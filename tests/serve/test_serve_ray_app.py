@@ -24,7 +24,7 @@ from serving import kill_replicas
 
 from askd_ray.audio.decode import decode
 from askd_ray.errors import AskdError
-from askd_ray.serve.engine import Models
+from askd_ray.serve.engine import ServedModels
 from askd_ray.serve.limits import MAX_FILE_BYTES
 from askd_ray.serve.listener import Address
 from askd_ray.serve.ray_app import EngineReplica, serve_bundles, stop_serving
@@ -254,7 +254,7 @@ def test_unknown_arguments_of_a_deployment_are_refused():
 
 @pytest.mark.parametrize(("idle_s", "checks"), [(1.0, 0), (11.0, 1), (math.inf, 1)])
 def test_serve_tries_an_engine_that_has_not_heard_anything_for_a_while(idle_s: float, checks: int):
-    class Counted(Models):
+    class Counted(ServedModels):
         n_checks = 0
 
         async def check(self) -> None:

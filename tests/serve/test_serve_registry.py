@@ -9,7 +9,7 @@ from askd_ray.errors import AskdError
 from askd_ray.files import read_json, write_json
 from askd_ray.models.bundle import BUNDLE_FILE, REFERENCE, hashes
 from askd_ray.serve import swap
-from askd_ray.serve.engine import Hardware, Models
+from askd_ray.serve.engine import Hardware, ServedModels
 from askd_ray.serve.registry import Registry
 from askd_ray.serve.swap import Follower, load_verified
 
@@ -59,7 +59,7 @@ def test_a_service_goes_along_and_a_bad_bundle_leaves_the_old_model(
     bad = registry.add("m", bundle_of(tmp_path / "c", weights, b"\1"))
     (bad / "ctranslate2-int8" / "config.json").write_text("{}")
     registry.promote("m", first.name)
-    models = Models()
+    models = ServedModels()
     follower = Follower(models, registry, Hardware())
     follower.load_all()
 
@@ -71,7 +71,7 @@ def test_a_service_goes_along_and_a_bad_bundle_leaves_the_old_model(
     follower.follow("m")
     assert served() == first.name
     assert "config.json is corrupt" in follower.refused["m"]
-    replaced = Follower(Models(), registry, Hardware())  # an engine that starts now goes back to what was good
+    replaced = Follower(ServedModels(), registry, Hardware())  # an engine that starts now goes back to what was good
     replaced.load_all()
     assert replaced._models._loaded["m"].model.version == first.name
     assert "config.json is corrupt" in replaced.refused["m"]
@@ -87,7 +87,7 @@ def test_a_service_goes_along_and_a_bad_bundle_leaves_the_old_model(
     only_bad = Registry(tmp_path / "other")
     only_bad.promote("m", only_bad.add("m", bad).name)
     with pytest.raises(AskdError, match=r"config\.json is corrupt"):
-        Follower(Models(), only_bad, Hardware()).load_all()
+        Follower(ServedModels(), only_bad, Hardware()).load_all()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from serving import FakeEars, app_around, spoken, wav
 
 from askd_ray.serve.limits import MAX_FILE_BYTES
-from askd_ray.serve.openai_api import Limits
+from askd_ray.serve.openai_api import RequestLimits
 from askd_ray.serve.uploads import MAX_BODY_BYTES, Admission
 
 URL = "/v1/audio/transcriptions"
@@ -58,7 +58,7 @@ def test_when_all_places_are_taken_it_is_429_with_retry_after(speech: Path):
 
     async def crowd() -> list[httpx.Response]:
         ears.gate = asyncio.Event()
-        transport = httpx.ASGITransport(app_around(ears, Limits(requests=3)))
+        transport = httpx.ASGITransport(app_around(ears, RequestLimits(requests=3)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             form: dict[str, Any] = {"files": {"file": clip}, "data": {"model": "student"}}
             tasks = [asyncio.create_task(client.post(URL, **form)) for _ in range(5)]
@@ -99,7 +99,7 @@ def test_uploads_that_stall_take_nobodys_place_and_are_answered_408(speech: Path
         return receive
 
     async def scenario() -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
-        app = app_around(FakeEars(), Limits(requests=2, upload_s=1.0))
+        app = app_around(FakeEars(), RequestLimits(requests=2, upload_s=1.0))
         tasks = [asyncio.create_task(raw(sending(clip[:500], True), MULTIPART, app, path)) for _ in range(6)]
         while len(stalled) < 6:
             await asyncio.sleep(0.01)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from askd_ray.config.targets import Targets
 from askd_ray.data.schema import Utterance
 from askd_ray.models.engine import Transcript
-from askd_ray.targets.filter import most_repeats, why_dropped
+from askd_ray.targets.filter import max_repeats_in, why_dropped
 from askd_ray.text.ngrams import compression_ratio
 
 TEN = "please leave your name and number after the long tone"
@@ -87,7 +87,7 @@ def test_a_reference_without_words():
     after=st.lists(st.sampled_from("wxyz"), max_size=3, unique=True),
 )
 def test_repeats_are_those_of_the_phrase(phrase: list[str], times: int, before: list[str], after: list[str]):
-    assert most_repeats([*before, *phrase * times, *after]) == times - 1
+    assert max_repeats_in([*before, *phrase * times, *after]) == times - 1
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_repeats_are_those_of_the_phrase(phrase: list[str], times: int, before: 
     [("", 0), ("no", 0), ("no no no", 2), ("a b a b c a b", 1), ("one two three four five six " * 3, 0)],
 )
 def test_repeats_by_hand(text: str, repeats: int):
-    assert most_repeats(text.split()) == repeats
+    assert max_repeats_in(text.split()) == repeats
 
 
 def test_compression_ratio_is_that_of_whisper():

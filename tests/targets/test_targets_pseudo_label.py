@@ -21,7 +21,7 @@ from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import encode
 from askd_ray.targets.pseudo_label import pseudo_label, teacher_engine
 from askd_ray.targets.soft_labels import label, label_key
-from askd_ray.text.tokens import MOST_PROMPT_TOKENS, Tokens
+from askd_ray.text.tokens import MAX_PROMPT_TOKENS, Tokens
 
 Teacher = tuple[WhisperForConditionalGeneration, Tokens]
 SOT, NO_TIMESTAMPS, PREVIOUS = 50257, 50362, 50360  # of the English-only vocabulary
@@ -177,9 +177,9 @@ def test_answers_stay_with_their_clips_whatever_the_languages(clips: list[Uttera
 
 
 def test_a_prompt_that_does_not_fit(clips: list[Utterance], weights: Path):
-    with pytest.raises(AskdError, match=rf"the prompt has 300 tokens: at most {MOST_PROMPT_TOKENS} are allowed"):
+    with pytest.raises(AskdError, match=rf"the prompt has 300 tokens: at most {MAX_PROMPT_TOKENS} are allowed"):
         teacher_engine(recipe(weights, prompt="nine " * 300))
-    longest = teacher_engine(recipe(weights, prompt="nine " * MOST_PROMPT_TOKENS))
+    longest = teacher_engine(recipe(weights, prompt="nine " * MAX_PROMPT_TOKENS))
     assert len(longest.transcribe([waveform_of(clips[0])])) == 1
 
 

@@ -24,14 +24,14 @@ from small_run import with_objective
 
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
-from askd_ray.data.collate import Stream
-from askd_ray.data.plan import Place, Step, Task
+from askd_ray.data.collate import BatchLoader
+from askd_ray.data.plan import DataCursor, ReadTask, Step
 from askd_ray.data.schema import Batch
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
 from askd_ray.text.error_rate import ErrorCounts
-from askd_ray.train.checkpoint import Position, save_checkpoint
+from askd_ray.train.checkpoint import TrainState, save_checkpoint
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop, is_evaluated
 from askd_ray.train.ray_trainer import check_inputs
@@ -203,7 +203,7 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
     seen: list[str] = []
 
     class Recording(PlainContext):
-        def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
             for batch in super().batches(stream, tasks):
                 seen.extend(batch.ids)
                 yield batch
@@ -232,7 +232,7 @@ def test_evaluations_lie_within_and_at_the_end_of_epochs(
     epochs: float, per_epoch: int, n_steps: int, expected: list[int]
 ):
     train = Train.model_validate({"epochs": epochs, "evals_per_epoch": per_epoch})
-    steps = [Step(0, i / n_steps, (i + 1) / n_steps, Place()) for i in range(n_steps)]
+    steps = [Step(0, i / n_steps, (i + 1) / n_steps, DataCursor()) for i in range(n_steps)]
     assert [i + 1 for i, step in enumerate(steps) if is_evaluated(step, train)] == expected
 
 
@@ -282,7 +282,7 @@ def test_a_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path:
 
 def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
-        def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
             for batch in super().batches(stream, tasks):
                 batch.log_mel[:] = float("nan")
                 yield batch
@@ -296,7 +296,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted_where_the_recipe_says_so(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
-        def batches(self, stream: Stream, tasks: Iterable[Task]) -> Iterator[Batch]:
+        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
             for number, batch in enumerate(super().batches(stream, tasks)):
                 if number == 2:
                     batch.log_mel[:] = float("nan")
@@ -318,7 +318,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
     """A file may not grow beyond a limit, as on a full disk: a real failing write in the second checkpoint."""
     loop, written = Loop(labelled, PlainContext(CPU), tmp_path, "key"), list[int]()
 
-    def save(folder: Path, position: Position, *rest: Any) -> None:
+    def save(folder: Path, position: TrainState, *rest: Any) -> None:
         written.append(position.step)
         limit = resource.RLIM_INFINITY if len(written) == 1 else 100_000
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))

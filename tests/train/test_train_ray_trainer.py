@@ -187,7 +187,7 @@ def test_nodes_that_die_change_neither_labels_nor_students(
 def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path, tmp_path: Path):
     """Each node has room for one worker, and nothing takes the place of the one that dies."""
     values = recipe.model_dump(mode="json")
-    values["train"] |= {"micro_batches": 2, "least_workers": 1, "cpus_per_worker": 1.5}
+    values["train"] |= {"micro_batches": 2, "min_workers": 1, "cpus_per_worker": 1.5}
     file = tmp_path / "elastic.yaml"
     elastic = Recipe.model_validate(values)
     file.write_text(dump_recipe(elastic), encoding="utf-8")

@@ -13,7 +13,7 @@ from small_run import with_objective
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.plan import Place
+from askd_ray.data.plan import DataCursor
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.text.error_rate import ErrorCounts
@@ -21,7 +21,7 @@ from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop, is_evaluated
 from askd_ray.train.optim import build_optimizer, freeze
 from askd_ray.train.ray_trainer import check_inputs
-from askd_ray.train.shrink import Students, due_shrinkings
+from askd_ray.train.shrink import StudentFactory, due_shrinkings
 from askd_ray.train.track import read_metrics
 
 # Of ten steps, counted from 0: shrinkings before steps 3 and 6. Dev is scored when 3, 5, 8 and 10 are done.
@@ -49,7 +49,7 @@ def shrinking(labelled: Recipe, tiny_model: Path, tmp_path_factory: pytest.TempP
 def undisturbed(shrinking: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     loop = Loop(shrinking, PlainContext(CPU), folder, "key")
-    steps = list(loop.planner.steps(Place()))
+    steps = list(loop.planner.steps(DataCursor()))
     assert [due_shrinkings(shrinking.student, s.begins) for s in steps] == [0] * 3 + [1] * 3 + [2] * 4
     assert [i for i, s in enumerate(steps, 1) if is_evaluated(s, shrinking.train)] == [3, 5, 8, 10]
     summary = loop.run()
@@ -123,7 +123,7 @@ def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Reci
 
 def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrinking: Recipe):
     recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"frozen_until": {"encoder": 0.9}})
-    students = Students(recipe, teacher_width=0)
+    students = StudentFactory(recipe, teacher_width=0)
     student = students.at(0)
     optimizer = build_optimizer(student, recipe.train)
     assert freeze(optimizer, recipe.train, 0.5)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from askd_ray.config.presets import PRESETS
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import empty_batch, from_bytes, to_bytes
-from askd_ray.data.plan import Place
+from askd_ray.data.plan import DataCursor
 from askd_ray.data.schema import Batch
 from askd_ray.distill.distiller import Distiller
 from askd_ray.distill.online_teacher import OnlineTeacher
@@ -28,8 +28,8 @@ from askd_ray.distill.tensors import TensorBatch
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.train.ledger import TRAINED
-from askd_ray.train.loop import make_stream
-from askd_ray.train.shrink import Students
+from askd_ray.train.loop import make_batch_loader
+from askd_ray.train.shrink import StudentFactory
 from askd_ray.train.step import OVERFLOW, Stepper, StepResult
 
 CPU = torch.device("cpu")
@@ -38,8 +38,8 @@ VOCABULARY = 51864
 
 
 def a_batch(recipe: Recipe, teacher_n_mels: int = 0) -> Batch:
-    stream = make_stream(recipe, 80, teacher_n_mels)
-    tasks = stream.planner().tasks(Place(), 0, 1)
+    stream = make_batch_loader(recipe, 80, teacher_n_mels)
+    tasks = stream.planner().tasks(DataCursor(), 0, 1)
     return next(b for t in tasks for b in stream.batches(t) if len(b.ids) == 3)
 
 
@@ -157,7 +157,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(labelled: Rec
     whole, kept, found = a_batch(labelled), list[int](), list[dict[str, torch.Tensor]]()
     for checkpointing in (False, True):
         recipe = with_objective(labelled, {}, train={"gradient_checkpointing": checkpointing})
-        student = Students(recipe, 0).at(0).train()
+        student = StudentFactory(recipe, 0).at(0).train()
         n_bytes = 0
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:

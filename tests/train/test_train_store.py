@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.plan import Place
+from askd_ray.data.plan import DataCursor
 from askd_ray.data.prepare import prepare
 from askd_ray.data.ray_stream import ray_batches
 from askd_ray.data.schema import SPLITS, Batch
@@ -20,7 +20,7 @@ from askd_ray.location import Location
 from askd_ray.runs import Run
 from askd_ray.targets.ray_label import label
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop, make_stream
+from askd_ray.train.loop import Loop, make_batch_loader
 from askd_ray.train.ray_trainer import check_inputs
 
 
@@ -63,8 +63,8 @@ def test_batches_from_s3_are_those_from_a_folder(
     assert [f.name for f in Run(there).path.iterdir()] == ["recipe.yaml"]
     assert {f.name for f in Run(there).labels.files()} == {f.name for f in Run(here).labels.files()}
 
-    streams = [make_stream(r, n_mels=80) for r in (here, there)]
-    tasks = [list(stream.planner().tasks(Place(), 0, 1)) for stream in streams]
+    streams = [make_batch_loader(r, n_mels=80) for r in (here, there)]
+    tasks = [list(stream.planner().tasks(DataCursor(), 0, 1)) for stream in streams]
     assert tasks[0] == tasks[1]
     batches = [
         [batch for task in tasks[0] for batch in streams[0].batches(task)],
@@ -88,8 +88,8 @@ def test_a_truncated_shard_on_s3_is_named(labelled: Recipe, s3: Callable[[str], 
     for place in (Run(labelled).shards, Run(labelled).labels):
         for file in place.files():
             (Run(there).data_path / place.name / file.name).write_bytes(file.read_bytes())
-    stream = make_stream(there, n_mels=80)
-    tasks = list(stream.planner().tasks(Place(), 0, 1))
+    stream = make_batch_loader(there, n_mels=80)
+    tasks = list(stream.planner().tasks(DataCursor(), 0, 1))
     shard = Run(there).shards.files("train-*")[0]
     shard.write_bytes(shard.read_bytes()[:1000])
     for read in (stream.planner, lambda: [list(stream.batches(task)) for task in tasks]):

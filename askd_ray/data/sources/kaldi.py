@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from askd_ray.config.source import Source
 from askd_ray.data.sources.files import SourceFile
 from askd_ray.data.sources.manifest import open_text
-from askd_ray.data.sources.record import Record
+from askd_ray.data.sources.record import SourceRecord
 from askd_ray.errors import AskdError
 from askd_ray.location import Location
 
@@ -23,7 +23,7 @@ class _Utterance:
     times: tuple[str, ...] = ()
 
 
-def read_kaldi(source: Source, file: SourceFile, needs_text: bool) -> Iterator[Record]:
+def read_kaldi(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
     """Yield the utterances of a folder: those of segments, or else those of wav.scp; then texts that have no audio.
 
     Raises :class:`AskdError`: no text where ``needs_text``, a line of another form, or an id that stands there twice.
@@ -44,9 +44,11 @@ def read_kaldi(source: Source, file: SourceFile, needs_text: bool) -> Iterator[R
         if not audio:
             problem = f"no audio: wav.scp has no recording {utterance.recording}"
         path = b"" if problem else audio
-        yield Record(values, utterance.where, path, id=f"{file.label_beside(utterance.id)}", problem=problem)
+        yield SourceRecord(values, utterance.where, path, id=f"{file.label_beside(utterance.id)}", problem=problem)
     for left in texts:
-        yield Record({}, f"{folder / 'text'}:{left}", b"", id=file.label_beside(left), problem="no audio: only a text")
+        yield SourceRecord(
+            {}, f"{folder / 'text'}:{left}", b"", id=file.label_beside(left), problem="no audio: only a text"
+        )
 
 
 def _utterances(folder: Location, recordings: dict[str, str]) -> Iterator[_Utterance]:

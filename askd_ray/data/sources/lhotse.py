@@ -6,12 +6,12 @@ from typing import Any, cast
 from askd_ray.config.source import Source
 from askd_ray.data.sources.files import SourceFile
 from askd_ray.data.sources.manifest import read_table
-from askd_ray.data.sources.record import Record
+from askd_ray.data.sources.record import SourceRecord
 
 _Json = Mapping[str, Any]
 
 
-def read_lhotse(source: Source, file: SourceFile, needs_text: bool) -> Iterator[Record]:
+def read_lhotse(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
     """Yield a row for each supervision of each cut; a cut without one is a row without a text."""
     for number, cut in read_table(file.location):
         where = f"{file.location}:{number}"
@@ -19,17 +19,17 @@ def read_lhotse(source: Source, file: SourceFile, needs_text: bool) -> Iterator[
             yield from _records(file, cut, where)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problem = f"no Lhotse cut: {type(error).__name__} {error}"
-            yield Record({}, where, b"", id=f"{file.label}:{number}", problem=problem)
+            yield SourceRecord({}, where, b"", id=f"{file.label}:{number}", problem=problem)
 
 
-def _records(file: SourceFile, cut: _Json, where: str) -> list[Record]:
+def _records(file: SourceFile, cut: _Json, where: str) -> list[SourceRecord]:
     """Return the rows of a cut, all or none: a cut of another form raises what its values raise."""
     name = f"{file.label}:{cut['id']}"
     audio, problem = _audio(cut)
     if problem:
-        return [Record({}, where, audio, id=name, problem=problem)]
+        return [SourceRecord({}, where, audio, id=name, problem=problem)]
     begin_s, supervisions = float(cut.get("start", 0.0)), cast(Sequence[_Json], cut.get("supervisions") or [])
-    records: list[Record] = []
+    records: list[SourceRecord] = []
     for n, supervision in enumerate(supervisions or [{"start": 0.0, "duration": cut.get("duration")}]):
         start_s, duration_s = begin_s + float(supervision["start"]), float(supervision["duration"])
         values: dict[str, Any] = {key: supervision.get(key) for key in ("text", "speaker", "language")}
@@ -39,7 +39,7 @@ def _records(file: SourceFile, cut: _Json, where: str) -> list[Record]:
         if isinstance(channel, int) and _n_channels(cut) > 1:
             values["channel"] = channel
         row_id = name if len(supervisions) < 2 else f"{name}:{supervision.get('id', n)}"
-        records.append(Record(values, where, audio, id=row_id))
+        records.append(SourceRecord(values, where, audio, id=row_id))
     return records
 
 

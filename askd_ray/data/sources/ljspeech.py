@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from askd_ray.config.source import Source
 from askd_ray.data.sources.files import SourceFile
 from askd_ray.data.sources.manifest import open_text
-from askd_ray.data.sources.record import Record
+from askd_ray.data.sources.record import SourceRecord
 from askd_ray.errors import AskdError
 
 _COLUMNS: tuple[str, ...] = ("id", "text", "normalized_text")
 
 
-def read_ljspeech(source: Source, file: SourceFile, needs_text: bool) -> Iterator[Record]:
+def read_ljspeech(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
     """Yield the rows of a metadata.csv, which has no header and no quoting.
 
     Raises :class:`AskdError` for lines of another form.
@@ -26,4 +26,4 @@ def read_ljspeech(source: Source, file: SourceFile, needs_text: bool) -> Iterato
                 raise AskdError(f"{where}: {len(cells)} cells, and ID|TEXT or ID|TEXT|NORMALISED TEXT is needed")
             values = dict(zip(_COLUMNS, cells, strict=False))
             name = values.pop("id")  # of one corpus: ids of rows name the source too
-            yield Record(values, where, f"wavs/{name}.wav")
+            yield SourceRecord(values, where, f"wavs/{name}.wav")

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from askd_ray.config.source import Source
 from askd_ray.data.sources.files import SourceFile
-from askd_ray.data.sources.record import Record, known_columns, names_of
+from askd_ray.data.sources.record import SourceRecord, known_columns, names_of
 from askd_ray.errors import AskdError, did_you_mean
 from askd_ray.location import Location
 
@@ -22,7 +22,7 @@ _CLIPS = {"common_voice": "clips"}  # the folder that audio lies in, where the r
 _MAX_QUOTED_COLUMNS = 12
 
 
-def read_manifest(source: Source, file: SourceFile, needs_text: bool) -> Iterator[Record]:
+def read_manifest(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
     """Yield the rows of a JSONL, JSON, TSV or CSV file.
 
     Raises :class:`AskdError` for broken lines, and for unknown or missing columns; without ``needs_text`` the column of
@@ -42,7 +42,7 @@ def read_manifest(source: Source, file: SourceFile, needs_text: bool) -> Iterato
             _check_columns(source, {**file.values, **values}, where, needs_text)
             checked = set(values)
         audio = values.get(audio_column) if folder else None
-        yield Record(
+        yield SourceRecord(
             values, where, str(PurePath(folder) / audio) if folder and isinstance(audio, str) and audio else None
         )
 

@@ -11,7 +11,7 @@ import soundfile
 
 from askd_ray.config.source import Source
 from askd_ray.data.sources.files import SourceFile
-from askd_ray.data.sources.record import Record, known_columns, names_of
+from askd_ray.data.sources.record import SourceRecord, known_columns, names_of
 from askd_ray.errors import AskdError
 from askd_ray.location import Location
 
@@ -21,7 +21,7 @@ _FORMS = "struct<bytes, path>, struct<array, sampling_rate>, binary (a file's by
 _Value = Mapping[str, Any] | bytes | str | None
 
 
-def read_parquet(source: Source, file: SourceFile, needs_text: bool) -> Iterator[Record]:
+def read_parquet(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
     """Yield the rows of a Parquet file.
 
     Raises :class:`AskdError`: damaged, no column of audio, or of texts where ``needs_text``, or audio in another form.
@@ -78,11 +78,11 @@ def _columns(source: Source, file: SourceFile, schema: pa.Schema, needs_text: bo
     return audio, columns
 
 
-def _record(file: SourceFile, values: dict[str, Any], column: str, number: int) -> Record:
+def _record(file: SourceFile, values: dict[str, Any], column: str, number: int) -> SourceRecord:
     where, default_id = f"{file.location}:{number}", f"{file.label}:{number}"
     found = cast(_Value, values.pop(column))
     if not isinstance(found, Mapping):
-        return Record(values, where, found if found else b"", id=default_id, problem="" if found else _NOTHING)
+        return SourceRecord(values, where, found if found else b"", id=default_id, problem="" if found else _NOTHING)
     path = found.get("path") or ""
     path = path.decode("utf-8", errors="surrogateescape") if isinstance(path, bytes) else path
     data = found.get("bytes")
@@ -90,10 +90,10 @@ def _record(file: SourceFile, values: dict[str, Any], column: str, number: int) 
         if isinstance(data, list):
             data = _joined(cast(list[Any], data))
         problem = "" if data else "unreadable audio: its bytes are no list of numbers from 0 to 255"
-        return Record(values, where, data or b"", path, default_id, problem)
+        return SourceRecord(values, where, data or b"", path, default_id, problem)
     if found.get("array") is not None:
         return _from_samples(values, where, default_id, path, found)
-    return Record(values, where, path or b"", path, default_id, "" if path else _NOTHING)
+    return SourceRecord(values, where, path or b"", path, default_id, "" if path else _NOTHING)
 
 
 _NOTHING = "no audio: neither bytes nor a path in the row"
@@ -106,7 +106,9 @@ def _joined(data: list[Any]) -> bytes | None:
         return None
 
 
-def _from_samples(values: dict[str, Any], where: str, default_id: str, path: str, found: Mapping[str, Any]) -> Record:
+def _from_samples(
+    values: dict[str, Any], where: str, default_id: str, path: str, found: Mapping[str, Any]
+) -> SourceRecord:
     """Return samples in [-1, 1], or of 16 bits, as a WAV file of them."""
     buffer = io.BytesIO()
     try:
@@ -117,8 +119,10 @@ def _from_samples(values: dict[str, Any], where: str, default_id: str, path: str
             samples = samples.astype(np.float64) / 2**15
         soundfile.write(buffer, samples.astype(np.float32), rate_hz, format="WAV", subtype="FLOAT")
     except (TypeError, ValueError, OverflowError, soundfile.LibsndfileError) as error:
-        return Record(values, where, b"", path, default_id, f"unreadable audio: no samples of a known rate: {error}")
-    return Record(values, where, buffer.getvalue(), path, default_id)
+        return SourceRecord(
+            values, where, b"", path, default_id, f"unreadable audio: no samples of a known rate: {error}"
+        )
+    return SourceRecord(values, where, buffer.getvalue(), path, default_id)
 
 
 def _to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -11,15 +11,15 @@ from askd_ray.data.sources.librispeech import read_librispeech
 from askd_ray.data.sources.ljspeech import read_ljspeech
 from askd_ray.data.sources.manifest import read_manifest
 from askd_ray.data.sources.parquet import count_rows, names_audio_files, read_parquet
-from askd_ray.data.sources.record import Record, Values, names_by_field, to_row
+from askd_ray.data.sources.record import RecordValues, SourceRecord, names_by_field, to_row
 from askd_ray.data.sources.row import SourceRow
 from askd_ray.data.sources.splits import is_selected
 from askd_ray.data.sources.webdataset import read_webdataset
 from askd_ray.errors import AskdError
-from askd_ray.files import digest, place_of
-from askd_ray.location import Location, at_once
+from askd_ray.files import digest, hash_fraction
+from askd_ray.location import Location, map_concurrently
 
-Reader = Callable[[Source, SourceFile, bool], Iterator[Record]]
+Reader = Callable[[Source, SourceFile, bool], Iterator[SourceRecord]]
 """Yields the records of a file; the last argument says whether a column of texts is needed."""
 
 _READERS: dict[SourceKind, Reader] = {
@@ -59,7 +59,7 @@ def survey(sources: Sequence[Source], needs_text: bool = True) -> Survey:
             files |= {audio: stamps.of(audio) for audio in rows if isinstance(audio, Location)}
             counts.append(len(rows) if is_whole else None)
         elif source.kind == "parquet" and is_whole:
-            counts += at_once(count_rows, [file.location for file in found])
+            counts += map_concurrently(count_rows, [file.location for file in found])
         else:
             counts.append(None)
     n_rows = None if None in counts else sum(n for n in counts if n is not None)
@@ -84,14 +84,14 @@ def _rows(source: Source, files: Sequence[SourceFile], needs_text: bool) -> Iter
     is_found = source.split is None
     for file in files:
         for record in reader(source, file, needs_text):
-            values = Values(names, file, record)
+            values = RecordValues(names, file, record)
             if source.split is not None and not is_selected(source, values.split_name()):
                 if len(others) < _MAX_NAMED:
                     others[values.split_name()] = None
                 continue
             is_found = True
             row = to_row(source, values)
-            if place_of(row.id) < source.share:
+            if hash_fraction(row.id) < source.share:
                 yield row
     if not is_found and others:
         there = ", ".join(repr(name) for name in others if name) or "no row says its split"
@@ -100,7 +100,7 @@ def _rows(source: Source, files: Sequence[SourceFile], needs_text: bool) -> Iter
 
 def _audio_lies_beside(source: Source, files: Sequence[SourceFile]) -> bool:
     if source.kind == "parquet":
-        return all(at_once(lambda file: names_audio_files(source, file), files))
+        return all(map_concurrently(lambda file: names_audio_files(source, file), files))
     return source.kind not in _HOLDS_AUDIO
 
 

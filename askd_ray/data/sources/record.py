@@ -49,7 +49,7 @@ _COLUMNS: dict[SourceKind, dict[RowField, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Record:
+class SourceRecord:
     """A row as its reader found it: ``values`` by the names that the data give them.
 
     ``audio`` is the audio file's bytes, or its path as :meth:`SourceFile.beside` takes it; None: the values name it.
@@ -86,7 +86,7 @@ def known_columns(source: Source) -> list[str]:
     return [name for names in names_by_field(source).values() for name in names]
 
 
-def to_row(source: Source, values: "Values") -> SourceRow:
+def to_row(source: Source, values: "RecordValues") -> SourceRow:
     """Return a record's values as a row; what they do not say, the recipe's source fills in.
 
     A value that cannot be used becomes the row's ``problem``.
@@ -138,10 +138,10 @@ def to_row(source: Source, values: "Values") -> SourceRow:
     )
 
 
-class Values:
+class RecordValues:
     """The values of a record by field; ``names`` are the columns of each field."""
 
-    def __init__(self, names: Mapping[RowField, tuple[str, ...]], file: SourceFile, record: Record) -> None:
+    def __init__(self, names: Mapping[RowField, tuple[str, ...]], file: SourceFile, record: SourceRecord) -> None:
         self.file, self.record = file, record
         given: dict[RowField, Any] = {field: self._first(columns) for field, columns in names.items()}
         self._values = {

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 from askd_ray.config.source import Source
 from askd_ray.data.sources.files import SourceFile
 from askd_ray.data.sources.manifest import json_object
-from askd_ray.data.sources.record import Record, names_of
+from askd_ray.data.sources.record import SourceRecord, names_of
 from askd_ray.data.sources.row import MAX_BYTES
 from askd_ray.errors import AskdError
 
@@ -28,7 +28,7 @@ class _Member:
     data: bytes | None
 
 
-def read_webdataset(source: Source, file: SourceFile, needs_text: bool) -> Iterator[Record]:
+def read_webdataset(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
     """Yield the samples of a tar as they come; nothing is unpacked, and a sample at a time is in memory.
 
     Raises :class:`AskdError` for a damaged tar.
@@ -57,7 +57,7 @@ def _data(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
     return None if handle is None else handle.read()
 
 
-def _records(source: Source, file: SourceFile, key: str, members: list[_Member]) -> Iterator[Record]:
+def _records(source: Source, file: SourceFile, key: str, members: list[_Member]) -> Iterator[SourceRecord]:
     """Yield a sample; one that is several makes as many rows with a problem, so that none is lost from the counts."""
     by_kind = [[m for m in members if m.extension.rpartition(".")[2] in ends] for ends in (_AUDIO, {_TEXT}, {"json"})]
     n_samples = max(map(len, by_kind))
@@ -69,7 +69,7 @@ def _records(source: Source, file: SourceFile, key: str, members: list[_Member])
         )
         for number, member in enumerate(clashing):
             where = f"{file.location}:{member.name}"
-            yield Record({}, where, b"", member.name, f"{file.label}/{member.name}#{number}", problem)
+            yield SourceRecord({}, where, b"", member.name, f"{file.label}/{member.name}#{number}", problem)
         return
     audio, text, described = (found[0] if found else None for found in by_kind)
     where = f"{file.location}:{key}"
@@ -85,4 +85,4 @@ def _records(source: Source, file: SourceFile, key: str, members: list[_Member])
     path, data = (audio.name, audio.data) if audio else ("", b"")
     if data is None:
         problem = f"unreadable audio: {path} is a link, or over {MAX_BYTES >> 20} MiB"
-    yield Record(values, where, data or b"", path, f"{file.label}/{key}", problem)
+    yield SourceRecord(values, where, data or b"", path, f"{file.label}/{key}", problem)

@@ -13,15 +13,15 @@ from askd_ray.evaluate.report.document import Audio
 from askd_ray.evaluate.sets import EvalSet, read_sets
 from askd_ray.runs import Run
 
-Key = tuple[str, str]  # set, id
+AudioKey = tuple[str, str]  # set, id
 
 LONGEST_S = 60.0
 """Of a clip that a page holds: half a megabyte or so."""
 
 
-def find_audio(runs: Iterable[Run], wanted: Sequence[Key]) -> dict[Key, Audio | str]:
+def find_audio(runs: Iterable[Run], wanted: Sequence[AudioKey]) -> dict[AudioKey, Audio | str]:
     """Return the sound of utterances, as the models were given it, or the reason why there is none."""
-    found = dict[Key, Audio | str]()
+    found = dict[AudioKey, Audio | str]()
     for run in runs:
         missing = [key for key in wanted if not isinstance(found.get(key), Audio)]
         for settings, name in _one_by_one(run.recipe.evaluate):
@@ -47,7 +47,7 @@ def _one_by_one(settings: Evaluate) -> list[tuple[Evaluate, str]]:
     return one
 
 
-def _playable(sets: Sequence[EvalSet], key: Key) -> Audio | str:
+def _playable(sets: Sequence[EvalSet], key: AudioKey) -> Audio | str:
     clips = [u for chosen in sets if chosen.name == key[0] for u in chosen.utterances if u.id == key[1]]
     if not clips:
         return "the audio is no longer there: the set has no such utterance any more"

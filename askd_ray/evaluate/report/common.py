@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import CLEAN, NON_SPEECH, STUDENT, Hypothesis
 
-Place = tuple[str, str]  # set, condition
+SetCondition = tuple[str, str]  # set, condition
 
 
 @dataclass(frozen=True)
-class Together:
+class MergedRuns:
     """Rows of all runs; ``names`` are those that the models have in them, by run and the model's name there."""
 
     rows: list[Hypothesis]
@@ -18,7 +18,7 @@ class Together:
     left_out: tuple[str, ...]
 
 
-def merged(rows: Mapping[str, Sequence[Hypothesis]]) -> Together:
+def merged(rows: Mapping[str, Sequence[Hypothesis]]) -> MergedRuns:
     """Put the rows of runs, by the run's name, together: those of the sets and conditions that all of them have.
 
     A run's student takes the run's name. Models that have one name everywhere, as the teacher, are one model if they
@@ -40,11 +40,11 @@ def merged(rows: Mapping[str, Sequence[Hypothesis]]) -> Together:
     for (run, model), name in names.items():
         if name not in taken:
             taken[name] = [replace(row, model=name) for row in kept[run] if row.model == model]
-    return Together([row for its_rows in taken.values() for row in its_rows], names, left_out)
+    return MergedRuns([row for its_rows in taken.values() for row in its_rows], names, left_out)
 
 
-def _asked(rows: Sequence[Hypothesis]) -> dict[Place, frozenset[tuple[object, ...]]]:
-    found = dict[Place, set[tuple[object, ...]]]()
+def _asked(rows: Sequence[Hypothesis]) -> dict[SetCondition, frozenset[tuple[object, ...]]]:
+    found = dict[SetCondition, set[tuple[object, ...]]]()
     for row in rows:
         of_clip = (row.id, row.speaker, row.language, row.duration_s, row.reference, row.in_domain)
         found.setdefault((row.set, row.condition), set()).add(of_clip)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from askd_ray.evaluate.significance import Difference, Rate
+from askd_ray.evaluate.significance import Rate, RateDifference
 from askd_ray.text.alignment import AlignedWord
 
 Tone = Literal["good", "bad", "open"]
@@ -36,7 +36,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableBlock:
     """A table. The first ``n_labels`` cells of a row say what it is about."""
 
     caption: str
@@ -71,7 +71,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Said:
+class QuotedTranscript:
     """What one model made of a clip: its words beside the reference's, ``n_more`` of them not shown."""
 
     model: str
@@ -90,13 +90,13 @@ class Audio:
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipBlock:
     """One utterance. ``audio`` is a reason where there is none to play."""
 
     title: str
     audio: Audio | str
     reference: str
-    said: tuple[Said, ...]
+    said: tuple[QuotedTranscript, ...]
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,17 @@ class Legend:
 
 
 @dataclass(frozen=True)
-class Clips:
+class ClipsBlock:
     """Utterances to listen to."""
 
-    clips: tuple[Clip, ...]
+    clips: tuple[ClipBlock, ...]
 
 
-Block = Text | Answers | Table | Figure | Code | Legend | Clips
+Block = Text | Answers | TableBlock | Figure | Code | Legend | ClipsBlock
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """A heading and what is below it."""
 
     title: str
@@ -127,7 +127,7 @@ class Document:
     """A whole report."""
 
     title: str
-    sections: tuple[Section, ...]
+    sections: tuple[ReportSection, ...]
 
 
 def percent(share: float | None) -> str:
@@ -141,7 +141,7 @@ def rate(of: Rate) -> str:
     return f"{percent(of['wer'])} ({percent(low)} to {percent(high)})"
 
 
-def points(of: Difference) -> str:
+def points(of: RateDifference) -> str:
     """Return a difference of WERs in percentage points with its interval."""
     return f"{100 * of['value']:+.2f} ({100 * of['low']:+.2f} to {100 * of['high']:+.2f})"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from askd_ray.evaluate.report.document import Audio, Document, Table
+from askd_ray.evaluate.report.document import Audio, Document, TableBlock
 
 
 def to_html(document: Document) -> str:
@@ -37,7 +37,7 @@ class _Cell:
     n_rows: int
 
 
-def _spanned(table: Table) -> list[list[_Cell]]:
+def _spanned(table: TableBlock) -> list[list[_Cell]]:
     """Return the cells of each row, in which a label that goes on for several rows stands once."""
     figures = table.figures
     found = list[list[_Cell]]()

@@ -6,14 +6,14 @@ from askd_ray.evaluate.report.document import (
     Answers,
     Audio,
     Block,
-    Clip,
-    Clips,
+    ClipBlock,
+    ClipsBlock,
     Code,
     Document,
     Figure,
     Legend,
-    Said,
-    Table,
+    QuotedTranscript,
+    TableBlock,
     Text,
 )
 from askd_ray.text.alignment import AlignedWord
@@ -45,7 +45,7 @@ def _block(block: Block, figures: str) -> str:
             return _plain(block.text)
         case Answers():
             return "\n".join(f"- {_plain(a.question)} **{_plain(a.answer)}.** {_plain(a.why)}" for a in block.answers)
-        case Table():
+        case TableBlock():
             return f"{_plain(block.caption)}:\n\n{_table(block)}"
         case Figure():
             return f"![{_plain(block.caption)}]({figures}/{block.name}.png)"
@@ -53,11 +53,11 @@ def _block(block: Block, figures: str) -> str:
             return f"{_plain(block.caption)}:\n\n{_indented(block.text)}"
         case Legend():
             return _plain(_LEGEND)
-        case Clips():
+        case ClipsBlock():
             return "\n\n".join(_clip(clip) for clip in block.clips)
 
 
-def _table(table: Table) -> str:
+def _table(table: TableBlock) -> str:
     marks = ["---:" if figures else "---" for figures in table.figures]
     lines = [[_plain(cell) for cell in table.head], marks, *([_plain(cell) for cell in row] for row in table.rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -67,13 +67,13 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _clip(clip: Clip) -> str:
+def _clip(clip: ClipBlock) -> str:
     sound = [] if isinstance(clip.audio, Audio) else [f"- ({_plain(clip.audio)})"]
     lines = [f"- said: {_plain(clip.reference)}", *map(_said, clip.said), *sound]
     return "\n".join([f"**{_plain(clip.title)}**", "", *lines])
 
 
-def _said(said: Said) -> str:
+def _said(said: QuotedTranscript) -> str:
     more = f" ... and {said.n_more} more" if said.n_more else ""
     text = " ".join(map(_word, said.aligned))
     return f"- {_plain(said.model)}, {said.errors} of {said.words} wrong: {_plain(text + more)}"

@@ -6,7 +6,7 @@ from typing import Any
 from askd_ray.config.load import dump_recipe
 from askd_ray.errors import AskdError, without_credentials
 from askd_ray.evaluate.hypotheses import HYPOTHESES
-from askd_ray.evaluate.report.document import Block, Code, Section, Table, Text
+from askd_ray.evaluate.report.document import Block, Code, ReportSection, TableBlock, Text
 from askd_ray.evaluate.report.runs import Evaluated
 from askd_ray.evaluate.significance import N_DRAWS
 from askd_ray.files import sha256_of_file
@@ -15,9 +15,9 @@ from askd_ray.runs import Run
 _STAGES = ("prepare", "label", "distill", "export", "evaluate")
 
 
-def repeat_section(evaluated: Evaluated) -> Section:
+def repeat_section(evaluated: Evaluated) -> ReportSection:
     """Say which commands, recipe, code and versions gave the figures."""
-    return Section("How to repeat it", tuple(_blocks(evaluated)))
+    return ReportSection("How to repeat it", tuple(_blocks(evaluated)))
 
 
 def _blocks(evaluated: Evaluated) -> Iterator[Block]:
@@ -36,9 +36,9 @@ def _run(name: str, run: Run) -> Iterator[Block]:
     yield Code(f"{name}: from the data to the scores", commands)
     yield Code(f"{name}.yaml", without_credentials(dump_recipe(run.recipe)), folded=True)
     rows = [(f"askd {s}", f"{r['wall_s'] / 60:.1f}", r["git_sha"] or "unknown") for s, r in records.items()]
-    yield Table(f"{name}: when it was made", ("command", "minutes", "git SHA"), tuple(rows))
+    yield TableBlock(f"{name}: when it was made", ("command", "minutes", "git SHA"), tuple(rows))
     versions = records["evaluate"]["versions"]
-    yield Table(
+    yield TableBlock(
         f"{name}: made with",
         ("", "is"),
         (

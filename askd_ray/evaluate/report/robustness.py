@@ -3,30 +3,40 @@
 from collections.abc import Iterator, Sequence
 
 from askd_ray.evaluate.calibration import Bin, expected_calibration_error
-from askd_ray.evaluate.report.document import Block, Figure, Section, Table, Text, count, percent, points, rate
+from askd_ray.evaluate.report.document import (
+    Block,
+    Figure,
+    ReportSection,
+    TableBlock,
+    Text,
+    count,
+    percent,
+    points,
+    rate,
+)
 from askd_ray.evaluate.report.plots import Curve, Kinds, Panel, draw_bars, draw_panels, interval
 from askd_ray.evaluate.report.runs import Evaluated
 from askd_ray.evaluate.report.sections import domains
 from askd_ray.evaluate.scores import ConditionScores, DurationScores, Scores
 
 _NOISES = {"white": "white noise", "babble": "babble of other speakers", "noise": "recorded noise"}
-_MOST_TEXTS = 12
+_MAX_TEXTS = 12
 
 
-def robustness_sections(evaluated: Evaluated) -> Iterator[Section]:
+def robustness_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
     """Yield the sections that there are data for."""
     scores, kinds = evaluated.scores, evaluated.kinds
     if scores["non_speech"] is not None:
-        yield Section("Words heard where nobody speaks", tuple(_non_speech(scores)))
+        yield ReportSection("Words heard where nobody speaks", tuple(_non_speech(scores)))
     if scores["conditions"]:
-        yield Section("Under noise and other conditions", tuple(_conditions(scores, kinds)))
+        yield ReportSection("Under noise and other conditions", tuple(_conditions(scores, kinds)))
     bins = _bins_by_domain(scores)
     if bins:
-        yield Section("Calibration", tuple(_calibration(bins, kinds)))
-    yield Section("By length of the clip", tuple(_durations(scores, kinds)))
+        yield ReportSection("Calibration", tuple(_calibration(bins, kinds)))
+    yield ReportSection("By length of the clip", tuple(_durations(scores, kinds)))
     speakers = tuple(_speakers(scores))
     if speakers:
-        yield Section("By speaker", speakers)
+        yield ReportSection("By speaker", speakers)
 
 
 def _non_speech(scores: Scores) -> Iterator[Block]:
@@ -38,23 +48,25 @@ def _non_speech(scores: Scores) -> Iterator[Block]:
         for model, m in heard["models"].items()
     ]
     head = ("model", "clips with words", "words a minute")
-    yield Table(f"Hallucination: words in {clips} without speech; 0 is right", head, tuple(rows))
+    yield TableBlock(f"Hallucination: words in {clips} without speech; 0 is right", head, tuple(rows))
     kinds = list(heard["models"][scores["baseline"]]["by_kind"])
     rows = [
         (kind, model, f"{m['by_kind'][kind]['clips_with_words']} of {m['by_kind'][kind]['clips']}")
         for kind in kinds
         for model, m in heard["models"].items()
     ]
-    yield Table("Clips with words, by kind of sound", ("kind", "model", "clips with words"), tuple(rows), n_labels=2)
+    yield TableBlock(
+        "ClipsBlock with words, by kind of sound", ("kind", "model", "clips with words"), tuple(rows), n_labels=2
+    )
     texts = [
         (model, kind, text["text"])
         for model, m in heard["models"].items()
         for kind in kinds
-        for text in m["by_kind"][kind]["texts"][:_MOST_TEXTS]
+        for text in m["by_kind"][kind]["texts"][:_MAX_TEXTS]
     ]
     if texts:
-        yield Table(
-            f"What was heard there, at most {_MOST_TEXTS} texts a kind and model",
+        yield TableBlock(
+            f"What was heard there, at most {_MAX_TEXTS} texts a kind and model",
             ("model", "kind", "text"),
             tuple(texts),
             n_labels=2,
@@ -82,7 +94,7 @@ def _conditions(scores: Scores, kinds: Kinds) -> Iterator[Block]:
             wers = percent(one["clean_wer"][model]), rate(one["models"][model])
             rows.append((f"{name} ({count(one['words'], 'word')})", model, *wers, points(against) if against else ""))
     head = ("condition", "model", "clean WER, %", "WER, % (95 %)", f"against {scores['baseline']}, points (95 %)")
-    yield Table("The same utterances, clean and changed; all sets, by words", head, tuple(rows), n_labels=2)
+    yield TableBlock("The same utterances, clean and changed; all sets, by words", head, tuple(rows), n_labels=2)
     yield Text(
         "white, babble, noise @ dB: so many dB below the speech. clip @ dB: peaks cut by so many dB.", remark=True
     )
@@ -159,7 +171,7 @@ def _calibration(by_domain: dict[str, dict[str, list[Bin]]], kinds: Kinds) -> It
         for model, bins in of.items()
     ]
     head = ("domain", "model", "tokens", "ECE")
-    yield Table("Expected calibration error, all tokens of the sets", head, tuple(rows), n_labels=2)
+    yield TableBlock("Expected calibration error, all tokens of the sets", head, tuple(rows), n_labels=2)
 
 
 def _durations(scores: Scores, kinds: Kinds) -> Iterator[Block]:
@@ -180,7 +192,7 @@ def _durations(scores: Scores, kinds: Kinds) -> Iterator[Block]:
         curves = [_by_length(model, b) for model, b in by_model.items()]
         panels.append(Panel(place, "length of the clip", "WER, %", curves, dict(enumerate(names))))
     yield from draw_panels("wer-by-length", "WER by length of the clip, all words of the sets.", panels, kinds)
-    yield Table("WER by length of the clip, %", ("domain", "length", "model", "WER, %"), tuple(rows), n_labels=3)
+    yield TableBlock("WER by length of the clip, %", ("domain", "length", "model", "WER, %"), tuple(rows), n_labels=3)
 
 
 def _by_length(model: str, buckets: Sequence[DurationScores]) -> Curve:
@@ -216,4 +228,6 @@ def _speakers(scores: Scores) -> Iterator[Block]:
                 rows.append((name, model, str(found["speakers"]), percent(found["macro_wer"]), worst))
     if rows:
         head = ("set", "model", "speakers", "mean of their WERs, %", "the worst, WER of words")
-        yield Table("WER by speaker: where there are few, the intervals above are too narrow", head, tuple(rows), 2)
+        yield TableBlock(
+            "WER by speaker: where there are few, the intervals above are too narrow", head, tuple(rows), 2
+        )

@@ -12,7 +12,7 @@ from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import CLEAN, HYPOTHESES, NON_SPEECH, SCORES, STUDENT, Hypothesis, read_hypotheses
 from askd_ray.evaluate.report.common import merged
 from askd_ray.evaluate.scores import Scores, score
-from askd_ray.evaluate.tally import Asked, tally
+from askd_ray.evaluate.tally import SetResults, tally
 from askd_ray.files import local_path, read_json
 from askd_ray.runs import Run
 
@@ -32,7 +32,7 @@ class Evaluated:
     scores: Scores
     students: Mapping[str, str]
     kinds: Mapping[str, str]
-    clean: tuple[Asked, ...]
+    clean: tuple[SetResults, ...]
     left_out: tuple[str, ...] = ()
 
 
@@ -87,6 +87,6 @@ def _kinds(scores: Scores, run: Run) -> dict[str, str]:
     return {model: arms.get(model, model) for model in scores["models"]}
 
 
-def _clean(rows: Sequence[Hypothesis], scores: Scores) -> tuple[Asked, ...]:
+def _clean(rows: Sequence[Hypothesis], scores: Scores) -> tuple[SetResults, ...]:
     spoken = [row for row in rows if row.condition == CLEAN and row.set != NON_SPEECH]
     return tuple(tally(spoken, scores["baseline"], scores["normalizer"]))

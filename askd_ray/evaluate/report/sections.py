@@ -7,8 +7,8 @@ from askd_ray.evaluate.report.document import (
     Answers,
     Block,
     Figure,
-    Section,
-    Table,
+    ReportSection,
+    TableBlock,
     Text,
     Tone,
     count,
@@ -33,7 +33,7 @@ def domains(scores: Scores) -> dict[str, DomainScores]:
     return {place: domain for place, domain in both.items() if domain is not None}
 
 
-def verdict_section(evaluated: Evaluated) -> Section:
+def verdict_section(evaluated: Evaluated) -> ReportSection:
     """Say whether each student's WER is lower than the baseline's, and how many times as fast it is."""
     scores, by_seed = evaluated.scores, studies(evaluated)
     answers = [answer for compared in by_seed.values() for answer in seed_answers(compared)] or [
@@ -49,7 +49,7 @@ def verdict_section(evaluated: Evaluated) -> Section:
         remark += "Intervals are t-intervals over seeds: they say nothing of other utterances."
     else:
         remark += "Intervals are those of a paired bootstrap over utterances: they say nothing of another training."
-    return Section("Verdict", (Answers((*answers, *speed_answers(evaluated))), Text(remark, remark=True)))
+    return ReportSection("Verdict", (Answers((*answers, *speed_answers(evaluated))), Text(remark, remark=True)))
 
 
 _TONES: dict[str, Tone] = {"yes": "good", "no": "bad", "cannot tell": "open"}
@@ -83,13 +83,13 @@ def _against(of: Comparison, student: str, baseline: str) -> str:
     )
 
 
-def word_error_sections(evaluated: Evaluated) -> Iterator[Section]:
+def word_error_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
     """Yield the sections on sets, on domains and on kinds of errors."""
     scores = evaluated.scores
     yield from (seed_section(name, compared, evaluated.kinds) for name, compared in studies(evaluated).items())
-    yield Section("Word error rate by set", (_sets(scores), *_left_out(evaluated)))
-    yield Section("In domain and out of domain", (_domains(scores), *_plot(evaluated)))
-    yield Section("Kinds of errors", (_kinds(scores), Text(_KINDS_REMARK, remark=True)))
+    yield ReportSection("Word error rate by set", (_sets(scores), *_left_out(evaluated)))
+    yield ReportSection("In domain and out of domain", (_domains(scores), *_plot(evaluated)))
+    yield ReportSection("Kinds of errors", (_kinds(scores), Text(_KINDS_REMARK, remark=True)))
 
 
 def _compared(of: Comparison, model: str) -> tuple[str, str, str]:
@@ -108,7 +108,7 @@ def _in_order(scores: Scores) -> dict[str, SetScores]:
     return {name: scores["sets"][name] for domain in domains(scores).values() for name in domain["sets"]}
 
 
-def _sets(scores: Scores) -> Table:
+def _sets(scores: Scores) -> TableBlock:
     rows = [
         (
             f"{name} ({'in' if one['in_domain'] else 'out of'} domain; {count(one['utterances'], 'utterance')}, "
@@ -119,7 +119,7 @@ def _sets(scores: Scores) -> Table:
         for name, one in _in_order(scores).items()
         for model in scores["models"]
     ]
-    return Table("WER of each set, as it is", ("set", "model", *_compared_head(scores)), tuple(rows), n_labels=2)
+    return TableBlock("WER of each set, as it is", ("set", "model", *_compared_head(scores)), tuple(rows), n_labels=2)
 
 
 def _left_out(evaluated: Evaluated) -> Iterator[Block]:
@@ -134,12 +134,12 @@ def _left_out(evaluated: Evaluated) -> Iterator[Block]:
         for reason, n in reasons.items()
     ]
     if rows:
-        yield Table(
+        yield TableBlock(
             "Rows of the sets that could not be used", ("run", "set", "reason", "rows"), tuple(rows), n_labels=3
         )
 
 
-def _domains(scores: Scores) -> Table:
+def _domains(scores: Scores) -> TableBlock:
     rows = [
         (f"{place} ({count(len(domain['sets']), 'set')}), {kind}", model, *_compared(domain[key], model))
         for place, domain in domains(scores).items()
@@ -147,7 +147,7 @@ def _domains(scores: Scores) -> Table:
         if key == "pooled" or len(domain["sets"]) > 1  # of one set they are the same
         for model in scores["models"]
     ]
-    return Table(
+    return TableBlock(
         "WER over sets: their mean, in which they count equally, and that of all their words",
         ("domain", "model", *_compared_head(scores)),
         tuple(rows),
@@ -176,7 +176,7 @@ _KINDS_REMARK = (
 )
 
 
-def _kinds(scores: Scores) -> Table:
+def _kinds(scores: Scores) -> TableBlock:
     head = ("S", "D", "I", "insertions, %", "CER, %", "repeated 5-grams", "runaways", "empty", "ECE")
     rows = [
         (
@@ -194,4 +194,4 @@ def _kinds(scores: Scores) -> Table:
         for model, m in one["models"].items()
     ]
     caption = "Substitutions (S), deletions (D), insertions (I) and what else goes wrong, in counts where no % is said"
-    return Table(caption, ("set", "model", *head), tuple(rows), n_labels=2)
+    return TableBlock(caption, ("set", "model", *head), tuple(rows), n_labels=2)

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from askd_ray.evaluate.hypotheses import TEACHER
-from askd_ray.evaluate.report.document import Answer, Figure, Section, Table, Text, Tone, count, percent
+from askd_ray.evaluate.report.document import Answer, Figure, ReportSection, TableBlock, Text, Tone, count, percent
 from askd_ray.evaluate.report.plots import Interval, Kinds, draw_dots
 from askd_ray.evaluate.report.runs import Evaluated
-from askd_ray.evaluate.seeds import OverSeeds, SeedComparison, SeedDifference
+from askd_ray.evaluate.seeds import SeedComparison, SeedDifference, SeedStatistics
 
 _TONES: dict[str, Tone] = {"Yes": "good", "No": "bad", "Cannot tell": "open"}
 _PLACES = {"in_domain": "in domain", "out_of_domain": "out of domain"}
@@ -44,7 +44,7 @@ def seed_answers(compared: Compared) -> Iterator[Answer]:
             )
 
 
-def seed_section(name: str, compared: Compared, kinds: Kinds) -> Section:
+def seed_section(name: str, compared: Compared, kinds: Kinds) -> ReportSection:
     """Return the arms over seeds, against one another and against the teacher; in the colours of ``kinds``."""
     rows = [
         (
@@ -71,8 +71,8 @@ def seed_section(name: str, compared: Compared, kinds: Kinds) -> Section:
         "Mean WER of the sets; the unit is the seed. Intervals and p-values of the t-test take differences for normal; "
         "the sign-flip test does not, and cannot fall below 0.25 with three seeds, 0.0625 with five."
     )
-    table = Table("WER over seeds, the best first", head, tuple(rows), n_labels=2)
-    return Section(f"Over seeds: {name}", (*_plot(name, compared, kinds), table, Text(remark, remark=True)))
+    table = TableBlock("WER over seeds, the best first", head, tuple(rows), n_labels=2)
+    return ReportSection(f"Over seeds: {name}", (*_plot(name, compared, kinds), table, Text(remark, remark=True)))
 
 
 def _plot(name: str, compared: Compared, kinds: Kinds) -> tuple[Figure, ...]:
@@ -102,11 +102,11 @@ def _verdict(difference: SeedDifference) -> str:
     return "Yes" if high < 0 else "No" if low > 0 else "Cannot tell"
 
 
-def _deviation(over: OverSeeds) -> str:
+def _deviation(over: SeedStatistics) -> str:
     return "" if over["std"] is None else f" (standard deviation {percent(over['std'])})"
 
 
-def _mean(over: OverSeeds) -> str:
+def _mean(over: SeedStatistics) -> str:
     return percent(over["mean"]) + ("" if over["std"] is None else f" ({percent(over['std'])})")
 
 

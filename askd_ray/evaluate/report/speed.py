@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from askd_ray.evaluate.hypotheses import STUDENT
-from askd_ray.evaluate.report.document import Answer, Block, Section, Table, Text, count, percent
+from askd_ray.evaluate.report.document import Answer, Block, ReportSection, TableBlock, Text, count, percent
 from askd_ray.evaluate.report.plots import Curve, Kinds, Panel, draw_panels
 from askd_ray.evaluate.report.runs import Evaluated
 
 Speed = Mapping[str, Any]
 """What :func:`askd_ray.evaluate.speed.measure_speed` returns, through JSON."""
-Models = Mapping[str, Mapping[str, Any]]
+SpeedByModel = Mapping[str, Mapping[str, Any]]
 """Its ``models``, under the names that they have in the report."""
 
 _COSTS = {
@@ -62,7 +62,7 @@ def _range(of: Mapping[str, float]) -> str:
     return f"{of['value']:.2f} times as fast (95 %: {of['low']:.2f} to {of['high']:.2f})"
 
 
-def speed_sections(evaluated: Evaluated) -> Iterator[Section]:
+def speed_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
     """Yield a section a run that was timed, with the models that were timed beside one another, and one on drafting."""
     students = {run: student for student, run in evaluated.students.items()}
     order, alone = evaluated.scores["models"], len(evaluated.runs) == 1
@@ -71,16 +71,16 @@ def speed_sections(evaluated: Evaluated) -> Iterator[Section]:
         models = {model: named[model] for model in sorted(named, key=lambda m: _place(order, m))}
         kinds = {**evaluated.kinds, **{model: model for model in models if model not in order}}
         blocks = (*_costs(speed, models), *_latency(models, kinds, f"latency-{number}"), *_throughput(models))
-        yield Section("Speed and cost" if alone else f"Speed and cost: {run}", blocks)
+        yield ReportSection("Speed and cost" if alone else f"Speed and cost: {run}", blocks)
     for run, stored in evaluated.stored.items():
         if stored.get("speculative"):
-            yield Section(
+            yield ReportSection(
                 "As its teacher's draft" if alone else f"As its teacher's draft: {run}",
                 (_drafting(stored["speculative"]),),
             )
 
 
-def _drafting(found: Mapping[str, Any]) -> Table:
+def _drafting(found: Mapping[str, Any]) -> TableBlock:
     threads = count(found["threads"], "thread")
     accepted = "-" if found["acceptance_rate"] is None else percent(found["acceptance_rate"])
     rows = (
@@ -97,14 +97,14 @@ def _drafting(found: Mapping[str, Any]) -> Table:
     caption = (
         f"Speculative decoding: the student drafts {found['drafted_per_turn']} tokens a turn, the teacher checks them"
     )
-    return Table(caption, ("", "is"), rows)
+    return TableBlock(caption, ("", "is"), rows)
 
 
 def _place(order: Sequence[str], model: str) -> int:
     return order.index(model) if model in order else len(order)
 
 
-def _costs(speed: Speed, models: Models) -> Iterator[Block]:
+def _costs(speed: Speed, models: SpeedByModel) -> Iterator[Block]:
     on = speed["hardware"]
     yield Text(
         f"{on['cpu']}, {count(on['cores'], 'core')}, up to {count(on['threads'], 'thread')}, device {on['device']}; "
@@ -116,7 +116,7 @@ def _costs(speed: Speed, models: Models) -> Iterator[Block]:
         for key, label in _COSTS.items()
         if any(key in of for of in models.values())
     ]
-    yield Table("Speed and cost, one clip at a time", ("", *models), tuple(rows))
+    yield TableBlock("Speed and cost, one clip at a time", ("", *models), tuple(rows))
     yield Text(
         "RTFx: seconds of audio transcribed in a second. Multiply-adds: of a clip of 5 s in the window that the model "
         "takes.",
@@ -124,7 +124,7 @@ def _costs(speed: Speed, models: Models) -> Iterator[Block]:
     )
 
 
-def _latency(models: Models, kinds: Kinds, name: str) -> Iterator[Block]:
+def _latency(models: SpeedByModel, kinds: Kinds, name: str) -> Iterator[Block]:
     buckets = {model: of["by_duration"] for model, of in models.items()}
     lengths = [f"{b['from_s']:g} to {b['to_s']:g} s" for b in next(iter(buckets.values()))]
     curves = [
@@ -141,15 +141,15 @@ def _latency(models: Models, kinds: Kinds, name: str) -> Iterator[Block]:
         for model, at in buckets.items()
     ]
     head = ("length", "model", "p50, ms", "p95, ms", "p99, ms")
-    yield Table("Latency by length of the clip", head, tuple(rows), n_labels=2)
+    yield TableBlock("Latency by length of the clip", head, tuple(rows), n_labels=2)
 
 
-def _throughput(models: Models) -> Iterator[Block]:
+def _throughput(models: SpeedByModel) -> Iterator[Block]:
     rates = {model: of["throughput"] for model, of in models.items() if of.get("throughput")}
     sizes = list(dict.fromkeys(size for at in rates.values() for size in at))
     if sizes:
         rows = tuple((size, *(_figure(at.get(size)) for at in rates.values())) for size in sizes)
-        yield Table("Throughput: seconds of audio a second, by clips at a time", ("clips", *rates), rows)
+        yield TableBlock("Throughput: seconds of audio a second, by clips at a time", ("clips", *rates), rows)
 
 
 def _figure(value: float | str | None) -> str:

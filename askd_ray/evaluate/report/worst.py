@@ -4,19 +4,27 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from askd_ray.evaluate.report.audio import Key, find_audio
-from askd_ray.evaluate.report.document import Audio, Clip, Clips, Legend, Said, Section, Text
+from askd_ray.evaluate.report.audio import AudioKey, find_audio
+from askd_ray.evaluate.report.document import (
+    Audio,
+    ClipBlock,
+    ClipsBlock,
+    Legend,
+    QuotedTranscript,
+    ReportSection,
+    Text,
+)
 from askd_ray.evaluate.report.runs import Evaluated
-from askd_ray.evaluate.tally import Asked
+from askd_ray.evaluate.tally import SetResults
 from askd_ray.text.alignment import align_words
 
 N_ABOVE, N_RATE = 8, 4
 _FEW_STUDENTS = 3  # each is shown by itself
-_MOST_TEXTS = 5  # beside the baseline's: those with most errors
-_MOST_WORDS = 150
+_MAX_TEXTS = 5  # beside the baseline's: those with most errors
+_MAX_WORDS = 150
 
 
-def worst_sections(evaluated: Evaluated) -> Iterator[Section]:
+def worst_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
     """Yield the clips with most errors above the baseline's, and those with the highest WER besides, by student.
 
     Where there are many students, as in a study, it is their errors together that count.
@@ -28,23 +36,27 @@ def worst_sections(evaluated: Evaluated) -> Iterator[Section]:
     audio = find_audio(evaluated.runs.values(), wanted)
     asked = {one.set: one for one in evaluated.clean}
 
-    def clips(keys: Iterable[Key]) -> Clips:
-        return Clips(tuple(_clip(asked[key[0]], key[1], audio[key], baseline) for key in keys))
+    def clips(keys: Iterable[AudioKey]) -> ClipsBlock:
+        return ClipsBlock(tuple(_clip(asked[key[0]], key[1], audio[key], baseline) for key in keys))
 
     for group, (above, rates) in chosen.items():
         who, makes, whose = (group[0], "makes", "its") if len(group) == 1 else ("the students", "make", "their")
-        blocks = list[Text | Clips]()
+        blocks = list[Text | ClipsBlock]()
         if above:
             blocks += [Text(f"The clips on which {who} {makes} most errors above {baseline}'s:"), clips(above)]
         if rates:
             which = "Of the others, those" if above else "The clips"
             blocks += [Text(f"{which} on which {whose} WER is highest:"), clips(rates)]
         if blocks:
-            yield Section("Worst utterances" if len(groups) == 1 else f"Worst utterances: {who}", (Legend(), *blocks))
+            yield ReportSection(
+                "Worst utterances" if len(groups) == 1 else f"Worst utterances: {who}", (Legend(), *blocks)
+            )
 
 
-def _worst(clean: Iterable[Asked], students: Sequence[str], baseline: str) -> tuple[list[Key], list[Key]]:
-    more, rates = dict[Key, tuple[float, ...]](), dict[Key, tuple[float, ...]]()
+def _worst(
+    clean: Iterable[SetResults], students: Sequence[str], baseline: str
+) -> tuple[list[AudioKey], list[AudioKey]]:
+    more, rates = dict[AudioKey, tuple[float, ...]](), dict[AudioKey, tuple[float, ...]]()
     for asked in clean:
         errors = np.mean([asked.heard[student].errors for student in students], axis=0)
         above = errors - asked.heard[baseline].errors
@@ -58,21 +70,21 @@ def _worst(clean: Iterable[Asked], students: Sequence[str], baseline: str) -> tu
     return most, _most({key: value for key, value in rates.items() if key not in most}, N_RATE)
 
 
-def _most(of: dict[Key, tuple[float, ...]], n: int) -> list[Key]:
+def _most(of: dict[AudioKey, tuple[float, ...]], n: int) -> list[AudioKey]:
     return sorted(sorted(of), key=lambda key: of[key], reverse=True)[:n]
 
 
-def _clip(asked: Asked, id_: str, audio: Audio | str, baseline: str) -> Clip:
+def _clip(asked: SetResults, id_: str, audio: Audio | str, baseline: str) -> ClipBlock:
     at = next(i for i, row in enumerate(asked.common.rows) if row.id == id_)
     row = asked.common.rows[at]
     speaker = f", speaker {row.speaker}" if row.speaker else ""
     others = [model for model in asked.heard if model != baseline]
-    if len(others) > _MOST_TEXTS:
-        others = sorted(others, key=lambda model: -asked.heard[model].errors[at])[:_MOST_TEXTS]
-    said = list[Said]()
+    if len(others) > _MAX_TEXTS:
+        others = sorted(others, key=lambda model: -asked.heard[model].errors[at])[:_MAX_TEXTS]
+    said = list[QuotedTranscript]()
     for model in (baseline, *others):
         heard = asked.heard[model]
         words = align_words(heard.references[at], heard.hypotheses[at])
-        counts, shown = heard.counts[at], tuple(words[:_MOST_WORDS])
-        said.append(Said(model, counts.errors, counts.n_reference, shown, len(words) - len(shown)))
-    return Clip(f"{asked.set}: {row.id} ({row.duration_s:.1f} s{speaker})", audio, row.reference, tuple(said))
+        counts, shown = heard.counts[at], tuple(words[:_MAX_WORDS])
+        said.append(QuotedTranscript(model, counts.errors, counts.n_reference, shown, len(words) - len(shown)))
+    return ClipBlock(f"{asked.set}: {row.id} ({row.duration_s:.1f} s{speaker})", audio, row.reference, tuple(said))

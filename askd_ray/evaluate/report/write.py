@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from askd_ray.evaluate.report.document import Document, Figure, Section, Text
+from askd_ray.evaluate.report.document import Document, Figure, ReportSection, Text
 from askd_ray.evaluate.report.html import to_html
 from askd_ray.evaluate.report.markdown import to_markdown
 from askd_ray.evaluate.report.plots import can_draw
@@ -52,5 +52,5 @@ def to_document(evaluated: Evaluated) -> Document:
     )
     if not can_draw():
         why = "No plots: matplotlib is not installed (pip install 'askd-ray[plot]')."
-        sections = (Section(sections[0].title, (*sections[0].blocks, Text(why, remark=True))), *sections[1:])
+        sections = (ReportSection(sections[0].title, (*sections[0].blocks, Text(why, remark=True))), *sections[1:])
     return Document(f"Evaluation of {', '.join(evaluated.runs)}", sections)

@@ -8,7 +8,7 @@ import numpy as np
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
-from askd_ray.audio.vad import FRAME_SAMPLES, Turns, Vad, VadStream
+from askd_ray.audio.vad import FRAME_SAMPLES, Vad, VadOptions, VadStream
 
 WireFormat = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
 _CODECS: dict[WireFormat, str] = {"audio/pcm": "pcm_s16le", "audio/pcmu": "pcm_mulaw", "audio/pcma": "pcm_alaw"}
@@ -81,7 +81,7 @@ class TurnDetector:
     ``options`` may change at any time. Whoever begins to listen while somebody speaks says so with ``speaking``.
     """
 
-    def __init__(self, vad: Vad, options: Turns, speaking: bool = False):
+    def __init__(self, vad: Vad, options: VadOptions, speaking: bool = False):
         self._stream, self.options = VadStream(vad), options
         self._n_frames, self._loud, self._quiet = 0, 0, 0
         self.speaking = speaking

@@ -14,10 +14,10 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from askd_ray.audio.chunking import LEAST_S, SEARCH_S, quietest
+from askd_ray.audio.chunking import MIN_CHUNK_S, SEARCH_S, quietest
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
-from askd_ray.audio.vad import Turns
+from askd_ray.audio.vad import VadOptions
 from askd_ray.models.engine import Decoding
 from askd_ray.serve.live.audio import LiveAudio, TurnDetector
 from askd_ray.serve.live.buffer import AudioBuffer
@@ -25,7 +25,7 @@ from askd_ray.serve.live.events import EventError, EventSender, Send, ServiceErr
 from askd_ray.serve.live.settings import SessionSettings, Transcribing
 from askd_ray.serve.live.turns import MIN_PARTIAL_S, Turn, TurnTranscriber
 from askd_ray.serve.live.update import Update
-from askd_ray.serve.recogniser import Ask, Recogniser
+from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService
 
 MAX_TURN_S = 20.0  # a longer turn is committed up to its last quiet moment
 MAX_BUFFER_S = 120.0  # the same, without turn detection
@@ -38,7 +38,7 @@ CommitReason = Literal["client", "speech_stopped", "max_length", "session_end"]
 class Session:
     """One client's session: takes events, and sends events. ``default_model`` transcribes unless an update says so."""
 
-    def __init__(self, recogniser: Recogniser, send: Send, default_model: str):
+    def __init__(self, recogniser: TranscriptionService, send: Send, default_model: str):
         self._recogniser, self._default = recogniser, default_model
         self._id = f"sess_{uuid.uuid4().hex}"
         self._events = EventSender(send)
@@ -171,7 +171,7 @@ class Session:
         """Commit what is too long to wait up to its last quiet moment; who speaks goes on speaking."""
         most = samples_of(MAX_BUFFER_S if self._detector is None else MAX_TURN_S)
         while self._buffer.n_samples >= most:
-            last = most - samples_of(LEAST_S)
+            last = most - samples_of(MIN_CHUNK_S)
             quiet = quietest(self._buffer.waveform()[:most], max(0, last - samples_of(SEARCH_S)), last)
             await self._commit(self._buffer.start + quiet, "max_length")
             self._turn = None if self._detector is None else Turn()
@@ -214,11 +214,11 @@ class Session:
             self._turn.drop_partial()
             self._turn = None
 
-    def _ask(self, confidence: bool = False) -> Ask:
+    def _ask(self, confidence: bool = False) -> TranscribeOptions:
         wanted, detection = self._settings.transcription or Transcribing(), self._settings.turn_detection
-        turns = Turns() if detection is None else detection.turns()
+        turns = VadOptions() if detection is None else detection.turns()
         decoding = Decoding(previous=wanted.prompt, confidence=confidence)
-        return Ask(wanted.model or self._default, wanted.language, decoding, turns)
+        return TranscribeOptions(wanted.model or self._default, wanted.language, decoding, turns)
 
     def _described(self, beta: bool = False) -> dict[str, Any]:
         if beta:

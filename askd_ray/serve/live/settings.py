@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from askd_ray.audio.vad import Turns
+from askd_ray.audio.vad import VadOptions
 from askd_ray.serve.live.audio import WireFormat
 from askd_ray.serve.live.events import MAX_QUOTED_CHARS, EventError, quoted
-from askd_ray.serve.recogniser import Model
+from askd_ray.serve.transcription_service import Model
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
 BETA_FORMATS: dict[str, WireFormat] = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
@@ -58,13 +58,13 @@ class Transcribing(_Settings):
 class LiveVad(_Settings):
     """OpenAI's ``server_vad`` with its defaults: a turn ends after half a second of silence."""
 
-    threshold: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] = Turns.threshold
+    threshold: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] = VadOptions.threshold
     prefix_padding_ms: Annotated[int, Field(ge=0, le=2_000)] = 300
     silence_duration_ms: Annotated[int, Field(ge=32, le=10_000)] = 500
 
-    def turns(self) -> Turns:
+    def turns(self) -> VadOptions:
         """Return it in our words."""
-        return Turns(self.threshold, self.silence_duration_ms / 1000, self.prefix_padding_ms / 1000)
+        return VadOptions(self.threshold, self.silence_duration_ms / 1000, self.prefix_padding_ms / 1000)
 
 
 @dataclass(frozen=True)

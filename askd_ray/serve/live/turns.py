@@ -12,7 +12,7 @@ from askd_ray.audio.units import samples_of
 from askd_ray.models.engine import Transcript
 from askd_ray.serve.live.agreement import Agreement
 from askd_ray.serve.live.events import EventSender
-from askd_ray.serve.recogniser import Ask, Recogniser
+from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService
 
 MIN_PARTIAL_S = 0.2  # of new audio, before another partial result is worth it
 _log = logging.getLogger(__name__)
@@ -41,16 +41,16 @@ class Turn:
 class TurnTranscriber:
     """Has turns transcribed, and sends the events about their text."""
 
-    def __init__(self, recogniser: Recogniser, events: EventSender):
+    def __init__(self, recogniser: TranscriptionService, events: EventSender):
         self._recogniser, self._events = recogniser, events
         self._finals: set[asyncio.Task[None]] = set()
 
-    def transcribe_partly(self, turn: Turn, waveform: Waveform, ask: Ask) -> None:
+    def transcribe_partly(self, turn: Turn, waveform: Waveform, ask: TranscribeOptions) -> None:
         """Have the turn so far transcribed."""
         turn.n_transcribed = len(waveform)
         turn.partial = asyncio.create_task(self._partial(turn, waveform, ask))
 
-    def transcribe(self, turn: Turn, waveform: Waveform, ask: Ask) -> None:
+    def transcribe(self, turn: Turn, waveform: Waveform, ask: TranscribeOptions) -> None:
         """Have a whole turn transcribed; with the tokens' probabilities where ``ask`` wants its confidence."""
         task = asyncio.create_task(self._final(turn, waveform, ask))
         self._finals.add(task)
@@ -66,7 +66,7 @@ class TurnTranscriber:
         for task in self._finals:
             task.cancel()
 
-    async def _partial(self, turn: Turn, waveform: Waveform, ask: Ask) -> None:
+    async def _partial(self, turn: Turn, waveform: Waveform, ask: TranscribeOptions) -> None:
         try:
             hearing = await self._recogniser.ears.hear(waveform, ask, turn.item_id)
             delta = turn.agreement.update(hearing.transcript.text)
@@ -78,7 +78,7 @@ class TurnTranscriber:
             if turn.partial is asyncio.current_task():
                 turn.partial = None
 
-    async def _final(self, turn: Turn, waveform: Waveform, ask: Ask) -> None:
+    async def _final(self, turn: Turn, waveform: Waveform, ask: TranscribeOptions) -> None:
         texts: list[str] = []
         logprobs: list[dict[str, Any]] = []
         try:

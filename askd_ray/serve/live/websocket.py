@@ -11,17 +11,17 @@ from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 from askd_ray.serve.live.events import quoted
 from askd_ray.serve.live.session import Session
-from askd_ray.serve.recogniser import Recogniser
+from askd_ray.serve.transcription_service import TranscriptionService
 
-IDLE_S, SESSION_S, MOST_SESSIONS = 60.0, 3600.0, 32
+IDLE_S, SESSION_S, MAX_SESSIONS = 60.0, 3600.0, 32
 FINISH_S = 30.0  # for the last transcripts, when the service ends a session
-MOST_MESSAGE_CHARS = 2 << 20  # 30 s of 16-bit audio at 24 kHz, in base64
+MAX_MESSAGE_CHARS = 2 << 20  # 30 s of 16-bit audio at 24 kHz, in base64
 _GOING_AWAY, _UNSUPPORTED, _POLICY, _TOO_BIG, _FAILED, _TRY_LATER = 1001, 1003, 1008, 1009, 1011, 1013
 _MAX_REASON_BYTES = 123  # what a close frame has room for
 _log = logging.getLogger(__name__)
 
 
-def add_realtime(app: FastAPI, recogniser: Recogniser, most_sessions: int = MOST_SESSIONS) -> None:
+def add_realtime(app: FastAPI, recogniser: TranscriptionService, max_sessions: int = MAX_SESSIONS) -> None:
     """Add ``/v1/realtime`` to the app."""
     sessions: set[Session] = set()
 
@@ -31,7 +31,7 @@ def add_realtime(app: FastAPI, recogniser: Recogniser, most_sessions: int = MOST
         offered = socket.scope.get("subprotocols", [])
         await socket.accept(subprotocol="realtime" if "realtime" in offered else None)
         try:
-            code, reason = await _serve(socket, recogniser, model, sessions, most_sessions)
+            code, reason = await _serve(socket, recogniser, model, sessions, max_sessions)
         except WebSocketDisconnect:
             return
         except Exception as error:
@@ -42,10 +42,10 @@ def add_realtime(app: FastAPI, recogniser: Recogniser, most_sessions: int = MOST
 
 
 async def _serve(
-    socket: WebSocket, recogniser: Recogniser, model: str | None, sessions: set[Session], most_sessions: int
+    socket: WebSocket, recogniser: TranscriptionService, model: str | None, sessions: set[Session], max_sessions: int
 ) -> tuple[int, str]:
     """Hold a session with a client; returns why it ends."""
-    if len(sessions) >= most_sessions:
+    if len(sessions) >= max_sessions:
         return _TRY_LATER, "Too many sessions: try again in a moment."
     served = [m.name for m in await recogniser.ears.models()]
     if not served:
@@ -85,8 +85,8 @@ async def _converse(socket: WebSocket, session: Session) -> tuple[int, str]:
             break
         except KeyError:  # a binary message
             return _UNSUPPORTED, "Events are JSON text."
-        if len(text) > MOST_MESSAGE_CHARS:
-            return _TOO_BIG, f"An event may have {MOST_MESSAGE_CHARS} characters."
+        if len(text) > MAX_MESSAGE_CHARS:
+            return _TOO_BIG, f"An event may have {MAX_MESSAGE_CHARS} characters."
         try:
             event = json.loads(text)
         except (ValueError, RecursionError):

@@ -21,7 +21,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.serve.live import session as live
 from askd_ray.serve.live.session import Session
-from askd_ray.serve.recogniser import Ask
+from askd_ray.serve.transcription_service import TranscribeOptions
 
 SERVER_EVENT = TypeAdapter[Any](RealtimeServerEvent)
 FORMATS: list[dict[str, Any]] = [
@@ -49,7 +49,7 @@ class Listener:
         self.ears, self.vad = FakeEars(), LoudnessVad()
         self.committed: list[Waveform] = []
 
-    async def listen(self, waveform: Waveform, ask: Ask) -> AsyncGenerator[Any]:
+    async def listen(self, waveform: Waveform, ask: TranscribeOptions) -> AsyncGenerator[Any]:
         self.committed.append(waveform)
         for nothing in ():
             yield nothing

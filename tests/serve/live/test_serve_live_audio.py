@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from serving import spoken
 
 from askd_ray.audio.units import samples_of
-from askd_ray.audio.vad import Turns, Vad
+from askd_ray.audio.vad import Vad, VadOptions
 from askd_ray.serve.live.audio import LiveAudio, TurnDetector, WireFormat
 
 
@@ -65,7 +65,7 @@ def test_turns_begin_and_end(clip: np.ndarray, speech: Path):
     pause = np.zeros(samples_of(1.5), np.float32)
     second = spoken(speech, 2)[1][0][: samples_of(2.0)]
     recording = np.concatenate([pause, clip, pause, second, pause])
-    detector, found = TurnDetector(Vad(), Turns(threshold=0.5, silence_s=0.8, padding_s=0.2)), []
+    detector, found = TurnDetector(Vad(), VadOptions(threshold=0.5, silence_s=0.8, padding_s=0.2)), []
     for piece in np.array_split(recording, 50):
         found += detector.push(piece)
     assert [event.started for event in found] == [True, False, True, False]
@@ -95,7 +95,7 @@ def test_half_a_sample_waits_through_a_flush():
 
 
 def test_a_shorter_silence_counts_what_was_silent_before(clip: np.ndarray):
-    detector = TurnDetector(Vad(), Turns(threshold=0.5, silence_s=5.0, padding_s=0.2))
+    detector = TurnDetector(Vad(), VadOptions(threshold=0.5, silence_s=5.0, padding_s=0.2))
     assert [e.started for e in detector.push(np.concatenate([clip, np.zeros(samples_of(1.0), np.float32)]))] == [True]
-    detector.options = Turns(threshold=0.5, silence_s=0.2, padding_s=0.2)
+    detector.options = VadOptions(threshold=0.5, silence_s=0.2, padding_s=0.2)
     assert [e.started for e in detector.push(np.zeros(1024, np.float32))] == [False]

@@ -25,11 +25,11 @@ from serving import FakeEars, OwnProcess, app_around, spoken
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import samples_of
-from askd_ray.serve.engine import Models, load
+from askd_ray.serve.engine import ServedModels, load
 from askd_ray.serve.listener import Address, listening
-from askd_ray.serve.metrics import Metrics
-from askd_ray.serve.openai_api import Limits, build_app
-from askd_ray.serve.recogniser import Recogniser
+from askd_ray.serve.metrics import ServiceMetrics
+from askd_ray.serve.openai_api import RequestLimits, build_app
+from askd_ray.serve.transcription_service import TranscriptionService
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 
@@ -147,7 +147,7 @@ def test_openais_client_updates_a_session_while_somebody_speaks(speech: Path, un
 @pytest.mark.slow
 def test_turns_around_updates_are_transcribed_with_log_probabilities(speech: Path, weights: Path, unused_port: int):
     recording, texts = two_turns(speech)
-    models = Models()
+    models = ServedModels()
     models.put(load(weights, "student"))
 
     async def scenario(address: Address) -> None:
@@ -164,7 +164,9 @@ def test_turns_around_updates_are_transcribed_with_log_probabilities(speech: Pat
             assert "".join(its.token for its in event.logprobs).strip() == event.transcript
             assert all(its.logprob <= 0.0 for its in event.logprobs)
 
-    serve(unused_port, build_app(Recogniser(models, OwnProcess()), Limits(), Metrics()), scenario)
+    serve(
+        unused_port, build_app(TranscriptionService(models, OwnProcess()), RequestLimits(), ServiceMetrics()), scenario
+    )
 
 
 def test_a_bare_socket_is_answered_and_closed_with_a_frame(unused_port: int):

@@ -13,7 +13,7 @@ from serving import FakeEars, OwnProcess, spoken
 from askd_ray.audio.units import samples_of
 from askd_ray.serve.live import session as live
 from askd_ray.serve.live.session import Session
-from askd_ray.serve.recogniser import Recogniser
+from askd_ray.serve.transcription_service import TranscriptionService
 
 TRANSCRIPTION = "conversation.item.input_audio_transcription."
 PCM16 = {"type": "audio/pcm", "rate": 16000}
@@ -39,7 +39,7 @@ def converse(
         said.append(event)
 
     async def run() -> None:
-        session = Session(Recogniser(ears or FakeEars(), OwnProcess()), send, "student")
+        session = Session(TranscriptionService(ears or FakeEars(), OwnProcess()), send, "student")
         await session.begin()
         await scenario(session, said)
         session.close()

@@ -9,14 +9,14 @@ from serving import FakeEars, app_around
 from starlette.websockets import WebSocketDisconnect
 
 from askd_ray.serve.live import websocket
-from askd_ray.serve.openai_api import Limits
+from askd_ray.serve.openai_api import RequestLimits
 
 URL = "/v1/realtime?intent=transcription"
 
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    with TestClient(app_around(FakeEars(), Limits(keys=("secret",)))) as client:
+    with TestClient(app_around(FakeEars(), RequestLimits(keys=("secret",)))) as client:
         yield client
 
 
@@ -65,7 +65,7 @@ def test_limits(client: TestClient, monkeypatch: pytest.MonkeyPatch):
     with connect(client) as socket:
         socket.send_bytes(b"\x00")
         assert closed(socket)[0] == 1003
-    monkeypatch.setattr(websocket, "MOST_MESSAGE_CHARS", 10)
+    monkeypatch.setattr(websocket, "MAX_MESSAGE_CHARS", 10)
     with connect(client) as socket:
         socket.send_text("a" * 11)
         assert closed(socket)[0] == 1009
@@ -112,5 +112,5 @@ def test_without_a_model_a_client_is_told_to_come_again(monkeypatch: pytest.Monk
         return []
 
     monkeypatch.setattr(FakeEars, "models", none)
-    with TestClient(app_around(FakeEars(), Limits())) as client, connect(client) as socket:
+    with TestClient(app_around(FakeEars(), RequestLimits())) as client, connect(client) as socket:
         assert closed(socket)[0] == 1013

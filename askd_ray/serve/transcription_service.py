@@ -7,29 +7,29 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from askd_ray.audio.chunking import MOST_S, halves, stretches
-from askd_ray.audio.decode import Decoded, Waveform, duration_s
+from askd_ray.audio.chunking import MAX_CHUNK_S, halves, stretches
+from askd_ray.audio.decode import DecodedAudio, Waveform, duration_s
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
-from askd_ray.audio.vad import Span, Turns, Vad
+from askd_ray.audio.vad import Span, Vad, VadOptions
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding, Transcript
-from askd_ray.serve.guards import stops_early
+from askd_ray.serve.decode_fallback import stops_early
 from askd_ray.serve.sandbox import Sandbox
 from askd_ray.serve.transcription import Segment, segments_of
 
 MAX_AUDIO_S = 7200.0  # 460 MB as a waveform; a file of 25 MiB rarely holds more speech
-MOST_HELD_S = 4 * 3600.0  # of audio in memory, over all requests: 920 MB
+MAX_HELD_S = 4 * 3600.0  # of audio in memory, over all requests: 920 MB
 _AT_ONCE = 4  # stretches of one file that are in line or being decoded
 
 
 @dataclass(frozen=True)
-class Ask:
+class TranscribeOptions:
     """How a file is to be transcribed. ``language`` None: it is found out from the first stretch with speech."""
 
     model: str
     language: str | None = None
     decoding: Decoding = field(default_factory=Decoding)
-    turns: Turns = field(default_factory=Turns)
+    turns: VadOptions = field(default_factory=VadOptions)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Hearing:
+class ChunkResult:
     """What was heard in a stretch; ``batch`` stretches were decoded together, in ``worked_s`` seconds."""
 
     transcript: Transcript
@@ -67,14 +67,14 @@ class UnknownModelError(AskdError):
         return type(self), (self.name, self.served)
 
 
-class Ears(Protocol):
+class SpeechEngine(Protocol):
     """What hears stretches of up to 30 s."""
 
     async def models(self) -> Sequence[Model]:
         """Return what is served; the first is the default."""
         ...
 
-    async def hear(self, stretch: Waveform, ask: Ask, owner: str) -> Hearing:
+    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
         """Return what is said in a stretch; those of one ``owner`` (a request) share its turn.
 
         Raises :class:`UnknownModelError`, and :class:`AskdError` for a language that the model does not know.
@@ -87,17 +87,17 @@ class Ears(Protocol):
 
 
 @dataclass(frozen=True)
-class Heard:
+class TranscribedChunk:
     """What is said in a stretch of a file."""
 
     segments: tuple[Segment, ...]
-    hearing: Hearing
+    hearing: ChunkResult
 
 
-class Recogniser:
+class TranscriptionService:
     """Transcribes audio files: decoding in a sandbox, speech detection, stretches, and their texts in order."""
 
-    def __init__(self, ears: Ears, sandbox: Sandbox, max_audio_s: float = MAX_AUDIO_S):
+    def __init__(self, ears: SpeechEngine, sandbox: Sandbox, max_audio_s: float = MAX_AUDIO_S):
         self.ears = ears
         self.vad = Vad()
         self._sandbox = sandbox
@@ -105,7 +105,7 @@ class Recogniser:
         self._held_s = 0.0
 
     @contextlib.asynccontextmanager
-    async def loaded(self, audio: bytes, partial: bool = False) -> AsyncGenerator[Decoded]:
+    async def loaded(self, audio: bytes, partial: bool = False) -> AsyncGenerator[DecodedAudio]:
         """Hold the waveform of an audio file for as long as the block runs; with ``partial``, what is left of it.
 
         Raises :class:`~askd_ray.audio.decode.AudioError` when it cannot be used, and :class:`BusyError` when
@@ -113,7 +113,7 @@ class Recogniser:
         """
         decoded = await self._sandbox.decode(audio, self._max_audio_s, partial)
         seconds = duration_s(decoded.waveform)
-        if self._held_s and self._held_s + seconds > MOST_HELD_S:
+        if self._held_s and self._held_s + seconds > MAX_HELD_S:
             raise BusyError
         self._held_s += seconds
         try:
@@ -121,15 +121,17 @@ class Recogniser:
         finally:
             self._held_s -= seconds
 
-    async def listen(self, waveform: Waveform, ask: Ask) -> AsyncGenerator[Heard]:
+    async def listen(self, waveform: Waveform, ask: TranscribeOptions) -> AsyncGenerator[TranscribedChunk]:
         """Yield what is said in a waveform, stretch by stretch.
 
         Whoever stops listening takes the other stretches out of the line.
         """
         owner = uuid.uuid4().hex
-        asked: list[asyncio.Task[list[tuple[Span, Hearing]]]] = []
-        whole: asyncio.Task[Hearing] | None = None
-        if len(waveform) <= samples_of(MOST_S):  # one stretch, if anybody speaks: it is heard while that is found out
+        asked: list[asyncio.Task[list[tuple[Span, ChunkResult]]]] = []
+        whole: asyncio.Task[ChunkResult] | None = None
+        if len(waveform) <= samples_of(
+            MAX_CHUNK_S
+        ):  # one stretch, if anybody speaks: it is heard while that is found out
             whole = asyncio.ensure_future(self.ears.hear(waveform, ask, owner))
         try:
             speech = await asyncio.to_thread(self.vad.speech, waveform, ask.turns)
@@ -140,7 +142,9 @@ class Recogniser:
                     asked.append(asyncio.create_task(self._hear(waveform, left.pop(0), speech, ask, owner, whole)))
                 for span, hearing in await asked[0]:
                     ask = replace(ask, language=hearing.transcript.language)
-                    yield Heard(segments_of(hearing.transcript, span, speech, ask.decoding.temperature), hearing)
+                    yield TranscribedChunk(
+                        segments_of(hearing.transcript, span, speech, ask.decoding.temperature), hearing
+                    )
                 asked.pop(0)
         finally:
             tasks: list[asyncio.Task[Any]] = [*asked, *([] if whole is None else [whole])]
@@ -154,10 +158,10 @@ class Recogniser:
         waveform: Waveform,
         stretch: Span,
         speech: Sequence[Span],
-        ask: Ask,
+        ask: TranscribeOptions,
         owner: str,
-        heard: Awaitable[Hearing] | None = None,
-    ) -> list[tuple[Span, Hearing]]:
+        heard: Awaitable[ChunkResult] | None = None,
+    ) -> list[tuple[Span, ChunkResult]]:
         """Return what is said in a stretch; where words must be missing, what is said in each half, if that is more.
 
         ``heard`` is what is said in the whole stretch, where that was asked before.
@@ -168,7 +172,7 @@ class Recogniser:
         if not stops_early(hearing.transcript, speech_s):
             return [(stretch, hearing)]
         ask = replace(ask, language=hearing.transcript.language)
-        parts: list[tuple[Span, Hearing]] = []
+        parts: list[tuple[Span, ChunkResult]] = []
         for half in halves(waveform, stretch, within):
             parts += await self._hear(waveform, half, speech, ask, owner)
         n_tokens = sum(len(its.transcript.token_ids) for _, its in parts)

@@ -13,16 +13,16 @@ from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.models.engine import Decoding, Transcript
 from askd_ray.text.ngrams import compression_ratio
 
-MOST_COMPRESSION = 2.4  # beyond it a text repeats itself
-LEAST_LOGPROB = -1.0  # nats a token; below it a text is guessed
+MAX_COMPRESSION_RATIO = 2.4  # beyond it a text repeats itself
+MIN_AVG_LOGPROB = -1.0  # nats a token; below it a text is guessed
 NO_SPEECH = 0.6
-MOST_CHARS_PER_S = 30.0  # in any language; people who speak fast have 25
-LEAST_TOKENS_PER_S = 1.5  # of speech; the slowest speakers have two, people have four
-_LEAST_SPEECH_S = 4.0  # in less of it, one word may be all
+MAX_CHARS_PER_S = 30.0  # in any language; people who speak fast have 25
+MIN_TOKENS_PER_S = 1.5  # of speech; the slowest speakers have two, people have four
+_MIN_SPEECH_S = 4.0  # in less of it, one word may be all
 _BEAM, _UNREPEATED = 5, 3  # of the tries after the first
 
 
-class Listens(Protocol):
+class EngineLike(Protocol):
     """What decodes clips of up to 30 s; :class:`askd_ray.models.engine.Engine` is the real one."""
 
     def transcribe(
@@ -34,26 +34,26 @@ class Listens(Protocol):
 
 def is_loop(transcript: Transcript, clip_s: float) -> bool:
     """Whether a text cannot be what is said in a clip: the model could not end it, or nobody speaks that fast."""
-    return not transcript.ended or len(transcript.text) > MOST_CHARS_PER_S * (clip_s + 1.0)
+    return not transcript.ended or len(transcript.text) > MAX_CHARS_PER_S * (clip_s + 1.0)
 
 
 def repeats_itself(transcript: Transcript) -> bool:
     """Whether a text compresses so well that it says things again; that may be what somebody said."""
-    return compression_ratio(transcript.text) > MOST_COMPRESSION
+    return compression_ratio(transcript.text) > MAX_COMPRESSION_RATIO
 
 
 def is_doubtful(transcript: Transcript, clip_s: float) -> bool:
     """Whether a transcript is to be decoded again."""
-    return is_loop(transcript, clip_s) or repeats_itself(transcript) or transcript.avg_logprob < LEAST_LOGPROB
+    return is_loop(transcript, clip_s) or repeats_itself(transcript) or transcript.avg_logprob < MIN_AVG_LOGPROB
 
 
 def stops_early(transcript: Transcript, speech_s: float) -> bool:
     """Whether a text is so short that words must be missing: a model may end after the first of several sentences."""
-    return speech_s >= _LEAST_SPEECH_S and len(transcript.token_ids) < LEAST_TOKENS_PER_S * speech_s
+    return speech_s >= _MIN_SPEECH_S and len(transcript.token_ids) < MIN_TOKENS_PER_S * speech_s
 
 
-def transcribe_guarded(
-    engine: Listens, waveforms: Sequence[Waveform], language: str | None, decoding: Decoding
+def transcribe_with_fallback(
+    engine: EngineLike, waveforms: Sequence[Waveform], language: str | None, decoding: Decoding
 ) -> list[Transcript]:
     """Transcribe clips of at most 30 s; doubtful ones again with a beam, then loops without repeated trigrams.
 
@@ -80,13 +80,15 @@ def transcribe_guarded(
 
     again = replace(decoding, beam_size=_BEAM)
     try_again([i for i, t in enumerate(heard) if is_doubtful(t, clips_s[i])], again)
-    try_again([i for i, t in enumerate(heard) if loops[i] and is_bad(i, t)], replace(again, unrepeated=_UNREPEATED))
+    try_again(
+        [i for i, t in enumerate(heard) if loops[i] and is_bad(i, t)], replace(again, no_repeat_ngram_size=_UNREPEATED)
+    )
     return [_silence(t) if is_guess(t) else t for t in heard]
 
 
 def is_guess(transcript: Transcript) -> bool:
     """Whether the text is improbable, and the model hears no speech."""
-    return transcript.avg_logprob < LEAST_LOGPROB and transcript.no_speech_prob > NO_SPEECH
+    return transcript.avg_logprob < MIN_AVG_LOGPROB and transcript.no_speech_prob > NO_SPEECH
 
 
 def _silence(transcript: Transcript) -> Transcript:

@@ -9,7 +9,7 @@ from serving import spoken
 from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.units import samples_of
 from askd_ray.models.engine import GREEDY, Decoding, Engine, Transcript
-from askd_ray.serve.guards import is_doubtful, is_loop, repeats_itself, transcribe_guarded
+from askd_ray.serve.decode_fallback import is_doubtful, is_loop, repeats_itself, transcribe_with_fallback
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 
@@ -21,7 +21,7 @@ ONCE_MORE = Transcript("Busy now. " * 11, tuple(range(33)), -0.3, 0.0)
 RUNAWAY = Transcript("and so on and", (1,), -0.05, 0.0, ended=False)
 GUESS = Transcript("Thanks for watching!", (1,), -1.5, 0.9)
 FAINT = Transcript("Perhaps.", (1,), -1.2, 0.1)
-BEAM, UNREPEATED = replace(GREEDY, beam_size=5), replace(GREEDY, beam_size=5, unrepeated=3)
+BEAM, UNREPEATED = replace(GREEDY, beam_size=5), replace(GREEDY, beam_size=5, no_repeat_ngram_size=3)
 
 
 class Scripted:
@@ -47,51 +47,51 @@ def clips(n: int) -> list[Waveform]:
 
 def test_what_is_good_is_decoded_once():
     engine = Scripted({0: GOOD, 1: GOOD})
-    assert transcribe_guarded(engine, clips(2), "en", GREEDY) == [GOOD, GOOD]
+    assert transcribe_with_fallback(engine, clips(2), "en", GREEDY) == [GOOD, GOOD]
     assert engine.asked == [(GREEDY, [0, 1])]
 
 
 def test_the_doubtful_are_decoded_again_and_only_loops_without_repeated_trigrams():
     tries = {0: LONG, 1: GOOD, 2: RUNAWAY, 3: FAINT, 4: REPEATED}, {0: GOOD, 2: LONG, 3: FAINT, 4: REPEATED}, {2: FAINT}
     engine = Scripted(*tries)
-    assert transcribe_guarded(engine, clips(5), "en", GREEDY) == [GOOD, GOOD, FAINT, FAINT, REPEATED]
+    assert transcribe_with_fallback(engine, clips(5), "en", GREEDY) == [GOOD, GOOD, FAINT, FAINT, REPEATED]
     assert engine.asked == [(GREEDY, [0, 1, 2, 3, 4]), (BEAM, [0, 2, 3, 4]), (UNREPEATED, [2])]
 
 
 @pytest.mark.parametrize(("first", "second"), [(REPEATED, ONCE_MORE), (ONCE_MORE, REPEATED), (REPEATED, GOOD)])
 def test_what_repeats_itself_is_believed_where_the_model_finds_it_likelier(first: Transcript, second: Transcript):
     engine = Scripted({0: first}, {0: second})
-    assert transcribe_guarded(engine, clips(1), "en", GREEDY) == [REPEATED]
+    assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [REPEATED]
 
 
 def test_what_repeats_itself_is_not_believed_where_the_model_went_round_in_circles():
     engine = Scripted({0: RUNAWAY}, {0: REPEATED}, {0: GOOD})
-    assert transcribe_guarded(engine, clips(1), "en", GREEDY) == [GOOD]
+    assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [GOOD]
     engine = Scripted({0: RUNAWAY}, {0: GOOD})
-    assert transcribe_guarded(engine, clips(1), "en", GREEDY) == [GOOD]
+    assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [GOOD]
 
 
 def test_the_most_probable_of_the_faint_is_kept():
     fainter = Transcript("Maybe", (1,), -1.4, 0.1)
     for tries in ((fainter, FAINT), (FAINT, fainter)):
         engine = Scripted(*({0: its} for its in tries))
-        assert transcribe_guarded(engine, clips(1), "en", GREEDY) == [FAINT]
+        assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [FAINT]
 
 
 def test_a_guess_where_the_model_hears_no_speech_is_silence():
     engine = Scripted({0: GUESS}, {0: GUESS})
-    (heard,) = transcribe_guarded(engine, clips(1), "de", GREEDY)
+    (heard,) = transcribe_with_fallback(engine, clips(1), "de", GREEDY)
     assert (heard.text, heard.token_ids) == ("", ())
 
 
 def test_what_cannot_be_ended_is_better_than_nothing():
     engine = Scripted({0: RUNAWAY}, {0: RUNAWAY}, {0: RUNAWAY})
-    assert transcribe_guarded(engine, clips(1), "en", GREEDY) == [RUNAWAY]
+    assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [RUNAWAY]
 
 
 def test_with_a_temperature_there_is_one_try():
     engine = Scripted({0: LONG})
-    assert transcribe_guarded(engine, clips(1), "en", Decoding(temperature=0.7)) == [LONG]
+    assert transcribe_with_fallback(engine, clips(1), "en", Decoding(temperature=0.7)) == [LONG]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_sentence_that_is_said_several_times_is_written_as_often(weights: Path
     waveforms = [waveform for waveform, _ in clips]
     plain = engine.transcribe(waveforms, "en", GREEDY)
     assert any(repeats_itself(its) for its in plain)  # or there would be nothing to guard against
-    guarded = transcribe_guarded(engine, waveforms, "en", GREEDY)
+    guarded = transcribe_with_fallback(engine, waveforms, "en", GREEDY)
     assert errors([its.text for its in guarded]) <= errors([its.text for its in plain])
 
 
@@ -143,5 +143,5 @@ def test_a_loop_of_a_real_model_is_cut(weights: Path, speech: Path):
     waveforms = [np.ascontiguousarray(waveform[::2]) for waveform, _ in spoken(speech, 8)]
     plain = engine.transcribe(waveforms, "en", GREEDY)
     assert any(is_loop(its, duration_s(w)) for its, w in zip(plain, waveforms, strict=True))
-    guarded = transcribe_guarded(engine, waveforms, "en", GREEDY)
+    guarded = transcribe_with_fallback(engine, waveforms, "en", GREEDY)
     assert not any(is_loop(its, duration_s(w)) for its, w in zip(guarded, waveforms, strict=True))

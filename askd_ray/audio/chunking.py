@@ -17,7 +17,7 @@ QUIET_S = 0.1  # the length over which loudness is measured: shorter, and the ga
 _STEP_S = 0.01
 
 
-def stretches(waveform: Waveform, speech: Sequence[Span]) -> list[Span]:
+def split_into_chunks(waveform: Waveform, speech: Sequence[Span]) -> list[Span]:
     """Return the stretches of a recording that are to be transcribed, in order: at most 20 s each, never overlapping.
 
     All of ``speech`` is in them, and no pause that is longer than all its padding: where nobody speaks a model invents

@@ -75,10 +75,10 @@ class BatchLoader:
         return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in places if n)
 
     def batches(self, task: ReadTask) -> Iterator[Batch]:
-        """Yield the batches of a task in order, made one after the other; see :meth:`jobs`."""
-        return (make() for make in self.jobs(task))
+        """Yield the batches of a task in order, made one after the other; see :meth:`batch_tasks`."""
+        return (make() for make in self.batch_tasks(task))
 
-    def jobs(self, task: ReadTask) -> Iterator[Callable[[], Batch]]:
+    def batch_tasks(self, task: ReadTask) -> Iterator[Callable[[], Batch]]:
         """Read the shards of a task once and yield the functions that make its batches: any thread may call them.
 
         Raises :class:`AskdError` when a shard is damaged, and the functions do when its audio cannot be decoded any

@@ -71,7 +71,7 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is searched for: ``beam_size`` 1 is greedy; ``previous`` is text that stands before the transcript.
+    """How text is searched for: ``beam_size`` 1 is greedy; ``prompt`` is text that stands before the transcript.
 
     ``confidence`` also asks how probable each token was and when it was said: the decoder reads the text once more,
     without timestamps, and the cross-attention of its alignment heads tells the times (dynamic time warping, as in
@@ -81,7 +81,7 @@ class Decoding:
 
     beam_size: int = 1
     timestamps: bool = False
-    previous: str = ""
+    prompt: str = ""
     confidence: bool = False
     task: Task = "transcribe"
     temperature: float = 0.0
@@ -139,9 +139,9 @@ class Engine:
         """The languages that the model knows."""
         return self._tokens.languages
 
-    def fitting(self, previous: str) -> str:
+    def fit_prompt(self, prompt: str) -> str:
         """Return the end of a text that may stand before a transcript, as much as the model has positions for."""
-        return self._tokens.fitting(previous)
+        return self._tokens.fit_prompt(prompt)
 
     def transcribe(
         self, waveforms: Sequence[Waveform], language: str | None = "en", decoding: Decoding | None = None
@@ -173,7 +173,7 @@ class Engine:
         return [transcripts[i] for i in range(len(waveforms))]
 
     def _prompt(self, language: str, decoding: Decoding) -> tuple[int, ...]:
-        return self._tokens.prompt(language, decoding.previous, decoding.timestamps, decoding.task)
+        return self._tokens.prompt(language, decoding.prompt, decoding.timestamps, decoding.task)
 
     def window_samples(self, waveform: Waveform) -> int:
         """Return the length of the window that a clip is decoded in; only clips of one window share a batch."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from askd_ray.audio.chunking import stretches
+from askd_ray.audio.chunking import split_into_chunks
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.vad import Vad
 from askd_ray.models.engine import Transcript
@@ -18,11 +18,11 @@ class ClipEngine(Protocol):
 
 
 def transcribe_long(engine: ClipEngine, vad: Vad, waveform: Waveform, language: str = "en") -> Transcript:
-    """Transcribe a recording of any length, stretch by stretch (:func:`askd_ray.audio.chunking.stretches`).
+    """Transcribe a recording of any length, stretch by stretch (:func:`askd_ray.audio.chunking.split_into_chunks`).
 
     Raises :class:`AskdError` for a language that the model does not know.
     """
-    clips = [waveform[s.start : s.end] for s in stretches(waveform, vad.speech(waveform))]
+    clips = [waveform[s.start : s.end] for s in split_into_chunks(waveform, vad.speech(waveform))]
     return joined([engine.transcribe([clip], language)[0] for clip in clips])
 
 

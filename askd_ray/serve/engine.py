@@ -83,7 +83,7 @@ class ServedModels:
         if loaded is None:
             raise UnknownModelError(ask.model, list(self._loaded))
         window = loaded.engine.window_samples(stretch)
-        decoding = replace(ask.decoding, previous=loaded.engine.fitting(ask.decoding.previous))
+        decoding = replace(ask.decoding, prompt=loaded.engine.fit_prompt(ask.decoding.prompt))
         kind = _Kind(loaded, ask.language, decoding, window)
         hearing = await self._scheduler.run(stretch, kind, window / SAMPLE_RATE_HZ, owner)
         self.heard_at = time.monotonic()

@@ -117,7 +117,7 @@ def translation(parts: Iterable[FormPart], query: Iterable[str] = ()) -> tuple[b
 
 def _wanted(fields: TranslationFields, task: Task) -> TranscriptionRequest:
     timed = fields.response_format in ("verbose_json", "srt", "vtt")
-    decoding = Decoding(previous=fields.prompt, confidence=timed, temperature=fields.temperature, task=task)
+    decoding = Decoding(prompt=fields.prompt, confidence=timed, temperature=fields.temperature, task=task)
     return TranscriptionRequest(TranscribeOptions(fields.model, decoding=decoding), fields.response_format)
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from askd_ray.audio.chunking import MAX_CHUNK_S, halves, stretches
+from askd_ray.audio.chunking import MAX_CHUNK_S, halves, split_into_chunks
 from askd_ray.audio.decode import DecodedAudio, Waveform, duration_s
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Span, Vad, VadOptions
@@ -135,7 +135,7 @@ class TranscriptionService:
             whole = asyncio.ensure_future(self.ears.hear(waveform, ask, owner))
         try:
             speech = await asyncio.to_thread(self.vad.speech, waveform, ask.turns)
-            left = stretches(waveform, speech)
+            left = split_into_chunks(waveform, speech)
             while left or asked:
                 # Where the language is not known yet, the first stretch says it for all.
                 while left and len(asked) < (_AT_ONCE if ask.language else 1):

@@ -30,7 +30,7 @@ def label_key(recipe: Recipe) -> LabelKey:
     """Return what the labels of a recipe hang on, besides the utterance itself (that is its content hash)."""
     targets = recipe.targets
     pseudo = targets.model_dump(mode="json", exclude={"kind", "prompt"}) if targets.kind == "pseudo" else {}
-    prompt = Tokens(resolve(recipe.teacher.model)).prompt(previous=targets.prompt, timestamps=targets.timestamps)
+    prompt = Tokens(resolve(recipe.teacher.model)).prompt(prompt=targets.prompt, timestamps=targets.timestamps)
     return {
         "format": 3,
         "teacher": fingerprint(recipe.teacher.model),

@@ -78,14 +78,14 @@ class Tokens:
         return tuple(str(self.tokenizer.id_to_token(i)).strip("<|>") for i in range(first, end))
 
     def prompt(
-        self, language: str = "en", previous: str = "", timestamps: bool = False, task: str = "transcribe"
+        self, language: str = "en", prompt: str = "", timestamps: bool = False, task: str = "transcribe"
     ) -> tuple[int, ...]:
-        """Return the ids that a transcript starts with; ``previous`` is text that was said before it.
+        """Return the ids that a transcript starts with; ``prompt`` is text that was said before it.
 
         Raises :class:`AskdError` for a language or a task that the model does not know, and for more previous text than
         fits.
         """
-        before = [self.id_of("<|startofprev|>"), *self.encode(previous)] if previous.strip() else []
+        before = [self.id_of("<|startofprev|>"), *self.encode(prompt)] if prompt.strip() else []
         if len(before) > MAX_PROMPT_TOKENS + 1:
             raise AskdError(f"the prompt has {len(before) - 1} tokens: at most {MAX_PROMPT_TOKENS} are allowed")
         names = ["<|startoftranscript|>"]
@@ -99,13 +99,13 @@ class Tokens:
             names.append("<|notimestamps|>")
         return (*before, *(self.id_of(name) for name in names))
 
-    def fitting(self, previous: str) -> str:
+    def fit_prompt(self, prompt: str) -> str:
         """Return the end of a text that fits before a transcript: OpenAI's API reads no more of a prompt either."""
-        ids = self.encode(previous)
+        ids = self.encode(prompt)
         while len(ids) > MAX_PROMPT_TOKENS:  # the end of a text may have more tokens than were cut
-            previous = self.decode(ids[-MAX_PROMPT_TOKENS:] if len(ids) > MAX_PROMPT_TOKENS + 1 else ids[2:])
-            ids = self.encode(previous)
-        return previous
+            prompt = self.decode(ids[-MAX_PROMPT_TOKENS:] if len(ids) > MAX_PROMPT_TOKENS + 1 else ids[2:])
+            ids = self.encode(prompt)
+        return prompt
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text as Whisper writes it: with a leading space, without special tokens."""

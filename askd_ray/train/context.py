@@ -53,7 +53,7 @@ class PlainContext:
 
     def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         """Make the batches here, in threads beside the training."""
-        jobs = (job for task in tasks for job in stream.jobs(task))
+        jobs = (job for task in tasks for job in stream.batch_tasks(task))
         return prefetch(jobs, _AHEAD * n_cores(), threads=n_cores())
 
     def report(self, metrics: dict[str, float]) -> None:

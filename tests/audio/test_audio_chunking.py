@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askd_ray.audio.chunking import LONG_PAUSE_S, MAX_CHUNK_S, quietest, stretches
+from askd_ray.audio.chunking import LONG_PAUSE_S, MAX_CHUNK_S, quietest, split_into_chunks
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of
 from askd_ray.audio.vad import Span
 
@@ -29,7 +29,7 @@ def test_all_speech_is_in_one_stretch_and_none_is_too_long(lengths: list[tuple[f
     for length, pause in lengths:
         speech.append(Span(at, at + samples_of(length)))
         at = speech[-1].end + samples_of(pause)
-    found = stretches(np.random.default_rng(0).standard_normal(at, dtype=np.float32), speech)
+    found = split_into_chunks(np.random.default_rng(0).standard_normal(at, dtype=np.float32), speech)
     assert all(0 < s.n_samples <= samples_of(MAX_CHUNK_S) for s in found)
     assert all(a.end <= b.start for a, b in pairwise(found))
     covered = np.zeros(at, bool)
@@ -48,26 +48,29 @@ def test_all_speech_is_in_one_stretch_and_none_is_too_long(lengths: list[tuple[f
 
 def test_a_short_recording_is_whole_if_somebody_speaks_in_it():
     waveform = noise(20.0)
-    assert stretches(waveform, spans((3.0, 4.0))) == [Span(0, len(waveform))]
-    assert stretches(waveform, []) == []
-    assert stretches(waveform[:0], []) == []
+    assert split_into_chunks(waveform, spans((3.0, 4.0))) == [Span(0, len(waveform))]
+    assert split_into_chunks(waveform, []) == []
+    assert split_into_chunks(waveform[:0], []) == []
 
 
 def test_the_longest_pause_of_the_second_half_is_cut():
     speech = spans((0.0, 4.0), (5.5, 11.0), (11.3, 15.0), (15.9, 18.0), (18.2, 30.0))
-    assert seconds(stretches(noise(30.0), speech)) == [(0.0, 15.0), (15.9, 30.0)]
+    assert seconds(split_into_chunks(noise(30.0), speech)) == [(0.0, 15.0), (15.9, 30.0)]
 
 
 def test_speech_without_a_pause_is_cut_where_it_is_quietest():
     waveform = noise(45.0)
     waveform[samples_of(17.0) : samples_of(17.2)] *= 0.01
-    first, second, third = seconds(stretches(waveform, spans((0.0, 45.0))))
+    first, second, third = seconds(split_into_chunks(waveform, spans((0.0, 45.0))))
     assert 17.0 < first[1] < 17.2
     assert first[1] == second[0] and second[1] == third[0] and third[1] == 45.0
 
 
 def test_long_pauses_are_left_out():
-    assert seconds(stretches(noise(25.0), spans((1.0, 2.0), (3.0, 4.0), (9.0, 10.0)))) == [(1.0, 4.0), (9.0, 10.0)]
+    assert seconds(split_into_chunks(noise(25.0), spans((1.0, 2.0), (3.0, 4.0), (9.0, 10.0)))) == [
+        (1.0, 4.0),
+        (9.0, 10.0),
+    ]
 
 
 @settings(max_examples=50, deadline=None)

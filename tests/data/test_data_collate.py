@@ -63,7 +63,7 @@ def batches(clips: list[Utterance], tmp_path: Path):
         )
         tasks = [task for task in stream.planner().tasks(DataCursor(), 0, 1) if task.epoch == epoch]
         if threads:
-            return list(prefetch((job for task in tasks for job in stream.jobs(task)), ahead=4, threads=threads))
+            return list(prefetch((job for task in tasks for job in stream.batch_tasks(task)), ahead=4, threads=threads))
         return [batch for task in tasks for batch in stream.batches(task)]
 
     return _batches

@@ -60,7 +60,7 @@ def batches(data: Path, kept: Path | None, teacher_n_mels: int = 0, **sections: 
         features_folder=kept,
     )
     tasks = stream.planner().tasks(DataCursor(), 0, 1)
-    return list(prefetch((job for task in tasks for job in stream.jobs(task)), ahead=4, threads=2))
+    return list(prefetch((job for task in tasks for job in stream.batch_tasks(task)), ahead=4, threads=2))
 
 
 NEARLY_NO_SILENCE = {"train_silence_s": [0.001, 0.02], "padded_share": 0.0}

@@ -80,10 +80,10 @@ def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, clips: l
 
 
 @pytest.mark.parametrize("previous", ["", "Thank you for calling. " * 25])
-def test_a_clip_that_does_not_stop_is_stopped(weights: Path, speech: Path, previous: str):
+def test_a_clip_that_does_not_stop_is_stopped(weights: Path, speech: Path, prompt: str):
     # tiny.en was never trained on trimmed windows and repeats itself in some of them.
     waveforms = [waveform_of(u) for u in utterances(speech, 24)]
-    engine = Engine(weights, decoding=Decoding(previous=previous))
+    engine = Engine(weights, decoding=Decoding(prompt=prompt))
     heard = engine.transcribe(waveforms)
     lengths = [len(t.token_ids) for t in heard]
     assert max(n for n, t in zip(lengths, heard, strict=True) if not t.ended) == max(lengths)

@@ -109,10 +109,10 @@ def test_what_cannot_be_heard(loaded: LoadedModel, speech: Path):
 @pytest.mark.slow
 def test_a_prompt_of_any_length_is_taken_from_its_end(loaded: LoadedModel, speech: Path):
     ((clip, _),) = spoken(speech)
-    ask = TranscribeOptions("tiny.en", "en", Decoding(previous="Asterisk, voicemail. " * 400))
+    ask = TranscribeOptions("tiny.en", "en", Decoding(prompt="Asterisk, voicemail. " * 400))
     assert asyncio.run(heard(recogniser(loaded), clip, ask)).text
-    assert len(loaded.engine.fitting("nine " * 1000).split()) == 223
-    assert loaded.engine.fitting("short") == "short"
+    assert len(loaded.engine.fit_prompt("nine " * 1000).split()) == 223
+    assert loaded.engine.fit_prompt("short") == "short"
 
 
 @pytest.mark.slow

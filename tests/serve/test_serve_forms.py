@@ -178,7 +178,7 @@ def meant(found: TranscriptionRequest) -> dict[str, Any]:
     return {
         "model": ask.model,
         "language": ask.language,
-        "prompt": ask.decoding.previous,
+        "prompt": ask.decoding.prompt,
         "temperature": ask.decoding.temperature,
         "response_format": found.form,
         "stream": found.stream,

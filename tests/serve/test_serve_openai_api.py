@@ -140,7 +140,7 @@ def test_what_is_asked_reaches_the_ears(client: TestClient, clip: bytes, ears: F
     fields = {"prompt": "Hello", "temperature": "0.2", "language": "de", "chunking_strategy": json.dumps(vad)}
     assert post(client, clip, **fields).status_code == 200
     (ask,) = ears.asked
-    assert (ask.decoding.previous, ask.decoding.temperature, ask.language) == ("Hello", 0.2, "de")
+    assert (ask.decoding.prompt, ask.decoding.temperature, ask.language) == ("Hello", 0.2, "de")
     assert (ask.turns.threshold, ask.turns.silence_s, ask.turns.padding_s) == (0.2, 0.7, 0.1)
 
 

@@ -41,11 +41,11 @@ def test_prompt_of_a_multilingual_model(multilingual):
 
 def test_prompt_after_earlier_text_and_with_timestamps(tokens):
     assert tokens.prompt(timestamps=True) == (50257,)
-    assert tokens.prompt(previous=" Hello world ") == (50360, 18435, 995, 50257, 50362)
-    assert tokens.prompt(previous=" \n") == tokens.prompt()
-    assert len(tokens.prompt(previous=" nine" * 223)) == 1 + 223 + 2
+    assert tokens.prompt(prompt=" Hello world ") == (50360, 18435, 995, 50257, 50362)
+    assert tokens.prompt(prompt=" \n") == tokens.prompt()
+    assert len(tokens.prompt(prompt=" nine" * 223)) == 1 + 223 + 2
     with pytest.raises(AskdError, match="the prompt has 224 tokens: at most 223 are allowed"):
-        tokens.prompt(previous=" nine" * 224)
+        tokens.prompt(prompt=" nine" * 224)
 
 
 def test_languages_that_a_model_does_not_have(tokens, multilingual):

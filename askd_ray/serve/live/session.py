@@ -217,7 +217,7 @@ class Session:
     def _ask(self, confidence: bool = False) -> TranscribeOptions:
         wanted, detection = self._settings.transcription or Transcribing(), self._settings.turn_detection
         turns = VadOptions() if detection is None else detection.turns()
-        decoding = Decoding(previous=wanted.prompt, confidence=confidence)
+        decoding = Decoding(prompt=wanted.prompt, confidence=confidence)
         return TranscribeOptions(wanted.model or self._default, wanted.language, decoding, turns)
 
     def _described(self, beta: bool = False) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def test_an_update_after_a_commit_leaves_the_committed_turn_as_it_was(recording:
         await until(lambda: "completed" in kinds(said))
 
     converse(scenario, ears)
-    assert [(ask.language, ask.decoding.previous) for ask in ears.asked] == [("de", "first")]
+    assert [(ask.language, ask.decoding.prompt) for ask in ears.asked] == [("de", "first")]
 
 
 def test_without_transcription_turns_are_committed_and_not_transcribed(recording: np.ndarray):

@@ -171,7 +171,7 @@ def overhead_ms(service: Service, bundle: Path, rows: Sequence[Utterance]) -> fl
     async def here_s(row: Utterance) -> float:
         begun = time.perf_counter()
         async with recogniser.loaded(row.audio) as decoded:
-            async for _ in recogniser.listen(decoded.waveform, TranscribeOptions("student", row.language, GREEDY)):
+            async for _ in recogniser.transcribe(decoded.waveform, TranscribeOptions("student", row.language, GREEDY)):
                 pass
         return time.perf_counter() - begun
 

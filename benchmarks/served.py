@@ -142,7 +142,7 @@ async def crowd(
 ) -> list[Answer]:
     """Let clients send the clips of these numbers, each its next one when the last is answered; ``stop`` ends it."""
     left, answers = iter(numbers), list[Answer]()
-    limits = httpx.RequestLimits(max_connections=n_clients, max_keepalive_connections=n_clients)
+    limits = httpx.Limits(max_connections=n_clients, max_keepalive_connections=n_clients)
     async with httpx.AsyncClient(timeout=120, trust_env=False, limits=limits) as client:
 
         async def one() -> None:

@@ -51,7 +51,7 @@ def kill_replicas(deployment: str) -> int:
     return len(replicas)
 
 
-class FakeEars:
+class FakeSpeechEngine:
     """Says how long each stretch was, in samples; raises, or waits at the gate, when told to."""
 
     def __init__(self, languages: tuple[str, ...] = ("en", "de")):
@@ -64,23 +64,23 @@ class FakeEars:
     async def models(self) -> Sequence[Model]:
         return [Model("student", "v1", 1, self.languages), Model("other", "v2", 2, ("en",))]
 
-    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
-        self.asked.append(ask)
-        self.heard.append(stretch)
+    async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
+        self.asked.append(options)
+        self.heard.append(chunk)
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
             raise self.error
-        return ChunkResult(self.transcript(stretch, ask), "v1", 1, 0.01)
+        return ChunkResult(self.transcript(chunk, options), "v1", 1, 0.01)
 
-    def transcript(self, stretch: Waveform, ask: TranscribeOptions) -> Transcript:
+    def transcript(self, chunk: Waveform, options: TranscribeOptions) -> Transcript:
         """Return three words, timed evenly over the stretch where that is asked for."""
-        language, text = ask.language or "de", f"Secret {len(stretch)} samples."
-        seconds = len(stretch) / SAMPLE_RATE_HZ
+        language, text = options.language or "de", f"Secret {len(chunk)} samples."
+        seconds = len(chunk) / SAMPLE_RATE_HZ
         letters = tuple("Secret")[1:]  # a token each: so few words would be too few for a long stretch
-        texts = (" S", *letters, f" {len(stretch)}", " sam", *tuple("ples"), *[""] * int(2 * seconds), ".")
+        texts = (" S", *letters, f" {len(chunk)}", " sam", *tuple("ples"), *[""] * int(2 * seconds), ".")
         ids = tuple(range(len(texts)))
-        if not ask.decoding.confidence:
+        if not options.decoding.confidence:
             return Transcript(text, ids, -0.2, 0.1, language=language)
         times = tuple(float(t) for t in np.linspace(0.0, seconds, len(texts) + 1))
         return Transcript(text, ids, -0.2, 0.1, True, texts, (0.8,) * len(texts), times, language)
@@ -92,16 +92,20 @@ class FakeEars:
             raise self.error
 
 
-class OwnProcess:
+class InProcessDecoder:
     """Decodes where it is called; the sandbox has tests of its own."""
 
     async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> DecodedAudio:
         return read_audio(audio, max_s, partial)
 
 
-def app_around(ears: FakeEars, limits: RequestLimits | None = None, max_audio_s: float = MAX_AUDIO_S) -> FastAPI:
+def build_test_app(
+    engine: FakeSpeechEngine, limits: RequestLimits | None = None, max_audio_s: float = MAX_AUDIO_S
+) -> FastAPI:
     """Return the service around ears."""
-    return build_app(TranscriptionService(ears, OwnProcess(), max_audio_s), limits or RequestLimits(), ServiceMetrics())
+    return build_app(
+        TranscriptionService(engine, InProcessDecoder(), max_audio_s), limits or RequestLimits(), ServiceMetrics()
+    )
 
 
 def bundle_of(folder: Path, weights: Path, changed: bytes = b"") -> Path:

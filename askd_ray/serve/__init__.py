@@ -1,1 +1,1 @@
-"""The service: an OpenAI-compatible endpoint on Ray Serve."""
+"""The transcription service: an OpenAI-compatible HTTP API on Ray Serve."""

@@ -1,7 +1,7 @@
-"""Answers other than 200, in OpenAI's form.
+"""HTTP error responses in OpenAI's format.
 
-Bad input is always answered with 4xx: OpenAI's clients try again after anything from 500 on, so a bad file that is
-answered with 500 costs three runs.
+Bad input always gets a 4xx status. OpenAI's clients retry after each 5xx status, so a 500 for a bad file would cost
+three runs.
 """
 
 import logging
@@ -15,36 +15,36 @@ _log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """An answer other than 200."""
+    """An HTTP error response."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """Return the answer; all four keys are always there."""
+        """Return the JSON body; all four keys are always present."""
         kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self, headers: dict[str, str] | None = None) -> JSONResponse:
         """Return the HTTP response."""
         retry = {"Retry-After": "1"} if self.status in (429, 503) else {}
-        asks = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
-        return JSONResponse(self.body(), self.status, headers={**retry, **asks, **(headers or {})})
+        challenge = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        return JSONResponse(self.body(), self.status, headers={**retry, **challenge, **(headers or {})})
 
 
 def busy() -> ApiError:
-    """Return the answer to one request too many."""
+    """Return the error for a request that exceeds the limit of concurrent requests."""
     return ApiError(429, "The server is busy: try again in a moment.", code="rate_limit_exceeded")
 
 
 def server_error() -> ApiError:
-    """Return the answer to what should not have happened; it says nothing of the inside."""
+    """Return the error for an unexpected failure; it shows no internal detail."""
     return ApiError(500, "The server had an error while processing the request.")
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Let an app answer all errors in OpenAI's form."""
+    """Make an app send all errors in OpenAI's format."""
 
     async def api_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)

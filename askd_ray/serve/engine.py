@@ -1,4 +1,4 @@
-"""The models of a process, and their turn at it: what hears stretches, without Ray."""
+"""The speech engine of one process, without Ray: it loads models and transcribes chunks in fair, batched order."""
 
 import contextlib
 import math
@@ -23,12 +23,12 @@ from askd_ray.serve.transcription_service import ChunkResult, Model, TranscribeO
 from askd_ray.text.languages import language_code
 from askd_ray.torch_setup import Device, n_cores, usable_device
 
-_BATCH_S = 30.0  # of audio in a call: what a short clip may have to wait for
+_BATCH_S = 30.0  # of audio in a batch: the longest that a short clip waits for
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the models of a process run on: ``workers`` calls side by side, each on ``threads`` threads."""
+    """What the models of a process run on: ``workers`` concurrent calls with ``threads`` threads each."""
 
     device: Device = "cpu"
     threads: int = 1
@@ -37,15 +37,15 @@ class Hardware:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory, and what it is."""
+    """A model in memory, with its name and version."""
 
     model: Model
     engine: Engine
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """What stretches have in common that go in one call."""
+class _BatchKey:
+    """What all chunks of a batch share."""
 
     loaded: LoadedModel
     language: str | None
@@ -54,70 +54,70 @@ class _Kind:
 
 
 class ServedModels:
-    """The models that this process serves, and the engine's time shared out among requests. An instance is
+    """The models that this process serves, and the scheduler that shares them among requests; it implements
     :class:`~askd_ray.serve.transcription_service.SpeechEngine`.
 
-    Which models these are may change while it works (:meth:`put`): a stretch that is in line is heard by
-    the model that was there when it came.
+    A model may be replaced while it serves (:meth:`put`). A chunk that waits in the queue is transcribed by the model
+    that was loaded when the chunk arrived.
     """
 
     def __init__(self, workers: int = 1):
-        self.heard_at = -math.inf  # on the monotonic clock
+        self.last_chunk_at = -math.inf  # when the last chunk was transcribed, on the monotonic clock
         self._loaded: dict[str, LoadedModel] = {}
-        self._scheduler = Scheduler[Waveform, _Kind, ChunkResult](_hear, _BATCH_S, workers)
+        self._scheduler = Scheduler[Waveform, _BatchKey, ChunkResult](_transcribe_batch, _BATCH_S, workers)
 
     def put(self, loaded: LoadedModel) -> None:
-        """Serve a model from now on, in the place of the one with its name."""
+        """Serve a model from now on; it replaces the model with the same name."""
         self._loaded = self._loaded | {loaded.model.name: loaded}
 
     async def models(self) -> Sequence[Model]:
-        """Return what is served; the first is the default."""
-        return [its.model for its in self._loaded.values()]
+        """Return the served models; the first is the default."""
+        return [loaded.model for loaded in self._loaded.values()]
 
-    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
-        """Return what is said in a stretch.
+    async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
+        """Transcribe a chunk.
 
         Raises :class:`UnknownModelError`, and :class:`AskdError` for a language that the model does not know.
         """
-        loaded = self._loaded.get(ask.model)
+        loaded = self._loaded.get(options.model)
         if loaded is None:
-            raise UnknownModelError(ask.model, list(self._loaded))
-        window = loaded.engine.window_samples(stretch)
-        decoding = replace(ask.decoding, prompt=loaded.engine.fit_prompt(ask.decoding.prompt))
-        kind = _Kind(loaded, ask.language, decoding, window)
-        hearing = await self._scheduler.run(stretch, kind, window / SAMPLE_RATE_HZ, owner)
-        self.heard_at = time.monotonic()
-        return hearing
+            raise UnknownModelError(options.model, list(self._loaded))
+        window = loaded.engine.window_samples(chunk)
+        decoding = replace(options.decoding, prompt=loaded.engine.fit_prompt(options.decoding.prompt))
+        key = _BatchKey(loaded, options.language, decoding, window)
+        result = await self._scheduler.run(chunk, key, window / SAMPLE_RATE_HZ, owner)
+        self.last_chunk_at = time.monotonic()
+        return result
 
     async def check(self) -> None:
-        """Run each model on a second of silence, when its turn comes; raises whatever goes wrong."""
+        """Transcribe one second of silence with each model; raises what the model raises."""
         silence = np.zeros(SAMPLE_RATE_HZ, np.float32)
         for name in self._loaded:
-            await self.hear(silence, TranscribeOptions(name, "en"), "check")
+            await self.transcribe_chunk(silence, TranscribeOptions(name, "en"), "check")
 
 
-def _hear(kind: _Kind, stretches: Sequence[Waveform]) -> list[ChunkResult]:
+def _transcribe_batch(key: _BatchKey, chunks: Sequence[Waveform]) -> list[ChunkResult]:
     begun = time.monotonic()
-    heard = transcribe_with_fallback(kind.loaded.engine, stretches, kind.language, kind.decoding)
+    transcripts = transcribe_with_fallback(key.loaded.engine, chunks, key.language, key.decoding)
     worked_s = time.monotonic() - begun
-    return [ChunkResult(its, kind.loaded.model.version, len(stretches), worked_s) for its in heard]
+    return [ChunkResult(transcript, key.loaded.model.version, len(chunks), worked_s) for transcript in transcripts]
 
 
 def allocate_hardware(path: Path, device: Device = "cpu", threads: int = 0) -> Hardware:
-    """Share the cores out among calls of ``threads`` threads; 0: as many as a model in a folder makes good use of
-    (:func:`~askd_ray.models.threads.allocate_threads`).
+    """Divide the cores among concurrent calls of ``threads`` threads each. 0 measures how many threads speed up the
+    model in the folder (:func:`~askd_ray.models.threads.allocate_threads`).
     """
     if device == "cuda":
         return Hardware(device)
     if not threads:
         threads = 1
-        with contextlib.suppress(AskdError):  # who loads it says what is wrong with it
+        with contextlib.suppress(AskdError):  # load() reports what is wrong with the model
             threads = allocate_threads(read_bundle(path), n_cores())
     return Hardware(device, threads, max(1, n_cores() // threads))
 
 
 def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -> LoadedModel:
-    """Load a bundle (int8 on the CPU, float16 on a GPU) or a bare CTranslate2 Whisper folder, and warm it up.
+    """Load a bundle (int8 on the CPU, float16 on a GPU) or a plain CTranslate2 Whisper folder, and warm it up.
 
     Raises :class:`AskdError` when the folder holds no model.
     """
@@ -129,7 +129,7 @@ def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -
 
 
 class FallbackEngine:
-    """An engine whose doubtful transcripts are decoded again, for recordings (askd_ray/models/long_form.py)."""
+    """An engine that decodes doubtful transcripts again, for long recordings (askd_ray/models/long_form.py)."""
 
     def __init__(self, engine: Engine):
         self._engine = engine
@@ -142,13 +142,13 @@ class FallbackEngine:
 def transcribe_files(
     bundle: Path, files: Sequence[Path], language: str = "en", device: Device = "cpu"
 ) -> Iterator[tuple[Path, str]]:
-    """Yield each audio file and its text, transcribed here with the bundle's model as the service would.
+    """Yield each audio file with its text, transcribed in this process exactly as the service does.
 
     ``language`` is a code, a tag or a name (:func:`~askd_ray.text.languages.language_code`).
 
-    Raises :class:`AskdError` for a folder that is no bundle, a language that the model does not know, and a file that
-    is missing or cannot be used, and where there is no GPU for ``device`` "cuda"; missing files, and what is no
-    language, are found before the model is loaded.
+    Raises :class:`AskdError` for a folder that is no bundle, a language that the model does not know, a file that is
+    missing or cannot be decoded, and ``device`` "cuda" without a GPU. Missing files and unknown languages raise before
+    the model is loaded.
     """
     language = language_code(language)
     usable_device(device == "cuda")

@@ -1,4 +1,4 @@
-"""The five answers of OpenAI's audio API, and its stream."""
+"""The five response formats of OpenAI's audio API, and the events of its stream."""
 
 import json
 import math
@@ -19,31 +19,31 @@ MEDIA_TYPES: dict[Format, str] = {
 }
 
 
-def body(result: Transcription, form: Format, words: bool, segments: bool, task: str) -> str:
-    """Return a transcription as a format writes it; ``words`` and ``segments`` are what verbose_json is to hold."""
-    if form == "json":
+def body(result: Transcription, response_format: Format, words: bool, segments: bool, task: str) -> str:
+    """Return a transcription in a format; ``words`` and ``segments`` select what verbose_json contains."""
+    if response_format == "json":
         return json.dumps({"text": result.text, "usage": usage(result.duration_s)}, ensure_ascii=False)
-    if form == "verbose_json":
+    if response_format == "verbose_json":
         return json.dumps(_verbose(result, words, segments, task), ensure_ascii=False)
-    if form == "text":
+    if response_format == "text":
         return result.text + "\n"
-    return subtitles(result.segments, form)
+    return subtitles(result.segments, response_format)
 
 
 def usage(duration_s: float) -> dict[str, Any]:
-    """Return what OpenAI's clients show as used: whole seconds."""
+    """Return OpenAI's ``usage`` object: the duration in whole seconds."""
     return {"type": "duration", "seconds": math.ceil(duration_s)}
 
 
-def subtitles(segments: Sequence[Segment], form: Literal["srt", "vtt"]) -> str:
+def subtitles(segments: Sequence[Segment], response_format: Literal["srt", "vtt"]) -> str:
     """Return segments as SubRip or WebVTT."""
-    mark = "," if form == "srt" else "."
+    mark = "," if response_format == "srt" else "."
     cues = [
-        ("" if form == "vtt" else f"{number}\n")
+        ("" if response_format == "vtt" else f"{number}\n")
         + f"{_clock(s.start_s, mark)} --> {_clock(s.end_s, mark)}\n{s.text.strip().replace('-->', '->')}\n"
         for number, s in enumerate(segments, 1)
     ]
-    return "\n".join((["WEBVTT\n"] if form == "vtt" else []) + cues)
+    return "\n".join((["WEBVTT\n"] if response_format == "vtt" else []) + cues)
 
 
 def event(kind: str, **fields: Any) -> str:
@@ -57,7 +57,7 @@ def _clock(seconds: float, mark: str) -> str:
 
 
 def _verbose(result: Transcription, words: bool, segments: bool, task: str) -> dict[str, Any]:
-    said: dict[str, Any] = {
+    content: dict[str, Any] = {
         "task": task,
         "language": LANGUAGE_NAMES.get(result.language, result.language),
         "duration": round(result.duration_s, 3),
@@ -65,7 +65,7 @@ def _verbose(result: Transcription, words: bool, segments: bool, task: str) -> d
         "usage": usage(result.duration_s),
     }
     if words:
-        said["words"] = [
+        content["words"] = [
             {
                 "word": w.text,
                 "start": round(w.start_s, 3),
@@ -75,8 +75,8 @@ def _verbose(result: Transcription, words: bool, segments: bool, task: str) -> d
             for w in result.words
         ]
     if segments:
-        said["segments"] = [_segment(number, s) for number, s in enumerate(result.segments)]
-    return said
+        content["segments"] = [_segment(number, s) for number, s in enumerate(result.segments)]
+    return content
 
 
 def _segment(number: int, segment: Segment) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What a request's form may hold, and what it asks for: every field is honoured or refused by its name.
+"""Parse and validate the form of a request. Each field takes effect, or an error names it; no field is ignored.
 
-OpenAI's clients write a list as ``name[]``, an object as ``name[key]``; others repeat the name, or send JSON.
+OpenAI's clients write a list as ``name[]`` and an object as ``name[key]``. Other clients repeat the name or send JSON.
 """
 
 import json
@@ -32,24 +32,21 @@ _Validated = TypeVar("_Validated", bound=BaseModel)
 
 @dataclass(frozen=True)
 class TranscriptionRequest:
-    """What a request asks for."""
+    """A validated request: how to transcribe, and how to format the response."""
 
-    ask: TranscribeOptions
-    form: Format
+    options: TranscribeOptions
+    response_format: Format
     words: bool = False
     segments: bool = False
     stream: bool = False
 
     def check(self, model: Model) -> None:
-        """Refuse what the model cannot do.
-
-        Raises :class:`ApiError` 400.
-        """
-        language = self.ask.language
+        """Raise :class:`ApiError` 400 where the model does not support the language or the task."""
+        language = self.options.language
         if language is not None and language not in model.languages:
-            known = "only 'en' is allowed" if len(model.languages) == 1 else "it is not known"
-            raise ApiError(400, f"language {language!r}: {known} to the model {model.name!r}", "language")
-        if self.ask.decoding.task == "translate" and len(model.languages) == 1:
+            allowed = "only 'en' is allowed" if len(model.languages) == 1 else "it does not know this language"
+            raise ApiError(400, f"language {language!r}: model {model.name!r}: {allowed}", "language")
+        if self.options.decoding.task == "translate" and len(model.languages) == 1:
             raise ApiError(400, f"The model {model.name!r} knows English only: it cannot translate.", "model")
 
 
@@ -63,13 +60,13 @@ class ServerVad(BaseModel):
     silence_duration_ms: Annotated[int, Field(ge=32, le=10_000)] = round(1000 * VadOptions.silence_s)
     prefix_padding_ms: Annotated[int, Field(ge=0, le=2_000)] = round(1000 * VadOptions.padding_s)
 
-    def turns(self) -> VadOptions:
-        """Return it in our words."""
+    def to_vad_options(self) -> VadOptions:
+        """Return the settings as :class:`VadOptions`."""
         return VadOptions(self.threshold, self.silence_duration_ms / 1000, self.prefix_padding_ms / 1000)
 
 
 class TranslationFields(BaseModel):
-    """The fields of a translation, besides the file."""
+    """The form fields of a translation, except the file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -80,7 +77,7 @@ class TranslationFields(BaseModel):
 
 
 class TranscriptionFields(TranslationFields):
-    """The fields of a transcription, besides the file."""
+    """The form fields of a transcription, except the file."""
 
     language: str | None = None
     timestamp_granularities: list[Granularity] = Field(default_factory=list[Granularity])
@@ -89,35 +86,37 @@ class TranscriptionFields(TranslationFields):
 
 
 def transcription(parts: Iterable[FormPart], query: Iterable[str] = ()) -> tuple[bytes, TranscriptionRequest]:
-    """Return the file and what the form of a transcription asks for; ``query`` are the names of the URL's parameters.
+    """Return the file and the request of a transcription form; ``query`` are the names of the URL's parameters.
 
-    Raises :class:`ApiError` 400 for a field that is unknown, comes twice or holds what is not allowed, for fields that
-    do not go together, and for one that stands in the URL.
+    Raises :class:`ApiError` 400 for an unknown field, a repeated field, a value that is not allowed, fields that exclude
+    each other, and a form field in the URL.
     """
     file, fields = _read(TranscriptionFields, parts, query)
-    form, granularities = fields.response_format, fields.timestamp_granularities
-    if granularities and form != "verbose_json":
+    response_format, granularities = fields.response_format, fields.timestamp_granularities
+    if granularities and response_format != "verbose_json":
         raise ApiError(400, "timestamp_granularities needs response_format=verbose_json", "timestamp_granularities")
-    if fields.stream and form not in ("json", "text"):
-        raise ApiError(400, f"stream: {form} cannot be streamed, json and text can", "stream")
-    wanted = _wanted(fields, "transcribe")
-    ask = replace(wanted.ask, language=_language(fields.language), turns=_turns(fields.chunking_strategy))
+    if fields.stream and response_format not in ("json", "text"):
+        raise ApiError(400, f"stream: {response_format} cannot be streamed, json and text can", "stream")
+    request = _request(fields, "transcribe")
+    options = replace(
+        request.options, language=_language(fields.language), vad_options=_vad_options(fields.chunking_strategy)
+    )
     words, segments = "word" in granularities, "segment" in (granularities or ("segment",))
-    return file, replace(wanted, ask=ask, words=words, segments=segments, stream=fields.stream)
+    return file, replace(request, options=options, words=words, segments=segments, stream=fields.stream)
 
 
 def translation(parts: Iterable[FormPart], query: Iterable[str] = ()) -> tuple[bytes, TranscriptionRequest]:
-    """Return the file and what the form of a translation asks for.
+    """Return the file and the request of a translation form.
 
     Raises as :func:`transcription` does.
     """
     file, fields = _read(TranslationFields, parts, query)
-    return file, replace(_wanted(fields, "translate"), segments=True)
+    return file, replace(_request(fields, "translate"), segments=True)
 
 
-def _wanted(fields: TranslationFields, task: Task) -> TranscriptionRequest:
-    timed = fields.response_format in ("verbose_json", "srt", "vtt")
-    decoding = Decoding(prompt=fields.prompt, confidence=timed, temperature=fields.temperature, task=task)
+def _request(fields: TranslationFields, task: Task) -> TranscriptionRequest:
+    has_times = fields.response_format in ("verbose_json", "srt", "vtt")
+    decoding = Decoding(prompt=fields.prompt, confidence=has_times, temperature=fields.temperature, task=task)
     return TranscriptionRequest(TranscribeOptions(fields.model, decoding=decoding), fields.response_format)
 
 
@@ -128,19 +127,19 @@ def _language(name: str | None) -> str | None:
         raise ApiError(400, str(error), "language") from None
 
 
-def _turns(strategy: str | dict[str, Any]) -> VadOptions:
+def _vad_options(strategy: str | dict[str, Any]) -> VadOptions:
     if strategy == "auto":
         return VadOptions()
     if isinstance(strategy, str):
         raise ApiError(400, _STRATEGIES, "chunking_strategy")
-    return _validated(ServerVad, strategy, "chunking_strategy").turns()
+    return _validated(ServerVad, strategy, "chunking_strategy").to_vad_options()
 
 
 def _read(kind: type[_Validated], parts: Iterable[FormPart], query: Iterable[str]) -> tuple[bytes, _Validated]:
     known = [FILE, *kind.model_fields]
     for name in query:
         if _base(name) in known:
-            raise ApiError(400, f"{name}: a field of the form, it is not read from the URL", _base(name))
+            raise ApiError(400, f"{name}: a form field, it is not read from the URL", _base(name))
     values: dict[str, list[tuple[str | None, FormPart]]] = {}
     for part in parts:
         match = _NAME.fullmatch(part.name)
@@ -153,8 +152,8 @@ def _read(kind: type[_Validated], parts: Iterable[FormPart], query: Iterable[str
         raise ApiError(400, 'file: an audio file is expected in the part "file"', FILE)
     if len(files) > 1 or files[0][0] is not None:
         raise ApiError(400, f"file: one file is expected, named {FILE!r}", FILE)
-    found = {name: value for name, given in values.items() if (value := _value(name, given)) is not None}
-    return files[0][1].content, _validated(kind, found)
+    fields = {name: value for name, given in values.items() if (value := _value(name, given)) is not None}
+    return files[0][1].content, _validated(kind, fields)
 
 
 def _base(name: str) -> str:
@@ -162,7 +161,7 @@ def _base(name: str) -> str:
 
 
 def _value(name: str, given: Sequence[tuple[str | None, FormPart]]) -> Any:
-    """Return what a field holds: text, a list or an object; None where all that was sent is empty."""
+    """Return the value of a field: text, a list or an object; None where all its parts are empty."""
     pairs = [(key, text) for key, part in given if (text := _text(name, part)) != ""]
     if name in _NULLABLE and pairs == [(None, "null")]:
         return None
@@ -172,17 +171,17 @@ def _value(name: str, given: Sequence[tuple[str | None, FormPart]]) -> Any:
     if name in _LISTS:
         wrong = next((key for key in keys if key and not key.isdecimal()), None)
         if wrong is not None:
-            raise ApiError(400, f"{name}[{wrong[:50]}]: it is a list, its values are named {name}[]", name)
-        return [entry for _, text in pairs for entry in _listed(name, text)]
+            raise ApiError(400, f"{name}[{wrong[:50]}]: {name} is a list, name its values {name}[]", name)
+        return [entry for _, text in pairs for entry in _list_values(name, text)]
     if name in _OBJECTS and None not in keys:
         if len(set(keys)) < len(keys):
-            raise ApiError(400, f"{name}: a key is there twice", name)
+            raise ApiError(400, f"{name}: a key occurs twice", name)
         return dict(pairs)
     if len(pairs) > 1:
-        raise ApiError(400, f"{name}: it is there {len(pairs)} times, once is allowed", name)
+        raise ApiError(400, f"{name}: the field occurs {len(pairs)} times, once is allowed", name)
     if keys[0] is not None:
-        raise ApiError(400, f"{name}[{keys[0][:50]}]: it has one value, named {name}", name)
-    return _parsed(_STRATEGIES, pairs[0][1], dict, name) if name in _OBJECTS else pairs[0][1]
+        raise ApiError(400, f"{name}[{keys[0][:50]}]: {name} has a single value, name it {name}", name)
+    return _parse_json(_STRATEGIES, pairs[0][1], dict, name) if name in _OBJECTS else pairs[0][1]
 
 
 def _text(name: str, part: FormPart) -> str:
@@ -191,26 +190,26 @@ def _text(name: str, part: FormPart) -> str:
     return part.text()
 
 
-def _listed(name: str, text: str) -> list[Any]:
-    parsed = _parsed(f"{name}: values named {name}[], or a list of JSON, are expected", text, list, name)
+def _list_values(name: str, text: str) -> list[Any]:
+    parsed = _parse_json(f"{name}: values named {name}[], or a JSON list, are expected", text, list, name)
     return parsed if isinstance(parsed, list) else [parsed]
 
 
-def _parsed(expected: str, text: str, kind: type, name: str) -> Any:
-    """Return what the JSON says that a text is; a text that does not begin as such JSON is itself."""
+def _parse_json(expected: str, text: str, kind: type, name: str) -> Any:
+    """Parse a JSON list or object; return a text unchanged if it does not begin as one."""
     if not text.lstrip().startswith("[{"[kind is dict]):
         return text
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_without_repeated_keys)
     except (ValueError, RecursionError):
         raise ApiError(400, expected, name) from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return fields
 
 
 def _validated(kind: type[_Validated], values: dict[str, Any], param: str | None = None) -> _Validated:

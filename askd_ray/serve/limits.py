@@ -1,4 +1,4 @@
-"""The bounds of a request, and the keys that let it in."""
+"""The size limits of a request, and the check of its API key."""
 
 import hmac
 import os
@@ -11,14 +11,15 @@ from askd_ray.errors import AskdError
 from askd_ray.serve.api_errors import ApiError
 
 MAX_FILE_BYTES = 25 * 1024 * 1024
-MAX_TEXT_BYTES = 64 * 1024  # in a field of the form that is no file
+MAX_TEXT_BYTES = 64 * 1024  # in a form field other than the file
 _PROTECTED = ("/v1/", "/metrics")
-_BROWSER_KEY = "openai-insecure-api-key."  # as OpenAI's own: a browser's WebSocket can send no header
+_BROWSER_KEY = "openai-insecure-api-key."  # OpenAI's prefix: a browser cannot send headers with a WebSocket
 KEYS_VARIABLE = "ASKD_API_KEYS"
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:
-    """Return the keys that are let in: the lines of a file, or $ASKD_API_KEYS with commas between; none lets all in.
+    """Return the accepted API keys: one per line of a file, or $ASKD_API_KEYS, separated by commas. Without keys, every
+    request is accepted.
 
     Raises :class:`AskdError` for a file that cannot be read or holds no key.
     """
@@ -29,20 +30,20 @@ def read_keys(file: Path | None) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise AskdError(f"API keys: {file} cannot be read: {error}") from None
     if not keys:
-        raise AskdError(f"API keys: {file} holds none; a key a line is expected")
+        raise AskdError(f"API keys: {file} is empty; one key per line is expected")
     return keys
 
 
 class KeyCheck:
-    """ASGI middleware: refuse requests to the API without one of ``keys``; with no keys all are let in."""
+    """ASGI middleware: reject API requests without one of ``keys``. Without keys, every request is accepted."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]):
         self._app, self._keys = app, [key.encode("utf-8") for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        asks = scope["type"] in ("http", "websocket") and str(scope["path"]).startswith(_PROTECTED)
-        if not self._keys or not asks or self._is_known(_key_of(scope)):
+        needs_key = scope["type"] in ("http", "websocket") and str(scope["path"]).startswith(_PROTECTED)
+        if not self._keys or not needs_key or self._is_known(_key_of(scope)):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             message = "Incorrect API key provided." if _key_of(scope) else "No API key provided."
@@ -52,7 +53,7 @@ class KeyCheck:
             await send({"type": "websocket.close", "code": 1008, "reason": "Incorrect API key provided."})
 
     def _is_known(self, key: bytes) -> bool:
-        # All are compared, each in constant time: how long it takes says nothing of the keys.
+        # Compare with every key in constant time: the duration must reveal nothing about the keys.
         return any([hmac.compare_digest(key, known) for known in self._keys])
 
 
@@ -67,5 +68,5 @@ def _key_of(scope: Scope) -> bytes:
 
 
 def too_large() -> ApiError:
-    """Return the answer to a file of too many bytes."""
+    """Return the error for a file with too many bytes."""
     return ApiError(413, f"The file is too large: at most {MAX_FILE_BYTES} bytes are allowed.", "file")

@@ -1,4 +1,4 @@
-"""HTTP without a proxy before it: the process that answers also listens."""
+"""An HTTP server inside the ingress process, without Ray Serve's proxy in front of it."""
 
 import asyncio
 import contextlib
@@ -14,49 +14,49 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from askd_ray.errors import AskdError
 
-_KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: who closes first must not be the server
+_KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: the client must close first
 _BACKLOG = 2048
-HEADERS_S = 30.0  # from a connection, or from a further request's first byte, to the end of the headers
-READ_S = 60.0  # that a client may leave an answer lying
+HEADERS_S = 30.0  # limit for the headers, from the connection or from the first byte of the next request
+READ_S = 60.0  # how long a client may leave a response unread
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen."""
+    """The host and port to listen on."""
 
     host: str = "127.0.0.1"
     port: int = 8000
 
     @property
     def url(self) -> str:
-        """Where it is reached from this machine."""
+        """The URL for clients on this machine."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether only this machine can connect."""
         return self.host in ("127.0.0.1", "::1", "localhost")
 
     def open(self) -> socket.socket:
-        """Return a socket that listens, also where the port is :meth:`reserved`.
+        """Return a listening socket; it also works while the port is :meth:`reserved`.
 
-        Raises :class:`AskdError` when the port is taken or the host is not this machine's.
+        Raises :class:`AskdError` when the port is in use or the host is not an address of this machine.
         """
         return self._server(reuse_port=True)
 
     @contextlib.contextmanager
     def reserved(self) -> Generator[None]:
-        """Keep the port for :meth:`open`, in this process or another one of this user's.
+        """Reserve the port for :meth:`open`, in this process or in another process of the same user.
 
-        What starts in between takes ports as they come, and might take this one.
+        Ray's servers take any free port when they start, and could take this one.
 
-        Raises :class:`AskdError` when the port is taken or the host is not this machine's.
+        Raises :class:`AskdError` when the port is in use or the host is not an address of this machine.
         """
-        self._server(reuse_port=False).close()  # a service that listens there would share the port with another
-        with socket.socket(self._family) as kept:
-            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            kept.bind((self.host, self.port))  # nobody is sent to a socket that does not listen
+        self._server(reuse_port=False).close()  # with reuse_port, two services could share the port
+        with socket.socket(self._family) as reserved:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            reserved.bind((self.host, self.port))  # no listen(): the socket gets no connections
             yield
 
     @property
@@ -76,7 +76,7 @@ class Address:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP, which also closes on who does not finish a request's headers, or does not read an answer."""
+    """uvicorn's HTTP protocol; it also closes connections with unfinished headers or unread responses."""
 
     _headers_due: asyncio.TimerHandle | None = None
     _reading_due: asyncio.TimerHandle | None = None
@@ -118,20 +118,20 @@ class _Protocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _is_idle(self) -> bool:
-        """Whether no request is being answered, and the connection has not become a WebSocket."""
+        """Whether no request is in progress and the connection is not a WebSocket."""
         return self.transport.get_protocol() is self and (not self.cycle or self.cycle.response_complete)
 
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: ASGIApp, address: Address, patience_s: float
+    app: ASGIApp, address: Address, shutdown_s: float
 ) -> AsyncGenerator[Callable[[], Coroutine[Any, Any, None]]]:
-    """Answer requests at an address with an app, for as long as the block runs; those in flight get ``patience_s``.
+    """Serve an app at an address while the block runs; at its end, requests in progress get ``shutdown_s`` seconds.
 
-    Yields what ends it before the block does: no request is taken any more, and it returns when those in flight are
+    Yields a function that stops the server early: it accepts no more requests, and returns when those in progress are
     answered.
 
-    Raises :class:`AskdError` when that address cannot be had.
+    Raises :class:`AskdError` when the address cannot be used.
     """
     config = uvicorn.Config(
         app,
@@ -141,11 +141,11 @@ async def listening(
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(patience_s),
+        timeout_graceful_shutdown=math.ceil(shutdown_s),
     )
     server = uvicorn.Server(config)
-    with address.open() as opened:
-        serving = asyncio.create_task(server.serve(sockets=[opened]))
+    with address.open() as listening_socket:
+        serving = asyncio.create_task(server.serve(sockets=[listening_socket]))
 
         async def drain() -> None:
             server.should_exit = True

@@ -1,4 +1,4 @@
-"""What the service says of itself: numbers for Prometheus, and a line a request in the log. Never a transcript."""
+"""Prometheus metrics, and one log line per request. Neither contains a transcript."""
 
 import json
 import logging
@@ -24,60 +24,60 @@ _ROUTES = (
     "/",
 )
 AUDIO_NOTES = "x-audio-notes"
-"""The answer's header that says what had to be made of the audio."""
-_NOTED = "askd"  # where a request's facts lie in its ASGI state
+"""The response header that describes repairs of the audio."""
+_FACTS_KEY = "askd"  # of the request's facts in the ASGI scope
 _requests = logging.getLogger("askd_ray.requests")
 
 
 class ServiceMetrics:
-    """The numbers of one process, in a registry of its own."""
+    """The metrics of one process, in a separate Prometheus registry."""
 
     media_type = CONTENT_TYPE_LATEST
 
     def __init__(self):
         self._registry = registry = CollectorRegistry()
         self._count = Counter("askd_requests", "Requests answered", ["route", "status"], registry=registry)
-        self._rejects = Counter("askd_rejects", "Requests refused, by reason", ["reason"], registry=registry)
+        self._rejects = Counter("askd_rejects", "Requests rejected, by reason", ["reason"], registry=registry)
         self._latency = Histogram(
             "askd_request_seconds", "From request to answer", ["route"], buckets=_SECONDS, registry=registry
         )
         self._audio = Counter("askd_audio_seconds", "Audio transcribed", ["model"], registry=registry)
         self._rtfx = Histogram(
             "askd_rtfx",
-            "Audio seconds a second of waiting, by request",
+            "Audio seconds per second of latency, by request",
             ["model"],
             buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
             registry=registry,
         )
-        self._stretches = Counter("askd_stretches", "Stretches decoded", ["model", "version"], registry=registry)
+        self._chunks = Counter("askd_stretches", "Chunks decoded", ["model", "version"], registry=registry)
         self._batch = Histogram(
             "askd_batch_size",
-            "Stretches in a call of the model",
+            "Chunks in a model call",
             ["model"],
             buckets=(1, 2, 4, 8, 16, 32),
             registry=registry,
         )
         self._worked = Histogram(
-            "askd_model_seconds", "A call of the model", ["model"], buckets=_SECONDS, registry=registry
+            "askd_model_seconds", "Duration of a model call", ["model"], buckets=_SECONDS, registry=registry
         )
-        self._active = Gauge("askd_requests_active", "Requests being answered", registry=registry)
+        self._active = Gauge("askd_requests_active", "Requests in progress", registry=registry)
 
     def exposition(self) -> bytes:
-        """Return the numbers in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def hear(self, model: str, heard: TranscribedChunk) -> None:
-        """Count a stretch."""
-        self._stretches.labels(model, heard.hearing.version).inc()
-        self._batch.labels(model).observe(heard.hearing.batch)
-        self._worked.labels(model).observe(heard.hearing.worked_s)
+    def count_chunk(self, model: str, chunk: TranscribedChunk) -> None:
+        """Record a transcribed chunk."""
+        self._chunks.labels(model, chunk.result.version).inc()
+        self._batch.labels(model).observe(chunk.result.batch)
+        self._worked.labels(model).observe(chunk.result.worked_s)
 
     def begin(self) -> None:
-        """Count a request that is being answered."""
+        """Record the start of a request."""
         self._active.inc()
 
     def end(self, route: str, status: int, seconds: float, facts: MutableMapping[str, Any]) -> None:
-        """Count an answer."""
+        """Record the end of a request."""
         self._active.dec()
         self._count.labels(route, status).inc()
         self._latency.labels(route).observe(seconds)
@@ -92,15 +92,15 @@ class ServiceMetrics:
 
 
 def note(request: Request, **facts: Any) -> None:
-    """Note facts of a request for the log and the numbers: ``model``, ``version``, ``audio_s``, ``reason``.
+    """Add facts of a request to the log and the metrics: ``model``, ``version``, ``audio_s``, ``reason``.
 
-    ``audio_notes`` also becomes a header of the answer.
+    ``audio_notes`` also becomes a response header.
     """
-    request.scope[_NOTED].update(facts)
+    request.scope[_FACTS_KEY].update(facts)
 
 
 class RequestMetrics:
-    """ASGI middleware: an id for each request, in the answer's headers and in the log; its numbers."""
+    """ASGI middleware: give each request an id (response header and log), and record its metrics."""
 
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics):
         self._app, self._metrics = app, metrics
@@ -109,35 +109,35 @@ class RequestMetrics:
         """Serve one request."""
         if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
-        number, facts, begun, status = _request_id(scope), dict[str, Any](), time.monotonic(), 500
-        scope[_NOTED] = facts
+        request_id, facts, begun, status = _request_id(scope), dict[str, Any](), time.monotonic(), 500
+        scope[_FACTS_KEY] = facts
 
-        async def told(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] in ("http.response.start", "websocket.accept"):
                 status = message.get("status", 101)
                 message.setdefault("headers", [])
-                headers = {"x-request-id": number}
+                headers = {"x-request-id": request_id}
                 if "audio_notes" in facts:
                     headers[AUDIO_NOTES] = facts["audio_notes"]
-                written = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-                message["headers"] = [*message["headers"], *written]
+                encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+                message["headers"] = [*message["headers"], *encoded]
             await send(message)
 
         self._metrics.begin()
         try:
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, send_with_headers)
         finally:
             seconds = time.monotonic() - begun
             path = str(scope["path"])
             route = next((r for r in _ROUTES if path == r or (r != "/" and path.startswith(f"{r}/"))), "other")
             self._metrics.end(route, status, seconds, facts)
-            line = {"request": number, "route": route, "status": status, "ms": round(1000 * seconds, 1), **facts}
+            line = {"request": request_id, "route": route, "status": status, "ms": round(1000 * seconds, 1), **facts}
             _requests.info("%s", json.dumps(line))
         return None
 
 
 def _request_id(scope: Scope) -> str:
-    """Return the client's own id, if it is a harmless one, or a new one."""
+    """Return the id that the client sent, if it is safe to log, or a new one."""
     given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
     return given if given.replace("-", "").isalnum() and given.isascii() and len(given) <= 64 else uuid.uuid4().hex

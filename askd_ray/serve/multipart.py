@@ -1,4 +1,4 @@
-"""The parts of a multipart/form-data body (RFC 7578): what a form's fields are, whatever their names."""
+"""Parse a multipart/form-data body (RFC 7578) into its parts, without checking their names."""
 
 import re
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from python_multipart.multipart import parse_options_header
 from askd_ray.serve.api_errors import ApiError
 
 MAX_PARTS = 100
-_AS_IT_IS = ("", "7bit", "8bit", "binary")
+_UNENCODED = ("", "7bit", "8bit", "binary")
 _EXPECTED = 'A body of the type multipart/form-data is expected, with the audio in the part "file"'
 
 
 @dataclass(frozen=True)
 class FormPart:
-    """A field of a form: what is in it, and in which character set, where it is text."""
+    """A form field: its name, its content, and the character set where the content is text."""
 
     name: str
     content: bytes
@@ -26,18 +26,18 @@ class FormPart:
     def text(self) -> str:
         """Return the content as text.
 
-        Raises :class:`ApiError` 400 for bytes that are no text.
+        Raises :class:`ApiError` 400 for bytes that the character set cannot decode.
         """
         try:
             return self.content.decode(self.charset)
         except (UnicodeDecodeError, LookupError):
-            raise ApiError(400, f"{self.name}: no text in {self.charset[:50]}", self.name) from None
+            raise ApiError(400, f"{self.name}: this is no text in {self.charset[:50]}", self.name) from None
 
 
 def read_parts(content_type: str, body: bytes) -> list[FormPart]:
-    """Return the parts of a body, in order. What stands before the first boundary and after the last is no part.
+    """Return the parts of a body, in order; ignore the text before the first and after the last boundary.
 
-    Raises :class:`ApiError` 400 for what is no multipart form, or only the beginning of one.
+    Raises :class:`ApiError` 400 for a body that is not a complete multipart form.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
@@ -58,11 +58,11 @@ def read_parts(content_type: str, body: bytes) -> list[FormPart]:
 
 
 def _end_of_preamble(body: bytes, boundary: bytes) -> int:
-    """Return where the first part begins: RFC 2046 allows text before it, and white space after its boundary."""
-    found = re.search(rb"(?:\A|\r\n)--" + re.escape(boundary) + rb"[ \t]*\r\n", body)
-    if found is None:
+    """Return the offset of the first part. RFC 2046 allows text before it, and white space after its boundary."""
+    match = re.search(rb"(?:\A|\r\n)--" + re.escape(boundary) + rb"[ \t]*\r\n", body)
+    if match is None:
         raise FormParserError("no part begins with its boundary")
-    return found.end()
+    return match.end()
 
 
 @dataclass
@@ -72,7 +72,7 @@ class _RawPart:
 
 
 class _Form:
-    """What the parser calls back."""
+    """Collects the parts in the callbacks of the parser."""
 
     def __init__(self):
         self.ended = False
@@ -109,7 +109,7 @@ class _Form:
             if not name:
                 raise ApiError(400, f"Part {number} of the form has no name.")
             encoding = raw.headers.get("content-transfer-encoding", b"").decode("latin-1").strip().lower()
-            if encoding not in _AS_IT_IS:
+            if encoding not in _UNENCODED:
                 raise ApiError(400, f"{name}: a Content-Transfer-Encoding of {encoding[:50]} is not read", name)
             _, kind = parse_options_header(raw.headers.get("content-type"))
             yield FormPart(name, bytes(raw.content), kind.get(b"charset", b"utf-8").decode("latin-1"))

@@ -1,4 +1,4 @@
-"""The OpenAI audio API as a FastAPI app, around a recogniser.
+"""The OpenAI audio API as a FastAPI app around a :class:`TranscriptionService`.
 
 Contract: https://platform.openai.com/docs/api-reference/audio and its OpenAPI description.
 """
@@ -37,17 +37,17 @@ from askd_ray.serve.uploads import Admission
 
 HEALTH_TIMEOUT_S = 15.0
 PARTIAL_AUDIO = "x-partial-audio"
-"""The request's header that says what to do with a file of which sound is missing: ``accept`` or ``refuse``."""
+"""The request header for a file with missing audio: ``accept`` transcribes the rest, ``refuse`` is an error."""
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What the service takes on: requests at once (with those in line), and the seconds that one may take.
+    """The limits of the service: concurrent requests (waiting ones included), and the seconds that one may take.
 
-    ``upload_s`` are the seconds that a body has before it must keep a pace (askd_ray/serve/uploads.py).
-    ``keys`` are the API keys that are let in (none: everyone), ``origins`` the web sites whose pages may ask (CORS).
+    After ``upload_s`` seconds a request body must keep a minimum rate (askd_ray/serve/uploads.py). ``keys`` are the
+    accepted API keys (empty: no key is needed), ``origins`` the web sites that may send requests (CORS).
     """
 
     requests: int = 64
@@ -58,18 +58,18 @@ class RequestLimits:
 
     @property
     def longest_s(self) -> float:
-        """How long a request may take in all: its upload, and then its answer."""
+        """The longest total duration of a request: the upload, then the transcription."""
         return 2 * self.request_s
 
 
 def build_app(
-    recogniser: TranscriptionService,
+    service: TranscriptionService,
     limits: RequestLimits,
     metrics: ServiceMetrics,
     lifespan: Lifespan[FastAPI] | None = None,
 ) -> FastAPI:
-    """Return the app: the routes under ``/v1``, ``/health`` and ``/metrics``; ``lifespan`` runs around it."""
-    # No OpenAPI description: FastAPI would describe forms that it does not read.
+    """Return the app with the routes ``/v1/...``, ``/health`` and ``/metrics``; ``lifespan`` runs around it."""
+    # No OpenAPI description: the forms are parsed here and not by FastAPI, so its description would be wrong.
     app = FastAPI(title="askd-ray", openapi_url=None, lifespan=lifespan)
     app.add_middleware(Admission, max_requests=limits.requests, upload_s=limits.upload_s, max_upload_s=limits.request_s)
     app.add_middleware(KeyCheck, keys=limits.keys)
@@ -77,145 +77,146 @@ def build_app(
         app.add_middleware(CORSMiddleware, allow_origins=limits.origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(RequestMetrics, metrics=metrics)
     answer_errors(app)
-    api = Api(recogniser, limits, metrics)
+    api = Api(service, limits, metrics)
     app.post("/v1/audio/transcriptions")(api.transcriptions)
     app.post("/v1/audio/translations")(api.translations)
-    for path, answer in (
+    for path, handler in (
         ("/v1/models", api.models),
         ("/v1/models/{model:path}", api.one_model),
         ("/health", api.health),
         ("/metrics", api.metrics),
     ):
-        app.api_route(path, methods=["GET", "HEAD"])(answer)
-    add_realtime(app, recogniser)
+        app.api_route(path, methods=["GET", "HEAD"])(handler)
+    add_realtime(app, service)
     add_page(app)
     return app
 
 
 class Api:
-    """The routes."""
+    """The handlers of the routes."""
 
-    def __init__(self, recogniser: TranscriptionService, limits: RequestLimits, metrics: ServiceMetrics):
-        self._recogniser, self._limits, self._metrics = recogniser, limits, metrics
+    def __init__(self, service: TranscriptionService, limits: RequestLimits, metrics: ServiceMetrics):
+        self._service, self._limits, self._metrics = service, limits, metrics
         self._checks = asyncio.Semaphore(1)
 
     async def transcriptions(self, request: Request) -> Response:
         """Transcribe an audio file."""
-        return await self._answer(request, *transcription(await _parts(request), request.query_params))
+        return await self._respond(request, *transcription(await _parts(request), request.query_params))
 
     async def translations(self, request: Request) -> Response:
-        """Translate an audio file to English, where the model has learnt that."""
-        return await self._answer(request, *translation(await _parts(request), request.query_params))
+        """Translate an audio file to English, where the model can translate."""
+        return await self._respond(request, *translation(await _parts(request), request.query_params))
 
     async def models(self) -> dict[str, Any]:
-        """List what is served."""
-        return {"object": "list", "data": [_card(model) for model in await self._recogniser.ears.models()]}
+        """List the served models."""
+        return {"object": "list", "data": [_card(model) for model in await self._service.engine.models()]}
 
     async def one_model(self, model: str) -> dict[str, Any]:
         """Describe a model."""
         return _card(await self._model(model))
 
     async def health(self) -> dict[str, str]:
-        """Run a tiny inference, since a server whose inference hangs still answers."""
+        """Run a tiny inference: a server whose inference hangs could still answer other requests."""
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S), self._checks:
-                await self._recogniser.ears.check()
+                await self._service.engine.check()
         except Exception as error:
             _log.error("health check failed: %s", type(error).__name__)
             raise ApiError(503, "The model does not answer.", code="unhealthy") from None
         return {"status": "ok"}
 
     async def metrics(self) -> Response:
-        """Return the service's numbers, for Prometheus."""
+        """Return the metrics for Prometheus."""
         return Response(self._metrics.exposition(), media_type=self._metrics.media_type)
 
-    async def _answer(self, request: Request, audio: bytes, wanted: TranscriptionRequest) -> Response:
-        model = await self._model(wanted.ask.model)
-        wanted.check(model)
+    async def _respond(self, http: Request, audio: bytes, request: TranscriptionRequest) -> Response:
+        model = await self._model(request.options.model)
+        request.check(model)
         if len(audio) > MAX_FILE_BYTES:
             raise too_large()
         ends_at = asyncio.get_running_loop().time() + self._limits.request_s
-        if wanted.stream:
-            events = self._events(request, audio, wanted, ends_at)
-            # What is wrong with the request is an answer, not an event.
-            first = await _unless_gone(request, anext(events))
+        if request.stream:
+            events = self._events(http, audio, request, ends_at)
+            # Wait for the first event: an error before it is an HTTP error, not an event.
+            first = await _unless_disconnected(http, anext(events))
             headers = {"Cache-Control": "no-cache"}
-            return StreamingResponse(_and_then(first, events), media_type="text/event-stream", headers=headers)
-        result = await _unless_gone(request, self._whole(request, audio, wanted, ends_at))
-        written = body(result, wanted.form, wanted.words, wanted.segments, wanted.ask.decoding.task)
-        return Response(written, media_type=MEDIA_TYPES[wanted.form])
+            return StreamingResponse(_prepend(first, events), media_type="text/event-stream", headers=headers)
+        result = await _unless_disconnected(http, self._transcription(http, audio, request, ends_at))
+        task = request.options.decoding.task
+        content = body(result, request.response_format, request.words, request.segments, task)
+        return Response(content, media_type=MEDIA_TYPES[request.response_format])
 
-    async def _whole(
-        self, request: Request, audio: bytes, wanted: TranscriptionRequest, ends_at: float
+    async def _transcription(
+        self, http: Request, audio: bytes, request: TranscriptionRequest, ends_at: float
     ) -> Transcription:
-        with self._mistakes_answered(request):
-            async with self._loaded(request, audio) as waveform:
-                heard = [its async for its in self._listen(request, waveform, wanted, ends_at)]
-                language = heard[0].hearing.transcript.language if heard else wanted.ask.language or "en"
-                segments = tuple(segment for its in heard for segment in its.segments)
+        with self._errors_as_responses(http):
+            async with self._loaded(http, audio) as waveform:
+                chunks = [chunk async for chunk in self._transcribe_chunks(http, waveform, request, ends_at)]
+                language = chunks[0].result.transcript.language if chunks else request.options.language or "en"
+                segments = tuple(segment for chunk in chunks for segment in chunk.segments)
                 return Transcription(segments, language, duration_s(waveform))
 
     async def _events(
-        self, request: Request, audio: bytes, wanted: TranscriptionRequest, ends_at: float
+        self, http: Request, audio: bytes, request: TranscriptionRequest, ends_at: float
     ) -> AsyncGenerator[str]:
-        """Yield OpenAI's events; the deltas joined are the text."""
-        said: list[str] = []
-        with self._mistakes_answered(request):
-            async with self._loaded(request, audio) as waveform:
-                async for heard in self._listen(request, waveform, wanted, ends_at):
-                    delta = "".join(segment.text for segment in heard.segments)
-                    delta = delta if said else delta.lstrip()
+        """Yield OpenAI's events; the joined deltas are the text."""
+        deltas: list[str] = []
+        with self._errors_as_responses(http):
+            async with self._loaded(http, audio) as waveform:
+                async for chunk in self._transcribe_chunks(http, waveform, request, ends_at):
+                    delta = "".join(segment.text for segment in chunk.segments)
+                    delta = delta if deltas else delta.lstrip()
                     if delta:
-                        said.append(delta)
+                        deltas.append(delta)
                         yield event("transcript.text.delta", delta=delta)
-        # Without usage: OpenAI's event has tokens or none, and what is used here are seconds.
-        yield event("transcript.text.done", text="".join(said))
+        # No usage: OpenAI's event counts tokens in it, and this service counts seconds.
+        yield event("transcript.text.done", text="".join(deltas))
 
     @contextlib.asynccontextmanager
-    async def _loaded(self, request: Request, audio: bytes) -> AsyncGenerator[Waveform]:
-        """Hold a file's waveform for as long as the block runs; what is to be said of it goes into headers and log."""
-        partial = request.headers.get(PARTIAL_AUDIO, "refuse")
+    async def _loaded(self, http: Request, audio: bytes) -> AsyncGenerator[Waveform]:
+        """Hold a file's waveform while the block runs; write notes about the audio to response headers and log."""
+        partial = http.headers.get(PARTIAL_AUDIO, "refuse")
         if partial not in ("accept", "refuse"):
             raise ApiError(400, f"{PARTIAL_AUDIO}: {partial[:20]!r}: accept or refuse is allowed", PARTIAL_AUDIO)
-        async with self._recogniser.loaded(audio, partial == "accept") as decoded:
-            if remarks := (*decoded.missing, *decoded.notes):
-                note(request, audio_notes="; ".join(remarks))
+        async with self._service.loaded(audio, partial == "accept") as decoded:
+            if notes := (*decoded.missing, *decoded.notes):
+                note(http, audio_notes="; ".join(notes))
             yield decoded.waveform
 
-    async def _listen(
-        self, request: Request, waveform: Waveform, wanted: TranscriptionRequest, ends_at: float
+    async def _transcribe_chunks(
+        self, http: Request, waveform: Waveform, request: TranscriptionRequest, ends_at: float
     ) -> AsyncGenerator[TranscribedChunk]:
-        """Yield what is said, stretch by stretch, and count it.
+        """Yield the transcribed chunks of a waveform, and record metrics of each.
 
-        Raises :class:`TimeoutError` when that takes longer than until ``ends_at``.
+        Raises :class:`TimeoutError` where a chunk is not ready at ``ends_at``.
         """
-        note(request, model=wanted.ask.model, audio_s=duration_s(waveform))
-        async with contextlib.aclosing(self._recogniser.listen(waveform, wanted.ask)) as stretches:
+        note(http, model=request.options.model, audio_s=duration_s(waveform))
+        async with contextlib.aclosing(self._service.transcribe(waveform, request.options)) as chunks:
             while True:
-                async with asyncio.timeout_at(ends_at):  # never around a yield: another task may go on from there
-                    heard = await anext(stretches, None)
-                if heard is None:
+                async with asyncio.timeout_at(ends_at):  # never around a yield: another task may resume the generator
+                    chunk = await anext(chunks, None)
+                if chunk is None:
                     return
-                note(request, version=heard.hearing.version)
-                self._metrics.hear(wanted.ask.model, heard)
-                yield heard
+                note(http, version=chunk.result.version)
+                self._metrics.count_chunk(request.options.model, chunk)
+                yield chunk
 
     @contextlib.contextmanager
-    def _mistakes_answered(self, request: Request) -> Generator[None]:
-        """Turn what goes wrong in the block into answers."""
+    def _errors_as_responses(self, http: Request) -> Generator[None]:
+        """Turn the exceptions of the block into :class:`ApiError`."""
         try:
             yield
         except AudioError as error:
-            note(request, reason="audio")
+            note(http, reason="audio")
             raise ApiError(400, f"The audio cannot be transcribed: {error}", "file") from None
-        except UnknownModelError as error:  # it went while the request was in line
+        except UnknownModelError as error:  # the model was removed while the request waited
             raise _unknown_model(error) from None
         except AskdError as error:
             raise ApiError(400, str(error), "language") from None
         except BusyError:
             raise busy() from None
         except TimeoutError:
-            note(request, reason="time")
+            note(http, reason="time")
             message = f"The request took longer than {self._limits.request_s:g} s."
             raise ApiError(503, message, code="timeout") from None
         except ApiError:
@@ -225,7 +226,7 @@ class Api:
             raise server_error() from None
 
     async def _model(self, name: str) -> Model:
-        models = await self._recogniser.ears.models()
+        models = await self._service.engine.models()
         for model in models:
             if model.name == name:
                 return model
@@ -246,30 +247,30 @@ def _card(model: Model) -> dict[str, Any]:
     return {**card, "version": model.version, "languages": list(model.languages)}
 
 
-async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """Return what ``work`` returns; it is cancelled when the client hangs up."""
+async def _unless_disconnected(http: Request, work: Awaitable[_T]) -> _T:
+    """Return the result of ``work``; cancel it when the client disconnects."""
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+    async def wait_for_disconnect() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
             pass
 
-    working, leaving = asyncio.ensure_future(work), asyncio.create_task(gone())
+    working, disconnected = asyncio.ensure_future(work), asyncio.create_task(wait_for_disconnect())
     try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([working, disconnected], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ApiError(499, "The client closed the request.")  # nobody reads it; the log does
+            raise ApiError(499, "The client closed the request.")  # for the log: no client reads it
         return working.result()
     finally:
-        leaving.cancel()
+        disconnected.cancel()
         working.cancel()
 
 
-async def _and_then(first: str, events: AsyncGenerator[str]) -> AsyncGenerator[str]:
-    """Yield the first event and the others; a failure on the way is an event too, since the answer has begun."""
+async def _prepend(first: str, events: AsyncGenerator[str]) -> AsyncGenerator[str]:
+    """Yield the first event, then the others; a failure becomes an event, since the response has already started."""
     yield first
     try:
-        async for its in events:
-            yield its
+        async for message in events:
+            yield message
     except ApiError as error:
         yield event("error", **error.body())
     finally:

@@ -1,4 +1,4 @@
-"""The page at ``/``: files and the microphone in a browser, without any request to elsewhere."""
+"""The web page at ``/``: transcribes files and the microphone; the browser contacts no other server."""
 
 from functools import partial
 from importlib import resources
@@ -11,11 +11,11 @@ _POLICY = "default-src 'self'; img-src data:; media-src blob:; connect-src 'self
 
 
 def add_page(app: FastAPI) -> None:
-    """Add the page and its files to the app."""
+    """Add the routes of the page and its files to the app."""
     folder = resources.files("askd_ray.serve") / "page"
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in _TYPES}
 
-    def answer(name: str) -> Response:
+    def respond(name: str) -> Response:
         kind = f"{_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
         headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
         return Response(files[name], media_type=kind, headers=headers)
@@ -23,7 +23,7 @@ def add_page(app: FastAPI) -> None:
     @app.api_route("/", methods=["GET", "HEAD"])
     async def page() -> Response:  # pyright: ignore[reportUnusedFunction]
         """Return the page."""
-        return answer("index.html")
+        return respond("index.html")
 
     for name in files:
-        app.api_route(f"/page/{name}", methods=["GET", "HEAD"])(partial(answer, name))
+        app.api_route(f"/page/{name}", methods=["GET", "HEAD"])(partial(respond, name))

@@ -1,8 +1,7 @@
-"""What Ray Serve's HTTP proxy says by itself, such as when a replica dies: OpenAI's JSON instead of plain text; and
-what it says besides the app, once.
+"""Middleware for Ray Serve's HTTP proxy: turn its plain-text errors into OpenAI's JSON, and drop its second request id.
 
-Ray Serve imports :func:`middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it; for a cluster of one's
-own, :func:`askd_ray.ray_cluster.connect` sees to that.
+Ray Serve imports :func:`middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it. On a cluster that askd
+starts, :func:`askd_ray.ray_cluster.connect` sets this variable.
 """
 
 import logging
@@ -17,9 +16,9 @@ _log = logging.getLogger(__name__)
 
 
 class JsonErrors:
-    """ASGI middleware: replace answers from 400 on that are plain text, and failures without any.
+    """ASGI middleware: replace error responses that are not JSON, and failures without a response.
 
-    Of the request's ids, the app's and the proxy's own behind it, the first is sent.
+    The app and the proxy each add a request id to the headers; only the app's id, the first, is sent.
     """
 
     def __init__(self, app: ASGIApp):
@@ -27,16 +26,16 @@ class JsonErrors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        begun, replaced = False, False
+        started, replaced = False, False
 
-        async def told(message: Message) -> None:
-            nonlocal begun, replaced
-            begun = True
+        async def send_json_errors(message: Message) -> None:
+            nonlocal started, replaced
+            started = True
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
                 replaced = not any(kind.startswith(b"application/json") for kind in kinds)
                 if replaced:
-                    return await _answer(message["status"]).response()(scope, receive, send)
+                    return await _error(message["status"]).response()(scope, receive, send)
             if not replaced:
                 await send(_with_one_id(message))
             return None
@@ -44,12 +43,12 @@ class JsonErrors:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         try:
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, send_json_errors)
         except Exception as error:
-            if begun:
+            if started:
                 raise
             _log.error("the proxy failed: %s", type(error).__name__)
-        if not begun:  # so it ends where a replica dies
+        if not started:  # this happens when a replica dies
             await server_error().response()(scope, receive, send)
         return None
 
@@ -62,16 +61,16 @@ def _with_one_id(message: Message) -> Message:
     return {**message, "headers": [*(header for header in headers if header not in ids), ids[0]]}
 
 
-def _answer(status: int) -> ApiError:
+def _error(status: int) -> ApiError:
     if status == 429:
         return busy()
     if status in (404, 405):
-        return ApiError(status, "Unknown request: nothing is served there.", code="unknown_url")
+        return ApiError(status, "Unknown request: no route exists at this path.", code="unknown_url")
     if status == 503:
-        return ApiError(503, "The service is starting, or has no replica: try again in a moment.", code="unavailable")
+        return ApiError(503, "The service is starting or has no replica: try again in a moment.", code="unavailable")
     return server_error() if status >= 500 else ApiError(status, "The request cannot be answered.")
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Ray Serve's proxy wraps around itself."""
+    """Return the middleware for Ray Serve's proxy."""
     return [Middleware(JsonErrors)]

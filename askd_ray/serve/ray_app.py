@@ -1,7 +1,7 @@
-"""The service on Ray Serve: an ingress that speaks HTTP, and engines that hear.
+"""The service on Ray Serve: an ingress deployment for HTTP and an engine deployment for the models.
 
-A file goes to the ingress, which decodes it, finds the speech and asks the engines for one stretch after another; an
-engine replica batches the stretches of all requests. A replica that dies costs a request some time, not its answer.
+The ingress decodes a file, detects the speech and sends chunks to the engine replicas. An engine replica batches the
+chunks of all requests. When a replica dies, its requests are retried on another one: they take longer but succeed.
 """
 
 import asyncio
@@ -40,16 +40,16 @@ from askd_ray.serve.swap import Follower, load_verified
 from askd_ray.serve.transcription_service import BusyError, ChunkResult, Model, TranscribeOptions, TranscriptionService
 
 APP_NAME = "askd"
-_REPORT_S = 0.5  # until Ray's report of it has come
+_REPORT_S = 0.5  # time for Ray to print its report of the killed controller
 _RETRY_S = 0.2
-_CHECK_S = 1  # how often Serve asks whether a replica lives: it learns of a dead one no sooner
-_PROVEN_S = 10.0  # so long an engine that has heard something is believed to be well
-_NO_LIMIT = 100_000  # of requests that Serve lets through: the app refuses what is too much itself, in OpenAI's form
-_CARDS_S = 1.0  # how long the list of models is believed
+_CHECK_S = 1  # period of Serve's health checks, by which it notices a dead replica
+_HEALTHY_S = 10.0  # an engine that transcribed a chunk is taken for healthy for this long
+_NO_LIMIT = 100_000  # of requests in Serve: the app enforces the limit, with errors in OpenAI's format
+_MODELS_CACHE_S = 1.0  # how long the list of models is cached
 
 
 class EngineReplica:
-    """A replica: it loads the models once, warms them up, and hears stretches with them."""
+    """A replica with the models: it loads them, warms them up, and transcribes chunks."""
 
     def __init__(self, args: ServiceArgs):
         hardware = allocate_hardware(args.bundles()[0][1], args.device, args.threads)
@@ -61,12 +61,12 @@ class EngineReplica:
             follower.load_all()
             follower.start()
 
-    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
-        """Return what is said in a stretch."""
-        return await self._models.hear(stretch, ask, owner)
+    async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
+        """Transcribe a chunk."""
+        return await self._models.transcribe_chunk(chunk, options, owner)
 
     async def models(self) -> Sequence[Model]:
-        """Return what is served."""
+        """Return the served models."""
         return await self._models.models()
 
     async def check(self) -> None:
@@ -74,38 +74,38 @@ class EngineReplica:
         await self._models.check()
 
     async def check_health(self) -> None:
-        """Let Serve replace a replica whose inference fails or hangs; one that has just heard something does not."""
-        if time.monotonic() - self._models.heard_at >= _PROVEN_S:
+        """Fail where inference fails, so that Serve replaces the replica; skip the check shortly after a transcription."""
+        if time.monotonic() - self._models.last_chunk_at >= _HEALTHY_S:
             await self._models.check()
 
 
 class RaySpeechEngine:
-    """The engine replicas, as the recogniser sees them."""
+    """All engine replicas behind one :class:`~askd_ray.serve.transcription_service.SpeechEngine`."""
 
-    def __init__(self, engines: DeploymentHandle[EngineReplica], patience_s: float):
-        # In the call, by gRPC: by the object store a clip of some seconds takes 10 ms longer.
-        self._engines, self._patience_s = engines.options(_by_reference=False), patience_s
-        self._cards: Sequence[Model] = ()
-        self._cards_at = -_CARDS_S
+    def __init__(self, engines: DeploymentHandle[EngineReplica], retry_s: float):
+        # Arguments by value over gRPC: through the object store, a clip of some seconds takes 10 ms longer.
+        self._engines, self._retry_s = engines.options(_by_reference=False), retry_s
+        self._models: Sequence[Model] = ()
+        self._models_at = -_MODELS_CACHE_S
 
     async def models(self) -> Sequence[Model]:
-        """Return what is served; the list is a second old at most."""
-        if time.monotonic() - self._cards_at >= _CARDS_S:
-            self._cards = await self._call("models")
-            self._cards_at = time.monotonic()
-        return self._cards
+        """Return the served models, from a cache of at most one second."""
+        if time.monotonic() - self._models_at >= _MODELS_CACHE_S:
+            self._models = await self._call("models")
+            self._models_at = time.monotonic()
+        return self._models
 
-    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
-        """Return what is said in a stretch."""
-        return await self._call("hear", stretch, ask, owner)
+    async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
+        """Transcribe a chunk."""
+        return await self._call("transcribe_chunk", chunk, options, owner)
 
     async def check(self) -> None:
-        """Let a replica hear silence."""
+        """Run a tiny inference on a replica."""
         await self._call("check")
 
     async def _call(self, method: str, *args: Any) -> Any:
-        """Call a replica; when it dies another one is asked. A caller who goes takes the call along."""
-        give_up = time.monotonic() + self._patience_s
+        """Call a replica; retry on another one where it dies. Cancelling the caller cancels the call."""
+        ends_at = time.monotonic() + self._retry_s
         while True:
             response = getattr(self._engines, method).remote(*args)
             try:
@@ -120,52 +120,52 @@ class RaySpeechEngine:
                     raise error.cause from None
                 raise
             except ray.exceptions.RayActorError:
-                if time.monotonic() >= give_up:
+                if time.monotonic() >= ends_at:
                     raise
                 await asyncio.sleep(_RETRY_S)
 
 
 class Ingress:
-    """A replica that speaks HTTP: with Serve's proxies, or where it ``listens`` itself."""
+    """An HTTP replica: behind Serve's proxies, or with a server of its own at ``address``."""
 
-    def __init__(self, args: ServiceArgs, engines: DeploymentHandle[EngineReplica], listens: Address | None):
+    def __init__(self, args: ServiceArgs, engines: DeploymentHandle[EngineReplica], address: Address | None):
         self._limits = RequestLimits(args.requests, args.request_s, keys=args.keys(), origins=args.origins)
-        self._recogniser = TranscriptionService(RaySpeechEngine(engines, args.request_s), Sandbox(), args.audio_s)
-        self._listens = listens
+        self._service = TranscriptionService(RaySpeechEngine(engines, args.request_s), Sandbox(), args.audio_s)
+        self._address = address
         self._drain: Callable[[], Awaitable[None]] | None = None
 
     async def drain(self) -> None:
-        """Take no request any more, and return when those in flight are answered; with Serve's proxies, at once."""
+        """Accept no more requests, and return when those in progress are answered; behind Serve's proxies, at once."""
         if self._drain is not None:
             await self._drain()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Return the app of this replica; Serve calls it after the constructor."""
-        return build_app(self._recogniser, self._limits, ServiceMetrics(), self._lifespan)
+        """Return the app of this replica; Serve calls this method after the constructor."""
+        return build_app(self._service, self._limits, ServiceMetrics(), self._lifespan)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
-        """What Serve runs around the app: it ends once the requests are done that it knows of."""
-        if self._listens is None:
+        """Run the server around the app; Serve leaves the block when the requests that it counts are done."""
+        if self._address is None:
             yield
         else:
-            async with listening(app, self._listens, self._limits.longest_s) as self._drain:
+            async with listening(app, self._address, self._limits.longest_s) as self._drain:
                 yield
 
 
 def build(args: ServiceArgs) -> serve.Application:
-    """Return the Serve application: what ``import_path: askd_ray.serve.ray_app:build`` deploys.
+    """Return the Serve application that ``import_path: askd_ray.serve.ray_app:build`` deploys.
 
-    Requests come to it through Serve's proxies.
+    Its requests come through Serve's proxies.
     """
     return _application(args, None)
 
 
-def _application(args: ServiceArgs, listens: Address | None) -> serve.Application:
-    """Return the application. With ``listens``, its ingress is on this node and no proxy is needed.
+def _application(args: ServiceArgs, address: Address | None) -> serve.Application:
+    """Return the application. With ``address``, its ingress runs on this node and needs no proxy.
 
-    A proxy is a process more on the way of each request, and it hands a body on piece by piece: for a clip of some
-    seconds that is more than all the rest of the way (docs/LOG.md).
+    A proxy adds a process to the path of each request and forwards the body in small pieces: for a clip of some seconds
+    that takes longer than the rest of the path (docs/LOG.md).
     """
     common: dict[str, Any] = {
         "health_check_period_s": _CHECK_S,
@@ -174,33 +174,35 @@ def _application(args: ServiceArgs, listens: Address | None) -> serve.Applicatio
         "graceful_shutdown_wait_loop_s": 0.5,
         "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
     }
-    most = args.max_engines or args.engines
     engines = serve.deployment(
         name="Engine",
         autoscaling_config=AutoscalingConfig(
-            min_replicas=args.engines, max_replicas=most, target_ongoing_requests=4, upscale_delay_s=5
+            min_replicas=args.engines,
+            max_replicas=args.max_engines or args.engines,
+            target_ongoing_requests=4,
+            upscale_delay_s=5,
         ),
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if args.device == "cuda" else 0},
         max_ongoing_requests=_NO_LIMIT,
         **common,
     )(EngineReplica).bind(args)
-    here = {} if listens is None else {f"node:{ray.util.get_node_ip_address()}": 0.001}
+    resources = {} if address is None else {f"node:{ray.util.get_node_ip_address()}": 0.001}
     ingress = serve.deployment(
         name="Ingress",
-        ray_actor_options={"num_cpus": 0.1, "resources": here},
+        ray_actor_options={"num_cpus": 0.1, "resources": resources},
         max_ongoing_requests=_NO_LIMIT,
         **common,
     )(serve.ingress()(Ingress))
-    return ingress.bind(args, engines, listens)
+    return ingress.bind(args, engines, address)
 
 
 def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) -> str:
-    """Serve bundles (or bare CTranslate2 Whisper folders) and return the URL, once it answers.
+    """Serve bundles (or plain CTranslate2 Whisper folders); return the URL when the service is ready.
 
-    With ``blocking`` it serves until Ctrl-C or a termination signal, and then ends what it started; without, the
-    caller calls :func:`stop_serving`.
+    With ``blocking``, serve until Ctrl-C or a termination signal, then stop everything. Without, the caller calls
+    :func:`stop_serving`.
 
-    Raises :class:`AskdError` when there is no model in a folder or the port is taken.
+    Raises :class:`AskdError` when a folder holds no model or the port is in use.
     """
     names = args.check()
     with address.reserved():
@@ -217,10 +219,10 @@ def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bo
         _deploy(_application(args, address))
         _say_ready(address, names, bool(args.keys()))
         if blocking:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler prints a stack
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's handler prints a stack trace
             threading.Event().wait()
     except KeyboardInterrupt:
-        console.print("stopping, once the requests in flight are answered (Ctrl-C again: within 30 s)")
+        console.print("stopping once the requests in progress are answered (Ctrl-C again: within 30 s)")
     finally:
         if blocking:
             try:
@@ -232,7 +234,7 @@ def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bo
 def _deploy(application: serve.Application) -> None:
     try:
         serve.run(application, name=APP_NAME, route_prefix="/")
-    except RuntimeError:  # it says which deployment did not start; only the status says why
+    except RuntimeError:  # it names the deployment that failed; only the status contains the reason
         deployments = serve.status().applications[APP_NAME].deployments.values()
         error = from_text("\n".join(deployment.message for deployment in deployments))
         if error is None:
@@ -241,23 +243,23 @@ def _deploy(application: serve.Application) -> None:
 
 
 def stop_serving() -> None:
-    """End the service, its requests in flight first; the cluster that it ran on goes on.
+    """Answer the requests in progress, then stop the service; the Ray cluster keeps running.
 
-    Serve by itself gives them 30 s. A second Ctrl-C, or signal, gives them no more than that.
+    Serve alone waits only 30 s for them. A second Ctrl-C or signal limits the wait to these 30 s.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        _answer_those_in_flight()
-    with contextlib.redirect_stdout(io.StringIO()):  # Serve kills its controller, and Ray reports that as a failure
+        _drain_ingress()
+    with contextlib.redirect_stdout(io.StringIO()):  # hide Ray's report: Serve kills its controller on purpose
         serve.shutdown()
         time.sleep(_REPORT_S)
 
 
-def _answer_those_in_flight() -> None:
+def _drain_ingress() -> None:
     app = serve.status().applications.get(APP_NAME)
     ingress = app.deployments.get("Ingress") if app else None
     if ingress is None or not any(state == "RUNNING" and n for state, n in ingress.replica_states.items()):
-        return  # it starts, or is gone: nobody is being answered
-    with contextlib.suppress(ray.exceptions.RayActorError):  # it died meanwhile
+        return  # the ingress is starting or gone: no request is in progress
+    with contextlib.suppress(ray.exceptions.RayActorError):  # the ingress died meanwhile
         serve.get_app_handle(APP_NAME).drain.remote().result()
 
 
@@ -265,9 +267,9 @@ def _say_ready(address: Address, names: Sequence[str], has_keys: bool) -> None:
     url = address.url
     name, *others = names
     also = f" and {', '.join(others)}" if others else ""
-    console.print(f"Serving [bold]{name}[/bold]{also} at {url} (Ctrl-C ends it). Try:")
+    console.print(f"Serving [bold]{name}[/bold]{also} at {url} (Ctrl-C stops it). Try:")
     console.print(f"  curl {url}/v1/audio/transcriptions -F file=@speech.wav -F model={name}")
     console.print(f"  or open {url} in a browser")
     if not (address.is_loopback or has_keys):
-        risk = f"It listens on {address.host}: whoever reaches this machine may use it, without a key."
-        console.print(f"[yellow]{risk}[/yellow]")
+        warning = f"It listens on {address.host}: everyone who can reach this machine can use it, without a key."
+        console.print(f"[yellow]{warning}[/yellow]")

@@ -1,4 +1,4 @@
-"""What the service is built from, on the command line and in cluster/serve.yaml."""
+"""The settings of the service, on the command line and in cluster/serve.yaml."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +15,13 @@ from askd_ray.torch_setup import Device
 
 
 class ServiceArgs(BaseModel):
-    """What the service is built from: ``args`` in cluster/serve.yaml.
+    """The settings of the service: ``args`` in cluster/serve.yaml.
 
-    ``models`` are bundle folders by the name that clients ask for; ``registry`` is a folder whose models are served
-    too, and followed as they change (`askd promote`). Between ``engines`` and ``max_engines`` replicas hear, as many
-    as the requests need; in each a call takes ``threads`` threads, and as many calls run side by side as there are
-    cores for. ``threads`` = 0 finds out how many suit the first model. ``requests`` at once are let in, with those in
-    line; one of them may take ``request_s`` and hold ``audio_s`` of audio.
+    ``models`` maps the names that clients request to bundle folders. The models of the folder ``registry`` are served
+    too, and reloaded when they change (`askd promote`). The number of engine replicas follows the load, from ``engines``
+    to ``max_engines``. In a replica a call uses ``threads`` threads, and as many calls run concurrently as there are
+    cores for; ``threads`` = 0 measures the best number for the first model. At most ``requests`` requests are accepted
+    at a time, waiting ones included. A request may take ``request_s`` and contain ``audio_s`` of audio.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -39,49 +39,49 @@ class ServiceArgs(BaseModel):
     origins: tuple[str, ...] = ()
 
     def keys(self) -> tuple[str, ...]:
-        """Return the API keys that are let in; none lets everyone in.
+        """Return the accepted API keys; empty: no key is needed.
 
-        Raises :class:`AskdError` for a file of keys that cannot be read.
+        Raises :class:`AskdError` for a key file that cannot be read.
         """
         return read_keys(None if self.keys_file is None else local_path(self.keys_file))
 
     def bundles(self) -> list[tuple[str, Path]]:
-        """Return the name and the folder of each model that is to be served; the first is the default."""
-        found = [(name, Path(bundle)) for name, bundle in self.models.items()]
+        """Return the name and the folder of each model to serve; the first is the default."""
+        models = [(name, Path(bundle)) for name, bundle in self.models.items()]
         if self.registry is not None:
             registry = Registry(Path(self.registry))
-            found += [(name, bundle) for name in registry.names() if (bundle := registry.current(name)) is not None]
-        return found
+            models += [(name, bundle) for name in registry.names() if (bundle := registry.current(name)) is not None]
+        return models
 
     def check(self) -> list[str]:
-        """Look at all that is to be served without loading it; returns the names of the models.
+        """Check all models without loading them, and return their names.
 
-        Raises :class:`AskdError` for no model, a folder without one, a name that comes twice, and bad keys.
+        Raises :class:`AskdError` for no model, a folder without a model, a repeated name, and invalid keys.
         """
         self.keys()
-        found = self.bundles()
-        names = [name for name, _ in found]
+        models = self.bundles()
+        names = [name for name, _ in models]
         if not names:
-            raise AskdError("no model to serve: give --bundle, --model, or --registry with a model that was promoted")
+            raise AskdError("no model to serve: give --bundle, --model, or --registry with a promoted model")
         if len(set(names)) < len(names):
-            raise AskdError(f"a model of the registry is called as another one: {', '.join(names)}")
-        for _, bundle in found:
+            raise AskdError(f"a model of the registry has the name of another model: {', '.join(names)}")
+        for _, bundle in models:
             read_bundle(bundle, self.device)
         return names
 
 
 def named_models(bundle: Path | None, models: Sequence[str]) -> dict[str, str]:
-    """Return folders by name, of a bundle under its own and of ``NAME=BUNDLE``.
+    """Return model folders by name: a bundle under its name in bundle.json, and each ``NAME=BUNDLE``.
 
-    Raises :class:`AskdError` for what is not of that form, a folder without a model, and a name that comes twice.
+    Raises :class:`AskdError` for another form, a folder without a model, and a repeated name.
     """
-    found = [] if bundle is None else [(read_bundle(bundle).name, str(local_path(bundle).resolve()))]
+    folders = [] if bundle is None else [(read_bundle(bundle).name, str(local_path(bundle).resolve()))]
     for given in models:
         name, separator, folder = given.partition("=")
         if not (name and separator and folder):
             raise AskdError(f"--model {given}: NAME=BUNDLE is expected")
-        found.append((name, str(local_path(folder).resolve())))
-    named = dict(found)
-    if len(named) < len(found):
-        raise AskdError(f"--model {found[-1][0]}=...: each name once")
-    return named
+        folders.append((name, str(local_path(folder).resolve())))
+    folder_by_name = dict(folders)
+    if len(folder_by_name) < len(folders):
+        raise AskdError(f"--model {folders[-1][0]}=...: each name once")
+    return folder_by_name

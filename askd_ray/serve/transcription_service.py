@@ -1,4 +1,4 @@
-"""From an audio file to its text, whoever hears the stretches: an engine in this process, or replicas on a cluster."""
+"""Transcribe an audio file with any :class:`SpeechEngine`: in this process, or replicas on a cluster."""
 
 import asyncio
 import contextlib
@@ -17,24 +17,24 @@ from askd_ray.serve.decode_fallback import stops_early
 from askd_ray.serve.sandbox import Sandbox
 from askd_ray.serve.transcription import Segment, segments_of
 
-MAX_AUDIO_S = 7200.0  # 460 MB as a waveform; a file of 25 MiB rarely holds more speech
+MAX_AUDIO_S = 7200.0  # 460 MB as a waveform; a file of 25 MiB rarely contains more speech
 MAX_HELD_S = 4 * 3600.0  # of audio in memory, over all requests: 920 MB
-_AT_ONCE = 4  # stretches of one file that are in line or being decoded
+_MAX_PENDING_CHUNKS = 4  # of one file, waiting or being decoded
 
 
 @dataclass(frozen=True)
 class TranscribeOptions:
-    """How a file is to be transcribed. ``language`` None: it is found out from the first stretch with speech."""
+    """How to transcribe a file. ``language`` None: detect it in the first chunk with speech."""
 
     model: str
     language: str | None = None
     decoding: Decoding = field(default_factory=Decoding)
-    turns: VadOptions = field(default_factory=VadOptions)
+    vad_options: VadOptions = field(default_factory=VadOptions)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is served: what clients call it, which export of it, and the languages that it knows."""
+    """A served model: its name for clients, the version of its bundle, and the languages that it knows."""
 
     name: str
     version: str
@@ -44,7 +44,7 @@ class Model:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """What was heard in a stretch; ``batch`` stretches were decoded together, in ``worked_s`` seconds."""
+    """The transcript of a chunk; ``batch`` chunks were decoded in one call of ``worked_s`` seconds."""
 
     transcript: Transcript
     version: str
@@ -53,7 +53,7 @@ class ChunkResult:
 
 
 class BusyError(Exception):
-    """There is no room for another request now."""
+    """The service cannot accept another request now."""
 
 
 class UnknownModelError(AskdError):
@@ -68,37 +68,37 @@ class UnknownModelError(AskdError):
 
 
 class SpeechEngine(Protocol):
-    """What hears stretches of up to 30 s."""
+    """Transcribes chunks of up to 30 s."""
 
     async def models(self) -> Sequence[Model]:
-        """Return what is served; the first is the default."""
+        """Return the served models; the first is the default."""
         ...
 
-    async def hear(self, stretch: Waveform, ask: TranscribeOptions, owner: str) -> ChunkResult:
-        """Return what is said in a stretch; those of one ``owner`` (a request) share its turn.
+    async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
+        """Transcribe a chunk; the chunks of one ``owner`` (a request) share its place in the fair queue.
 
         Raises :class:`UnknownModelError`, and :class:`AskdError` for a language that the model does not know.
         """
         ...
 
     async def check(self) -> None:
-        """Run every model on a second of silence; raises whatever goes wrong."""
+        """Transcribe one second of silence with each model; raises what the model raises."""
         ...
 
 
 @dataclass(frozen=True)
 class TranscribedChunk:
-    """What is said in a stretch of a file."""
+    """The transcript of a chunk, as segments with times in the file."""
 
     segments: tuple[Segment, ...]
-    hearing: ChunkResult
+    result: ChunkResult
 
 
 class TranscriptionService:
-    """Transcribes audio files: decoding in a sandbox, speech detection, stretches, and their texts in order."""
+    """Transcribes audio files: decodes them in a sandbox, detects speech, and transcribes chunks in order."""
 
-    def __init__(self, ears: SpeechEngine, sandbox: Sandbox, max_audio_s: float = MAX_AUDIO_S):
-        self.ears = ears
+    def __init__(self, engine: SpeechEngine, sandbox: Sandbox, max_audio_s: float = MAX_AUDIO_S):
+        self.engine = engine
         self.vad = Vad()
         self._sandbox = sandbox
         self._max_audio_s = max_audio_s
@@ -106,10 +106,10 @@ class TranscriptionService:
 
     @contextlib.asynccontextmanager
     async def loaded(self, audio: bytes, partial: bool = False) -> AsyncGenerator[DecodedAudio]:
-        """Hold the waveform of an audio file for as long as the block runs; with ``partial``, what is left of it.
+        """Decode an audio file and hold its waveform while the block runs; with ``partial``, accept missing audio.
 
-        Raises :class:`~askd_ray.audio.decode.AudioError` when it cannot be used, and :class:`BusyError` when
-        others hold too much.
+        Raises :class:`~askd_ray.audio.decode.AudioError` when the file cannot be decoded, and :class:`BusyError` when
+        the waveforms of other requests take too much memory.
         """
         decoded = await self._sandbox.decode(audio, self._max_audio_s, partial)
         seconds = duration_s(decoded.waveform)
@@ -121,59 +121,57 @@ class TranscriptionService:
         finally:
             self._held_s -= seconds
 
-    async def listen(self, waveform: Waveform, ask: TranscribeOptions) -> AsyncGenerator[TranscribedChunk]:
-        """Yield what is said in a waveform, stretch by stretch.
+    async def transcribe(self, waveform: Waveform, options: TranscribeOptions) -> AsyncGenerator[TranscribedChunk]:
+        """Transcribe a waveform; yield one chunk after another.
 
-        Whoever stops listening takes the other stretches out of the line.
+        Closing the generator removes the other chunks from the queue.
         """
         owner = uuid.uuid4().hex
-        asked: list[asyncio.Task[list[tuple[Span, ChunkResult]]]] = []
+        pending: list[asyncio.Task[list[tuple[Span, ChunkResult]]]] = []
         whole: asyncio.Task[ChunkResult] | None = None
-        if len(waveform) <= samples_of(
-            MAX_CHUNK_S
-        ):  # one stretch, if anybody speaks: it is heard while that is found out
-            whole = asyncio.ensure_future(self.ears.hear(waveform, ask, owner))
+        if len(waveform) <= samples_of(MAX_CHUNK_S):  # at most one chunk: transcribe it while the VAD runs
+            whole = asyncio.ensure_future(self.engine.transcribe_chunk(waveform, options, owner))
         try:
-            speech = await asyncio.to_thread(self.vad.speech, waveform, ask.turns)
-            left = split_into_chunks(waveform, speech)
-            while left or asked:
-                # Where the language is not known yet, the first stretch says it for all.
-                while left and len(asked) < (_AT_ONCE if ask.language else 1):
-                    asked.append(asyncio.create_task(self._hear(waveform, left.pop(0), speech, ask, owner, whole)))
-                for span, hearing in await asked[0]:
-                    ask = replace(ask, language=hearing.transcript.language)
-                    yield TranscribedChunk(
-                        segments_of(hearing.transcript, span, speech, ask.decoding.temperature), hearing
-                    )
-                asked.pop(0)
+            speech = await asyncio.to_thread(self.vad.speech, waveform, options.vad_options)
+            chunks = split_into_chunks(waveform, speech)
+            while chunks or pending:
+                # While the language is unknown, only the first chunk is sent: it decides the language of the file.
+                while chunks and len(pending) < (_MAX_PENDING_CHUNKS if options.language else 1):
+                    work = self._transcribe_chunk(waveform, chunks.pop(0), speech, options, owner, whole)
+                    pending.append(asyncio.create_task(work))
+                for span, result in await pending[0]:
+                    options = replace(options, language=result.transcript.language)
+                    segments = segments_of(result.transcript, span, speech, options.decoding.temperature)
+                    yield TranscribedChunk(segments, result)
+                pending.pop(0)
         finally:
-            tasks: list[asyncio.Task[Any]] = [*asked, *([] if whole is None else [whole])]
+            tasks: list[asyncio.Task[Any]] = [*pending, *([] if whole is None else [whole])]
             for task in tasks:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _hear(
+    async def _transcribe_chunk(
         self,
         waveform: Waveform,
-        stretch: Span,
+        chunk: Span,
         speech: Sequence[Span],
-        ask: TranscribeOptions,
+        options: TranscribeOptions,
         owner: str,
-        heard: Awaitable[ChunkResult] | None = None,
+        started: Awaitable[ChunkResult] | None = None,
     ) -> list[tuple[Span, ChunkResult]]:
-        """Return what is said in a stretch; where words must be missing, what is said in each half, if that is more.
+        """Transcribe a chunk. Where words must be missing, also transcribe its halves, and keep the longer result.
 
-        ``heard`` is what is said in the whole stretch, where that was asked before.
+        ``started`` is the transcription of the whole chunk, where it already runs.
         """
-        hearing = await (heard or self.ears.hear(waveform[stretch.start : stretch.end], ask, owner))
-        within = [s for s in speech if s.start < stretch.end and s.end > stretch.start]
-        speech_s = sum(min(s.end, stretch.end) - max(s.start, stretch.start) for s in within) / SAMPLE_RATE_HZ
-        if not stops_early(hearing.transcript, speech_s):
-            return [(stretch, hearing)]
-        ask = replace(ask, language=hearing.transcript.language)
+        result = await (started or self.engine.transcribe_chunk(waveform[chunk.start : chunk.end], options, owner))
+        spans = [s for s in speech if s.start < chunk.end and s.end > chunk.start]
+        speech_s = sum(min(s.end, chunk.end) - max(s.start, chunk.start) for s in spans) / SAMPLE_RATE_HZ
+        if not stops_early(result.transcript, speech_s):
+            return [(chunk, result)]
+        options = replace(options, language=result.transcript.language)
         parts: list[tuple[Span, ChunkResult]] = []
-        for half in halves(waveform, stretch, within):
-            parts += await self._hear(waveform, half, speech, ask, owner)
-        n_tokens = sum(len(its.transcript.token_ids) for _, its in parts)
-        return parts if n_tokens > len(hearing.transcript.token_ids) else [(stretch, hearing)]
+        for half in halves(waveform, chunk, spans):
+            parts += await self._transcribe_chunk(waveform, half, speech, options, owner)
+        n_tokens = sum(len(part.transcript.token_ids) for _, part in parts)
+        return parts if n_tokens > len(result.transcript.token_ids) else [(chunk, result)]

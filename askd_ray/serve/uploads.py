@@ -1,4 +1,4 @@
-"""Which requests with audio are let in: those whose body is not too large and does not stall, while there is room."""
+"""Admission of requests with audio: limits on their number, the size of the body, and the rate of the upload."""
 
 import asyncio
 
@@ -8,16 +8,16 @@ from askd_ray.serve.api_errors import ApiError, busy
 from askd_ray.serve.limits import MAX_FILE_BYTES, MAX_TEXT_BYTES, too_large
 
 MAX_BODY_BYTES = MAX_FILE_BYTES + MAX_TEXT_BYTES
-MIN_BYTES_PER_S = 1024  # each as many bring a body another second: recorders that send while somebody speaks are slow
+MIN_BYTES_PER_S = 1024  # minimum upload rate; recorders that send while somebody speaks are slow
 _AUDIO = "/v1/audio/"
 
 
 class Admission:
-    """ASGI middleware: read the body of a request with audio, then let it in where fewer than ``max_requests`` are.
+    """ASGI middleware: read the body of a request with audio, then accept it if fewer than ``max_requests`` are active.
 
-    A client that stalls holds no one's place, since places are counted from when the body is there, and it is answered
-    408: a body has ``upload_s``, and a second more for each :data:`MIN_BYTES_PER_S` that came, ``max_upload_s`` in all.
-    What is held of all bodies, those that are still coming too, is as much as ``max_requests`` files may have.
+    A request counts as active when its body is complete, so a stalled upload blocks nobody. A body has ``upload_s``,
+    plus one second for each :data:`MIN_BYTES_PER_S` received, ``max_upload_s`` in all; then the response is 408. All
+    bodies together, incomplete ones included, may take the memory of ``max_requests`` files of the largest size.
     """
 
     def __init__(self, app: ASGIApp, max_requests: int, upload_s: float, max_upload_s: float):
@@ -31,14 +31,14 @@ class Admission:
             return await self._app(scope, receive, send)
         body = bytearray()
         try:
-            self._check_room()  # before anything is read, and once more when all is
+            self._check_capacity()  # before the body is read, and again after it
             if _declared_length(scope) > MAX_BODY_BYTES:
                 raise too_large()
             is_whole = await self._read(receive, body)
-            self._check_room()
+            self._check_capacity()
         except ApiError as refusal:
             self._held_bytes -= len(body)
-            # Who stalls is not waited for any longer; others may still be sending, and read the answer afterwards.
+            # Close a stalled connection; other clients may still be sending, and read the response afterwards.
             headers = {"Connection": "close"} if refusal.status == 408 else {}
             return await refusal.response(headers)(scope, receive, send)
         except BaseException:
@@ -55,15 +55,15 @@ class Admission:
             self._held_bytes -= n_bytes
         return None
 
-    def _check_room(self) -> None:
+    def _check_capacity(self) -> None:
         if self._n_requests >= self._max_requests:
             raise busy()
 
     async def _read(self, receive: Receive, body: bytearray) -> bool:
-        """Read a body; returns whether it has an end, or the client went before.
+        """Read a body; return False if the client disconnects before its end.
 
-        Raises :class:`ApiError` 408 for a client that is too slow, 413 for too large a body, and 429 where too much
-        is held.
+        Raises :class:`ApiError` 408 for a client that is too slow, 413 for too large a body, and 429 where all bodies
+        together take too much memory.
         """
         begun_at, more = asyncio.get_running_loop().time(), True
         while more:
@@ -86,7 +86,7 @@ class Admission:
 
 
 def _replayed(whole: list[bytes], receive: Receive) -> Receive:
-    """Return what hands out a body that was read, which is then held no longer, and whatever comes after it."""
+    """Return a ``receive`` that first returns the body that was read, and releases it, then later messages."""
 
     async def replay() -> Message:
         return {"type": "http.request", "body": whole.pop(), "more_body": False} if whole else await receive()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import OwnProcess, spoken, wav
+from serving import InProcessDecoder, spoken, wav
 
 from askd_ray.audio.units import samples_of
 from askd_ray.errors import AskdError
@@ -41,14 +41,14 @@ def loaded(weights: Path) -> LoadedModel:
     return load(weights, "tiny.en")
 
 
-def recogniser(loaded: LoadedModel) -> TranscriptionService:
+def service(loaded: LoadedModel) -> TranscriptionService:
     models = ServedModels()
     models.put(loaded)
-    return TranscriptionService(models, OwnProcess())
+    return TranscriptionService(models, InProcessDecoder())
 
 
-async def heard(listener: TranscriptionService, waveform: np.ndarray, ask: TranscribeOptions) -> Transcription:
-    found = [its async for its in listener.listen(waveform, ask)]
+async def heard(listener: TranscriptionService, waveform: np.ndarray, options: TranscribeOptions) -> Transcription:
+    found = [its async for its in listener.transcribe(waveform, options)]
     return Transcription(tuple(s for its in found for s in its.segments), "en", len(waveform) / 16_000)
 
 
@@ -57,17 +57,17 @@ def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: LoadedModel,
     """Clips and a long recording together, in batches as they come; nothing stays from one request to the next."""
     clips = [waveform for waveform, _ in spoken(speech, 8)]
     recording = np.concatenate([p for clip in clips for p in (clip, np.zeros(samples_of(0.6), np.float32))])
-    asks = [
+    requests = [
         (clip, TranscribeOptions("tiny.en", decoding=Decoding(confidence=i % 2 == 0)))
         for i, clip in enumerate([*clips, recording])
     ]
 
     async def together(n: int) -> list[Transcription]:
-        listener = recogniser(loaded)
-        return await asyncio.gather(*(heard(listener, *ask) for _ in range(n) for ask in asks))
+        listener = service(loaded)
+        return await asyncio.gather(*(heard(listener, *options) for _ in range(n) for options in requests))
 
     async def alone() -> list[Transcription]:
-        return [await heard(recogniser(loaded), *ask) for ask in asks]
+        return [await heard(service(loaded), *options) for options in requests]
 
     expected = asyncio.run(alone())
     found = asyncio.run(together(2))
@@ -84,10 +84,10 @@ def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: LoadedModel,
 def test_words_are_where_they_are_said(loaded: LoadedModel, speech: Path):
     """The same clip behind five seconds of silence: all words come five seconds later."""
     ((clip, _),) = spoken(speech)
-    ask = TranscribeOptions("tiny.en", decoding=Decoding(confidence=True))
-    early = asyncio.run(heard(recogniser(loaded), clip, ask))
+    options = TranscribeOptions("tiny.en", decoding=Decoding(confidence=True))
+    early = asyncio.run(heard(service(loaded), clip, options))
     later = np.concatenate([np.zeros(samples_of(25.0), np.float32), clip])  # over 20 s: only the speech is decoded
-    late = asyncio.run(heard(recogniser(loaded), later, ask))
+    late = asyncio.run(heard(service(loaded), later, options))
     assert late.text == early.text
     starts = [(a.start_s, b.start_s) for a, b in zip(early.words, late.words, strict=True)]
     assert all(b - a == pytest.approx(25.0, abs=0.3) for a, b in starts)
@@ -98,19 +98,19 @@ def test_words_are_where_they_are_said(loaded: LoadedModel, speech: Path):
 @pytest.mark.slow
 def test_what_cannot_be_heard(loaded: LoadedModel, speech: Path):
     ((clip, _),) = spoken(speech)
-    listener = recogniser(loaded)
+    listener = service(loaded)
     with pytest.raises(UnknownModelError, match=r"'whisper-9' does not exist: 'tiny\.en'"):
-        asyncio.run(listener.ears.hear(clip, TranscribeOptions("whisper-9"), "me"))
+        asyncio.run(listener.engine.transcribe_chunk(clip, TranscribeOptions("whisper-9"), "me"))
     with pytest.raises(AskdError, match="English-only"):
-        asyncio.run(recogniser(loaded).ears.hear(clip, TranscribeOptions("tiny.en", "fr"), "me"))
-    asyncio.run(recogniser(loaded).ears.check())
+        asyncio.run(service(loaded).engine.transcribe_chunk(clip, TranscribeOptions("tiny.en", "fr"), "me"))
+    asyncio.run(service(loaded).engine.check())
 
 
 @pytest.mark.slow
 def test_a_prompt_of_any_length_is_taken_from_its_end(loaded: LoadedModel, speech: Path):
     ((clip, _),) = spoken(speech)
-    ask = TranscribeOptions("tiny.en", "en", Decoding(prompt="Asterisk, voicemail. " * 400))
-    assert asyncio.run(heard(recogniser(loaded), clip, ask)).text
+    options = TranscribeOptions("tiny.en", "en", Decoding(prompt="Asterisk, voicemail. " * 400))
+    assert asyncio.run(heard(service(loaded), clip, options)).text
     assert len(loaded.engine.fit_prompt("nine " * 1000).split()) == 223
     assert loaded.engine.fit_prompt("short") == "short"
 

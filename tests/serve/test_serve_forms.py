@@ -19,7 +19,7 @@ FILE_AND_MODEL = [("file", "x"), ("model", "m")]
 TRUE, FALSE = ("true", "True", "TRUE", "1", "yes", "on", "t"), ("false", "False", "0", "no", "off", "null")
 
 
-def wanted(*fields: tuple[str, str], read: Any = transcription) -> TranscriptionRequest:
+def parse(*fields: tuple[str, str], read: Any = transcription) -> TranscriptionRequest:
     parts = [FormPart(name, value.encode("utf-8", "surrogatepass")) for name, value in (("model", "student"), *fields)]
     file, found = read([AUDIO, *parts])
     assert file == AUDIO.content
@@ -28,7 +28,7 @@ def wanted(*fields: tuple[str, str], read: Any = transcription) -> Transcription
 
 def refusal(*fields: tuple[str, str], read: Any = transcription) -> ApiError:
     with pytest.raises(ApiError) as refused:
-        wanted(*fields, read=read)
+        parse(*fields, read=read)
     assert refused.value.status == 400
     return refused.value
 
@@ -50,7 +50,7 @@ def refusal(*fields: tuple[str, str], read: Any = transcription) -> ApiError:
     ],
 )
 def test_server_vad_as_clients_write_it(fields: Fields):
-    assert wanted(*fields).ask.turns == VadOptions(0.6, 0.9, VadOptions.padding_s)
+    assert parse(*fields).options.turns == VadOptions(0.6, 0.9, VadOptions.padding_s)
 
 
 @pytest.mark.parametrize(
@@ -87,21 +87,21 @@ def test_bad_values_of_server_vad_are_named(fields: Fields, said: str):
     ],
 )
 def test_granularities_as_clients_write_them(fields: Fields):
-    found = wanted(("response_format", "verbose_json"), *fields)
+    found = parse(("response_format", "verbose_json"), *fields)
     assert (found.words, found.segments) == (True, True)
-    only = wanted(("response_format", "verbose_json"), fields[0])
+    only = parse(("response_format", "verbose_json"), fields[0])
     assert only.words
     assert refusal(*fields).message == "timestamp_granularities needs response_format=verbose_json"
 
 
 @pytest.mark.parametrize("name", ["en", "EN", "en-US", "en_us", "english", "English", "eng"])
 def test_english_has_many_names(name: str):
-    assert wanted(("language", name)).ask.language == "en"
+    assert parse(("language", name)).options.language == "en"
 
 
 @pytest.mark.parametrize("name", ["", "file", "model", "language", "prompt", "temperature"])
 def test_an_empty_value_is_no_value(name: str):
-    assert wanted(("language", ""), ("temperature", ""), ("stream", ""), ("prompt", ""), (VAD, "")) == wanted()
+    assert parse(("language", ""), ("temperature", ""), ("stream", ""), ("prompt", ""), (VAD, "")) == parse()
     with pytest.raises(ApiError, match="model: Field required"):
         transcription([AUDIO, FormPart("model", b"")])
 
@@ -134,7 +134,7 @@ def test_what_is_not_honoured_is_refused_by_its_name(fields: Fields, param: str,
 
 
 def test_a_translation_has_no_fields_of_a_transcription():
-    assert wanted(("prompt", "a"), read=translation).ask.decoding.task == "translate"
+    assert parse(("prompt", "a"), read=translation).options.decoding.task == "translate"
     for name in ("language", "stream", "chunking_strategy", "timestamp_granularities[]"):
         assert refusal((name, "en"), read=translation).param == name
 
@@ -148,7 +148,7 @@ def test_fields_in_the_url_are_not_ignored():
 
 @pytest.mark.parametrize(("values", "stream"), [(TRUE, True), (FALSE, False)])
 def test_spellings_of_true_and_false(values: tuple[str, ...], stream: bool):
-    assert {value: wanted(("stream", value)).stream for value in values} == dict.fromkeys(values, stream)
+    assert {value: parse(("stream", value)).stream for value in values} == dict.fromkeys(values, stream)
 
 
 NAMES = ["model", "language", "prompt", "temperature", "response_format", "stream", "file", "include[]", "vad_filter"]
@@ -174,12 +174,12 @@ VALUES += ['["word"]', "server_vad", '{"type": "server_vad"}', "0", "0.5", "1", 
 
 def meant(found: TranscriptionRequest) -> dict[str, Any]:
     """Return what a request asks for by the names of the fields."""
-    ask, turns = found.ask, found.ask.turns
+    options, turns = found.options, found.options.turns
     return {
-        "model": ask.model,
-        "language": ask.language,
-        "prompt": ask.decoding.prompt,
-        "temperature": ask.decoding.temperature,
+        "model": options.model,
+        "language": options.language,
+        "prompt": options.decoding.prompt,
+        "temperature": options.decoding.temperature,
         "response_format": found.form,
         "stream": found.stream,
         THRESHOLD: turns.threshold,
@@ -198,7 +198,7 @@ def honoured(name: str, value: str, found: TranscriptionRequest) -> bool:
     if name in ("chunking_strategy", VAD):
         return value in ("auto", "null", '{"type": "server_vad"}', "server_vad")
     if name == "language":
-        return found.ask.language == language_code(value)
+        return found.options.language == language_code(value)
     if name == "stream":
         return found.stream == (value in TRUE)
     if name in ("temperature", THRESHOLD, SILENCE):

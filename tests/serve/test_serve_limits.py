@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from serving import FakeEars, app_around
+from serving import FakeSpeechEngine, build_test_app
 
 from askd_ray.errors import AskdError
 from askd_ray.serve.limits import KEYS_VARIABLE, read_keys
@@ -10,7 +10,7 @@ from askd_ray.serve.openai_api import RequestLimits
 
 
 def test_with_keys_the_api_asks_for_one():
-    with TestClient(app_around(FakeEars(), RequestLimits(keys=("first", "second")))) as client:
+    with TestClient(build_test_app(FakeSpeechEngine(), RequestLimits(keys=("first", "second")))) as client:
         none, wrong = client.get("/v1/models"), client.get("/v1/models", headers={"Authorization": "Bearer secnod"})
         for answer in (none, wrong):
             assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
@@ -23,9 +23,9 @@ def test_with_keys_the_api_asks_for_one():
 
 def test_other_sites_pages_may_only_ask_where_that_is_allowed():
     origin = {"Origin": "https://a.example"}
-    with TestClient(app_around(FakeEars())) as client:
+    with TestClient(build_test_app(FakeSpeechEngine())) as client:
         assert "access-control-allow-origin" not in client.get("/v1/models", headers=origin).headers
-    with TestClient(app_around(FakeEars(), RequestLimits(origins=("https://a.example",)))) as client:
+    with TestClient(build_test_app(FakeSpeechEngine(), RequestLimits(origins=("https://a.example",)))) as client:
         assert client.get("/v1/models", headers=origin).headers["access-control-allow-origin"] == "https://a.example"
 
 

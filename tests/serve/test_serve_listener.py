@@ -34,7 +34,7 @@ def test_a_request_in_flight_is_answered_before_the_server_goes():
 
         app = Starlette(routes=[Route("/slow", slow)])
         async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
-            async with listening(app, address, patience_s=20):
+            async with listening(app, address, shutdown_s=20):
                 asking = asyncio.create_task(client.get(f"{address.url}/slow"))
                 await came.wait()
                 asyncio.get_running_loop().call_later(0.3, go_on.set)
@@ -83,7 +83,7 @@ def test_who_sends_no_headers_is_not_kept(sent: bytes, is_first: bool, monkeypat
     async def scenario() -> None:
         address = Address(port=free_port())
         app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("done"))])
-        async with listening(app, address, patience_s=5):
+        async with listening(app, address, shutdown_s=5):
             reader, writer = await asyncio.open_connection(address.host, address.port)
             if not is_first:
                 writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -104,7 +104,7 @@ def test_live_sessions_are_told_that_the_service_restarts():
                 await socket.receive_text()
 
         app, address = Starlette(routes=[WebSocketRoute("/live", realtime)]), Address(port=free_port())
-        async with listening(app, address, patience_s=20) as drain:
+        async with listening(app, address, shutdown_s=20) as drain:
             async with websockets.connect(f"ws://{address.host}:{address.port}/live", proxy=None) as live:
                 draining = asyncio.create_task(drain())
                 with pytest.raises(websockets.ConnectionClosed) as closed:
@@ -128,7 +128,7 @@ def test_who_does_not_read_an_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch
                 await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
             ended.set()
 
-        async with listening(large, address, patience_s=5):
+        async with listening(large, address, shutdown_s=5):
             _, writer = await asyncio.open_connection(address.host, address.port)
             writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             await ended.wait()
@@ -155,7 +155,7 @@ def test_a_request_that_takes_longer_than_headers_may_is_answered(monkeypatch: p
             Starlette(routes=[Route("/", slow), WebSocketRoute("/live", realtime)]),
             Address(port=free_port()),
         )
-        async with listening(app, address, patience_s=5), httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        async with listening(app, address, shutdown_s=5), httpx.AsyncClient(timeout=30, trust_env=False) as client:
             for _ in range(2):  # on one connection
                 assert (await client.get(address.url)).text == "done"
             async with websockets.connect(f"ws://{address.host}:{address.port}/live", proxy=None) as live:
@@ -166,7 +166,7 @@ def test_a_request_that_takes_longer_than_headers_may_is_answered(monkeypatch: p
 
 def test_a_port_that_is_taken_is_one_line():
     async def scenario(address: Address) -> None:
-        async with listening(Starlette(), address, patience_s=1):
+        async with listening(Starlette(), address, shutdown_s=1):
             raise AssertionError("it listens")
 
     address = Address(port=free_port())

@@ -15,7 +15,7 @@ import pytest
 from audio_files import by_ffmpeg, damaged, sweep
 from fastapi.testclient import TestClient
 from openai.types.audio import TranscriptionTextDoneEvent
-from serving import FakeEars, app_around, spoken, wav
+from serving import FakeSpeechEngine, build_test_app, spoken, wav
 
 from askd_ray.audio.units import samples_of
 from askd_ray.audio.vad import VadOptions
@@ -42,13 +42,13 @@ def long_clip(speech: Path) -> bytes:
 
 
 @pytest.fixture
-def ears() -> FakeEars:
-    return FakeEars()
+def engine() -> FakeSpeechEngine:
+    return FakeSpeechEngine()
 
 
 @pytest.fixture
-def client(ears: FakeEars) -> Iterator[TestClient]:
-    with TestClient(app_around(ears)) as client:
+def client(engine: FakeSpeechEngine) -> Iterator[TestClient]:
+    with TestClient(build_test_app(engine)) as client:
         yield client
 
 
@@ -70,7 +70,7 @@ def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
 
 
-def test_the_five_formats(client: TestClient, clip: bytes, ears: FakeEars):
+def test_the_five_formats(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     n_samples = (len(clip) - 44) // 2
     text = f"Secret {n_samples} samples."
     assert post(client, clip).json()["text"] == text
@@ -85,7 +85,7 @@ def test_the_five_formats(client: TestClient, clip: bytes, ears: FakeEars):
     numbers = {"id", "seek", "start", "end", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"}
     assert segment.keys() == {*numbers, "text", "tokens"}
     assert segment["tokens"][:3] == [0, 1, 2] and "words" not in verbose
-    assert [ask.decoding.confidence for ask in ears.asked] == [False, False, True, True, True]
+    assert [options.decoding.confidence for options in engine.asked] == [False, False, True, True, True]
 
 
 def test_words_have_times_and_probabilities(client: TestClient, clip: bytes):
@@ -98,9 +98,9 @@ def test_words_have_times_and_probabilities(client: TestClient, clip: bytes):
     assert {"words", "segments"} <= post(client, clip, **both).json().keys()
 
 
-def test_streamed_is_what_is_not_streamed(client: TestClient, long_clip: bytes, ears: FakeEars):
+def test_streamed_is_what_is_not_streamed(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
     whole = post(client, long_clip).json()
-    assert len(ears.heard) > 2
+    assert len(engine.heard) > 2
     answer = post(client, long_clip, stream="true")
     assert answer.headers["content-type"].startswith("text/event-stream")
     *deltas, done = events_of(answer)
@@ -111,54 +111,54 @@ def test_streamed_is_what_is_not_streamed(client: TestClient, long_clip: bytes, 
     assert set(done) == {"type", "text"} and whole["usage"]["type"] == "duration"
 
 
-def test_the_first_stretch_says_the_language_of_all(client: TestClient, long_clip: bytes, ears: FakeEars):
+def test_the_first_stretch_says_the_language_of_all(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
     assert post(client, long_clip, response_format="verbose_json").json()["language"] == "german"
-    assert [ask.language for ask in ears.asked] == [None] + ["de"] * (len(ears.asked) - 1)
+    assert [options.language for options in engine.asked] == [None] + ["de"] * (len(engine.asked) - 1)
 
 
-def test_silence_is_an_empty_text_whatever_a_model_says(client: TestClient, ears: FakeEars):
+def test_silence_is_an_empty_text_whatever_a_model_says(client: TestClient, engine: FakeSpeechEngine):
     silence = wav(np.zeros(samples_of(3.0), np.float32))
     assert post(client, silence).json() == {"text": "", "usage": {"type": "duration", "seconds": 3}}
     verbose = post(client, silence, response_format="verbose_json").json()
     assert (verbose["text"], verbose["segments"]) == ("", [])
     assert [its["type"] for its in events_of(post(client, silence, stream="true"))] == ["transcript.text.done"]
-    ears.heard.clear()
+    engine.heard.clear()
     assert post(client, wav(np.zeros(samples_of(21.0), np.float32))).json()["text"] == ""
-    assert ears.heard == []  # what may be more than one stretch is heard when that is known
+    assert engine.heard == []  # what may be more than one stretch is heard when that is known
 
 
-def test_translations(client: TestClient, clip: bytes, ears: FakeEars):
+def test_translations(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     answer = post(client, clip, "/v1/audio/translations", response_format="verbose_json").json()
     assert answer["task"] == "translate" and answer["segments"]
-    assert [(ask.decoding.task, ask.language) for ask in ears.asked] == [("translate", None)]
+    assert [(options.decoding.task, options.language) for options in engine.asked] == [("translate", None)]
     english = error_of(post(client, clip, "/v1/audio/translations", model="other"), 400)
     assert english["param"] == "model" and "cannot translate" in str(english["message"])
 
 
-def test_what_is_asked_reaches_the_ears(client: TestClient, clip: bytes, ears: FakeEars):
+def test_what_is_asked_reaches_the_ears(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     vad = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
     fields = {"prompt": "Hello", "temperature": "0.2", "language": "de", "chunking_strategy": json.dumps(vad)}
     assert post(client, clip, **fields).status_code == 200
-    (ask,) = ears.asked
-    assert (ask.decoding.prompt, ask.decoding.temperature, ask.language) == ("Hello", 0.2, "de")
-    assert (ask.turns.threshold, ask.turns.silence_s, ask.turns.padding_s) == (0.2, 0.7, 0.1)
+    (options,) = engine.asked
+    assert (options.decoding.prompt, options.decoding.temperature, options.language) == ("Hello", 0.2, "de")
+    assert (options.turns.threshold, options.turns.silence_s, options.turns.padding_s) == (0.2, 0.7, 0.1)
 
 
-def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, clip: bytes, ears: FakeEars):
+def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     """A model may end after the first of several sentences: the answer would be 200, and most words lost."""
     n_samples = (len(clip) - 44) // 2
-    transcript = ears.transcript
+    transcript = engine.transcript
 
-    def lazy(stretch: np.ndarray, ask: TranscribeOptions) -> Transcript:
-        said = transcript(stretch, ask)
-        return replace(said, text="Secret", token_ids=(1,)) if len(stretch) == n_samples else said
+    def lazy(chunk: np.ndarray, options: TranscribeOptions) -> Transcript:
+        said = transcript(chunk, options)
+        return replace(said, text="Secret", token_ids=(1,)) if len(chunk) == n_samples else said
 
-    ears.transcript = lazy
+    engine.transcript = lazy
     text = post(client, clip).json()["text"]
-    whole, first, second = (len(stretch) for stretch in ears.heard)
+    whole, first, second = (len(chunk) for chunk in engine.heard)
     assert whole == n_samples == first + second
     assert text == f"Secret {first} samples. Secret {second} samples."
-    ears.transcript = lambda stretch, ask: replace(transcript(stretch, ask), text="One", token_ids=())
+    engine.transcript = lambda chunk, options: replace(transcript(chunk, options), text="One", token_ids=())
     assert post(client, clip).json()["text"] == "One"  # the halves say no more
 
 
@@ -197,20 +197,20 @@ def test_missing_fields(client: TestClient):
     assert error_of(client.post(URL, json={"model": "student"}), 400)["param"] in ("file", "model")
 
 
-def test_a_file_without_a_name_is_a_file(client: TestClient, clip: bytes, ears: FakeEars):
+def test_a_file_without_a_name_is_a_file(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     """`curl -F "file=<speech.wav"`: it was answered "<class 'str'>"."""
     named, unnamed = ({"file": (name, clip), "model": (None, "student")} for name in ("a.wav", None))
     texts = [client.post(URL, files=files).json()["text"] for files in (named, unnamed)]
-    assert texts[0] == texts[1] and len(ears.heard[0]) == len(ears.heard[1])
+    assert texts[0] == texts[1] and len(engine.heard[0]) == len(engine.heard[1])
 
 
-def test_what_openais_client_sends_is_honoured(client: TestClient, clip: bytes, ears: FakeEars):
+def test_what_openais_client_sends_is_honoured(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     api = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=client, max_retries=0)
     create = api.audio.transcriptions.create
     vad: Any = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
     assert create(file=("a.wav", clip), model="student", chunking_strategy=vad, language="en-US").text
-    (ask,) = ears.asked
-    assert (ask.turns, ask.language) == (VadOptions(0.2, 0.7, 0.1), "en")
+    (options,) = engine.asked
+    assert (options.turns, options.language) == (VadOptions(0.2, 0.7, 0.1), "en")
     *deltas, done = create(file=("a.wav", clip), model="student", stream=True, chunking_strategy="auto")
     assert done.type == "transcript.text.done" and done.usage is None
     assert "".join(its.delta for its in deltas if its.type == "transcript.text.delta") == done.text
@@ -246,26 +246,26 @@ def test_bad_audio_is_400(client: TestClient, audio: bytes):
 
 
 def test_too_much_audio_in_memory_is_busy(
-    client: TestClient, clip: bytes, monkeypatch: pytest.MonkeyPatch, ears: FakeEars
+    client: TestClient, clip: bytes, monkeypatch: pytest.MonkeyPatch, engine: FakeSpeechEngine
 ):
     monkeypatch.setattr(transcription_service, "MAX_HELD_S", 8.0)
-    hear, inner = ears.hear, list[httpx.Response]()
+    transcribe_chunk, inner = engine.transcribe_chunk, list[httpx.Response]()
 
-    async def hear_and_ask(*args: Any):
-        ears.hear = hear
+    async def transcribe_and_request(*args: Any):
+        engine.transcribe_chunk = transcribe_chunk
         transport = httpx.ASGITransport(client.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
             inner.append(await other.post(URL, files={"file": clip}, data={"model": "student"}))
-        return await hear(*args)
+        return await transcribe_chunk(*args)
 
-    ears.hear = hear_and_ask
+    engine.transcribe_chunk = transcribe_and_request
     assert post(client, clip).status_code == 200  # one file may be as long as it likes
     assert error_of(inner[0], 429)["code"] == "rate_limit_exceeded"
     assert post(client, clip).status_code == 200
 
 
 def test_too_long_audio(clip: bytes):
-    client = TestClient(app_around(FakeEars(), max_audio_s=1.0))
+    client = TestClient(build_test_app(FakeSpeechEngine(), max_audio_s=1.0))
     assert "longer than 1 s" in str(error_of(post(client, clip), 400)["message"])
 
 
@@ -284,37 +284,41 @@ def test_models(client: TestClient):
     assert client.get("/v1/models/student").json() == listed["data"][0]
 
 
-def test_what_the_client_can_mend_is_400(client: TestClient, clip: bytes, ears: FakeEars):
-    ears.error = AskdError("language 'xx': unknown")
+def test_what_the_client_can_mend_is_400(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
+    engine.error = AskdError("language 'xx': unknown")
     assert error_of(post(client, clip), 400)["message"] == "language 'xx': unknown"
 
 
-def test_a_failure_of_ours_is_500_and_says_nothing_of_the_inside(client: TestClient, clip: bytes, ears: FakeEars):
-    ears.error = RuntimeError("/home/me/model.bin: out of memory")
+def test_a_failure_of_ours_is_500_and_says_nothing_of_the_inside(
+    client: TestClient, clip: bytes, engine: FakeSpeechEngine
+):
+    engine.error = RuntimeError("/home/me/model.bin: out of memory")
     error = error_of(post(client, clip), 500)
     assert error["type"] == "api_error"
     assert "model.bin" not in str(error["message"])
-    ears.error = None
+    engine.error = None
     assert post(client, clip).status_code == 200
 
 
-def test_a_failure_in_the_middle_of_a_stream_is_an_event(client: TestClient, long_clip: bytes, ears: FakeEars):
-    hear = ears.hear
+def test_a_failure_in_the_middle_of_a_stream_is_an_event(
+    client: TestClient, long_clip: bytes, engine: FakeSpeechEngine
+):
+    transcribe_chunk = engine.transcribe_chunk
 
-    async def hear_once(*args: Any):
-        if ears.heard:
+    async def transcribe_first_chunk(*args: Any):
+        if engine.heard:
             raise RuntimeError("gone")
-        return await hear(*args)
+        return await transcribe_chunk(*args)
 
-    ears.hear = hear_once
+    engine.transcribe_chunk = transcribe_first_chunk
     first, last = events_of(post(client, long_clip, stream="true"))
     assert first["type"] == "transcript.text.delta"
     assert last["type"] == "error" and last["error"]["type"] == "api_error"
 
 
-def test_a_request_has_its_time(clip: bytes, ears: FakeEars):
-    ears.gate = asyncio.Event()
-    client = TestClient(app_around(ears, RequestLimits(request_s=0.2)))
+def test_a_request_has_its_time(clip: bytes, engine: FakeSpeechEngine):
+    engine.gate = asyncio.Event()
+    client = TestClient(build_test_app(engine, RequestLimits(request_s=0.2)))
     answer = post(client, clip)
     assert error_of(answer, 503)["code"] == "timeout" and answer.headers["retry-after"]
 
@@ -326,19 +330,19 @@ def test_the_largest_file_is_taken_and_one_byte_more_is_not(client: TestClient):
     assert "26214400" in str(error["message"])
 
 
-def test_who_hangs_up_takes_the_work_along(ears: FakeEars, clip: bytes):
+def test_who_hangs_up_takes_the_work_along(engine: FakeSpeechEngine, clip: bytes):
     """The form is read, the ears wait at the gate, and the client goes."""
     request = httpx.Request("POST", f"http://test{URL}", files={"file": clip}, data={"model": "student"})
     body, left = request.read(), asyncio.Event()
 
     async def scenario() -> None:
-        ears.gate = asyncio.Event()
+        engine.gate = asyncio.Event()
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def receive() -> dict[str, Any]:
             for message in messages:
                 return message
-            while not ears.heard:
+            while not engine.heard:
                 await asyncio.sleep(0.01)
             return {"type": "http.disconnect"}
 
@@ -347,28 +351,28 @@ def test_who_hangs_up_takes_the_work_along(ears: FakeEars, clip: bytes):
 
         headers = [(name.lower().encode(), value.encode()) for name, value in request.headers.items()]
         scope = {"type": "http", "method": "POST", "path": URL, "query_string": b"", "headers": headers}
-        hear = ears.hear
+        transcribe_chunk = engine.transcribe_chunk
 
-        async def hear_until_cancelled(*args: Any):
+        async def transcribe_until_cancelled(*args: Any):
             try:
-                return await hear(*args)
+                return await transcribe_chunk(*args)
             except asyncio.CancelledError:
                 left.set()
                 raise
 
-        ears.hear = hear_until_cancelled
-        await asyncio.wait_for(app_around(ears)({**scope, "http_version": "1.1"}, receive, send), 10)
+        engine.transcribe_chunk = transcribe_until_cancelled
+        await asyncio.wait_for(build_test_app(engine)({**scope, "http_version": "1.1"}, receive, send), 10)
         await asyncio.wait_for(left.wait(), 10)
 
     asyncio.run(scenario())
     assert left.is_set()
 
 
-def test_health(client: TestClient, ears: FakeEars, monkeypatch: pytest.MonkeyPatch):
+def test_health(client: TestClient, engine: FakeSpeechEngine, monkeypatch: pytest.MonkeyPatch):
     assert client.get("/health").json() == {"status": "ok"}
-    ears.error = RuntimeError("broken")
+    engine.error = RuntimeError("broken")
     error_of(client.get("/health"), 503)
-    ears.error, ears.gate = None, asyncio.Event()
+    engine.error, engine.gate = None, asyncio.Event()
     monkeypatch.setattr(openai_api, "HEALTH_TIMEOUT_S", 0.05)
     error_of(client.get("/health"), 503)
 

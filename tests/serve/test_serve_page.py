@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from browser import chromium, open_browser
 from playwright.sync_api import Page, expect
-from serving import OwnProcess, spoken, wav
+from serving import InProcessDecoder, spoken, wav
 
 from askd_ray.audio.units import samples_of
 from askd_ray.serve.engine import ServedModels, load
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium() is None, reason="n
 def url(weights: Path) -> Iterator[str]:
     models = ServedModels()
     models.put(load(weights, "tiny.en"))
-    app = build_app(TranscriptionService(models, OwnProcess()), RequestLimits(), ServiceMetrics())
+    app = build_app(TranscriptionService(models, InProcessDecoder()), RequestLimits(), ServiceMetrics())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -261,7 +261,7 @@ def test_serve_tries_an_engine_that_has_not_heard_anything_for_a_while(idle_s: f
             self.n_checks += 1
 
     replica, models = EngineReplica.__new__(EngineReplica), Counted()  # without models, which tests of the service load
-    models.heard_at = time.monotonic() - idle_s
+    models.last_chunk_at = time.monotonic() - idle_s
     replica._models = models
     asyncio.run(replica.check_health())
     assert models.n_checks == checks

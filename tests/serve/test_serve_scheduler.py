@@ -36,7 +36,7 @@ def run(
         first = asyncio.create_task(scheduler.run("first", "first", 1.0, "first"))
         while not work.batches:
             await asyncio.sleep(0.001)
-        tasks = [asyncio.create_task(scheduler.run(*ask)) for ask in asks]
+        tasks = [asyncio.create_task(scheduler.run(*options)) for options in asks]
         await asyncio.sleep(0)
         for i in cancel:
             tasks[i].cancel()
@@ -57,8 +57,8 @@ def test_what_fits_together_goes_together():
 
 
 def test_a_short_clip_does_not_wait_for_a_long_file():
-    stretches = [(f"long{i}", "k", 20.0, "file") for i in range(5)]
-    work, _ = run([*stretches, ("clip", "k", 3.0, "client")], batch_s=20.0)
+    chunks = [(f"long{i}", "k", 20.0, "file") for i in range(5)]
+    work, _ = run([*chunks, ("clip", "k", 3.0, "client")], batch_s=20.0)
     order = [items[0] for _, items in work.batches[1:]]
     assert order == ["clip", *(f"long{i}" for i in range(5))]
 

@@ -23,8 +23,8 @@ def timed(pieces: list[str], times: list[float], language: str = "en") -> Transc
 def test_words_sentences_and_pauses():
     pieces = [" Hel", "lo", ",", " you", ".", " Who", " is", " there"]
     times = [0.0, 0.2, 0.4, 0.5, 0.9, 1.0, 1.3, 1.5, 4.0]
-    stretch, speech = span(10.0, 14.0), [span(10.1, 11.4), span(13.0, 13.8)]
-    first, second, third = segments_of(timed(pieces, times), stretch, speech, 0.0)
+    chunk, speech = span(10.0, 14.0), [span(10.1, 11.4), span(13.0, 13.8)]
+    first, second, third = segments_of(timed(pieces, times), chunk, speech, 0.0)
     assert [(w.text, w.start_s, w.end_s) for w in first.words] == [("Hello,", 10.1, 10.5), ("you.", 10.5, 11.0)]
     assert (first.text, first.token_ids, first.start_s, first.end_s) == (" Hello, you.", (0, 1, 2, 3, 4), 10.1, 11.0)
     assert [second.text, third.text] == [" Who is", " there"] or second.text == " Who is there"
@@ -71,17 +71,17 @@ def test_no_token_is_lost_and_every_word_takes_its_time(
 ):
     times = [sum(steps[:i]) for i in range(len(pieces) + 1)]
     heard = timed(pieces, times, language)
-    stretch = span(5.0, 5.0 + times[-1])
+    chunk = span(5.0, 5.0 + times[-1])
     ends = sorted(edges)[: len(edges) // 2 * 2]
     speech = [span(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if b > a]
-    segments = segments_of(heard, stretch, speech, 0.0)
+    segments = segments_of(heard, chunk, speech, 0.0)
     assert Transcription(segments, language, 60.0).text == heard.text
     if heard.text:
         assert [i for s in segments for i in s.token_ids] == list(heard.token_ids)
     words = [w for s in segments for w in s.words]
     assert "".join("".join(w.text.split()) for w in words) == "".join(heard.text.split())
     least_s = min(0.02, times[-1] / max(len(words), 1)) - 1e-9
-    assert all(stretch.start / 16_000 - 1e-9 <= w.start_s <= w.end_s <= stretch.end / 16_000 + 1e-9 for w in words)
+    assert all(chunk.start / 16_000 - 1e-9 <= w.start_s <= w.end_s <= chunk.end / 16_000 + 1e-9 for w in words)
     assert all(w.end_s - w.start_s >= least_s for w in words)
     assert all(a.end_s <= b.start_s + 1e-9 for a, b in pairwise(words))
 

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from serving import FakeEars, app_around, spoken, wav
+from serving import FakeSpeechEngine, build_test_app, spoken, wav
 
 from askd_ray.serve.limits import MAX_FILE_BYTES
 from askd_ray.serve.openai_api import RequestLimits
@@ -25,7 +25,7 @@ async def raw(
         answers.append(message)
 
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
-    await (app or app_around(FakeEars()))({**scope, "http_version": "1.1"}, receive, send)
+    await (app or build_test_app(FakeSpeechEngine()))({**scope, "http_version": "1.1"}, receive, send)
     return answers
 
 
@@ -54,17 +54,17 @@ def test_a_body_of_unknown_length_is_refused_while_it_comes_in():
 
 
 def test_when_all_places_are_taken_it_is_429_with_retry_after(speech: Path):
-    ears, clip = FakeEars(), wav(spoken(speech)[0][0])
+    engine, clip = FakeSpeechEngine(), wav(spoken(speech)[0][0])
 
     async def crowd() -> list[httpx.Response]:
-        ears.gate = asyncio.Event()
-        transport = httpx.ASGITransport(app_around(ears, RequestLimits(requests=3)))
+        engine.gate = asyncio.Event()
+        transport = httpx.ASGITransport(build_test_app(engine, RequestLimits(requests=3)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             form: dict[str, Any] = {"files": {"file": clip}, "data": {"model": "student"}}
             tasks = [asyncio.create_task(client.post(URL, **form)) for _ in range(5)]
             while sum(task.done() for task in tasks) < 2:
                 await asyncio.sleep(0.01)
-            ears.gate.set()
+            engine.gate.set()
             answers = list(await asyncio.gather(*tasks))
             return [*answers, await client.post(URL, **form)]
 
@@ -99,7 +99,7 @@ def test_uploads_that_stall_take_nobodys_place_and_are_answered_408(speech: Path
         return receive
 
     async def scenario() -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]]]:
-        app = app_around(FakeEars(), RequestLimits(requests=2, upload_s=1.0))
+        app = build_test_app(FakeSpeechEngine(), RequestLimits(requests=2, upload_s=1.0))
         tasks = [asyncio.create_task(raw(sending(clip[:500], True), MULTIPART, app, path)) for _ in range(6)]
         while len(stalled) < 6:
             await asyncio.sleep(0.01)

@@ -1,1 +1,1 @@
-"""Live captions over a WebSocket: OpenAI's realtime transcription."""
+"""Live captions over a WebSocket: OpenAI's realtime transcription API."""

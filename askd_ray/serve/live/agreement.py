@@ -1,4 +1,4 @@
-"""Partial results that do not flicker: a word is shown when two hypotheses in a row agree on it, and never taken back.
+"""Partial results that do not flicker: a word is shown when two successive hypotheses agree on it, and then it stays.
 
 Local agreement of Liu, Spanakis and Niehues (Interspeech 2020), as whisper_streaming (arXiv 2307.14743) uses it.
 """
@@ -7,24 +7,26 @@ from itertools import takewhile
 
 
 class Agreement:
-    """What two hypotheses in a row of the same growing audio agree on."""
+    """The words on which two successive hypotheses of growing audio agree."""
 
     def __init__(self):
-        self._before: list[str] = []
+        self._last_hypothesis: list[str] = []
         self._shown: list[str] = []
 
     def update(self, hypothesis: str) -> str:
-        """Return what is to be shown now, behind what was: with a space before it where it is not the first."""
+        """Return the new words to show, with a space before them where words are shown already."""
         words = hypothesis.split()
-        same = takewhile(lambda pair: _bare(pair[0]) == _bare(pair[1]), zip(self._before, words, strict=False))
-        agreed = words[len(self._shown) : sum(1 for _ in same)]
-        self._before = words
+        common = takewhile(
+            lambda pair: _normalized(pair[0]) == _normalized(pair[1]), zip(self._last_hypothesis, words, strict=False)
+        )
+        agreed = words[len(self._shown) : sum(1 for _ in common)]
+        self._last_hypothesis = words
         return self._show(agreed)
 
     def end(self, text: str) -> str:
-        """Return what is left to be shown of the final text: nothing where it is not what was shown so far."""
+        """Return the rest of the final text to show: nothing where the text contradicts the shown words."""
         words = text.split()
-        if [_bare(word) for word in words[: len(self._shown)]] != [_bare(word) for word in self._shown]:
+        if [_normalized(word) for word in words[: len(self._shown)]] != [_normalized(word) for word in self._shown]:
             return ""
         return self._show(words[len(self._shown) :])
 
@@ -34,5 +36,5 @@ class Agreement:
         return space + " ".join(words)
 
 
-def _bare(word: str) -> str:
+def _normalized(word: str) -> str:
     return "".join(c for c in word.casefold() if c.isalnum()) or word

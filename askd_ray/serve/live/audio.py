@@ -1,4 +1,4 @@
-"""Audio that comes piece by piece: from the wire to 16 kHz, and the turns in which somebody speaks."""
+"""Streamed audio: decode and resample it to 16 kHz, and detect the turns of the speaker."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,14 +12,14 @@ from askd_ray.audio.vad import FRAME_SAMPLES, Vad, VadOptions, VadStream
 
 WireFormat = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
 _CODECS: dict[WireFormat, str] = {"audio/pcm": "pcm_s16le", "audio/pcmu": "pcm_mulaw", "audio/pcma": "pcm_alaw"}
-_FLUSH_SAMPLES = 256  # more than a resampler holds back
-_FIRST_FRAMES = 2  # in a row above the threshold: a click is no speech
+_FLUSH_SAMPLES = 256  # more than the delay of a resampler
+_FIRST_FRAMES = 2  # successive frames above the threshold that start a turn: a click is no speech
 
 
 class LiveAudio:
-    """Decodes and resamples a stream; the samples do not depend on how it was cut into pieces.
+    """Decodes and resamples a stream; the samples do not depend on how the stream is cut into pieces.
 
-    No sample is lost: ``n`` samples on the wire are ``ceil(n * 16000 / rate_hz)`` after :meth:`flush`.
+    No sample is lost: after :meth:`flush`, ``n`` received samples are ``ceil(n * 16000 / rate_hz)`` samples.
     """
 
     def __init__(self, form: WireFormat = "audio/pcm", rate_hz: int = 24_000):
@@ -32,35 +32,35 @@ class LiveAudio:
         self._rest = b""
 
     def push(self, audio: bytes) -> Waveform:
-        """Return what came in at 16 kHz; half a sample at the end waits for its other half."""
+        """Return the received audio at 16 kHz; half a sample at the end waits for its other half."""
         audio = self._rest + audio
         whole = len(audio) // self._n_sample_bytes * self._n_sample_bytes
         audio, self._rest = audio[:whole], audio[whole:]
         pieces = [np.zeros(0, np.float32)]
         if audio:
             for frame in self._codec.decode(av.Packet(audio)):
-                self._n_wire += frame.samples
+                self._n_received += frame.samples
                 pieces.append(self._resample(frame))
         waveform = np.concatenate(pieces)
-        self._n_given += len(waveform)
+        self._n_returned += len(waveform)
         return waveform
 
     def flush(self) -> Waveform:
-        """Return the last samples, which the resampler holds back until it knows what follows them.
+        """Return the last samples, which the resampler delays until it gets the next ones.
 
-        What is pushed afterwards begins anew; half a sample goes on waiting.
+        Audio that is pushed later starts a new stream; half a sample keeps waiting.
         """
-        n_left = -(-self._n_wire * SAMPLE_RATE_HZ // self._rate_hz) - self._n_given
-        # The resampler's own end of stream gives nothing after very few samples; silence pushes them out, always.
+        n_left = -(-self._n_received * SAMPLE_RATE_HZ // self._rate_hz) - self._n_returned
+        # Flushing the resampler returns nothing after very few samples; pushing silence always works.
         silence = av.AudioFrame.from_ndarray(np.zeros((1, _FLUSH_SAMPLES), np.int16), format="s16", layout="mono")
         silence.sample_rate = self._rate_hz
-        held = self._resample(silence)[:n_left]
+        rest = self._resample(silence)[:n_left]
         self._begin()
-        return held
+        return rest
 
     def _begin(self) -> None:
         self._resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
-        self._n_wire, self._n_given = 0, 0  # samples that came in and went out since then
+        self._n_received, self._n_returned = 0, 0  # samples since then
 
     def _resample(self, frame: av.AudioFrame) -> Waveform:
         pieces = [piece.to_ndarray().reshape(-1) for piece in self._resampler.resample(frame)]
@@ -69,36 +69,36 @@ class LiveAudio:
 
 @dataclass(frozen=True)
 class TurnEvent:
-    """Somebody began (``started``) or ended to speak, at a sample of the stream."""
+    """The start (``started``) or the end of a turn, at a sample of the stream."""
 
     started: bool
     sample: int
 
 
 class TurnDetector:
-    """Finds out while audio comes in when somebody begins and ends to speak.
+    """Detects the start and the end of turns while audio arrives.
 
-    ``options`` may change at any time. Whoever begins to listen while somebody speaks says so with ``speaking``.
+    ``options`` may change at any time. ``speaking`` is whether a turn is already in progress.
     """
 
     def __init__(self, vad: Vad, options: VadOptions, speaking: bool = False):
         self._stream, self.options = VadStream(vad), options
-        self._n_frames, self._loud, self._quiet = 0, 0, 0
+        self._n_frames, self._n_speech, self._n_silence = 0, 0, 0  # the last two: successive frames
         self.speaking = speaking
 
     def push(self, waveform: Waveform) -> list[TurnEvent]:
-        """Return what began and ended, in order."""
-        found: list[TurnEvent] = []
+        """Return the starts and ends of turns, in order."""
+        events: list[TurnEvent] = []
         silence_frames = max(1, samples_of(self.options.silence_s) // FRAME_SAMPLES)
         for prob in self._stream.push(waveform):
             self._n_frames += 1
-            loud = bool(prob >= self.options.threshold)
-            self._loud, self._quiet = (self._loud + 1, 0) if loud else (0, self._quiet + 1)
-            if not self.speaking and self._loud >= _FIRST_FRAMES:
+            is_speech = bool(prob >= self.options.threshold)
+            self._n_speech, self._n_silence = (self._n_speech + 1, 0) if is_speech else (0, self._n_silence + 1)
+            if not self.speaking and self._n_speech >= _FIRST_FRAMES:
                 self.speaking = True
                 start = (self._n_frames - _FIRST_FRAMES) * FRAME_SAMPLES - samples_of(self.options.padding_s)
-                found.append(TurnEvent(True, max(0, start)))
-            elif self.speaking and self._quiet >= silence_frames:
+                events.append(TurnEvent(True, max(0, start)))
+            elif self.speaking and self._n_silence >= silence_frames:
                 self.speaking = False
-                found.append(TurnEvent(False, self._n_frames * FRAME_SAMPLES))
-        return found
+                events.append(TurnEvent(False, self._n_frames * FRAME_SAMPLES))
+        return events

@@ -1,4 +1,4 @@
-"""Audio that waits to be committed."""
+"""The audio of a session that is not committed yet."""
 
 import numpy as np
 
@@ -10,25 +10,25 @@ class AudioBuffer:
 
     def __init__(self):
         self.start, self.end = 0, 0
-        self._pieces: list[Waveform] = []  # joined when somebody looks: audio may come in thousands of pieces
+        self._pieces: list[Waveform] = []  # joined on access: audio may arrive in thousands of pieces
 
     @property
     def n_samples(self) -> int:
-        """How much waits."""
+        """The number of samples in the buffer."""
         return self.end - self.start
 
     def append(self, waveform: Waveform) -> None:
-        """Add what came in."""
+        """Add audio at the end."""
         self._pieces.append(waveform)
         self.end += len(waveform)
 
     def waveform(self) -> Waveform:
-        """Return all that waits."""
+        """Return all audio in the buffer."""
         self._pieces = [np.concatenate([np.zeros(0, np.float32), *self._pieces])]
         return self._pieces[0]
 
     def take_until(self, sample: int) -> Waveform:
-        """Take out what comes before a sample of the session, and return it."""
+        """Remove the audio before a sample of the session, and return it."""
         whole = self.waveform()
         n_taken = min(max(0, sample - self.start), len(whole))
         self._pieces = [whole[n_taken:]]
@@ -36,7 +36,7 @@ class AudioBuffer:
         return whole[:n_taken]
 
     def rewind(self) -> Waveform:
-        """Take out all, as if it had not come in yet, and return it."""
+        """Remove all audio as if it had not arrived, and return it."""
         self.end = self.start
         whole, self._pieces = self.waveform(), []
         return whole

@@ -13,7 +13,7 @@ from askd_ray.serve.transcription_service import Model
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
 BETA_FORMATS: dict[str, WireFormat] = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
-_MAX_PROMPT_CHARS = 4000  # its end counts, as much as a model has positions for: a few hundred tokens
+_MAX_PROMPT_CHARS = 4000  # the end of the prompt is used, up to the positions of the model: a few hundred tokens
 
 
 def _fitting_prompt(text: str) -> str:
@@ -29,7 +29,7 @@ class _Settings(BaseModel):
 
 
 class AudioFormat(_Settings):
-    """How the audio is written."""
+    """The encoding of the client's audio."""
 
     type: WireFormat = "audio/pcm"
     rate: Literal[8000, 16000, 24000] | None = None
@@ -43,12 +43,12 @@ class AudioFormat(_Settings):
 
     @property
     def rate_hz(self) -> int:
-        """The rate that is meant."""
+        """The sample rate, by default that of the type."""
         return self.rate or (24000 if self.type == "audio/pcm" else 8000)
 
 
-class Transcribing(_Settings):
-    """Which model transcribes (None: the session's default), and how (``language`` None: it is found out)."""
+class TranscriptionSettings(_Settings):
+    """The model (None: the default of the session), the language (None: detect it) and the prompt."""
 
     model: str | None = None
     language: Annotated[str | None, Field(max_length=MAX_QUOTED_CHARS)] = None
@@ -62,17 +62,17 @@ class LiveVad(_Settings):
     prefix_padding_ms: Annotated[int, Field(ge=0, le=2_000)] = 300
     silence_duration_ms: Annotated[int, Field(ge=32, le=10_000)] = 500
 
-    def turns(self) -> VadOptions:
-        """Return it in our words."""
+    def to_vad_options(self) -> VadOptions:
+        """Return the settings as :class:`VadOptions`."""
         return VadOptions(self.threshold, self.silence_duration_ms / 1000, self.prefix_padding_ms / 1000)
 
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """The settings that a session has; without ``transcription`` or ``turn_detection`` these are off."""
+    """The settings of a session; None disables ``transcription`` or ``turn_detection``."""
 
     format: AudioFormat = field(default_factory=AudioFormat)
-    transcription: Transcribing | None = field(default_factory=Transcribing)
+    transcription: TranscriptionSettings | None = field(default_factory=TranscriptionSettings)
     turn_detection: LiveVad | None = field(default_factory=LiveVad)
     logprobs: bool = False
 
@@ -99,23 +99,20 @@ class SessionSettings:
         }
 
     def _transcription(self, default_model: str) -> dict[str, Any] | None:
-        wanted = self.transcription
-        return None if wanted is None else {**wanted.model_dump(), "model": wanted.model or default_model}
+        settings = self.transcription
+        return None if settings is None else {**settings.model_dump(), "model": settings.model or default_model}
 
     def check(self, models: Sequence[Model], default_model: str) -> None:
-        """Refuse a model that is not served, and a language that the model does not know.
-
-        Raises :class:`EventError`.
-        """
-        wanted, where = self.transcription, "session.audio.input.transcription"
-        if wanted is None:
+        """Raise :class:`EventError` for a model that is not served, and a language that the model does not know."""
+        settings, where = self.transcription, "session.audio.input.transcription"
+        if settings is None:
             return
-        name = wanted.model or default_model
-        model = next((its for its in models if its.name == name), None)
+        name = settings.model or default_model
+        model = next((served for served in models if served.name == name), None)
         if model is None:
-            served = ", ".join(quoted(its.name) for its in models) or "none"
+            served = ", ".join(quoted(model.name) for model in models) or "none"
             message = f"The model {quoted(name)} does not exist: {served} is served here."
             raise EventError(message, "model_not_found", f"{where}.model")
-        if wanted.language is not None and wanted.language not in model.languages:
-            message = f"{where}.language: the model {quoted(name)} does not know {wanted.language!r}"
+        if settings.language is not None and settings.language not in model.languages:
+            message = f"{where}.language: the model {quoted(name)} does not know {settings.language!r}"
             raise EventError(message, param=f"{where}.language")

@@ -1,4 +1,4 @@
-"""The turns of a session, and their transcripts: partial ones while somebody speaks, and the final one."""
+"""The turns of a session and their transcripts: partial results during the turn, and the final result."""
 
 import asyncio
 import logging
@@ -14,94 +14,94 @@ from askd_ray.serve.live.agreement import Agreement
 from askd_ray.serve.live.events import EventSender
 from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService
 
-MIN_PARTIAL_S = 0.2  # of new audio, before another partial result is worth it
+MIN_PARTIAL_S = 0.2  # of new audio between two partial results
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Turn:
-    """An utterance that is not committed yet: the item it will be, and what was shown of its text."""
+    """An utterance: the id of its item, and the part of its text that was sent."""
 
     item_id: str = field(default_factory=lambda: f"item_{uuid.uuid4().hex}")
     agreement: Agreement = field(default_factory=Agreement)
     partial: "asyncio.Task[None] | None" = None
-    n_transcribed: int = 0  # samples of it, when it was transcribed last
+    n_transcribed: int = 0  # its length in samples at the last transcription
 
-    def is_worth_a_partial(self, n_samples: int) -> bool:
-        """Whether nobody transcribes it now, and enough is new of its ``n_samples``."""
+    def needs_partial(self, n_samples: int) -> bool:
+        """Whether no partial result is in progress, and enough of the ``n_samples`` is new."""
         return self.partial is None and n_samples - self.n_transcribed >= samples_of(MIN_PARTIAL_S)
 
     def drop_partial(self) -> None:
-        """Give up a partial result that has not come yet."""
+        """Cancel the partial result in progress."""
         if self.partial is not None:
             self.partial.cancel()
             self.partial = None
 
 
 class TurnTranscriber:
-    """Has turns transcribed, and sends the events about their text."""
+    """Transcribes turns and sends the events with their text."""
 
-    def __init__(self, recogniser: TranscriptionService, events: EventSender):
-        self._recogniser, self._events = recogniser, events
+    def __init__(self, service: TranscriptionService, events: EventSender):
+        self._service, self._events = service, events
         self._finals: set[asyncio.Task[None]] = set()
 
-    def transcribe_partly(self, turn: Turn, waveform: Waveform, ask: TranscribeOptions) -> None:
-        """Have the turn so far transcribed."""
+    def transcribe_partial(self, turn: Turn, waveform: Waveform, options: TranscribeOptions) -> None:
+        """Start to transcribe an unfinished turn."""
         turn.n_transcribed = len(waveform)
-        turn.partial = asyncio.create_task(self._partial(turn, waveform, ask))
+        turn.partial = asyncio.create_task(self._partial(turn, waveform, options))
 
-    def transcribe(self, turn: Turn, waveform: Waveform, ask: TranscribeOptions) -> None:
-        """Have a whole turn transcribed; with the tokens' probabilities where ``ask`` wants its confidence."""
-        task = asyncio.create_task(self._final(turn, waveform, ask))
+    def transcribe(self, turn: Turn, waveform: Waveform, options: TranscribeOptions) -> None:
+        """Have a whole turn transcribed; with the tokens' probabilities where ``options`` wants its confidence."""
+        task = asyncio.create_task(self._final(turn, waveform, options))
         self._finals.add(task)
         task.add_done_callback(self._finals.discard)
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until the transcripts of all turns have been sent, for some seconds."""
+        """Wait until the transcripts of all turns are sent, at most ``timeout_s``."""
         if self._finals:
             await asyncio.wait(self._finals, timeout=timeout_s)
 
     def close(self) -> None:
-        """Give up all transcripts."""
+        """Cancel all transcripts."""
         for task in self._finals:
             task.cancel()
 
-    async def _partial(self, turn: Turn, waveform: Waveform, ask: TranscribeOptions) -> None:
+    async def _partial(self, turn: Turn, waveform: Waveform, options: TranscribeOptions) -> None:
         try:
-            hearing = await self._recogniser.ears.hear(waveform, ask, turn.item_id)
-            delta = turn.agreement.update(hearing.transcript.text)
+            result = await self._service.engine.transcribe_chunk(waveform, options, turn.item_id)
+            delta = turn.agreement.update(result.transcript.text)
             if delta:
-                await self._events.say_of_item(turn.item_id, "delta", delta=delta)
-        except Exception as error:  # the client hears of it if the final result fails too
+                await self._events.send_item_event(turn.item_id, "delta", delta=delta)
+        except Exception as error:  # not sent to the client: the final result may still succeed
             _log.warning("a partial result failed: %s", type(error).__name__)
         finally:
             if turn.partial is asyncio.current_task():
                 turn.partial = None
 
-    async def _final(self, turn: Turn, waveform: Waveform, ask: TranscribeOptions) -> None:
+    async def _final(self, turn: Turn, waveform: Waveform, options: TranscribeOptions) -> None:
         texts: list[str] = []
         logprobs: list[dict[str, Any]] = []
         try:
-            async for heard in self._recogniser.listen(waveform, ask):
-                texts += (segment.text for segment in heard.segments)
-                logprobs += token_logprobs(heard.hearing.transcript)
+            async for chunk in self._service.transcribe(waveform, options):
+                texts += (segment.text for segment in chunk.segments)
+                logprobs += token_logprobs(chunk.result.transcript)
         except Exception as error:
             _log.error("a turn failed", exc_info=error)
             message = "The turn could not be transcribed."
             body = {"type": "server_error", "code": "transcription_failed", "message": message, "param": None}
-            await self._events.say_of_item(turn.item_id, "failed", error=body)
+            await self._events.send_item_event(turn.item_id, "failed", error=body)
             return
         text = "".join(texts).strip()
         delta = turn.agreement.end(text)
         if delta:
-            await self._events.say_of_item(turn.item_id, "delta", delta=delta)
+            await self._events.send_item_event(turn.item_id, "delta", delta=delta)
         usage = {"type": "duration", "seconds": duration_s(waveform)}
-        extra = {"logprobs": logprobs} if ask.decoding.confidence else {}
-        await self._events.say_of_item(turn.item_id, "completed", transcript=text, usage=usage, **extra)
+        extra = {"logprobs": logprobs} if options.decoding.confidence else {}
+        await self._events.send_item_event(turn.item_id, "completed", transcript=text, usage=usage, **extra)
 
 
 def token_logprobs(transcript: Transcript) -> list[dict[str, Any]]:
-    """Return OpenAI's log-probabilities (nats) of a transcript's tokens, where the engine was asked for them."""
+    """Return OpenAI's log-probabilities (nats) of a transcript's tokens, where the engine computed them."""
     return [
         # JSON has no minus infinity.
         {"token": text, "bytes": list(text.encode("utf-8")), "logprob": round(math.log(max(prob, 1e-30)), 4)}

@@ -1,7 +1,7 @@
-"""What an update of a client's does to the settings of a session.
+"""Apply a client's update to the settings of a session.
 
-An update changes what it names, at every depth. What is not served here is ignored and listed, never refused: clients
-send one update to every server, and would lose the settings that matter with those that do not.
+An update changes only the fields that it contains, at every depth. Unsupported fields are ignored and listed, never an
+error: clients send the same update to every server, and an error would also reject the supported settings.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,30 +12,37 @@ from pydantic import BaseModel, ValidationError
 
 from askd_ray.errors import AskdError
 from askd_ray.serve.live.events import MAX_QUOTED_CHARS, EventError
-from askd_ray.serve.live.settings import BETA_FORMATS, LOGPROBS, AudioFormat, LiveVad, SessionSettings, Transcribing
+from askd_ray.serve.live.settings import (
+    BETA_FORMATS,
+    LOGPROBS,
+    AudioFormat,
+    LiveVad,
+    SessionSettings,
+    TranscriptionSettings,
+)
 from askd_ray.text.languages import language_code
 
-MAX_IGNORED = 50  # listed; a message has room for a hundred thousand
-# The beta's transcription_session.update names the settings of the input beside one another.
+MAX_IGNORED = 50  # listed fields; an event may contain a hundred thousand
+# The beta's transcription_session.update has the settings of the input at the top level.
 _BETA_FIELDS = {f"input_audio_{name}": name for name in ("format", "transcription", "noise_reduction")}
 _EAGERNESS_SILENCE_MS = {"low": 1000, "medium": 500, "auto": 500, "high": 300}
-_NO_RESPONSES = "this service transcribes, and makes no responses"
+_NO_RESPONSES = "this service transcribes and makes no responses"
 _REASONS = {
-    "noise_reduction": "there is no noise reduction here",
+    "noise_reduction": "this service has no noise reduction",
     "create_response": _NO_RESPONSES,
     "interrupt_response": _NO_RESPONSES,
     "idle_timeout_ms": _NO_RESPONSES,
-    "delay": "a word is shown as soon as two results in a row agree on it",
-    "keywords": "only the prompt guides the transcription here",
+    "delay": "a word is sent as soon as two successive results agree on it",
+    "keywords": "only the prompt guides the transcription",
 }
 _Part = TypeVar("_Part", bound=BaseModel)
 
 
 class Update:
-    """An update of a client's, read on top of the settings that a session has.
+    """A client's update, applied to the settings of a session.
 
-    ``settings`` are those with it, ``ignored`` the fields without effect, each with the reason.
-    Raises :class:`EventError` for a value that cannot be used.
+    ``settings`` are the new settings, ``ignored`` the fields without effect, each with the reason.
+    Raises :class:`EventError` for an invalid value.
     """
 
     def __init__(self, settings: SessionSettings, session: object):
@@ -49,7 +56,7 @@ class Update:
             "noise_reduction": self._noise_reduction,
             "include": self._include,
         }
-        for where, name, value in _named(session):
+        for where, name, value in _fields_of(session):
             if name in readers:
                 readers[name](value, where)
             elif value is not None:
@@ -57,21 +64,21 @@ class Update:
 
     def _ignore(self, where: str, reason: str | None = None) -> None:
         if len(self.ignored) < MAX_IGNORED:
-            why = reason or _REASONS.get(where.rpartition(".")[2], "this field is not known here")
+            why = reason or _REASONS.get(where.rpartition(".")[2], "this field is not known")
             self.ignored.append({"param": where[: 2 * MAX_QUOTED_CHARS], "reason": why})
 
     def _type(self, value: object, where: str) -> None:
         if value not in (None, "transcription"):
-            raise EventError(f"{where}: only 'transcription' is served here", param=where)
+            raise EventError(f"{where}: only 'transcription' is served", param=where)
 
     def _format(self, value: object, where: str) -> None:
-        if value is None:  # it cannot be off, and a guess would turn audio into noise
+        if value is None:  # keep the format: it cannot be off, and a wrong one would turn audio into noise
             return
         fields = {"type": value} if isinstance(value, str) else _object(value, where)
         kind = fields.get("type")
         fields = {**fields, "type": BETA_FORMATS.get(kind, kind) if isinstance(kind, str) else kind}
         before = self.settings.format
-        base = before if fields["type"] in (None, before.type) else AudioFormat()  # each type has rates of its own
+        base = before if fields["type"] in (None, before.type) else AudioFormat()  # each type has different rates
         self.settings = replace(self.settings, format=self._merged(base, fields, where))
 
     def _transcription(self, value: object, where: str) -> None:
@@ -79,12 +86,12 @@ class Update:
             self.settings = replace(self.settings, transcription=None)
             return
         fields = _object(value, where)
-        several = fields.pop("languages", None)
-        if isinstance(several, list) and len(cast(list[Any], several)) == 1 and not fields.get("language"):
-            fields["language"] = cast(list[Any], several)[0]
-        elif several:
-            self._ignore(f"{where}.languages", "the language is found out, or the one of `language`")
-        merged = self._merged(self.settings.transcription or Transcribing(), fields, where)
+        languages = fields.pop("languages", None)
+        if isinstance(languages, list) and len(cast(list[Any], languages)) == 1 and not fields.get("language"):
+            fields["language"] = cast(list[Any], languages)[0]
+        elif languages:
+            self._ignore(f"{where}.languages", "the language is detected, or set by `language`")
+        merged = self._merged(self.settings.transcription or TranscriptionSettings(), fields, where)
         name = (merged.language or "").strip()
         try:
             language = language_code(name) if name else None
@@ -105,7 +112,9 @@ class Update:
             allowed = ", ".join(_EAGERNESS_SILENCE_MS)
             raise EventError(f"{where}.eagerness: one of {allowed} is allowed", param=f"{where}.eagerness")
         if kind == "semantic_vad":
-            self._ignore(f"{where}.type", "semantic_vad is served as server_vad: eagerness says how long a silence is")
+            self._ignore(
+                f"{where}.type", "semantic_vad is served as server_vad: eagerness sets the length of the silence"
+            )
         if kind == "semantic_vad" or eagerness is not None:
             fields = {"silence_duration_ms": _EAGERNESS_SILENCE_MS[eagerness or "auto"]} | fields
         merged = self._merged(self.settings.turn_detection or LiveVad(), fields, where)
@@ -117,14 +126,14 @@ class Update:
 
     def _include(self, value: object, where: str) -> None:
         if not isinstance(value, list | None):
-            raise EventError(f"{where}: a list is needed", param=where)
-        wanted = cast(list[Any], value or [])
-        self.settings = replace(self.settings, logprobs=LOGPROBS in wanted)
-        if any(its != LOGPROBS for its in wanted):
+            raise EventError(f"{where}: a list is expected", param=where)
+        included = cast(list[Any], value or [])
+        self.settings = replace(self.settings, logprobs=LOGPROBS in included)
+        if any(name != LOGPROBS for name in included):
             self._ignore(where, f"only {LOGPROBS} can be included")
 
     def _merged(self, before: _Part, fields: dict[str, Any], where: str) -> _Part:
-        """Return settings with the fields that are named; null is a field's default."""
+        """Return settings with the given fields changed; null restores the default of a field."""
         known = type(before).model_fields
         for name, value in fields.items():
             if name not in known and value is not None:
@@ -138,8 +147,8 @@ class Update:
             raise EventError(f"{param}: {first['msg'].removeprefix('Value error, ')}", param=param) from None
 
 
-def _named(session: object) -> Iterator[tuple[str, str, Any]]:
-    """Yield what an update names: where it stands, its name, and its value. Null objects name nothing."""
+def _fields_of(session: object) -> Iterator[tuple[str, str, Any]]:
+    """Yield the path, the name and the value of each field of an update. A null object has no fields."""
     for name, value in _object(session, "session").items():
         where = f"session.{name}"
         if name != "audio":
@@ -149,15 +158,15 @@ def _named(session: object) -> Iterator[tuple[str, str, Any]]:
             if part != "input":
                 yield f"{where}.{part}", "", inside
                 continue
-            for field, its in _object({} if inside is None else inside, f"{where}.input").items():
-                yield f"{where}.input.{field}", "" if field in ("type", "include") else field, its
+            for field, content in _object({} if inside is None else inside, f"{where}.input").items():
+                yield f"{where}.input.{field}", "" if field in ("type", "include") else field, content
 
 
 def _object(value: object, where: str) -> dict[str, Any]:
-    """Return a copy of an object of JSON.
+    """Return a copy of a JSON object.
 
     Raises :class:`EventError` for anything else.
     """
     if not isinstance(value, dict):
-        raise EventError(f"{where}: an object is needed", param=where)
+        raise EventError(f"{where}: an object is expected", param=where)
     return dict(cast(dict[str, Any], value))

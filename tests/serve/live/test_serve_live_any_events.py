@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.realtime import RealtimeServerEvent
 from pydantic import TypeAdapter
-from serving import FakeEars
+from serving import FakeSpeechEngine
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
@@ -46,10 +46,10 @@ class Listener:
     """Hears nothing in what is committed, and keeps it."""
 
     def __init__(self):
-        self.ears, self.vad = FakeEars(), LoudnessVad()
+        self.engine, self.vad = FakeSpeechEngine(), LoudnessVad()
         self.committed: list[Waveform] = []
 
-    async def listen(self, waveform: Waveform, ask: TranscribeOptions) -> AsyncGenerator[Any]:
+    async def transcribe(self, waveform: Waveform, options: TranscribeOptions) -> AsyncGenerator[Any]:
         self.committed.append(waveform)
         for nothing in ():
             yield nothing

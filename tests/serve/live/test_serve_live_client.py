@@ -21,7 +21,7 @@ from openai.types.realtime import (
     SessionCreatedEvent,
     SessionUpdatedEvent,
 )
-from serving import FakeEars, OwnProcess, app_around, spoken
+from serving import FakeSpeechEngine, InProcessDecoder, build_test_app, spoken
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import samples_of
@@ -39,7 +39,7 @@ LOGPROBS = "item.input_audio_transcription.logprobs"
 def serve(port: int, app: Any, scenario: Callable[[Address], Awaitable[None]]) -> None:
     async def run() -> None:
         address = Address(port=port)
-        async with listening(app, address, patience_s=5):
+        async with listening(app, address, shutdown_s=5):
             await scenario(address)
 
     asyncio.run(asyncio.wait_for(run(), 120))
@@ -141,7 +141,7 @@ def test_openais_client_updates_a_session_while_somebody_speaks(speech: Path, un
         }
         assert session["include"] == [LOGPROBS]
 
-    serve(unused_port, app_around(FakeEars()), scenario)
+    serve(unused_port, build_test_app(FakeSpeechEngine()), scenario)
 
 
 @pytest.mark.slow
@@ -165,7 +165,9 @@ def test_turns_around_updates_are_transcribed_with_log_probabilities(speech: Pat
             assert all(its.logprob <= 0.0 for its in event.logprobs)
 
     serve(
-        unused_port, build_app(TranscriptionService(models, OwnProcess()), RequestLimits(), ServiceMetrics()), scenario
+        unused_port,
+        build_app(TranscriptionService(models, InProcessDecoder()), RequestLimits(), ServiceMetrics()),
+        scenario,
     )
 
 
@@ -184,4 +186,4 @@ def test_a_bare_socket_is_answered_and_closed_with_a_frame(unused_port: int):
                 await socket.recv()
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
 
-    serve(unused_port, app_around(FakeEars()), scenario)
+    serve(unused_port, build_test_app(FakeSpeechEngine()), scenario)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import FakeEars, OwnProcess, spoken
+from serving import FakeSpeechEngine, InProcessDecoder, spoken
 
 from askd_ray.audio.units import samples_of
 from askd_ray.serve.live import session as live
@@ -30,7 +30,7 @@ def update(**settings: Any) -> dict[str, Any]:
 
 
 def converse(
-    scenario: Callable[[Session, list[dict[str, Any]]], Awaitable[None]], ears: FakeEars | None = None
+    scenario: Callable[[Session, list[dict[str, Any]]], Awaitable[None]], engine: FakeSpeechEngine | None = None
 ) -> list[dict[str, Any]]:
     """Run a scenario; returns what the session said."""
     said: list[dict[str, Any]] = []
@@ -39,7 +39,7 @@ def converse(
         said.append(event)
 
     async def run() -> None:
-        session = Session(TranscriptionService(ears or FakeEars(), OwnProcess()), send, "student")
+        session = Session(TranscriptionService(engine or FakeSpeechEngine(), InProcessDecoder()), send, "student")
         await session.begin()
         await scenario(session, said)
         session.close()
@@ -103,8 +103,8 @@ def test_committed_by_hand(recording: np.ndarray):
         await session.handle({"type": "input_audio_buffer.commit"})
         await until(lambda: "completed" in kinds(said))
 
-    ears = FakeEars()
-    said = converse(scenario, ears)
+    engine = FakeSpeechEngine()
+    said = converse(scenario, engine)
     assert kinds(said)[2:] == [
         "error",
         "input_audio_buffer.cleared",
@@ -113,7 +113,7 @@ def test_committed_by_hand(recording: np.ndarray):
         "completed",
     ]
     assert said[2]["error"]["code"] == "input_audio_buffer_commit_empty"
-    assert [len(waveform) for waveform in ears.heard] == [samples_of(3.0)]
+    assert [len(waveform) for waveform in engine.heard] == [samples_of(3.0)]
 
 
 def test_one_session_knows_nothing_of_another(recording: np.ndarray):
@@ -170,33 +170,33 @@ def test_mistakes_are_answered_and_the_session_goes_on(event: Any, param: str, s
 
 
 def test_a_turn_that_fails_says_so_and_the_next_one_is_heard(recording: np.ndarray):
-    ears = FakeEars()
-    ears.error = RuntimeError("/home/me/model.bin")
+    engine = FakeSpeechEngine()
+    engine.error = RuntimeError("/home/me/model.bin")
 
     async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         await session.handle(append(recording))
         await session.handle({"type": "input_audio_buffer.commit"})
         await until(lambda: "failed" in kinds(said))
-        ears.error = None
+        engine.error = None
         await session.handle(append(recording))
         await session.handle({"type": "input_audio_buffer.commit"})
         await until(lambda: "completed" in kinds(said))
 
-    said = converse(scenario, ears)
+    said = converse(scenario, engine)
     (failed,) = [event for event in said if event["type"].endswith(".failed")]
     assert "model.bin" not in str(failed)
 
 
 def test_a_partial_result_that_fails_is_tried_again(recording: np.ndarray):
-    ears = FakeEars()
-    hear = ears.hear
+    engine = FakeSpeechEngine()
+    transcribe_chunk = engine.transcribe_chunk
 
     async def fail_first(*args: Any):
-        ears.hear = hear
+        engine.transcribe_chunk = transcribe_chunk
         raise RuntimeError("no engine")
 
-    ears.hear = fail_first
+    engine.transcribe_chunk = fail_first
 
     async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
         await session.handle(update())
@@ -205,7 +205,7 @@ def test_a_partial_result_that_fails_is_tried_again(recording: np.ndarray):
             await asyncio.sleep(0.001)
         await until(lambda: "completed" in kinds(said))
 
-    said = converse(scenario, ears)
+    said = converse(scenario, engine)
     assert kinds(said).index("delta") < kinds(said).index("input_audio_buffer.speech_stopped")
 
 
@@ -213,7 +213,7 @@ def test_without_turn_detection_a_full_buffer_is_committed_and_nothing_is_refuse
     recording: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(live, "MAX_BUFFER_S", 4.0)
-    ears = FakeEars()
+    engine = FakeSpeechEngine()
 
     async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
@@ -222,7 +222,7 @@ def test_without_turn_detection_a_full_buffer_is_committed_and_nothing_is_refuse
         await session.handle({"type": "input_audio_buffer.commit"})
         await until(lambda: kinds(said).count("completed") == 4)
 
-    said = converse(scenario, ears)
+    said = converse(scenario, engine)
     assert "error" not in kinds(said)
     committed = [event for event in said if event["type"] == "input_audio_buffer.committed"]
     assert [event["reason"] for event in committed] == [*["max_length"] * (len(committed) - 1), "client"]
@@ -248,7 +248,7 @@ def test_who_never_pauses_is_committed_in_pieces(speech: Path, monkeypatch: pyte
 
 
 def test_an_update_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
-    ears = FakeEars()
+    engine = FakeSpeechEngine()
 
     async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
         await session.handle(update())
@@ -261,14 +261,14 @@ def test_an_update_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
             await session.handle(append(piece))
         await until(lambda: "completed" in kinds(said))
 
-    said = converse(scenario, ears)
+    said = converse(scenario, engine)
     order = [kind for kind in kinds(said) if kind not in ("delta", "session.created", "session.updated")]
     turn = ["speech_started", "speech_stopped", "committed"]
     assert order == [*(f"input_audio_buffer.{kind}" for kind in turn), "completed"]
     started, committed = (next(e for e in said if e["type"].endswith(kind)) for kind in ("started", "committed"))
     assert committed["audio_start_ms"] == started["audio_start_ms"] < 1300
     assert said[-1]["usage"]["seconds"] > 2.5
-    assert ears.asked[-1].language == "en"
+    assert engine.asked[-1].language == "en"
 
 
 def test_turn_detection_that_goes_off_and_on_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
@@ -317,7 +317,7 @@ def test_a_turn_that_detection_leaves_open_is_committed_by_hand_under_its_id(rec
 
 
 def test_an_update_after_a_commit_leaves_the_committed_turn_as_it_was(recording: np.ndarray):
-    ears = FakeEars()
+    engine = FakeSpeechEngine()
 
     async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None, transcription={"language": "de", "prompt": "first"}))
@@ -326,25 +326,25 @@ def test_an_update_after_a_commit_leaves_the_committed_turn_as_it_was(recording:
         await session.handle(update(transcription={"language": "en", "prompt": "second"}))
         await until(lambda: "completed" in kinds(said))
 
-    converse(scenario, ears)
-    assert [(ask.language, ask.decoding.prompt) for ask in ears.asked] == [("de", "first")]
+    converse(scenario, engine)
+    assert [(options.language, options.decoding.prompt) for options in engine.asked] == [("de", "first")]
 
 
 def test_without_transcription_turns_are_committed_and_not_transcribed(recording: np.ndarray):
-    ears = FakeEars()
+    engine = FakeSpeechEngine()
 
     async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None, transcription=None))
         await session.handle(append(recording[: samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.commit"})
         await asyncio.sleep(0)
-        assert not ears.asked
+        assert not engine.asked
         await session.handle(update(transcription={"language": "de"}))
         await session.handle(append(recording[: samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.commit"})
         await until(lambda: "completed" in kinds(said))
 
-    said = converse(scenario, ears)
+    said = converse(scenario, engine)
     assert said[1]["session"]["audio"]["input"]["transcription"] is None
     _, second = (event["item_id"] for event in said if event["type"] == "input_audio_buffer.committed")
     assert {event["item_id"] for event in said if "content_index" in event} == {second}
@@ -375,19 +375,19 @@ def test_exactly_100_ms_may_be_committed(recording: np.ndarray):
 
 
 def test_what_goes_wrong_inside_is_an_error_event_and_the_session_goes_on():
-    ears = FakeEars()
-    models = ears.models
+    engine = FakeSpeechEngine()
+    models = engine.models
 
     async def fail() -> Any:
-        ears.models = models
+        engine.models = models
         raise OSError("/home/me/engine.sock")
 
     async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
-        ears.models = fail
+        engine.models = fail
         await session.handle(update() | {"event_id": "one"})
         await session.handle(update())
 
-    _, error, updated = converse(scenario, ears)
+    _, error, updated = converse(scenario, engine)
     assert error["error"]["type"] == "server_error" and error["error"]["event_id"] == "one"
     assert "/home" not in str(error)
     assert updated["type"] == "session.updated"

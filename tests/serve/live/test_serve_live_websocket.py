@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
-from serving import FakeEars, app_around
+from serving import FakeSpeechEngine, build_test_app
 from starlette.websockets import WebSocketDisconnect
 
 from askd_ray.serve.live import websocket
@@ -16,7 +16,7 @@ URL = "/v1/realtime?intent=transcription"
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
-    with TestClient(app_around(FakeEars(), RequestLimits(keys=("secret",)))) as client:
+    with TestClient(build_test_app(FakeSpeechEngine(), RequestLimits(keys=("secret",)))) as client:
         yield client
 
 
@@ -111,6 +111,6 @@ def test_without_a_model_a_client_is_told_to_come_again(monkeypatch: pytest.Monk
     async def none(_: Any) -> list[Any]:
         return []
 
-    monkeypatch.setattr(FakeEars, "models", none)
-    with TestClient(app_around(FakeEars(), RequestLimits())) as client, connect(client) as socket:
+    monkeypatch.setattr(FakeSpeechEngine, "models", none)
+    with TestClient(build_test_app(FakeSpeechEngine(), RequestLimits())) as client, connect(client) as socket:
         assert closed(socket)[0] == 1013

@@ -1,13 +1,13 @@
-"""A thousand broken uploads to our service: how many answers of 5xx, how many deaths?
+"""Send a thousand broken uploads to `askd serve`; count 5xx answers and dead replicas.
 
     python benchmarks/serve_badinput.py --bundle FOLDER [--uploads N] [--seed N] [--quick] [--json]
 
-Real prompts as wav, flac, ogg, mp3, webm and m4a, then truncated, with flipped bits, forged headers, headers that lie
-as those of streams do, joined, with gaps in their times, at odd rates, as floats of any scale, with damaged packets,
-wrong types, bombs that decode to hours, zero length, silence, eight channels, rates of 1 Hz and of 4 GHz, names with
-../ in them, and broken forms and HTTP (broken_forms.py). Each is sent once. A death is a replica's process that is not
-the one that was there before; the decoding processes that a file kills are replaced, and do not count. --json prints
-one line of JSON last.
+Real prompts as wav, flac, ogg, mp3, webm and m4a: truncated, with flipped bits, forged headers, wrong lengths in headers
+(as in streams), joined, with gaps in their timestamps, at odd rates, as floats of any scale, with damaged packets,
+wrong types, files that decode to hours, zero length, silence, eight channels, rates of 1 Hz and of 4 GHz, file names
+with ../, and broken forms and HTTP (broken_forms.py). Each is sent once. A replica counts as dead if its process was
+replaced. The sandbox's decoding processes do not count: a bad file may kill them. --json prints one line of JSON at
+the end.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from askd_ray.audio.decode import Waveform, decode
 from askd_ray.progress import bar, console
 
 CLIENTS = 8
-FORMS_SHARE = 0.25  # of the requests whose form or HTTP is broken, and not their file
+FORMS_SHARE = 0.25  # share of requests with a broken form or broken HTTP instead of a broken file
 Upload = tuple[str, bytes, dict[str, str]]
 """File name, content, and the other fields of the form."""
 
@@ -50,15 +50,20 @@ def main() -> None:
     rng = random.Random(options.seed)
     sounds = originals()
     with askd("student", "--model", f"student={options.bundle}") as service:
-        found = asyncio.run(send(service, [one_of_many(sounds, rng) for _ in range(n)]))
-    shown = Table(title=f"{n} broken uploads; memory of the replicas grew by {found['memory_grew_mb']} MB")
+        outcome = asyncio.run(send(service, [random_upload(sounds, rng) for _ in range(n)]))
+    shown = Table(title=f"{n} broken uploads; memory of the replicas grew by {outcome['memory_grew_mb']} MB")
     for column in ("status", "answers"):
         shown.add_column(column, justify="right")
-    for status, count in sorted(found["statuses"].items()):
+    for status, count in sorted(outcome["statuses"].items()):
         shown.add_row(str(status), str(count))
     console.print(shown)
-    five_xx = sum(count for status, count in found["statuses"].items() if status >= 500 or status == 0)
-    result = {"tried": n, "five_xx": five_xx, "restarts": found["restarts"], "memory_grew_mb": found["memory_grew_mb"]}
+    five_xx = sum(count for status, count in outcome["statuses"].items() if status >= 500 or status == 0)
+    result = {
+        "tried": n,
+        "five_xx": five_xx,
+        "restarts": outcome["restarts"],
+        "memory_grew_mb": outcome["memory_grew_mb"],
+    }
     if options.json:
         print(json.dumps(result))
 
@@ -81,7 +86,7 @@ def originals() -> dict[str, bytes]:
     return sounds
 
 
-def one_of_many(sounds: dict[str, bytes], rng: random.Random) -> "Upload | RawRequest":
+def random_upload(sounds: dict[str, bytes], rng: random.Random) -> "Upload | RawRequest":
     """Return a broken file in a good form, or a good file in a broken one."""
     return broken_request(sounds["wav"], rng) if rng.random() < FORMS_SHARE else broken(sounds, rng)
 
@@ -244,7 +249,7 @@ FIELDS = [
 
 
 async def send(service: Service, uploads: "list[Upload | RawRequest]") -> dict[str, object]:
-    """Send them; returns the statuses, and what they did to the replicas."""
+    """Send the uploads; return the counts of statuses, replaced replicas and memory growth."""
     statuses, waiting = Counter[int](), list(uploads)
     before, memory_mb = pids(service), service.memory_mb()
     async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
@@ -269,7 +274,7 @@ async def send(service: Service, uploads: "list[Upload | RawRequest]") -> dict[s
 
 
 def pids(service: Service) -> set[int]:
-    """Return the processes of the replicas."""
+    """Return the process ids of the replicas."""
     return {p.pid for name in ("Ingress", "Engine") for p in service.replicas(name)}
 
 

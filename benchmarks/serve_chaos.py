@@ -1,12 +1,12 @@
-"""Steady load on our service while models are swapped, engines die and too many clients come.
+"""Load `askd serve` while models are swapped, engines are killed and too many clients connect.
 
     python benchmarks/serve_chaos.py --bundle FOLDER [--data FOLDER] [--requests N] [--quick] [--json]
 
-(a) One engine; five swaps through the registry while it serves, one of them to a bundle that is damaged. (b) Two
-engines that are killed in turn (SIGKILL); with --quick that of (a). (c) Four times as many clients as are let in, for
-some seconds. An answer is failed where it is not 200 (in (c): neither 200 nor 429 with Retry-After), and wrong where
-its text is not what the same clip had alone; the versions that are swapped have the same weights. --json prints one
-line of JSON last.
+(a) One engine; five swaps through the registry while it serves, one of them to a damaged bundle. (b) Two engines that
+are killed in turn (SIGKILL); with --quick, the engine of (a). (c) Four times the allowed number of clients, for some
+seconds. An answer has failed if its status is not 200 (in (c): neither 200 nor 429 with Retry-After). It is wrong if its
+text differs from the text of the same clip without other load; all versions have the same weights. --json prints one
+line of JSON at the end.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from rich.table import Table
-from served import Answer, Service, again_and_again, askd, crowd
+from served import Answer, Service, askd, cycle_clips, send_concurrently
 from speech_rows import clips
 
 from askd_ray.data.schema import Utterance
@@ -30,15 +30,15 @@ from askd_ray.models.bundle import BUNDLE_FILE, hashes
 from askd_ray.progress import console
 from askd_ray.serve.registry import Registry
 
-CLIENTS, ROOM = 4, 8
-SWAP_S, KILL_S = 6.0, 8.0  # between two
+CLIENTS, MAX_REQUESTS = 4, 8
+SWAP_S, KILL_S = 6.0, 8.0  # intervals
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--requests", type=int, default=2000, help="of (a) and (b) together, at least")
+    parser.add_argument("--requests", type=int, default=2000, help="minimum for (a) and (b) together")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -49,21 +49,21 @@ def main() -> None:
         versions = [version(registry, options.bundle, Path(folder) / f"v{i}", bytes([i])) for i in range(3)]
         (versions[2] / "ctranslate2-int8" / "config.json").write_text("{}", encoding="utf-8")
         registry.promote("student", versions[0].name)
-        with askd("student", "--registry", str(registry.folder), "--requests", str(ROOM)) as service:
+        with askd("student", "--registry", str(registry.folder), "--requests", str(MAX_REQUESTS)) as service:
             swapped, seen = asyncio.run(swaps(service, rows, registry, versions, n_requests, options.quick))
-            if options.quick:  # the same engine again: what starts in its place must leave the damaged bundle alone
+            if options.quick:  # kill the same engine: its replacement must not load the damaged bundle
                 killed, n_kills = asyncio.run(kills(service, rows, n_requests, 1))
             flooded = asyncio.run(flood(service, rows, 3.0 if options.quick else 30.0))
     if not options.quick:
         with askd("student", "--model", f"student={options.bundle}", "--engines", "2") as service:
             killed, n_kills = asyncio.run(kills(service, rows, n_requests, 5))
-    told = {"swaps": swapped, "kills": killed, "overload": flooded["answers"]}
-    console.print(table(told, seen, n_kills, flooded))
+    answer_counts = {"swaps": swapped, "kills": killed, "overload": flooded["answers"]}
+    console.print(table(answer_counts, seen, n_kills, flooded))
     steady = [swapped, killed]
     result = {
-        "failed": sum(its["failed"] for its in steady),
-        "wrong": sum(its["wrong"] for its in told.values()),
-        "requests": sum(its["requests"] for its in steady),
+        "failed": sum(counted["failed"] for counted in steady),
+        "wrong": sum(counted["wrong"] for counted in answer_counts.values()),
+        "requests": sum(counted["requests"] for counted in steady),
         "non_429": flooded["answers"]["failed"],
         "versions_seen": seen,
         "kills": n_kills,
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def version(registry: Registry, bundle: Path, folder: Path, mark: bytes) -> Path:
-    """Put what is served of a bundle into the registry; a byte behind its weights makes it another version."""
+    """Add a bundle to the registry; a byte after its weights makes it another version."""
     shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("transformers", "ctranslate2-float16"))
     with (folder / "ctranslate2-int8" / "model.bin").open("ab") as model:
         model.write(mark)
@@ -83,20 +83,20 @@ def version(registry: Registry, bundle: Path, folder: Path, mark: bytes) -> Path
 
 
 async def steady(
-    service: Service, rows: Sequence[Utterance], n_requests: int, trouble: Callable[[], Awaitable[None]]
+    service: Service, rows: Sequence[Utterance], n_requests: int, disturb: Callable[[], Awaitable[None]]
 ) -> tuple[dict[str, int], list[Answer]]:
-    """Return the counts of a steady load, which goes on until the trouble is over and all requests are done."""
-    alone = {a.clip: a.text for a in await crowd(service, rows, 1, range(len(rows)))}
-    making = asyncio.ensure_future(trouble())
-    answers = await crowd(service, rows, CLIENTS, again_and_again(rows, n_requests))
-    while not making.done():
-        answers += await crowd(service, rows, CLIENTS, again_and_again(rows, 4 * CLIENTS))
-    await making
+    """Return the counts of a steady load; it lasts until ``disturb`` and all requests are done."""
+    alone = {a.clip: a.text for a in await send_concurrently(service, rows, 1, range(len(rows)))}
+    disturbing = asyncio.ensure_future(disturb())
+    answers = await send_concurrently(service, rows, CLIENTS, cycle_clips(rows, n_requests))
+    while not disturbing.done():
+        answers += await send_concurrently(service, rows, CLIENTS, cycle_clips(rows, 4 * CLIENTS))
+    await disturbing
     return counts(answers, alone), answers
 
 
 def counts(answers: Sequence[Answer], alone: dict[int, str], refused: bool = False) -> dict[str, int]:
-    """Count answers; with ``refused``, 429 with Retry-After is as good as 200."""
+    """Count answers; with ``refused``, 429 with Retry-After is no failure."""
     good = [a for a in answers if a.status == 200]
     refusals = sum(a.status == 429 and a.retry_after for a in answers) if refused else 0
     wrong = sum(a.text != alone[a.clip] for a in good)
@@ -111,31 +111,31 @@ def counts(answers: Sequence[Answer], alone: dict[int, str], refused: bool = Fal
 async def swaps(
     service: Service, rows: Sequence[Utterance], registry: Registry, versions: list[Path], n_requests: int, quick: bool
 ) -> tuple[dict[str, int], int]:
-    """Swap the model while it serves; returns the counts, and how many versions were heard."""
+    """Swap the model while it serves; return the counts and the number of versions that answered."""
     first, second, bad = (v.name for v in versions)
     seen = {await served_version(service)}
 
-    async def trouble() -> None:
+    async def disturb() -> None:
         for name in (second, bad) if quick else (second, first, bad, second, first):
             registry.promote("student", name)
             await asyncio.sleep(SWAP_S / 2 if quick else SWAP_S)
             seen.add(await served_version(service))
 
-    told, _ = await steady(service, rows, n_requests, trouble)
-    return told, len(seen)
+    answer_counts, _ = await steady(service, rows, n_requests, disturb)
+    return answer_counts, len(seen)
 
 
 async def served_version(service: Service) -> str:
-    """Return which version is served."""
+    """Return the served version."""
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
         return str((await client.get(f"{service.url}/v1/models/{service.model}")).json()["version"])
 
 
 async def kills(service: Service, rows: Sequence[Utterance], n_requests: int, n: int) -> tuple[dict[str, int], int]:
-    """Kill an engine now and then; returns the counts, and how many were killed."""
+    """Kill engines at intervals; return the counts and the number of killed engines."""
     killed = 0
 
-    async def trouble() -> None:
+    async def disturb() -> None:
         nonlocal killed
         for _ in range(n):
             await asyncio.sleep(1.0)
@@ -145,23 +145,23 @@ async def kills(service: Service, rows: Sequence[Utterance], n_requests: int, n:
                 killed += 1
             await asyncio.sleep(KILL_S if n > 1 else 1.0)
 
-    told, _ = await steady(service, rows, n_requests, trouble)
-    return told, killed
+    answer_counts, _ = await steady(service, rows, n_requests, disturb)
+    return answer_counts, killed
 
 
 async def flood(service: Service, rows: Sequence[Utterance], seconds: float) -> dict[str, object]:
-    """Send four times as many clients as are let in; returns counts, memory and how soon latency is normal again."""
-    before = await crowd(service, rows, 1, again_and_again(rows, 2 * len(rows)))
+    """Run four times the allowed number of clients; return counts, memory, and the time until latency is normal."""
+    before = await send_concurrently(service, rows, 1, cycle_clips(rows, 2 * len(rows)))
     alone = {a.clip: a.text for a in before}
     normal_s = float(np.median([a.seconds for a in before]))
-    warm = await crowd(service, rows, ROOM, again_and_again(rows, 4 * ROOM))  # the load that is let in
+    warm = await send_concurrently(service, rows, MAX_REQUESTS, cycle_clips(rows, 4 * MAX_REQUESTS))  # the allowed load
     memory_mb, stop = service.memory_mb(), asyncio.Event()
     asyncio.get_running_loop().call_later(seconds, stop.set)
-    answers = await crowd(service, rows, 4 * ROOM, again_and_again(rows), stop)
+    answers = await send_concurrently(service, rows, 4 * MAX_REQUESTS, cycle_clips(rows), stop)
     ended, after_mb = time.perf_counter(), service.memory_mb()
     back_s = float("nan")
     for _ in range(10):
-        later = await crowd(service, rows, 1, range(len(rows)))
+        later = await send_concurrently(service, rows, 1, range(len(rows)))
         if np.median([a.seconds for a in later]) <= 1.5 * normal_s:
             back_s = max(0.0, min(a.begun for a in later) - ended)
             break
@@ -172,15 +172,15 @@ async def flood(service: Service, rows: Sequence[Utterance], seconds: float) -> 
     }
 
 
-def table(told: dict[str, dict[str, int]], seen: int, n_kills: int, flooded: dict[str, object]) -> Table:
+def table(answer_counts: dict[str, dict[str, int]], seen: int, n_kills: int, flooded: dict[str, object]) -> Table:
     shown = Table(
         title=f"{seen} versions served, {n_kills} engines killed; after the flood memory grew by "
         f"{100 * float(str(flooded['memory_grew'])):.0f} % and latency was normal after {flooded['back_to_normal_s']} s"
     )
     for column in ("", "requests", "failed", "wrong", "refused (429)"):
         shown.add_column(column, justify="right" if column else "left")
-    for name, its in told.items():
-        shown.add_row(name, *(str(its[key]) for key in ("requests", "failed", "wrong", "refused")))
+    for name, counted in answer_counts.items():
+        shown.add_row(name, *(str(counted[key]) for key in ("requests", "failed", "wrong", "refused")))
     return shown
 
 

@@ -1,4 +1,4 @@
-"""Helper of the serve_* benchmarks: services in processes of their own, and bounded load on loopback."""
+"""Helper of the serve_* benchmarks: start services as processes, and send a bounded load over loopback."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ _START_S = 180.0
 
 @dataclass(frozen=True)
 class Service:
-    """A service that answers."""
+    """A running service."""
 
     url: str
     model: str
@@ -32,18 +32,18 @@ class Service:
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """Return the processes of a deployment's replicas on Ray Serve."""
-        return [p for p in self._below() if any(f"ServeReplica:askd:{deployment}" in part for part in _words(p))]
+        return [p for p in self._children() if any(f"ServeReplica:askd:{deployment}" in part for part in _command(p))]
 
     def memory_mb(self) -> float:
-        """Return what its replicas hold now."""
+        """Return the memory of its replicas now."""
         replicas = [*self.replicas("Ingress"), *self.replicas("Engine")]
         return sum(p.memory_info().rss for p in replicas) / 1e6
 
-    def _below(self) -> list[psutil.Process]:
+    def _children(self) -> list[psutil.Process]:
         return self.process.children(recursive=True)
 
 
-def _words(process: psutil.Process) -> list[str]:
+def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except psutil.Error:
@@ -52,7 +52,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 @contextmanager
 def askd(model: str, *options: str) -> Iterator[Service]:
-    """Run `askd serve` with options; ``model`` is what requests ask for."""
+    """Run `askd serve` with options; ``model`` is the model of the requests."""
     port = _free_port()
     with _running([sys.executable, "-m", "askd_ray", "serve", "--port", str(port), *options], port, model) as service:
         yield service
@@ -69,18 +69,18 @@ def stock(folder: Path) -> Iterator[Service]:
 
 @contextmanager
 def _running(command: list[str], port: int, model: str) -> Iterator[Service]:
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, env=dict(os.environ))
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=dict(os.environ))
         url, ends_at = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
         try:
             while not _answers(url):
                 if process.poll() is not None or time.monotonic() > ends_at:
-                    said.seek(0)
-                    raise SystemExit(f"the service did not start: {said.read().decode(errors='replace')[-2000:]}")
+                    output.seek(0)
+                    raise SystemExit(f"the service did not start: {output.read().decode(errors='replace')[-2000:]}")
                 time.sleep(0.2)
             yield Service(url, model, psutil.Process(process.pid))
         finally:
-            process.terminate()  # what runs in the background of a script does not hear SIGINT
+            process.terminate()  # background processes of a script ignore SIGINT
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
@@ -103,7 +103,7 @@ def _free_port() -> int:
 
 @dataclass(frozen=True)
 class Answer:
-    """One request: which clip, status (0: no answer at all), text, and when it began and ended."""
+    """The answer to one request: clip number, status (0: no response), text, start and end time."""
 
     clip: int
     status: int
@@ -114,12 +114,12 @@ class Answer:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """The latency of the request."""
         return self.ended - self.begun
 
 
-async def ask(client: httpx.AsyncClient, service: Service, clips: Sequence[Utterance], number: int) -> Answer:
-    """Send a clip, once."""
+async def send_clip(client: httpx.AsyncClient, service: Service, clips: Sequence[Utterance], number: int) -> Answer:
+    """Send a clip once."""
     clip = clips[number]
     form, begun = {"model": service.model, "language": clip.language}, time.perf_counter()
     try:
@@ -133,28 +133,28 @@ async def ask(client: httpx.AsyncClient, service: Service, clips: Sequence[Utter
     return Answer(number, response.status_code, text, begun, time.perf_counter(), retry)
 
 
-async def crowd(
+async def send_concurrently(
     service: Service,
     clips: Sequence[Utterance],
     n_clients: int,
     numbers: Iterable[int],
     stop: asyncio.Event | None = None,
 ) -> list[Answer]:
-    """Let clients send the clips of these numbers, each its next one when the last is answered; ``stop`` ends it."""
-    left, answers = iter(numbers), list[Answer]()
+    """Send clips by number with concurrent clients, each with one request at a time, until ``stop`` is set."""
+    remaining, answers = iter(numbers), list[Answer]()
     limits = httpx.Limits(max_connections=n_clients, max_keepalive_connections=n_clients)
     async with httpx.AsyncClient(timeout=120, trust_env=False, limits=limits) as client:
 
-        async def one() -> None:
-            for number in left:
+        async def run_client() -> None:
+            for number in remaining:
                 if stop is not None and stop.is_set():
                     return
-                answers.append(await ask(client, service, clips, number))
+                answers.append(await send_clip(client, service, clips, number))
 
-        await asyncio.gather(*(one() for _ in range(n_clients)))
+        await asyncio.gather(*(run_client() for _ in range(n_clients)))
     return answers
 
 
-def again_and_again(clips: Sequence[Utterance], n_requests: int | None = None) -> Iterator[int]:
-    """Return the clips' numbers, over and over; ``n_requests`` of them, or without end."""
+def cycle_clips(clips: Sequence[Utterance], n_requests: int | None = None) -> Iterator[int]:
+    """Yield the clips' numbers in a cycle; ``n_requests`` of them, or without end."""
     return itertools.islice(itertools.cycle(range(len(clips))), n_requests)

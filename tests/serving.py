@@ -58,15 +58,15 @@ class FakeSpeechEngine:
         self.languages = languages
         self.error: Exception | None = None
         self.gate: asyncio.Event | None = None
-        self.asked: list[TranscribeOptions] = []
-        self.heard: list[Waveform] = []
+        self.received_options: list[TranscribeOptions] = []
+        self.received_chunks: list[Waveform] = []
 
     async def models(self) -> Sequence[Model]:
         return [Model("student", "v1", 1, self.languages), Model("other", "v2", 2, ("en",))]
 
     async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
-        self.asked.append(options)
-        self.heard.append(chunk)
+        self.received_options.append(options)
+        self.received_chunks.append(chunk)
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:

@@ -88,8 +88,8 @@ class TranscriptionFields(TranslationFields):
 def transcription(parts: Iterable[FormPart], query: Iterable[str] = ()) -> tuple[bytes, TranscriptionRequest]:
     """Return the file and the request of a transcription form; ``query`` are the names of the URL's parameters.
 
-    Raises :class:`ApiError` 400 for an unknown field, a repeated field, a value that is not allowed, fields that exclude
-    each other, and a form field in the URL.
+    Raises :class:`ApiError` 400 for an unknown field, a repeated field, a value that is not allowed, fields that
+    exclude each other, and a form field in the URL.
     """
     file, fields = _read(TranscriptionFields, parts, query)
     response_format, granularities = fields.response_format, fields.timestamp_granularities

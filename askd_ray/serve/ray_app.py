@@ -74,7 +74,7 @@ class EngineReplica:
         await self._models.check()
 
     async def check_health(self) -> None:
-        """Fail where inference fails, so that Serve replaces the replica; skip the check shortly after a transcription."""
+        """Raise where inference fails, so that Serve replaces the replica; skip this soon after a transcription."""
         if time.monotonic() - self._models.last_chunk_at >= _HEALTHY_S:
             await self._models.check()
 

@@ -27,13 +27,13 @@ class Scheduler(Generic[Item, Key, Result]):
     """A queue in front of an engine that runs ``workers`` batches at a time.
 
     Start-time fair queueing (Goyal, Vin and Cheng 1996) by audio seconds: on a virtual clock that the engine's work
-    advances, an owner's next item starts where its last item finished, and the item that would finish first is next. So
-    a clip of 3 s waits only for the batch in progress, however many chunks of a long file came before it, and the long
-    file proceeds between the clips.
+    advances, an owner's next item starts where its last item finished, and the item that would finish first is next.
+    So a clip of 3 s waits only for the batch in progress, however many chunks of a long file came before it, and the
+    long file proceeds between the clips.
 
     No item waits for a batch to fill: items with the same ``key`` that arrived while the engine was busy share a call
-    of up to ``batch_s`` seconds. ``work(key, items)`` is called in worker threads and returns one result per item. Where
-    it raises, each item is tried alone, so that only the bad item fails.
+    of up to ``batch_s`` seconds. ``work(key, items)`` is called in worker threads and returns one result per item.
+    Where it raises, each item is tried alone, so that only the bad item fails.
     """
 
     def __init__(self, work: Callable[[Key, Sequence[Item]], Sequence[Result]], batch_s: float, workers: int = 1):

@@ -18,10 +18,10 @@ class ServiceArgs(BaseModel):
     """The settings of the service: ``args`` in cluster/serve.yaml.
 
     ``models`` maps the names that clients request to bundle folders. The models of the folder ``registry`` are served
-    too, and reloaded when they change (`askd promote`). The number of engine replicas follows the load, from ``engines``
-    to ``max_engines``. In a replica a call uses ``threads`` threads, and as many calls run concurrently as there are
-    cores for; ``threads`` = 0 measures the best number for the first model. At most ``requests`` requests are accepted
-    at a time, waiting ones included. A request may take ``request_s`` and contain ``audio_s`` of audio.
+    too, and reloaded when they change (`askd promote`). The number of engine replicas follows the load, from
+    ``engines`` to ``max_engines``. In a replica a call uses ``threads`` threads, and as many calls run concurrently as
+    there are cores for; ``threads`` = 0 measures the best number for the first model. At most ``requests`` requests are
+    accepted at a time, waiting ones included. A request may take ``request_s`` and contain ``audio_s`` of audio.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -29,16 +29,16 @@ class Scripted:
 
     def __init__(self, *tries: dict[int, Transcript]):
         self.tries = tries
-        self.asked: list[tuple[Decoding, list[int]]] = []
+        self.calls: list[tuple[Decoding, list[int]]] = []
 
     def transcribe(
         self, waveforms: Sequence[Waveform], language: str | None = "en", decoding: Decoding | None = None
     ) -> list[Transcript]:
         assert decoding is not None
         numbers = [int(w[0]) for w in waveforms]
-        said = self.tries[len(self.asked)]
-        self.asked.append((decoding, numbers))
-        return [said[n] for n in numbers]
+        script = self.tries[len(self.calls)]
+        self.calls.append((decoding, numbers))
+        return [script[n] for n in numbers]
 
 
 def clips(n: int) -> list[Waveform]:
@@ -48,14 +48,14 @@ def clips(n: int) -> list[Waveform]:
 def test_what_is_good_is_decoded_once():
     engine = Scripted({0: GOOD, 1: GOOD})
     assert transcribe_with_fallback(engine, clips(2), "en", GREEDY) == [GOOD, GOOD]
-    assert engine.asked == [(GREEDY, [0, 1])]
+    assert engine.calls == [(GREEDY, [0, 1])]
 
 
 def test_the_doubtful_are_decoded_again_and_only_loops_without_repeated_trigrams():
     tries = {0: LONG, 1: GOOD, 2: RUNAWAY, 3: FAINT, 4: REPEATED}, {0: GOOD, 2: LONG, 3: FAINT, 4: REPEATED}, {2: FAINT}
     engine = Scripted(*tries)
     assert transcribe_with_fallback(engine, clips(5), "en", GREEDY) == [GOOD, GOOD, FAINT, FAINT, REPEATED]
-    assert engine.asked == [(GREEDY, [0, 1, 2, 3, 4]), (BEAM, [0, 2, 3, 4]), (UNREPEATED, [2])]
+    assert engine.calls == [(GREEDY, [0, 1, 2, 3, 4]), (BEAM, [0, 2, 3, 4]), (UNREPEATED, [2])]
 
 
 @pytest.mark.parametrize(("first", "second"), [(REPEATED, ONCE_MORE), (ONCE_MORE, REPEATED), (REPEATED, GOOD)])
@@ -74,14 +74,14 @@ def test_what_repeats_itself_is_not_believed_where_the_model_went_round_in_circl
 def test_the_most_probable_of_the_faint_is_kept():
     fainter = Transcript("Maybe", (1,), -1.4, 0.1)
     for tries in ((fainter, FAINT), (FAINT, fainter)):
-        engine = Scripted(*({0: its} for its in tries))
+        engine = Scripted(*({0: transcript} for transcript in tries))
         assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [FAINT]
 
 
 def test_a_guess_where_the_model_hears_no_speech_is_silence():
     engine = Scripted({0: GUESS}, {0: GUESS})
-    (heard,) = transcribe_with_fallback(engine, clips(1), "de", GREEDY)
-    assert (heard.text, heard.token_ids) == ("", ())
+    (transcript,) = transcribe_with_fallback(engine, clips(1), "de", GREEDY)
+    assert (transcript.text, transcript.token_ids) == ("", ())
 
 
 def test_what_cannot_be_ended_is_better_than_nothing():
@@ -131,9 +131,9 @@ def test_a_sentence_that_is_said_several_times_is_written_as_often(weights: Path
 
     waveforms = [waveform for waveform, _ in clips]
     plain = engine.transcribe(waveforms, "en", GREEDY)
-    assert any(repeats_itself(its) for its in plain)  # or there would be nothing to guard against
+    assert any(repeats_itself(transcript) for transcript in plain)  # or there would be nothing to guard against
     guarded = transcribe_with_fallback(engine, waveforms, "en", GREEDY)
-    assert errors([its.text for its in guarded]) <= errors([its.text for its in plain])
+    assert errors([transcript.text for transcript in guarded]) <= errors([transcript.text for transcript in plain])
 
 
 @pytest.mark.slow
@@ -142,6 +142,6 @@ def test_a_loop_of_a_real_model_is_cut(weights: Path, speech: Path):
     engine = Engine(weights, silence_s=None)
     waveforms = [np.ascontiguousarray(waveform[::2]) for waveform, _ in spoken(speech, 8)]
     plain = engine.transcribe(waveforms, "en", GREEDY)
-    assert any(is_loop(its, duration_s(w)) for its, w in zip(plain, waveforms, strict=True))
+    assert any(is_loop(transcript, duration_s(w)) for transcript, w in zip(plain, waveforms, strict=True))
     guarded = transcribe_with_fallback(engine, waveforms, "en", GREEDY)
-    assert not any(is_loop(its, duration_s(w)) for its, w in zip(guarded, waveforms, strict=True))
+    assert not any(is_loop(transcript, duration_s(w)) for transcript, w in zip(guarded, waveforms, strict=True))

@@ -41,15 +41,15 @@ def loaded(weights: Path) -> LoadedModel:
     return load(weights, "tiny.en")
 
 
-def service(loaded: LoadedModel) -> TranscriptionService:
+def build_service(loaded: LoadedModel) -> TranscriptionService:
     models = ServedModels()
     models.put(loaded)
     return TranscriptionService(models, InProcessDecoder())
 
 
-async def heard(listener: TranscriptionService, waveform: np.ndarray, options: TranscribeOptions) -> Transcription:
-    found = [its async for its in listener.transcribe(waveform, options)]
-    return Transcription(tuple(s for its in found for s in its.segments), "en", len(waveform) / 16_000)
+async def transcribe(service: TranscriptionService, waveform: np.ndarray, options: TranscribeOptions) -> Transcription:
+    chunks = [chunk async for chunk in service.transcribe(waveform, options)]
+    return Transcription(tuple(s for chunk in chunks for s in chunk.segments), "en", len(waveform) / 16_000)
 
 
 @pytest.mark.slow
@@ -63,20 +63,20 @@ def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: LoadedModel,
     ]
 
     async def together(n: int) -> list[Transcription]:
-        listener = service(loaded)
-        return await asyncio.gather(*(heard(listener, *options) for _ in range(n) for options in requests))
+        service = build_service(loaded)
+        return await asyncio.gather(*(transcribe(service, *options) for _ in range(n) for options in requests))
 
     async def alone() -> list[Transcription]:
-        return [await heard(service(loaded), *options) for options in requests]
+        return [await transcribe(build_service(loaded), *options) for options in requests]
 
     expected = asyncio.run(alone())
     found = asyncio.run(together(2))
     assert found == expected * 2
-    assert len({its.text for its in expected}) == len(expected)
+    assert len({transcription.text for transcription in expected}) == len(expected)
     normalize = normalizer("en")
-    said = [normalize(text) for _, text in spoken(speech, 8)]
-    assert count_word_errors(said, [normalize(its.text) for its in expected[:-1]]).rate < 0.1
-    whole = count_word_errors([" ".join(said)], [normalize(expected[-1].text)])
+    references = [normalize(text) for _, text in spoken(speech, 8)]
+    assert count_word_errors(references, [normalize(transcription.text) for transcription in expected[:-1]]).rate < 0.1
+    whole = count_word_errors([" ".join(references)], [normalize(expected[-1].text)])
     assert whole.rate < 0.1  # no word lost or doubled at the borders of stretches
 
 
@@ -85,9 +85,9 @@ def test_words_are_where_they_are_said(loaded: LoadedModel, speech: Path):
     """The same clip behind five seconds of silence: all words come five seconds later."""
     ((clip, _),) = spoken(speech)
     options = TranscribeOptions("tiny.en", decoding=Decoding(confidence=True))
-    early = asyncio.run(heard(service(loaded), clip, options))
+    early = asyncio.run(transcribe(build_service(loaded), clip, options))
     later = np.concatenate([np.zeros(samples_of(25.0), np.float32), clip])  # over 20 s: only the speech is decoded
-    late = asyncio.run(heard(service(loaded), later, options))
+    late = asyncio.run(transcribe(build_service(loaded), later, options))
     assert late.text == early.text
     starts = [(a.start_s, b.start_s) for a, b in zip(early.words, late.words, strict=True)]
     assert all(b - a == pytest.approx(25.0, abs=0.3) for a, b in starts)
@@ -98,19 +98,19 @@ def test_words_are_where_they_are_said(loaded: LoadedModel, speech: Path):
 @pytest.mark.slow
 def test_what_cannot_be_heard(loaded: LoadedModel, speech: Path):
     ((clip, _),) = spoken(speech)
-    listener = service(loaded)
+    service = build_service(loaded)
     with pytest.raises(UnknownModelError, match=r"'whisper-9' does not exist: 'tiny\.en'"):
-        asyncio.run(listener.engine.transcribe_chunk(clip, TranscribeOptions("whisper-9"), "me"))
+        asyncio.run(service.engine.transcribe_chunk(clip, TranscribeOptions("whisper-9"), "me"))
     with pytest.raises(AskdError, match="English-only"):
-        asyncio.run(service(loaded).engine.transcribe_chunk(clip, TranscribeOptions("tiny.en", "fr"), "me"))
-    asyncio.run(service(loaded).engine.check())
+        asyncio.run(build_service(loaded).engine.transcribe_chunk(clip, TranscribeOptions("tiny.en", "fr"), "me"))
+    asyncio.run(build_service(loaded).engine.check())
 
 
 @pytest.mark.slow
 def test_a_prompt_of_any_length_is_taken_from_its_end(loaded: LoadedModel, speech: Path):
     ((clip, _),) = spoken(speech)
     options = TranscribeOptions("tiny.en", "en", Decoding(prompt="Asterisk, voicemail. " * 400))
-    assert asyncio.run(heard(service(loaded), clip, options)).text
+    assert asyncio.run(transcribe(build_service(loaded), clip, options)).text
     assert len(loaded.engine.fit_prompt("nine " * 1000).split()) == 223
     assert loaded.engine.fit_prompt("short") == "short"
 
@@ -122,9 +122,9 @@ def test_files_one_after_another(tmp_path: Path, weights: Path, speech: Path):
     good.write_bytes(wav(clip))
     bad.write_bytes(b"no sound")
     texts = transcribe_files(weights, [good, bad])
-    path, said = next(texts)
+    path, references = next(texts)
     normalize = normalizer("en")
-    assert path == good and count_word_errors([normalize(text)], [normalize(said)]).rate < 0.2
+    assert path == good and count_word_errors([normalize(text)], [normalize(references)]).rate < 0.2
     with pytest.raises(AskdError, match=r"bad\.wav: unreadable audio"):
         next(texts)
     with pytest.raises(AskdError, match=r"gone\.wav does not exist"):

@@ -21,9 +21,9 @@ TRUE, FALSE = ("true", "True", "TRUE", "1", "yes", "on", "t"), ("false", "False"
 
 def parse(*fields: tuple[str, str], read: Any = transcription) -> TranscriptionRequest:
     parts = [FormPart(name, value.encode("utf-8", "surrogatepass")) for name, value in (("model", "student"), *fields)]
-    file, found = read([AUDIO, *parts])
+    file, request = read([AUDIO, *parts])
     assert file == AUDIO.content
-    return found
+    return request
 
 
 def refusal(*fields: tuple[str, str], read: Any = transcription) -> ApiError:
@@ -50,11 +50,11 @@ def refusal(*fields: tuple[str, str], read: Any = transcription) -> ApiError:
     ],
 )
 def test_server_vad_as_clients_write_it(fields: Fields):
-    assert parse(*fields).options.turns == VadOptions(0.6, 0.9, VadOptions.padding_s)
+    assert parse(*fields).options.vad_options == VadOptions(0.6, 0.9, VadOptions.padding_s)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ([(VAD, "client_vad")], "chunking_strategy.type"),
         ([(VAD, "server_vad"), (THRESHOLD, "3")], "chunking_strategy.threshold: .*less than 1"),
@@ -63,16 +63,16 @@ def test_server_vad_as_clients_write_it(fields: Fields):
         ([(VAD, "server_vad"), (SILENCE, "1.5")], "silence_duration_ms"),
         ([(VAD, "server_vad"), ("chunking_strategy[speed]", "1")], "chunking_strategy.speed"),
         ([(THRESHOLD, "0.5")], "chunking_strategy.type"),
-        ([(VAD, "server_vad"), (VAD, "server_vad")], "a key is there twice"),
+        ([(VAD, "server_vad"), (VAD, "server_vad")], "a key occurs twice"),
         ([(VAD, "server_vad"), ("chunking_strategy", "auto")], "2 times"),
         ([("chunking_strategy", '{"type": "server_vad", "threshold": 0.1, "threshold": 0.2}')], "an object"),
         ([("chunking_strategy", "server_vad")], "'auto' or an object"),
     ],
 )
-def test_bad_values_of_server_vad_are_named(fields: Fields, said: str):
+def test_bad_values_of_server_vad_are_named(fields: Fields, message: str):
     error = refusal(*fields)
     assert error.param == "chunking_strategy"
-    with pytest.raises(ApiError, match=said):
+    with pytest.raises(ApiError, match=message):
         raise error
 
 
@@ -87,8 +87,8 @@ def test_bad_values_of_server_vad_are_named(fields: Fields, said: str):
     ],
 )
 def test_granularities_as_clients_write_them(fields: Fields):
-    found = parse(("response_format", "verbose_json"), *fields)
-    assert (found.words, found.segments) == (True, True)
+    request = parse(("response_format", "verbose_json"), *fields)
+    assert (request.words, request.segments) == (True, True)
     only = parse(("response_format", "verbose_json"), fields[0])
     assert only.words
     assert refusal(*fields).message == "timestamp_granularities needs response_format=verbose_json"
@@ -107,7 +107,7 @@ def test_an_empty_value_is_no_value(name: str):
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "said"),
+    ("fields", "param", "message"),
     [
         ([("include[]", "logprobs")], "include[]", "unknown; allowed are file, model"),
         ([("langauge", "de")], "langauge", "did you mean 'language'"),
@@ -119,7 +119,7 @@ def test_an_empty_value_is_no_value(name: str):
         ([("temperature", "nan")], "temperature", "than or equal"),
         ([("stream", "maybe")], "stream", "boolean"),
         ([("response_format", "JSON")], "response_format", "'verbose_json'"),
-        ([("timestamp_granularities[x]", "word")], "timestamp_granularities", "it is a list"),
+        ([("timestamp_granularities[x]", "word")], "timestamp_granularities", "is a list"),
         ([("timestamp_granularities", "[")], "timestamp_granularities", "a list of JSON"),
         ([("prompt", "a" * (MAX_TEXT_BYTES + 1))], "prompt", "bytes are allowed"),
         ([("file", "again")], "file", "one file is expected"),
@@ -127,10 +127,10 @@ def test_an_empty_value_is_no_value(name: str):
         ([("model\u202e", "x")], "model\u202e", "unknown"),
     ],
 )
-def test_what_is_not_honoured_is_refused_by_its_name(fields: Fields, param: str, said: str):
+def test_what_is_not_honoured_is_refused_by_its_name(fields: Fields, param: str, message: str):
     error = refusal(*fields)
     assert error.param == param
-    assert said in error.message
+    assert message in error.message
 
 
 def test_a_translation_has_no_fields_of_a_transcription():
@@ -140,7 +140,7 @@ def test_a_translation_has_no_fields_of_a_transcription():
 
 
 def test_fields_in_the_url_are_not_ignored():
-    with pytest.raises(ApiError, match="language: a field of the form") as refused:
+    with pytest.raises(ApiError, match="language: a form field") as refused:
         transcription([AUDIO, FormPart("model", b"student")], ["api-version", "language"])
     assert refused.value.param == "language"
     assert transcription([AUDIO, FormPart("model", b"student")], ["api-version"])
@@ -172,38 +172,38 @@ VALUES = [
 VALUES += ['["word"]', "server_vad", '{"type": "server_vad"}', "0", "0.5", "1", "500", "true", "False", "[", "{", "nan"]
 
 
-def meant(found: TranscriptionRequest) -> dict[str, Any]:
+def meant(request: TranscriptionRequest) -> dict[str, Any]:
     """Return what a request asks for by the names of the fields."""
-    options, turns = found.options, found.options.turns
+    options, vad_options = request.options, request.options.vad_options
     return {
         "model": options.model,
         "language": options.language,
         "prompt": options.decoding.prompt,
         "temperature": options.decoding.temperature,
-        "response_format": found.form,
-        "stream": found.stream,
-        THRESHOLD: turns.threshold,
-        SILENCE: round(1000 * turns.silence_s),
+        "response_format": request.response_format,
+        "stream": request.stream,
+        THRESHOLD: vad_options.threshold,
+        SILENCE: round(1000 * vad_options.silence_s),
     }
 
 
-def honoured(name: str, value: str, found: TranscriptionRequest) -> bool:
+def honoured(name: str, value: str, request: TranscriptionRequest) -> bool:
     """Whether a value that was sent is what the request asks for."""
     base = name.partition("[")[0]
     if value == "":
         return True
     if base == "timestamp_granularities":
         values = json.loads(value) if value.startswith("[") else [value]
-        return all({"word": found.words, "segment": found.segments}[its] for its in values)
+        return all({"word": request.words, "segment": request.segments}[item] for item in values)
     if name in ("chunking_strategy", VAD):
         return value in ("auto", "null", '{"type": "server_vad"}', "server_vad")
     if name == "language":
-        return found.options.language == language_code(value)
+        return request.options.language == language_code(value)
     if name == "stream":
-        return found.stream == (value in TRUE)
+        return request.stream == (value in TRUE)
     if name in ("temperature", THRESHOLD, SILENCE):
-        return meant(found)[name] == float(value)
-    return meant(found)[name] == value
+        return meant(request)[name] == float(value)
+    return meant(request)[name] == value
 
 
 WRITABLE = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'))
@@ -227,11 +227,11 @@ def multipart(fields: Fields, file_names: bool, preamble: bytes) -> bytes:
 def test_every_field_is_honoured_or_refused_by_its_name(fields: Fields, file_names: bool, preamble: bytes):
     body = multipart(fields, file_names, preamble)
     try:
-        _, found = transcription(read_parts("multipart/form-data; boundary=B", body))
+        _, request = transcription(read_parts("multipart/form-data; boundary=B", body))
     except ApiError as refused:
         assert refused.status == 400
         sent = {name.partition("[")[0][:100] for name, _ in fields}
         assert (refused.param or "").partition("[")[0] in sent | {"file", "model"}
         assert (refused.param or "") in refused.message or refused.message.startswith("language ")
     else:
-        assert all(honoured(name, value, found) for name, value in fields if name != "file"), found
+        assert all(honoured(name, value, request) for name, value in fields if name != "file"), request

@@ -58,7 +58,7 @@ def test_a_part_says_its_own_character_set():
 
 
 @pytest.mark.parametrize(
-    ("content_type", "content", "said"),
+    ("content_type", "content", "message"),
     [
         ("application/json", b"{}", "not application/json"),
         ("", b"", "one without a type"),
@@ -75,9 +75,9 @@ def test_a_part_says_its_own_character_set():
         (TYPE, body(*[part("a", b"b")] * (MAX_PARTS + 1)), "too many fields"),
     ],
 )
-def test_what_is_no_form_is_refused(content_type: str, content: bytes, said: str):
+def test_what_is_no_form_is_refused(content_type: str, content: bytes, message: str):
     refusal = refused(content_type, content)
-    with pytest.raises(ApiError, match=said):
+    with pytest.raises(ApiError, match=message):
         raise refusal
 
 
@@ -87,5 +87,5 @@ def test_contents_come_back_byte_for_byte_and_a_form_that_is_cut_is_refused(fiel
     heads = [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n' for name, _ in fields]
     parts = [head.encode() + content + b"\r\n" for head, (_, content) in zip(heads, fields, strict=True)]
     form, content_type = b"".join(parts) + f"--{boundary}--".encode(), f"multipart/form-data; boundary={boundary}"
-    assert [(its.name, its.content) for its in read_parts(content_type, form)] == fields
+    assert [(part.name, part.content) for part in read_parts(content_type, form)] == fields
     refused(content_type, form[: max(0, len(form) - cut)])

@@ -85,7 +85,7 @@ def test_the_five_formats(client: TestClient, clip: bytes, engine: FakeSpeechEng
     numbers = {"id", "seek", "start", "end", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"}
     assert segment.keys() == {*numbers, "text", "tokens"}
     assert segment["tokens"][:3] == [0, 1, 2] and "words" not in verbose
-    assert [options.decoding.confidence for options in engine.asked] == [False, False, True, True, True]
+    assert [options.decoding.confidence for options in engine.received_options] == [False, False, True, True, True]
 
 
 def test_words_have_times_and_probabilities(client: TestClient, clip: bytes):
@@ -100,20 +100,22 @@ def test_words_have_times_and_probabilities(client: TestClient, clip: bytes):
 
 def test_streamed_is_what_is_not_streamed(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
     whole = post(client, long_clip).json()
-    assert len(engine.heard) > 2
+    assert len(engine.received_chunks) > 2
     answer = post(client, long_clip, stream="true")
     assert answer.headers["content-type"].startswith("text/event-stream")
     *deltas, done = events_of(answer)
-    assert [its["type"] for its in deltas] == ["transcript.text.delta"] * len(deltas) and len(deltas) > 2
+    assert [item["type"] for item in deltas] == ["transcript.text.delta"] * len(deltas) and len(deltas) > 2
     assert done["type"] == "transcript.text.done"
-    assert "".join(its["delta"] for its in deltas) == done["text"] == whole["text"]
+    assert "".join(item["delta"] for item in deltas) == done["text"] == whole["text"]
     TranscriptionTextDoneEvent.model_validate(done, strict=True)  # what is used is tokens there, or not said
     assert set(done) == {"type", "text"} and whole["usage"]["type"] == "duration"
 
 
 def test_the_first_stretch_says_the_language_of_all(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
     assert post(client, long_clip, response_format="verbose_json").json()["language"] == "german"
-    assert [options.language for options in engine.asked] == [None] + ["de"] * (len(engine.asked) - 1)
+    assert [options.language for options in engine.received_options] == [None] + ["de"] * (
+        len(engine.received_options) - 1
+    )
 
 
 def test_silence_is_an_empty_text_whatever_a_model_says(client: TestClient, engine: FakeSpeechEngine):
@@ -121,16 +123,16 @@ def test_silence_is_an_empty_text_whatever_a_model_says(client: TestClient, engi
     assert post(client, silence).json() == {"text": "", "usage": {"type": "duration", "seconds": 3}}
     verbose = post(client, silence, response_format="verbose_json").json()
     assert (verbose["text"], verbose["segments"]) == ("", [])
-    assert [its["type"] for its in events_of(post(client, silence, stream="true"))] == ["transcript.text.done"]
-    engine.heard.clear()
+    assert [item["type"] for item in events_of(post(client, silence, stream="true"))] == ["transcript.text.done"]
+    engine.received_chunks.clear()
     assert post(client, wav(np.zeros(samples_of(21.0), np.float32))).json()["text"] == ""
-    assert engine.heard == []  # what may be more than one stretch is heard when that is known
+    assert engine.received_chunks == []  # what may be more than one stretch is heard when that is known
 
 
 def test_translations(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     answer = post(client, clip, "/v1/audio/translations", response_format="verbose_json").json()
     assert answer["task"] == "translate" and answer["segments"]
-    assert [(options.decoding.task, options.language) for options in engine.asked] == [("translate", None)]
+    assert [(options.decoding.task, options.language) for options in engine.received_options] == [("translate", None)]
     english = error_of(post(client, clip, "/v1/audio/translations", model="other"), 400)
     assert english["param"] == "model" and "cannot translate" in str(english["message"])
 
@@ -139,9 +141,13 @@ def test_what_is_asked_reaches_the_ears(client: TestClient, clip: bytes, engine:
     vad = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
     fields = {"prompt": "Hello", "temperature": "0.2", "language": "de", "chunking_strategy": json.dumps(vad)}
     assert post(client, clip, **fields).status_code == 200
-    (options,) = engine.asked
+    (options,) = engine.received_options
     assert (options.decoding.prompt, options.decoding.temperature, options.language) == ("Hello", 0.2, "de")
-    assert (options.turns.threshold, options.turns.silence_s, options.turns.padding_s) == (0.2, 0.7, 0.1)
+    assert (options.vad_options.threshold, options.vad_options.silence_s, options.vad_options.padding_s) == (
+        0.2,
+        0.7,
+        0.1,
+    )
 
 
 def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
@@ -150,12 +156,12 @@ def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, cl
     transcript = engine.transcript
 
     def lazy(chunk: np.ndarray, options: TranscribeOptions) -> Transcript:
-        said = transcript(chunk, options)
-        return replace(said, text="Secret", token_ids=(1,)) if len(chunk) == n_samples else said
+        transcribed = transcript(chunk, options)
+        return replace(transcribed, text="Secret", token_ids=(1,)) if len(chunk) == n_samples else transcribed
 
     engine.transcript = lazy
     text = post(client, clip).json()["text"]
-    whole, first, second = (len(chunk) for chunk in engine.heard)
+    whole, first, second = (len(chunk) for chunk in engine.received_chunks)
     assert whole == n_samples == first + second
     assert text == f"Secret {first} samples. Secret {second} samples."
     engine.transcript = lambda chunk, options: replace(transcript(chunk, options), text="One", token_ids=())
@@ -163,7 +169,7 @@ def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, cl
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "said"),
+    ("fields", "param", "message"),
     [
         ({"response_format": "xml"}, "response_format", "'verbose_json'"),
         ({"temperature": "2"}, "temperature", "less than or equal to 1"),
@@ -182,12 +188,12 @@ def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, cl
     ],
 )
 def test_bad_fields_name_the_field_and_what_is_allowed(
-    client: TestClient, clip: bytes, fields: dict[str, str], param: str, said: str
+    client: TestClient, clip: bytes, fields: dict[str, str], param: str, message: str
 ):
     error = error_of(post(client, clip, **fields), 400)
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
-    assert said in str(error["message"])
+    assert message in str(error["message"])
 
 
 def test_missing_fields(client: TestClient):
@@ -201,7 +207,7 @@ def test_a_file_without_a_name_is_a_file(client: TestClient, clip: bytes, engine
     """`curl -F "file=<speech.wav"`: it was answered "<class 'str'>"."""
     named, unnamed = ({"file": (name, clip), "model": (None, "student")} for name in ("a.wav", None))
     texts = [client.post(URL, files=files).json()["text"] for files in (named, unnamed)]
-    assert texts[0] == texts[1] and len(engine.heard[0]) == len(engine.heard[1])
+    assert texts[0] == texts[1] and len(engine.received_chunks[0]) == len(engine.received_chunks[1])
 
 
 def test_what_openais_client_sends_is_honoured(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
@@ -209,11 +215,11 @@ def test_what_openais_client_sends_is_honoured(client: TestClient, clip: bytes, 
     create = api.audio.transcriptions.create
     vad: Any = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
     assert create(file=("a.wav", clip), model="student", chunking_strategy=vad, language="en-US").text
-    (options,) = engine.asked
-    assert (options.turns, options.language) == (VadOptions(0.2, 0.7, 0.1), "en")
+    (options,) = engine.received_options
+    assert (options.vad_options, options.language) == (VadOptions(0.2, 0.7, 0.1), "en")
     *deltas, done = create(file=("a.wav", clip), model="student", stream=True, chunking_strategy="auto")
     assert done.type == "transcript.text.done" and done.usage is None
-    assert "".join(its.delta for its in deltas if its.type == "transcript.text.delta") == done.text
+    assert "".join(item.delta for item in deltas if item.type == "transcript.text.delta") == done.text
     timed = create(
         file=("a.wav", clip), model="student", response_format="verbose_json", timestamp_granularities=["word"]
     )
@@ -306,7 +312,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(
     transcribe_chunk = engine.transcribe_chunk
 
     async def transcribe_first_chunk(*args: Any):
-        if engine.heard:
+        if engine.received_chunks:
             raise RuntimeError("gone")
         return await transcribe_chunk(*args)
 
@@ -342,7 +348,7 @@ def test_who_hangs_up_takes_the_work_along(engine: FakeSpeechEngine, clip: bytes
         async def receive() -> dict[str, Any]:
             for message in messages:
                 return message
-            while not engine.heard:
+            while not engine.received_chunks:
                 await asyncio.sleep(0.01)
             return {"type": "http.disconnect"}
 
@@ -387,9 +393,9 @@ def test_numbers_and_the_log_tell_of_requests_and_never_what_was_said(
     assert answer.headers["x-request-id"] == "abc-1"
     post(client, b"nothing")
     (line,) = [r.getMessage() for r in caplog.records if "abc-1" in r.getMessage()]
-    told = json.loads(line)
-    assert (told["status"], told["model"], told["version"]) == (200, "student", "v1")
-    assert told["audio_s"] > 1.0 and told["ms"] > 0.0
+    entry = json.loads(line)
+    assert (entry["status"], entry["model"], entry["version"]) == (200, "student", "v1")
+    assert entry["audio_s"] > 1.0 and entry["ms"] > 0.0
     numbers = client.get("/metrics").text
     assert f'askd_requests_total{{route="{URL}",status="200"}} 1.0' in numbers
     assert 'askd_rejects_total{reason="audio"} 1.0' in numbers

@@ -59,7 +59,7 @@ def page(recording: Path) -> Iterator[Page]:
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         yield page
-        assert [its for its in problems if "the server responded with a status of 400" not in its] == []
+        assert [problem for problem in problems if "the server responded with a status of 400" not in problem] == []
 
 
 def test_a_file_becomes_words_with_times_and_subtitles(page: Page, url: str, recording: Path, speech: Path):
@@ -70,8 +70,8 @@ def test_a_file_becomes_words_with_times_and_subtitles(page: Page, url: str, rec
     page.set_input_files("#file", recording)
     expect(page.locator("#result")).to_be_visible(timeout=30_000)
     words = page.locator("#segments .word")
-    said = " ".join(text for _, text in spoken(speech, 2))
-    assert abs(words.count() - len(said.split())) <= 4
+    reference = " ".join(text for _, text in spoken(speech, 2))
+    assert abs(words.count() - len(reference.split())) <= 4
     expect(page.locator("#facts")).to_contain_text("Latency")
     for form, mark in (("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n\n")):
         with page.expect_download() as download:

@@ -67,13 +67,13 @@ def clips(speech: Path) -> list[tuple[Path, str]]:
 @pytest.mark.slow
 def test_the_openai_client_gets_the_words(client: openai.OpenAI, clips: list[tuple[Path, str]]):
     assert [model.id for model in client.models.list()] == ["tiny.en"]
-    heard = [client.audio.transcriptions.create(model="tiny.en", file=path).text for path, _ in clips]
+    hypotheses = [client.audio.transcriptions.create(model="tiny.en", file=path).text for path, _ in clips]
     normalize = normalizer("en")
-    errors = count_word_errors([normalize(text) for _, text in clips], [normalize(text) for text in heard])
+    errors = count_word_errors([normalize(text) for _, text in clips], [normalize(text) for text in hypotheses])
     assert errors.n_reference >= 8 * N_CLIPS
     assert errors.rate <= 0.2
     text = client.audio.transcriptions.create(model="tiny.en", file=clips[0][0], response_format="text")
-    assert text.strip() == heard[0]
+    assert text.strip() == hypotheses[0]
 
 
 @pytest.mark.slow
@@ -118,17 +118,17 @@ def test_every_format_through_the_openai_client(client: openai.OpenAI, clips: li
     assert " ".join(word.word for word in timed.words or []) == text
     assert "".join(segment.text for segment in timed.segments or []).strip() == text
     *deltas, done = create(model="tiny.en", file=path, stream=True)
-    assert "".join(its.delta for its in deltas if its.type == "transcript.text.delta") == text
+    assert "".join(event.delta for event in deltas if event.type == "transcript.text.delta") == text
     assert done.type == "transcript.text.done" and done.text == text
 
 
 @pytest.mark.slow
 def test_live_captions_through_the_openai_client(client: openai.OpenAI, clips: list[tuple[Path, str]]):
-    path, said = clips[0]
+    path, reference = clips[0]
     waveform = resample_to_24_khz(decode(path.read_bytes()))
     audio = np.round(32767 * np.concatenate([waveform, np.zeros(24_000, np.float32)])).astype("<i2").tobytes()
     with client.realtime.connect(model="tiny.en", extra_query={"intent": "transcription"}) as connection:
-        heard, deltas = None, ""
+        hypotheses, deltas = None, ""
         for start in range(0, len(audio), 9_600):
             piece = base64.b64encode(audio[start : start + 9_600]).decode()
             connection.input_audio_buffer.append(audio=piece)
@@ -136,11 +136,11 @@ def test_live_captions_through_the_openai_client(client: openai.OpenAI, clips: l
             if event.type == "conversation.item.input_audio_transcription.delta":
                 deltas += event.delta or ""
             if event.type == "conversation.item.input_audio_transcription.completed":
-                heard = (heard or "") + " " + event.transcript
-                if len(heard.split()) >= len(said.split()) - 2:
+                hypotheses = (hypotheses or "") + " " + event.transcript
+                if len(hypotheses.split()) >= len(reference.split()) - 2:
                     break
     normalize = normalizer("en")
-    assert count_word_errors([normalize(said)], [normalize(heard or "")]).rate < 0.3
+    assert count_word_errors([normalize(reference)], [normalize(hypotheses or "")]).rate < 0.3
     assert deltas
 
 

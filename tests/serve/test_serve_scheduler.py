@@ -26,7 +26,7 @@ class Work:
 
 
 def run(
-    asks: Sequence[tuple[Any, str, float, str]], batch_s: float = 10.0, cancel: Sequence[int] = ()
+    requests: Sequence[tuple[Any, str, float, str]], batch_s: float = 10.0, cancel: Sequence[int] = ()
 ) -> tuple[Work, list]:
     """Let a line form behind a first item, and return the batches after it and what each item got."""
     work = Work()
@@ -36,7 +36,7 @@ def run(
         first = asyncio.create_task(scheduler.run("first", "first", 1.0, "first"))
         while not work.batches:
             await asyncio.sleep(0.001)
-        tasks = [asyncio.create_task(scheduler.run(*options)) for options in asks]
+        tasks = [asyncio.create_task(scheduler.run(*request)) for request in requests]
         await asyncio.sleep(0)
         for i in cancel:
             tasks[i].cancel()
@@ -65,8 +65,8 @@ def test_a_short_clip_does_not_wait_for_a_long_file():
 
 def test_a_long_file_is_not_starved_by_short_clips():
     """Between clips that keep coming, the file's stretch gets its turn: the clock goes on."""
-    asks = [("long", "k", 20.0, "file"), *((f"clip{i}", "k", 3.0, "one client") for i in range(20))]
-    work, _ = run(asks, batch_s=3.0)
+    requests = [("long", "k", 20.0, "file"), *((f"clip{i}", "k", 3.0, "one client") for i in range(20))]
+    work, _ = run(requests, batch_s=3.0)
     order = [items[0] for _, items in work.batches[1:]]
     assert order.index("long") <= 7
 
@@ -94,13 +94,13 @@ def test_who_goes_leaves_the_line():
 
 def test_free_workers_share_the_line():
     """Two engines hear two clips side by side instead of one batch; what comes while both work waits for either."""
-    busy, most, batches = 0, 0, list[int]()
+    busy, max_busy, batches = 0, 0, list[int]()
     both = threading.Barrier(2, timeout=10)
 
     def work(key: str, items: Sequence[Any]) -> list[Any]:
-        nonlocal busy, most
+        nonlocal busy, max_busy
         busy += 1
-        most = max(most, busy)
+        max_busy = max(max_busy, busy)
         batches.append(len(items))
         both.wait()
         busy -= 1
@@ -108,20 +108,20 @@ def test_free_workers_share_the_line():
 
     async def scenario() -> list[Any]:
         scheduler = Scheduler[Any, str, Any](work, 10.0, workers=2)
-        asks = (scheduler.run(i, "key", 1.0, f"client {i}") for i in range(4))
-        return await asyncio.gather(*asks)
+        requests = (scheduler.run(i, "key", 1.0, f"client {i}") for i in range(4))
+        return await asyncio.gather(*requests)
 
     assert asyncio.run(asyncio.wait_for(scenario(), 30)) == [0, 1, 2, 3]
-    assert (most, batches) == (2, [2, 2])
+    assert (max_busy, batches) == (2, [2, 2])
 
 
 @settings(max_examples=50, deadline=None)
 @given(
-    asks=st.lists(
+    requests=st.lists(
         st.tuples(st.integers(0, 9), st.sampled_from("xy"), st.floats(0.1, 20.0), st.sampled_from("ABC")), max_size=20
     )
 )
-def test_everyone_gets_their_own_answer(asks: list[tuple[int, str, float, str]]):
-    work, found = run(asks)
-    assert found == [f"{key}:{item}" for item, key, _, _ in asks]
-    assert sum(len(items) for _, items in work.batches) == len(asks) + 1
+def test_everyone_gets_their_own_answer(requests: list[tuple[int, str, float, str]]):
+    work, found = run(requests)
+    assert found == [f"{key}:{item}" for item, key, _, _ in requests]
+    assert sum(len(items) for _, items in work.batches) == len(requests) + 1

@@ -36,8 +36,8 @@ def test_words_sentences_and_pauses():
 
 
 def test_without_times_a_stretch_is_a_segment():
-    heard = Transcript("One. Two.", (1, 2), -0.3, 0.1)
-    (segment,) = segments_of(heard, span(2.0, 5.0), [span(2.0, 5.0)], 0.4)
+    transcript = Transcript("One. Two.", (1, 2), -0.3, 0.1)
+    (segment,) = segments_of(transcript, span(2.0, 5.0), [span(2.0, 5.0)], 0.4)
     assert segment == Segment(" One. Two.", 2.0, 5.0, (1, 2), 0.4, -0.3, 0.1)
     assert segments_of(Transcript("", (), 0.0, 1.0), span(0.0, 1.0), [], 0.0) == ()
 
@@ -51,8 +51,8 @@ def test_languages_without_spaces():
 
 def test_lines_are_short_enough_to_be_read():
     n = 60
-    heard = timed([f" word{i}" for i in range(n)], [0.4 * i for i in range(n + 1)])
-    segments = segments_of(heard, span(0.0, 24.0), [span(0.0, 24.0)], 0.0)
+    transcript = timed([f" word{i}" for i in range(n)], [0.4 * i for i in range(n + 1)])
+    segments = segments_of(transcript, span(0.0, 24.0), [span(0.0, 24.0)], 0.0)
     assert len(segments) > 3
     assert all(s.end_s - s.start_s <= 8.0 and len(s.text) <= 86 for s in segments)
 
@@ -70,26 +70,26 @@ def test_no_token_is_lost_and_every_word_takes_its_time(
     pieces: list[str], steps: list[float], language: str, edges: list[float]
 ):
     times = [sum(steps[:i]) for i in range(len(pieces) + 1)]
-    heard = timed(pieces, times, language)
+    transcript = timed(pieces, times, language)
     chunk = span(5.0, 5.0 + times[-1])
     ends = sorted(edges)[: len(edges) // 2 * 2]
     speech = [span(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if b > a]
-    segments = segments_of(heard, chunk, speech, 0.0)
-    assert Transcription(segments, language, 60.0).text == heard.text
-    if heard.text:
-        assert [i for s in segments for i in s.token_ids] == list(heard.token_ids)
+    segments = segments_of(transcript, chunk, speech, 0.0)
+    assert Transcription(segments, language, 60.0).text == transcript.text
+    if transcript.text:
+        assert [i for s in segments for i in s.token_ids] == list(transcript.token_ids)
     words = [w for s in segments for w in s.words]
-    assert "".join("".join(w.text.split()) for w in words) == "".join(heard.text.split())
-    least_s = min(0.02, times[-1] / max(len(words), 1)) - 1e-9
+    assert "".join("".join(w.text.split()) for w in words) == "".join(transcript.text.split())
+    min_s = min(0.02, times[-1] / max(len(words), 1)) - 1e-9
     assert all(chunk.start / 16_000 - 1e-9 <= w.start_s <= w.end_s <= chunk.end / 16_000 + 1e-9 for w in words)
-    assert all(w.end_s - w.start_s >= least_s for w in words)
+    assert all(w.end_s - w.start_s >= min_s for w in words)
     assert all(a.end_s <= b.start_s + 1e-9 for a, b in pairwise(words))
 
 
 def test_every_word_takes_some_time():
     """Cross-attention may put several words in one place: players never showed those whose end was their start."""
-    heard = timed([" one", " two", " three", " four"], [0.0, 1.0, 1.0, 2.0, 2.0])
-    (segment,) = segments_of(heard, span(0.0, 2.0), [span(0.0, 2.0)], 0.0)
+    transcript = timed([" one", " two", " three", " four"], [0.0, 1.0, 1.0, 2.0, 2.0])
+    (segment,) = segments_of(transcript, span(0.0, 2.0), [span(0.0, 2.0)], 0.0)
     times = [(round(w.start_s, 3), round(w.end_s, 3)) for w in segment.words]
     assert times == [(0.0, 1.0), (1.0, 1.02), (1.02, 1.98), (1.98, 2.0)]
 

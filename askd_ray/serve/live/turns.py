@@ -51,7 +51,7 @@ class TurnTranscriber:
         turn.partial = asyncio.create_task(self._partial(turn, waveform, options))
 
     def transcribe(self, turn: Turn, waveform: Waveform, options: TranscribeOptions) -> None:
-        """Have a whole turn transcribed; with the tokens' probabilities where ``options`` wants its confidence."""
+        """Start to transcribe a whole turn, with log-probabilities of tokens where ``options`` ask for confidence."""
         task = asyncio.create_task(self._final(turn, waveform, options))
         self._finals.add(task)
         task.add_done_callback(self._finals.discard)

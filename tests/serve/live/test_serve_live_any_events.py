@@ -42,7 +42,7 @@ class LoudnessVad:
         return (np.abs(frames[:, 64:]).mean(axis=1) > 0.1).astype(np.float32), state
 
 
-class Listener:
+class FakeService:
     """Hears nothing in what is committed, and keeps it."""
 
     def __init__(self):
@@ -59,41 +59,41 @@ class Listener:
 class Client:
     """What a client knows: what it sent, when somebody spoke in it, and what it was told."""
 
-    listener: Listener = field(default_factory=Listener)
-    told: list[dict[str, Any]] = field(default_factory=list)
-    form: dict[str, Any] = field(default_factory=lambda: FORMATS[0])
+    service: FakeService = field(default_factory=FakeService)
+    received: list[dict[str, Any]] = field(default_factory=list)
+    audio_format: dict[str, Any] = field(default_factory=lambda: FORMATS[0])
     n_samples: int = 0  # at 16 kHz
     speech: list[tuple[int, int]] = field(default_factory=list)
-    n_wire: int = 0  # samples on the wire since the resampler began anew
+    n_sent: int = 0  # samples on the wire since the resampler began anew
 
     async def send(self, event: dict[str, Any]) -> None:
-        self.told.append(json.loads(json.dumps(event, allow_nan=False)))
+        self.received.append(json.loads(json.dumps(event, allow_nan=False)))
 
     def appends(self, loud: bool, ms: int, piece_ms: int) -> list[dict[str, Any]]:
         """Return the events of some audio, in pieces."""
         n = ms * self.rate_hz // 1000
         start = self.position
-        self.n_wire += n
+        self.n_sent += n
         if loud:
             self.speech.append((start, self.position))
-        sample, n_piece = (LOUD if loud else SILENT)[self.form["type"]], piece_ms * self.rate_hz // 1000
+        sample, n_piece = (LOUD if loud else SILENT)[self.audio_format["type"]], piece_ms * self.rate_hz // 1000
         pieces = [sample * min(n_piece, n - first) for first in range(0, n, n_piece)]
-        return [{"type": "input_audio_buffer.append", "audio": base64.b64encode(its).decode()} for its in pieces]
+        return [{"type": "input_audio_buffer.append", "audio": base64.b64encode(value).decode()} for value in pieces]
 
     @property
     def rate_hz(self) -> int:
-        return self.form.get("rate", 8000)
+        return self.audio_format.get("rate", 8000)
 
     @property
     def position(self) -> int:
-        return self.n_samples + math.ceil(self.n_wire * SAMPLE_RATE_HZ / self.rate_hz)
+        return self.n_samples + math.ceil(self.n_sent * SAMPLE_RATE_HZ / self.rate_hz)
 
     def flushed(self) -> None:
         """The resampler begins anew, with whole samples: at a commit, a clear, and another format."""
-        self.n_samples, self.n_wire = self.position, 0
+        self.n_samples, self.n_sent = self.position, 0
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.told if event["type"].endswith(kind)]
+        return [event for event in self.received if event["type"].endswith(kind)]
 
 
 def of_input(**fields: Any) -> dict[str, Any]:
@@ -107,26 +107,26 @@ DETECTIONS = st.sampled_from(
 STEPS = (
     APPENDS
     | APPENDS
-    | st.sampled_from(["commit", "clear"]).map(lambda its: (its,))
-    | DETECTIONS.map(lambda its: ("update", {"turn_detection": its}))
-    | st.sampled_from(FORMATS).map(lambda its: ("update", {"format": its}))
+    | st.sampled_from(["commit", "clear"]).map(lambda value: (value,))
+    | DETECTIONS.map(lambda value: ("update", {"turn_detection": value}))
+    | st.sampled_from(FORMATS).map(lambda value: ("update", {"format": value}))
     | st.sampled_from([{"transcription": {"language": "de"}}, {"noise_reduction": {"type": "near_field"}}]).map(
-        lambda its: ("update", its)
+        lambda value: ("update", value)
     )
 )
 
 
 async def converse(client: Client, steps: list[tuple[Any, ...]]) -> None:
-    session = Session(client.listener, client.send, "student")  # pyright: ignore[reportArgumentType]
+    session = Session(client.service, client.send, "student")  # pyright: ignore[reportArgumentType]
     for step in steps:
         match step:
             case ("append", loud, ms, piece_ms):
                 for event in client.appends(loud, ms, piece_ms):
                     await session.handle(event)
             case ("update", fields):
-                if fields.get("format", client.form) != client.form:
+                if fields.get("format", client.audio_format) != client.audio_format:
                     client.flushed()
-                    client.form = fields["format"]
+                    client.audio_format = fields["format"]
                 await session.handle(of_input(**fields))
             case (kind,):
                 client.flushed()
@@ -155,7 +155,7 @@ def test_every_sample_is_in_an_item_or_cleared_or_silence(steps: list[tuple[Any,
     # Items and what was cleared come in order, without overlap; nothing but silence lies between.
     taken = [
         (event["audio_start_ms"], event["audio_end_ms"])
-        for event in client.told
+        for event in client.received
         if event["type"] in ("input_audio_buffer.committed", "input_audio_buffer.cleared")
     ]
     total_ms = client.n_samples * 1000 / SAMPLE_RATE_HZ
@@ -170,19 +170,19 @@ def test_every_sample_is_in_an_item_or_cleared_or_silence(steps: list[tuple[Any,
     cleared_s = sum(e["audio_end_ms"] - e["audio_start_ms"] for e in client.of("cleared")) / 1000
     accounted_s = sum(seconds.values()) + cleared_s + skipped_s
     assert abs(accounted_s - total_ms / 1000) <= 0.001 * (len(taken) + 1)
-    for event in client.told:
+    for event in client.received:
         assert_openai_reads(event)
 
 
 def test_samples_come_out_as_they_went_in():
     """The audio itself, sample by sample: silence between turns is all that is missing."""
-    client = Client(form=FORMATS[1])
+    client = Client(audio_format=FORMATS[1])
     rng = np.random.default_rng(0)
     audio = [np.zeros(20_000), rng.uniform(0.3, 0.6, 30_000), np.zeros(20_000), rng.uniform(0.3, 0.6, 60_000)]
     samples = np.round(32767 * np.concatenate(audio)).astype("<i2")
 
     async def scenario() -> None:
-        session = Session(client.listener, client.send, "student")  # pyright: ignore[reportArgumentType]
+        session = Session(client.service, client.send, "student")  # pyright: ignore[reportArgumentType]
         await session.handle(of_input(format=FORMATS[1]))
         for n, piece in enumerate(np.array_split(samples, 77)):
             encoded = base64.b64encode(piece.tobytes()).decode()
@@ -197,25 +197,25 @@ def test_samples_come_out_as_they_went_in():
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
     spans = [(e["audio_start_ms"], e["audio_end_ms"]) for e in client.of("input_audio_buffer.committed")]
-    assert len(spans) == len(client.listener.committed) == 3
-    for (start_ms, _), waveform in zip(spans, client.listener.committed, strict=True):
+    assert len(spans) == len(client.service.committed) == 3
+    for (start_ms, _), waveform in zip(spans, client.service.committed, strict=True):
         near = range(max(0, 16 * start_ms - 8), 16 * start_ms + 9)
         found = [samples[start : start + len(waveform)] / 32768 for start in near]
-        assert any(len(its) == len(waveform) and np.allclose(its, waveform) for its in found)
+        assert any(len(value) == len(waveform) and np.allclose(value, waveform) for value in found)
     assert spans[1][1] == spans[2][0] and spans[2][1] == round(len(samples) / 16)
 
 
 TEXT = st.text(st.characters(codec=None), max_size=8)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
-    lambda its: st.lists(its, max_size=3) | st.dictionaries(TEXT, its, max_size=3),
+    lambda value: st.lists(value, max_size=3) | st.dictionaries(TEXT, value, max_size=3),
     max_leaves=5,
 )
 NAMES = st.sampled_from(
     [
         "session.update",
         "transcription_session.update",
-        *(f"input_audio_buffer.{its}" for its in ("append", "commit", "clear")),
+        *(f"input_audio_buffer.{value}" for value in ("append", "commit", "clear")),
     ]
 )
 EVENTS = JSON | st.fixed_dictionaries(
@@ -255,15 +255,15 @@ def test_every_event_is_answered_or_heard_in_silence(events: list[Any]):
 
     async def settings_of(session: Session) -> Any:
         await session.handle({"type": "session.update", "session": {}})
-        return client.told.pop()["session"]
+        return client.received.pop()["session"]
 
     async def scenario() -> None:
-        session = Session(client.listener, client.send, "student")  # pyright: ignore[reportArgumentType]
+        session = Session(client.service, client.send, "student")  # pyright: ignore[reportArgumentType]
         await session.begin()
         for event in events:
-            before, n_told = await settings_of(session), len(client.told)
+            before, n_received = await settings_of(session), len(client.received)
             await session.handle(event)
-            answers = client.told[n_told:]
+            answers = client.received[n_received:]
             kind = event.get("type") if isinstance(event, dict) else None
             if kind != "input_audio_buffer.append":
                 assert answers
@@ -273,7 +273,7 @@ def test_every_event_is_answered_or_heard_in_silence(events: list[Any]):
         await session.finish(10.0)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
-    for event in client.told:
+    for event in client.received:
         assert_openai_reads(event)
 
 

@@ -28,9 +28,9 @@ def at_24_khz(clip: np.ndarray) -> np.ndarray:
 
 
 def test_24_khz_becomes_16_khz(clip: np.ndarray):
-    heard = LiveAudio("audio/pcm", 24_000).push(pcm16(at_24_khz(clip)))
-    assert 0 <= len(clip) - len(heard) < 100  # a resampler holds some samples back
-    error = heard - clip[: len(heard)]
+    resampled = LiveAudio("audio/pcm", 24_000).push(pcm16(at_24_khz(clip)))
+    assert 0 <= len(clip) - len(resampled) < 100  # a resampler holds some samples back
+    error = resampled - clip[: len(resampled)]
     assert np.square(error).mean() < 1e-3 * np.square(clip).mean()
 
 

@@ -63,7 +63,7 @@ async def speak(connection: Any, recording: Waveform, updates: list[dict[str, An
     sending = asyncio.create_task(send())
     async for event in connection:
         came.append(event)
-        if sum(isinstance(its, ConversationItemInputAudioTranscriptionCompletedEvent) for its in came) == n_turns:
+        if sum(isinstance(event, ConversationItemInputAudioTranscriptionCompletedEvent) for event in came) == n_turns:
             break
     await sending
     return came
@@ -119,7 +119,7 @@ def test_openais_client_updates_a_session_while_somebody_speaks(speech: Path, un
         updated = [event for event in came if isinstance(event, SessionUpdatedEvent)]
         assert len(updated) == len(UPDATES)
         ignored = (updated[0].model_extra or {})["ignored"]
-        assert [its["param"].removeprefix("session.audio.input.") for its in ignored] == [
+        assert [event["param"].removeprefix("session.audio.input.") for event in ignored] == [
             "transcription.delay",
             "noise_reduction",
             "turn_detection.type",
@@ -157,12 +157,12 @@ def test_turns_around_updates_are_transcribed_with_log_probabilities(speech: Pat
         transcripts = {event.item_id: event for event in assert_two_turns(came)}
         order = [event.item_id for event in came if isinstance(event, InputAudioBufferCommittedEvent)]
         normalize = normalizer("en")
-        heard = [normalize(transcripts[item].transcript) for item in order]
-        assert count_word_errors([normalize(text) for text in texts], heard).rate < 0.3
+        hypotheses = [normalize(transcripts[item].transcript) for item in order]
+        assert count_word_errors([normalize(text) for text in texts], hypotheses).rate < 0.3
         for event in transcripts.values():
             assert event.logprobs is not None
-            assert "".join(its.token for its in event.logprobs).strip() == event.transcript
-            assert all(its.logprob <= 0.0 for its in event.logprobs)
+            assert "".join(event.token for event in event.logprobs).strip() == event.transcript
+            assert all(event.logprob <= 0.0 for event in event.logprobs)
 
     serve(
         unused_port,

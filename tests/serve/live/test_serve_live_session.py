@@ -33,19 +33,19 @@ def converse(
     scenario: Callable[[Session, list[dict[str, Any]]], Awaitable[None]], engine: FakeSpeechEngine | None = None
 ) -> list[dict[str, Any]]:
     """Run a scenario; returns what the session said."""
-    said: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
 
     async def send(event: dict[str, Any]) -> None:
-        said.append(event)
+        events.append(event)
 
     async def run() -> None:
         session = Session(TranscriptionService(engine or FakeSpeechEngine(), InProcessDecoder()), send, "student")
         await session.begin()
-        await scenario(session, said)
+        await scenario(session, events)
         session.close()
 
     asyncio.run(asyncio.wait_for(run(), 30))
-    return said
+    return events
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -53,8 +53,8 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def kinds(said: list[dict[str, Any]]) -> list[str]:
-    return [event["type"].removeprefix(TRANSCRIPTION) for event in said]
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    return [event["type"].removeprefix(TRANSCRIPTION) for event in events]
 
 
 @pytest.fixture(scope="module")
@@ -65,63 +65,66 @@ def recording(speech: Path) -> np.ndarray:
 
 
 def test_turns_are_found_and_transcribed(recording: np.ndarray):
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(transcription={"model": "student", "language": "en"}))
         for piece in np.array_split(recording, 60):
             await session.handle(append(piece))
             await asyncio.sleep(0)
-        await until(lambda: kinds(said).count("completed") == 2)
+        await until(lambda: kinds(events).count("completed") == 2)
 
-    said = converse(scenario)
-    assert kinds(said)[:2] == ["session.created", "session.updated"]
-    items = list(dict.fromkeys(event["item_id"] for event in said if "item_id" in event))
+    events = converse(scenario)
+    assert kinds(events)[:2] == ["session.created", "session.updated"]
+    items = list(dict.fromkeys(event["item_id"] for event in events if "item_id" in event))
     assert len(items) == 2
     for item in items:
-        its = [event for event in said if event.get("item_id") == item]
-        wanted = [
+        item_events = [event for event in events if event.get("item_id") == item]
+        expected = [
             "input_audio_buffer.speech_started",
             "input_audio_buffer.speech_stopped",
             "input_audio_buffer.committed",
         ]
-        assert [k for k in kinds(its) if k != "delta"] == [*wanted, "completed"]
-        assert its[0]["audio_start_ms"] < its[-1]["usage"]["seconds"] * 1000 + its[0]["audio_start_ms"]
-        assert its[-1]["transcript"].startswith("Secret")
-        deltas = "".join(event["delta"] for event in its if event["type"].endswith(".delta"))
-        assert its[-1]["transcript"].startswith(deltas.split()[0])
-    committed = [event for event in said if event["type"] == "input_audio_buffer.committed"]
+        assert [k for k in kinds(item_events) if k != "delta"] == [*expected, "completed"]
+        assert (
+            item_events[0]["audio_start_ms"]
+            < item_events[-1]["usage"]["seconds"] * 1000 + item_events[0]["audio_start_ms"]
+        )
+        assert item_events[-1]["transcript"].startswith("Secret")
+        deltas = "".join(event["delta"] for event in item_events if event["type"].endswith(".delta"))
+        assert item_events[-1]["transcript"].startswith(deltas.split()[0])
+    committed = [event for event in events if event["type"] == "input_audio_buffer.committed"]
     assert [event["previous_item_id"] for event in committed] == [None, items[0]]
-    assert len({event["event_id"] for event in said}) == len(said)
+    assert len({event["event_id"] for event in events}) == len(events)
 
 
 def test_committed_by_hand(recording: np.ndarray):
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         await session.handle({"type": "input_audio_buffer.commit"})
         await session.handle(append(recording[: samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.clear"})
         await session.handle(append(recording[: samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.commit"})
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
     engine = FakeSpeechEngine()
-    said = converse(scenario, engine)
-    assert kinds(said)[2:] == [
+    events = converse(scenario, engine)
+    assert kinds(events)[2:] == [
         "error",
         "input_audio_buffer.cleared",
         "input_audio_buffer.committed",
         "delta",
         "completed",
     ]
-    assert said[2]["error"]["code"] == "input_audio_buffer_commit_empty"
-    assert [len(waveform) for waveform in engine.heard] == [samples_of(3.0)]
+    assert events[2]["error"]["code"] == "input_audio_buffer_commit_empty"
+    assert [len(waveform) for waveform in engine.received_chunks] == [samples_of(3.0)]
 
 
 def test_one_session_knows_nothing_of_another(recording: np.ndarray):
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         await session.handle(append(recording))
         await session.handle({"type": "input_audio_buffer.commit"})
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
     first, second = converse(scenario), converse(scenario)
     assert first[-1]["transcript"] == second[-1]["transcript"]
@@ -129,22 +132,22 @@ def test_one_session_knows_nothing_of_another(recording: np.ndarray):
 
 
 @pytest.mark.parametrize(
-    ("event", "param", "said"),
+    ("event", "param", "message"),
     [
         ({"type": "response.create"}, "type", "'response.create' is not known"),
-        ("no event", "type", "an event has a type"),
-        (None, "type", "an event has a type"),
-        ({"type": ["session.update"]}, "type", "an event has a type"),
-        ({"type": "input_audio_buffer.append", "audio": "*"}, "audio", "no base64"),
-        ({"type": "input_audio_buffer.append", "audio": "\ud800"}, "audio", "no base64"),
-        ({"type": "input_audio_buffer.append", "audio": 7}, "audio", "no base64"),
-        ({"type": "input_audio_buffer.append", "audio": None}, "audio", "no base64"),
-        ({"type": "input_audio_buffer.append"}, "audio", "no base64"),
-        ({"type": "session.update"}, "session", "an object is needed"),
+        ("no event", "type", "an event needs a type"),
+        (None, "type", "an event needs a type"),
+        ({"type": ["session.update"]}, "type", "an event needs a type"),
+        ({"type": "input_audio_buffer.append", "audio": "*"}, "audio", "must be base64"),
+        ({"type": "input_audio_buffer.append", "audio": "\ud800"}, "audio", "must be base64"),
+        ({"type": "input_audio_buffer.append", "audio": 7}, "audio", "must be base64"),
+        ({"type": "input_audio_buffer.append", "audio": None}, "audio", "must be base64"),
+        ({"type": "input_audio_buffer.append"}, "audio", "must be base64"),
+        ({"type": "session.update"}, "session", "an object is expected"),
         ({"type": "session.update", "session": {"type": "realtime"}}, "session.type", "'transcription'"),
-        ({"type": "session.update", "session": {"audio": 0}}, "session.audio", "an object is needed"),
+        ({"type": "session.update", "session": {"audio": 0}}, "session.audio", "an object is expected"),
         (update(turn_detection={"type": "push"}), "session.audio.input.turn_detection.type", "'server_vad'"),
-        (update(turn_detection=["server_vad"]), "session.audio.input.turn_detection", "an object is needed"),
+        (update(turn_detection=["server_vad"]), "session.audio.input.turn_detection", "an object is expected"),
         (update(turn_detection={"threshold": 2}), "session.audio.input.turn_detection.threshold", "equal to 1"),
         (update(turn_detection={"eagerness": {}}), "session.audio.input.turn_detection.eagerness", "low, medium"),
         (update(format={"type": "audio/pcm", "rate": 8000}), "session.audio.input.format", "16000 or 24000"),
@@ -153,18 +156,18 @@ def test_one_session_knows_nothing_of_another(recording: np.ndarray):
         (update(transcription={"language": "xx"}), "session.audio.input.transcription.language", "none of Whisper's"),
         (update(transcription={"language": "fr"}), "session.audio.input.transcription.language", "does not know 'fr'"),
         (update(transcription={"prompt": "\ud800"}), "session.audio.input.transcription.prompt", "surrogate pair"),
-        ({"type": "session.update", "session": {"include": "all"}}, "session.include", "a list is needed"),
+        ({"type": "session.update", "session": {"include": "all"}}, "session.include", "a list is expected"),
     ],
 )
-def test_mistakes_are_answered_and_the_session_goes_on(event: Any, param: str, said: str, recording: np.ndarray):
-    async def scenario(session: Session, told: list[dict[str, Any]]) -> None:
+def test_mistakes_are_answered_and_the_session_goes_on(event: Any, param: str, message: str, recording: np.ndarray):
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(event)
         await session.handle(update(turn_detection=None))
 
     _, error, updated = converse(scenario)
     assert error["type"] == "error" and error["error"].keys() == {"type", "message", "code", "param", "event_id"}
     assert error["error"]["param"] == param
-    assert said in error["error"]["message"]
+    assert message in error["error"]["message"]
     assert updated["type"] == "session.updated"
     assert updated["session"]["audio"]["input"]["turn_detection"] is None
 
@@ -173,18 +176,18 @@ def test_a_turn_that_fails_says_so_and_the_next_one_is_heard(recording: np.ndarr
     engine = FakeSpeechEngine()
     engine.error = RuntimeError("/home/me/model.bin")
 
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         await session.handle(append(recording))
         await session.handle({"type": "input_audio_buffer.commit"})
-        await until(lambda: "failed" in kinds(said))
+        await until(lambda: "failed" in kinds(events))
         engine.error = None
         await session.handle(append(recording))
         await session.handle({"type": "input_audio_buffer.commit"})
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
-    said = converse(scenario, engine)
-    (failed,) = [event for event in said if event["type"].endswith(".failed")]
+    events = converse(scenario, engine)
+    (failed,) = [event for event in events if event["type"].endswith(".failed")]
     assert "model.bin" not in str(failed)
 
 
@@ -198,15 +201,15 @@ def test_a_partial_result_that_fails_is_tried_again(recording: np.ndarray):
 
     engine.transcribe_chunk = fail_first
 
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update())
         for piece in np.array_split(recording[: samples_of(4.0)], 40):
             await session.handle(append(piece))
             await asyncio.sleep(0.001)
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
-    said = converse(scenario, engine)
-    assert kinds(said).index("delta") < kinds(said).index("input_audio_buffer.speech_stopped")
+    events = converse(scenario, engine)
+    assert kinds(events).index("delta") < kinds(events).index("input_audio_buffer.speech_stopped")
 
 
 def test_without_turn_detection_a_full_buffer_is_committed_and_nothing_is_refused(
@@ -215,20 +218,20 @@ def test_without_turn_detection_a_full_buffer_is_committed_and_nothing_is_refuse
     monkeypatch.setattr(live, "MAX_BUFFER_S", 4.0)
     engine = FakeSpeechEngine()
 
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         for _ in range(3):
             await session.handle(append(recording[: samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.commit"})
-        await until(lambda: kinds(said).count("completed") == 4)
+        await until(lambda: kinds(events).count("completed") == 4)
 
-    said = converse(scenario, engine)
-    assert "error" not in kinds(said)
-    committed = [event for event in said if event["type"] == "input_audio_buffer.committed"]
+    events = converse(scenario, engine)
+    assert "error" not in kinds(events)
+    committed = [event for event in events if event["type"] == "input_audio_buffer.committed"]
     assert [event["reason"] for event in committed] == [*["max_length"] * (len(committed) - 1), "client"]
     starts, ends = ([event[f"audio_{name}_ms"] for event in committed] for name in ("start", "end"))
     assert starts == [0, *ends[:-1]] and ends[-1] == 9000
-    assert sum(event["usage"]["seconds"] for event in said if "usage" in event) == pytest.approx(9.0)
+    assert sum(event["usage"]["seconds"] for event in events if "usage" in event) == pytest.approx(9.0)
 
 
 def test_who_never_pauses_is_committed_in_pieces(speech: Path, monkeypatch: pytest.MonkeyPatch):
@@ -236,43 +239,43 @@ def test_who_never_pauses_is_committed_in_pieces(speech: Path, monkeypatch: pyte
     clip = spoken(speech)[0][0]
     talk = np.concatenate([clip[samples_of(0.3) : samples_of(1.3)]] * 6)
 
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection={"silence_duration_ms": 3000}))
         for piece in np.array_split(talk, 60):
             await session.handle(append(piece))
-        await until(lambda: kinds(said).count("completed") >= 2)
+        await until(lambda: kinds(events).count("completed") >= 2)
         assert session._buffer.n_samples <= samples_of(2.5)
 
-    said = converse(scenario)
-    assert kinds(said).count("input_audio_buffer.committed") >= 2
+    events = converse(scenario)
+    assert kinds(events).count("input_audio_buffer.committed") >= 2
 
 
 def test_an_update_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
     engine = FakeSpeechEngine()
 
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update())
         pieces = np.array_split(recording[: samples_of(4.5)], 45)
         for n, piece in enumerate(pieces):
             if n == 20:  # 2 s, of which somebody spoke for one
-                assert kinds(said)[-1] != "input_audio_buffer.committed"
+                assert kinds(events)[-1] != "input_audio_buffer.committed"
                 await session.handle(update(turn_detection={"silence_duration_ms": 400}))
                 await session.handle(update(transcription={"language": "EN"}))
             await session.handle(append(piece))
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
-    said = converse(scenario, engine)
-    order = [kind for kind in kinds(said) if kind not in ("delta", "session.created", "session.updated")]
+    events = converse(scenario, engine)
+    order = [kind for kind in kinds(events) if kind not in ("delta", "session.created", "session.updated")]
     turn = ["speech_started", "speech_stopped", "committed"]
     assert order == [*(f"input_audio_buffer.{kind}" for kind in turn), "completed"]
-    started, committed = (next(e for e in said if e["type"].endswith(kind)) for kind in ("started", "committed"))
+    started, committed = (next(e for e in events if e["type"].endswith(kind)) for kind in ("started", "committed"))
     assert committed["audio_start_ms"] == started["audio_start_ms"] < 1300
-    assert said[-1]["usage"]["seconds"] > 2.5
-    assert engine.asked[-1].language == "en"
+    assert events[-1]["usage"]["seconds"] > 2.5
+    assert engine.received_options[-1].language == "en"
 
 
 def test_turn_detection_that_goes_off_and_on_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update())
         for n, piece in enumerate(np.array_split(recording[: samples_of(4.5)], 45)):
             if n == 20:
@@ -280,92 +283,92 @@ def test_turn_detection_that_goes_off_and_on_while_somebody_speaks_keeps_the_tur
             if n == 25:
                 await session.handle(update(turn_detection={"type": "server_vad"}))
             await session.handle(append(piece))
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
-    said = converse(scenario)
-    (started,) = (event for event in said if event["type"].endswith("speech_started"))
-    (committed,) = (event for event in said if event["type"].endswith("committed"))
+    events = converse(scenario)
+    (started,) = (event for event in events if event["type"].endswith("speech_started"))
+    (committed,) = (event for event in events if event["type"].endswith("committed"))
     assert committed["item_id"] == started["item_id"]
     assert committed["audio_start_ms"] == started["audio_start_ms"]
-    assert said[-1]["usage"]["seconds"] > 2.5
+    assert events[-1]["usage"]["seconds"] > 2.5
 
 
 def test_what_waits_for_a_commit_is_searched_for_turns_when_their_detection_comes_on(recording: np.ndarray):
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         await session.handle(append(recording))
         await session.handle(update(turn_detection={}))
-        await until(lambda: kinds(said).count("completed") == 2)
+        await until(lambda: kinds(events).count("completed") == 2)
 
-    said = converse(scenario)
-    assert kinds(said).index("session.updated", 2) < kinds(said).index("input_audio_buffer.speech_started")
+    events = converse(scenario)
+    assert kinds(events).index("session.updated", 2) < kinds(events).index("input_audio_buffer.speech_started")
 
 
 def test_a_turn_that_detection_leaves_open_is_committed_by_hand_under_its_id(recording: np.ndarray):
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update())
         await session.handle(append(recording[: samples_of(2.0)]))
         await session.handle(update(turn_detection=None))
         await session.handle(append(recording[samples_of(2.0) : samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.commit"})
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
-    said = converse(scenario)
-    started, committed = (next(e for e in said if e["type"].endswith(kind)) for kind in ("started", "committed"))
-    assert committed["item_id"] == started["item_id"] == said[-1]["item_id"]
+    events = converse(scenario)
+    started, committed = (next(e for e in events if e["type"].endswith(kind)) for kind in ("started", "committed"))
+    assert committed["item_id"] == started["item_id"] == events[-1]["item_id"]
     assert committed["audio_end_ms"] == 3000
 
 
 def test_an_update_after_a_commit_leaves_the_committed_turn_as_it_was(recording: np.ndarray):
     engine = FakeSpeechEngine()
 
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None, transcription={"language": "de", "prompt": "first"}))
         await session.handle(append(recording[: samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.commit"})
         await session.handle(update(transcription={"language": "en", "prompt": "second"}))
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
     converse(scenario, engine)
-    assert [(options.language, options.decoding.prompt) for options in engine.asked] == [("de", "first")]
+    assert [(options.language, options.decoding.prompt) for options in engine.received_options] == [("de", "first")]
 
 
 def test_without_transcription_turns_are_committed_and_not_transcribed(recording: np.ndarray):
     engine = FakeSpeechEngine()
 
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None, transcription=None))
         await session.handle(append(recording[: samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.commit"})
         await asyncio.sleep(0)
-        assert not engine.asked
+        assert not engine.received_options
         await session.handle(update(transcription={"language": "de"}))
         await session.handle(append(recording[: samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.commit"})
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
-    said = converse(scenario, engine)
-    assert said[1]["session"]["audio"]["input"]["transcription"] is None
-    _, second = (event["item_id"] for event in said if event["type"] == "input_audio_buffer.committed")
-    assert {event["item_id"] for event in said if "content_index" in event} == {second}
+    events = converse(scenario, engine)
+    assert events[1]["session"]["audio"]["input"]["transcription"] is None
+    _, second = (event["item_id"] for event in events if event["type"] == "input_audio_buffer.committed")
+    assert {event["item_id"] for event in events if "content_index" in event} == {second}
 
 
 def test_log_probabilities_of_tokens(recording: np.ndarray):
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         event = update(turn_detection=None)
         event["session"]["include"] = ["item.input_audio_transcription.logprobs"]
         await session.handle(event)
         await session.handle(append(recording[: samples_of(3.0)]))
         await session.handle({"type": "input_audio_buffer.commit"})
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
     completed = converse(scenario)[-1]
-    assert "".join(its["token"] for its in completed["logprobs"]).strip() == completed["transcript"]
+    assert "".join(item_events["token"] for item_events in completed["logprobs"]).strip() == completed["transcript"]
     assert completed["logprobs"][0] == {"token": " S", "bytes": [32, 83], "logprob": -0.2231}  # of 0.8
 
 
 def test_exactly_100_ms_may_be_committed(recording: np.ndarray):
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle({"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}})
         audio = base64.b64encode(bytes(2 * 2400)).decode()
         await session.handle({"type": "input_audio_buffer.append", "audio": audio})
@@ -382,7 +385,7 @@ def test_what_goes_wrong_inside_is_an_error_event_and_the_session_goes_on():
         engine.models = models
         raise OSError("/home/me/engine.sock")
 
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         engine.models = fail
         await session.handle(update() | {"event_id": "one"})
         await session.handle(update())
@@ -395,36 +398,38 @@ def test_what_goes_wrong_inside_is_an_error_event_and_the_session_goes_on():
 
 @pytest.mark.parametrize("settings", [{}, {"turn_detection": None}])
 def test_what_waits_is_transcribed_before_the_service_ends_a_session(recording: np.ndarray, settings: dict[str, Any]):
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(**settings))
         await session.handle(append(recording[: samples_of(3.0)]))
         await session.finish(20.0)
 
-    said = converse(scenario)
-    assert said[-1]["type"].endswith("completed")
-    assert next(event["reason"] for event in said if event["type"].endswith("committed")) == "session_end"
+    events = converse(scenario)
+    assert events[-1]["type"].endswith("completed")
+    assert next(event["reason"] for event in events if event["type"].endswith("committed")) == "session_end"
 
 
 @pytest.mark.parametrize("settings", [{}, {"turn_detection": None}])
 def test_a_commit_and_a_clear_end_the_audio_and_not_its_transcripts(recording: np.ndarray, settings: dict[str, Any]):
     """So OpenAI's agents SDK ends a recording; where the turn has ended before, it takes the error for no mistake."""
 
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(**settings))
         await session.handle(append(recording[: samples_of(3.0)]))
         for kind in ("commit", "clear", "commit"):
             await session.handle({"type": f"input_audio_buffer.{kind}", "event_id": kind})
-        await until(lambda: "completed" in kinds(said))
+        await until(lambda: "completed" in kinds(events))
 
-    said = converse(scenario)
-    (error,) = (event["error"] for event in said if event["type"] == "error")
+    events = converse(scenario)
+    (error,) = (event["error"] for event in events if event["type"] == "error")
     assert (error["code"], error["event_id"]) == ("input_audio_buffer_commit_empty", "commit")
-    committed, completed = (next(e for e in said if e["type"].endswith(kind)) for kind in (".committed", ".completed"))
+    committed, completed = (
+        next(e for e in events if e["type"].endswith(kind)) for kind in (".committed", ".completed")
+    )
     assert committed["item_id"] == completed["item_id"]
 
 
 def test_the_beta_is_answered_in_its_own_terms():
-    async def scenario(session: Session, said: list[dict[str, Any]]) -> None:
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         detection = {"type": "server_vad", "silence_duration_ms": 700}
         beta = {"input_audio_format": "g711_ulaw", "input_audio_transcription": None, "turn_detection": detection}
         await session.handle({"type": "transcription_session.update", "session": beta})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from openai.types.realtime import SessionUpdatedEvent
 
 from askd_ray.serve.live.events import EventError
-from askd_ray.serve.live.settings import LOGPROBS, AudioFormat, LiveVad, SessionSettings, Transcribing
+from askd_ray.serve.live.settings import LOGPROBS, AudioFormat, LiveVad, SessionSettings, TranscriptionSettings
 from askd_ray.serve.live.update import MAX_IGNORED, Update
 
 INPUT = "session.audio.input"
@@ -123,21 +123,21 @@ IGNORED = {
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_what_clients_send_is_taken(client: str):
-    before = SessionSettings(transcription=Transcribing(model="other"), turn_detection=LiveVad(threshold=0.9))
+    before = SessionSettings(transcription=TranscriptionSettings(model="other"), turn_detection=LiveVad(threshold=0.9))
     update = Update(before if client == "pipecat" else SessionSettings(), CLIENTS[client])
-    assert update.settings.transcription == Transcribing(model="student", language="en", prompt="IVR")
+    assert update.settings.transcription == TranscriptionSettings(model="student", language="en", prompt="IVR")
     assert update.settings.turn_detection == DETECTIONS[client]
     assert update.settings.format.rate_hz == 24_000
     assert update.settings.logprobs == ("include" in CLIENTS[client])
-    assert {its["param"].removeprefix("session.") for its in update.ignored} == IGNORED[client]
+    assert {field["param"].removeprefix("session.") for field in update.ignored} == IGNORED[client]
     session = {"id": "sess_1", "object": "realtime.transcription_session", **update.settings.as_session("student")}
-    told = {"type": "session.updated", "event_id": "1", "session": session, "ignored": update.ignored}
-    assert SessionUpdatedEvent.model_validate(told).session.type == "transcription"
+    event = {"type": "session.updated", "event_id": "1", "session": session, "ignored": update.ignored}
+    assert SessionUpdatedEvent.model_validate(event).session.type == "transcription"
 
 
 CHANGED = SessionSettings(
     AudioFormat(type="audio/pcm", rate=16000),
-    Transcribing(model="student", language="de", prompt="IVR"),
+    TranscriptionSettings(model="student", language="de", prompt="IVR"),
     LiveVad(threshold=0.6, prefix_padding_ms=100, silence_duration_ms=700),
     True,
 )
@@ -191,46 +191,48 @@ A, T, D = CHANGED.format, CHANGED.transcription, CHANGED.turn_detection
 def test_an_update_changes_what_it_names_and_nothing_else(session: dict[str, Any], changed: dict[str, Any]):
     update = Update(CHANGED, session)
     assert vars(update.settings) == vars(CHANGED) | changed
-    assert [its for its in update.ignored if its["param"] not in (f"{INPUT}.turn_detection.type",)] == []
+    assert [field for field in update.ignored if field["param"] not in (f"{INPUT}.turn_detection.type",)] == []
 
 
 def test_what_is_off_comes_back_with_its_defaults():
     off = Update(CHANGED, of_input(transcription=None, turn_detection=None)).settings
     on = Update(off, of_input(transcription={"language": "de"}, turn_detection={"threshold": 0.6})).settings
-    assert on.transcription == Transcribing(language="de")
+    assert on.transcription == TranscriptionSettings(language="de")
     assert on.turn_detection == LiveVad(threshold=0.6)
 
 
 @pytest.mark.parametrize("name", ["en", "EN", "en-US", "en_GB", "eng", "english", "English", " en "])
 def test_english_by_any_name(name: str):
-    wanted = Update(SessionSettings(), of_input(transcription={"language": name})).settings.transcription
-    assert wanted is not None and wanted.language == "en"
+    settings = Update(SessionSettings(), of_input(transcription={"language": name})).settings.transcription
+    assert settings is not None and settings.language == "en"
 
 
 def test_several_languages_are_found_out_and_one_is_the_language():
     one = Update(SessionSettings(), of_input(transcription={"languages": ["de"]}))
-    assert one.settings.transcription == Transcribing(language="de") and not one.ignored
+    assert one.settings.transcription == TranscriptionSettings(language="de") and not one.ignored
     two = Update(SessionSettings(), of_input(transcription={"languages": ["de", "en"]}))
-    assert two.settings.transcription == Transcribing()
-    assert [its["param"] for its in two.ignored] == [f"{INPUT}.transcription.languages"]
+    assert two.settings.transcription == TranscriptionSettings()
+    assert [field["param"] for field in two.ignored] == [f"{INPUT}.transcription.languages"]
 
 
 def test_what_is_ignored_is_listed_within_bounds():
     update = Update(SessionSettings(), {f"{'x' * 10_000}{n}": n for n in range(1000)} | {"include": ["a", LOGPROBS]})
     assert len(update.ignored) == MAX_IGNORED
-    assert max(len(its["param"]) for its in update.ignored) <= 200
+    assert max(len(field["param"]) for field in update.ignored) <= 200
     assert update.settings.logprobs
 
 
 def test_of_a_long_prompt_the_end_counts():
-    wanted = Update(SessionSettings(), of_input(transcription={"prompt": "a" * 100_000 + "end"})).settings.transcription
-    assert wanted is not None and wanted.prompt.endswith("aend") and len(wanted.prompt) < 10_000
+    settings = Update(
+        SessionSettings(), of_input(transcription={"prompt": "a" * 100_000 + "end"})
+    ).settings.transcription
+    assert settings is not None and settings.prompt.endswith("aend") and len(settings.prompt) < 10_000
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=5),
-    lambda its: (
-        st.lists(its, max_size=3) | st.dictionaries(st.text(st.characters(codec=None), max_size=5), its, max_size=3)
+    lambda field: (
+        st.lists(field, max_size=3) | st.dictionaries(st.text(st.characters(codec=None), max_size=5), field, max_size=3)
     ),
     max_leaves=5,
 )

@@ -2,12 +2,12 @@
 
     python benchmarks/serve_badinput.py --bundle FOLDER [--uploads N] [--seed N] [--quick] [--json]
 
-Real prompts as wav, flac, ogg, mp3, webm and m4a: truncated, with flipped bits, forged headers, wrong lengths in headers
-(as in streams), joined, with gaps in their timestamps, at odd rates, as floats of any scale, with damaged packets,
-wrong types, files that decode to hours, zero length, silence, eight channels, rates of 1 Hz and of 4 GHz, file names
-with ../, and broken forms and HTTP (broken_forms.py). Each is sent once. A replica counts as dead if its process was
-replaced. The sandbox's decoding processes do not count: a bad file may kill them. --json prints one line of JSON at
-the end.
+Real prompts as wav, flac, ogg, mp3, webm and m4a: truncated, with flipped bits, forged headers, wrong lengths in
+headers (as in streams), joined, with gaps in their timestamps, at odd rates, as floats of any scale, with damaged
+packets, wrong types, files that decode to hours, zero length, silence, eight channels, rates of 1 Hz and of 4 GHz,
+file names with ../, and broken forms and HTTP (broken_forms.py). Each is sent once. A replica counts as dead if its
+process was replaced. The sandbox's decoding processes do not count: a bad file may kill them. --json prints one line
+of JSON at the end.
 """
 
 import argparse

@@ -4,9 +4,9 @@
 
 (a) One engine; five swaps through the registry while it serves, one of them to a damaged bundle. (b) Two engines that
 are killed in turn (SIGKILL); with --quick, the engine of (a). (c) Four times the allowed number of clients, for some
-seconds. An answer has failed if its status is not 200 (in (c): neither 200 nor 429 with Retry-After). It is wrong if its
-text differs from the text of the same clip without other load; all versions have the same weights. --json prints one
-line of JSON at the end.
+seconds. An answer has failed if its status is not 200 (in (c): neither 200 nor 429 with Retry-After). It is wrong if
+its text differs from the text of the same clip without other load; all versions have the same weights. --json prints
+one line of JSON at the end.
 """
 
 import argparse

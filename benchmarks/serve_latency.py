@@ -122,7 +122,7 @@ def flat(turns: Turns) -> list[Answer]:
 
 
 async def streamed(service: Service, rows: Sequence[Utterance]) -> list[str]:
-    """Return the text of each clip, joined from the deltas of a stream, with at most ``max(CLIENTS)`` clips at a time."""
+    """Return the text of each clip, joined from the deltas of a stream; ``max(CLIENTS)`` clips run at a time."""
     concurrency = asyncio.Semaphore(CLIENTS[-1])
     async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
 

@@ -1,4 +1,4 @@
-"""Helper of the tests around the service: speech in bytes, ears that say what they are told, and an app around them."""
+"""Helper of the service's tests: audio files, a fake speech engine, and an app around it."""
 
 import asyncio
 import io
@@ -36,14 +36,14 @@ def wav(waveform: Waveform, rate_hz: int = SAMPLE_RATE_HZ) -> bytes:
 
 
 def spoken(speech: Path, n: int = 1) -> list[tuple[Waveform, str]]:
-    """Return prompts of several words, with what is said in them."""
+    """Return prompts of several words, each with its transcript."""
     rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     chosen = [row for row in rows if len(row["text"].split()) >= 8][:n]
     return [(decode((speech / row["audio"]).read_bytes()), row["text"]) for row in chosen]
 
 
 def kill_replicas(deployment: str) -> int:
-    """Kill the processes of a deployment's replicas; returns how many there were."""
+    """Kill the processes of a deployment's replicas; return their number."""
     processes = psutil.Process().children(recursive=True)
     replicas = [p for p in processes if any(f"ServeReplica:askd:{deployment}" in part for part in p.cmdline())]
     for replica in replicas:
@@ -52,7 +52,7 @@ def kill_replicas(deployment: str) -> int:
 
 
 class FakeSpeechEngine:
-    """Says how long each stretch was, in samples; raises, or waits at the gate, when told to."""
+    """Returns the length of each chunk as its text; waits for ``gate`` and raises ``error`` where they are set."""
 
     def __init__(self, languages: tuple[str, ...] = ("en", "de")):
         self.languages = languages
@@ -74,10 +74,10 @@ class FakeSpeechEngine:
         return ChunkResult(self.transcript(chunk, options), "v1", 1, 0.01)
 
     def transcript(self, chunk: Waveform, options: TranscribeOptions) -> Transcript:
-        """Return three words, timed evenly over the stretch where that is asked for."""
+        """Return three words, with times spread evenly over the chunk where ``options`` ask for them."""
         language, text = options.language or "de", f"Secret {len(chunk)} samples."
         seconds = len(chunk) / SAMPLE_RATE_HZ
-        letters = tuple("Secret")[1:]  # a token each: so few words would be too few for a long stretch
+        letters = tuple("Secret")[1:]  # a token each: with fewer tokens a long chunk would be decoded again
         texts = (" S", *letters, f" {len(chunk)}", " sam", *tuple("ples"), *[""] * int(2 * seconds), ".")
         ids = tuple(range(len(texts)))
         if not options.decoding.confidence:
@@ -93,7 +93,7 @@ class FakeSpeechEngine:
 
 
 class InProcessDecoder:
-    """Decodes where it is called; the sandbox has tests of its own."""
+    """Decodes in this process; the sandbox has separate tests."""
 
     async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> DecodedAudio:
         return read_audio(audio, max_s, partial)
@@ -102,14 +102,14 @@ class InProcessDecoder:
 def build_test_app(
     engine: FakeSpeechEngine, limits: RequestLimits | None = None, max_audio_s: float = MAX_AUDIO_S
 ) -> FastAPI:
-    """Return the service around ears."""
+    """Return the app of the service around an engine."""
     return build_app(
         TranscriptionService(engine, InProcessDecoder(), max_audio_s), limits or RequestLimits(), ServiceMetrics()
     )
 
 
 def bundle_of(folder: Path, weights: Path, changed: bytes = b"") -> Path:
-    """Write a bundle around Whisper's weights; ``changed`` bytes behind them make it another version."""
+    """Write a bundle with Whisper's weights; ``changed`` bytes after them make it another version."""
     shutil.copytree(weights, folder / "ctranslate2-int8")
     with (folder / "ctranslate2-int8" / "model.bin").open("ab") as model:
         model.write(changed)

@@ -25,7 +25,7 @@ BEAM, UNREPEATED = replace(GREEDY, beam_size=5), replace(GREEDY, beam_size=5, no
 
 
 class Scripted:
-    """Says what stands in its script for the try and the clip (clips are their own numbers)."""
+    """Returns the scripted transcript for each try and clip; a clip's samples are its number."""
 
     def __init__(self, *tries: dict[int, Transcript]):
         self.tries = tries
@@ -111,7 +111,7 @@ def test_doubts(transcript: Transcript, doubtful: bool, loop: bool):
 
 
 def repeated(speech: Path, n_times: int) -> list[tuple[Waveform, str]]:
-    """Return prompts, each joined several times with pauses between, as callers hear them."""
+    """Return prompts, each repeated several times with pauses."""
     pause, found = np.zeros(samples_of(0.5), np.float32), list[tuple[Waveform, str]]()
     for waveform, text in spoken(speech, 40):
         if n_times * (duration_s(waveform) + 0.5) <= 20.0:
@@ -121,7 +121,7 @@ def repeated(speech: Path, n_times: int) -> list[tuple[Waveform, str]]:
 
 @pytest.mark.slow
 def test_a_sentence_that_is_said_several_times_is_written_as_often(weights: Path, speech: Path):
-    """Without repeated trigrams the second and third time had invented words ("All circuits're busy now")."""
+    """With repeated trigrams forbidden, the repetitions had hallucinated words ("All circuits're busy now")."""
     engine, clips = Engine(weights, silence_s=None), repeated(speech, 3)
     assert len(clips) == 6
     normalize = normalizer("en")
@@ -131,14 +131,14 @@ def test_a_sentence_that_is_said_several_times_is_written_as_often(weights: Path
 
     waveforms = [waveform for waveform, _ in clips]
     plain = engine.transcribe(waveforms, "en", GREEDY)
-    assert any(repeats_itself(transcript) for transcript in plain)  # or there would be nothing to guard against
+    assert any(repeats_itself(transcript) for transcript in plain)  # else the test would check nothing
     guarded = transcribe_with_fallback(engine, waveforms, "en", GREEDY)
     assert errors([transcript.text for transcript in guarded]) <= errors([transcript.text for transcript in plain])
 
 
 @pytest.mark.slow
 def test_a_loop_of_a_real_model_is_cut(weights: Path, speech: Path):
-    """Sped up to twice its pace speech makes tiny.en go round in circles, up to the limit."""
+    """At twice its speed, this speech makes tiny.en loop up to the token limit."""
     engine = Engine(weights, silence_s=None)
     waveforms = [np.ascontiguousarray(waveform[::2]) for waveform, _ in spoken(speech, 8)]
     plain = engine.transcribe(waveforms, "en", GREEDY)

@@ -1,4 +1,4 @@
-"""Real tiny.en, real speech: what one hears alone, many hear together."""
+"""Real tiny.en, real speech: concurrent requests get the same texts as single requests."""
 
 import asyncio
 from pathlib import Path
@@ -54,7 +54,7 @@ async def transcribe(service: TranscriptionService, waveform: np.ndarray, option
 
 @pytest.mark.slow
 def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: LoadedModel, speech: Path):
-    """Clips and a long recording together, in batches as they come; nothing stays from one request to the next."""
+    """Clips and a long recording together, in any batches; no request affects another one."""
     clips = [waveform for waveform, _ in spoken(speech, 8)]
     recording = np.concatenate([p for clip in clips for p in (clip, np.zeros(samples_of(0.6), np.float32))])
     requests = [
@@ -77,7 +77,7 @@ def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: LoadedModel,
     references = [normalize(text) for _, text in spoken(speech, 8)]
     assert count_word_errors(references, [normalize(transcription.text) for transcription in expected[:-1]]).rate < 0.1
     whole = count_word_errors([" ".join(references)], [normalize(expected[-1].text)])
-    assert whole.rate < 0.1  # no word lost or doubled at the borders of stretches
+    assert whole.rate < 0.1  # no word lost or doubled at the borders of chunks
 
 
 @pytest.mark.slow

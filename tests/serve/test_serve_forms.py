@@ -111,7 +111,7 @@ def test_an_empty_value_is_no_value(name: str):
     [
         ([("include[]", "logprobs")], "include[]", "unknown; allowed are file, model"),
         ([("langauge", "de")], "langauge", "did you mean 'language'"),
-        ([("temperature[x]", "0")], "temperature", "it has one value"),
+        ([("temperature[x]", "0")], "temperature", "has a single value"),
         ([("model", "other")], "model", "2 times, once is allowed"),
         ([("language", "de"), ("language", "en")], "language", "2 times"),
         ([("language", "Klingon")], "language", "none of Whisper's"),
@@ -120,7 +120,7 @@ def test_an_empty_value_is_no_value(name: str):
         ([("stream", "maybe")], "stream", "boolean"),
         ([("response_format", "JSON")], "response_format", "'verbose_json'"),
         ([("timestamp_granularities[x]", "word")], "timestamp_granularities", "is a list"),
-        ([("timestamp_granularities", "[")], "timestamp_granularities", "a list of JSON"),
+        ([("timestamp_granularities", "[")], "timestamp_granularities", "a JSON list"),
         ([("prompt", "a" * (MAX_TEXT_BYTES + 1))], "prompt", "bytes are allowed"),
         ([("file", "again")], "file", "one file is expected"),
         ([("a[b][c]", "d")], "a[b][c]", "unknown"),
@@ -173,7 +173,7 @@ VALUES += ['["word"]', "server_vad", '{"type": "server_vad"}', "0", "0.5", "1", 
 
 
 def meant(request: TranscriptionRequest) -> dict[str, Any]:
-    """Return what a request asks for by the names of the fields."""
+    """Return the values of a request by form field."""
     options, vad_options = request.options, request.options.vad_options
     return {
         "model": options.model,
@@ -188,7 +188,7 @@ def meant(request: TranscriptionRequest) -> dict[str, Any]:
 
 
 def honoured(name: str, value: str, request: TranscriptionRequest) -> bool:
-    """Whether a value that was sent is what the request asks for."""
+    """Whether the request contains the value that was sent."""
     base = name.partition("[")[0]
     if value == "":
         return True
@@ -207,7 +207,7 @@ def honoured(name: str, value: str, request: TranscriptionRequest) -> bool:
 
 
 WRITABLE = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'))
-"""Names that a form can hold as they are: clients write quotes and line breaks in others' ways."""
+"""Names without characters that clients escape in different ways, such as quotes and line breaks."""
 
 
 def multipart(fields: Fields, file_names: bool, preamble: bytes) -> bytes:

@@ -36,7 +36,7 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: p
     assert read_keys(file) == ("one", "two")
     assert read_keys(None) == ("three", "four")
     file.write_text("\n", encoding="utf-8")
-    with pytest.raises(AskdError, match="holds none"):
+    with pytest.raises(AskdError, match="is empty"):
         read_keys(file)
     with pytest.raises(AskdError, match="cannot be read"):
         read_keys(tmp_path / "gone")

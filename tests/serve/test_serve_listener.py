@@ -116,7 +116,7 @@ def test_live_sessions_are_told_that_the_service_restarts():
 
 
 def test_who_does_not_read_an_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch):
-    """It kept its request's place for as long as it liked."""
+    """Such a client occupied a request slot without a time limit."""
     monkeypatch.setattr(listener, "READ_S", 0.3)
 
     async def scenario() -> None:
@@ -180,7 +180,7 @@ def test_a_port_that_is_taken_is_one_line():
 
 
 def test_a_port_is_kept_for_who_will_listen():
-    """Ray's own servers take ports as they come; one of them once took the service's, while that started."""
+    """Ray's servers use any free port; one of them once took the service's port during its start."""
     address = Address(port=free_port())
     with address.reserved():
         with pytest.raises(OSError, match="in use"), socket.socket() as other:

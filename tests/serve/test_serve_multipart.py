@@ -52,7 +52,7 @@ def test_a_part_says_its_own_character_set():
     latin = part("prompt", "Köln".encode("latin-1"), headers="Content-Type: text/plain; charset=iso-8859-1\r\n")
     assert read_parts(TYPE, body(latin))[0].text() == "Köln"
     for broken in (part("prompt", b"\xff"), part("prompt", b"x", headers="Content-Type: text/plain; charset=none\r\n")):
-        with pytest.raises(ApiError, match="prompt: no text in") as refusal:
+        with pytest.raises(ApiError, match="prompt: this is no text in") as refusal:
             read_parts(TYPE, body(broken))[0].text()
         assert refusal.value.param == "prompt"
 
@@ -70,7 +70,7 @@ def test_a_part_says_its_own_character_set():
         (TYPE, b"nothing of the kind", "broken"),
         (TYPE, part("a", b"b"), "no end"),
         (TYPE, b"--B\r\nno header", "broken|no end"),
-        (TYPE, body(b"--B\r\n\r\nx\r\n"), "FormPart 1 of the form has no name"),
+        (TYPE, body(b"--B\r\n\r\nx\r\n"), "Part 1 of the form has no name"),
         (TYPE, body(part("a", b"eA==", headers="Content-Transfer-Encoding: base64\r\n")), "a: .*base64 is not read"),
         (TYPE, body(*[part("a", b"b")] * (MAX_PARTS + 1)), "too many fields"),
     ],

@@ -1,4 +1,4 @@
-"""The API around ears that do as they are told."""
+"""The API with a fake speech engine."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ def clip(speech: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def long_clip(speech: Path) -> bytes:
-    """Over a minute: several stretches."""
+    """Over a minute of audio: several chunks."""
     pause = np.zeros(samples_of(0.7), np.float32)
     return wav(np.concatenate([piece for waveform, _ in spoken(speech, 14) for piece in (waveform, pause)]))
 
@@ -107,11 +107,11 @@ def test_streamed_is_what_is_not_streamed(client: TestClient, long_clip: bytes, 
     assert [item["type"] for item in deltas] == ["transcript.text.delta"] * len(deltas) and len(deltas) > 2
     assert done["type"] == "transcript.text.done"
     assert "".join(item["delta"] for item in deltas) == done["text"] == whole["text"]
-    TranscriptionTextDoneEvent.model_validate(done, strict=True)  # what is used is tokens there, or not said
+    TranscriptionTextDoneEvent.model_validate(done, strict=True)  # usage is in tokens or absent
     assert set(done) == {"type", "text"} and whole["usage"]["type"] == "duration"
 
 
-def test_the_first_stretch_says_the_language_of_all(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
+def test_the_first_chunk_decides_the_language(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
     assert post(client, long_clip, response_format="verbose_json").json()["language"] == "german"
     assert [options.language for options in engine.received_options] == [None] + ["de"] * (
         len(engine.received_options) - 1
@@ -126,7 +126,7 @@ def test_silence_is_an_empty_text_whatever_a_model_says(client: TestClient, engi
     assert [item["type"] for item in events_of(post(client, silence, stream="true"))] == ["transcript.text.done"]
     engine.received_chunks.clear()
     assert post(client, wav(np.zeros(samples_of(21.0), np.float32))).json()["text"] == ""
-    assert engine.received_chunks == []  # what may be more than one stretch is heard when that is known
+    assert engine.received_chunks == []  # longer audio is transcribed only after speech detection
 
 
 def test_translations(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
@@ -137,7 +137,7 @@ def test_translations(client: TestClient, clip: bytes, engine: FakeSpeechEngine)
     assert english["param"] == "model" and "cannot translate" in str(english["message"])
 
 
-def test_what_is_asked_reaches_the_ears(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
+def test_the_options_reach_the_engine(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     vad = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
     fields = {"prompt": "Hello", "temperature": "0.2", "language": "de", "chunking_strategy": json.dumps(vad)}
     assert post(client, clip, **fields).status_code == 200
@@ -175,7 +175,7 @@ def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, cl
         ({"temperature": "2"}, "temperature", "less than or equal to 1"),
         ({"temperature": "hot"}, "temperature", "number"),
         ({"language": "Englisch"}, "language", "none of Whisper's 100"),
-        ({"language": "yue"}, "language", "not known to the model 'student'"),
+        ({"language": "yue"}, "language", "does not know this language"),
         ({"language": "de", "model": "other"}, "language", "only 'en' is allowed"),
         ({"stream": "true", "response_format": "srt"}, "stream", "srt cannot be streamed"),
         ({"timestamp_granularities[]": "word"}, "timestamp_granularities", "needs response_format=verbose_json"),
@@ -337,7 +337,7 @@ def test_the_largest_file_is_taken_and_one_byte_more_is_not(client: TestClient):
 
 
 def test_who_hangs_up_takes_the_work_along(engine: FakeSpeechEngine, clip: bytes):
-    """The form is read, the ears wait at the gate, and the client goes."""
+    """The form is read, the engine waits at the gate, and the client goes."""
     request = httpx.Request("POST", f"http://test{URL}", files={"file": clip}, data={"model": "student"})
     body, left = request.read(), asyncio.Event()
 

@@ -42,7 +42,7 @@ def url(weights: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
-    """Two prompts with pauses, which the fake microphone plays once and again."""
+    """Two prompts with pauses, which the fake microphone plays in a loop."""
     pause = np.zeros(samples_of(1.0), np.float32)
     file = tmp_path_factory.mktemp("page") / "speech.wav"
     file.write_bytes(wav(np.concatenate([p for clip, _ in spoken(speech, 2) for p in (pause, clip)] + [pause])))

@@ -58,7 +58,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def clips(speech: Path) -> list[tuple[Path, str]]:
-    """Prompts that have several words, with what is said in them."""
+    """Prompts of several words, each with its transcript."""
     lines = (speech / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if len(row["text"].split()) >= 8]
     return [(speech / row["audio"], row["text"]) for row in rows[:N_CLIPS]]
@@ -207,7 +207,7 @@ def answers(url: str) -> bool:
 def test_a_termination_signal_waits_for_the_request_in_flight(
     weights: Path, clips: list[tuple[Path, str]], unused_port: int
 ):
-    """Serve itself gives what is in flight 30 s: this request takes longer, since its client is slow."""
+    """Serve alone waits 30 s for requests in progress; this request takes longer because its client is slow."""
     url = f"http://127.0.0.1:{unused_port}"
     command = [sys.executable, "-m", "askd_ray", "serve", "--model", f"m={weights}", "--port", str(unused_port)]
     files = {"file": clips[0][0].read_bytes() * 2}

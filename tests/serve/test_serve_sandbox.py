@@ -63,7 +63,7 @@ def test_a_decoder_that_hangs_costs_one_file(sandbox: Sandbox):
 
 @pytest.mark.slow
 def test_slow_files_do_not_hold_up_the_others(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
-    """A decoder that is stopped stands for a file that takes forever: the next file gets another process."""
+    """A stopped decoder simulates a file that never ends: the next file gets another process."""
     monkeypatch.setattr("askd_ray.serve.sandbox._QUICK_S", 0.2)
     waveform(sandbox, TONE)
     stopped = sandbox._idle[0]._process.pid or 0
@@ -93,6 +93,6 @@ def test_notes_and_what_is_left_come_through(sandbox: Sandbox):
 
 @pytest.mark.slow
 def test_odd_rates_cost_what_others_cost(sandbox: Sandbox):
-    """A polyphase kernel is as large as the rates are coprime: 16,001 Hz took more memory than a process has."""
+    """A polyphase kernel is huge for coprime rates: 16,001 Hz took more memory than the process may use."""
     for rate_hz in (8_001, 11_127, 16_001, 44_101, 47_999):
         assert len(waveform(sandbox, wav(sweep(5.0, rate_hz), rate_hz))) == 80_000

@@ -11,7 +11,7 @@ from askd_ray.serve.scheduler import Scheduler
 
 
 class Work:
-    """Keeps the batches it was given; the first one waits at the gate, so that a line can form."""
+    """Records its batches; the first batch waits at the gate, so that a queue forms."""
 
     def __init__(self):
         self.batches: list[tuple[str, list[Any]]] = []
@@ -28,7 +28,7 @@ class Work:
 def run(
     requests: Sequence[tuple[Any, str, float, str]], batch_s: float = 10.0, cancel: Sequence[int] = ()
 ) -> tuple[Work, list]:
-    """Let a line form behind a first item, and return the batches after it and what each item got."""
+    """Let a queue form behind a first item; return the later batches and the result of each item."""
     work = Work()
 
     async def scenario() -> list[Any]:
@@ -64,7 +64,7 @@ def test_a_short_clip_does_not_wait_for_a_long_file():
 
 
 def test_a_long_file_is_not_starved_by_short_clips():
-    """Between clips that keep coming, the file's stretch gets its turn: the clock goes on."""
+    """The chunk of a long file is not starved by new clips: the virtual clock advances."""
     requests = [("long", "k", 20.0, "file"), *((f"clip{i}", "k", 3.0, "one client") for i in range(20))]
     work, _ = run(requests, batch_s=3.0)
     order = [items[0] for _, items in work.batches[1:]]
@@ -79,7 +79,7 @@ def test_a_bad_item_fails_alone():
 
 
 def test_items_may_be_anything():
-    """Arrays have no truth: a line that compared its items stood still for ever."""
+    """Comparing arrays raises: a queue that compared its items stopped forever."""
     items = [np.zeros(3), np.zeros(3), np.ones(2)]
     work, found = run([(item, "x", 1.0, "A") for item in items])
     assert found == [f"x:{item}" for item in items]
@@ -93,7 +93,7 @@ def test_who_goes_leaves_the_line():
 
 
 def test_free_workers_share_the_line():
-    """Two engines hear two clips side by side instead of one batch; what comes while both work waits for either."""
+    """Two workers decode two clips concurrently instead of in one batch; later clips wait for either worker."""
     busy, max_busy, batches = 0, 0, list[int]()
     both = threading.Barrier(2, timeout=10)
 

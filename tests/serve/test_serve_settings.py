@@ -26,7 +26,7 @@ def test_all_is_looked_at_before_anything_starts(tmp_path: Path, weights: Path):
     registry.promote("fast", place.name)
     both = ServiceArgs(models={"base": str(weights)}, registry=str(registry.folder))
     assert both.check() == ["base", "fast"]
-    with pytest.raises(AskdError, match="called as another one"):
+    with pytest.raises(AskdError, match="has the name of another model"):
         ServiceArgs(models={"fast": str(weights)}, registry=str(registry.folder)).check()
     with pytest.raises(AskdError, match="no model in"):
         ServiceArgs(models={"fast": str(tmp_path)}).check()

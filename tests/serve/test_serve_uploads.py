@@ -84,7 +84,7 @@ def form_of(audio: bytes) -> bytes:
 
 @pytest.mark.parametrize("path", [URL, "/v1/audio/translations"])
 def test_uploads_that_stall_take_nobodys_place_and_are_answered_408(speech: Path, path: str):
-    """64 of them once kept everyone else out, for as long as they liked."""
+    """64 stalled uploads once blocked all other requests without a time limit."""
     clip, stalled = form_of(wav(spoken(speech)[0][0])), list[int]()
 
     def sending(body: bytes, more: bool) -> Any:
@@ -137,7 +137,7 @@ def test_who_keeps_the_pace_has_time_but_not_for_ever(max_upload_s: float, statu
 
 
 def test_what_is_held_of_all_bodies_has_a_bound():
-    """Places are counted late, and so many may be sending: what they send together is as much as the places allow."""
+    """A request counts when its body is complete, so many clients may upload: their bodies share one memory limit."""
     size, begun = MAX_BODY_BYTES - 1, asyncio.Event()
 
     async def scenario() -> list[int]:

@@ -1,25 +1,25 @@
-// The page of the service: a file or the microphone in, words with times and confidence out.
+// The page of the service: transcribe a file or the microphone; show words with times and confidence.
 import { startRecording } from "./live.js";
 import { clock, subtitles } from "./subtitles.js";
 
 const $ = (id) => document.getElementById(id);
-const DOUBTFUL = 0.6; // words below this probability are underlined
-let shown = null; // the transcript on the page
+const MIN_CONFIDENCE = 0.6; // words below this probability are underlined
+let transcript = null; // the transcript on the page
 let recording = null;
 
 const headers = () => ($("key").value ? { Authorization: `Bearer ${$("key").value}` } : {});
 
-function say(text) {
+function showStatus(text) {
   $("status").textContent = text;
 }
 
-function complain(text) {
+function showError(text) {
   $("error").textContent = text;
   $("error").hidden = !text;
-  if (text) say("");
+  if (text) showStatus("");
 }
 
-async function answerOf(response) {
+async function parseResponse(response) {
   const answer = await response.json().catch(() => null);
   if (response.ok) return answer;
   if (response.status === 401) {
@@ -31,18 +31,18 @@ async function answerOf(response) {
 
 async function listModels() {
   try {
-    const { data } = await answerOf(await fetch("v1/models", { headers: headers() }));
+    const { data } = await parseResponse(await fetch("v1/models", { headers: headers() }));
     $("model").replaceChildren(...data.map(({ id, version }) => new Option(`${id} (${version})`, id)));
-    complain("");
+    showError("");
   } catch (error) {
-    complain(error.message);
+    showError(error.message);
   }
 }
 
 async function transcribe(blob, name) {
-  complain("");
+  showError("");
   $("result").hidden = true;
-  say(`Transcribing ${name} …`);
+  showStatus(`Transcribing ${name} …`);
   const form = new FormData();
   form.append("file", blob, name);
   form.append("model", $("model").value);
@@ -52,14 +52,14 @@ async function transcribe(blob, name) {
   const begun = performance.now();
   try {
     const request = { method: "POST", body: form, headers: headers() };
-    const result = await answerOf(await fetch("v1/audio/transcriptions", request));
+    const result = await parseResponse(await fetch("v1/audio/transcriptions", request));
     show(result, (performance.now() - begun) / 1000, blob, name);
   } catch (error) {
-    complain(error.message);
+    showError(error.message);
   }
 }
 
-function fact(name, value) {
+function factRow(name, value) {
   const row = document.createElement("div");
   const term = document.createElement("dt");
   const description = document.createElement("dd");
@@ -70,24 +70,24 @@ function fact(name, value) {
 }
 
 function show(result, seconds, blob, name) {
-  shown = { ...result, name: name.replace(/\.[^.]*$/, "") };
+  transcript = { ...result, name: name.replace(/\.[^.]*$/, "") };
   const { words, segments, duration, language } = result;
-  const sure = words.length ? words.reduce((sum, word) => sum + word.probability, 0) / words.length : null;
+  const confidence = words.length ? words.reduce((sum, word) => sum + word.probability, 0) / words.length : null;
   $("facts").replaceChildren(
-    fact("Audio", `${duration.toFixed(1)} s, ${language}`),
-    fact("Latency", `${Math.round(1000 * seconds)} ms`),
-    fact("Speed", `${(duration / seconds).toFixed(1)} × real time`),
-    fact("Confidence", sure === null ? "–" : `${Math.round(100 * sure)} %`),
+    factRow("Audio", `${duration.toFixed(1)} s, ${language}`),
+    factRow("Latency", `${Math.round(1000 * seconds)} ms`),
+    factRow("Speed", `${(duration / seconds).toFixed(1)} × real time`),
+    factRow("Confidence", confidence === null ? "–" : `${Math.round(100 * confidence)} %`),
   );
   URL.revokeObjectURL($("player").src);
   $("player").src = URL.createObjectURL(blob);
-  $("segments").replaceChildren(...segments.map((segment) => line(segment, words)));
-  if (!segments.length) $("segments").textContent = "Nothing was said.";
+  $("segments").replaceChildren(...segments.map((segment) => segmentRow(segment, words)));
+  if (!segments.length) $("segments").textContent = "No speech was detected.";
   $("result").hidden = false;
-  say("Done.");
+  showStatus("Done.");
 }
 
-function line(segment, words) {
+function segmentRow(segment, words) {
   const item = document.createElement("li");
   const time = document.createElement("time");
   time.textContent = `${clock(segment.start)} – ${clock(segment.end)}`;
@@ -95,7 +95,7 @@ function line(segment, words) {
   for (const word of words.filter((w) => w.start >= segment.start && w.end <= segment.end)) {
     const button = document.createElement("button");
     button.type = "button";
-    button.className = word.probability < DOUBTFUL ? "word doubt" : "word";
+    button.className = word.probability < MIN_CONFIDENCE ? "word doubt" : "word";
     button.textContent = word.word;
     button.title = `${Math.round(100 * word.probability)} % at ${clock(word.start)}`;
     button.dataset.start = word.start;
@@ -110,7 +110,7 @@ function line(segment, words) {
   return item;
 }
 
-function follow() {
+function highlightSpokenWord() {
   const now = $("player").currentTime;
   for (const word of $("segments").querySelectorAll(".word")) {
     word.classList.toggle("now", !$("player").paused && now >= word.dataset.start && now < word.dataset.end);
@@ -119,22 +119,22 @@ function follow() {
 
 function download(form) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([subtitles(shown.segments, form)], { type: "text/plain" }));
-  link.download = `${shown.name}.${form}`;
+  link.href = URL.createObjectURL(new Blob([subtitles(transcript.segments, form)], { type: "text/plain" }));
+  link.download = `${transcript.name}.${form}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
 async function toggleRecording() {
-  complain("");
+  showError("");
   if (recording) {
     const stopped = recording;
     recording = null;
     $("record").disabled = true;
-    say("Finishing …");
+    showStatus("Finishing …");
     const wav = await stopped.stop();
     await transcribe(wav, "recording.wav");
-    settle();
+    resetRecordButton();
     return;
   }
   $("captions").replaceChildren();
@@ -142,32 +142,32 @@ async function toggleRecording() {
   $("result").hidden = true;
   try {
     const options = { model: $("model").value, key: $("key").value };
-    recording = await startRecording(options, caption, (level) => ($("level").value = level), broken);
+    recording = await startRecording(options, showCaption, (level) => ($("level").value = level), onRecordingFailed);
     $("record").textContent = "Stop";
     $("record").setAttribute("aria-pressed", "true");
     $("level").hidden = false;
-    say("Listening …");
+    showStatus("Listening …");
   } catch (error) {
-    complain(error.message);
-    settle();
+    showError(error.message);
+    resetRecordButton();
   }
 }
 
-function broken(message) {
-  complain(message);
+function onRecordingFailed(message) {
+  showError(message);
   recording = null;
-  settle();
+  resetRecordButton();
 }
 
-function settle() {
+function resetRecordButton() {
   $("record").disabled = false;
   $("record").textContent = "Record";
   $("record").setAttribute("aria-pressed", "false");
   $("level").hidden = true;
 }
 
-// One paragraph a turn: what is certain so far, and the final text when the turn ends.
-function caption(item, text, final) {
+// One paragraph per turn: partial results, then the final text when the turn ends.
+function showCaption(item, text, final) {
   let paragraph = document.getElementById(item);
   if (!paragraph) {
     paragraph = document.createElement("p");
@@ -198,12 +198,12 @@ document.addEventListener("drop", (event) => {
   if (file) transcribe(file, file.name);
 });
 $("key").addEventListener("change", listModels);
-$("player").addEventListener("timeupdate", follow);
-$("player").addEventListener("pause", follow);
+$("player").addEventListener("timeupdate", highlightSpokenWord);
+$("player").addEventListener("pause", highlightSpokenWord);
 $("srt").addEventListener("click", () => download("srt"));
 $("vtt").addEventListener("click", () => download("vtt"));
 $("copy").addEventListener("click", async () => {
-  await navigator.clipboard.writeText(shown.text);
-  say("Copied.");
+  await navigator.clipboard.writeText(transcript.text);
+  showStatus("Copied.");
 });
 listModels();

@@ -1,16 +1,16 @@
-// The microphone over OpenAI's realtime transcription, and what was recorded as a WAV file.
+// Send the microphone to OpenAI's realtime transcription API, and return the recording as a WAV file.
 const RATE_HZ = 24000;
 
-export async function startRecording({ model, key }, onCaption, onLevel, onBroken) {
+export async function startRecording({ model, key }, onCaption, onLevel, onFailure) {
   const microphone = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
   const context = new AudioContext({ sampleRate: RATE_HZ });
   await context.audioWorklet.addModule(new URL("recorder.js", import.meta.url));
-  const socket = await open(model, key);
+  const socket = await openSocket(model, key);
   const node = new AudioWorkletNode(context, "recorder");
   const recorded = [];
   const texts = new Map();
-  let waiting = 0; // turns whose final text has not come
-  let settled = () => {};
+  let pendingTurns = 0; // turns without a final text
+  let onAllTurnsDone = () => {};
 
   node.port.onmessage = ({ data }) => {
     recorded.push(data);
@@ -20,22 +20,22 @@ export async function startRecording({ model, key }, onCaption, onLevel, onBroke
   socket.onmessage = ({ data }) => {
     const event = JSON.parse(data);
     const kind = event.type.replace("conversation.item.input_audio_transcription.", "");
-    if (kind === "input_audio_buffer.committed") waiting += 1;
+    if (kind === "input_audio_buffer.committed") pendingTurns += 1;
     if (kind === "delta") {
       texts.set(event.item_id, (texts.get(event.item_id) ?? "") + event.delta);
       onCaption(event.item_id, texts.get(event.item_id), false);
     }
     if (kind === "completed") onCaption(event.item_id, event.transcript, true);
-    if (kind === "completed" || kind === "failed") waiting -= 1;
-    if (waiting === 0) settled();
+    if (kind === "completed" || kind === "failed") pendingTurns -= 1;
+    if (pendingTurns === 0) onAllTurnsDone();
   };
   let stopping = false;
   socket.onclose = ({ reason }) => {
     if (!stopping) {
       release();
-      onBroken(reason || "The connection was lost.");
+      onFailure(reason || "The connection was lost.");
     }
-    settled();
+    onAllTurnsDone();
   };
   context.createMediaStreamSource(microphone).connect(node);
 
@@ -46,13 +46,13 @@ export async function startRecording({ model, key }, onCaption, onLevel, onBroke
   }
 
   return {
-    // Ends the recording, waits a moment for the last turn, and returns all of it.
+    // Stop the recording, wait up to 3 s for the last turn, and return the whole recording.
     async stop() {
       stopping = true;
       release();
       send(socket, { type: "input_audio_buffer.commit" });
       await new Promise((resolve) => {
-        settled = resolve;
+        onAllTurnsDone = resolve;
         setTimeout(resolve, 3000);
       });
       socket.close();
@@ -61,7 +61,7 @@ export async function startRecording({ model, key }, onCaption, onLevel, onBroke
   };
 }
 
-function open(model, key) {
+function openSocket(model, key) {
   const url = new URL("v1/realtime", document.baseURI);
   url.protocol = url.protocol.replace("http", "ws");
   url.searchParams.set("intent", "transcription");
@@ -88,11 +88,11 @@ function base64(values) {
 
 function wav(blocks) {
   const data = blocks.map(pcm16);
-  const n_bytes = 2 * data.reduce((sum, block) => sum + block.length, 0);
+  const nBytes = 2 * data.reduce((sum, block) => sum + block.length, 0);
   const header = new DataView(new ArrayBuffer(44));
-  const text = (at, value) => [...value].forEach((c, i) => header.setUint8(at + i, c.charCodeAt(0)));
+  const text = (offset, value) => [...value].forEach((c, i) => header.setUint8(offset + i, c.charCodeAt(0)));
   text(0, "RIFF");
-  header.setUint32(4, 36 + n_bytes, true);
+  header.setUint32(4, 36 + nBytes, true);
   text(8, "WAVEfmt ");
   header.setUint32(16, 16, true);
   header.setUint16(20, 1, true);
@@ -102,6 +102,6 @@ function wav(blocks) {
   header.setUint16(32, 2, true);
   header.setUint16(34, 16, true);
   text(36, "data");
-  header.setUint32(40, n_bytes, true);
+  header.setUint32(40, nBytes, true);
   return new Blob([header, ...data], { type: "audio/wav" });
 }

@@ -1,4 +1,4 @@
-// Hands the microphone's samples to the page, 100 ms at a time.
+// Send the microphone's samples to the page in blocks of 100 ms.
 class Recorder extends AudioWorkletProcessor {
   constructor() {
     super();

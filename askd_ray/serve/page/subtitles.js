@@ -1,10 +1,10 @@
-// Times as people and players read them.
+// Format times and subtitles (SubRip, WebVTT).
 
 export function clock(seconds, mark = ".") {
   const ms = Math.round(1000 * seconds);
-  const two = (value) => String(Math.floor(value)).padStart(2, "0");
-  const rest = `${two((ms / 60000) % 60)}:${two((ms / 1000) % 60)}${mark}${String(ms % 1000).padStart(3, "0")}`;
-  return ms >= 3600000 || mark === "," ? `${two(ms / 3600000)}:${rest}` : rest;
+  const twoDigits = (value) => String(Math.floor(value)).padStart(2, "0");
+  const rest = `${twoDigits((ms / 60000) % 60)}:${twoDigits((ms / 1000) % 60)}${mark}${String(ms % 1000).padStart(3, "0")}`;
+  return ms >= 3600000 || mark === "," ? `${twoDigits(ms / 3600000)}:${rest}` : rest;
 }
 
 export function subtitles(segments, form) {

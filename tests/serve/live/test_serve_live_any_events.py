@@ -1,4 +1,4 @@
-"""Any sequence of events: no audio is lost, no event goes unanswered, and OpenAI's own types can read the answers."""
+"""Any sequence of events: no audio is lost, every event is answered, and the answers fit OpenAI's types."""
 
 import asyncio
 import base64
@@ -36,14 +36,14 @@ SILENT = {"audio/pcm": b"\x00\x00", "audio/pcmu": b"\xff", "audio/pcma": b"\xd5"
 
 
 class LoudnessVad:
-    """Takes for speech what is loud."""
+    """Detects loud audio as speech."""
 
     def run(self, frames: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
         return (np.abs(frames[:, 64:]).mean(axis=1) > 0.1).astype(np.float32), state
 
 
 class FakeService:
-    """Hears nothing in what is committed, and keeps it."""
+    """Stores the committed audio and returns no text."""
 
     def __init__(self):
         self.engine, self.vad = FakeSpeechEngine(), LoudnessVad()
@@ -57,7 +57,7 @@ class FakeService:
 
 @dataclass
 class Client:
-    """What a client knows: what it sent, when somebody spoke in it, and what it was told."""
+    """A client's state: the audio it sent, the speech in that audio, and the events it received."""
 
     service: FakeService = field(default_factory=FakeService)
     received: list[dict[str, Any]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Client:
         return self.n_samples + math.ceil(self.n_sent * SAMPLE_RATE_HZ / self.rate_hz)
 
     def flushed(self) -> None:
-        """The resampler begins anew, with whole samples: at a commit, a clear, and another format."""
+        """Account for a restart of the resampler: at a commit, a clear, and a new format."""
         self.n_samples, self.n_sent = self.position, 0
 
     def of(self, kind: str) -> list[dict[str, Any]]:
@@ -175,7 +175,7 @@ def test_every_sample_is_in_an_item_or_cleared_or_silence(steps: list[tuple[Any,
 
 
 def test_samples_come_out_as_they_went_in():
-    """The audio itself, sample by sample: silence between turns is all that is missing."""
+    """The samples of the items equal those sent; only silence between turns is missing."""
     client = Client(audio_format=FORMATS[1])
     rng = np.random.default_rng(0)
     audio = [np.zeros(20_000), rng.uniform(0.3, 0.6, 30_000), np.zeros(20_000), rng.uniform(0.3, 0.6, 60_000)]
@@ -278,7 +278,7 @@ def test_every_event_is_answered_or_heard_in_silence(events: list[Any]):
 
 
 def assert_openai_reads(event: dict[str, Any]) -> None:
-    """Whether the event is one of those that the openai package knows, and each of its fields has the right type."""
+    """Check that the openai package knows the event, and that each field has the right type."""
     if event["type"] == "transcription_session.updated":  # of the beta: its type wants a secret that only HTTP gives
         assert event["session"]["input_audio_format"] in ("pcm16", "g711_ulaw", "g711_alaw")
         return

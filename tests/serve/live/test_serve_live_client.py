@@ -50,7 +50,7 @@ def pcm16(waveform: Waveform) -> str:
 
 
 async def speak(connection: Any, recording: Waveform, updates: list[dict[str, Any]], n_turns: int) -> list[Any]:
-    """Send a recording in pieces of 0.1 s, and updates between them; returns what comes until all turns are there."""
+    """Send a recording in pieces of 0.1 s, and updates between them; return the received events up to the last turn."""
     came: list[Any] = []
 
     async def send() -> None:

@@ -1,4 +1,4 @@
-"""A session around ears that say how long each stretch was; what it is told and what it says are events."""
+"""A session with a fake engine: the tests send client events and check server events."""
 
 import asyncio
 import base64
@@ -32,7 +32,7 @@ def update(**settings: Any) -> dict[str, Any]:
 def converse(
     scenario: Callable[[Session, list[dict[str, Any]]], Awaitable[None]], engine: FakeSpeechEngine | None = None
 ) -> list[dict[str, Any]]:
-    """Run a scenario; returns what the session said."""
+    """Run a scenario; return the events that the session sent."""
     events: list[dict[str, Any]] = []
 
     async def send(event: dict[str, Any]) -> None:
@@ -410,7 +410,7 @@ def test_what_waits_is_transcribed_before_the_service_ends_a_session(recording: 
 
 @pytest.mark.parametrize("settings", [{}, {"turn_detection": None}])
 def test_a_commit_and_a_clear_end_the_audio_and_not_its_transcripts(recording: np.ndarray, settings: dict[str, Any]):
-    """So OpenAI's agents SDK ends a recording; where the turn has ended before, it takes the error for no mistake."""
+    """OpenAI's agents SDK ends a recording like this; it ignores the error where the turn has ended already."""
 
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(**settings))

@@ -1,4 +1,4 @@
-"""What clients send as an update, and what becomes of it."""
+"""The updates that clients send, and their effect on the settings."""
 
 from typing import Any
 

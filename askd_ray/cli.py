@@ -204,9 +204,9 @@ def transcribe(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the model runs; cuda is a GPU.")] = "cpu",
 ) -> None:
     """Transcribe audio files here, without a server."""
-    from askd_ray.serve import engine
+    from askd_ray.serve import transcriber
 
-    for file, text in engine.transcribe_files(bundle, files, language, device):
+    for file, text in transcriber.transcribe_files(bundle, files, language, device):
         console.print(f"{file}\t{text}" if len(files) > 1 else text, markup=False)
 
 

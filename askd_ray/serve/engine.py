@@ -3,25 +3,22 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from askd_ray.audio.decode import AudioError, Waveform, decode
+from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
-from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
 from askd_ray.models.bundle import open_engine, read_bundle
-from askd_ray.models.engine import GREEDY, Decoding, Engine, Transcript
-from askd_ray.models.long_form import transcribe_long
+from askd_ray.models.engine import Decoding, Engine
 from askd_ray.models.threads import allocate_threads
 from askd_ray.serve.decode_fallback import transcribe_with_fallback
 from askd_ray.serve.scheduler import Scheduler
 from askd_ray.serve.transcription_service import ChunkResult, Model, TranscribeOptions, UnknownModelError
-from askd_ray.text.languages import language_code
-from askd_ray.torch_setup import Device, n_cores, usable_device
+from askd_ray.torch_setup import Device, n_cores
 
 _BATCH_S = 30.0  # of audio in a batch: the longest that a short clip waits for
 
@@ -126,39 +123,3 @@ def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -
     engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)], "en", Decoding(confidence=True))
     model = Model(name or info.name, info.version, int(time.time()), engine.languages)
     return LoadedModel(model, engine)
-
-
-class FallbackEngine:
-    """An engine that decodes doubtful transcripts again, for long recordings (askd_ray/models/long_form.py)."""
-
-    def __init__(self, engine: Engine):
-        self._engine = engine
-
-    def transcribe(self, waveforms: Sequence[Waveform], language: str | None = "en") -> list[Transcript]:
-        """Return the transcript of each clip of at most 30 s."""
-        return transcribe_with_fallback(self._engine, waveforms, language, GREEDY)
-
-
-def transcribe_files(
-    bundle: Path, files: Sequence[Path], language: str = "en", device: Device = "cpu"
-) -> Iterator[tuple[Path, str]]:
-    """Yield each audio file with its text, transcribed in this process exactly as the service does.
-
-    ``language`` is a code, a tag or a name (:func:`~askd_ray.text.languages.language_code`).
-
-    Raises :class:`AskdError` for a folder that is no bundle, a language that the model does not know, a file that is
-    missing or cannot be decoded, and ``device`` "cuda" without a GPU. Missing files and unknown languages raise before
-    the model is loaded.
-    """
-    language = language_code(language)
-    usable_device(device == "cuda")
-    for file in files:
-        if not file.is_file():
-            raise AskdError(f"audio file {file} does not exist")
-    engine, vad = FallbackEngine(load(bundle, hardware=allocate_hardware(bundle, device)).engine), Vad()
-    for file in files:
-        try:
-            waveform = decode(file.read_bytes())
-        except AudioError as error:
-            raise AskdError(f"{file}: {error}") from None
-        yield file, transcribe_long(engine, vad, waveform, language).text

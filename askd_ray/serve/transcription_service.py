@@ -14,7 +14,6 @@ from askd_ray.audio.vad import Span, Vad, VadOptions
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding, Transcript
 from askd_ray.serve.decode_fallback import stops_early
-from askd_ray.serve.sandbox import Sandbox
 from askd_ray.serve.transcription import Segment, segments_of
 
 MAX_AUDIO_S = 7200.0  # 460 MB as a waveform; a file of 25 MiB rarely contains more speech
@@ -86,6 +85,17 @@ class SpeechEngine(Protocol):
         ...
 
 
+class AudioDecoder(Protocol):
+    """What makes a waveform of an audio file: a sandbox, or this process for files that are trusted."""
+
+    async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> DecodedAudio:
+        """Return the waveform of an audio file; with ``partial``, accept missing audio.
+
+        Raises :class:`~askd_ray.audio.decode.AudioError` when the file cannot be decoded or is too long.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class TranscribedChunk:
     """The transcript of a chunk, as segments with times in the file."""
@@ -95,12 +105,12 @@ class TranscribedChunk:
 
 
 class TranscriptionService:
-    """Transcribes audio files: decodes them in a sandbox, detects speech, and transcribes chunks in order."""
+    """Transcribes audio files: decodes them, detects speech, and transcribes chunks in order."""
 
-    def __init__(self, engine: SpeechEngine, sandbox: Sandbox, max_audio_s: float = MAX_AUDIO_S):
+    def __init__(self, engine: SpeechEngine, decoder: AudioDecoder, max_audio_s: float = MAX_AUDIO_S):
         self.engine = engine
         self.vad = Vad()
-        self._sandbox = sandbox
+        self._decoder = decoder
         self._max_audio_s = max_audio_s
         self._held_s = 0.0
 
@@ -111,7 +121,7 @@ class TranscriptionService:
         Raises :class:`~askd_ray.audio.decode.AudioError` when the file cannot be decoded, and :class:`BusyError` when
         the waveforms of other requests take too much memory.
         """
-        decoded = await self._sandbox.decode(audio, self._max_audio_s, partial)
+        decoded = await self._decoder.decode(audio, self._max_audio_s, partial)
         seconds = duration_s(decoded.waveform)
         if self._held_s and self._held_s + seconds > MAX_HELD_S:
             raise BusyError

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import InProcessDecoder, spoken, wav
+from serving import InProcessDecoder, spoken
 
 from askd_ray.audio.units import samples_of
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding
 from askd_ray.serve import engine
-from askd_ray.serve.engine import LoadedModel, ServedModels, load, transcribe_files
+from askd_ray.serve.engine import LoadedModel, ServedModels, load
 from askd_ray.serve.transcription import Transcription
 from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService, UnknownModelError
 from askd_ray.text.error_rate import count_word_errors
@@ -113,32 +113,3 @@ def test_a_prompt_of_any_length_is_taken_from_its_end(loaded: LoadedModel, speec
     assert asyncio.run(transcribe(build_service(loaded), clip, options)).text
     assert len(loaded.engine.fit_prompt("nine " * 1000).split()) == 223
     assert loaded.engine.fit_prompt("short") == "short"
-
-
-@pytest.mark.slow
-def test_files_one_after_another(tmp_path: Path, weights: Path, speech: Path):
-    ((clip, text),) = spoken(speech)
-    good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
-    good.write_bytes(wav(clip))
-    bad.write_bytes(b"no sound")
-    texts = transcribe_files(weights, [good, bad])
-    path, references = next(texts)
-    normalize = normalizer("en")
-    assert path == good and count_word_errors([normalize(text)], [normalize(references)]).rate < 0.2
-    with pytest.raises(AskdError, match=r"bad\.wav: unreadable audio"):
-        next(texts)
-    with pytest.raises(AskdError, match=r"gone\.wav does not exist"):
-        next(transcribe_files(weights, [good, tmp_path / "gone.wav"]))
-
-
-@pytest.mark.slow
-def test_a_file_in_a_language_by_any_of_its_names(weights: Path, tmp_path: Path, speech: Path):
-    ((clip, _),) = spoken(speech)
-    file = tmp_path / "good.wav"
-    file.write_bytes(wav(clip))
-    (expected,) = transcribe_files(weights, [file], "en")
-    assert list(transcribe_files(weights, [file], "English")) == [expected]
-    with pytest.raises(AskdError, match=r"'de'.*English-only"):
-        next(transcribe_files(weights, [file], "German"))
-    with pytest.raises(AskdError, match="'Klingon' is none of Whisper's"):  # no model is loaded: there is none
-        next(transcribe_files(tmp_path / "no bundle", [file], "Klingon"))

@@ -44,7 +44,7 @@ from askd_ray.distill.objective import TokenBatch, objective_sums
 from askd_ray.distill.online_teacher import OnlineTeacher
 from askd_ray.distill.references import Dense, TopK
 from askd_ray.distill.schedules import Weights
-from askd_ray.distill.self_teacher import self_teacher
+from askd_ray.distill.self_teacher import build_self_teacher
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
@@ -54,7 +54,7 @@ from askd_ray.train.loop import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
 
-WEIGHTS = Weights(teacher=0.5, own=0.0)
+WEIGHTS = Weights(teacher_weight=0.5, self_weight=0.0)
 KD_WEIGHT, CE_WEIGHT, TEMPERATURE = 1.0, 0.8, 2.0  # Distil-Whisper's released code
 OURS = {"b": "ours, teacher online", "c": "ours, cached soft labels"}
 NAMES = {"a": "dense, 30 s windows", **OURS}
@@ -122,8 +122,8 @@ def _time(
     recipe: Recipe, utterances: list[Utterance], padded_texts: bool
 ) -> tuple[dict[str, list[float]], list[Batch]]:
     """Return the seconds of each step of each kind, batch by batch in turn, and the batches."""
-    stream = make_batch_loader(recipe, n_mels=80)
-    batches = [batch for task in stream.planner().tasks(DataCursor(), 0, 1) for batch in stream.batches(task)]
+    loader = make_batch_loader(recipe, n_mels=80)
+    batches = [batch for task in loader.planner().tasks(DataCursor(), 0, 1) for batch in loader.batches(task)]
     audio = {u.id: u for u in utterances}
     step = {"a": _dense_step(recipe, 0), "b": _our_step(recipe, online=True), "c": _our_step(recipe, online=False)}
     if padded_texts:
@@ -157,8 +157,8 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
         targets = functional.pad(torch.from_numpy(batch.targets), padding, value=IGNORED)
         logits = student(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
         with torch.no_grad():
-            theirs = teacher(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
-        loss = dense_loss(logits, theirs, targets)
+            teacher_logits = teacher(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
+        loss = dense_loss(logits, teacher_logits, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.train.clip_norm)
@@ -167,11 +167,11 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
     return step
 
 
-def dense_loss(logits: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def dense_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return 0.8 CE + T^2 KL over all positions, as Distil-Whisper's released training script has it."""
     ce = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
     log_q = functional.log_softmax(logits / TEMPERATURE, dim=-1)
-    p = functional.softmax(theirs / TEMPERATURE, dim=-1)
+    p = functional.softmax(teacher_logits / TEMPERATURE, dim=-1)
     valid = targets != IGNORED
     kl = (functional.kl_div(log_q, p, reduction="none") * valid[..., None]).sum() / valid.sum()
     return CE_WEIGHT * ce + KD_WEIGHT * TEMPERATURE**2 * kl
@@ -181,7 +181,7 @@ def _our_step(recipe: Recipe, online: bool) -> Callable[[Batch], None]:
     student = WindowedWhisper(load_whisper(recipe.teacher.model)[0]).train()
     teacher = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]), False) if online else None
     objective = recipe.objective
-    distiller = Distiller(objective, self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
+    distiller = Distiller(objective, build_self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
     optimizer, no_scaler = build_optimizer(student, recipe.train), GradScaler("cpu", enabled=False)
     stepper = Stepper(student, student, optimizer, distiller, recipe.train, no_scaler)
 
@@ -205,18 +205,18 @@ def _loss_peak(name: str, *arrays: np.ndarray) -> int:
     use_threads()
     targets, top_ids, top_log_probs, rest = (torch.from_numpy(array) for array in arrays)
     projection = torch.nn.Parameter(torch.randn(51_864, 384) / 20)
-    hidden, theirs = torch.randn(*targets.shape, 384, requires_grad=True), torch.randn(*targets.shape, 384)
+    hidden, teacher_hidden = torch.randn(*targets.shape, 384, requires_grad=True), torch.randn(*targets.shape, 384)
     functional.linear(hidden[:1, :1], projection).sum().backward()  # the gradient of the projection is there already
     before = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here (Linux)
     valid = targets != IGNORED
     if name == "a":
         with torch.no_grad():
-            dense = functional.linear(theirs, projection)
+            dense = functional.linear(teacher_hidden, projection)
         dense_loss(functional.linear(hidden, projection), dense, targets).backward()
     else:
         cached = TopK(top_ids[valid], top_log_probs[valid], rest[valid], torch.zeros(int(valid.sum())))
-        teacher = Dense(theirs[valid], projection.detach()) if name == "b" else cached
+        teacher = Dense(teacher_hidden[valid], projection.detach()) if name == "b" else cached
         tokens = TokenBatch(targets[valid], torch.ones(int(valid.sum())), teacher, None)
         loss, _ = objective_sums(Objective(), WEIGHTS, tokens, (hidden[valid], projection), lambda rows, log_q: None)
         loss.backward()

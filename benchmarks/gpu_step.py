@@ -29,7 +29,7 @@ from askd_ray.data.schema import Batch
 from askd_ray.distill.distiller import Distiller
 from askd_ray.distill.online_teacher import OnlineTeacher
 from askd_ray.distill.schedules import Weights
-from askd_ray.distill.self_teacher import self_teacher
+from askd_ray.distill.self_teacher import build_self_teacher
 from askd_ray.distill.tensors import TensorBatch
 from askd_ray.models.cost import parts
 from askd_ray.models.load import load_whisper
@@ -41,7 +41,7 @@ from askd_ray.train.loop import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
 
-WEIGHTS = Weights(teacher=0.5, own=0.0)
+WEIGHTS = Weights(teacher_weight=0.5, self_weight=0.0)
 WARM_UP = 5
 N_TAKEN_APART = 8  # batches of which the parts are measured alone
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}  # dense bfloat16, data sheets
@@ -116,17 +116,17 @@ class Bench:
         if recipe.teacher.online:
             online = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]).to(device), False)
             clean_mels = self._student.whisper.config.num_mel_bins
-        own = self_teacher(recipe.objective.self_teacher, lambda: None)
-        self._distiller = Distiller(recipe.objective, own, online, 0.0)
+        self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None)
+        self._distiller = Distiller(recipe.objective, self_teacher, online, 0.0)
         optimizer, scaler = build_optimizer(self._student, recipe.train), GradScaler(device.type, enabled=False)
         self._stepper = Stepper(self._student, self._student, optimizer, self._distiller, recipe.train, scaler)
-        self._stream = make_batch_loader(recipe, self._student.whisper.config.num_mel_bins, clean_mels)
+        self._loader = make_batch_loader(recipe, self._student.whisper.config.num_mel_bins, clean_mels)
         self._taken: list[Batch] = []
         self._waited_s = self._took_s = 0.0
 
     def run(self, n_warm_up: int, n_steps: int) -> None:
         """Take steps on batches as they come; the first ones are not counted."""
-        batches = PlainContext(self._device).batches(self._stream, self._stream.planner().tasks(DataCursor(), 0, 1))
+        batches = PlainContext(self._device).batches(self._loader, self._loader.planner().tasks(DataCursor(), 0, 1))
         with bar("steps", n_warm_up + n_steps, "step") as progress:
             for number in range(n_warm_up + n_steps):
                 if number == n_warm_up:

@@ -72,8 +72,8 @@ def main() -> None:
         n_steps = sum(1 for _ in planner.steps(DataCursor()))
         with Listener(str(Path(root) / "socket"), "AF_UNIX", authkey=KEY) as listener:
             config = {"recipe": recipe.model_dump(mode="json"), "root": root, "socket": listener.address}
-            told, times = dict[str, dict[str, int]](), {kind: list[float]() for kind in KINDS}
-            turns = threading.Thread(target=_give_turns, args=(listener, n_steps, told, times), daemon=True)
+            process_settings, times = dict[str, dict[str, int]](), {kind: list[float]() for kind in KINDS}
+            turns = threading.Thread(target=_give_turns, args=(listener, n_steps, process_settings, times), daemon=True)
             turns.start()
             plain = subprocess.Popen([sys.executable, __file__, "--plain", json.dumps(config)])
             _run_ray(config)
@@ -85,10 +85,10 @@ def main() -> None:
     for column in ("loop", "median step", "torch threads", "niceness"):
         table.add_column(column, justify="right")
     for kind in KINDS:
-        table.add_row(kind, f"{1000 * median(times[kind]):.0f} ms", *(str(value) for value in told[kind].values()))
+        table.add_row(kind, f"{1000 * median(times[kind]):.0f} ms", *(str(value) for value in process_settings[kind].values()))
     console.print(table)
     console.print(f"Ray over plain: {median(ratios):.3f} (half of the steps: {low:.3f} to {high:.3f})")
-    if told["ray"] != told["plain"]:
+    if process_settings["ray"] != process_settings["plain"]:
         raise SystemExit("not alike: torch threads or niceness differ")
     result = {
         "ray_over_plain": round(median(ratios), 3),
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _give_turns(
-    listener: Listener, n_steps: int, told: dict[str, dict[str, int]], times: dict[str, list[float]]
+    listener: Listener, n_steps: int, process_settings: dict[str, dict[str, int]], times: dict[str, list[float]]
 ) -> None:
     """Let both loops step in turn; notes what each says of itself, and the seconds of its steps."""
     loops: dict[str, Connection] = {}
@@ -109,7 +109,7 @@ def _give_turns(
         loop = listener.accept()
         words = json.loads(loop.recv_bytes())
         kind = words.pop("kind")
-        loops[kind], told[kind] = loop, words
+        loops[kind], process_settings[kind] = loop, words
     with bar("steps", n_steps, "step") as progress:
         for number in range(n_steps - 1):
             for kind in KINDS if number % 2 else reversed(KINDS):
@@ -138,8 +138,8 @@ def _handed_over(kind: str, socket: str, batches: Iterable[Batch]) -> Iterator[B
 
 def _run_plain(config: dict[str, Any]) -> None:
     class Plain(PlainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            return _handed_over("plain", config["socket"], super().batches(stream, tasks))
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            return _handed_over("plain", config["socket"], super().batches(loader, tasks))
 
     context = Plain(torch.device("cpu"))
     Loop(Recipe.model_validate(config["recipe"]), context, Path(config["root"]) / "plain", "plain").run()
@@ -172,8 +172,8 @@ def ray_worker(config: dict[str, Any]) -> None:
     from askd_ray.train.ray_trainer import RayTrainContext
 
     class InRay(RayTrainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            made = PlainContext(self.device).batches(stream, tasks)
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            made = PlainContext(self.device).batches(loader, tasks)
             return _handed_over("ray", config["socket"], made)
 
     Loop(Recipe.model_validate(config["recipe"]), InRay(use_gpu=False), Path(config["root"]) / "ray", "ray").run()

@@ -25,7 +25,7 @@ from askd_ray.data.labels import LabelKey, SoftLabels, read_labels, write_labels
 from askd_ray.models.load import load_whisper
 from askd_ray.models.student import build_student
 from askd_ray.progress import console
-from askd_ray.targets.kl_report import KEPT, kl_lost, kl_table
+from askd_ray.targets.kl_report import REPORTED_KS, kl_lost, kl_table
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.torch_setup import use_threads
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     use_threads()
-    recipe = Recipe.model_validate({"teacher": {"top_k": max(KEPT)}})
+    recipe = Recipe.model_validate({"teacher": {"top_k": max(REPORTED_KS)}})
     teacher, tokens = load_whisper(recipe.teacher.model)
     student, _ = build_student(recipe.student, recipe.teacher.model)
     utterances = clips(None, QUICK_CLIPS if options.quick else options.clips)
@@ -51,7 +51,7 @@ def main() -> None:
     kept = [made for made in labels if not made.left_out]
     key = label_key(recipe)
     table = Table("k", "B a token", "on disk", "written utt/s", "read utt/s", title=f"soft labels, {len(kept)} clips")
-    for k in KEPT:
+    for k in REPORTED_KS:
         cost = disk_cost([first_k(made, k) for made in kept], {**key, "top_k": k})
         table.add_row(str(k), *(f"{value:.0f}" for value in cost.values()))
         scores |= {f"{name}_k{k}": round(value, 1) for name, value in cost.items()}

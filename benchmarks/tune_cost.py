@@ -50,9 +50,9 @@ class Sharing(PlainContext):
 
     features: Path | None = None
 
-    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         """Make them of clips that are decoded already."""
-        return super().batches(replace(stream, features_folder=self.features), tasks)
+        return super().batches(replace(loader, features_folder=self.features), tasks)
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
     table.add_row("by itself", f"{labels:.1f} s", f"{trains:.1f} s", f"{labels + trains:.1f} s")
     table.add_row("among others", "", f"{median(shared):.1f} s", f"{median(shared):.1f} s")
     console.print(table)
-    ratio = median(mine / sum(one.values()) for mine, one in zip(shared, alone, strict=True))
+    ratio = median(shared_s / sum(one.values()) for shared_s, one in zip(shared, alone, strict=True))
     console.print(f"cost of a trial among others: {ratio:.3f} of one by itself")
     result = {
         "trial_cost_ratio": round(ratio, 3),

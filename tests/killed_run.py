@@ -29,8 +29,8 @@ class DyingContext(PlainContext):
 
     dies_after = 0
 
-    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-        for n, batch in enumerate(super().batches(stream, tasks)):
+    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+        for n, batch in enumerate(super().batches(loader, tasks)):
             if n == self.dies_after:
                 raise KilledError
             yield batch
@@ -58,10 +58,10 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
 def assert_same_run(folder: Path, expected: Path) -> None:
     """Both ended with the same bits and told the same on their way, step by step."""
     for file in ("student", "optimizer"):
-        found, wanted = checkpoint(folder, file), checkpoint(expected, file)
-        assert found.keys() == wanted.keys()
+        found, expected_tensors = checkpoint(folder, file), checkpoint(expected, file)
+        assert found.keys() == expected_tensors.keys()
         for name, value in found.items():
-            assert torch.equal(value, wanted[name]), name
+            assert torch.equal(value, expected_tensors[name]), name
     lines = metrics_of(folder)
     assert [m["step"] for m in lines] == list(range(1, len(lines) + 1))
     assert lines == metrics_of(expected)

@@ -1,4 +1,4 @@
-"""A picture of a run's schedules before it is run: a, b, T and k over progress."""
+"""A picture of a recipe's schedules, drawn without training: a, b, T and k over progress."""
 
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,19 @@ _POINTS = 501
 
 
 def schedule_arrays(recipe: Recipe) -> dict[str, list[float]]:
-    """Return ``u`` and the weights at each point of a run: the same values that its steps get.
+    """Return ``u`` and the weights at points of a run, as its steps will get them.
 
-    ``gap`` follows the losses, which nobody knows beforehand: it is drawn as if the student caught up linearly.
+    The schedule ``gap`` depends on the losses of the training, so it is drawn as if the gap closed linearly.
     """
     points = [i / (_POINTS - 1) for i in range(_POINTS)]
-    at: list[Weights] = [weights_at(recipe.objective, Progress.at(u, recipe.train.epochs), gap=1.0 - u) for u in points]
+    objective, epochs = recipe.objective, recipe.train.epochs
+    weights: list[Weights] = [weights_at(objective, Progress.at(u, epochs), gap=1.0 - u) for u in points]
     return {
         "u": points,
-        "a": [w.teacher for w in at],
-        "b": [w.own for w in at],
-        "T": [w.temperature for w in at],
-        "k": [w.k for w in at],
+        "a": [w.teacher_weight for w in weights],
+        "b": [w.self_weight for w in weights],
+        "T": [w.temperature for w in weights],
+        "k": [w.k for w in weights],
     }
 
 
@@ -75,7 +76,7 @@ def figure_of(n_rows: int) -> tuple[Any, list[Any]]:
 
 
 def figure_class() -> Any:
-    """Return matplotlib's Figure: without pyplot there is nothing global, and no display.
+    """Return matplotlib's Figure class: unlike pyplot it has no global state and needs no display.
 
     Raises :class:`AskdError` when matplotlib is not installed.
     """

@@ -129,7 +129,7 @@ def test_weights_that_exceed_one_are_refused_with_the_place():
     late = early.model_copy(update={"self_teacher": SelfTeacherConfig(weight=0.3, switch=0.6)})
     check(late, 2.0)
     weights = weights_at(late, at(0.6))
-    assert weights.teacher + weights.own <= 1.0
+    assert weights.teacher_weight + weights.self_weight <= 1.0
 
 
 def test_the_gap_falls_with_the_student_s_distance_and_never_rises():

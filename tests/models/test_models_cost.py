@@ -107,8 +107,8 @@ def test_the_line_tells_what_the_student_ends_as(weights: Path):
     recipe = with_student(weights, shrink=[{"at": 0.5, "decoder_layers": [0, 3]}])
     teacher, built, left = costs(recipe)
     assert teacher.params == built.params == parts_params(weights)
-    said = line([teacher, built, left])
-    assert f"{left.params / 1e6:.2f} M parameters ({left.params / teacher.params:.0%} of the teacher's)" in said
+    output = line([teacher, built, left])
+    assert f"{left.params / 1e6:.2f} M parameters ({left.params / teacher.params:.0%} of the teacher's)" in output
 
 
 def parts_params(weights: Path) -> int:
@@ -123,10 +123,10 @@ def test_the_command_prints_every_part(
     with pytest.raises(SystemExit) as exit_:
         main(["student", *(word for o in overrides for word in ("--set", o))])
     assert exit_.value.code == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     recipe = load_recipe("demo", overrides)
     for model in costs(recipe):
-        assert f"{model.params / 1e6:.2f} M" in said
+        assert f"{model.params / 1e6:.2f} M" in output
     for part in costs(recipe)[1].trimmed:
-        assert f"{part.name} " in said
-    assert "from 40% on, decoder 0, 1+2, 3" in said and "5.3 s" in said
+        assert f"{part.name} " in output
+    assert "from 40% on, decoder 0, 1+2, 3" in output and "5.3 s" in output

@@ -13,7 +13,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
-from askd_ray.models.speculative import Speculated, check_vocabularies, speculate
+from askd_ray.models.speculative import SpeculativeResult, check_vocabularies, speculate
 from askd_ray.text.tokens import Tokens, max_tokens
 
 Whisper = WhisperForConditionalGeneration
@@ -104,7 +104,7 @@ def test_counts_of_a_known_case(teacher, clips, written):
     n_tokens = len(written[0])
     assert found.token_ids == written[0]
     # At the beginning it may not end either: it proposes the first id that it may, and then the end.
-    assert found == Speculated(written[0], n_drafted=n_tokens + 2, n_accepted=1, n_passes=n_tokens + 1)
+    assert found == SpeculativeResult(written[0], n_drafted=n_tokens + 2, n_accepted=1, n_passes=n_tokens + 1)
 
 
 def test_models_of_different_vocabularies(weights: Path, tmp_path: Path):

@@ -54,9 +54,9 @@ def test_greedy_labels_are_what_the_teacher_decodes(
     """CTranslate2 in float32, and torch: the same tokens, so the labels are those of no int8 copy."""
     model, tokens = teacher
     waveforms = [waveform_of(u) for u in clips]
-    heard = Engine(weights, compute_type="float32", silence_s=PADDED_S).transcribe(waveforms)
+    make_transcript = Engine(weights, compute_type="float32", silence_s=PADDED_S).transcribe(waveforms)
     in_torch = greedy(model, tokens, log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms)), tokens.prompt())
-    for made, transcript, ids in zip(labels, heard, in_torch, strict=True):
+    for made, transcript, ids in zip(labels, make_transcript, in_torch, strict=True):
         assert made.left_out == "" and made.prompt_ids == (SOT, NO_TIMESTAMPS)
         assert made.target_ids.tolist() == [*transcript.token_ids, tokens.end] == [*ids, tokens.end]
 
@@ -76,8 +76,8 @@ def test_the_mean_log_probability_is_that_of_the_tokens(
     """What a filter compares with ``min_mean_log_prob``, for any way to search."""
     model, tokens = teacher
     engine = teacher_engine(recipe(weights, beam_size=beam_size, timestamps=timestamps))
-    (heard,) = engine.transcribe([waveform_of(clips[0])])
-    prompt, ids = tokens.prompt(timestamps=timestamps), [*heard.token_ids, tokens.end]
+    (make_transcript,) = engine.transcribe([waveform_of(clips[0])])
+    prompt, ids = tokens.prompt(timestamps=timestamps), [*make_transcript.token_ids, tokens.end]
     with torch.no_grad():
         states = encode(model, log_mel_windows([waveform_of(clips[0])], [PADDED_SAMPLES])).states
         decoder_ids = torch.tensor([[*prompt, *ids[:-1]]])
@@ -86,7 +86,7 @@ def test_the_mean_log_probability_is_that_of_the_tokens(
     logits[:, model.generation_config.suppress_tokens] = -torch.inf
     mean = float(logits.log_softmax(-1)[range(len(ids)), ids].mean())
     # Whisper's rules for timestamps leave fewer tokens to choose from at some positions, which are then likelier.
-    assert mean - 1e-3 <= heard.avg_logprob <= mean + (0.4 if timestamps else 0.02)
+    assert mean - 1e-3 <= make_transcript.avg_logprob <= mean + (0.4 if timestamps else 0.02)
 
 
 def test_beam_search(teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
@@ -146,17 +146,17 @@ class Deaf(Engine):
 def test_what_is_dropped_is_empty_and_says_why(teacher: Teacher, clips: list[Utterance], weights: Path):
     model, tokens = teacher
 
-    def heard(text: str, log_prob: float = -0.1, ended: bool = True) -> Transcript:
+    def make_transcript(text: str, log_prob: float = -0.1, ended: bool = True) -> Transcript:
         return Transcript(text, tuple(tokens.encode(text)), log_prob, 0.0, ended)
 
     rows = [*clips, replace(clips[0], text="entirely other words"), replace(clips[1], text="hello")]
     answers = [
-        heard("hello"),
-        heard("hello", log_prob=-3.0),
-        heard("no no no no no"),
-        heard("hello", ended=False),
-        heard("hello"),
-        heard("Hello!"),
+        make_transcript("hello"),
+        make_transcript("hello", log_prob=-3.0),
+        make_transcript("no no no no no"),
+        make_transcript("hello", ended=False),
+        make_transcript("hello"),
+        make_transcript("Hello!"),
     ]
     made = label(model, tokens, rows, recipe(weights), Deaf({"en": answers}))
     expected = ["", "min_mean_log_prob", "max_repeats", "no end", "max_wer", ""]

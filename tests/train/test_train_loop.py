@@ -203,8 +203,8 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
     seen: list[str] = []
 
     class Recording(PlainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            for batch in super().batches(stream, tasks):
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            for batch in super().batches(loader, tasks):
                 seen.extend(batch.ids)
                 yield batch
 
@@ -282,8 +282,8 @@ def test_a_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path:
 
 def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            for batch in super().batches(stream, tasks):
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            for batch in super().batches(loader, tasks):
                 batch.log_mel[:] = float("nan")
                 yield batch
 
@@ -296,8 +296,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted_where_the_recipe_says_so(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            for number, batch in enumerate(super().batches(stream, tasks)):
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            for number, batch in enumerate(super().batches(loader, tasks)):
                 if number == 2:
                     batch.log_mel[:] = float("nan")
                 yield batch
@@ -318,16 +318,16 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
     """A file may not grow beyond a limit, as on a full disk: a real failing write in the second checkpoint."""
     loop, written = Loop(labelled, PlainContext(CPU), tmp_path, "key"), list[int]()
 
-    def save(folder: Path, position: TrainState, *rest: Any) -> None:
-        written.append(position.step)
+    def save(folder: Path, train_state: TrainState, *rest: Any) -> None:
+        written.append(train_state.step)
         limit = resource.RLIM_INFINITY if len(written) == 1 else 100_000
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        save_checkpoint(folder, position, *rest)
+        save_checkpoint(folder, train_state, *rest)
 
     monkeypatch.setattr("askd_ray.train.loop.save_checkpoint", save)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(AskdError, match=r"cannot write checkpoint .*step-00000010 .*the one before it is whole"):
+        with pytest.raises(AskdError, match=r"cannot write checkpoint .*step-00000010 .*the previous checkpoint is intact"):
             loop.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -14,7 +14,7 @@ from askd_ray.runs import Run
 from askd_ray.train import mlflow_mirror
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
-from askd_ray.train.mlflow_mirror import MlflowRun, complete, flat, mirrored
+from askd_ray.train.mlflow_mirror import MlflowRun, send_finished_run, flatten_recipe, mirrored
 from askd_ray.train.ray_trainer import check_inputs
 from askd_ray.train.track import Tracker, read_metrics
 
@@ -77,11 +77,11 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     assert client.get_run(first.id).data.metrics["step"] == 8
 
     loop = Loop(run.recipe, PlainContext(CPU), run.distill, "key")
-    assert 0 < loop.position.step < 8
+    assert 0 < loop.train_state.step < 8
     with mirrored(run):
         result = loop.run()
     run.finish("distill", "key", result, run.begin("distill"))
-    complete(
+    send_finished_run(
         run, {"recipe.yaml": run.path / "recipe.yaml", "bundle/transformers/config.json": run.student / "config.json"}
     )
 
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     assert experiment is not None
     (there,) = client.search_runs([experiment.experiment_id])
     assert (there.info.run_id, there.info.run_name, there.info.status) == (first.id, "mirrored", "FINISHED")
-    assert there.data.params == flat(run.recipe)
+    assert there.data.params == flatten_recipe(run.recipe)
     assert there.data.params["train.lr"] == str(run.recipe.train.lr)
     lines = read_metrics(run.distill)
     for name in ("loss", "lr/decoder", "a"):
@@ -136,8 +136,8 @@ def test_a_server_gets_batches_and_only_the_files_that_changed(
     card.write_text("no scores yet")
     model.write_bytes(bytes(5000))
     files = {"bundle/README.md": card, "bundle/transformers/model.bin": model}
-    complete(run, files)
-    assert server.params == flat(run.recipe)
+    send_finished_run(run, files)
+    assert server.params == flatten_recipe(run.recipe)
     assert server.history("m4") == [(step, 4 / step) for step in range(1, 121)]
     # 21 values a step, 47 steps in a request.
     assert server.requests.count("/api/2.0/mlflow/runs/log-batch") == 3 + -(-len(server.params) // 100)
@@ -146,7 +146,7 @@ def test_a_server_gets_batches_and_only_the_files_that_changed(
 
     server.requests.clear()
     card.write_text("WER 0.1")
-    complete(run, files)
+    send_finished_run(run, files)
     assert server.files["bundle/README.md"] == b"WER 0.1"
     assert [path for path in server.requests if "artifacts" in path or "log-batch" in path] == [
         "/api/2.0/mlflow-artifacts/artifacts/7/r1/artifacts/bundle/README.md"
@@ -173,7 +173,7 @@ def test_a_server_that_is_away_for_a_while_gets_all(
     assert [step for step, _ in server.history("m0")] == list(range(1, 71))
     (warning,) = capsys.readouterr().out.splitlines()
     assert warning.startswith(f"MLflow, {server.url}: ")
-    assert warning.endswith(": the training goes on; metrics.jsonl keeps what is sent when it answers")
+    assert warning.endswith(": the training continues; metrics.jsonl keeps the metrics until MLflow answers")
 
 
 def test_a_dead_server_stops_nothing(a_run: MakeRun, unused_port: int, capsys: pytest.CaptureFixture[str]):
@@ -182,11 +182,11 @@ def test_a_dead_server_stops_nothing(a_run: MakeRun, unused_port: int, capsys: p
     with mirrored(run):
         track(run, 1, 50)
         assert wait_for(lambda: "Connection refused" in capsys.readouterr().out)
-    complete(run, {"metrics.jsonl": run.distill / "metrics.jsonl"})
+    send_finished_run(run, {"metrics.jsonl": run.distill / "metrics.jsonl"})
     assert time.monotonic() - begun < 20
     assert len(read_metrics(run.distill)) == 50
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("it has not got all of this run; `askd export` sends what is missing")
+    assert line.endswith("MLflow does not have all of this run; `askd export` sends the rest")
 
 
 def test_a_server_that_never_answers_holds_nothing_up(a_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
@@ -206,7 +206,7 @@ def test_nothing_is_asked_for_where_the_recipe_does_not(a_run: MakeRun, labelled
     run = Run(a_run("unused").recipe.model_copy(update={"tracking": labelled.tracking}))
     with mirrored(run):
         track(run, 1, 1)
-    complete(run, {})
+    send_finished_run(run, {})
     assert not (run.distill / "mlflow.json").exists()
 
 
@@ -218,7 +218,7 @@ def test_mlflow_that_is_not_installed(a_run: MakeRun, labelled: Recipe, monkeypa
 
 
 def test_the_recipe_as_params():
-    params = flat(Recipe.model_validate({"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"lr": 1e-4}}))
+    params = flatten_recipe(Recipe.model_validate({"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"lr": 1e-4}}))
     assert (params["data.sources.0.path"], params["data.sources.1.path"]) == ("a", "b")
     assert (params["train.lr"], params["train.use_gpu"], params["student.init"]) == ("0.0001", "false", "null")
     assert params["targets.prompt"] == '""'  # a server refuses a param without a value

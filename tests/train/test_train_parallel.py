@@ -27,7 +27,7 @@ from askd_ray.train.context import PlainContext
 from askd_ray.train.dev import dev_errors
 from askd_ray.train.loop import Loop
 from askd_ray.train.optim import build_optimizer
-from askd_ray.train.parallel import whole_model
+from askd_ray.train.parallel import unsharded_model
 
 # Four micro-batches a step, two a rank, and empty ones in the last step of an epoch
 STEPS = {"batch_utterances": 1, "micro_batches": 4, "workers": 2, "checkpoint_steps": 2}
@@ -45,8 +45,8 @@ def recipes(labelled: Recipe) -> dict[str, Recipe]:
         )
         frozen = {"encoder": 0.4, "embeddings": 0.7}
         kept = {"epochs": 1.5, "ema_decay": 0.9, "frozen_until": frozen, "gradient_checkpointing": True}
-        own = {"self_teacher": {"kind": "previous_epoch", "switch": 0.5}}
-        made[f"{way} kept"] = with_objective(labelled, own, train=train | kept)
+        previous_epoch = {"self_teacher": {"kind": "previous_epoch", "switch": 0.5}}
+        made[f"{way} kept"] = with_objective(labelled, previous_epoch, train=train | kept)
         layers = {"hidden_states": {"kind": "mse", "layers": [[0, 0], [-1, -1]]}}
         online = {"epochs": 0.5, "precision": "float16", "frozen_until": {"encoder": 1.0}}
         made[f"{way} online"] = with_objective(
@@ -108,15 +108,15 @@ def _rank(rank: int, port: int, texts: dict[str, str], root: Path) -> None:
 
 def _note(loop: Loop, rank: int, root: Path) -> None:
     """How much of it all a rank holds, and what it scores with a dev split that leaves the second rank nothing."""
-    student, optimizer = loop.state.student, loop.state.optimizer
+    student, optimizer = loop.objects.student, loop.objects.optimizer
     assert isinstance(student, FSDPModule)
     moments = [state["exp_avg"] for state in optimizer.state.values()]
     shares = [
         sum(t.to_local().numel() for t in tensors) / sum(t.numel() for t in tensors)
-        for tensors in (list(student.parameters()), moments, loop.state.ema.state()[0].values())
+        for tensors in (list(student.parameters()), moments, loop.objects.ema.state()[0].values())
     ]
     dev = read_utterances(Run(loop.recipe).shards, "dev")[:1]
-    errors = dev_errors(whole_model(student), loop.students.tokens, dev, loop.recipe, loop.context)
+    errors = dev_errors(unsharded_model(student), loop.students.tokens, dev, loop.recipe, loop.context)
     (root / f"rank-{rank}.json").write_text(json.dumps({"shares": shares, "words": errors["tones"].n_reference}))
 
 
@@ -133,9 +133,9 @@ def both_ways(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def assert_about_the_same(folder: Path, expected: Path, file: str) -> None:
-    found, wanted = checkpoint(folder, file), checkpoint(expected, file)
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+    found, expected_tensors = checkpoint(folder, file), checkpoint(expected, file)
+    assert found.keys() == expected_tensors.keys()
+    for name, value in expected_tensors.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
 
@@ -145,13 +145,13 @@ def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Rec
     found, expected = both_ways / "fsdp sgd", both_ways / "ddp sgd"
     ends, start = [checkpoint(folder) for folder in (found, expected)], load_whisper(labelled.teacher.model)[0]
     for name, before in start.state_dict().items():
-        mine, its = (end[f"whisper.{name}"] - before for end in ends)
-        far = its.abs().max()
-        assert (mine - its).abs().max() <= 1e-3 * far + 2e-7 * before.abs().max(), name
+        change, expected_change = (end[f"whisper.{name}"] - before for end in ends)
+        far = expected_change.abs().max()
+        assert (change - expected_change).abs().max() <= 1e-3 * far + 2e-7 * before.abs().max(), name
         assert far > 0.0 or name == "model.encoder.embed_positions.weight", name
-    for mine, its in zip(metrics_of(found), metrics_of(expected), strict=True):
-        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-5)
-        assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-4)
+    for line, expected_line in zip(metrics_of(found), metrics_of(expected), strict=True):
+        assert line["loss"] == pytest.approx(expected_line["loss"], rel=1e-5)
+        assert line["grad_norm"] == pytest.approx(expected_line["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -169,9 +169,9 @@ def test_a_run_with_shares_ends_like_one_without(both_ways: Path):
 def test_a_teacher_beside_the_student_is_shared_out_too(both_ways: Path):
     found, expected = metrics_of(both_ways / "fsdp online"), metrics_of(both_ways / "ddp online")
     assert found[-1]["hidden"] > 0.0 and found[-1]["kd"] > 0.0
-    for mine, its in zip(found, expected, strict=True):
+    for line, expected_line in zip(found, expected, strict=True):
         for name in ("loss", "kd", "hidden", "grad_norm"):
-            assert mine[name] == pytest.approx(its[name], rel=1e-2, abs=1e-6), name
+            assert line[name] == pytest.approx(expected_line[name], rel=1e-2, abs=1e-6), name
 
 
 @pytest.mark.slow

@@ -111,23 +111,23 @@ def test_workers_that_die_too_often_end_the_run_with_one_line(
 def test_a_driver_that_is_killed_goes_on_with_the_same_command(
     recipe: Recipe, undisturbed: Path, command: list[str], tmp_path: Path
 ):
-    folder, said = Run(recipe).distill, tmp_path / "said"
+    folder, log_file = Run(recipe).distill, tmp_path / "said"
 
     def start() -> psutil.Popen:
         whole = [sys.executable, "-m", "askd_ray", *command]
-        with said.open("w", encoding="utf-8") as out:
+        with log_file.open("w", encoding="utf-8") as out:
             return psutil.Popen(whole, env=_environment(), start_new_session=True, stdout=out, stderr=out)
 
     first = start()
     while last_step(folder) < 4:
-        assert first.poll() is None, said.read_text(encoding="utf-8")
+        assert first.poll() is None, log_file.read_text(encoding="utf-8")
         time.sleep(0.01)
     cluster = first.children(recursive=True)
     first.kill()
     first.wait()
     assert last_step(folder) < STEPS
     second = start()
-    assert second.wait(timeout=300) == 0, said.read_text(encoding="utf-8")
+    assert second.wait(timeout=300) == 0, log_file.read_text(encoding="utf-8")
     assert_undisturbed(folder, undisturbed)
     assert attempts(folder) == 2
     assert psutil.wait_procs(cluster, timeout=60)[1] == []  # and nothing of the first one is left
@@ -135,17 +135,17 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_command(
 
 def test_ctrl_c_ends_a_training_with_one_line_and_130(recipe: Recipe, command: list[str], tmp_path: Path):
     """Ray Train answers it by ending the process with 0, as if the training had been finished."""
-    folder, said = Run(recipe).distill, tmp_path / "said"
-    with said.open("w", encoding="utf-8") as out:
+    folder, log_file = Run(recipe).distill, tmp_path / "said"
+    with log_file.open("w", encoding="utf-8") as out:
         whole = [sys.executable, "-m", "askd_ray", *command]
         driver = psutil.Popen(whole, env=_environment(), start_new_session=True, stdout=out, stderr=out)
     while last_step(folder) < 4:
-        assert driver.poll() is None, said.read_text(encoding="utf-8")
+        assert driver.poll() is None, log_file.read_text(encoding="utf-8")
         time.sleep(0.01)
     cluster = driver.children(recursive=True)
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=120) == 130, said.read_text(encoding="utf-8")
-    text = said.read_text(encoding="utf-8")
+    assert driver.wait(timeout=120) == 130, log_file.read_text(encoding="utf-8")
+    text = log_file.read_text(encoding="utf-8")
     assert "Traceback" not in text and text.splitlines()[-1].startswith("askd: interrupted")
     assert Run(recipe).record("distill") is None and list((folder / "checkpoints").iterdir())
     assert psutil.wait_procs(cluster, timeout=60)[1] == []
@@ -195,9 +195,9 @@ def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path,
     folder = Run(elastic).distill
     assert Run(elastic).result("distill")["workers"] == 1 and attempts(folder) == 2
     assert_every_utterance_was_seen_once(folder)
-    found, wanted = checkpoint(folder), checkpoint(undisturbed)
+    found, expected_tensors = checkpoint(folder), checkpoint(undisturbed)
     for name, value in found.items():  # one worker adds the same gradients in another order
-        torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(value, expected_tensors[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 def on_dying_nodes(file: str, **environment: str) -> None:

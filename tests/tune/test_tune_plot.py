@@ -82,9 +82,9 @@ def test_the_table_has_the_best_on_top_and_those_without_a_score_last():
         {"state": "running", "score": 0.125, "evaluations": 1, "values": {LR: 3e-4, KIND: "snapshot"}},
     ]
     console = Console(width=100)
-    with console.capture() as said:
+    with console.capture() as output:
         console.print(table(rows, "trials"))
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in said.get().splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.get().splitlines() if "│" in line]
     assert cells == [
         ["running", "0.1250", "1", "0.0003", "snapshot", ""],
         ["done", "0.2500", "2", "0.0002", "ema", "0.95"],

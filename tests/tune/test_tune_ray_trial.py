@@ -22,7 +22,7 @@ class FakeTune:
     """What a trial asks of Ray Tune, without a cluster."""
 
     def __init__(self, checkpoint: Path | None = None):
-        self.checkpoint, self.told = checkpoint, list[dict[str, Any]]()
+        self.checkpoint, self.reports = checkpoint, list[dict[str, Any]]()
         self.Checkpoint = self
 
     def get_context(self) -> "FakeTune":
@@ -47,7 +47,7 @@ class FakeTune:
         return folder
 
     def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        self.told.append(metrics)
+        self.reports.append(metrics)
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def test_what_goes_on_from_anothers_checkpoint_has_its_own_values(pbt, tmp_path:
         assert line["lr/encoder"] == pytest.approx(values["train.encoder_lr"] * factor)
         assert line["b"] == pytest.approx(values["objective.self_teacher.weight"] if begins >= 0.4 else 0.0)
     assert old < lines[-1]["step"] == 10
-    assert [report["evaluations"] for report in tune.told] == [3, 4]  # the donor's own is not told as this one's
-    assert {json.dumps(OTHER)} == {report["values"] for report in tune.told}
+    assert [report["evaluations"] for report in tune.reports] == [3, 4]  # the donor's own is not told as this one's
+    assert {json.dumps(OTHER)} == {report["values"] for report in tune.reports}
 
 
 def test_a_trial_that_was_broken_off_goes_on_and_tells_its_last_evaluation_again(
@@ -91,15 +91,15 @@ def test_a_trial_that_was_broken_off_goes_on_and_tells_its_last_evaluation_again
     monkeypatch.setattr(ray_trial, "tune", tune)
     ray_trial.run_trial(recipe, FIRST, tmp_path / "search", "key")
 
-    def scores(told: list[dict[str, Any]]) -> list[tuple[float, int, int]]:
-        return [(report["score"], report["step"], report["evaluations"]) for report in told]
+    def scores(reports: list[dict[str, Any]]) -> list[tuple[float, int, int]]:
+        return [(report["score"], report["step"], report["evaluations"]) for report in reports]
 
-    assert [n for _, _, n in scores(whole.told)] == [1, 2, 3, 4]
-    assert scores(tune.told) == scores(whole.told)[-len(tune.told) :]
-    assert len(tune.told) in (3, 4)  # the one before it was killed, and those after
-    tune.told.clear()
+    assert [n for _, _, n in scores(whole.reports)] == [1, 2, 3, 4]
+    assert scores(tune.reports) == scores(whole.reports)[-len(tune.reports) :]
+    assert len(tune.reports) in (3, 4)  # the one before it was killed, and those after
+    tune.reports.clear()
     ray_trial.run_trial(recipe, FIRST, tmp_path / "search", "key")  # one that had ended
-    assert scores(tune.told) == scores(whole.told)[-1:]
+    assert scores(tune.reports) == scores(whole.reports)[-1:]
 
 
 @pytest.mark.parametrize("shared", [True, False])

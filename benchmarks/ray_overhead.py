@@ -85,7 +85,9 @@ def main() -> None:
     for column in ("loop", "median step", "torch threads", "niceness"):
         table.add_column(column, justify="right")
     for kind in KINDS:
-        table.add_row(kind, f"{1000 * median(times[kind]):.0f} ms", *(str(value) for value in process_settings[kind].values()))
+        table.add_row(
+            kind, f"{1000 * median(times[kind]):.0f} ms", *(str(value) for value in process_settings[kind].values())
+        )
     console.print(table)
     console.print(f"Ray over plain: {median(ratios):.3f} (half of the steps: {low:.3f} to {high:.3f})")
     if process_settings["ray"] != process_settings["plain"]:

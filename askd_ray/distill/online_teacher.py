@@ -21,7 +21,7 @@ class OnlineTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: TensorBatch, student: EncoderOutput) -> DecoderOutput:
-        """Return the teacher's hidden states at every position of a batch. ``student``: the student's encoder output."""
+        """Return the teacher's hidden states at every position; ``student`` is the student's encoder output."""
         encoded = EncoderOutput(student.states.detach()) if self.shares_encoder else None
         return self.model(batch.teacher_log_mel, batch.decoder_ids, encoded)
 

@@ -158,6 +158,6 @@ def check(objective: Objective, epochs: float) -> None:
         if weights.teacher_weight + weights.self_weight > 1.0 + 1e-9:
             raise AskdError(
                 f"objective: teacher weight {weights.teacher_weight:.2f} + self weight {weights.self_weight:.2f} "
-                f"exceed 1 at progress {step / 200:.2f}: lower objective.teacher_weight or objective.self_teacher.weight, or move "
-                "objective.self_teacher.switch"
+                f"exceed 1 at progress {step / 200:.2f}: lower objective.teacher_weight or "
+                "objective.self_teacher.weight, or move objective.self_teacher.switch"
             )

@@ -54,9 +54,7 @@ def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
     else:
         info = BundleInfo(path.name, path, silence_s=None)
     if not (info.folder / "model.bin").is_file():
-        raise AskdError(
-            f"no model in {info.folder}: give a bundle of `askd export` or a CTranslate2 Whisper folder"
-        )
+        raise AskdError(f"no model in {info.folder}: give a bundle of `askd export` or a CTranslate2 Whisper folder")
     return info
 
 

@@ -121,7 +121,7 @@ def line(models: Sequence[Cost]) -> str:
 
 
 def table(recipe: Recipe) -> Group:
-    """Return the costs of a recipe's student as a table: the parts of the initial student, then totals of :func:`costs`.
+    """Return the costs of a recipe's student as a table: the initial student's parts, then totals of :func:`costs`.
 
     Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged.
     """

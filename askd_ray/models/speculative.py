@@ -24,8 +24,8 @@ N_DRAFTED = 5
 class SpeculativeResult:
     """The teacher's greedy token ids, without prompt and end token, and the work they took.
 
-    The draft model proposed ``n_drafted`` tokens (end tokens included), the teacher accepted ``n_accepted`` of them, and
-    the teacher's decoder made ``n_passes`` forward passes.
+    The draft model proposed ``n_drafted`` tokens, with end tokens. The teacher accepted ``n_accepted`` of them, and its
+    decoder made ``n_passes`` forward passes.
     """
 
     token_ids: list[int]
@@ -54,7 +54,7 @@ def speculate(
     prompt: Sequence[int],
     n_drafted: int = N_DRAFTED,
 ) -> SpeculativeResult:
-    """Return the greedy tokens of the teacher for one clip, as :func:`~askd_ray.models.generate.greedy`, in fewer passes.
+    """Return the teacher's greedy tokens for one clip, as :func:`~askd_ray.models.generate.greedy`, in fewer passes.
 
     ``log_mels`` ``(1, n_mels, n_frames)`` are the teacher's window and the draft model's. In each round the draft model
     proposes up to ``n_drafted`` tokens. One pass of the teacher accepts the tokens that it would have chosen too, and

@@ -68,7 +68,9 @@ def layer_maps(settings: Student, config: WhisperConfig) -> list[LayerMap]:
         )
         remaining = _joined(encoder, layer_map.encoder), _joined(decoder, layer_map.decoder)
         if remaining == (encoder, decoder):
-            raise AskdError(f"{name}, at {step.at:g}, does not change the student: remove a layer, or remove this entry")
+            raise AskdError(
+                f"{name}, at {step.at:g}, does not change the student: remove a layer, or remove this entry"
+            )
         maps.append(layer_map)
         encoder, decoder = remaining
     return maps

@@ -32,7 +32,9 @@ def _speedup(info: BundleInfo, few: int, many: int) -> float:
     engines = [open_engine(info, threads=threads) for threads in (few, many)]
     clip, blip = (np.zeros(int(seconds * SAMPLE_RATE_HZ), np.float32) for seconds in (3.0, 0.1))
     trimmed = engines[0].window_samples(blip) < engines[0].window_samples(clip)
-    work = [clip, blip, blip, blip, blip] if trimmed else [clip]  # each short clip adds a few decoder steps, like words do
+    work = (
+        [clip, blip, blip, blip, blip] if trimmed else [clip]
+    )  # each short clip adds a few decoder steps, like words do
     best, ends_at = [float("inf")] * 2, time.monotonic() + _MEASURE_S
     while time.monotonic() < ends_at:
         for i, engine in enumerate(engines):

@@ -30,7 +30,9 @@ def failed_filter(targets: Targets, utterance: Utterance, transcript: Transcript
     return next((name for name, passed in passes.items() if not passed), "")
 
 
-def _without_reference(targets: Targets, duration_s: float, transcript: Transcript, words: list[str]) -> dict[str, bool]:
+def _without_reference(
+    targets: Targets, duration_s: float, transcript: Transcript, words: list[str]
+) -> dict[str, bool]:
     min_rate, max_rate = targets.chars_per_s or (0.0, float("inf"))
     ratio = targets.max_compression_ratio
     return {

@@ -22,8 +22,8 @@ class Target:
 
 
 def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
-    """Return an engine of the teacher with the recipe's prompt and beam. Its windows are those of the soft labels: 30 s,
-    with silence after the clip.
+    """Return an engine of the teacher with the recipe's prompt and beam. Its windows are those of the soft labels:
+    30 s, with silence after the clip.
 
     The weights keep their precision (float32 on a CPU): in int8 the teacher would differ from that of the soft labels.
     """

@@ -56,7 +56,7 @@ def draw_curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) ->
 
 
 def points(metrics: Iterable[StepMetrics], name: str) -> Points:
-    """Return steps and values of a metric at the steps that logged it. A long run is reduced to means over intervals."""
+    """Return steps and values of a metric at the steps that logged it; for a long run, means over intervals."""
     steps, values = list[float](), list[float]()
     for line in metrics:
         value = line.get(name)

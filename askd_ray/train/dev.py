@@ -35,7 +35,9 @@ def dev_errors(
     model.eval()
     rank_utterances = utterances[context.rank :: context.world_size]
     counts = {domain: ErrorCounts() for domain in sorted({u.domain for u in utterances})}
-    for batch, log_mel in evaluation_windows(rank_utterances, recipe.window.silence_s, model.config.num_mel_bins, _BATCH_SIZE):
+    for batch, log_mel in evaluation_windows(
+        rank_utterances, recipe.window.silence_s, model.config.num_mel_bins, _BATCH_SIZE
+    ):
         # One decode per language, because the prompt contains the language.
         for language in sorted({u.language for u in batch}):
             rows = [i for i, u in enumerate(batch) if u.language == language]

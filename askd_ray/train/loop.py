@@ -36,7 +36,7 @@ from askd_ray.train.context import Context
 from askd_ray.train.dev import dev_errors, dev_metrics
 from askd_ray.train.ledger import TRAINED, Ledger, account, read_ledger
 from askd_ray.train.optim import build_optimizer, freeze, lr_factor, set_lr
-from askd_ray.train.parallel import wrap_network, shard, unsharded_model
+from askd_ray.train.parallel import shard, unsharded_model, wrap_network
 from askd_ray.train.shrink import StudentFactory, check_shrinkings, due_shrinkings
 from askd_ray.train.step import Stepper
 from askd_ray.train.track import Tracker
@@ -279,7 +279,7 @@ class Loop:
         self.train_state = TrainState(**{**vars(self.train_state), **changes})
 
     def _build_student(self, n_shrunk: int) -> WindowedWhisper:
-        return self.students.at(n_shrunk).to(self.context.device)
+        return self.students.build(n_shrunk).to(self.context.device)
 
     def _load_best(self) -> WindowedWhisper | None:
         if self.train_state.best_step is None:

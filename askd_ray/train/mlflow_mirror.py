@@ -148,7 +148,9 @@ class mirrored:  # noqa: N801  # a context manager, used like a function
             except Exception as error:
                 mlflow_run, pause_s = None, min(max(2 * pause_s, _INTERVAL_S), _MAX_INTERVAL_S)
                 if not warned:
-                    _warn(self._run, error, "the training continues; metrics.jsonl keeps the metrics until MLflow answers")
+                    _warn(
+                        self._run, error, "the training continues; metrics.jsonl keeps the metrics until MLflow answers"
+                    )
                 warned = True
         if self._failed:
             try:
@@ -204,7 +206,9 @@ def _client(tracking: Tracking) -> Any:
         return MlflowClient(tracking_uri=tracking.mlflow)
     folder = _folder(tracking)
     folder.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")  # MLflow has deprecated its store of plain files
+    return MlflowClient(
+        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}"
+    )  # MLflow has deprecated its store of plain files
 
 
 def _folder(tracking: Tracking) -> Path:

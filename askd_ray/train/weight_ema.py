@@ -49,7 +49,7 @@ class WeightEma:
 
     @torch.no_grad()
     def _swap(self, student: WindowedWhisper) -> None:
-        """Exchange the averages and the student's weights, in place: a sharded parameter's storage cannot be replaced."""
+        """Swap the averages and the student's weights, in place: a sharded parameter's storage cannot be replaced."""
         for name, parameter in student.named_parameters():
             current = parameter.detach().clone()
             parameter.copy_(self._mean[name])

@@ -66,7 +66,9 @@ class TuneContext(PlainContext):
 
     def report(self, metrics: dict[str, float]) -> None:
         """Report an evaluation; with PBT also the checkpoint, from which another trial may resume."""
-        evaluations = [line for line in read_metrics(self._folder) if "dev_wer" in line and line["step"] <= metrics["step"]]
+        evaluations = [
+            line for line in read_metrics(self._folder) if "dev_wer" in line and line["step"] <= metrics["step"]
+        ]
         results = {SCORE: score(metrics, self._settings), EVALUATIONS: len(evaluations), VALUES: self._values}
         is_pbt = self._settings.scheduler == "pbt"
         tune.report({**metrics, **results}, checkpoint=tune.Checkpoint.from_directory(self._folder) if is_pbt else None)

@@ -56,7 +56,7 @@ def test_text_does_not_depend_on_the_neighbours(trimmed: Engine, clips: list[Wav
 def test_real_clips_in_padded_windows(padded: Engine, speech: Path):
     clips = utterances(speech, 2)
     transcripts = padded.transcribe([waveform_of(u) for u in clips])
-    for utterance, transcript in zip(clips, heard, strict=True):
+    for utterance, transcript in zip(clips, transcripts, strict=True):
         words = {w.strip(".,").lower() for w in utterance.text.split()}
         assert len(words & {w.strip(".,").lower() for w in transcript.text.split()}) >= 0.6 * len(words)
         assert transcript.avg_logprob < 0.0

@@ -13,7 +13,7 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.config.schema import Layers, Student
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_config, load_whisper
-from askd_ray.models.student import LayerMap, apply_layer_map, build_student, keep_layers, unmerged_groups, layer_maps
+from askd_ray.models.student import LayerMap, apply_layer_map, build_student, keep_layers, layer_maps, unmerged_groups
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.text.tokens import Tokens
 
@@ -44,7 +44,8 @@ def test_keeping_all_layers_changes_nothing(tiny_en: Model, log_mel: torch.Tenso
         again = keep_layers(model, layers, layers)
         assert torch.equal(hidden(again, tokens, log_mel), hidden(model, tokens, log_mel))
     assert torch.equal(
-        hidden(apply_layer_map(model, LayerMap(unmerged_groups(4), unmerged_groups(4))), tokens, log_mel), hidden(*tiny_en, log_mel)
+        hidden(apply_layer_map(model, LayerMap(unmerged_groups(4), unmerged_groups(4))), tokens, log_mel),
+        hidden(*tiny_en, log_mel),
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from askd_ray.config.targets import Targets
 from askd_ray.data.schema import Utterance
 from askd_ray.models.engine import Transcript
-from askd_ray.targets.filter import max_repeats_in, failed_filter
+from askd_ray.targets.filter import failed_filter, max_repeats_in
 from askd_ray.text.ngrams import compression_ratio
 
 TEN = "please leave your name and number after the long tone"
@@ -33,11 +33,23 @@ CASES: dict[str, tuple[tuple[Utterance, Transcript], tuple[Utterance, Transcript
         (make_utterance(TEN), make_transcript(TEN.replace("leave", "live"))),
         (make_utterance(TEN), make_transcript(TEN.replace("leave", "live").replace("tone", "bone"))),
     ),
-    "min_mean_log_prob": ((make_utterance(), make_transcript("hello there", -1.0)), (make_utterance(), make_transcript("hello there", -1.001))),
-    "max_compression_ratio": ((make_utterance(seconds=20), make_transcript(LOOP[:100])), (make_utterance(seconds=20), make_transcript(LOOP))),
-    "max_repeats": ((make_utterance(), make_transcript("no, no, no, no")), (make_utterance(), make_transcript("No no, no no no."))),
+    "min_mean_log_prob": (
+        (make_utterance(), make_transcript("hello there", -1.0)),
+        (make_utterance(), make_transcript("hello there", -1.001)),
+    ),
+    "max_compression_ratio": (
+        (make_utterance(seconds=20), make_transcript(LOOP[:100])),
+        (make_utterance(seconds=20), make_transcript(LOOP)),
+    ),
+    "max_repeats": (
+        (make_utterance(), make_transcript("no, no, no, no")),
+        (make_utterance(), make_transcript("No no, no no no.")),
+    ),
     "chars_per_s": ((make_utterance(), make_transcript(LONG[:60])), (make_utterance(), make_transcript(LONG[:61]))),
-    "no end": ((make_utterance(), make_transcript("hello there")), (make_utterance(), make_transcript("hello there", ended=False))),
+    "no end": (
+        (make_utterance(), make_transcript("hello there")),
+        (make_utterance(), make_transcript("hello there", ended=False)),
+    ),
 }
 
 
@@ -64,7 +76,9 @@ def test_where_there_is_a_reference_only_it_counts():
 
 
 def test_errors_are_counted_after_normalisation():
-    assert why(make_utterance("Mr. Smith has $20."), make_transcript("mister smith has twenty dollars"), max_wer=0.0) == ""
+    assert (
+        why(make_utterance("Mr. Smith has $20."), make_transcript("mister smith has twenty dollars"), max_wer=0.0) == ""
+    )
 
 
 def test_without_spaces_characters_are_the_words():

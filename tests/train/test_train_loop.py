@@ -327,7 +327,9 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
     monkeypatch.setattr("askd_ray.train.loop.save_checkpoint", save)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(AskdError, match=r"cannot write checkpoint .*step-00000010 .*the previous checkpoint is intact"):
+        with pytest.raises(
+            AskdError, match=r"cannot write checkpoint .*step-00000010 .*the previous checkpoint is intact"
+        ):
             loop.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

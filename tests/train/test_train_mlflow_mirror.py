@@ -14,7 +14,7 @@ from askd_ray.runs import Run
 from askd_ray.train import mlflow_mirror
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
-from askd_ray.train.mlflow_mirror import MlflowRun, send_finished_run, flatten_recipe, mirrored
+from askd_ray.train.mlflow_mirror import MlflowRun, flatten_recipe, mirrored, send_finished_run
 from askd_ray.train.ray_trainer import check_inputs
 from askd_ray.train.track import Tracker, read_metrics
 
@@ -218,7 +218,9 @@ def test_mlflow_that_is_not_installed(a_run: MakeRun, labelled: Recipe, monkeypa
 
 
 def test_the_recipe_as_params():
-    params = flatten_recipe(Recipe.model_validate({"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"lr": 1e-4}}))
+    params = flatten_recipe(
+        Recipe.model_validate({"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"lr": 1e-4}})
+    )
     assert (params["data.sources.0.path"], params["data.sources.1.path"]) == ("a", "b")
     assert (params["train.lr"], params["train.use_gpu"], params["student.init"]) == ("0.0001", "false", "null")
     assert params["targets.prompt"] == '""'  # a server refuses a param without a value

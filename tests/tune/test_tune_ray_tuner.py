@@ -91,7 +91,10 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
             factors.setdefault(report["step"], []).append(report["lr/decoder"] / trial_values["train.lr"])
             assert 1e-4 <= trial_values["train.lr"] <= 1e-2
     assert len(factors[min(factors)]) >= 2  # the first evaluation at least
-    for step, trial_factors in factors.items():  # the warm-up and the decay of all trials, and nothing of another's rate
+    for (
+        step,
+        trial_factors,
+    ) in factors.items():  # the warm-up and the decay of all trials, and nothing of another's rate
         assert trial_factors == pytest.approx([trial_factors[0]] * len(trial_factors)), step
 
 

@@ -1,18 +1,18 @@
-"""What does a training step cost? Distil-Whisper's as its recipe prescribes, against ours.
+"""The cost of a training step: Distil-Whisper's recipe compared with ours.
 
     python benchmarks/distill_step.py [--data FOLDER] [--clips N] [--batch N] [--padded-texts] [--quick] [--json]
 
 (a) 30 s windows, the teacher beside the student at every step, softmax over the full vocabulary of all positions twice;
-(b) ours with the teacher online; (c) ours with cached soft labels. Ours sees trimmed windows. The same student, clips
-grouped alike and AdamW, in turn in one process; features are made beforehand for all three, soft labels too (what they
-cost is printed). Then the memory that the loss alone takes at its peak, each in a process of its own.
+(b) ours with the teacher online; (c) ours with cached soft labels. Ours has trimmed windows. All three use the same
+student, batches and AdamW, alternately in one process; features and soft labels are made before (their cost is
+printed). Then the peak memory of each loss alone, each in its own process.
 
-(a) pads a batch's texts to the longest of them, which is kinder than Distil-Whisper's script: that pads all to 448
-tokens (target_padding="max_length"). --padded-texts times this too, as (s). It takes much memory: a tensor of
+(a) pads a batch's texts to the longest of them. That is faster than Distil-Whisper's script, which pads all to 448
+tokens (target_padding="max_length"). --padded-texts also times this, as (s). It takes much memory: a tensor of
 logits has 93 MB a clip.
 
 --data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --json prints one line of
-JSON last.
+JSON at the end.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def _recipe(root: str, batch_size: int) -> Recipe:
 def _time(
     recipe: Recipe, utterances: list[Utterance], padded_texts: bool
 ) -> tuple[dict[str, list[float]], list[Batch]]:
-    """Return the seconds of each step of each kind, batch by batch in turn, and the batches."""
+    """Return the seconds of each step of each kind, alternating per batch, and the batches."""
     loader = make_batch_loader(recipe, n_mels=80)
     batches = [batch for task in loader.planner().tasks(DataCursor(), 0, 1) for batch in loader.batches(task)]
     audio = {u.id: u for u in utterances}
@@ -138,14 +138,14 @@ def _time(
             for name in [*step, *step][first : first + len(step)]:
                 begun = time.perf_counter()
                 step[name](with_audio)
-                if number:  # the first, a small one, warms up
+                if number:  # the first, small batch is the warm-up
                     times[name].append(time.perf_counter() - begun)
             progress.advance()
     return times, batches
 
 
 def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
-    """Distil-Whisper's step through transformers' own forward passes; its texts have ``n_tokens`` tokens at least."""
+    """Distil-Whisper's step with transformers' forward passes; its texts are padded to ``n_tokens`` tokens or more."""
     student, teacher = (load_whisper(recipe.teacher.model)[0] for _ in range(2))
     student.train()
     optimizer = build_optimizer(WindowedWhisper(student), recipe.train)
@@ -168,7 +168,7 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
 
 
 def dense_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return 0.8 CE + T^2 KL over all positions, as Distil-Whisper's released training script has it."""
+    """Return 0.8 CE + T^2 KL over all positions, as in Distil-Whisper's released training script."""
     ce = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
     log_q = functional.log_softmax(logits / TEMPERATURE, dim=-1)
     p = functional.softmax(teacher_logits / TEMPERATURE, dim=-1)
@@ -201,14 +201,14 @@ def _loss_peaks(batches: list[Batch]) -> dict[str, int]:
 
 
 def _loss_peak(name: str, *arrays: np.ndarray) -> int:
-    """Run one loss, forward and backward, on random hidden states of the batch's shape; returns what it took."""
+    """Run one loss, forward and backward, on random hidden states of the batch's shape; return its peak memory."""
     use_threads()
     targets, top_ids, top_log_probs, rest = (torch.from_numpy(array) for array in arrays)
     projection = torch.nn.Parameter(torch.randn(51_864, 384) / 20)
     hidden, teacher_hidden = torch.randn(*targets.shape, 384, requires_grad=True), torch.randn(*targets.shape, 384)
-    functional.linear(hidden[:1, :1], projection).sum().backward()  # the gradient of the projection is there already
+    functional.linear(hidden[:1, :1], projection).sum().backward()  # allocates the gradient of the projection
     before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here (Linux)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak (Linux)
     valid = targets != IGNORED
     if name == "a":
         with torch.no_grad():

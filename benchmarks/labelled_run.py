@@ -1,4 +1,4 @@
-"""The shards of a run and their labels, as `askd prepare` and `askd label` leave them, from clips at hand."""
+"""Write the shards and labels of a run, as `askd prepare` and `askd label` do, from given clips."""
 
 import time
 from collections.abc import Sequence

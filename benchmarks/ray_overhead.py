@@ -1,4 +1,4 @@
-"""What does Ray cost a training step? The loop in a Ray Train worker against the same loop in a process without Ray.
+"""Ray's overhead per training step: the loop in a Ray Train worker compared with a process without Ray.
 
     python benchmarks/ray_overhead.py [--data FOLDER] [--clips N] [--epochs N] [--quick] [--json]
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--plain", help=argparse.SUPPRESS)  # what this script starts itself with
+    parser.add_argument("--plain", help=argparse.SUPPRESS)  # the script starts itself with this option
     options = parser.parse_args()
     if options.plain:
         _run_plain(json.loads(options.plain))
@@ -105,7 +105,7 @@ def main() -> None:
 def _give_turns(
     listener: Listener, n_steps: int, process_settings: dict[str, dict[str, int]], times: dict[str, list[float]]
 ) -> None:
-    """Let both loops step in turn; notes what each says of itself, and the seconds of its steps."""
+    """Let both loops step alternately; record each loop's thread settings, and the seconds of its steps."""
     loops: dict[str, Connection] = {}
     for _ in KINDS:
         loop = listener.accept()
@@ -120,13 +120,13 @@ def _give_turns(
                 if number >= WARM_UP:
                     times[kind].append(took)
             progress.advance()
-        for kind in KINDS:  # the last step ends with a score of dev: it is not measured
+        for kind in KINDS:  # the last step also scores dev, so it is not measured
             loops[kind].send_bytes(b"go")
         progress.advance()
 
 
 def _handed_over(kind: str, socket: str, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield each batch when it is this loop's turn, and tell how long the loop took until it wanted the next."""
+    """Yield each batch when it is this loop's turn, and report the time until the loop asks for the next."""
     ready = list(batches)
     with Client(socket, "AF_UNIX", authkey=KEY) as turns:
         words = {"kind": kind, "threads": torch.get_num_threads(), "niceness": os.nice(0)}
@@ -150,7 +150,7 @@ def _run_plain(config: dict[str, Any]) -> None:
 def _run_ray(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
-    from ray_overhead import ray_worker  # by its name, so that Ray's worker imports it too
+    from ray_overhead import ray_worker  # imported by name, so that Ray's worker can import it
 
     from askd_ray.ray_cluster import connect, disconnect
 

@@ -1,4 +1,4 @@
-"""A run that is killed in the middle of its data, and what it must have in common with one that was not."""
+"""Kill a run in the middle of its data, and compare the resumed run with an undisturbed one."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
 
 CPU = torch.device("cpu")
-UNIQUE = ("time_s", "utterances_per_s", "data_wait_share")  # what no two runs share
+UNIQUE = ("time_s", "utterances_per_s", "data_wait_share")  # metrics that differ between any two runs
 
 
 class KilledError(Exception):
@@ -37,7 +37,7 @@ class DyingContext(PlainContext):
 
 
 def killed(recipe: Recipe, folder: Path, dies_after: int) -> None:
-    """Run a recipe's loop into a folder until it dies after so many batches."""
+    """Run a recipe's loop into a folder until it dies after ``dies_after`` batches."""
     context = DyingContext(CPU)
     context.dies_after = dies_after
     with pytest.raises(KilledError):
@@ -51,12 +51,12 @@ def checkpoint(folder: Path, file: str = "student") -> dict[str, torch.Tensor]:
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """A run's metrics, without those that are never the same twice."""
+    """A run's metrics without those in ``UNIQUE``."""
     return [{k: v for k, v in m.items() if k not in UNIQUE} for m in read_metrics(folder)]
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
-    """Both ended with the same bits and told the same on their way, step by step."""
+    """Check that both runs ended with the same bits, and logged the same metrics and ledger."""
     for file in ("student", "optimizer"):
         found, expected_tensors = checkpoint(folder, file), checkpoint(expected, file)
         assert found.keys() == expected_tensors.keys()

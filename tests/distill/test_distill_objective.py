@@ -25,7 +25,7 @@ def top_k(log_p: torch.Tensor, k: int, targets: torch.Tensor) -> TopK:
 
 
 class Case:
-    """A student, a teacher and an earlier self over a small vocabulary."""
+    """A student, a teacher and a self-teacher over a small vocabulary."""
 
     def __init__(self, n: int = N, k: int = N_VOCAB):
         self.hidden, self.projection = random(n, WIDTH, seed=1), random(N_VOCAB, WIDTH, seed=2)
@@ -44,7 +44,7 @@ class Case:
         return objective_sums(settings, weights, tokens, (self.hidden, self.projection), lambda rows, log_q: None)
 
     def by_hand(self, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """CE, KL(teacher), KL(own) a token; the references are used as they are: the temperature is baked in."""
+        """CE, KL(teacher), KL(self-teacher) per token; the references already have the right temperature."""
         logits = self.hidden @ self.projection.t()
         log_q = torch.log_softmax(logits / temperature, -1)
         ce = functional.cross_entropy(logits, self.targets, reduction="none")

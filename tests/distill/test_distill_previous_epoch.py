@@ -56,7 +56,7 @@ def test_an_epoch_teaches_the_next_one():
     self_teacher.before_step(None, Progress(0.34, 1, 3))
     assert_teaches(self_teacher, 0, "c", "a")
     observe(self_teacher, 1, "c", "a")
-    assert_teaches(self_teacher, 0, "b", "a", "c")  # what is said now counts from the next epoch on
+    assert_teaches(self_teacher, 0, "b", "a", "c")  # distributions of this epoch are used from the next epoch on
     observe(self_teacher, 1, "b")
     self_teacher.before_step(None, Progress(0.67, 2, 3))
     assert_teaches(self_teacher, 1, "b", "c", "a")
@@ -96,7 +96,7 @@ def test_it_goes_on_where_it_was_kept(kept_in: int):
 
 def test_nothing_is_written_down_that_no_later_epoch_reads():
     late = PreviousEpoch(PSKD.model_copy(update={"switch": 0.7}))
-    an_epoch(late, 0, ("a",))  # the switch lies in the third epoch: the second is the one that teaches it
+    an_epoch(late, 0, ("a",))  # the switch is in the third epoch, which uses the labels of the second
     assert late.state()[0] == {}
     an_epoch(late, 1, ("a",))
     assert late.state()[0] != {}

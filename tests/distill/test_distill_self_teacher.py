@@ -9,7 +9,7 @@ from askd_ray.distill.self_teacher import build_self_teacher
 
 
 class Student(nn.Linear):
-    """Stands in for the student: copies only need its weights."""
+    """A stand-in for the student: copies only need weights."""
 
     shrunk = 0
 

@@ -1,4 +1,4 @@
-"""What the table says is what the model has, and what torch counts."""
+"""The costs agree with the real model's parameters and with torch's operation counter."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def tiny_en(weights: Path) -> WhisperForConditionalGeneration:
 
 
 def named(model: WhisperForConditionalGeneration, part: str) -> torch.nn.Module:
-    """The module of a part, where it is one."""
+    """The module of a part, if the part is one module."""
     which, _, number = part.partition(" layer ")
     return getattr(model.model, which).layers[int(number)]
 
@@ -51,7 +51,7 @@ def test_parameters_of_another_shape():
 
 
 def counted(model: WhisperForConditionalGeneration, n_frames: int) -> dict[str, int]:
-    """The multiply-adds that torch sees go by, by part; it counts two operations for each."""
+    """The multiply-adds that torch counts, by part; it counts two operations for each."""
     counter = FlopCounterMode(display=False, depth=6)
     with torch.no_grad(), counter:
         states = encode(model, torch.zeros(1, 80, n_frames)).states
@@ -71,7 +71,7 @@ def counted(model: WhisperForConditionalGeneration, n_frames: int) -> dict[str, 
 @pytest.mark.parametrize("n_frames", [530, PADDED_FRAMES])
 def test_multiply_adds_are_those_that_torch_counts(weights: Path, n_frames: int):
     model, _ = load_whisper(str(weights))
-    model.set_attn_implementation("eager")  # the counter knows matrix products, not every fused attention
+    model.set_attn_implementation("eager")  # the counter counts matrix products, but not every fused attention
     found = parts(model.config, n_frames)
     seen = counted(model, n_frames)
     assert sum(part.multiply_adds for part in found) == pytest.approx(seen["Global"], rel=0.02)

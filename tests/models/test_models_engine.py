@@ -43,7 +43,7 @@ def test_no_clips(trimmed: Engine):
 
 
 def test_text_does_not_depend_on_the_neighbours(trimmed: Engine, clips: list[Waveform]):
-    # Clips of one length share a window; every third is cut a little, and the order is not that of the lengths.
+    # Clips of one length share a window; some are cut a little, and the clips are not sorted by length.
     same = [np.pad(clip, (0, 4 * SAMPLE_RATE_HZ - len(clip))) for clip in clips]
     mixed = [*clips, *(clip[: -1000 * (i % 3)] if i % 3 else clip for i, clip in enumerate(same))]
     together = trimmed.transcribe(mixed)
@@ -104,7 +104,7 @@ def test_states_that_would_be_taken_for_a_log_mel_are_not_decoded(
 
 @pytest.mark.slow
 def test_in_every_window_the_engine_writes_what_the_decoder_writes_of_the_same_states(weights: Path, speech: Path):
-    # CTranslate2 took the 80 states of a 1.6 s window for a log-mel of 80 bands, and the model heard noise.
+    # CTranslate2 took the 80 states of a 1.6 s window for a log-mel of 80 bands, so the model got noise.
     engine = Engine(weights, compute_type="float32")
     model, tokens = load_whisper(str(weights))
     talk = np.concatenate([waveform_of(u) for u in utterances(speech, 16)])
@@ -174,7 +174,7 @@ def test_the_probabilities_of_tokens(weights: Path, clips: list[Waveform], silen
         assert len(transcript.token_probs) == len(transcript.token_texts) == len(transcript.token_ids)
         assert all(0.0 < p <= 1.0 for p in transcript.token_probs)
         if transcript.ended and silence_s is None:
-            # The engine's own mean has the end token in it, and leaves suppressed tokens out of the sum of all.
+            # avg_logprob includes the end token, and its softmax leaves out suppressed tokens.
             assert np.log(transcript.token_probs).sum() == pytest.approx(
                 transcript.avg_logprob * (len(transcript.token_ids) + 1), abs=0.6
             )

@@ -15,7 +15,7 @@ from askd_ray.text.normalize import normalizer
 
 
 class RecordingEngine:
-    """Keeps what it hears, and says which clip that was."""
+    """Records its clips; each transcript is the clip's number."""
 
     def __init__(self):
         self.clips: list[Waveform] = []
@@ -35,7 +35,7 @@ def vad() -> Vad:
 
 
 def test_what_is_said_is_heard_once_and_in_order(vad: Vad, speech: Path):
-    """Real speech of a minute and a half, with pauses that are long and that are not."""
+    """90 s of real speech with long and short pauses."""
     rng = np.random.default_rng(0)
     clips = [waveform for waveform, _ in spoken(speech, 16)]
     pauses = [rng.normal(0.0, 1e-4, samples_of(s)).astype(np.float32) for s in [0.3, 0.5, 4.0, 0.4] * 4]
@@ -45,8 +45,8 @@ def test_what_is_said_is_heard_once_and_in_order(vad: Vad, speech: Path):
     assert transcript.text == " ".join(f"de{i + 1}" for i in range(len(engine.clips))) and len(engine.clips) > 4
     assert max(map(len, engine.clips)) <= PADDED_SAMPLES
     energy = sum(float(np.square(clip).sum()) for clip in engine.clips)
-    assert energy == pytest.approx(float(np.square(recording).sum()), rel=1e-3)  # all that is loud
-    assert sum(map(len, engine.clips)) < len(recording) - samples_of(8.0)  # and not the long pauses
+    assert energy == pytest.approx(float(np.square(recording).sum()), rel=1e-3)  # the chunks hold all loud parts
+    assert sum(map(len, engine.clips)) < len(recording) - samples_of(8.0)  # but not the long pauses
 
 
 def test_a_short_clip_is_the_engines_own(vad: Vad, speech: Path):

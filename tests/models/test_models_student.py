@@ -1,4 +1,4 @@
-"""Picking, merging and shrinking layers, on tiny.en: layers are compared by their weights and by what they compute."""
+"""Picking, merging and shrinking layers, on tiny.en: layers are compared by weights and by outputs."""
 
 import copy
 import json
@@ -128,7 +128,7 @@ def test_shrinkings_speak_of_the_student_as_built():
     assert layer_maps(settings, config) == [
         LayerMap(unmerged_groups(2), ((0,), (1, 2), (3,), (5,))),
         LayerMap(unmerged_groups(2), ((0,), (1,), (3,))),
-        LayerMap(unmerged_groups(2), ((0,), (1, 2))),  # neighbours by then
+        LayerMap(unmerged_groups(2), ((0,), (1, 2))),  # neighbours after the previous shrinking
         LayerMap(unmerged_groups(2), ((0, 1),)),
     ]
 

@@ -27,7 +27,7 @@ def why(utterance: Utterance, transcript: Transcript, **settings: Any) -> str:
     return failed_filter(Targets(kind="pseudo", **settings), utterance, transcript)
 
 
-# filter: (an utterance and what passes there, and one that just does not)
+# filter: (an utterance with a transcript that just passes, and one that just fails)
 CASES: dict[str, tuple[tuple[Utterance, Transcript], tuple[Utterance, Transcript]]] = {
     "max_wer": (
         (make_utterance(TEN), make_transcript(TEN.replace("leave", "live"))),
@@ -113,7 +113,7 @@ def test_repeats_by_hand(text: str, repeats: int):
 
 
 def test_compression_ratio_is_that_of_whisper():
-    """By openai/whisper's own function, ``utils.compression_ratio``: bytes over those of zlib at its default level."""
+    """As openai/whisper's ``utils.compression_ratio``: bytes divided by zlib's bytes at its default level."""
     assert compression_ratio("") == 0.0
     assert compression_ratio("hello there") == pytest.approx(11 / 19)
     assert compression_ratio(LOOP) > 2.4 > compression_ratio(LOOP[:100])

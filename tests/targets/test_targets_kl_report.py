@@ -56,7 +56,7 @@ def test_the_buckets_hold_all_mass(k: int):
 def test_what_is_lost_against_the_objective_s_own_divergence(
     teacher: WhisperForConditionalGeneration, rows: tuple[list[Utterance], list[SoftLabels]], recipe: Recipe
 ):
-    """Real Whisper as its own student in a trimmed window: the two KLs by the objective's functions."""
+    """Real Whisper as its own student in a trimmed window: both KLs agree with the objective's functions."""
     report = kl_lost(teacher, teacher, *rows, recipe)
     assert [lost.k for lost in report] == sorted({K, *REPORTED_KS})
     dense: list[torch.Tensor] = []
@@ -105,7 +105,9 @@ def test_the_report_of_a_run_is_about_its_own_student(
     write_table(tmp_path / "shard.parquet", to_table(clips))
     write_labels(tmp_path / "labels.parquet", labels, label_key(recipe))
     report = measure(recipe, tmp_path / "shard.parquet", tmp_path / "labels.parquet")
-    assert report[0].dense > kl_lost(teacher, teacher, clips, labels, recipe)[0].dense  # it lost two layers
+    assert (
+        report[0].dense > kl_lost(teacher, teacher, clips, labels, recipe)[0].dense
+    )  # the student has two layers less
     assert len(kl_table(report).rows) == len(report)
 
 

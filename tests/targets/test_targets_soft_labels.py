@@ -121,7 +121,7 @@ def test_a_text_is_needed_to_be_a_reference(utterances: list[Utterance], weights
 
 
 def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: Path, tmp_path: Path):
-    """A batch from the disk: prompt, then text; and the teacher run along it says what its labels say."""
+    """A batch from disk has prompt and text, and the teacher's forward pass on it gives the label's probabilities."""
     previous = "Welcome to the voice mail system. " * 12
     with_prompt = Recipe.model_validate(
         {

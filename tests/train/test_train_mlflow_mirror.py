@@ -23,7 +23,7 @@ MakeRun = Callable[..., Run]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for MLflow's real SQLite store; each test has an experiment of its own in it."""
+    """A folder for MLflow's real SQLite store; each test has its own experiment."""
     return tmp_path_factory.mktemp("mlflow") / "made by mlflow"
 
 
@@ -35,7 +35,7 @@ def client(store: Path) -> MlflowClient:
 
 @pytest.fixture
 def a_run(labelled: Recipe, tmp_path: Path) -> MakeRun:
-    """Return a run of its own with the labelled run's data, tracked in the given place."""
+    """Return a new run with the labelled run's data, tracked at the given URI."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / labelled.name).symlink_to(Run(labelled).path)
 
@@ -55,7 +55,7 @@ def server() -> Iterator[MlflowServer]:
 
 
 def track(run: Run, first: int, last: int) -> None:
-    """Write metrics of 20 values a step, as a run does that was resumed just before ``first``."""
+    """Write metrics of 20 values per step, like a run that resumed just before step ``first``."""
     tracker = Tracker(run.distill, first - 1)
     for step in range(first, last + 1):
         tracker.log(step, {f"m{i}": i / step for i in range(20)})
@@ -66,7 +66,7 @@ def track(run: Run, first: int, last: int) -> None:
 def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     a_run: MakeRun, store: Path, client: MlflowClient, capfd: pytest.CaptureFixture[str]
 ):
-    """A real training, killed after it had told MLflow of steps that it takes once more."""
+    """A real training, killed after it sent steps to MLflow that it repeats after the restart."""
     run = a_run(store)
     context = DyingContext(CPU)
     context.dies_after = 8
@@ -116,7 +116,7 @@ def test_a_training_that_failed_says_so_until_it_goes_on(a_run: MakeRun, store: 
 
 
 def test_what_is_sent_twice_is_kept_once(a_run: MakeRun, store: Path, client: MlflowClient):
-    """A request that was given up, but arrives: both ask what is there before either has sent anything."""
+    """A request that timed out but arrives late: both mirrors read MLflow's state before either sends anything."""
     run = a_run(store, experiment="twice")
     track(run, 1, 3)
     one, other = MlflowRun(run), MlflowRun(run)
@@ -159,16 +159,16 @@ def test_a_server_gets_batches_and_only_the_files_that_changed(
 def test_a_server_that_is_away_for_a_while_gets_all(
     a_run: MakeRun, server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(mlflow_mirror, "_EVERY_S", 0.05)
+    monkeypatch.setattr(mlflow_mirror, "_INTERVAL_S", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server.trouble = 503
     run = a_run(server.url)
     with mirrored(run):
         track(run, 1, 60)
-        assert wait_for(lambda: len(server.requests) >= 3)  # it asks again and again
+        assert wait_for(lambda: len(server.requests) >= 3)  # the mirror keeps retrying
         server.trouble = 0
         assert wait_for(lambda: len(server.history("m0")) == 60)
-        track(run, 51, 70)  # a worker died, and went on from a checkpoint after step 50
+        track(run, 51, 70)  # a worker died and resumed from a checkpoint after step 50
         assert wait_for(lambda: len(server.history("m0")) == 70)
     assert [step for step, _ in server.history("m0")] == list(range(1, 71))
     (warning,) = capsys.readouterr().out.splitlines()
@@ -195,7 +195,7 @@ def test_a_server_that_never_answers_holds_nothing_up(a_run: MakeRun, monkeypatc
     with socket.create_server(("127.0.0.1", 0)) as silent:
         run = a_run(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with mirrored(run):
-            silent.accept()  # it has asked, and waits
+            silent.accept()  # the mirror has sent a request and waits
             begun = time.monotonic()
             track(run, 1, 50)
             assert time.monotonic() - begun < 1.0
@@ -223,11 +223,11 @@ def test_the_recipe_as_params():
     )
     assert (params["data.sources.0.path"], params["data.sources.1.path"]) == ("a", "b")
     assert (params["train.lr"], params["train.use_gpu"], params["student.init"]) == ("0.0001", "false", "null")
-    assert params["targets.prompt"] == '""'  # a server refuses a param without a value
+    assert params["targets.prompt"] == '""'  # a server rejects an empty param
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
-    """Whether it came true within a while."""
+    """Whether a condition becomes true within some seconds."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         if condition():

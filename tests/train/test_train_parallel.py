@@ -1,4 +1,4 @@
-"""Two ranks with a sharded student against two that each have all of it, and against one alone."""
+"""Two ranks with a sharded student, compared with two ranks that each hold the whole student, and with one rank."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ WAYS = ("ddp", "fsdp")
 
 
 def recipes(labelled: Recipe) -> dict[str, Recipe]:
-    """Recipes for plain SGD, with all that a checkpoint keeps, and with an online teacher: each both ways."""
+    """Recipes for plain SGD, for everything in a checkpoint, and for an online teacher; each with fsdp and ddp."""
     made: dict[str, Recipe] = {}
     for way in WAYS:
         train = STEPS | {"parallel": way}
@@ -56,7 +56,7 @@ def recipes(labelled: Recipe) -> dict[str, Recipe]:
 
 
 def with_online_teacher(labelled: Recipe) -> Recipe:
-    """The recipe with a teacher that runs beside the student, and with what labels hold then."""
+    """The recipe with an online teacher, and with labels that hold only targets."""
     values = labelled.model_dump(mode="json")
     teacher = {"model": labelled.teacher.model, "online": True}
     recipe = Recipe.model_validate(values | {"name": "online", "teacher": teacher})
@@ -70,7 +70,7 @@ def with_online_teacher(labelled: Recipe) -> Recipe:
 
 
 def plain_sgd(student: Any, settings: Any) -> torch.optim.Optimizer:
-    """In place of AdamW, which would hide a gradient of a wrong scale."""
+    """Replaces AdamW, which would hide a wrongly scaled gradient."""
     kept = ("params", "lr", "initial_lr", "name")
     groups = build_optimizer(student, settings).param_groups
     return torch.optim.SGD([{name: group[name] for name in kept} for group in groups])
@@ -87,7 +87,9 @@ def run(recipe: Recipe, rank: int, folder: Path, dies_after: int = 999) -> Loop:
 
 def _rank(rank: int, port: int, texts: dict[str, str], root: Path) -> None:
     address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", address, timedelta(seconds=120), rank=rank, world_size=2)  # a hang is a failure
+    dist.init_process_group(
+        "gloo", address, timedelta(seconds=120), rank=rank, world_size=2
+    )  # the test fails if it hangs
     recipes = {name: Recipe.model_validate_json(text) for name, text in texts.items()}
     for way in WAYS:
         with pytest.MonkeyPatch.context() as patch:
@@ -107,7 +109,7 @@ def _rank(rank: int, port: int, texts: dict[str, str], root: Path) -> None:
 
 
 def _note(loop: Loop, rank: int, root: Path) -> None:
-    """How much of it all a rank holds, and what it scores with a dev split that leaves the second rank nothing."""
+    """Write the share that a rank holds, and its score on a dev split without utterances for the second rank."""
     student, optimizer = loop.objects.student, loop.objects.optimizer
     assert isinstance(student, FSDPModule)
     moments = [state["exp_avg"] for state in optimizer.state.values()]
@@ -122,7 +124,7 @@ def _note(loop: Loop, rank: int, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def both_ways(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders of all runs."""
+    """The folder of all runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -141,7 +143,7 @@ def assert_about_the_same(folder: Path, expected: Path, file: str) -> None:
 
 @pytest.mark.slow
 def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Recipe):
-    """With all gradients in it, that of the tied embeddings from both of its uses."""
+    """All gradients must be right, also that of the tied embeddings, which are used twice."""
     found, expected = both_ways / "fsdp sgd", both_ways / "ddp sgd"
     ends, start = [checkpoint(folder) for folder in (found, expected)], load_whisper(labelled.teacher.model)[0]
     for name, before in start.state_dict().items():
@@ -156,7 +158,7 @@ def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Rec
 
 @pytest.mark.slow
 def test_a_run_with_shares_ends_like_one_without(both_ways: Path):
-    """With groups that are frozen at first, averaged weights, and layers whose states are computed again."""
+    """With groups that are frozen at first, averaged weights, and gradient checkpointing."""
     for file in ("student", "optimizer", "ema", "self_teacher"):
         assert_about_the_same(both_ways / "fsdp kept", both_ways / "ddp kept", file)
     best = [load_whisper(str(both_ways / f"{way} kept" / "best"))[0].state_dict() for way in WAYS]
@@ -189,7 +191,7 @@ def test_a_rank_without_dev_utterances_stops_nobody(both_ways: Path):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bitwise_with_shares_and_like_it_without(both_ways: Path, labelled: Recipe):
-    """With two workers either way, and with one alone."""
+    """With two workers by fsdp or ddp, and with one worker."""
     whole = both_ways / "fsdp kept"
     (stood,) = (both_ways / "killed" / "checkpoints").iterdir()
     assert stood.name == "step-00000004"

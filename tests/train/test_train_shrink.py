@@ -1,4 +1,4 @@
-"""A student that loses layers as its run goes by: the same bits after a kill, moments that stay, the right best."""
+"""A student that shrinks during training: same bits after a kill, moments are kept, the best student is right."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ EARLY_SNAPSHOT = {"self_teacher": {"kind": "snapshot", "switch": 0.1, "weight": 
 
 @pytest.fixture(scope="module")
 def shrinking(labelled: Recipe, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """The labelled run with a student of two encoder and four decoder layers, of which one and two are left."""
+    """The labelled run with a student of two encoder and four decoder layers, of which one and two remain."""
     torch.manual_seed(1)
     teacher, tokens = load_whisper(str(tiny_model))
     model = WhisperForConditionalGeneration(WhisperConfig(**{**teacher.config.to_dict(), "decoder_layers": 4}))
@@ -92,7 +92,7 @@ def test_what_is_left_is_what_was_asked_for(shrinking: Recipe, undisturbed: Path
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["params_m"] == round(sum(p.numel() for p in student.parameters()) / 1e6, 2)
     assert summary["best_step"] in (8, 10)
-    again = Loop(shrinking, PlainContext(CPU), undisturbed, "key")  # a finished run, taken up again
+    again = Loop(shrinking, PlainContext(CPU), undisturbed, "key")  # a finished run, resumed
     assert again.summary() == summary
 
 
@@ -160,7 +160,7 @@ def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: 
     summary = Loop(shrinking, context, tmp_path, "key").run()
     assert (summary["dev_wer"], summary["best_step"]) == (0.6, 10)
     assert load_whisper(str(tmp_path / "best"))[0].config.decoder_layers == 2
-    assert [report["dev_wer"] for report in context.reports] == [0.8, 0.6]  # a search judges no larger student
+    assert [report["dev_wer"] for report in context.reports] == [0.8, 0.6]  # a search does not score larger students
     assert [m["dev_wer"] for m in read_metrics(tmp_path) if "dev_wer" in m] == [0.1, 0.2, 0.8, 0.6]
 
 

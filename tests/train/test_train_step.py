@@ -1,4 +1,4 @@
-"""Gradients with plain SGD: what micro-batches or two ranks do together is what one batch does, for every preset."""
+"""Gradients with plain SGD: several micro-batches or two ranks give the same as one batch, for every preset."""
 
 import copy
 import itertools
@@ -49,7 +49,7 @@ def rows(batch: Batch, keep: slice) -> Batch:
 
 
 def other(student: WindowedWhisper) -> WindowedWhisper:
-    """A model that says something else."""
+    """A model with different outputs."""
     model = copy.deepcopy(student)
     with torch.no_grad():
         model.whisper.model.decoder.layers[0].fc1.weight.mul_(1.5)
@@ -57,13 +57,13 @@ def other(student: WindowedWhisper) -> WindowedWhisper:
 
 
 def distiller(recipe: Recipe, student: WindowedWhisper, whole: Batch) -> tuple[Distiller, Weights]:
-    """The recipe's objective late in its run, with a self-teacher that has what it needs."""
+    """The recipe's objective late in its run, with a self-teacher that is ready."""
     self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None)
     online = OnlineTeacher(other(student), shares_encoder=False) if recipe.teacher.online else None
     earlier = other(student)
     made = Distiller(recipe.objective, self_teacher, online, TensorBatch.of(whole, CPU).teacher_loss.mean().item())
     self_teacher.before_step(earlier, Progress(0.0, 0, 2))
-    if recipe.objective.self_teacher.kind == "previous_epoch":  # an epoch goes by
+    if recipe.objective.self_teacher.kind == "previous_epoch":  # needs the distributions of an epoch
         with torch.no_grad():
             made.sums(earlier, earlier, TensorBatch.of(whole, CPU), weights_at(recipe.objective, Progress(0.0, 0, 2)))
     self_teacher.before_step(earlier, LATE)
@@ -82,7 +82,7 @@ def sgd_step(
 
 
 def gradients(recipe: Recipe, model: Path, batches: list[Batch], whole: Batch) -> dict[str, torch.Tensor]:
-    """Of a step on some micro-batches."""
+    """The gradients of a step on some micro-batches."""
     student = WindowedWhisper(load_whisper(str(model))[0])
     sgd_step(student, student, recipe, batches, whole)
     return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
@@ -175,7 +175,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(labelled: Rec
 
 
 def test_float16_overflow_costs_a_step_and_not_the_run(labelled: Recipe, tiny_model: Path):
-    """A scale that is too large makes gradients infinite: the step is left out, and the scale halved."""
+    """A scale that is too large makes gradients infinite: the step is skipped, and the scale halved."""
     recipe = with_objective(labelled, {}, train={"precision": "float16"})
     whole, student = a_batch(labelled), WindowedWhisper(load_whisper(str(tiny_model))[0])
     made, weights = distiller(recipe, student, whole)

@@ -25,7 +25,7 @@ PNG = b"\x89PNG"
 
 
 def reports(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """What each trial of a search told Ray Tune, by its id."""
+    """The reports of each trial of a search, by trial id."""
     files = sorted(folder.glob("ray/trial_*/result.json"))
     lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     return {reported[0]["trial_id"]: reported for reported in lines if reported}
@@ -52,7 +52,7 @@ def test_the_default_search(searched, ray_session: None):
     assert min(report["score"] for lines in reported.values() for report in lines) == trials[0]["score"]
     assert sorted(path.name for path in folder.iterdir()) == ["best.yaml", "key", "parallel.png", "ray", "trials.json"]
     assert (folder / "parallel.png").read_bytes().startswith(PNG)
-    assert search(recipe) == found  # at once
+    assert search(recipe) == found  # returns at once
     assert reports(folder) == reported
 
 
@@ -81,10 +81,10 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
     reported = reports(Run(recipe).path / "tune")
     assert len(found["trials"]) == len(reported) == 4
     values = {name: [json.loads(report["values"]) for report in lines] for name, lines in reported.items()}
-    # One went on from another's checkpoint. Ray Tune does not tell what it had reported in that very moment.
+    # One trial resumed from another's checkpoint. Ray Tune does not store its report of that evaluation.
     assert list((Run(recipe).path / "tune").glob("ray/pbt_policy_*.txt"))
     factors: dict[int, list[float]] = {}
-    # Who takes over the other's last checkpoint has nothing left to train; how early that is hangs on timing.
+    # A trial that gets another's last checkpoint has nothing left to train; when that happens depends on timing.
     assert max(lines[-1]["evaluations"] for lines in reported.values()) == 4
     for name, lines in reported.items():
         for report, trial_values in zip(lines, values[name], strict=True):
@@ -94,7 +94,7 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
     for (
         step,
         trial_factors,
-    ) in factors.items():  # the warm-up and the decay of all trials, and nothing of another's rate
+    ) in factors.items():  # all trials have the same schedule, relative to their own rate
         assert trial_factors == pytest.approx([trial_factors[0]] * len(trial_factors)), step
 
 
@@ -119,7 +119,7 @@ def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched,
         return trials.stat().st_mtime if any(row["state"] == "done" for row in rows) else None
 
     def is_kept(since: float | None) -> bool:
-        """Whether Tune has written down where it stands, which it does every second, after that moment."""
+        """Whether Tune has saved its state after that time; it does so every second."""
         states = (folder / "ray").glob("experiment_state-*.json")
         return since is not None and any(state.stat().st_mtime > since for state in states)
 

@@ -35,21 +35,21 @@ def plot_schedule(recipe: Recipe, path: Path) -> Path:
     """
     path, arrays = local_path(path), schedule_arrays(recipe)
     figure, axes = figure_of(1 + _varies(arrays["T"]) + _varies(arrays["k"]))
-    left = axes[0]
+    weight_axis = axes[0]
     for name, label, style in (("a", "a, teacher", "-"), ("b", "b, self", "-")):
-        left.plot(arrays["u"], arrays[name], style, label=label, linewidth=2)
+        weight_axis.plot(arrays["u"], arrays[name], style, label=label, linewidth=2)
     if recipe.objective.ce_weight == "complement":
         ce = [1.0 - a - b for a, b in zip(arrays["a"], arrays["b"], strict=True)]
-        left.plot(arrays["u"], ce, ":", label="cross-entropy", color="grey")
-    left.set_ylim(-0.03, 1.05)
-    left.set_ylabel("weight")
-    left.legend(frameon=False)
+        weight_axis.plot(arrays["u"], ce, ":", label="cross-entropy", color="grey")
+    weight_axis.set_ylim(-0.03, 1.05)
+    weight_axis.set_ylabel("weight")
+    weight_axis.legend(frameon=False)
     for axis, name in zip(axes[1:], [n for n in ("T", "k") if _varies(arrays[n])], strict=True):
         axis.plot(arrays["u"], arrays[name], color="tab:green", linewidth=2)
         axis.set_ylabel(name)
     drawn = " (gap: as if it closed linearly)" if recipe.objective.teacher_weight.schedule == "gap" else ""
     constant = "" if _varies(arrays["T"]) else f", T = {arrays['T'][0]:g}"
-    left.set_title(f"{recipe.name}: {recipe.objective.preset}{constant}{drawn}", loc="left")
+    weight_axis.set_title(f"{recipe.name}: {recipe.objective.preset}{constant}{drawn}", loc="left")
     axes[-1].set_xlabel("progress of the run")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")

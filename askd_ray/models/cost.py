@@ -101,8 +101,8 @@ def _name(step: Shrinking) -> str:
 
 
 def _changed(step: Shrinking) -> list[tuple[str, Layers]]:
-    both = (("encoder", step.encoder_layers), ("decoder", step.decoder_layers))
-    return [(part, layers) for part, layers in both if layers is not None]
+    changes = (("encoder", step.encoder_layers), ("decoder", step.decoder_layers))
+    return [(part, layers) for part, layers in changes if layers is not None]
 
 
 def _layers_text(layers: Layers) -> str:

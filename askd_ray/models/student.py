@@ -133,18 +133,18 @@ def _positions(name: str, before: Groups, entries: Layers | None) -> Groups:
     """
     if entries is None:
         return unmerged_groups(len(before))
-    asked = [(entry,) if isinstance(entry, int) else tuple(entry) for entry in entries]
+    groups = [(entry,) if isinstance(entry, int) else tuple(entry) for entry in entries]
     given = f"{name} = {[entry if isinstance(entry, int) else list(entry) for entry in entries]}"
-    if not asked or not all(asked):
-        reason = "an empty list is no layer" if asked else "it keeps no layer"
+    if not groups or not all(groups):
+        reason = "an empty list is no layer" if groups else "it keeps no layer"
         raise AskdError(f"{given}: {reason}; {_layers_text(before)}")
-    flat = [index for group in asked for index in group]
+    flat = [index for group in groups for index in group]
     if set(flat) - {index for group in before for index in group}:
         raise AskdError(f"{given}: {_layers_text(before)}")
     if any(later <= earlier for earlier, later in itertools.pairwise(flat)):
         raise AskdError(f"{given}: a layer can be named once, and layers keep their order; {_layers_text(before)}")
-    selected = tuple(tuple(p for p, group in enumerate(before) if set(group) & set(entry)) for entry in asked)
-    for entry, positions in zip(asked, selected, strict=True):
+    selected = tuple(tuple(p for p, group in enumerate(before) if set(group) & set(entry)) for entry in groups)
+    for entry, positions in zip(groups, selected, strict=True):
         if tuple(index for p in positions for index in before[p]) != entry:
             raise AskdError(f"{given}: {_layers_text(before)}; merged layers cannot be separated")
         if positions != tuple(range(positions[0], positions[-1] + 1)):

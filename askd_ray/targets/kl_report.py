@@ -96,7 +96,7 @@ def measure(recipe: Recipe, shard: PathOrUri, labels: PathOrUri) -> list[KlLost]
     teacher, _ = load_whisper(recipe.teacher.model)
     for model in (student, teacher):
         cast(torch.nn.Module, model).to(usable_device(recipe.train.use_gpu))
-    return kl_lost(teacher, student, [u for u, _ in sample], [made for _, made in sample], recipe)
+    return kl_lost(teacher, student, [u for u, _ in sample], [label for _, label in sample], recipe)
 
 
 def kl_table(report: Sequence[KlLost]) -> Table:

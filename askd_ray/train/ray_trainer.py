@@ -133,13 +133,13 @@ def clear_stale_run(run: Run, key: str, force: bool) -> None:
     Raises :class:`AskdError` when the folder holds a training with other settings, unless ``force`` is set.
     """
     train_state = latest_train_state(run.distill / CHECKPOINTS)
-    other = run.record("distill") is not None or (train_state is not None and train_state.key != key)
-    if other and not force:
+    is_stale = run.record("distill") is not None or (train_state is not None and train_state.key != key)
+    if is_stale and not force:
         raise AskdError(
             f"{run.distill} holds a student of other settings: give this run another name (--set name=...), or "
             "use --force to start over"
         )
-    if other or force:
+    if is_stale or force:
         remove(run.distill)
         remove(run.path / "distill.json")
 

@@ -93,10 +93,10 @@ def _check_domains(recipe: Recipe, planner: Planner) -> None:
         raise AskdError("tune.ood_domains has all domains of dev: none would be in domain")
     weights = recipe.train.domain_weights
     trained = {row.domain for rows in planner.shards for row in rows if weights.get(row.domain, 1.0) > 0.0}
-    if both := sorted(ood_domains & trained):
+    if trained_too := sorted(ood_domains & trained):
         raise AskdError(
-            f"tune.ood_domains: {both[0]} is in the training data too; exclude it with "
-            f"train.domain_weights={{{both[0]}: 0}}"
+            f"tune.ood_domains: {trained_too[0]} is in the training data too; exclude it with "
+            f"train.domain_weights={{{trained_too[0]}: 0}}"
         )
 
 

@@ -1,18 +1,18 @@
-"""What does a training step cost? Distil-Whisper's as its recipe prescribes, against ours.
+"""The cost of a training step: Distil-Whisper's recipe compared with ours.
 
     python benchmarks/distill_step.py [--data FOLDER] [--clips N] [--batch N] [--padded-texts] [--quick] [--json]
 
 (a) 30 s windows, the teacher beside the student at every step, softmax over the full vocabulary of all positions twice;
-(b) ours with the teacher online; (c) ours with cached soft labels. Ours sees trimmed windows. The same student, clips
-grouped alike and AdamW, in turn in one process; features are made beforehand for all three, soft labels too (what they
-cost is printed). Then the memory that the loss alone takes at its peak, each in a process of its own.
+(b) ours with the teacher online; (c) ours with cached soft labels. Ours has trimmed windows. All three use the same
+student, batches and AdamW, alternately in one process; features and soft labels are made before (their cost is
+printed). Then the peak memory of each loss alone, each in its own process.
 
-(a) pads a batch's texts to the longest of them, which is kinder than Distil-Whisper's script: that pads all to 448
-tokens (target_padding="max_length"). --padded-texts times this too, as (s). It takes much memory: a tensor of
+(a) pads a batch's texts to the longest of them. That is faster than Distil-Whisper's script, which pads all to 448
+tokens (target_padding="max_length"). --padded-texts also times this, as (s). It takes much memory: a tensor of
 logits has 93 MB a clip.
 
 --data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --json prints one line of
-JSON last.
+JSON at the end.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from askd_ray.distill.objective import TokenBatch, objective_sums
 from askd_ray.distill.online_teacher import OnlineTeacher
 from askd_ray.distill.references import Dense, TopK
 from askd_ray.distill.schedules import Weights
-from askd_ray.distill.self_teacher import self_teacher
+from askd_ray.distill.self_teacher import build_self_teacher
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
@@ -54,7 +54,7 @@ from askd_ray.train.loop import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
 
-WEIGHTS = Weights(teacher=0.5, own=0.0)
+WEIGHTS = Weights(teacher_weight=0.5, self_weight=0.0)
 KD_WEIGHT, CE_WEIGHT, TEMPERATURE = 1.0, 0.8, 2.0  # Distil-Whisper's released code
 OURS = {"b": "ours, teacher online", "c": "ours, cached soft labels"}
 NAMES = {"a": "dense, 30 s windows", **OURS}
@@ -121,9 +121,9 @@ def _recipe(root: str, batch_size: int) -> Recipe:
 def _time(
     recipe: Recipe, utterances: list[Utterance], padded_texts: bool
 ) -> tuple[dict[str, list[float]], list[Batch]]:
-    """Return the seconds of each step of each kind, batch by batch in turn, and the batches."""
-    stream = make_batch_loader(recipe, n_mels=80)
-    batches = [batch for task in stream.planner().tasks(DataCursor(), 0, 1) for batch in stream.batches(task)]
+    """Return the seconds of each step of each kind, alternating per batch, and the batches."""
+    loader = make_batch_loader(recipe, n_mels=80)
+    batches = [batch for task in loader.planner().tasks(DataCursor(), 0, 1) for batch in loader.batches(task)]
     audio = {u.id: u for u in utterances}
     step = {"a": _dense_step(recipe, 0), "b": _our_step(recipe, online=True), "c": _our_step(recipe, online=False)}
     if padded_texts:
@@ -138,14 +138,14 @@ def _time(
             for name in [*step, *step][first : first + len(step)]:
                 begun = time.perf_counter()
                 step[name](with_audio)
-                if number:  # the first, a small one, warms up
+                if number:  # the first, small batch is the warm-up
                     times[name].append(time.perf_counter() - begun)
             progress.advance()
     return times, batches
 
 
 def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
-    """Distil-Whisper's step through transformers' own forward passes; its texts have ``n_tokens`` tokens at least."""
+    """Distil-Whisper's step with transformers' forward passes; its texts are padded to ``n_tokens`` tokens or more."""
     student, teacher = (load_whisper(recipe.teacher.model)[0] for _ in range(2))
     student.train()
     optimizer = build_optimizer(WindowedWhisper(student), recipe.train)
@@ -157,8 +157,8 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
         targets = functional.pad(torch.from_numpy(batch.targets), padding, value=IGNORED)
         logits = student(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
         with torch.no_grad():
-            theirs = teacher(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
-        loss = dense_loss(logits, theirs, targets)
+            teacher_logits = teacher(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
+        loss = dense_loss(logits, teacher_logits, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.train.clip_norm)
@@ -167,11 +167,11 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
     return step
 
 
-def dense_loss(logits: torch.Tensor, theirs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return 0.8 CE + T^2 KL over all positions, as Distil-Whisper's released training script has it."""
+def dense_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return 0.8 CE + T^2 KL over all positions, as in Distil-Whisper's released training script."""
     ce = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
     log_q = functional.log_softmax(logits / TEMPERATURE, dim=-1)
-    p = functional.softmax(theirs / TEMPERATURE, dim=-1)
+    p = functional.softmax(teacher_logits / TEMPERATURE, dim=-1)
     valid = targets != IGNORED
     kl = (functional.kl_div(log_q, p, reduction="none") * valid[..., None]).sum() / valid.sum()
     return CE_WEIGHT * ce + KD_WEIGHT * TEMPERATURE**2 * kl
@@ -181,7 +181,7 @@ def _our_step(recipe: Recipe, online: bool) -> Callable[[Batch], None]:
     student = WindowedWhisper(load_whisper(recipe.teacher.model)[0]).train()
     teacher = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]), False) if online else None
     objective = recipe.objective
-    distiller = Distiller(objective, self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
+    distiller = Distiller(objective, build_self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
     optimizer, no_scaler = build_optimizer(student, recipe.train), GradScaler("cpu", enabled=False)
     stepper = Stepper(student, student, optimizer, distiller, recipe.train, no_scaler)
 
@@ -201,22 +201,22 @@ def _loss_peaks(batches: list[Batch]) -> dict[str, int]:
 
 
 def _loss_peak(name: str, *arrays: np.ndarray) -> int:
-    """Run one loss, forward and backward, on random hidden states of the batch's shape; returns what it took."""
+    """Run one loss, forward and backward, on random hidden states of the batch's shape; return its peak memory."""
     use_threads()
     targets, top_ids, top_log_probs, rest = (torch.from_numpy(array) for array in arrays)
     projection = torch.nn.Parameter(torch.randn(51_864, 384) / 20)
-    hidden, theirs = torch.randn(*targets.shape, 384, requires_grad=True), torch.randn(*targets.shape, 384)
-    functional.linear(hidden[:1, :1], projection).sum().backward()  # the gradient of the projection is there already
+    hidden, teacher_hidden = torch.randn(*targets.shape, 384, requires_grad=True), torch.randn(*targets.shape, 384)
+    functional.linear(hidden[:1, :1], projection).sum().backward()  # allocates the gradient of the projection
     before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here (Linux)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak (Linux)
     valid = targets != IGNORED
     if name == "a":
         with torch.no_grad():
-            dense = functional.linear(theirs, projection)
+            dense = functional.linear(teacher_hidden, projection)
         dense_loss(functional.linear(hidden, projection), dense, targets).backward()
     else:
         cached = TopK(top_ids[valid], top_log_probs[valid], rest[valid], torch.zeros(int(valid.sum())))
-        teacher = Dense(theirs[valid], projection.detach()) if name == "b" else cached
+        teacher = Dense(teacher_hidden[valid], projection.detach()) if name == "b" else cached
         tokens = TokenBatch(targets[valid], torch.ones(int(valid.sum())), teacher, None)
         loss, _ = objective_sums(Objective(), WEIGHTS, tokens, (hidden[valid], projection), lambda rows, log_q: None)
         loss.backward()

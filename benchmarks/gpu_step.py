@@ -1,13 +1,13 @@
-"""How well does the plain loop use a GPU? Whisper base in bfloat16 on real clips, streamed as in a training.
+"""How well the training loop uses a GPU: Whisper base in bfloat16 on real clips, streamed as in a training.
 
     python benchmarks/gpu_step.py [--data FOLDER] [--clips N] [--batch N] [--steps N] [--online] [--peak-tflops X]
                                   [--quick] [--json]
 
-Utterances and target tokens a second, peak memory, the share of the GPU's arithmetic that the model needs
-(multiply-adds of models/cost.py at the padded shapes, thrice for the student's forward and backward pass), and where
-the time goes: waiting for data; then encoder, loss and teacher, each measured alone with its backward pass on some of
-the batches; the rest is decoder, optimizer and copies. --online has the teacher beside the student instead of cached
-soft labels. Without a GPU, only --quick runs: tiny.en on the CPU in float32, to show that the script works.
+It measures utterances and target tokens per second, peak memory, the utilisation of the GPU (multiply-adds of
+models/cost.py at the padded shapes, three times for the student's forward and backward pass), and the parts of a step:
+waiting for data; then encoder, loss and teacher, each measured alone with its backward pass on some of the batches;
+the rest is decoder, optimizer and copies. --online runs the teacher beside the student instead of cached soft
+labels. Without a GPU, only --quick runs: tiny.en on the CPU in float32, to show that the script works.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from askd_ray.data.schema import Batch
 from askd_ray.distill.distiller import Distiller
 from askd_ray.distill.online_teacher import OnlineTeacher
 from askd_ray.distill.schedules import Weights
-from askd_ray.distill.self_teacher import self_teacher
+from askd_ray.distill.self_teacher import build_self_teacher
 from askd_ray.distill.tensors import TensorBatch
 from askd_ray.models.cost import parts
 from askd_ray.models.load import load_whisper
@@ -41,9 +41,9 @@ from askd_ray.train.loop import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
 
-WEIGHTS = Weights(teacher=0.5, own=0.0)
+WEIGHTS = Weights(teacher_weight=0.5, self_weight=0.0)
 WARM_UP = 5
-N_TAKEN_APART = 8  # batches of which the parts are measured alone
+N_TAKEN_APART = 8  # batches whose parts are measured alone
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}  # dense bfloat16, data sheets
 
 
@@ -107,7 +107,7 @@ def _peak_tflops(device: torch.device) -> float | None:
 
 
 class Bench:
-    """Steps of the loop, and what they took."""
+    """Training steps and their measurements."""
 
     def __init__(self, recipe: Recipe, device: torch.device):
         self._recipe, self._device = recipe, device
@@ -116,17 +116,17 @@ class Bench:
         if recipe.teacher.online:
             online = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]).to(device), False)
             clean_mels = self._student.whisper.config.num_mel_bins
-        own = self_teacher(recipe.objective.self_teacher, lambda: None)
-        self._distiller = Distiller(recipe.objective, own, online, 0.0)
+        self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None)
+        self._distiller = Distiller(recipe.objective, self_teacher, online, 0.0)
         optimizer, scaler = build_optimizer(self._student, recipe.train), GradScaler(device.type, enabled=False)
         self._stepper = Stepper(self._student, self._student, optimizer, self._distiller, recipe.train, scaler)
-        self._stream = make_batch_loader(recipe, self._student.whisper.config.num_mel_bins, clean_mels)
+        self._loader = make_batch_loader(recipe, self._student.whisper.config.num_mel_bins, clean_mels)
         self._taken: list[Batch] = []
         self._waited_s = self._took_s = 0.0
 
     def run(self, n_warm_up: int, n_steps: int) -> None:
-        """Take steps on batches as they come; the first ones are not counted."""
-        batches = PlainContext(self._device).batches(self._stream, self._stream.planner().tasks(DataCursor(), 0, 1))
+        """Take steps on streamed batches; the first steps are not counted."""
+        batches = PlainContext(self._device).batches(self._loader, self._loader.planner().tasks(DataCursor(), 0, 1))
         with bar("steps", n_warm_up + n_steps, "step") as progress:
             for number in range(n_warm_up + n_steps):
                 if number == n_warm_up:
@@ -143,7 +143,7 @@ class Bench:
         batches.close()
 
     def result(self, peak_tflops: float | None) -> dict[str, float]:
-        """Return the figures; the utilisation only where the GPU's peak is known."""
+        """Return the results; the utilisation only if the GPU's peak is known."""
         took_s, taken = self._took_s, self._taken
         made = {
             "utterances_per_s": round(sum(len(b.ids) for b in taken) / took_s, 1),
@@ -160,7 +160,7 @@ class Bench:
         return made | {f"{name}_share": round(share, 4) for name, share in shares.items()}
 
     def _flops(self, batch: Batch) -> int:
-        """Return two a multiply-add: the student's forward pass, twice that backward, the online teacher's forward."""
+        """Return the FLOPs (two per multiply-add): student forward, twice that backward, online teacher forward."""
         config, length = self._student.whisper.config, batch.decoder_ids.shape[1]
         passes = [(3, batch.log_mel.shape[2])]
         if self._recipe.teacher.online:
@@ -169,7 +169,7 @@ class Bench:
         return 2 * len(batch.ids) * multiply_adds
 
     def _parts(self) -> dict[str, float]:
-        """Return the share of a step that encoder, loss and teacher take by themselves."""
+        """Return the share of a step that encoder, loss and teacher each take alone."""
         batches = self._taken[:N_TAKEN_APART]
         whole = self._seconds(batches, lambda batch: self._stepper.step([batch], WEIGHTS, [0]))
         encoder = self._seconds(batches, self._encoder)
@@ -220,7 +220,7 @@ class Bench:
 
 
 class _Given(torch.nn.Module):
-    """A network whose answer is known."""
+    """A network that returns given hidden states."""
 
     def __init__(self, decoded: DecoderOutput):
         super().__init__()

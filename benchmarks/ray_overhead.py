@@ -1,4 +1,4 @@
-"""What does Ray cost a training step? The loop in a Ray Train worker against the same loop in a process without Ray.
+"""Ray's overhead per training step: the loop in a Ray Train worker compared with a process without Ray.
 
     python benchmarks/ray_overhead.py [--data FOLDER] [--clips N] [--epochs N] [--quick] [--json]
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--plain", help=argparse.SUPPRESS)  # what this script starts itself with
+    parser.add_argument("--plain", help=argparse.SUPPRESS)  # the script starts itself with this option
     options = parser.parse_args()
     if options.plain:
         _run_plain(json.loads(options.plain))
@@ -72,8 +72,8 @@ def main() -> None:
         n_steps = sum(1 for _ in planner.steps(DataCursor()))
         with Listener(str(Path(root) / "socket"), "AF_UNIX", authkey=KEY) as listener:
             config = {"recipe": recipe.model_dump(mode="json"), "root": root, "socket": listener.address}
-            told, times = dict[str, dict[str, int]](), {kind: list[float]() for kind in KINDS}
-            turns = threading.Thread(target=_give_turns, args=(listener, n_steps, told, times), daemon=True)
+            process_settings, times = dict[str, dict[str, int]](), {kind: list[float]() for kind in KINDS}
+            turns = threading.Thread(target=_give_turns, args=(listener, n_steps, process_settings, times), daemon=True)
             turns.start()
             plain = subprocess.Popen([sys.executable, __file__, "--plain", json.dumps(config)])
             _run_ray(config)
@@ -85,10 +85,12 @@ def main() -> None:
     for column in ("loop", "median step", "torch threads", "niceness"):
         table.add_column(column, justify="right")
     for kind in KINDS:
-        table.add_row(kind, f"{1000 * median(times[kind]):.0f} ms", *(str(value) for value in told[kind].values()))
+        table.add_row(
+            kind, f"{1000 * median(times[kind]):.0f} ms", *(str(value) for value in process_settings[kind].values())
+        )
     console.print(table)
     console.print(f"Ray over plain: {median(ratios):.3f} (half of the steps: {low:.3f} to {high:.3f})")
-    if told["ray"] != told["plain"]:
+    if process_settings["ray"] != process_settings["plain"]:
         raise SystemExit("not alike: torch threads or niceness differ")
     result = {
         "ray_over_plain": round(median(ratios), 3),
@@ -101,15 +103,15 @@ def main() -> None:
 
 
 def _give_turns(
-    listener: Listener, n_steps: int, told: dict[str, dict[str, int]], times: dict[str, list[float]]
+    listener: Listener, n_steps: int, process_settings: dict[str, dict[str, int]], times: dict[str, list[float]]
 ) -> None:
-    """Let both loops step in turn; notes what each says of itself, and the seconds of its steps."""
+    """Let both loops step alternately; record each loop's thread settings, and the seconds of its steps."""
     loops: dict[str, Connection] = {}
     for _ in KINDS:
         loop = listener.accept()
         words = json.loads(loop.recv_bytes())
         kind = words.pop("kind")
-        loops[kind], told[kind] = loop, words
+        loops[kind], process_settings[kind] = loop, words
     with bar("steps", n_steps, "step") as progress:
         for number in range(n_steps - 1):
             for kind in KINDS if number % 2 else reversed(KINDS):
@@ -118,13 +120,13 @@ def _give_turns(
                 if number >= WARM_UP:
                     times[kind].append(took)
             progress.advance()
-        for kind in KINDS:  # the last step ends with a score of dev: it is not measured
+        for kind in KINDS:  # the last step also scores dev, so it is not measured
             loops[kind].send_bytes(b"go")
         progress.advance()
 
 
 def _handed_over(kind: str, socket: str, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield each batch when it is this loop's turn, and tell how long the loop took until it wanted the next."""
+    """Yield each batch when it is this loop's turn, and report the time until the loop asks for the next."""
     ready = list(batches)
     with Client(socket, "AF_UNIX", authkey=KEY) as turns:
         words = {"kind": kind, "threads": torch.get_num_threads(), "niceness": os.nice(0)}
@@ -138,8 +140,8 @@ def _handed_over(kind: str, socket: str, batches: Iterable[Batch]) -> Iterator[B
 
 def _run_plain(config: dict[str, Any]) -> None:
     class Plain(PlainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            return _handed_over("plain", config["socket"], super().batches(stream, tasks))
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            return _handed_over("plain", config["socket"], super().batches(loader, tasks))
 
     context = Plain(torch.device("cpu"))
     Loop(Recipe.model_validate(config["recipe"]), context, Path(config["root"]) / "plain", "plain").run()
@@ -148,7 +150,7 @@ def _run_plain(config: dict[str, Any]) -> None:
 def _run_ray(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
-    from ray_overhead import ray_worker  # by its name, so that Ray's worker imports it too
+    from ray_overhead import ray_worker  # imported by name, so that Ray's worker can import it
 
     from askd_ray.ray_cluster import connect, disconnect
 
@@ -172,8 +174,8 @@ def ray_worker(config: dict[str, Any]) -> None:
     from askd_ray.train.ray_trainer import RayTrainContext
 
     class InRay(RayTrainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            made = PlainContext(self.device).batches(stream, tasks)
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            made = PlainContext(self.device).batches(loader, tasks)
             return _handed_over("ray", config["socket"], made)
 
     Loop(Recipe.model_validate(config["recipe"]), InRay(use_gpu=False), Path(config["root"]) / "ray", "ray").run()

@@ -1,11 +1,12 @@
-"""What do soft labels cost, and what do they lose? Whisper tiny.en on the IVR prompts.
+"""The size and speed of soft labels, and their loss of KL: Whisper tiny.en on the IVR prompts.
 
     python benchmarks/soft_labels.py [--clips N] [--quick] [--json]
 
-Bytes a token, as arrays and in the Parquet file of a label shard of these clips (with few clips its footer counts);
-utterances/s written to and read from a shard of 512 (the best of three rounds, in the page cache); and what KL(top-k
-and rest) misses of the dense KL, from the teacher in its padded window to the untrained student in a trimmed one.
---quick takes 8 clips, --json prints one line of JSON last.
+It measures bytes per token, as arrays and in the Parquet file of a label shard (with few clips the file's footer
+matters); utterances/s written to and read from a shard of 512 (best of three rounds, in the page cache); and the part
+of the dense KL that the KL over top-k and rest misses, from the teacher in its padded window to the untrained student
+in a trimmed one.
+--quick takes 8 clips, --json prints one line of JSON at the end.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from askd_ray.data.labels import LabelKey, SoftLabels, read_labels, write_labels
 from askd_ray.models.load import load_whisper
 from askd_ray.models.student import build_student
 from askd_ray.progress import console
-from askd_ray.targets.kl_report import KEPT, kl_lost, kl_table
+from askd_ray.targets.kl_report import REPORTED_KS, kl_lost, kl_table
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.torch_setup import use_threads
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     use_threads()
-    recipe = Recipe.model_validate({"teacher": {"top_k": max(KEPT)}})
+    recipe = Recipe.model_validate({"teacher": {"top_k": max(REPORTED_KS)}})
     teacher, tokens = load_whisper(recipe.teacher.model)
     student, _ = build_student(recipe.student, recipe.teacher.model)
     utterances = clips(None, QUICK_CLIPS if options.quick else options.clips)
@@ -51,7 +52,7 @@ def main() -> None:
     kept = [made for made in labels if not made.left_out]
     key = label_key(recipe)
     table = Table("k", "B a token", "on disk", "written utt/s", "read utt/s", title=f"soft labels, {len(kept)} clips")
-    for k in KEPT:
+    for k in REPORTED_KS:
         cost = disk_cost([first_k(made, k) for made in kept], {**key, "top_k": k})
         table.add_row(str(k), *(f"{value:.0f}" for value in cost.values()))
         scores |= {f"{name}_k{k}": round(value, 1) for name, value in cost.items()}
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def first_k(made: SoftLabels, k: int) -> SoftLabels:
-    """Return labels with the first k of their kept tokens only; what was left goes to the rest."""
+    """Return labels with only their first k tokens; the others are added to the rest."""
     mass = np.exp(made.rest_log_prob.astype(np.float64)) + np.exp(made.top_log_probs[:, k:].astype(np.float64)).sum(1)
     return dataclasses.replace(
         made,
@@ -75,7 +76,7 @@ def first_k(made: SoftLabels, k: int) -> SoftLabels:
 
 
 def disk_cost(labels: Sequence[SoftLabels], key: LabelKey) -> dict[str, float]:
-    """Return the bytes a token in memory and on disk, and the utterances/s of a large shard written and read."""
+    """Return the bytes per token in memory and on disk, and the utterances/s of writing and reading a large shard."""
     rng = np.random.default_rng(0)
     large = [noise_like(labels[i % len(labels)], rng) for i in range(SHARD_UTTERANCES)]
     n_tokens = sum(len(made.target_ids) for made in labels)
@@ -95,10 +96,10 @@ def disk_cost(labels: Sequence[SoftLabels], key: LabelKey) -> dict[str, float]:
 
 
 def noise_like(made: SoftLabels, rng: np.random.Generator) -> SoftLabels:
-    """Return labels of this length that nothing compresses: a shard of copies would be written and read too fast."""
+    """Return random labels of this length: copies would compress, and be written and read too fast."""
     like = {name: getattr(made, name) for name in ARRAYS}
     arrays = {name: np.frombuffer(rng.bytes(a.nbytes), a.dtype).reshape(a.shape) for name, a in like.items()}
-    losses = rng.uniform(0.0, 8.0, made.token_loss.shape).astype(np.float16)  # their mean is written too
+    losses = rng.uniform(0.0, 8.0, made.token_loss.shape).astype(np.float16)  # the shard also has their mean
     return dataclasses.replace(made, content_hash=rng.bytes(32).hex(), **{**arrays, "token_loss": losses})
 
 

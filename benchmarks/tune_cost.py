@@ -1,4 +1,4 @@
-"""What do the trials of a search cost, when the soft labels and the decoded clips are there already?
+"""The cost of a search's trial when soft labels and decoded clips already exist.
 
     python benchmarks/tune_cost.py [--data FOLDER] [--clips N] [--epochs X] [--rounds N] [--quick] [--json]
 
@@ -42,17 +42,17 @@ from askd_ray.torch_setup import usable_device, use_threads
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
 
-DEV_SHARE = 6  # every sixth clip: as many a train clip as the recipe `demo` has
+DEV_SHARE = 6  # every sixth clip, the same ratio as in the recipe `demo`
 
 
 class Sharing(PlainContext):
-    """The batches of a trial among others."""
+    """The context of a trial that shares decoded clips."""
 
     features: Path | None = None
 
-    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-        """Make them of clips that are decoded already."""
-        return super().batches(replace(stream, features_folder=self.features), tasks)
+    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+        """Build the batches from decoded clips."""
+        return super().batches(replace(loader, features_folder=self.features), tasks)
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
         recipe = _run(Path(root), options.data, n_clips, options.epochs)
         shared, alone = list[float](), list[dict[str, float]]()
         with bar("trials", 1 + 2 * rounds, "trial") as progress:
-            _with_others(recipe, Path(root))  # the first one decodes for all
+            _with_others(recipe, Path(root))  # the first trial decodes for all
             progress.advance()
             for _ in range(rounds):
                 shared.append(_with_others(recipe, Path(root)))
@@ -84,7 +84,7 @@ def main() -> None:
     table.add_row("by itself", f"{labels:.1f} s", f"{trains:.1f} s", f"{labels + trains:.1f} s")
     table.add_row("among others", "", f"{median(shared):.1f} s", f"{median(shared):.1f} s")
     console.print(table)
-    ratio = median(mine / sum(one.values()) for mine, one in zip(shared, alone, strict=True))
+    ratio = median(shared_s / sum(one.values()) for shared_s, one in zip(shared, alone, strict=True))
     console.print(f"cost of a trial among others: {ratio:.3f} of one by itself")
     result = {
         "trial_cost_ratio": round(ratio, 3),
@@ -112,7 +112,7 @@ def _run(root: Path, data: Path | None, n_clips: int, epochs: float) -> Recipe:
 
 
 def _train(recipe: Recipe, root: Path, features: Path | None) -> float:
-    """Run a trial as `askd tune` does; returns its seconds."""
+    """Run a trial as `askd tune` does; return its seconds."""
     context = Sharing(torch.device(usable_device(recipe.train.use_gpu)))
     context.features = features
     begun = time.perf_counter()
@@ -127,7 +127,7 @@ def _with_others(recipe: Recipe, root: Path) -> float:
 
 
 def _alone(recipe: Recipe, root: Path) -> dict[str, float]:
-    """Label with a teacher of one's own, and train; returns the seconds of both."""
+    """Label with a separate teacher, and train; return the seconds of both."""
     run = Run(recipe)
     begun = time.perf_counter()
     model, tokens = load_whisper(recipe.teacher.model)

@@ -1,4 +1,4 @@
-"""A run that is killed in the middle of its data, and what it must have in common with one that was not."""
+"""Kill a run in the middle of its data, and compare the resumed run with an undisturbed one."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
 
 CPU = torch.device("cpu")
-UNIQUE = ("time_s", "utterances_per_s", "data_wait_share")  # what no two runs share
+UNIQUE = ("time_s", "utterances_per_s", "data_wait_share")  # metrics that differ between any two runs
 
 
 class KilledError(Exception):
@@ -29,15 +29,15 @@ class DyingContext(PlainContext):
 
     dies_after = 0
 
-    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-        for n, batch in enumerate(super().batches(stream, tasks)):
+    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+        for n, batch in enumerate(super().batches(loader, tasks)):
             if n == self.dies_after:
                 raise KilledError
             yield batch
 
 
 def killed(recipe: Recipe, folder: Path, dies_after: int) -> None:
-    """Run a recipe's loop into a folder until it dies after so many batches."""
+    """Run a recipe's loop into a folder until it dies after ``dies_after`` batches."""
     context = DyingContext(CPU)
     context.dies_after = dies_after
     with pytest.raises(KilledError):
@@ -51,17 +51,17 @@ def checkpoint(folder: Path, file: str = "student") -> dict[str, torch.Tensor]:
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """A run's metrics, without those that are never the same twice."""
+    """A run's metrics without those in ``UNIQUE``."""
     return [{k: v for k, v in m.items() if k not in UNIQUE} for m in read_metrics(folder)]
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
-    """Both ended with the same bits and told the same on their way, step by step."""
+    """Check that both runs ended with the same bits, and logged the same metrics and ledger."""
     for file in ("student", "optimizer"):
-        found, wanted = checkpoint(folder, file), checkpoint(expected, file)
-        assert found.keys() == wanted.keys()
+        found, expected_tensors = checkpoint(folder, file), checkpoint(expected, file)
+        assert found.keys() == expected_tensors.keys()
         for name, value in found.items():
-            assert torch.equal(value, wanted[name]), name
+            assert torch.equal(value, expected_tensors[name]), name
     lines = metrics_of(folder)
     assert [m["step"] for m in lines] == list(range(1, len(lines) + 1))
     assert lines == metrics_of(expected)

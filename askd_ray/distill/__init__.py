@@ -1,1 +1,1 @@
-"""The objective: divergences, schedules, self-teachers."""
+"""The training objective: divergences, schedules, self-teachers."""

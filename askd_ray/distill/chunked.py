@@ -1,4 +1,4 @@
-"""Losses over a large vocabulary, a few tokens at a time: the logits of a batch never stand in memory as a whole."""
+"""Losses over a large vocabulary in chunks of tokens: memory never holds all logits of a batch at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,20 +7,20 @@ import torch
 from torch.nn import functional
 
 CHUNK_TOKENS = 64
-"""Target tokens whose logits stand in memory together: 64 x 51,865 x 4 B = 13 MB a tensor."""
+"""Target tokens per chunk. Logits of one chunk: 64 x 51,865 x 4 B = 13 MB a tensor."""
 
 SumsOf = Callable[[torch.Tensor, slice], torch.Tensor]
-"""Maps the logits ``(n, n_vocab)`` of the target tokens ``rows`` to sums ``(n_sums,)``; the first one is minimised."""
+"""Maps the logits ``(n, n_vocab)`` of the target tokens ``rows`` to sums ``(n_sums,)``; the first is the loss."""
 
 
 def chunked_sums(
     hidden: torch.Tensor, projection: torch.Tensor, sums_of: SumsOf, chunk_tokens: int = CHUNK_TOKENS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss, with its gradient, and all sums ``(n_sums,)`` in float64 without.
+    """Return the loss, with a gradient, and all sums ``(n_sums,)`` in float64, without one.
 
-    ``hidden`` (n_tokens, d_model), ``projection`` (n_vocab, d_model). The logits' gradient is taken while their chunk
-    is there, so that only the gradients of ``hidden`` and ``projection`` wait for the backward pass: the same numbers
-    and the same number of multiplications as without chunks. Without tokens the loss is 0 and so are its gradients.
+    ``hidden`` (n_tokens, d_model), ``projection`` (n_vocab, d_model). The forward pass computes each chunk's logits and
+    their gradient, and keeps only the gradients of ``hidden`` and ``projection`` for the backward pass. Results and
+    number of multiplications are the same as without chunks. Without tokens, the loss and its gradients are 0.
     """
     loss, sums = _ChunkedSums.apply(hidden, projection, sums_of, chunk_tokens)  # pyright: ignore[reportGeneralTypeIssues]
     return loss, sums
@@ -56,7 +56,7 @@ class _ChunkedSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         grad_hidden, grad_projection = ctx.gradients
-        del ctx.gradients  # scaled in place, so they serve once
+        del ctx.gradients  # scaled in place, so a second backward pass cannot use them
         for gradient in (grad_hidden, grad_projection):
             if gradient is not None:
                 gradient.mul_(grads[0])

@@ -1,4 +1,4 @@
-"""One batch through student and teachers: who runs, what they are compared on, and the sums that come of it."""
+"""One batch through student and teachers: forward passes, reference distributions, and the loss sums."""
 
 from collections.abc import Callable
 
@@ -20,17 +20,17 @@ NAMES: tuple[str, ...] = (*PARTS, "hidden")
 
 
 class Distiller:
-    """The objective together with those who teach. ``threshold`` is AdaKD's t, in nats a token."""
+    """The objective with its teachers. ``threshold`` is AdaKD's t, in nats a token."""
 
-    def __init__(self, settings: Objective, own: SelfTeacher, online: OnlineTeacher | None, threshold: float):
-        self.settings, self.own, self.online, self.threshold = settings, own, online, threshold
+    def __init__(self, settings: Objective, self_teacher: SelfTeacher, online: OnlineTeacher | None, threshold: float):
+        self.settings, self.self_teacher, self.online, self.threshold = settings, self_teacher, online, threshold
 
     def sums(
         self, network: nn.Module, student: WindowedWhisper, batch: TensorBatch, weights: Weights
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, which carries the gradient, and the sums of :data:`NAMES` over target tokens, float64.
 
-        ``network`` is ``student``, or what averages its gradients over ranks.
+        ``network`` is ``student`` or its wrapper that averages gradients over ranks.
         """
         decoded: DecoderOutput = network(batch.log_mel, batch.decoder_ids)
         teacher = self._teacher(batch, decoded, weights)
@@ -40,7 +40,7 @@ class Distiller:
                 instance_weights(self.settings.instance_weights, batch.teacher_loss, self.threshold, weights.k)
             ),
             self._teacher_reference(batch, teacher, weights),
-            self.own.reference(batch) if weights.own > 0.0 else None,
+            self.self_teacher.reference(batch) if weights.self_weight > 0.0 else None,
         )
         loss, sums = objective_sums(
             self.settings, weights, tokens, (decoded.hidden[batch.valid], student.projection), self._observer(batch)
@@ -53,13 +53,13 @@ class Distiller:
         return loss, torch.cat([sums, hidden.detach().double()[None]])
 
     def _teacher(self, batch: TensorBatch, decoded: DecoderOutput, weights: Weights) -> DecoderOutput | None:
-        wanted = weights.teacher > 0.0 or self.settings.hidden_states.kind != "none"
-        return self.online(batch, decoded.encoded) if self.online is not None and wanted else None
+        is_needed = weights.teacher_weight > 0.0 or self.settings.hidden_states.kind != "none"
+        return self.online(batch, decoded.encoded) if self.online is not None and is_needed else None
 
     def _teacher_reference(
         self, batch: TensorBatch, teacher: DecoderOutput | None, weights: Weights
     ) -> Reference | None:
-        if weights.teacher == 0.0:
+        if weights.teacher_weight == 0.0:
             return None
         if self.online is None:
             cached = (batch.top_ids, batch.top_log_probs, batch.rest_log_prob, batch.token_loss)
@@ -68,4 +68,4 @@ class Distiller:
         return Dense(teacher.hidden[batch.valid], self.online.model.projection)
 
     def _observer(self, batch: TensorBatch) -> Callable[[slice, torch.Tensor], None]:
-        return lambda rows, log_q: self.own.observe(batch, rows, log_q)
+        return lambda rows, log_q: self.self_teacher.observe(batch, rows, log_q)

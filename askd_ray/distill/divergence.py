@@ -1,4 +1,4 @@
-"""Divergences between two distributions over tokens, one value a token, in nats.
+"""Divergences between two distributions over tokens, one value per token, in nats.
 
 They take log-probabilities ``(n_tokens, n)``: of the whole vocabulary, or of the buckets of
 :func:`~askd_ray.targets.buckets.to_buckets`.
@@ -17,7 +17,7 @@ def forward_kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def reverse_kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Return ``KL(q || p)``: ``(n_tokens,)``. It seeks the teacher's modes where the forward one covers them."""
+    """Return ``KL(q || p)``: ``(n_tokens,)``. It seeks the teacher's modes; the forward KL covers them."""
     return forward_kl(log_q, log_p)
 
 

@@ -1,14 +1,14 @@
-"""How much the teacher counts: for a whole utterance (AdaKD), and for a token (the trust gate)."""
+"""Weights of the teacher's loss term: per utterance (AdaKD), and per token (the trust gate)."""
 
 import torch
 
 from askd_ray.config.objective import InstanceWeights, TrustGate
 
-_MAX_EXPONENT = 60.0  # exp(-exp(60)) is 0 already; more would overflow
+_MAX_EXPONENT = 60.0  # exp(-exp(60)) is already 0; a larger exponent would overflow
 
 
 def instance_weights(settings: InstanceWeights, loss: torch.Tensor, threshold: float, k: float) -> torch.Tensor:
-    """Return ``w_i`` of utterances with the teacher's mean losses ``loss``, any shape.
+    """Return ``w_i`` of utterances from the teacher's mean losses ``loss``, any shape.
 
     AdaKD (arXiv 2405.08019): ``exp(-1 / sqrt(d))`` with the difficulty factor ``d = exp(-k (x - t))``, which is
     ``exp(-exp(k (x - t) / 2))``. ``threshold`` is t, in nats a token like the losses.
@@ -19,10 +19,10 @@ def instance_weights(settings: InstanceWeights, loss: torch.Tensor, threshold: f
 
 
 def trust_gate(settings: TrustGate, token_loss: torch.Tensor) -> torch.Tensor:
-    """Return ``g_n`` of tokens whose reference has the teacher's cross-entropy ``token_loss``, any shape.
+    """Return ``g_n`` of tokens from the teacher's cross-entropy ``token_loss`` of the reference tokens, any shape.
 
-    ``exp(-token_loss)`` is the probability that the teacher gives the reference: where it is low, the teacher is wrong
-    there, and often sure of it.
+    ``exp(-token_loss)`` is the teacher's probability of the reference token. Where it is low, the teacher is wrong, and
+    often confidently so.
     """
     if settings.kind == "none":
         return torch.ones_like(token_loss)

@@ -1,4 +1,4 @@
-"""A picture of a run's schedules before it is run: a, b, T and k over progress."""
+"""A picture of a recipe's schedules, drawn without training: a, b, T and k over progress."""
 
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,19 @@ _POINTS = 501
 
 
 def schedule_arrays(recipe: Recipe) -> dict[str, list[float]]:
-    """Return ``u`` and the weights at each point of a run: the same values that its steps get.
+    """Return ``u`` and the weights at points of a run, as its steps will get them.
 
-    ``gap`` follows the losses, which nobody knows beforehand: it is drawn as if the student caught up linearly.
+    The schedule ``gap`` depends on the losses of the training, so it is drawn as if the gap closed linearly.
     """
     points = [i / (_POINTS - 1) for i in range(_POINTS)]
-    at: list[Weights] = [weights_at(recipe.objective, Progress.at(u, recipe.train.epochs), gap=1.0 - u) for u in points]
+    objective, epochs = recipe.objective, recipe.train.epochs
+    weights: list[Weights] = [weights_at(objective, Progress.at(u, epochs), gap=1.0 - u) for u in points]
     return {
         "u": points,
-        "a": [w.teacher for w in at],
-        "b": [w.own for w in at],
-        "T": [w.temperature for w in at],
-        "k": [w.k for w in at],
+        "a": [w.teacher_weight for w in weights],
+        "b": [w.self_weight for w in weights],
+        "T": [w.temperature for w in weights],
+        "k": [w.k for w in weights],
     }
 
 
@@ -34,21 +35,21 @@ def plot_schedule(recipe: Recipe, path: Path) -> Path:
     """
     path, arrays = local_path(path), schedule_arrays(recipe)
     figure, axes = figure_of(1 + _varies(arrays["T"]) + _varies(arrays["k"]))
-    left = axes[0]
+    weight_axis = axes[0]
     for name, label, style in (("a", "a, teacher", "-"), ("b", "b, self", "-")):
-        left.plot(arrays["u"], arrays[name], style, label=label, linewidth=2)
+        weight_axis.plot(arrays["u"], arrays[name], style, label=label, linewidth=2)
     if recipe.objective.ce_weight == "complement":
         ce = [1.0 - a - b for a, b in zip(arrays["a"], arrays["b"], strict=True)]
-        left.plot(arrays["u"], ce, ":", label="cross-entropy", color="grey")
-    left.set_ylim(-0.03, 1.05)
-    left.set_ylabel("weight")
-    left.legend(frameon=False)
+        weight_axis.plot(arrays["u"], ce, ":", label="cross-entropy", color="grey")
+    weight_axis.set_ylim(-0.03, 1.05)
+    weight_axis.set_ylabel("weight")
+    weight_axis.legend(frameon=False)
     for axis, name in zip(axes[1:], [n for n in ("T", "k") if _varies(arrays[n])], strict=True):
         axis.plot(arrays["u"], arrays[name], color="tab:green", linewidth=2)
         axis.set_ylabel(name)
     drawn = " (gap: as if it closed linearly)" if recipe.objective.teacher_weight.schedule == "gap" else ""
     constant = "" if _varies(arrays["T"]) else f", T = {arrays['T'][0]:g}"
-    left.set_title(f"{recipe.name}: {recipe.objective.preset}{constant}{drawn}", loc="left")
+    weight_axis.set_title(f"{recipe.name}: {recipe.objective.preset}{constant}{drawn}", loc="left")
     axes[-1].set_xlabel("progress of the run")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
@@ -75,7 +76,7 @@ def figure_of(n_rows: int) -> tuple[Any, list[Any]]:
 
 
 def figure_class() -> Any:
-    """Return matplotlib's Figure: without pyplot there is nothing global, and no display.
+    """Return matplotlib's Figure class: unlike pyplot it has no global state and needs no display.
 
     Raises :class:`AskdError` when matplotlib is not installed.
     """

@@ -1,4 +1,4 @@
-"""What the student is compared with: cached top-k labels, or another model's whole distribution."""
+"""Reference distributions for the student: cached top-k labels, or another model's whole distribution."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,12 +6,12 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from askd_ray.targets.buckets import at_least, to_buckets
+from askd_ray.targets.buckets import clamp_to_finite, to_buckets
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """A reference at some target tokens: log-probabilities at the run's temperature.
+    """A reference distribution at some target tokens: log-probabilities at the run's temperature.
 
     ``log_p`` is (n_tokens, n_vocab), or (n_tokens, k + 1) over the tokens ``top_ids`` (n_tokens, k) and the rest.
     ``token_loss`` (n_tokens,) is the reference's cross-entropy of the targets at temperature 1, in nats.
@@ -22,21 +22,21 @@ class Distribution:
     token_loss: torch.Tensor
 
     def of_student(self, log_q: torch.Tensor) -> torch.Tensor:
-        """Return the student's log-probabilities ``(n_tokens, n_vocab)`` over what ``log_p`` is over."""
+        """Reduce the student's log-probabilities ``(n_tokens, n_vocab)`` to the tokens or buckets of ``log_p``."""
         return log_q if self.top_ids is None else to_buckets(log_q, self.top_ids)
 
 
 class Reference(Protocol):
-    """A reference for all target tokens of a batch, asked for a few at a time: whole distributions are large."""
+    """A reference for all target tokens of a batch. It gives a few rows at a time: whole distributions are large."""
 
-    def at(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
+    def distribution(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
         """Return the distribution at the target tokens ``rows``, whose ids are ``targets``."""
         ...
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Top-k labels of ``n_tokens`` tokens; their temperature is baked in.
+    """Top-k labels of ``n_tokens`` tokens, computed at the run's temperature.
 
     ``ids`` and ``log_probs`` (n_tokens, k), ``rest`` and ``token_loss`` (n_tokens,).
     """
@@ -46,10 +46,10 @@ class TopK:
     rest: torch.Tensor
     token_loss: torch.Tensor
 
-    def at(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
-        """Return the buckets, normalised again since float16 rounds them."""
+    def distribution(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
+        """Return the buckets, normalised again because float16 has rounded them."""
         buckets = torch.cat([self.log_probs[rows], self.rest[rows, None]], dim=1).float()
-        return Distribution(at_least(buckets.log_softmax(dim=-1)), self.ids[rows], self.token_loss[rows])
+        return Distribution(clamp_to_finite(buckets.log_softmax(dim=-1)), self.ids[rows], self.token_loss[rows])
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Dense:
     projection: torch.Tensor
 
     @torch.no_grad()
-    def at(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
+    def distribution(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
         """Return the log-softmax over the vocabulary."""
         logits = functional.linear(self.hidden[rows], self.projection).float()
         token_loss = functional.cross_entropy(logits, targets, reduction="none")

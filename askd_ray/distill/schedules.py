@@ -1,6 +1,6 @@
-"""Weights and temperature over a run: pure functions of progress (``gap``: and of the losses).
+"""Weights and temperature over a run: pure functions of progress (the schedule ``gap`` also of the losses).
 
-New shapes go into :data:`SHAPES`.
+To add a shape, extend :data:`SHAPES`.
 """
 
 import math
@@ -24,7 +24,7 @@ def _exponential(v: float, rate: float) -> float:
 
 
 def _sigmoid(v: float, steepness: float) -> float:
-    # tanh, the logistic function without overflow; brought to exactly 1 and 0 at the ends
+    # the logistic function, as tanh to avoid overflow, scaled to exactly 1 and 0 at the ends
     return 0.5 - 0.5 * math.tanh(steepness * (v - 0.5) / 2.0) / math.tanh(steepness / 4.0)
 
 
@@ -42,7 +42,7 @@ SHAPES: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: the share ``u`` of its steps that are done, and the epoch (from 0) of ``n_epochs``."""
+    """The progress of a run: the share ``u`` of completed steps, and the epoch (from 0) of ``n_epochs``."""
 
     u: float
     epoch: int
@@ -50,27 +50,27 @@ class Progress:
 
     @classmethod
     def at(cls, u: float, epochs: float) -> "Progress":
-        """Return the progress at ``u`` of a run of so many epochs, all of them equally long."""
+        """Return the progress at ``u`` of a run of ``epochs`` epochs of equal length."""
         n_epochs = math.ceil(epochs)
         return cls(u, min(int(u * epochs), n_epochs - 1), n_epochs)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the objective needs to know at a step: ``teacher`` is a, ``own`` is b; ``k`` is AdaKD's."""
+    """The scheduled values of a step: ``teacher_weight`` is a, ``self_weight`` is b, ``k`` is AdaKD's k."""
 
-    teacher: float
-    own: float
+    teacher_weight: float
+    self_weight: float
     temperature: float = 1.0
     k: float = 0.0
 
 
 @dataclass
 class Gap:
-    """How far the student is behind its teacher: ``clip((l_S - l_T) / (l_S0 - l_T), 0, 1)``, never rising again.
+    """The gap between student and teacher: ``clip((l_S - l_T) / (l_S0 - l_T), 0, 1)``; it never rises.
 
-    l_S and l_T are running means of their cross-entropies on the same tokens, l_S0 is the student's after the first few
-    steps: until then the gap is 1, since single batches say little.
+    l_S and l_T are running means of the student's and the teacher's cross-entropy on the same tokens. l_S0 is l_S after
+    the first :attr:`FIRST_STEPS` steps; until then the gap is 1, because single batches are too noisy.
     """
 
     student: float = 0.0
@@ -83,7 +83,7 @@ class Gap:
     FIRST_STEPS = 20
 
     def update(self, student: float, teacher: float) -> None:
-        """Take in the mean losses of a step over all ranks, in nats a token."""
+        """Update with the mean losses of a step over all ranks, in nats a token."""
         self.steps += 1
         share = max(1.0 - self.DECAY, 1.0 / self.steps)  # a plain mean at first
         self.student += share * (student - self.student)
@@ -91,12 +91,12 @@ class Gap:
         if self.steps <= self.FIRST_STEPS:
             self.first = self.student
             return
-        behind, at_first = self.student - self.teacher, self.first - self.teacher
-        now = min(max(behind / at_first, 0.0), 1.0) if at_first > 0.0 else 0.0
-        self.value = min(self.value, now)
+        difference, first_difference = self.student - self.teacher, self.first - self.teacher
+        gap = min(max(difference / first_difference, 0.0), 1.0) if first_difference > 0.0 else 0.0
+        self.value = min(self.value, gap)
 
     def state(self) -> dict[str, Any]:
-        """Return what :class:`Gap` is built from again, for a checkpoint."""
+        """Return the fields, as arguments of :class:`Gap`, for a checkpoint."""
         return asdict(self)
 
 
@@ -113,8 +113,8 @@ def teacher_weight(settings: TeacherWeight, u: float, gap: float = 1.0) -> float
 def self_weight(settings: SelfTeacherConfig, progress: Progress) -> float:
     """Return ``b``: 0 before the switch, then ``weight``, or rising to it until the end of the run.
 
-    What was said an epoch ago changes only with the epoch, so its weight does too: ``weight * (epoch + 1) / epochs``
-    when it rises linearly from the start (PS-KD, arXiv 2006.12000, equation 7).
+    The labels of ``previous_epoch`` change only with the epoch, so its weight does too: ``weight * (epoch + 1) /
+    epochs`` when it rises linearly from the start (PS-KD, arXiv 2006.12000, equation 7).
     """
     if settings.kind == "none" or progress.u < settings.switch:
         return 0.0
@@ -132,7 +132,7 @@ def temperature(settings: Temperature, u: float) -> float:
 
 
 def adakd_k(settings: InstanceWeights, u: float) -> float:
-    """Return AdaKD's ``k``, falling linearly: easy utterances come first, hard ones later."""
+    """Return AdaKD's ``k``. It goes linearly from ``k_start`` to ``k_end``: easy utterances first, hard ones later."""
     return settings.k_start + (settings.k_end - settings.k_start) * u if settings.kind == "adakd" else 0.0
 
 
@@ -147,17 +147,17 @@ def weights_at(objective: Objective, progress: Progress, gap: float = 1.0) -> We
 
 
 def check(objective: Objective, epochs: float) -> None:
-    """Check that the weight left for cross-entropy is never negative.
+    """Check that the weight of the cross-entropy is never negative.
 
-    Raises :class:`AskdError` that names where the weights add up to more than 1.
+    Raises :class:`AskdError` with the progress at which the other weights add up to more than 1.
     """
     if isinstance(objective.ce_weight, float):
         return
     for step in range(201):
         weights = weights_at(objective, Progress.at(step / 200, epochs))
-        if weights.teacher + weights.own > 1.0 + 1e-9:
+        if weights.teacher_weight + weights.self_weight > 1.0 + 1e-9:
             raise AskdError(
-                f"objective: teacher weight {weights.teacher:.2f} + self weight {weights.own:.2f} exceed 1 at progress "
-                f"{step / 200:.2f}: lower objective.teacher_weight or objective.self_teacher.weight, or move "
-                "objective.self_teacher.switch"
+                f"objective: teacher weight {weights.teacher_weight:.2f} + self weight {weights.self_weight:.2f} "
+                f"exceed 1 at progress {step / 200:.2f}: lower objective.teacher_weight or "
+                "objective.self_teacher.weight, or move objective.self_teacher.switch"
             )

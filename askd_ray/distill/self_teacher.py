@@ -1,6 +1,6 @@
-"""The student as its own teacher: a copy of it from before, or what it said an epoch ago.
+"""Self-teachers: the student's teacher is an earlier copy of itself, or its own distributions of the last epoch.
 
-None of them holds anything while its weight is 0, and what they hold is in the checkpoint.
+A self-teacher holds no data while its weight is 0. Its data is part of every checkpoint.
 """
 
 import copy
@@ -19,40 +19,43 @@ from askd_ray.models.windows import WindowedWhisper
 
 Tensors = dict[str, torch.Tensor]
 Facts = dict[str, Any]
-StudentAt = Callable[[int], WindowedWhisper]
-"""Gives a student of the layers that it has after so many shrinkings (models/student.py)."""
+StudentBuilder = Callable[[int], WindowedWhisper]
+"""Builds the student with the layers that it has after the given number of shrinkings (models/student.py)."""
 
 
 class SelfTeacher(Protocol):
-    """What the loop asks of a self-teacher."""
+    """The interface of a self-teacher for the training loop."""
 
     def before_step(self, student: WindowedWhisper, progress: Progress) -> None:
-        """Follow the student: called before each step, with the student as it is then."""
+        """Follow the student. The loop calls this before each step."""
         ...
 
     def reference(self, batch: TensorBatch) -> Reference | None:
-        """Return its distributions for a batch's target tokens, or None while it has none: its weight is then 0."""
+        """Return the distributions for a batch's target tokens, or None while there are none: the weight is then 0."""
         ...
 
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
-        """Take note of what the student says: log-probabilities ``(n, n_vocab)`` at the target tokens ``rows``."""
+        """Receive the student's log-probabilities ``(n, n_vocab)`` at the target tokens ``rows``."""
         ...
 
     def after_evaluation(self, student: WindowedWhisper, better: bool) -> None:
-        """Take note of dev: ``better`` when the student has the best WER so far."""
+        """Receive the result of a dev evaluation: ``better`` if the student has the best WER so far."""
         ...
 
     def state(self) -> tuple[Tensors, Facts]:
-        """Return what a checkpoint keeps: tensors, and facts that are JSON. All ranks call it together."""
+        """Return the state for a checkpoint: tensors, and facts as JSON values. All ranks call it together."""
         ...
 
-    def restore(self, tensors: Tensors, facts: Facts, student_at: StudentAt) -> None:
-        """Put back what :meth:`state` gave."""
+    def restore(self, tensors: Tensors, facts: Facts, student_builder: StudentBuilder) -> None:
+        """Restore what :meth:`state` returned."""
         ...
 
 
-def self_teacher(settings: Settings, load_best: Callable[[], WindowedWhisper | None]) -> SelfTeacher:
-    """Return the self-teacher of a recipe; ``load_best`` gives the student with the best dev WER, None before one."""
+def build_self_teacher(settings: Settings, load_best: Callable[[], WindowedWhisper | None]) -> SelfTeacher:
+    """Return the self-teacher of a recipe.
+
+    ``load_best`` loads the student with the best dev WER; it returns None before the first evaluation.
+    """
     if settings.kind == "previous_epoch":
         return PreviousEpoch(settings)
     if settings.kind == "best":
@@ -61,19 +64,19 @@ def self_teacher(settings: Settings, load_best: Callable[[], WindowedWhisper | N
 
 
 class _Copy:
-    """A frozen copy of the student; the kinds differ in when it is taken and how it follows."""
+    """A frozen copy of the student; subclasses decide when to copy and how to follow the student."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
         self.model: WindowedWhisper | None = None
         self.facts: Facts = {}
 
-    def take(self, student: WindowedWhisper) -> None:
+    def copy_from(self, student: WindowedWhisper) -> None:
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
 
     def is_due(self, progress: Progress) -> bool:
-        wanted = self.settings.kind != "none" and self.settings.weight > 0.0
-        return wanted and progress.u >= self.settings.switch
+        is_enabled = self.settings.kind != "none" and self.settings.weight > 0.0
+        return is_enabled and progress.u >= self.settings.switch
 
     @torch.no_grad()
     def reference(self, batch: TensorBatch) -> Reference | None:
@@ -83,58 +86,58 @@ class _Copy:
         return Dense(decoded.hidden[batch.valid], self.model.projection)
 
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
-        """A copy learns nothing from single batches."""
+        """Do nothing: a copy does not depend on single batches."""
 
     def after_evaluation(self, student: WindowedWhisper, better: bool) -> None:
-        """Dev matters to :class:`Best` only."""
+        """Do nothing: only :class:`Best` depends on dev scores."""
 
     def state(self) -> tuple[Tensors, Facts]:
         if self.model is None:
             return {}, self.facts
         return dict(self.model.state_dict()), {**self.facts, "shrunk": self.model.shrunk}
 
-    def restore(self, tensors: Tensors, facts: Facts, student_at: StudentAt) -> None:
+    def restore(self, tensors: Tensors, facts: Facts, student_builder: StudentBuilder) -> None:
         self.facts = dict(facts)
         if tensors:
-            self.take(student_at(self.facts.pop("shrunk")))
+            self.copy_from(student_builder(self.facts.pop("shrunk")))
             assert self.model is not None
             self.model.load_state_dict(tensors, strict=True)
 
 
 class Snapshot(_Copy):
-    """The student at the switch, and anew after every ``refresh`` of progress."""
+    """A copy of the student at the switch, renewed after every ``refresh`` of progress."""
 
     def before_step(self, student: WindowedWhisper, progress: Progress) -> None:
-        """Take a snapshot if one is due."""
+        """Take a snapshot if it is due."""
         if not self.is_due(progress):
             return
         refresh = self.settings.refresh
         number = math.floor((progress.u - self.settings.switch) / refresh + 1e-9) if refresh else 0
         if number > self.facts.get("taken", -1):
-            self.take(student)
+            self.copy_from(student)
             self.facts = {"taken": number}
 
 
 class Ema(_Copy):
     """The exponential moving average of the student's weights since the switch.
 
-    It starts anew from a copy when the student has shrunk: the mean over other layers would mean nothing.
+    After a shrinking it restarts from a copy, because weights of different layers cannot be averaged.
     """
 
     @torch.no_grad()
     def before_step(self, student: WindowedWhisper, progress: Progress) -> None:
-        """Move towards the student."""
+        """Move the average towards the student."""
         if not self.is_due(progress):
             return
         if self.model is None or self.model.shrunk != student.shrunk:
-            self.take(student)
+            self.copy_from(student)
             return
-        for mine, its in zip(self.model.parameters(), student.parameters(), strict=True):
-            mine.lerp_(its.detach(), 1.0 - self.settings.decay)
+        for average, current in zip(self.model.parameters(), student.parameters(), strict=True):
+            average.lerp_(current.detach(), 1.0 - self.settings.decay)
 
 
 class Best(_Copy):
-    """The student with the best dev WER so far; there is none before the first evaluation."""
+    """A copy of the student with the best dev WER so far; there is none before the first evaluation."""
 
     def __init__(self, settings: Settings, load_best: Callable[[], WindowedWhisper | None]):
         super().__init__(settings)
@@ -142,14 +145,14 @@ class Best(_Copy):
         self._due = False
 
     def before_step(self, student: WindowedWhisper, progress: Progress) -> None:
-        """At the switch, fetch the best student of the time before it."""
+        """At the switch, load the best student so far."""
         if self.is_due(progress) and not self._due:
             self._due = True
             best = self._load_best() if self.model is None else None
             if best is not None:
-                self.take(best)
+                self.copy_from(best)
 
     def after_evaluation(self, student: WindowedWhisper, better: bool) -> None:
-        """Take the student over if it is the best one so far."""
+        """Copy the student if it is the best so far."""
         if self._due and better:
-            self.take(student)
+            self.copy_from(student)

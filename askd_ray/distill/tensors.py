@@ -1,4 +1,4 @@
-"""A batch on its device, and its target tokens."""
+"""A batch as tensors on a device."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +35,7 @@ class TensorBatch:
 
     @cached_property
     def valid(self) -> torch.Tensor:
-        """Where a loss is taken, ``(batch, length)``; indexing with it gives the target tokens by utterance."""
+        """The mask of the target tokens, ``(batch, length)``; indexing with it gives the target tokens by utterance."""
         return self.targets != IGNORED
 
     @property
@@ -49,5 +49,5 @@ class TensorBatch:
         return (self.token_loss * self.valid).sum(dim=1) / self.lengths.clamp_min(1)
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
-        """Return values of utterances ``(batch,)`` as values of target tokens ``(n_tokens,)``."""
+        """Repeat values of utterances ``(batch,)`` for their target tokens ``(n_tokens,)``."""
         return values[:, None].expand_as(self.valid)[self.valid]

@@ -17,7 +17,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.latency import percentile_ms, speedup
 from askd_ray.models.generate import greedy
-from askd_ray.models.speculative import N_DRAFTED, Speculated, check_vocabularies, speculate
+from askd_ray.models.speculative import N_DRAFTED, SpeculativeResult, check_vocabularies, speculate
 from askd_ray.progress import bar
 from askd_ray.text.tokens import Tokens
 
@@ -53,7 +53,7 @@ def speculative_scores(
     pair.alone(utterances[0])
     pair.together(utterances[0])
     texts: list[list[int]] = []
-    found: list[Speculated] = []
+    found: list[SpeculativeResult] = []
     alone_s, together_s = np.zeros(len(utterances)), np.zeros(len(utterances))
     with bar("speculative decoding", len(utterances), "clip") as progress:
         for i, utterance in enumerate(utterances):
@@ -96,7 +96,7 @@ class _Pair:
         window = _window(model, waveform_of(utterance), None)
         return greedy(model, tokens, window, tokens.prompt(utterance.language))[0]
 
-    def together(self, utterance: Utterance) -> Speculated:
+    def together(self, utterance: Utterance) -> SpeculativeResult:
         (teacher, tokens), (student, _), waveform = self.teacher, self.student, waveform_of(utterance)
         windows = _window(teacher, waveform, None), _window(student, waveform, self.silence_s)
         return speculate(teacher, student, tokens, windows, tokens.prompt(utterance.language), self.n_drafted)

@@ -1,1 +1,1 @@
-"""Whisper models: loading, trimmed windows, student surgery, greedy decoding, the CTranslate2 engine."""
+"""Whisper models: loading, trimmed windows, building students, greedy decoding, the CTranslate2 engine."""

@@ -1,4 +1,4 @@
-"""Bundles, and bare CTranslate2 folders, as the engine takes them; an evaluation's scores in a bundle."""
+"""Bundles and bare CTranslate2 folders: read them, load their engine, check their files, add evaluation scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from askd_ray.text.normalize import normalizer
 from askd_ray.torch_setup import Device
 
 BUNDLE_FILE, CARD, REFERENCE, HYPOTHESES_FILE = "bundle.json", "README.md", "reference", "hypotheses.parquet"
-_MAX_REFERENCE_WER = 0.2  # int8 on another CPU rounds otherwise: a word of a clip may change
+_MAX_REFERENCE_WER = 0.2  # int8 rounds differently on another CPU: a word of a clip may change
 _FOLDERS: dict[Device, tuple[str, str]] = {
     "cpu": ("ctranslate2-int8", "int8"),
     "cuda": ("ctranslate2-float16", "float16"),
@@ -27,9 +27,9 @@ _FOLDERS: dict[Device, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What is known of a model folder before its weights are loaded.
+    """The description of a model folder, without its weights.
 
-    ``silence_s`` is the silence behind the clip in its window; None means windows of 30 s.
+    ``silence_s`` is the silence after the clip in its window; None means windows of 30 s.
     """
 
     name: str
@@ -38,12 +38,12 @@ class BundleInfo:
 
     @property
     def version(self) -> str:
-        """What tells these weights from others: the start of their SHA-256."""
+        """The version of the weights: the first 12 digits of their SHA-256."""
         return sha256_of_file(self.folder / "model.bin")[:12]
 
 
 def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
-    """Look into a bundle, or a bare CTranslate2 Whisper folder, without loading it.
+    """Read the description of a bundle, or of a bare CTranslate2 Whisper folder, without loading the model.
 
     Raises :class:`AskdError` when the folder is neither.
     """
@@ -54,18 +54,16 @@ def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
     else:
         info = BundleInfo(path.name, path, silence_s=None)
     if not (info.folder / "model.bin").is_file():
-        raise AskdError(
-            f"no model in {info.folder}: a folder that `askd export` wrote or a CTranslate2 Whisper folder is expected"
-        )
+        raise AskdError(f"no model in {info.folder}: give a bundle of `askd export` or a CTranslate2 Whisper folder")
     return info
 
 
 def open_engine(
     info: BundleInfo, device: Device = "cpu", threads: int = 0, decoding: Decoding = GREEDY, workers: int = 1
 ) -> Engine:
-    """Load the model: in int8 on the CPU, in float16 on a GPU. ``threads`` = 0 takes all cores.
+    """Load the model: in int8 on the CPU, in float16 on a GPU. ``threads`` = 0 uses all cores.
 
-    Raises :class:`AskdError` when it cannot be loaded.
+    Raises :class:`AskdError` when the model cannot be loaded.
     """
     return Engine(
         info.folder,
@@ -79,36 +77,36 @@ def open_engine(
 
 
 def hashes(bundle: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a bundle but its description, by relative path."""
+    """Return the SHA-256 of every file of a bundle except its description, by relative path."""
     files = sorted(f for f in bundle.rglob("*") if f.is_file() and f != bundle / BUNDLE_FILE)
     return {f.relative_to(bundle).as_posix(): sha256_of_file(f) for f in files}
 
 
 def check_hashes(bundle: Path) -> int:
-    """Compare a bundle's files with its description and return how many there are.
+    """Compare a bundle's files with the hashes in its description; return the number of files.
 
-    Raises :class:`AskdError` that names the first file that is missing, added or changed.
+    Raises :class:`AskdError` with the first file that is missing, added or changed.
     """
     if not (bundle / BUNDLE_FILE).is_file():
-        raise AskdError(f"{bundle} is no bundle: it has no {BUNDLE_FILE}; `askd export` writes one")
+        raise AskdError(f"{bundle} is no bundle: it has no {BUNDLE_FILE}; `askd export` writes bundles")
     try:
         expected: dict[str, str] = read_json(bundle / BUNDLE_FILE)["sha256"]
     except (ValueError, KeyError, TypeError):
         raise AskdError(f"{bundle / BUNDLE_FILE} is damaged: export the model again") from None
-    found = hashes(bundle)
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
+    actual = hashes(bundle)
+    for name in sorted(expected.keys() | actual.keys()):
+        if name not in actual:
             raise AskdError(f"{bundle / name} is missing: export the model again")
-        if expected.get(name) != found[name]:
-            what = "is corrupt (its SHA-256 is not the recorded one)" if name in expected else "is not part of it"
-            raise AskdError(f"bundle {bundle}: {name} {what}; export the model again")
-    return len(found)
+        if expected.get(name) != actual[name]:
+            problem = "is corrupt (its SHA-256 is not the recorded one)" if name in expected else "is not part of it"
+            raise AskdError(f"bundle {bundle}: {name} {problem}; export the model again")
+    return len(actual)
 
 
 def add_scores(bundle: Path, scores: Mapping[str, Any], hypotheses: pa.Table) -> None:
-    """Put the scores of an evaluation into the bundle's description and its model card, and what its model said.
+    """Write the scores of an evaluation into the bundle's description and model card, and the model's hypotheses.
 
-    `askd promote` compares two bundles by ``hypotheses``, on what both have heard.
+    `askd promote` compares two bundles by ``hypotheses``, on the utterances that both have transcribed.
 
     Raises :class:`AskdError` when the bundle is missing or damaged.
     """
@@ -122,23 +120,23 @@ def add_scores(bundle: Path, scores: Mapping[str, Any], hypotheses: pa.Table) ->
 
 
 def check_reference(engine: Engine, bundle: Path) -> int:
-    """Let a loaded bundle transcribe its reference clips; returns how many there are.
+    """Transcribe a bundle's reference clips and compare with the transcripts of the export; return their number.
 
-    Raises :class:`AskdError` when it hears something else than when it was exported, more than rounding may change.
+    Raises :class:`AskdError` when the transcripts differ by more than rounding explains.
     """
     file = bundle / REFERENCE / "reference.json"
     clips: list[dict[str, str]] = read_json(file) if file.is_file() else []
-    said, heard = list[str](), list[str]()
+    references, hypotheses = list[str](), list[str]()
     for clip in clips:
         normalize = normalizer(clip["language"])
         waveform = decode((file.parent / clip["file"]).read_bytes())
-        said.append(normalize(clip["text"]))
-        heard.append(normalize(engine.transcribe([waveform], clip["language"])[0].text))
-    errors = count_word_errors(said, heard)
+        references.append(normalize(clip["text"]))
+        hypotheses.append(normalize(engine.transcribe([waveform], clip["language"])[0].text))
+    errors = count_word_errors(references, hypotheses)
     if errors.rate > _MAX_REFERENCE_WER:
         raise AskdError(
-            f"bundle {bundle}: it hears {errors.rate:.0%} of the words in its {len(clips)} reference clips otherwise "
-            f"than when it was exported; at most {_MAX_REFERENCE_WER:.0%} is allowed"
+            f"bundle {bundle}: its transcripts of its {len(clips)} reference clips differ from those of the export in "
+            f"{errors.rate:.0%} of the words; at most {_MAX_REFERENCE_WER:.0%} is allowed"
         )
     return len(clips)
 
@@ -148,4 +146,4 @@ def _described(file: Path) -> tuple[str, float]:
         description: dict[str, Any] = read_json(file)
         return str(description["name"]), float(description["window"]["silence_s"])
     except (ValueError, KeyError, TypeError):
-        raise AskdError(f"{file} is damaged: it must hold name and window.silence_s; export the model again") from None
+        raise AskdError(f"{file} is damaged: it must have name and window.silence_s; export the model again") from None

@@ -1,4 +1,4 @@
-"""The model card: what was made, from what, how well it does, and how it is run."""
+"""The model card: training, data, scores, usage and licence of a bundle."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai
 
 
 def model_card(description: Mapping[str, Any]) -> str:
-    """Return the README.md of a bundle, with YAML front matter as model hubs read it, from its description."""
+    """Return the README.md of a bundle from its description, with the YAML front matter of model hubs."""
     teacher: str = description["teacher"]
     base = _BASE_MODELS.get(teacher, teacher)
     front: dict[str, Any] = {
@@ -88,18 +88,20 @@ def _speed(speed: Mapping[str, Any]) -> list[str]:
     hardware = speed["hardware"]
     where = f"up to {hardware['threads']} threads of {hardware['cpu']}"
     lines = [
-        f"- {name}: {found['all']['value']:.1f}x ({found['all']['low']:.1f} to {found['all']['high']:.1f}) as fast as "
-        f"{speed['speedup_against']} on the median of {speed['clips']} clips, one at a time, on {where}."
-        for name, found in speed["speedup"].items()
+        f"- {name}: {speedup['all']['value']:.1f}x ({speedup['all']['low']:.1f} to {speedup['all']['high']:.1f}) "
+        f"as fast as {speed['speedup_against']} on the median of {speed['clips']} clips, one at a time, on {where}."
+        for name, speedup in speed["speedup"].items()
     ]
     return [*lines, *(f"- {name}: RTFx {m['rtfx']:.1f}, {m['memory_mb']} MB." for name, m in speed["models"].items())]
 
 
 def _training(description: Mapping[str, Any]) -> str:
     data, objective = description["data"], description["objective"]
-    teacher, own = objective["teacher_weight"], objective["self_teacher"]
+    teacher, self_teacher = objective["teacher_weight"], objective["self_teacher"]
     domains = ", ".join(f"{name} ({n})" for name, n in data["domains"].items())
-    self_kd = f"{own['weight']:g} from {own['switch']:.0%} of the run on" if own["kind"] != "none" else "off"
+    self_kd = "off"
+    if self_teacher["kind"] != "none":
+        self_kd = f"{self_teacher['weight']:g} from {self_teacher['switch']:.0%} of the run on"
     return (
         "## Training\n\n"
         f"- Data: {data['utterances']} utterances, {data['hours']:.2f} hours; domains: {domains}.\n"

@@ -1,4 +1,4 @@
-"""What each part of a Whisper costs: parameters, and multiply-adds for a typical clip, from its config alone."""
+"""Costs of a Whisper and of each part: parameters, and multiply-adds for a typical clip, computed from its config."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from transformers import WhisperConfig
 from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, samples_of, window_samples
 from askd_ray.config.schema import Layers, Recipe, Shrinking
 from askd_ray.models.load import load_config
-from askd_ray.models.student import config_after, surgeries
+from askd_ray.models.student import config_after, layer_maps
 from askd_ray.progress import Table
 
 CLIP_S = 5.0
-N_TOKENS = 20  # that the decoder reads for such a clip, prompt and end included
+N_TOKENS = 20  # decoder tokens for such a clip, with prompt and end token
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class CostItem:
 
 
 def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> list[CostItem]:
-    """Return the parts of a model, with what they cost for a window of log-mel frames and so many decoder tokens.
+    """Return the parts of a model with their costs for a window of ``n_frames`` log-mel frames and ``n_tokens`` tokens.
 
-    Tokens are decoded one after the other with a cache, as engines do. Norms, activations and softmax are left out.
+    The decoder decodes one token after another with a cache, as engines do. Norms, activations and softmax are not
+    counted.
     """
     d, n_positions, n_vocab = config.d_model, n_frames // 2, config.vocab_size
     conv1, conv2 = 3 * config.num_mel_bins * d, 3 * d * d
@@ -37,7 +38,7 @@ def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> lis
     return [
         CostItem("encoder stem", stem, conv1 * n_frames + conv2 * n_positions),
         *(_encoder_layer(config, i, n_positions) for i in range(config.encoder_layers)),
-        CostItem("token embeddings", embeddings, n_vocab * d * n_tokens),  # read, and used again as the projection
+        CostItem("token embeddings", embeddings, n_vocab * d * n_tokens),  # the table is also the output projection
         *(_decoder_layer(config, i, n_positions, n_tokens) for i in range(config.decoder_layers)),
     ]
 
@@ -45,7 +46,7 @@ def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> lis
 def _encoder_layer(config: WhisperConfig, number: int, n_positions: int) -> CostItem:
     d, ffn = config.d_model, config.encoder_ffn_dim
     attention, feed_forward = 4 * d * d, 2 * d * ffn
-    each = attention + feed_forward + 2 * n_positions * d  # q k, and the sum over v
+    each = attention + feed_forward + 2 * n_positions * d  # attention scores, and the weighted sum of values
     return CostItem(f"encoder layer {number}", attention + 3 * d + feed_forward + ffn + d + 4 * d, n_positions * each)
 
 
@@ -55,13 +56,13 @@ def _decoder_layer(config: WhisperConfig, number: int, n_positions: int, n_token
     params = 2 * (attention + 3 * d) + feed_forward + ffn + d + 6 * d
     once = 2 * n_positions * d * d  # keys and values of the encoder states
     each = attention + attention // 2 + 2 * n_positions * d + feed_forward
-    own = n_tokens * (n_tokens + 1) * d  # each token attends to itself and those before it
-    return CostItem(f"decoder layer {number}", params, once + n_tokens * each + own)
+    self_attention = n_tokens * (n_tokens + 1) * d  # each token attends to itself and all tokens before it
+    return CostItem(f"decoder layer {number}", params, once + n_tokens * each + self_attention)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A whole model: its parts in the trimmed window of a typical clip, and in the padded one."""
+    """The costs of a whole model: its parts in the trimmed window of a typical clip, and in the padded window."""
 
     name: str
     trimmed: list[CostItem]
@@ -74,55 +75,55 @@ class Cost:
 
     @property
     def multiply_adds(self) -> tuple[int, int]:
-        """Those of all parts, in the trimmed and in the padded window."""
+        """The multiply-adds of all parts, in the trimmed and in the padded window."""
         return sum(part.multiply_adds for part in self.trimmed), sum(part.multiply_adds for part in self.padded)
 
 
 def costs(recipe: Recipe) -> list[Cost]:
-    """Return what the teacher costs, the student as built, and what each shrinking leaves of it.
+    """Return the costs of the teacher, of the initial student, and of the student after each shrinking.
 
-    Raises :class:`AskdError` when the recipe's layers are not there or cannot be merged.
+    Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged.
     """
     n_frames = window_samples(samples_of(CLIP_S), recipe.window.silence_s) // HOP_LENGTH
     teacher = load_config(recipe.teacher.model)
     config = load_config(recipe.student.init) if recipe.student.init else teacher
     models = [("teacher", teacher)]
     names = ["student", *(_name(step) for step in recipe.student.shrink)]
-    for name, surgery in zip(names, surgeries(recipe.student, config), strict=True):
-        config = config_after(config, surgery)
+    for name, layer_map in zip(names, layer_maps(recipe.student, config), strict=True):
+        config = config_after(config, layer_map)
         models.append((name, config))
     return [Cost(name, parts(c, n_frames), parts(c, PADDED_FRAMES)) for name, c in models]
 
 
 def _name(step: Shrinking) -> str:
-    changes = [f"{part} {_written(layers)}" for part, layers in _changed(step)]
+    changes = [f"{part} {_layers_text(layers)}" for part, layers in _changed(step)]
     return f"from {step.at:.0%} on, {' and '.join(changes)}"
 
 
 def _changed(step: Shrinking) -> list[tuple[str, Layers]]:
-    both = (("encoder", step.encoder_layers), ("decoder", step.decoder_layers))
-    return [(part, layers) for part, layers in both if layers is not None]
+    changes = (("encoder", step.encoder_layers), ("decoder", step.decoder_layers))
+    return [(part, layers) for part, layers in changes if layers is not None]
 
 
-def _written(layers: Layers) -> str:
+def _layers_text(layers: Layers) -> str:
     return ", ".join(str(entry) if isinstance(entry, int) else "+".join(map(str, entry)) for entry in layers)
 
 
 def line(models: Sequence[Cost]) -> str:
-    """Return what the student ends as, against the teacher, in one line."""
+    """Return the costs of the final student, compared with the teacher, in one line."""
     teacher, student = models[0], models[-1]
-    (theirs, theirs_padded), (ours, _) = teacher.multiply_adds, student.multiply_adds
+    (teacher_trimmed, teacher_padded), (student_trimmed, _) = teacher.multiply_adds, student.multiply_adds
     return (
         f"student: {_millions(student.params)} parameters ({student.params / teacher.params:.0%} of the teacher's), "
-        f"{_billions(ours)} multiply-adds for a clip of {CLIP_S:g} s (teacher: {_billions(theirs)} in the same window, "
-        f"{_billions(theirs_padded)} in 30 s)"
+        f"{_billions(student_trimmed)} multiply-adds for a clip of {CLIP_S:g} s (teacher: "
+        f"{_billions(teacher_trimmed)} in the same window, {_billions(teacher_padded)} in 30 s)"
     )
 
 
 def table(recipe: Recipe) -> Group:
-    """Return the costs of a recipe's student as a table to print: its parts as built, then the totals of :func:`costs`.
+    """Return the costs of a recipe's student as a table: the initial student's parts, then totals of :func:`costs`.
 
-    Raises :class:`AskdError` when the recipe's layers are not there or cannot be merged.
+    Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged.
     """
     models = costs(recipe)
     teacher, student = models[0], models[1]
@@ -136,7 +137,7 @@ def table(recipe: Recipe) -> Group:
     shown.add_section()
     for model in (*models[1:], teacher):
         shown.add_row(model.name, *_cells(model.params, model.multiply_adds, teacher))
-    return Group(shown, "Shares of the parts are of the student, those of the totals of the teacher.", line(models))
+    return Group(shown, "A part's share is of the student, a total's share is of the teacher.", line(models))
 
 
 def _cells(params: int, multiply_adds: tuple[int, int], whole: Cost) -> list[str]:

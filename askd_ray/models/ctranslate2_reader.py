@@ -1,7 +1,7 @@
-"""CTranslate2 Whisper folders as transformers models.
+"""Read CTranslate2 Whisper folders as transformers models.
 
-Whisper weights are widely given away as CTranslate2 folders. Their ``model.bin`` is a flat list of named arrays
-(OpenNMT/CTranslate2 ``python/ctranslate2/specs/model_spec.py``); fp16 and fp32 ones convert without loss.
+Many Whisper weights are published as CTranslate2 folders. Their ``model.bin`` is a flat list of named arrays
+(OpenNMT/CTranslate2 ``python/ctranslate2/specs/model_spec.py``); fp16 and fp32 weights convert without loss.
 """
 
 import struct
@@ -19,7 +19,7 @@ from askd_ray.text.tokens import Tokens
 
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _VERSION = 6  # of the binary format
-_FUSED = {  # CTranslate2 stacks the projections of one attention; transformers keeps them apart (k has no bias there)
+_FUSED = {  # CTranslate2 stacks an attention's projections; transformers has separate ones (and no bias for k)
     "self_attention/linear_0": ("self_attn", ("q_proj", "k_proj", "v_proj")),
     "self_attention/linear_1": ("self_attn", ("out_proj",)),
     "attention/linear_0": ("encoder_attn", ("q_proj",)),
@@ -50,7 +50,7 @@ def read_ctranslate2(folder: Path) -> WhisperForConditionalGeneration:
 
 
 def read_config(folder: Path) -> WhisperConfig:
-    """Return the transformers config of a CTranslate2 Whisper folder; only the shapes of its weights tell it.
+    """Return the transformers config of a CTranslate2 Whisper folder, derived from the shapes of its weights.
 
     Raises :class:`AskdError` when the folder holds no such model.
     """
@@ -86,7 +86,7 @@ def _array(file: BinaryIO, path: Path) -> tuple[str, np.ndarray[Any, Any]]:
     dtype = _DTYPES.get(_unpack(file, "<B"))
     data = file.read(_unpack(file, "<I"))
     if dtype is None:
-        raise AskdError(f"{path}: array {name} has an element type that is not known; float16 or float32 is expected")
+        raise AskdError(f"{path}: array {name} has an unknown element type; float16 or float32 is expected")
     return name, np.frombuffer(data, dtype).reshape(shape)
 
 
@@ -126,7 +126,7 @@ def _layer(prefix: str, module: str, value: torch.Tensor) -> dict[str, torch.Ten
     return {
         f"{path}{projection}.{kind}": piece.contiguous()
         for projection, piece in zip(projections, pieces, strict=True)
-        if not (projection == "k_proj" and kind == "bias")  # zeros that CTranslate2 adds to stack the biases
+        if not (projection == "k_proj" and kind == "bias")  # CTranslate2 adds zeros here to stack the biases
     }
 
 

@@ -1,4 +1,4 @@
-"""cuBLAS for CTranslate2: its wheels are built for CUDA 12 and bring none, and torch brings that of CUDA 13."""
+"""cuBLAS for CTranslate2: its wheels need CUDA 12's cuBLAS but do not include it, and torch includes CUDA 13's."""
 
 import ctypes
 from importlib import metadata
@@ -11,12 +11,12 @@ _LIBRARIES = ("libcublasLt.so.12", "libcublas.so.12")  # in this order: the seco
 
 
 def load_cublas() -> None:
-    """Load the cuBLAS that CTranslate2 looks for by its name, once it computes on a GPU.
+    """Load cuBLAS before CTranslate2 computes on a GPU and looks for it by name.
 
-    That of the wheel that is installed with this package, else one that the system's loader finds. A library that is
-    loaded already is found by its name, wherever it lies.
+    The installed wheel of cuBLAS comes first, then the system's library path. CTranslate2 finds a library that is
+    already loaded by its name, from any folder.
 
-    Raises :class:`AskdError` when there is none.
+    Raises :class:`AskdError` when there is no cuBLAS.
     """
     installed = _installed()
     for name in _LIBRARIES:
@@ -25,12 +25,12 @@ def load_cublas() -> None:
         except OSError as error:
             raise AskdError(
                 f"a model on a GPU needs cuBLAS of CUDA 12, and {name} cannot be loaded ({error}): "
-                f"pip install {_DISTRIBUTION}; docs/install.md says what belongs together"
+                f"pip install {_DISTRIBUTION}; docs/install.md lists compatible versions"
             ) from None
 
 
 def _installed() -> dict[str, Path]:
-    """Return the libraries of the wheel, by name."""
+    """Return the libraries of the installed wheel, by name."""
     try:
         distribution = metadata.distribution(_DISTRIBUTION)
     except metadata.PackageNotFoundError:

@@ -1,6 +1,6 @@
-"""The decoding engine: waveforms to text through CTranslate2, in trimmed or in padded windows.
+"""The decoding engine: waveforms to text with CTranslate2, in trimmed or in padded windows.
 
-What serves and what is measured. It needs neither Ray nor transformers.
+The service and the evaluation use it. It needs neither Ray nor transformers.
 """
 
 from collections.abc import Generator, Sequence
@@ -31,15 +31,15 @@ from askd_ray.text.tokens import MAX_TOKENS, Tokens, max_tokens
 from askd_ray.torch_setup import n_cores
 
 _POSITIONS_PER_S = SAMPLE_RATE_HZ // SAMPLES_PER_POSITION
-_BATCH_CPU_S, _BATCH_GPU_S = 60.0, 480.0  # most audio in a batch: attention over 30 s is what fills the memory
+_BATCH_CPU_S, _BATCH_GPU_S = 60.0, 480.0  # maximum audio in a batch: attention over 30 s takes most memory
 
 
 Task = Literal["transcribe", "translate"]
-"""``translate`` is to English, whatever the language."""
+"""``translate`` always translates into English."""
 
 
 class _Alignment(Protocol):
-    """CTranslate2's WhisperAlignmentResult, which its stubs leave out."""
+    """CTranslate2's WhisperAlignmentResult, which is missing in its type stubs."""
 
     alignments: Sequence[tuple[int, int]]
     text_token_probs: Sequence[float]
@@ -47,15 +47,15 @@ class _Alignment(Protocol):
 
 @dataclass(frozen=True)
 class Transcript:
-    """What the engine heard in a clip.
+    """The transcript of a clip.
 
-    ``token_ids`` come without prompt and end token; ``avg_logprob`` is the mean log-probability of the tokens and the
-    end token, in nats; ``no_speech_prob`` is the model's own, which a student may have unlearnt. Where ``ended`` is
-    False the decoding ran into its limit: the model did not stop by itself. ``language`` is what it was taken for.
+    ``token_ids`` are without prompt and end token; ``avg_logprob`` is the mean log-probability of the tokens and the
+    end token, in nats; ``no_speech_prob`` is the model's estimate, which a student may have unlearnt. ``ended`` is
+    False if decoding reached its token limit before the model wrote the end token. ``language`` is the given or the
+    detected language.
 
-    Where :attr:`Decoding.confidence` asks for them, ``token_texts`` is what each token adds to the text,
-    ``token_probs`` how probable it was, and ``token_times`` when it begins, in seconds from the clip's start; one time
-    more says when the last one ends.
+    With :attr:`Decoding.confidence`, ``token_texts`` has the text of each token, ``token_probs`` its probability, and
+    ``token_times`` its start, in seconds from the clip's start; one additional time is the end of the last token.
     """
 
     text: str
@@ -71,12 +71,12 @@ class Transcript:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is searched for: ``beam_size`` 1 is greedy; ``prompt`` is text that stands before the transcript.
+    """Decoding options: ``beam_size`` 1 is greedy; ``prompt`` is the text before the transcript.
 
-    ``confidence`` also asks how probable each token was and when it was said: the decoder reads the text once more,
-    without timestamps, and the cross-attention of its alignment heads tells the times (dynamic time warping, as in
-    openai/whisper's timing.py). With a ``temperature`` tokens are sampled instead of searched for. A sequence of
-    ``no_repeat_ngram_size`` tokens may occur only once in a text; 0 disables the rule.
+    ``confidence`` also returns the probability and time of each token: the decoder reads the text once more, without
+    timestamps, and the cross-attention of its alignment heads gives the times (dynamic time warping, as in
+    openai/whisper's timing.py). A ``temperature`` above 0 samples tokens. A sequence of ``no_repeat_ngram_size`` tokens
+    may occur only once in a text; 0 disables the rule.
     """
 
     beam_size: int = 1
@@ -89,15 +89,15 @@ class Decoding:
 
 
 GREEDY = Decoding()
-"""What serves and what is measured."""
+"""The default of the service and of evaluations."""
 
 
 class Engine:
-    """A Whisper in a CTranslate2 folder (model.bin, config.json, tokenizer.json), greedy unless told otherwise.
+    """A Whisper in a CTranslate2 folder (model.bin, config.json, tokenizer.json); decodes greedily by default.
 
-    With ``silence_s`` the encoder sees a clip and at least that much silence (up to 0.2 s more): for models that were
-    trained so. With None it sees 30 s, filled up as openai/whisper does, for every other Whisper. ``threads`` = 0 takes
-    all cores. As many as ``workers`` threads may call it at once; what they hear does not depend on that.
+    With ``silence_s`` the window is the clip and at least this much silence (up to 0.2 s more), for models that were
+    trained with trimmed windows. None means windows of 30 s, padded as openai/whisper does, for every other Whisper.
+    ``threads`` = 0 uses all cores. Up to ``workers`` threads may call the engine in parallel, with the same results.
 
     Raises :class:`AskdError` when the folder is incomplete or the model cannot be loaded.
     """
@@ -132,24 +132,24 @@ class Engine:
         self._silence_s = silence_s
         self._decoding = decoding
         self._batch_samples = samples_of(_BATCH_CPU_S if device == "cpu" else _BATCH_GPU_S)
-        self._prompt("en", decoding)  # reads the tokenizer now and not in the first request
+        self._prompt("en", decoding)  # loads the tokenizer now, not in the first request
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages that the model knows."""
+        """The languages of the model."""
         return self._tokens.languages
 
     def fit_prompt(self, prompt: str) -> str:
-        """Return the end of a text that may stand before a transcript, as much as the model has positions for."""
+        """Return the end of a prompt, cut to the length that the model has positions for."""
         return self._tokens.fit_prompt(prompt)
 
     def transcribe(
         self, waveforms: Sequence[Waveform], language: str | None = "en", decoding: Decoding | None = None
     ) -> list[Transcript]:
-        """Transcribe clips of at most 30 s each; the answers are in the clips' order.
+        """Transcribe clips of at most 30 s each; the transcripts are in the clips' order.
 
-        Where ``language`` is None, each clip's own is found out. ``decoding`` stands in for the engine's own for these
-        clips. A clip is batched only with clips of the same window, so its text never depends on its neighbours.
+        ``language`` None detects each clip's language. ``decoding`` replaces the engine's options for this call. A
+        batch has only clips of the same window, so a text never depends on the other clips.
 
         Raises :class:`AskdError` for a longer clip, a language that the model does not know, and too long a prompt.
         """
@@ -161,22 +161,22 @@ class Engine:
         decoding = decoding or self._decoding
         if not self._tokens.multilingual:
             language = language or "en"
-        self._prompt(language or "en", decoding)  # what is wrong with it is said now
+        self._prompt(language or "en", decoding)  # validate language and prompt before any work
         windows = [self.window_samples(waveform) for waveform in waveforms]
         transcripts: dict[int, Transcript] = {}
-        for window, same in groupby(sorted(range(len(waveforms)), key=windows.__getitem__), windows.__getitem__):
-            indices = list(same)
+        for window, group in groupby(sorted(range(len(waveforms)), key=windows.__getitem__), windows.__getitem__):
+            indices = list(group)
             size = max(1, self._batch_samples // window)
             for batch in (indices[i : i + size] for i in range(0, len(indices), size)):
-                heard = self._decode([waveforms[i] for i in batch], window, language, decoding)
-                transcripts |= zip(batch, heard, strict=True)
+                decoded = self._decode([waveforms[i] for i in batch], window, language, decoding)
+                transcripts |= zip(batch, decoded, strict=True)
         return [transcripts[i] for i in range(len(waveforms))]
 
     def _prompt(self, language: str, decoding: Decoding) -> tuple[int, ...]:
         return self._tokens.prompt(language, decoding.prompt, decoding.timestamps, decoding.task)
 
     def window_samples(self, waveform: Waveform) -> int:
-        """Return the length of the window that a clip is decoded in; only clips of one window share a batch."""
+        """Return the length of a clip's window, in samples; a batch has only clips of one window length."""
         if self._silence_s is None:
             return PADDED_SAMPLES
         return decoding_window_samples(len(waveform), self._silence_s, self._model.n_mels)
@@ -188,11 +188,11 @@ class Engine:
             log_mel = self._log_mel(waveforms, window)
         states = self._model.encode(ctranslate2.StorageView.from_array(log_mel.numpy()))
         assert states.shape[1] != self._model.n_mels, "CTranslate2 would take these states for a log-mel"
-        spoken = [language] * len(waveforms) if language is not None else self._spoken(states)
-        prompts = [self._prompt(its, decoding) for its in spoken]
-        # CTranslate2 allows half of max_length as new tokens, and what is left behind the prompt's last but one token.
-        most = min(max_tokens(window / SAMPLE_RATE_HZ), 2 * MAX_TOKENS - len(prompts[0]))
-        max_length = max(2 * most, most + len(prompts[0]) - 1)
+        languages = [language] * len(waveforms) if language is not None else self._detect_languages(states)
+        prompts = [self._prompt(spoken, decoding) for spoken in languages]
+        # CTranslate2 limits the new tokens to max_length / 2, and to max_length - (prompt length - 1).
+        max_new_tokens = min(max_tokens(window / SAMPLE_RATE_HZ), 2 * MAX_TOKENS - len(prompts[0]))
+        max_length = max(2 * max_new_tokens, max_new_tokens + len(prompts[0]) - 1)
         results = self._model.generate(
             states,
             [list(prompt) for prompt in prompts],
@@ -209,16 +209,16 @@ class Engine:
         aligned: Sequence[_Alignment | None] = [None] * len(results)
         if decoding.confidence:
             aligned = self._align(states, prompts, results, window)
-        heard = zip(results, spoken, aligned, strict=True)
-        return [self._transcript(result, most, its, alignment) for result, its, alignment in heard]
+        clips = zip(results, languages, aligned, strict=True)
+        return [self._transcript(result, max_new_tokens, spoken, alignment) for result, spoken, alignment in clips]
 
     def _log_mel(self, waveforms: Sequence[Waveform], window: int) -> torch.Tensor:
         if self._silence_s is None:
             return log_mel_padded(waveforms, self._model.n_mels)
         return log_mel_windows(waveforms, [window] * len(waveforms), self._model.n_mels)
 
-    def _spoken(self, states: ctranslate2.StorageView) -> list[str]:
-        """Return the language of each clip."""
+    def _detect_languages(self, states: ctranslate2.StorageView) -> list[str]:
+        """Return the detected language of each clip."""
         return [ranked[0][0].strip("<|>") for ranked in self._model.detect_language(states)]
 
     def _align(
@@ -228,33 +228,34 @@ class Engine:
         results: "Sequence[ctranslate2.models.WhisperGenerationResult]",
         window: int,
     ) -> list[_Alignment | None]:
-        """Return how probable each token was, given those before it, and when it was said."""
-        written = [result.sequences_ids[0] for result in results]
-        found: list[_Alignment | None] = [None] * len(written)
-        for prompt in dict.fromkeys(prompts):  # one call takes one start
-            same = [i for i, its in enumerate(prompts) if its == prompt]
-            part = states if len(same) == len(prompts) else _rows(states, same)
-            # CTranslate2 puts <|notimestamps|> behind the start that it is given.
-            aligned = self._model.align(part, list(prompt[:-1]), [written[i] for i in same], window // HOP_LENGTH)
-            found = [aligned[same.index(i)] if i in same else its for i, its in enumerate(found)]
-        return found
+        """Return the probability of each token, given the tokens before it, and its time."""
+        token_ids = [result.sequences_ids[0] for result in results]
+        alignments: list[_Alignment | None] = [None] * len(token_ids)
+        for prompt in dict.fromkeys(prompts):  # one call of align takes one prompt
+            rows = [i for i, clip_prompt in enumerate(prompts) if clip_prompt == prompt]
+            part = states if len(rows) == len(prompts) else _rows(states, rows)
+            # CTranslate2 adds <|notimestamps|> after the given start sequence.
+            aligned = self._model.align(part, list(prompt[:-1]), [token_ids[i] for i in rows], window // HOP_LENGTH)
+            for i, alignment in zip(rows, aligned, strict=True):
+                alignments[i] = alignment
+        return alignments
 
     def _transcript(
         self,
         result: "ctranslate2.models.WhisperGenerationResult",
-        most: int,
+        max_new_tokens: int,
         language: str,
         alignment: _Alignment | None,
     ) -> Transcript:
         ids = result.sequences_ids[0]
-        # The score is divided by the number of tokens, the end token not counted, although its probability is in it.
+        # The score includes the end token's log-probability, but is divided by the number of tokens without it.
         log_prob = result.scores[0] * max(len(ids), 1)
         return Transcript(
             text=self._tokens.decode(ids),
             token_ids=tuple(ids),
             avg_logprob=log_prob / (len(ids) + 1),
             no_speech_prob=result.no_speech_prob,
-            ended=len(ids) < most,
+            ended=len(ids) < max_new_tokens,
             token_texts=() if alignment is None else self._tokens.pieces(ids),
             token_probs=() if alignment is None else tuple(alignment.text_token_probs[: len(ids)]),
             token_times=() if alignment is None else _token_times(alignment.alignments, len(ids)),
@@ -263,9 +264,9 @@ class Engine:
 
 
 def _token_times(path: Sequence[tuple[int, int]], n_tokens: int) -> tuple[float, ...]:
-    """Return when each of the tokens and the end token begins, in seconds.
+    """Return the start of each token and of the end token, in seconds.
 
-    ``path`` are pairs of token and encoder position, in order: the warping path through the cross-attention.
+    ``path``: ordered pairs of token and encoder position, the warping path through the cross-attention.
     """
     first: dict[int, int] = {}
     for token, position in path:
@@ -283,9 +284,9 @@ def _rows(states: ctranslate2.StorageView, rows: Sequence[int]) -> ctranslate2.S
 
 @contextmanager
 def _one_torch_thread() -> Generator[None]:
-    """Keep torch to one thread: its idle workers spin for a while and take the cores from CTranslate2's.
+    """Limit torch to one thread: its idle threads spin for a while and block cores that CTranslate2 needs.
 
-    With two threads on two cores a short clip takes half as long again.
+    With two torch threads on two cores, a short clip takes 1.5 times as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Greedy decoding in torch, for dev scores while training; the CTranslate2 engine is what serves."""
+"""Greedy decoding in torch, for dev scores during training; the service uses the CTranslate2 engine."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from askd_ray.models.windows import encode
 from askd_ray.text.tokens import Tokens, max_tokens
 
 
-class Chooser:
-    """Takes the likeliest token that a model may write: not those that its generation config suppresses.
+class GreedySelector:
+    """Selects the most likely token, except tokens that the model's generation config suppresses.
 
-    Every Whisper engine does so.
+    Every Whisper engine suppresses these tokens.
     """
 
     def __init__(self, model: WhisperForConditionalGeneration):
@@ -22,9 +22,9 @@ class Chooser:
         self._not_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=device)
 
     def __call__(self, logits: torch.Tensor, at_begin: bool) -> torch.Tensor:
-        """Return the tokens ``(batch, length)`` of logits ``(batch, length, n_vocab)``, which it changes.
+        """Return the tokens ``(batch, length)`` of logits ``(batch, length, n_vocab)``; modifies the logits.
 
-        ``at_begin``: the first of them begins the text.
+        ``at_begin``: the first token begins the text.
         """
         logits.index_fill_(-1, self._never, -torch.inf)
         if at_begin:
@@ -36,8 +36,8 @@ class Chooser:
 def greedy(
     model: WhisperForConditionalGeneration, tokens: Tokens, log_mel: torch.Tensor, prompt: Sequence[int]
 ) -> list[list[int]]:
-    """Return the greedy token ids of windows ``(batch, n_mels, n_frames)`` after a prompt, without it and end token."""
-    states, choose = encode(model, log_mel).states, Chooser(model)
+    """Return the greedy token ids of windows ``(batch, n_mels, n_frames)``, without the prompt and the end token."""
+    states, choose = encode(model, log_mel).states, GreedySelector(model)
     cache: EncoderDecoderCache | None = None
     ids = torch.tensor(prompt, device=log_mel.device).repeat(len(log_mel), 1)
     written: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""How a Whisper is loaded from where its reference leads (:mod:`askd_ray.models.reference`), and how it is saved."""
+"""Load a Whisper by its reference (:mod:`askd_ray.models.reference`), save it, convert it to CTranslate2."""
 
 import functools
 import tempfile
@@ -21,7 +21,7 @@ from askd_ray.text.tokens import Tokens
 
 @contextmanager
 def quiet_transformers() -> Generator[None]:
-    """Keep transformers' own bars and its warnings about its own internals off the screen."""
+    """Hide transformers' progress bars and its warnings."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -46,13 +46,13 @@ def load_whisper(reference: str) -> tuple[WhisperForConditionalGeneration, Token
             model = WhisperForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype="float32")
     except (OSError, SafetensorError, ValueError) as error:
         raise AskdError(f"model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    # Sinusoids are computed, not learnt; transformers freezes them when it builds a model, and forgets it in loading.
+    # Sinusoids are computed, not learnt. transformers freezes them when it builds a model, but not when it loads one.
     model.model.encoder.embed_positions.requires_grad_(False)
     return model.eval(), Tokens(folder)
 
 
 def load_config(reference: str) -> WhisperConfig:
-    """Load only what says how large a model is.
+    """Load only a model's config.
 
     Raises :class:`AskdError` when there is no such model or its files are damaged.
     """
@@ -73,14 +73,14 @@ def save_whisper(model: WhisperForConditionalGeneration, tokens: Tokens, folder:
             (temporary / name).write_bytes(content)
         extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
         extractor.save_pretrained(temporary)
-        # The processor's own class is what AutoProcessor looks for, here and in older releases.
+        # AutoProcessor looks for the processor's class in this file, in current and older releases.
         settings = {**extractor.to_dict(), "processor_class": "WhisperProcessor"}
         write_json(temporary / "preprocessor_config.json", settings)
 
 
-@functools.cache  # a run writes many students with one tokenizer, and transformers takes a second to read it
+@functools.cache  # a run saves many students with one tokenizer, and transformers takes a second to read it
 def _tokenizer_files(tokenizer_json: bytes) -> dict[str, bytes]:
-    """Return what transformers keeps of a tokenizer, by the files' names."""
+    """Return the tokenizer files of a transformers folder, by file name."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "tokenizer.json").write_bytes(tokenizer_json)
@@ -90,7 +90,7 @@ def _tokenizer_files(tokenizer_json: bytes) -> dict[str, bytes]:
 
 
 def ctranslate2_folder(reference: str) -> Path:
-    """Return a CTranslate2 folder of a model reference: its own, or one converted into the cache (float16), once."""
+    """Return a CTranslate2 folder of a model reference; a transformers model is converted once, into the cache."""
     folder = resolve(reference)
     if (folder / "model.bin").is_file():
         return folder
@@ -101,9 +101,9 @@ def ctranslate2_folder(reference: str) -> Path:
 
 
 def convert_to_ctranslate2(source: Path, target: Path, quantization: str) -> None:
-    """Convert a transformers folder to a CTranslate2 one that stock engines load, atomically.
+    """Convert a transformers folder to a CTranslate2 folder that stock engines load, atomically.
 
-    ``quantization`` is CTranslate2's word for the weights: ``int8``, ``float16``, ...
+    ``quantization`` is CTranslate2's name for the type of the weights: ``int8``, ``float16``, ...
 
     Raises :class:`AskdError` when the model's files are damaged.
     """

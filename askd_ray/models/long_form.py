@@ -1,4 +1,4 @@
-"""Recordings of any length through an engine that takes 30 s: what `askd transcribe` and long test sets use."""
+"""Transcribe recordings of any length with an engine that takes 30 s; for `askd transcribe` and long test sets."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,7 +10,7 @@ from askd_ray.models.engine import Transcript
 
 
 class ClipEngine(Protocol):
-    """What decodes clips of up to 30 s; :class:`askd_ray.models.engine.Engine` is the real one."""
+    """An engine for clips of up to 30 s, such as :class:`askd_ray.models.engine.Engine`."""
 
     def transcribe(self, waveforms: Sequence[Waveform], language: str | None = "en") -> list[Transcript]:
         """Return the transcript of each clip."""
@@ -18,20 +18,20 @@ class ClipEngine(Protocol):
 
 
 def transcribe_long(engine: ClipEngine, vad: Vad, waveform: Waveform, language: str = "en") -> Transcript:
-    """Transcribe a recording of any length, stretch by stretch (:func:`askd_ray.audio.chunking.split_into_chunks`).
+    """Transcribe a recording of any length, chunk by chunk (:func:`askd_ray.audio.chunking.split_into_chunks`).
 
     Raises :class:`AskdError` for a language that the model does not know.
     """
     clips = [waveform[s.start : s.end] for s in split_into_chunks(waveform, vad.speech(waveform))]
-    return joined([engine.transcribe([clip], language)[0] for clip in clips])
+    return join_transcripts([engine.transcribe([clip], language)[0] for clip in clips])
 
 
-def joined(transcripts: Sequence[Transcript]) -> Transcript:
-    """Return the transcripts of stretches that follow one another as one; of a single stretch, its own.
+def join_transcripts(transcripts: Sequence[Transcript]) -> Transcript:
+    """Join the transcripts of consecutive chunks; a single transcript is returned as it is.
 
-    ``avg_logprob`` is the mean over the tokens and end tokens of all, ``no_speech_prob`` that of the stretch that most
-    likely holds speech; it ``ended`` where all did. Times of tokens are left out. Of none it is the transcript of
-    silence.
+    ``avg_logprob`` is the mean over all tokens and end tokens, ``no_speech_prob`` the minimum over chunks, and
+    ``ended`` is True if it is True of all chunks. Token times are left out. Without chunks, the result is the
+    transcript of silence.
     """
     if len(transcripts) == 1:
         return transcripts[0]
@@ -43,11 +43,11 @@ def joined(transcripts: Sequence[Transcript]) -> Transcript:
         avg_logprob=log_prob / max(sum(lengths), 1),
         no_speech_prob=min((t.no_speech_prob for t in transcripts), default=1.0),
         ended=all(t.ended for t in transcripts),
-        token_texts=tuple(text for t in transcripts for text in _set_off(t.token_texts)),
+        token_texts=tuple(text for t in transcripts for text in _with_leading_space(t.token_texts)),
         token_probs=tuple(prob for t in transcripts for prob in t.token_probs),
     )
 
 
-def _set_off(token_texts: Sequence[str]) -> list[str]:
-    """Return the texts of tokens with a space before the first, so that they do not run into what stands before."""
+def _with_leading_space(token_texts: Sequence[str]) -> list[str]:
+    """Return the texts of tokens with a space before the first, to separate them from the previous chunk."""
     return [" " + text.lstrip() if i == 0 else text for i, text in enumerate(token_texts)]

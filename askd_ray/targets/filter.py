@@ -1,4 +1,4 @@
-"""Which pseudo-labels are kept: against the reference where there is one, else by what gives invented text away."""
+"""Filter pseudo-labels: by their WER if there is a reference, otherwise by signs of hallucinated text."""
 
 from collections.abc import Sequence
 
@@ -10,59 +10,60 @@ from askd_ray.text.ngrams import compression_ratio
 from askd_ray.text.normalize import UNSPACED, normalizer
 
 LONGEST_PHRASE = 5
-"""Words of the longest phrase whose repeats are counted."""
+"""The maximum number of words of a phrase whose repeats are counted."""
 
 
-def why_dropped(targets: Targets, utterance: Utterance, heard: Transcript) -> str:
-    """Return the name of the first filter that a pseudo-label does not pass, or "" when it is kept.
+def failed_filter(targets: Targets, utterance: Utterance, transcript: Transcript) -> str:
+    """Return the name of the first filter that a pseudo-label does not pass, or "" when it passes all.
 
-    ``no end`` is the reason for a decoding that ran into the limit on its length: it is cut, and its end is not the
-    teacher's. Distil-Whisper (arXiv 2311.00430) has the word error rate; openai/whisper's ``transcribe.py`` has the
-    mean log-probability and the compression ratio.
+    ``no end``: decoding reached its length limit, so the text is cut. The word error rate comes from Distil-Whisper
+    (arXiv 2311.00430), the mean log-probability and the compression ratio from openai/whisper's ``transcribe.py``.
     """
-    if not heard.ended:
+    if not transcript.ended:
         return "no end"
-    words = _words(heard.text, utterance.language)
+    words = _words(transcript.text, utterance.language)
     if utterance.text:
         reference = _words(utterance.text, utterance.language)
         passes = {"max_wer": targets.max_wer is None or _word_error_rate(reference, words) <= targets.max_wer}
     else:
-        passes = _without_reference(targets, utterance.duration_s, heard, words)
+        passes = _without_reference(targets, utterance.duration_s, transcript, words)
     return next((name for name, passed in passes.items() if not passed), "")
 
 
-def _without_reference(targets: Targets, duration_s: float, heard: Transcript, words: list[str]) -> dict[str, bool]:
-    least, most = targets.chars_per_s or (0.0, float("inf"))
+def _without_reference(
+    targets: Targets, duration_s: float, transcript: Transcript, words: list[str]
+) -> dict[str, bool]:
+    min_rate, max_rate = targets.chars_per_s or (0.0, float("inf"))
     ratio = targets.max_compression_ratio
     return {
-        "min_mean_log_prob": targets.min_mean_log_prob is None or heard.avg_logprob >= targets.min_mean_log_prob,
-        "max_compression_ratio": ratio is None or compression_ratio(heard.text) <= ratio,
+        "min_mean_log_prob": targets.min_mean_log_prob is None or transcript.avg_logprob >= targets.min_mean_log_prob,
+        "max_compression_ratio": ratio is None or compression_ratio(transcript.text) <= ratio,
         "max_repeats": targets.max_repeats is None or max_repeats_in(words) <= targets.max_repeats,
-        "chars_per_s": least <= len(heard.text) / duration_s <= most,
+        "chars_per_s": min_rate <= len(transcript.text) / duration_s <= max_rate,
     }
 
 
 def max_repeats_in(words: Sequence[str]) -> int:
-    """Return how often, at most, a phrase of one to five words stands again right behind itself.
+    """Return the maximum number of immediate repeats of any phrase of one to five words.
 
     "no no no" has 2 repeats (of "no"), "press one press one" has 1.
     """
-    most = 0
+    max_repeats = 0
     for n in range(1, LONGEST_PHRASE + 1):
-        alike = 0  # words in a row that are the same as the one n before
+        n_equal = 0  # consecutive words that equal the word n positions before
         for word, before in zip(words[n:], words, strict=False):
-            alike = alike + 1 if word == before else 0
-            most = max(most, alike // n)
-    return most
+            n_equal = n_equal + 1 if word == before else 0
+            max_repeats = max(max_repeats, n_equal // n)
+    return max_repeats
 
 
 def _words(text: str, language: str) -> list[str]:
-    """Return the normalised words; characters, in a language that does not part its words."""
+    """Return the normalised words; in a language without spaces between words, the characters."""
     normal = normalizer(language)(text)
     return list("".join(normal.split())) if language in UNSPACED else normal.split()
 
 
 def _word_error_rate(reference: list[str], words: list[str]) -> float:
-    if not reference:  # a reference of punctuation alone: any word is one too many
+    if not reference:  # a reference of punctuation only: every word is an error
         return float("inf") if words else 0.0
     return count_word_errors([" ".join(reference)], [" ".join(words)]).rate

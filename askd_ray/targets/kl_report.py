@@ -1,4 +1,4 @@
-"""What is lost by keeping k tokens: KL(top-k and rest) against the dense one, from the teacher to a student."""
+"""The loss of top-k soft labels: KL from teacher to student over top-k and rest, compared with the dense KL."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from askd_ray.targets.buckets import to_buckets
 from askd_ray.targets.soft_labels import forced_logits
 from askd_ray.torch_setup import usable_device, use_threads
 
-KEPT = (8, 16, 32, 64)
-"""The k that are always reported; the recipe's own comes beside them."""
+REPORTED_KS = (8, 16, 32, 64)
+"""The values of k in every report; the recipe's ``teacher.top_k`` is added."""
 
-SAMPLE = 8
-"""Utterances that the report of a run looks at: a few seconds' work."""
+SAMPLE_UTTERANCES = 8
+"""The number of utterances in the report of a run: a few seconds of work."""
 
 
 @dataclass(frozen=True)
 class KlLost:
-    """The mean KL of a token with k tokens and the rest in one bucket, and with the whole vocabulary, in nats."""
+    """The mean KL per token in nats: ``kept`` over k tokens and one bucket, ``dense`` over the whole vocabulary."""
 
     k: int
     kept: float
@@ -38,12 +38,12 @@ class KlLost:
 
     @property
     def nats(self) -> float:
-        """How much of the dense KL the buckets do not see; never below 0 (data processing inequality)."""
+        """The part of the dense KL that the buckets miss, in nats; never below 0 (data processing inequality)."""
         return self.dense - self.kept
 
     @property
     def share(self) -> float:
-        """The part of the dense KL that is lost."""
+        """The lost share of the dense KL."""
         return self.nats / self.dense if self.dense else 0.0
 
 
@@ -55,17 +55,17 @@ def kl_lost(
     labels: Sequence[SoftLabels],
     recipe: Recipe,
 ) -> list[KlLost]:
-    """Return what each of :data:`KEPT` and the recipe's ``teacher.top_k`` lose, by rising k, over all target tokens.
+    """Return the loss of each k in :data:`REPORTED_KS` and of ``teacher.top_k``, by rising k, over all target tokens.
 
-    The teacher hears the padded window, the student the trimmed one, both forced along the labels' targets, at the
-    recipe's temperature. Utterances that are left out count nothing. [] where no token is left.
+    The teacher gets the padded window and the student the trimmed one; both are forced along the labels' targets, at
+    the recipe's temperature. Excluded utterances do not count. Returns [] if there is no token.
 
-    Raises :class:`AskdError` when the two have different vocabularies.
+    Raises :class:`AskdError` when the models have different vocabularies.
     """
     if teacher.config.vocab_size != student.config.vocab_size:
         sizes = f"{student.config.vocab_size} tokens, the teacher's {teacher.config.vocab_size}"
         raise AskdError(f"student.init = {recipe.student.init!r}: its vocabulary has {sizes}: they must be the same")
-    ks = sorted({*KEPT, recipe.teacher.top_k})
+    ks = sorted({*REPORTED_KS, recipe.teacher.top_k})
     dense, kept, n_tokens = 0.0, dict.fromkeys(ks, 0.0), 0
     for utterance, label in zip(utterances, labels, strict=True):
         if label.left_out:
@@ -87,20 +87,20 @@ def kl_lost(
 def measure(recipe: Recipe, shard: PathOrUri, labels: PathOrUri) -> list[KlLost]:
     """Return :func:`kl_lost` of the recipe's teacher and its untrained student on a sample of a shard.
 
-    That is its first :data:`SAMPLE` utterances that are not left out. Needs labels that have passed their check.
+    The sample is the first :data:`SAMPLE_UTTERANCES` utterances that are not excluded. The labels must be up to date.
     """
     use_threads()
     rows = zip(to_utterances(read_table(shard)), read_labels(labels, recipe.teacher.top_k), strict=True)
-    sample = [row for row in rows if not row[1].left_out][:SAMPLE]
+    sample = [row for row in rows if not row[1].left_out][:SAMPLE_UTTERANCES]
     student, _ = build_student(recipe.student, recipe.teacher.model)
     teacher, _ = load_whisper(recipe.teacher.model)
     for model in (student, teacher):
         cast(torch.nn.Module, model).to(usable_device(recipe.train.use_gpu))
-    return kl_lost(teacher, student, [u for u, _ in sample], [made for _, made in sample], recipe)
+    return kl_lost(teacher, student, [u for u, _ in sample], [label for _, label in sample], recipe)
 
 
 def kl_table(report: Sequence[KlLost]) -> Table:
-    """Return the report as a table: what k tokens and the rest lose of the dense KL."""
+    """Return the report as a table: the loss of each k."""
     dense = f"{report[0].dense:.3g}" if report else "-"
     table = Table(title=f"KL lost to top-k, of {dense} nats a token (teacher to untrained student)")
     for column in ("k", "nats a token", "share"):

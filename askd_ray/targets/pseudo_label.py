@@ -1,4 +1,4 @@
-"""Pseudo-labels: what the teacher itself hears in a clip becomes its target."""
+"""Pseudo-labels: the teacher's transcript of a clip becomes the training target."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.models.engine import Decoding, Engine
 from askd_ray.models.load import ctranslate2_folder
-from askd_ray.targets.filter import why_dropped
+from askd_ray.targets.filter import failed_filter
 from askd_ray.torch_setup import usable_device
 
 
 @dataclass(frozen=True)
 class Target:
-    """The text of an utterance in tokens, without prompt and end; ``left_out`` says why where it is not used."""
+    """The target tokens of an utterance, without prompt and end token; ``left_out`` is the reason of an exclusion."""
 
     token_ids: tuple[int, ...]
     left_out: str
 
 
 def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
-    """Return the teacher as a decoder with the recipe's prompt and beam; its windows are those of the soft labels, 30 s
-    with silence behind the clip.
+    """Return an engine of the teacher with the recipe's prompt and beam. Its windows are those of the soft labels:
+    30 s, with silence after the clip.
 
-    Its weights are used as they are (float32 on a CPU): int8 would be another teacher than the one of the soft labels.
+    The weights keep their precision (float32 on a CPU): in int8 the teacher would differ from that of the soft labels.
     """
     targets = recipe.targets
     return Engine(
@@ -39,15 +39,15 @@ def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
 
 
 def pseudo_label(engine: Engine, utterances: Sequence[Utterance], recipe: Recipe) -> list[Target]:
-    """Decode utterances in their own languages and filter what came; the answers are in their order.
+    """Transcribe utterances in their languages and filter the transcripts; the targets are in the same order.
 
     Raises :class:`AskdError` for a language that the teacher does not know, and for audio that cannot be decoded.
     """
-    made: dict[int, Target] = {}
+    targets: dict[int, Target] = {}
     for language in sorted({u.language for u in utterances}):
         rows = [i for i, u in enumerate(utterances) if u.language == language]
-        heard = engine.transcribe([waveform_of(utterances[i]) for i in rows], language)
-        for i, transcript in zip(rows, heard, strict=True):
-            left_out = why_dropped(recipe.targets, utterances[i], transcript)
-            made[i] = Target(transcript.token_ids, left_out)
-    return [made[i] for i in range(len(utterances))]
+        transcripts = engine.transcribe([waveform_of(utterances[i]) for i in rows], language)
+        for i, transcript in zip(rows, transcripts, strict=True):
+            left_out = failed_filter(recipe.targets, utterances[i], transcript)
+            targets[i] = Target(transcript.token_ids, left_out)
+    return [targets[i] for i in range(len(utterances))]

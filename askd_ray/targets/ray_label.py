@@ -1,4 +1,4 @@
-"""The stage `label`: a pool of Ray Data actors runs the teacher, a shard at a time."""
+"""The stage `label`: a pool of Ray Data actors runs the teacher, one shard at a time."""
 
 from collections import Counter
 from typing import Any, cast
@@ -29,7 +29,7 @@ from askd_ray.torch_setup import usable_device, use_threads
 
 
 class _TeacherActor:
-    """One copy of the teacher: labels a shard, writes the label shard, and says how much that was."""
+    """One copy of the teacher: labels a shard, writes the label shard, and returns the number of utterances."""
 
     def __init__(self, recipe: dict[str, Any], key: LabelKey, threads: int):
         use_threads(threads)
@@ -48,17 +48,17 @@ class _TeacherActor:
 
 
 def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Write the teacher's soft labels for every train shard of a run. A killed run goes on with the shards left.
+    """Write the teacher's soft labels for every train shard of a run. A killed run resumes with the remaining shards.
 
-    Returns and records ``utterances``, of which ``labelled`` are trained on and ``left_out`` are not ({reason: n}),
-    ``tokens``, ``teacher_loss`` (mean over tokens, nats), ``bytes_per_token``, and unless the teacher is online
-    ``kl_lost``, what the top k do not see of the dense KL to the untrained student (nats a token, on a sample), and
-    ``kl_lost_share``, that as a part of it.
+    Returns and records ``utterances`` (their number), ``labelled`` (used for training), ``left_out`` (excluded,
+    {reason: n}), ``tokens``, ``teacher_loss`` (mean over tokens, nats) and ``bytes_per_token``. With cached labels also
+    ``kl_lost``, the part of the dense KL to the untrained student that the top k miss (nats a token, on a sample), and
+    ``kl_lost_share``, its share of the dense KL.
 
-    Raises :class:`AskdError` when no utterance is left to train on, and before any work when the teacher does not know
-    the language of one.
+    Raises :class:`AskdError` when no utterance remains for training, and before any work when the teacher does not know
+    the language of an utterance.
     """
-    recipe = with_absolute_paths(recipe)  # an actor runs in a folder of its own
+    recipe = with_absolute_paths(recipe)  # an actor has another working directory
     run = Run(recipe)
     key = label_key(recipe)
     inputs = stage_key(run.key("prepare"), key)
@@ -67,8 +67,8 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     refuse_languages(
         _languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have"
     )
-    done_already = map_concurrently(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
-    todo = [s for s, there in zip(shards, done_already, strict=True) if not there]
+    are_done = map_concurrently(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
+    todo = [s for s, is_done in zip(shards, are_done, strict=True) if not is_done]
     done = run.finished("label", inputs)
     if not todo and done is not None:
         console.print(f"label: finished already ({done['utterances']} utterances in {run.labels})")
@@ -76,7 +76,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     begun = run.begin("label")
     if todo:
         _run_actors(run, todo, key)
-    # What the target ids mean, for whoever reads them.
+    # Readers of the labels need the tokenizer to decode the target ids.
     (run.labels / "tokenizer.json").write_bytes(teacher.file.read_bytes())
     result = _summary(run.labels, shards, kept_tokens(recipe))
     if not result["labelled"]:
@@ -90,7 +90,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
 
 def _languages(shards: list[Location]) -> Counter[str]:
-    """Return how many utterances have each language."""
+    """Return the number of utterances by language."""
     tables = map_concurrently(lambda s: read_table(s, ["language"]), shards)
     return Counter(language for table in tables for language in table["language"].to_pylist())
 
@@ -100,7 +100,7 @@ def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
     configure()
     items = [{"shard": s.name} for s in todo]
     share = run.recipe.teacher.gpus_per_copy if run.recipe.train.use_gpu else 0.0
-    # On CPUs one copy uses all cores of a small machine.
+    # On CPUs, one copy of the teacher for every 8 cores.
     pool = max(1, int(_gpus(run.recipe) / share) if share else int(ray.cluster_resources()["CPU"]) // 8)
     rows = sum(map_concurrently(lambda s: read_table(s, ["id"]).num_rows, todo))
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
@@ -117,7 +117,7 @@ def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
 
 
 def _gpus(recipe: Recipe) -> int:
-    """Return how many GPUs the stage may use."""
+    """Return the number of GPUs that the stage may use."""
     if not recipe.train.use_gpu:
         return 0
     connect(use_gpu=True)
@@ -125,7 +125,7 @@ def _gpus(recipe: Recipe) -> int:
 
 
 def _kl_report(run: Run, shard: Location) -> list[KlLost]:
-    """Measure here, or where a GPU is: a large teacher takes minutes on a CPU."""
+    """Measure in this process, or on a machine with a GPU: a large teacher takes minutes on a CPU."""
     if not _gpus(run.recipe):
         return measure(run.recipe, shard, run.labels / shard.name)
     task = ray.remote(num_gpus=1)(measure)
@@ -142,13 +142,13 @@ def _summary(folder: Location, shards: list[Location], top_k: int) -> dict[str, 
     left_out: Counter[str] = Counter()
     n_labels = n_tokens = n_bytes = 0
     loss = 0.0
-    for shard in shards:  # one at a time: all of them may be more than memory holds
-        for made in read_labels(folder / shard.name, top_k):
+    for shard in shards:  # one at a time: all label shards together may not fit into memory
+        for label in read_labels(folder / shard.name, top_k):
             n_labels += 1
-            left_out.update([made.left_out] if made.left_out else [])
-            n_tokens += len(made.target_ids)
-            n_bytes += sum(getattr(made, name).nbytes for name in arrays)
-            loss += made.teacher_loss * len(made.target_ids)
+            left_out.update([label.left_out] if label.left_out else [])
+            n_tokens += len(label.target_ids)
+            n_bytes += sum(getattr(label, name).nbytes for name in arrays)
+            loss += label.teacher_loss * len(label.target_ids)
     return {
         "utterances": n_labels,
         "labelled": n_labels - left_out.total(),

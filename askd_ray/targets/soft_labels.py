@@ -1,7 +1,7 @@
-"""The teacher's top-k log-probabilities for every target token, and the mass of the rest.
+"""Soft labels: the teacher's top-k log-probabilities for every target token, and the probability of the rest.
 
-The teacher hears the clean clip in its padded 30 s window and is forced along the target: the reference text, or what
-it heard itself. The temperature is baked in: what is kept is ``log_softmax(logits / T)``.
+The teacher gets the clean clip in its padded 30 s window and is forced along the target: the reference text, or its
+own transcript. Labels hold ``log_softmax(logits / T)``, so they are valid for one temperature.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from askd_ray.text.tokens import Tokens
 
 
 def label_key(recipe: Recipe) -> LabelKey:
-    """Return what the labels of a recipe hang on, besides the utterance itself (that is its content hash)."""
+    """Return the settings that decide the labels of a recipe, besides the utterances (they have a content hash)."""
     targets = recipe.targets
     pseudo = targets.model_dump(mode="json", exclude={"kind", "prompt"}) if targets.kind == "pseudo" else {}
     prompt = Tokens(resolve(recipe.teacher.model)).prompt(prompt=targets.prompt, timestamps=targets.timestamps)
@@ -37,14 +37,14 @@ def label_key(recipe: Recipe) -> LabelKey:
         "targets": targets.kind,
         **pseudo,
         "prompt": " ".join(targets.prompt.split()),
-        "prompt_ids": list(prompt),  # these count; the text before them is what a message can show
+        "prompt_ids": list(prompt),  # the ids decide the labels; the prompt's text is for messages
         "temperature": recipe.objective.temperature.start if not recipe.teacher.online else None,
         "top_k": kept_tokens(recipe),
     }
 
 
 def kept_tokens(recipe: Recipe) -> int:
-    """Return how many of the teacher's log-probabilities are kept a token: none of an online teacher's."""
+    """Return the number of the teacher's log-probabilities that labels keep per token; 0 for an online teacher."""
     return 0 if recipe.teacher.online else recipe.teacher.top_k
 
 
@@ -58,26 +58,26 @@ def label(
 ) -> list[SoftLabels]:
     """Return the teacher's soft labels of utterances, in their order; batches of ``teacher.batch_size``.
 
-    An utterance is left out where its target needs more positions than the model has, where it has no text to be a
-    reference, and where a filter drops its pseudo-label: its labels are empty and say why. For an online teacher only
-    the targets are written. ``engine`` is what writes pseudo-labels, by default :func:`teacher_engine` of the recipe.
+    An utterance is excluded if its target needs more positions than the model has, if it has no reference text, or if a
+    filter drops its pseudo-label: its labels are then empty and have the reason. With an online teacher, labels hold
+    only the targets. ``engine`` makes the pseudo-labels, by default :func:`teacher_engine` of the recipe.
 
     Raises :class:`AskdError` when the audio of a shard cannot be decoded.
     """
     if recipe.targets.kind == "pseudo":
-        said = pseudo_label(engine or teacher_engine(recipe), utterances, recipe)
+        targets = pseudo_label(engine or teacher_engine(recipe), utterances, recipe)
     else:
-        said = [Target(tuple(tokens.encode(u.text)), "" if u.text else "no reference") for u in utterances]
+        targets = [Target(tuple(tokens.encode(u.text)), "" if u.text else "no reference") for u in utterances]
     n_positions = model.config.max_target_positions
-    labels = [_draft(tokens, u, s, recipe, n_positions) for u, s in zip(utterances, said, strict=True)]
-    wanted = [] if recipe.teacher.online else [i for i, made in enumerate(labels) if not made.left_out]
-    wanted.sort(key=lambda i: len(labels[i].target_ids))  # targets alike in length: less padding
-    for start in range(0, len(wanted), recipe.teacher.batch_size):
-        rows = wanted[start : start + recipe.teacher.batch_size]
+    labels = [_draft(tokens, u, t, recipe, n_positions) for u, t in zip(utterances, targets, strict=True)]
+    todo = [] if recipe.teacher.online else [i for i, label in enumerate(labels) if not label.left_out]
+    todo.sort(key=lambda i: len(labels[i].target_ids))  # batches of similar length have less padding
+    for start in range(0, len(todo), recipe.teacher.batch_size):
+        rows = todo[start : start + recipe.teacher.batch_size]
         waveforms = [waveform_of(utterances[i]) for i in rows]
         logits = forced_logits(model, waveforms, [PADDED_SAMPLES] * len(rows), [labels[i] for i in rows])
-        for i, of_one in zip(rows, logits, strict=True):
-            labels[i] = _with_soft_labels(labels[i], of_one, recipe)
+        for i, clip_logits in zip(rows, logits, strict=True):
+            labels[i] = _with_soft_labels(labels[i], clip_logits, recipe)
     return labels
 
 
@@ -87,32 +87,33 @@ def forced_logits(
     windows: Sequence[int],
     labels: Sequence[SoftLabels],
 ) -> Iterator[torch.Tensor]:
-    """Yield a model's logits ``(n_tokens, n_vocab)`` along the targets of each clip, heard in windows of these samples.
+    """Yield a model's logits ``(n_tokens, n_vocab)`` along the targets of each clip. ``windows`` are in samples.
 
-    One clip at a time, since they are large; encoder and decoder run on all clips at once.
+    Encoder and decoder run on all clips at once, but logits are large and come one clip at a time.
     """
-    inputs = [[*made.prompt_ids, *made.target_ids[:-1].tolist()] for made in labels]
+    inputs = [[*label.prompt_ids, *label.target_ids[:-1].tolist()] for label in labels]
     length = max(len(row) for row in inputs)
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in inputs], device=model.device)  # later: not seen
+    # The decoder is causal: padding at the end does not change earlier positions.
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in inputs], device=model.device)
     log_mel = log_mel_windows(waveforms, windows, model.config.num_mel_bins)
     states = encode(model, log_mel.to(model.device)).states
     hidden = model.model.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).last_hidden_state
-    for i, made in enumerate(labels):
-        first = len(made.prompt_ids) - 1  # the last prompt token predicts the first target
-        yield model.proj_out(hidden[i, first : first + len(made.target_ids)]).float()
+    for i, label in enumerate(labels):
+        first = len(label.prompt_ids) - 1  # the last prompt token predicts the first target
+        yield model.proj_out(hidden[i, first : first + len(label.target_ids)]).float()
 
 
-def _draft(tokens: Tokens, utterance: Utterance, said: Target, recipe: Recipe, n_positions: int) -> SoftLabels:
-    """Return the targets of an utterance, without what the teacher says of them."""
+def _draft(tokens: Tokens, utterance: Utterance, target: Target, recipe: Recipe, n_positions: int) -> SoftLabels:
+    """Return the labels of an utterance with its targets, still without the teacher's probabilities."""
     prompt = tokens.prompt(utterance.language, recipe.targets.prompt, recipe.targets.timestamps)
-    target = [*said.token_ids, tokens.end]
-    too_long = len(prompt) + len(target) > n_positions
-    left_out = said.left_out or ("too long" if too_long else "")
-    n_tokens = 0 if left_out else len(target)
+    target_ids = [*target.token_ids, tokens.end]
+    too_long = len(prompt) + len(target_ids) > n_positions
+    left_out = target.left_out or ("too long" if too_long else "")
+    n_tokens = 0 if left_out else len(target_ids)
     return SoftLabels(
         content_hash=utterance.content_hash,
         prompt_ids=prompt,
-        target_ids=np.asarray(target[:n_tokens], np.int32),
+        target_ids=np.asarray(target_ids[:n_tokens], np.int32),
         left_out=left_out,
         top_ids=np.zeros((n_tokens, kept_tokens(recipe)), np.uint16),
         top_log_probs=np.zeros((n_tokens, kept_tokens(recipe)), np.float16),
@@ -125,8 +126,8 @@ def _with_soft_labels(draft: SoftLabels, logits: torch.Tensor, recipe: Recipe) -
     log_probs = torch.log_softmax(logits / recipe.objective.temperature.start, dim=-1)
     top = log_probs.topk(recipe.teacher.top_k, dim=-1).indices
     buckets = to_buckets(log_probs, top).half().cpu().numpy()
-    wanted = torch.from_numpy(draft.target_ids.astype(np.int64)).to(logits.device)
-    loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+    target_ids = torch.from_numpy(draft.target_ids.astype(np.int64)).to(logits.device)
+    loss = torch.nn.functional.cross_entropy(logits, target_ids, reduction="none")
     return dataclasses.replace(
         draft,
         top_ids=top.cpu().numpy().astype(np.uint16),

@@ -1,4 +1,4 @@
-"""How fast a run goes, and how long it waits for its data."""
+"""Training speed, and the share of time that a run waits for data."""
 
 import time
 from collections.abc import Generator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Counts from its creation; the owner adds to ``utterances``."""
+    """Measures time since its creation; the training loop counts ``utterances``."""
 
     def __init__(self) -> None:
         self.utterances = 0
@@ -15,12 +15,12 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Generator[None]:
-        """Count the block as time spent waiting for data."""
+        """Count the time of the block as time spent waiting for data."""
         began = time.monotonic()
         yield
         self._waited_s += time.monotonic() - began
 
     def rates(self) -> dict[str, float]:
-        """Return the utterances a second, and the share of the time that was waited for data."""
+        """Return the utterances per second, and the share of time spent waiting for data."""
         passed_s = time.monotonic() - self._began
         return {"utterances_per_s": self.utterances / passed_s, "data_wait_share": self._waited_s / passed_s}

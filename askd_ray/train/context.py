@@ -1,4 +1,4 @@
-"""What the loop needs from its surroundings; Ray Train, Ray Tune and a plain process each give it."""
+"""The interface between the loop and what runs it: Ray Train, Ray Tune or a plain process."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch
 from askd_ray.torch_setup import n_cores
 
-_AHEAD = 4  # micro-batches a core that wait in memory
+_AHEAD = 4  # micro-batches per core that are prefetched into memory
 
 
 class Context(Protocol):
-    """The surroundings of one rank."""
+    """The execution context of one rank."""
 
     @property
     def rank(self) -> int:
@@ -30,30 +30,30 @@ class Context(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where this rank computes."""
+        """The device that this rank computes on."""
         ...
 
-    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         """Yield the micro-batches of this rank's tasks, in order."""
         ...
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Hand over the metrics of an evaluation; every rank calls it at the same steps."""
+        """Report the metrics of an evaluation; every rank calls it at the same steps."""
         ...
 
 
 @dataclass
 class PlainContext:
-    """One process with one device, without Ray Train. Reports are kept in ``reports``."""
+    """One process with one device, without Ray Train. It keeps reported metrics in ``reports``."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
     reports: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
-    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-        """Make the batches here, in threads beside the training."""
-        jobs = (job for task in tasks for job in stream.batch_tasks(task))
+    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+        """Build the batches in this process, in background threads."""
+        jobs = (job for task in tasks for job in loader.batch_tasks(task))
         return prefetch(jobs, _AHEAD * n_cores(), threads=n_cores())
 
     def report(self, metrics: dict[str, float]) -> None:

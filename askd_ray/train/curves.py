@@ -1,4 +1,4 @@
-"""Pictures of a training for its report: each a PNG over the steps."""
+"""Training curves for the report: one PNG per picture, over the steps."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,8 +11,8 @@ from askd_ray.files import atomic_path
 from askd_ray.train.plot import smooth
 from askd_ray.train.track import StepMetrics
 
-_MAX_POINTS = 600  # as many as the picture is wide
-_FEW_POINTS = 60  # so few are marked each
+_MAX_POINTS = 600  # about one point per pixel of the picture's width
+_FEW_POINTS = 60  # up to this number, each point gets a marker
 _LOSSES = {
     "loss": "whole loss",
     "ce": "cross-entropy",
@@ -22,15 +22,15 @@ _LOSSES = {
     "hidden": "encoder states",
 }
 _SCHEDULE = {"a": "a, teacher", "b": "b, self"}
-_WIDE_RANGE = 30.0  # the largest over the smallest value from which on an axis is logarithmic
+_WIDE_RANGE = 30.0  # an axis is logarithmic if the largest value exceeds the smallest by this factor
 
 Points = tuple[list[float], list[float]]
 
 
 def draw_curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) -> list[Path]:
-    """Draw losses, dev WER, schedule, learning rates, gradient norm and speed into ``folder``; returns the PNGs.
+    """Draw losses, dev WER, schedule, learning rates, gradient norm and speed into ``folder``; return the PNGs.
 
-    What a training did not measure is left out. Raises :class:`AskdError` when matplotlib is not installed.
+    A metric that the training did not log gets no picture. Raises :class:`AskdError` when matplotlib is not installed.
     """
     drawn: list[Path] = []
     pictures: dict[str, Callable[[], Any]] = {
@@ -56,7 +56,7 @@ def draw_curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) ->
 
 
 def points(metrics: Iterable[StepMetrics], name: str) -> Points:
-    """Return steps and values of a metric where it was measured; of a long run, the means of stretches of it."""
+    """Return steps and values of a metric at the steps that logged it; for a long run, means over intervals."""
     steps, values = list[float](), list[float]()
     for line in metrics:
         value = line.get(name)
@@ -75,7 +75,7 @@ def _mean(values: Sequence[float]) -> float:
 def _losses(metrics: Sequence[StepMetrics]) -> Any:
     figure, (axis,) = figure_of(1)
     for name, label in _LOSSES.items():
-        # A part without weight is not computed: it says 0, which is no loss.
+        # A part with weight 0 is not computed and logs 0, which is no measured loss.
         steps, values = points((line for line in metrics if line.get(name) != 0.0), name)
         if values:
             (faint,) = axis.plot(steps, values, alpha=0.25, linewidth=1)
@@ -158,5 +158,5 @@ def _speed(metrics: Sequence[StepMetrics]) -> Any:
 
 
 def _legend(axis: Any) -> None:
-    """Put the legend beside the axes, where it hides no curve."""
+    """Put the legend beside the axes, where it covers no curve."""
     axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)

@@ -1,4 +1,4 @@
-"""Dev scores while training: every rank decodes its share, and words are counted, not averaged over batches."""
+"""Dev scores during training: every rank decodes its share, and word errors are summed, not averaged over batches."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -15,7 +15,7 @@ from askd_ray.text.normalize import normalizer
 from askd_ray.text.tokens import Tokens
 from askd_ray.train.context import Context
 
-_BATCH_SIZE = 8  # on a CPU, padding and rows that are finished cost more than larger batches save
+_BATCH_SIZE = 8  # on a CPU, larger batches lose more by padding and finished rows than they gain
 
 
 def dev_errors(
@@ -27,41 +27,44 @@ def dev_errors(
 ) -> dict[str, ErrorCounts]:
     """Return the word errors of greedy transcripts in trimmed windows, by domain, summed over all ranks.
 
-    They start with the prompt that the recipe's targets start with: the student is asked for what it learns.
+    Decoding starts with the prompt of the recipe's targets, as the student was trained.
 
-    Every rank ends with one all-reduce, whatever its share, so ranks with fewer utterances cannot hang the others.
+    Every rank makes exactly one all-reduce at the end, so ranks with fewer utterances cannot block the others.
     """
     was_training = model.training
     model.eval()
-    mine = utterances[context.rank :: context.world_size]
+    rank_utterances = utterances[context.rank :: context.world_size]
     counts = {domain: ErrorCounts() for domain in sorted({u.domain for u in utterances})}
-    for batch, log_mel in evaluation_windows(mine, recipe.window.silence_s, model.config.num_mel_bins, _BATCH_SIZE):
-        # One decode a language: the prompt holds it.
+    for batch, log_mel in evaluation_windows(
+        rank_utterances, recipe.window.silence_s, model.config.num_mel_bins, _BATCH_SIZE
+    ):
+        # One decode per language, because the prompt contains the language.
         for language in sorted({u.language for u in batch}):
             rows = [i for i, u in enumerate(batch) if u.language == language]
             prompt = tokens.prompt(language, recipe.targets.prompt, recipe.targets.timestamps)
             ids = greedy(model, tokens, log_mel[rows].to(context.device), prompt)
             normalize = normalizer(language)
             for i, row in zip(rows, ids, strict=True):
-                heard = count_word_errors([normalize(batch[i].text)], [normalize(tokens.decode(row))])
-                counts[batch[i].domain] += heard
+                errors = count_word_errors([normalize(batch[i].text)], [normalize(tokens.decode(row))])
+                counts[batch[i].domain] += errors
     model.train(was_training)
     sums = [[c.substitutions, c.deletions, c.insertions, c.n_reference] for c in counts.values()]
-    totals = torch.tensor(sums, device=context.device)  # NCCL knows no tensors on the CPU
+    totals = torch.tensor(sums, device=context.device)  # NCCL cannot reduce tensors on the CPU
     if context.world_size > 1:
         dist.all_reduce(totals)
-    return {domain: ErrorCounts(*its) for domain, its in zip(counts, totals.tolist(), strict=True)}
+    return {domain: ErrorCounts(*total) for domain, total in zip(counts, totals.tolist(), strict=True)}
 
 
 def dev_metrics(errors: Mapping[str, ErrorCounts], ood_domains: Collection[str]) -> dict[str, float]:
-    """Return ``dev_wer`` over all words; with ``ood_domains`` also ``dev_wer/ood``, over those, and that of the others.
+    """Return ``dev_wer`` over all words.
 
-    And that of each domain: ``dev_wer/domain/NAME``.
+    With ``ood_domains`` also return ``dev_wer/ood`` over these domains, ``dev_wer/in_domain`` over the others, and
+    ``dev_wer/domain/NAME`` of each domain.
     """
     wers = {"dev_wer": sum(errors.values(), ErrorCounts()).rate}
     if ood_domains:
         for name, is_ood in (("in_domain", False), ("ood", True)):
-            part = [its for domain, its in errors.items() if (domain in ood_domains) == is_ood]
+            part = [counts for domain, counts in errors.items() if (domain in ood_domains) == is_ood]
             wers[f"dev_wer/{name}"] = sum(part, ErrorCounts()).rate
-        wers |= {f"dev_wer/domain/{domain}": its.rate for domain, its in errors.items()}
+        wers |= {f"dev_wer/domain/{domain}": counts.rate for domain, counts in errors.items()}
     return wers

@@ -1,7 +1,7 @@
-"""Which utterance was in which step: what a run says it has done with its data, and the sums that prove it.
+"""The ledger: which utterance was in which step of a run, and the totals that prove that no utterance got lost.
 
-Each rank writes down its own micro-batches, and before each checkpoint a part of them to disk: a run that goes on from
-a checkpoint drops the parts after it, as it drops the steps.
+Each rank records its own micro-batches and writes them to disk before each checkpoint, one part at a time. A run that
+resumes from a checkpoint drops the later parts, because it repeats their steps.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ _SCHEMA = pa.schema(
         ("step", pa.int64()),  # from 1
         ("epoch", pa.int32()),
         ("id", pa.string()),
-        ("outcome", pa.string()),  # TRAINED, or why the step changed nothing
+        ("outcome", pa.string()),  # TRAINED, or the reason why the step was skipped
     ]
 )
 
@@ -39,11 +39,11 @@ class Ledger:
                     part.unlink()
 
     def note(self, step: int, epoch: int, ids: list[str], outcome: str) -> None:
-        """Write down the utterances of this rank's share of a step."""
+        """Record the utterances of this rank's micro-batches of a step."""
         self._rows += [{"step": step, "epoch": epoch, "id": i, "outcome": outcome} for i in ids]
 
     def write(self, step: int) -> None:
-        """Write what was noted since the last time, for the checkpoint after ``step``."""
+        """Write the records since the last call, for the checkpoint after ``step``."""
         path = self._folder / f"step-{step:08d}-rank-{self._rank:03d}.parquet"
         if self._rows:
             write_table(path, pa.Table.from_pylist(self._rows, schema=_SCHEMA))
@@ -51,7 +51,7 @@ class Ledger:
 
 
 def read_ledger(folder: Path) -> pa.Table:
-    """Return step, epoch, id and outcome of all that was noted up to the last checkpoint, sorted by step and id."""
+    """Return step, epoch, id and outcome of all records up to the last checkpoint, sorted by step and id."""
     parts = sorted(folder.glob("step-*.parquet"))
     if not parts:
         return _SCHEMA.empty_table()
@@ -62,11 +62,11 @@ def read_ledger(folder: Path) -> pa.Table:
 def account(
     ledger: pa.Table, n_labelled: int, prepared: Mapping[str, Any] | None, labelled: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return where every utterance that was read went.
+    """Return what happened to every utterance that `askd prepare` has read.
 
-    ``prepared`` and ``labelled`` are the results of those stages, where they are known: what they set aside comes with
-    the reason. ``trained`` are the train utterances that were in at least one step, ``not_reached`` those that were in
-    none; ``unaccounted`` is what `askd prepare` has read and none of the fates explains: 0, or something was lost.
+    ``prepared`` and ``labelled`` are the results of those stages, where known; they give excluded utterances with the
+    reason. ``trained`` counts the train utterances that were in at least one step, ``not_reached`` those in no step.
+    ``unaccounted`` counts the utterances that no other count explains: anything but 0 means that utterances got lost.
     ``steps_of`` counts utterances times epochs by outcome.
     """
     trained = len(set(ledger.filter(pc.field("outcome") == TRAINED).column("id").to_pylist()))

@@ -1,7 +1,7 @@
-"""MLflow, where the recipe asks for it: a run there that follows the run's folder here.
+"""The MLflow mirror, with ``tracking.mlflow``: an MLflow run that follows the run's folder.
 
-The training itself sends nothing. The process that started it reads metrics.jsonl and gives MLflow what it lacks: a
-tracking server that is slow, or gone, costs no step any time, and what it missed is sent when it answers again.
+The training itself sends nothing. The process that started it reads metrics.jsonl and sends new metrics to MLflow. A
+slow or unreachable tracking server delays no step; it gets the missing metrics when it answers again.
 """
 
 import json
@@ -21,45 +21,45 @@ from askd_ray.progress import console
 from askd_ray.runs import Run, git_sha
 from askd_ray.train.track import MetricsReader, StepMetrics
 
-_STATE = "mlflow.json"  # in the training's folder: which run there is this one, and which files it has
-_EVERY_S = 5.0
-_EVERY_S_AT_MOST = 300.0  # while the server does not answer
-_METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # what MLflow takes in one request
+_STATE = "mlflow.json"  # in the training's folder: the id of the MLflow run, and the files that it has
+_INTERVAL_S = 5.0
+_MAX_INTERVAL_S = 300.0  # while the server does not answer
+_METRICS_PER_REQUEST, _PARAMS_PER_REQUEST = 1000, 100  # MLflow's limits for one request
 _REASON_CHARS = 200
 _ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # who trains what is told to the server of the recipe and to nobody else
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # what failed is sent at the next turn: no need to insist for minutes
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # send data only to the recipe's server
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # the next attempt sends what failed: MLflow need not retry for minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # we say it in our own line
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # we print the URL ourselves
 }
 
 
 def check_installed(tracking: Tracking) -> None:
-    """Raise :class:`AskdError` when the recipe asks for MLflow and it is not there."""
+    """Raise :class:`AskdError` when the recipe asks for MLflow and MLflow is not installed."""
     if tracking.mlflow is not None and find_spec("mlflow") is None:
         raise AskdError("tracking.mlflow needs MLflow, which is not installed: pip install 'askd-ray[mlflow]'")
 
 
 class MlflowRun:
-    """The MLflow run of a run's training, made where there is none yet. Whatever it has already is not sent again.
+    """The MLflow run of a training, created if there is none yet. It sends nothing twice.
 
-    Metrics of a step bear the step's own time, and MLflow keeps one of those that are equal in all: a request that was
-    answered too late and is made again doubles nothing. Every method raises what MLflow raises.
+    The metrics of a step carry the step's time, and MLflow keeps one of several equal entries. So a request that is
+    repeated after a timeout duplicates nothing. Every method raises what MLflow raises.
     """
 
     def __init__(self, run: Run):
         self._run = run
         self._client = _client(run.recipe.tracking)
-        self._state = self._known() or self._create()
+        self._state = self._read_state() or self._create()
         self.id: str = self._state["run_id"]
-        there = self._client.get_run(self.id)
-        if there.info.status != "RUNNING" and run.record("distill") is None:
-            self._client.update_run(self.id, status="RUNNING")  # it was killed, or failed, and goes on
-        self._send_params(there.data.params)
-        self._metrics = MetricsReader(run.distill, after=int(there.data.metrics.get("step", 0)))
+        mlflow_run = self._client.get_run(self.id)
+        if mlflow_run.info.status != "RUNNING" and run.record("distill") is None:
+            self._client.update_run(self.id, status="RUNNING")  # it was killed or failed, and resumes
+        self._send_params(mlflow_run.data.params)
+        self._metrics = MetricsReader(run.distill, after=int(mlflow_run.data.metrics.get("step", 0)))
         self._waiting: list[StepMetrics] = []
 
-    def _known(self) -> dict[str, Any] | None:
+    def _read_state(self) -> dict[str, Any] | None:
         path = self._run.distill / _STATE
         state = read_json(path) if path.is_file() else None
         return state if state is not None and state["uri"] == self._run.recipe.tracking.mlflow else None
@@ -81,22 +81,22 @@ class MlflowRun:
         artifacts = None if tracking.is_server else (_folder(tracking) / "artifacts").as_uri()
         return self._client.create_experiment(tracking.experiment, artifact_location=artifacts)
 
-    def _send_params(self, there: Mapping[str, str]) -> None:
+    def _send_params(self, known: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, value) for name, value in flat(self._run.recipe).items() if name not in there]
-        for start in range(0, len(params), _PARAMS_AT_ONCE):
-            self._client.log_batch(self.id, params=params[start : start + _PARAMS_AT_ONCE])
+        params = [Param(name, value) for name, value in flatten_recipe(self._run.recipe).items() if name not in known]
+        for start in range(0, len(params), _PARAMS_PER_REQUEST):
+            self._client.log_batch(self.id, params=params[start : start + _PARAMS_PER_REQUEST])
 
     def send_metrics(self, stop: threading.Event | None = None) -> None:
-        """Send the metrics that MLflow has not got yet; returns early, between two requests, once ``stop`` is set."""
+        """Send the metrics that MLflow does not have yet; return early, between two requests, once ``stop`` is set."""
         self._waiting += self._metrics.new()
         while self._waiting and not (stop is not None and stop.is_set()):
             n = 0
             entries: list[Any] = []
-            for line in self._waiting:  # the metrics of a step are never parted, so its number tells that all are there
+            for line in self._waiting:  # one request has all metrics of a step, so a step in MLflow is complete
                 of_step = list(_entries(line))
-                if entries and len(entries) + len(of_step) > _METRICS_AT_ONCE:
+                if entries and len(entries) + len(of_step) > _METRICS_PER_REQUEST:
                     break
                 entries += of_step
                 n += 1
@@ -104,7 +104,7 @@ class MlflowRun:
             del self._waiting[:n]
 
     def send_files(self, files: Mapping[str, Path]) -> None:
-        """Send files, by their paths in MLflow, that are new or have changed."""
+        """Send new and changed files; the keys are their paths in MLflow."""
         sent: dict[str, str] = self._state["files"]
         for name, path in files.items():
             digest = sha256_of_file(path)
@@ -114,14 +114,14 @@ class MlflowRun:
                 write_json(self._run.distill / _STATE, self._state)
 
     def end(self, status: str) -> None:
-        """Say how it ended: ``FINISHED`` or ``FAILED``."""
+        """Set the final status: ``FINISHED`` or ``FAILED``."""
         self._client.set_terminated(self.id, status)
 
 
 class mirrored:  # noqa: N801  # a context manager, used like a function
-    """Gives MLflow the metrics of a training while the block runs; does nothing where the recipe does not ask for it.
+    """Sends the metrics of a training to MLflow while the block runs; does nothing without ``tracking.mlflow``.
 
-    Whatever goes wrong there, the block goes on: one line says so.
+    An MLflow error never stops the block: it prints one line.
     """
 
     def __init__(self, run: Run):
@@ -136,49 +136,51 @@ class mirrored:  # noqa: N801  # a context manager, used like a function
         self._failed = kind is not None
         self._stop.set()
         if self._thread.ident is not None:
-            self._thread.join()  # one request at most, which ends by its timeout
+            self._thread.join()  # waits for one request at most, which has a timeout
 
     def _follow(self) -> None:
-        there, warned, pause_s = None, False, 0.0
+        mlflow_run, warned, pause_s = None, False, 0.0
         while not self._stop.wait(pause_s):
             try:
-                there = there or MlflowRun(self._run)
-                there.send_metrics(self._stop)
-                pause_s = _EVERY_S
+                mlflow_run = mlflow_run or MlflowRun(self._run)
+                mlflow_run.send_metrics(self._stop)
+                pause_s = _INTERVAL_S
             except Exception as error:
-                there, pause_s = None, min(max(2 * pause_s, _EVERY_S), _EVERY_S_AT_MOST)
+                mlflow_run, pause_s = None, min(max(2 * pause_s, _INTERVAL_S), _MAX_INTERVAL_S)
                 if not warned:
-                    _warn(self._run, error, "the training goes on; metrics.jsonl keeps what is sent when it answers")
+                    _warn(
+                        self._run, error, "the training continues; metrics.jsonl keeps the metrics until MLflow answers"
+                    )
                 warned = True
         if self._failed:
             try:
-                (there or MlflowRun(self._run)).end("FAILED")
+                (mlflow_run or MlflowRun(self._run)).end("FAILED")
             except Exception as error:
-                _warn(self._run, error, "it was not told that the training failed")
+                _warn(self._run, error, "MLflow does not know that the training failed")
 
 
-def complete(run: Run, files: Mapping[str, Path]) -> None:
-    """Give MLflow all that it lacks of a finished training, and ``files`` by their paths there.
+def send_finished_run(run: Run, files: Mapping[str, Path]) -> None:
+    """Send everything that MLflow lacks of a finished training, and ``files`` by their paths in MLflow.
 
-    Does nothing where the recipe does not ask for it; says in one line what went wrong.
+    Does nothing without ``tracking.mlflow``; prints one line on an error.
     """
     if run.recipe.tracking.mlflow is None:
         return
     try:
         check_installed(run.recipe.tracking)
         with console.status("MLflow"):
-            there = MlflowRun(run)
-            there.send_metrics()
-            there.send_files(files)
-            there.end("FINISHED")
-        console.print(f"MLflow: run {there.id} in {run.recipe.tracking.mlflow}")
+            mlflow_run = MlflowRun(run)
+            mlflow_run.send_metrics()
+            mlflow_run.send_files(files)
+            mlflow_run.end("FINISHED")
+        console.print(f"MLflow: run {mlflow_run.id} in {run.recipe.tracking.mlflow}")
     except Exception as error:
-        _warn(run, error, "it has not got all of this run; `askd export` sends what is missing")
+        _warn(run, error, "MLflow does not have all of this run; `askd export` sends the rest")
 
 
-def flat(recipe: Recipe) -> dict[str, str]:
-    """Return the recipe's values as text by their paths, such as ``train.lr``; lists of sections get numbers."""
-    found: dict[str, str] = {}
+def flatten_recipe(recipe: Recipe) -> dict[str, str]:
+    """Return the recipe's values as text, by paths such as ``train.lr``; sections in a list are numbered."""
+    values: dict[str, str] = {}
 
     def walk(value: Any, path: str) -> None:
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -187,10 +189,10 @@ def flat(recipe: Recipe) -> dict[str, str]:
             for name, inner in value.items():
                 walk(inner, f"{path}.{name}" if path else str(name))
         else:
-            found[path] = value if isinstance(value, str) and value else json.dumps(value)
+            values[path] = value if isinstance(value, str) and value else json.dumps(value)
 
     walk(recipe.model_dump(mode="json"), "")
-    return found
+    return values
 
 
 def _client(tracking: Tracking) -> Any:
@@ -198,13 +200,15 @@ def _client(tracking: Tracking) -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic", "urllib3"):  # they announce every table that is made, and every request anew
+    for name in ("mlflow", "alembic", "urllib3"):  # they log every created table and every retried request
         logging.getLogger(name).setLevel(logging.ERROR)
     if tracking.is_server:
         return MlflowClient(tracking_uri=tracking.mlflow)
     folder = _folder(tracking)
     folder.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")  # its store of plain files is given up
+    return MlflowClient(
+        tracking_uri=f"sqlite:///{folder / 'mlflow.db'}"
+    )  # MLflow has deprecated its store of plain files
 
 
 def _folder(tracking: Tracking) -> Path:
@@ -219,8 +223,8 @@ def _entries(line: StepMetrics) -> Iterator[Any]:
     return (Metric(name, float(value), at_ms, step) for name, value in line.items() if name != "time_s")
 
 
-def _warn(run: Run, error: Exception, so: str) -> None:
+def _warn(run: Run, error: Exception, consequence: str) -> None:
     reason = " ".join(str(error).split()) or type(error).__name__
-    if len(reason) > _REASON_CHARS:  # what failed stands at its start, and why at its end
+    if len(reason) > _REASON_CHARS:  # the start names the failed request, the end gives the cause
         reason = f"{reason[: _REASON_CHARS // 2]} ... {reason[-_REASON_CHARS // 2 :]}"
-    console.print(f"MLflow, {run.recipe.tracking.mlflow}: {reason}: {so}", style="yellow", markup=False)
+    console.print(f"MLflow, {run.recipe.tracking.mlflow}: {reason}: {consequence}", style="yellow", markup=False)

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with rates of their own for encoder and decoder, warmed up, then falling linearly to 0."""
+"""The optimizer: AdamW with separate learning rates for encoder, decoder and embeddings; warm-up, then linear decay."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _SINUSOIDS = "whisper.model.encoder.embed_positions.weight"  # computed, not lea
 
 
 def build_optimizer(student: WindowedWhisper, settings: Train) -> Optimizer:
-    """Return AdamW over all parameters that are ever trained; ``initial_lr`` of a group is the rate that is scaled."""
+    """Return AdamW over all trainable parameters; :func:`set_lr` scales each group's ``initial_lr``."""
     groups: dict[str, list[torch.nn.Parameter]] = {"encoder": [], "decoder": [], "embeddings": []}
     for name, parameter in student.named_parameters():
         if name != _SINUSOIDS:
@@ -23,7 +23,7 @@ def build_optimizer(student: WindowedWhisper, settings: Train) -> Optimizer:
         [{"params": p, "lr": rates[g], "initial_lr": rates[g], "name": g} for g, p in groups.items() if p],
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
-        fused=True,  # one pass over each tensor: on two cores the unfused step took a quarter of the time
+        fused=True,  # one pass over each tensor: on two cores the unfused step took a quarter of the training time
     )
 
 
@@ -34,7 +34,7 @@ def _group_of(parameter: str) -> str:
 
 
 def freeze(optimizer: torch.optim.Optimizer, settings: Train, progress: float) -> bool:
-    """Let just those groups take a gradient that are trained at this point of the run; returns whether any changed."""
+    """Freeze or unfreeze each group for this point of the run; return whether any parameter changed."""
     changed = False
     for group in optimizer.param_groups:
         trained = progress >= getattr(settings.frozen_until, group["name"]) < 1.0
@@ -47,9 +47,9 @@ def freeze(optimizer: torch.optim.Optimizer, settings: Train, progress: float) -
 def carry_over(
     before: Optimizer, sources: Sequence[torch.nn.Parameter], after: Optimizer, parameter: torch.nn.Parameter
 ) -> None:
-    """Give a parameter of ``after`` the mean of what ``before`` knows of the parameters that it is made of.
+    """Give a parameter of ``after`` the mean of the optimizer states that ``before`` has for its source parameters.
 
-    Of parameters that were not trained yet it knows nothing.
+    ``before`` has no state for parameters that were not trained yet.
     """
     known = [before.state[source] for source in sources if source in before.state]
     if known:
@@ -57,9 +57,9 @@ def carry_over(
 
 
 def lr_factor(settings: Train, begins: float, ends: float) -> float:
-    """Return what the rates are multiplied with in a step between two points of the run's progress.
+    """Return the factor of the learning rates in a step that goes from ``begins`` to ``ends`` of the run's progress.
 
-    Up over the warm-up, which the first step ends or is a part of, then down to 0 at the end of the run.
+    It rises during the warm-up, then falls to 0 at the end of the run. The first step always has a factor above 0.
     """
     if begins < settings.warmup_share:
         return min(1.0, ends / settings.warmup_share)

@@ -1,6 +1,6 @@
-"""Many ranks, one student: each rank has all of it (DistributedDataParallel), or a share of each parameter (FSDP2).
+"""Data parallelism: each rank holds the whole student (DistributedDataParallel) or a part of each parameter (FSDP2).
 
-Whatever a rank holds, a checkpoint has whole tensors under the same names: a run may go on the other way.
+Checkpoints always hold full tensors under the same names, so a run may resume with the other method.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,13 @@ Tensors = dict[str, torch.Tensor]
 
 
 def shard(model: WindowedWhisper, device: torch.device) -> WindowedWhisper:
-    """Share a model on the CPU out over all ranks, in place; returns it, now on ``device``.
+    """Distribute a model on the CPU over all ranks, in place; return it, now on ``device``.
 
-    A layer is whole only while it computes, forward or backward. What lies in no layer (embeddings, convolutions, the
-    last norms) stays whole from the forward to the end of the backward pass: the objective uses the projection in
-    between. For a teacher, which has no backward pass, it stays whole after the first forward pass. In half precision
-    (autocast) the backward pass needs the layers' weights, cast down, as they were: 2 bytes a parameter on each rank.
+    A layer is gathered only while it computes, forward or backward. Parameters outside the layers (embeddings,
+    convolutions, the last norms) stay gathered from the forward pass to the end of the backward pass, because the
+    objective uses the projection in between. A teacher has no backward pass: its outer parameters stay gathered after
+    the first forward pass. In half precision (autocast) the backward pass needs the layers' cast weights, which take
+    2 bytes a parameter on each rank.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for part in (model.whisper.model.encoder, model.whisper.model.decoder):
@@ -37,10 +38,10 @@ def shard(model: WindowedWhisper, device: torch.device) -> WindowedWhisper:
     return model
 
 
-def network_of(student: WindowedWhisper, world_size: int) -> nn.Module:
-    """Return what the training calls: it averages gradients over ranks.
+def wrap_network(student: WindowedWhisper, world_size: int) -> nn.Module:
+    """Return the module that the training calls; it averages gradients over ranks.
 
-    A sharded student does it with every micro-batch: until then each rank would hold the gradients of all parameters.
+    A sharded student averages after every micro-batch, so that no rank has to hold the gradients of all parameters.
     """
     if world_size == 1 or isinstance(student, FSDPModule):
         return student
@@ -48,39 +49,39 @@ def network_of(student: WindowedWhisper, world_size: int) -> nn.Module:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-    """Scale gradients down to a norm of ``max_norm``, over all parameters and ranks' shares; returns it as it was."""
-    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    """Clip the norm of the gradients, over all parameters and ranks, to ``max_norm``; return the norm before."""
+    norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm.item()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return all of a tensor of which each rank holds a share (all ranks call it together), or one that is whole."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the full tensor of a sharded one (all ranks call it together); an unsharded tensor comes back as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return this rank's share of a whole tensor, shared out as ``like`` is, or the tensor if that one is whole."""
+def local_part(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a full tensor, sharded as ``like`` is; if ``like`` is unsharded, the tensor itself."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gather(tensors: Tensors, keep: bool) -> Tensors:
-    """Return whole copies on the CPU; nothing on a rank that does not ``keep`` them but has to give its shares."""
-    found: Tensors = {}
+def gather_on_cpu(tensors: Tensors, keep: bool) -> Tensors:
+    """Return full copies on the CPU. A rank without ``keep`` only contributes its parts and returns nothing."""
+    gathered: Tensors = {}
     for name, tensor in tensors.items():
-        entire = whole(tensor.detach())
+        full = full_tensor(tensor.detach())
         if keep:
-            found[name] = entire.cpu().contiguous().clone()
-    return found
+            gathered[name] = full.cpu().contiguous().clone()
+    return gathered
 
 
 @torch.no_grad()
-def whole_model(student: WindowedWhisper) -> WhisperForConditionalGeneration:
-    """Return a student's model in which each rank can decode by itself: a whole copy if it is sharded.
+def unsharded_model(student: WindowedWhisper) -> WhisperForConditionalGeneration:
+    """Return a student's model that each rank can decode with by itself: a full copy if the student is sharded.
 
-    A sharded one would wait for the other ranks at every token, and each decodes another number of them.
+    A sharded model would wait for the other ranks at every token, and each rank decodes a different number of tokens.
     """
     if not isinstance(student, FSDPModule):
         return student.whisper
@@ -88,6 +89,6 @@ def whole_model(student: WindowedWhisper) -> WhisperForConditionalGeneration:
     model.generation_config = student.whisper.generation_config
     target = model.state_dict()
     for name, tensor in student.whisper.state_dict().items():
-        target[name].copy_(whole(tensor))
+        target[name].copy_(full_tensor(tensor))
     cast(nn.Module, model).to(next(student.parameters()).device)
     return model.eval()

@@ -1,4 +1,4 @@
-"""A picture of how trainings went, next to one another: from the metrics that they wrote."""
+"""A picture that compares trainings, drawn from their logged metrics."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ _SMOOTHING = 0.1  # the share of each new step in the running mean of the cross-
 def plot_runs(runs: Sequence[Path], path: Path) -> Path:
     """Draw teacher weight, training cross-entropy (nats a token) and dev WER over the progress of each run, as PNG.
 
-    ``runs`` are folders of runs that were distilled, or are being. Returns the picture's path. Raises
-    :class:`AskdError` for a folder without a training, and when matplotlib is not installed.
+    ``runs`` are folders of finished or running trainings. Returns the picture's path. Raises :class:`AskdError` for a
+    folder without a training, and when matplotlib is not installed.
     """
     path = local_path(path)
     metrics = {run.resolve().name: _metrics(run) for run in runs}
@@ -40,12 +40,12 @@ def plot_runs(runs: Sequence[Path], path: Path) -> Path:
 def _metrics(run: Path) -> list[StepMetrics]:
     lines = read_metrics(run / "distill")
     if not lines:
-        raise AskdError(f"{run} holds no training: a folder that `askd distill` wrote is needed (runs/NAME)")
+        raise AskdError(f"{run} holds no training: give the folder of a run of `askd distill` (runs/NAME)")
     return lines
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Return the running mean, in which a value weighs ``1 - _SMOOTHING`` of the one after it."""
+    """Return the exponential running mean, in which each value has ``1 - _SMOOTHING`` of the next value's weight."""
     means, total, weight = list[float](), 0.0, 0.0
     for value in values:
         total += _SMOOTHING * (value - total)

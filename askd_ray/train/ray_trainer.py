@@ -28,14 +28,14 @@ from askd_ray.files import remove
 from askd_ray.models import cost
 from askd_ray.models.load import load_config
 from askd_ray.models.reference import resolve
-from askd_ray.models.student import surgeries
+from askd_ray.models.student import layer_maps
 from askd_ray.progress import Bar, bar, console
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import keyboard_interrupt, user_error
 from askd_ray.runs import Run, stage_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import device_of
-from askd_ray.train.checkpoint import latest_position
+from askd_ray.train.checkpoint import latest_train_state
 from askd_ray.train.loop import CHECKPOINTS, Loop, make_batch_loader
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
 from askd_ray.train.report import publish
@@ -44,32 +44,32 @@ from askd_ray.train.track import MetricsReader, StepMetrics
 
 
 class RayTrainContext:
-    """The surroundings of a Ray Train worker; with ``use_gpu`` it computes on the GPU that Ray granted it."""
+    """The context of a Ray Train worker; with ``use_gpu`` it computes on the GPU that Ray assigned to it."""
 
     def __init__(self, use_gpu: bool) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        # Where Ray granted none, its get_device() is the first GPU of the machine.
+        # Without an assigned GPU, Ray's get_device() returns the machine's first GPU.
         device = get_device() if use_gpu else torch.device(device_of(use_gpu))
         assert isinstance(device, torch.device)
         self.device = device
 
-    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
         """Stream the batches through Ray Data."""
-        return ray_batches(stream, tasks)
+        return ray_batches(loader, tasks)
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Tell Ray Train; checkpoints are our own, since it registers them only seconds later."""
+        """Report to Ray Train, without a checkpoint: we write checkpoints ourselves, as Ray registers them late."""
         ray.train.report(metrics)
 
 
 def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Distil the student of a recipe into ``runs/<name>/distill``; a killed run goes on from its last checkpoint.
+    """Distil the student of a recipe into ``runs/<name>/distill``; a killed run resumes from its last checkpoint.
 
     Returns and records the loop's summary. Raises :class:`AskdError` when labels are missing or stale, or when the
     folder holds a run of another recipe (``force`` starts over).
     """
-    recipe = with_absolute_paths(recipe)  # a worker runs in a folder of its own
+    recipe = with_absolute_paths(recipe)  # a worker has another working directory
     run = Run(recipe)
     key = distill_key(run)
     done = run.finished("distill", key)
@@ -93,18 +93,18 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
 
 def distill_key(run: Run) -> str:
-    """Return the key of what a student hangs on: where it is trained, and by how many workers, does not matter."""
+    """Return the key of everything that decides the student; devices and the number of workers do not."""
     r = run.recipe
     train = r.train.model_dump(mode="json", exclude=PLACEMENT) | {"micro_batches": r.train.micro_batches_per_step}
     return stage_key(r.student, r.window, r.augment, r.objective, train, r.seed, run.key("label"))
 
 
 def check_inputs(recipe: Recipe) -> Planner:
-    """Check all that can be checked before any worker starts; returns the plan of the run.
+    """Check the inputs before any worker starts; return the plan of the run.
 
-    Raises :class:`AskdError` when weights add up to more than 1, when noises, rooms, labels or splits are missing,
-    when labels are stale, when the student's layers are not there or cannot be merged, when its vocabulary is not the
-    teacher's, or when MLflow is wanted and not installed.
+    Raises :class:`AskdError` when weights add up to more than 1, when noise files, room files, labels or splits are
+    missing, when labels are stale, when the student's layers do not exist or cannot be merged, when its vocabulary is
+    not the teacher's, or when the recipe asks for MLflow and MLflow is not installed.
     """
     run = Run(recipe)
     check_installed(recipe.tracking)
@@ -114,7 +114,7 @@ def check_inputs(recipe: Recipe) -> Planner:
     check_shrinkings(recipe.student, planner)
     shard_paths(run.shards, "dev")
     init = recipe.student.init
-    surgeries(recipe.student, load_config(init or recipe.teacher.model))
+    layer_maps(recipe.student, load_config(init or recipe.teacher.model))
     if init is not None and _vocabulary(init) != _vocabulary(recipe.teacher.model):
         raise AskdError(
             f"student.init = {init!r}: its vocabulary is not that of the teacher {recipe.teacher.model}; soft labels "
@@ -128,15 +128,18 @@ def _vocabulary(model: str) -> dict[str, int]:
 
 
 def clear_stale_run(run: Run, key: str, force: bool) -> None:
-    """Leave only what this very run can go on from."""
-    position = latest_position(run.distill / CHECKPOINTS)
-    other = run.record("distill") is not None or (position is not None and position.key != key)
-    if other and not force:
+    """Remove a finished or stale training from the run's folder; keep one that this run can resume.
+
+    Raises :class:`AskdError` when the folder holds a training with other settings, unless ``force`` is set.
+    """
+    train_state = latest_train_state(run.distill / CHECKPOINTS)
+    is_stale = run.record("distill") is not None or (train_state is not None and train_state.key != key)
+    if is_stale and not force:
         raise AskdError(
-            f"{run.distill} holds a student of other settings: give this run a name of its own (--set name=...), or "
-            "--force to start over"
+            f"{run.distill} holds a student of other settings: give this run another name (--set name=...), or "
+            "use --force to start over"
         )
-    if other or force:
+    if is_stale or force:
         remove(run.distill)
         remove(run.path / "distill.json")
 
@@ -171,14 +174,14 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
             raise
         raise AskdError(
             f"training workers have died {train.max_failures + 1} times (train.max_failures = {train.max_failures}), "
-            "often for want of memory: the same command goes on from the last checkpoint"
+            "often because memory ran out: run the same command again, it resumes from the last checkpoint"
         ) from error
     finally:
         remove(storage)
 
 
 def _has_died(error: WorkerGroupError) -> bool:
-    """Whether a worker's process is gone; else what a worker raised is a defect of the program."""
+    """Whether a worker's process has died; any other error is a bug in the program."""
     failures = error.worker_failures.values()
     return any(isinstance(getattr(failure, "health_check_failure", failure), RayActorError) for failure in failures)
 
@@ -191,20 +194,20 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class _NoRetries(UserCallback):
-    """Ends a run where a worker met what the user has to mend, and the other workers with it: they may wait for it.
+    """Ends the run, with all workers, when a worker raises an error that only the user can fix.
 
-    Ray Train itself would try again, as it does when a worker dies.
+    Ray Train would retry, as it does when a worker dies, and the other workers may be waiting for the failed one.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise the user's error, if there is one, in the controller."""
+        """Raise an :class:`AskdError` of a worker, if there is one, in the controller."""
         for error in worker_exceptions.values():
             if isinstance(error, AskdError):
                 raise ControllerError(error)
 
 
 class _progress:  # noqa: N801  # a context manager, used like a function
-    """Shows the metrics that rank 0 writes, while the driver waits for the workers."""
+    """Shows the metrics that rank 0 writes while the driver waits for the workers."""
 
     def __init__(self, folder: Path):
         self._folder, self._stop = folder, threading.Event()

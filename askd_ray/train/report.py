@@ -1,8 +1,8 @@
-"""What was trained from what, and how it went: ``runs/<name>/report.md``, with curves as PNG beside it.
+"""The report of a training: ``runs/<name>/report.md``, with curves as PNG beside it.
 
 <run>/report.md             text and tables
 <run>/report/*.png          curves
-<run>/report/recipe.yaml    the recipe as it was trained; other commands leave theirs in <run>/recipe.yaml
+<run>/report/recipe.yaml    the recipe of the training; <run>/recipe.yaml is that of the latest command
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,17 +20,17 @@ from askd_ray.files import atomic_path
 from askd_ray.progress import console
 from askd_ray.runs import Run
 from askd_ray.train.curves import draw_curves
-from askd_ray.train.mlflow_mirror import complete
+from askd_ray.train.mlflow_mirror import send_finished_run
 from askd_ray.train.track import StepMetrics, read_metrics
 
 StageRecord = Mapping[str, Any]
 
 
 def publish(recipe: Recipe) -> None:
-    """Write the report of a run's training anew, and give MLflow what it lacks, where the recipe asks for it.
+    """Write the report of a run's training, and send new results to MLflow if the recipe has ``tracking.mlflow``.
 
-    The model that MLflow gets is the bundle, or the best student, as part of one, where none has been exported. Does
-    nothing before `askd distill` has finished.
+    MLflow gets the bundle as the model, or the best student while there is no bundle. Does nothing before
+    `askd distill` has finished.
     """
     run = Run(with_absolute_paths(recipe))
     path = write_report(run)
@@ -43,13 +43,13 @@ def publish(recipe: Recipe) -> None:
     files = {"report.md": path, "recipe.yaml": report / "recipe.yaml"}
     files |= {f"report/{picture.name}": picture for picture in sorted(report.glob("*.png"))}
     files |= {f"{model[0]}/{f.relative_to(model[1])}": f for f in sorted(model[1].rglob("*")) if f.is_file()}
-    complete(run, files)
+    send_finished_run(run, files)
 
 
 def write_report(run: Run) -> Path | None:
-    """Write the report from the records of the stages that have finished; returns its path.
+    """Write the report from the records of the finished stages; return its path.
 
-    None, and one line that says why, when the training has not finished or was another version's.
+    Returns None when the training has not finished, or (with one line on the console) when another version trained it.
     """
     record = run.record("distill")
     if record is None:
@@ -71,8 +71,8 @@ def write_report(run: Run) -> Path | None:
             *_exported(_record(run, "export")),
             _training(trained, record["result"]),
             _data(run, run.record("prepare"), run.record("label")),
-            *_seen(record["result"].get("utterances")),
-            _made_with(run, record),
+            *_utterance_counts(record["result"].get("utterances")),
+            _provenance(run, record),
         ]
     with atomic_path(run.path / "report.md") as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -80,7 +80,7 @@ def write_report(run: Run) -> Path | None:
 
 
 def _record(run: Run, stage: str) -> StageRecord | None:
-    """Return the record of a stage that came after this training; one of an earlier training tells nothing of it."""
+    """Return the record of a later stage, or None if the stage ran before this training."""
     after, trained = run.path / f"{stage}.json", run.path / "distill.json"
     if not after.is_file() or after.stat().st_mtime < trained.stat().st_mtime:
         return None
@@ -95,7 +95,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _result(result: StageRecord) -> str:
     return (
         f"**Dev WER {_percent(result['dev_wer'])}** at step {result['best_step']} of {result['steps']}, the best of "
-        f"the run; {result['params_m']:g} M parameters. Chosen on dev: only a held-out split tells how good it is."
+        f"the run; {result['params_m']:g} M parameters. Selected on dev: only a held-out split shows how good it is."
     )
 
 
@@ -122,13 +122,13 @@ def _held_out(record: StageRecord | None) -> list[str]:
         for name, one in scores["sets"].items()
     ]
     faster = [
-        f"{name}: {found['all']['value']:.1f} times as fast as {scores['speed']['speedup_against']} on the median of "
+        f"{name}: {speedup['all']['value']:.1f} times as fast as {scores['speed']['speedup_against']} on the median of "
         f"{scores['speed']['clips']} clips."
-        for name, found in scores["speed"]["speedup"].items()
+        for name, speedup in scores["speed"]["speedup"].items()
     ]
     return [
         "## Held-out",
-        "WER with its 95 % interval. `askd report` says more.",
+        "WER with its 95 % interval. `askd report` shows more.",
         _table(("set", "domain", "utterances", *models), rows),
         *faster,
     ]
@@ -160,12 +160,12 @@ def _training(recipe: Recipe, result: StageRecord) -> str:
         weight = objective.teacher_weight
         rows.append(("a, the teacher's weight", _from_to(weight.schedule, weight.start, weight.end)))
     if objective.has_self_teacher:
-        own = objective.self_teacher
-        begins = f"from {own.switch:.0%} of the run on"
-        rows.append(("b, the weight of its own knowledge", f"{own.kind}, {own.weight:g} {own.schedule} {begins}"))
-    heat = objective.temperature
+        self_teacher = objective.self_teacher
+        weight = f"{self_teacher.weight:g} {self_teacher.schedule} from {self_teacher.switch:.0%} of the run on"
+        rows.append(("b, the self-teacher's weight", f"{self_teacher.kind}, {weight}"))
+    temperature = objective.temperature
     rows += [
-        ("T, temperature", _from_to(heat.schedule, heat.start, heat.end)),
+        ("T, temperature", _from_to(temperature.schedule, temperature.start, temperature.end)),
         ("targets", recipe.targets.kind),
         (
             "length",
@@ -179,13 +179,13 @@ def _training(recipe: Recipe, result: StageRecord) -> str:
         ),
         ("seed", str(recipe.seed)),
     ]
-    return f"## Training\n\n{_table(('', ''), rows)}\n\nAll of it: [report/recipe.yaml](report/recipe.yaml)."
+    return f"## Training\n\n{_table(('', ''), rows)}\n\nThe whole recipe: [report/recipe.yaml](report/recipe.yaml)."
 
 
 def _teacher(recipe: Recipe) -> str:
     if recipe.teacher.online:
-        return "beside the student"
-    return f"its {recipe.teacher.top_k} likeliest tokens and their log-probabilities, cached"
+        return "online, beside the student"
+    return f"cached soft labels: its {recipe.teacher.top_k} most likely tokens and their log-probabilities"
 
 
 def _student(recipe: Recipe) -> str:
@@ -216,25 +216,25 @@ def _data(run: Run, prepared: StageRecord | None, labelled: StageRecord | None) 
         counts = prepared["result"]
         rows = [(split, counts["utterances"][split], f"{counts['minutes'][split]:.1f}") for split in SPLITS]
         parts.append(_table(("split", "utterances", "minutes"), rows))
-        parts.append(_left(counts["quarantined"], f"Of {counts['read']} rows read", "set aside"))
+        parts.append(_left_out_table(counts["quarantined"], f"Of {counts['read']} rows read", "set aside"))
     if labelled is not None:
         counts = labelled["result"]
-        said = f"{counts['labelled']} of them trained on, {counts['tokens']} target tokens"
+        trained_on = f"{counts['labelled']} of them trained on, {counts['tokens']} target tokens"
         loss = f"the teacher's cross-entropy on them is {counts['teacher_loss']:g} nats a token"
-        parts.append(f"The teacher has labelled {counts['utterances']} train utterances: {said}; {loss}.")
-        parts.append(_left(counts["left_out"], "Of those", "left out of the training"))
+        parts.append(f"The teacher has labelled {counts['utterances']} train utterances: {trained_on}; {loss}.")
+        parts.append(_left_out_table(counts["left_out"], "Of those", "left out of the training"))
     return "\n\n".join(parts)
 
 
-def _left(reasons: Mapping[str, int], of: str, how: str) -> str:
+def _left_out_table(reasons: Mapping[str, int], of: str, how: str) -> str:
     if not reasons:
         return f"{of}, none was {how}."
     table = _table(("reason", "utterances"), reasons.items())
     return f"{of}, {sum(reasons.values())} were {how}:\n\n{table}"
 
 
-def _seen(ledger: Mapping[str, Any] | None) -> list[str]:
-    """Account for the utterances of the training: counts by name, some of them by reason."""
+def _utterance_counts(ledger: Mapping[str, Any] | None) -> list[str]:
+    """Return a table of the utterance counts of the training, some of them by reason."""
     if not ledger:
         return []
     rows: list[tuple[str, Any]] = []
@@ -244,7 +244,7 @@ def _seen(ledger: Mapping[str, Any] | None) -> list[str]:
     return ["## Utterances in training\n\n" + _table(("", "utterances"), rows)]
 
 
-def _made_with(run: Run, trained: StageRecord) -> str:
+def _provenance(run: Run, trained: StageRecord) -> str:
     records = {stage: run.record(stage) for stage in ("prepare", "label")} | {"distill": trained}
     records |= {stage: _record(run, stage) for stage in ("export", "evaluate")}
     rows = [
@@ -254,7 +254,7 @@ def _made_with(run: Run, trained: StageRecord) -> str:
     ]
     versions = ", ".join(f"{name} {version}" for name, version in trained["versions"].items())
     return (
-        f"## Made with\n\n{_table(('command', 'minutes', 'git SHA'), rows)}\n\nThe minutes are those of the command "
-        f"that finished, without what an earlier one had done before it was killed.\n\nTrained with {versions}.\n\n"
+        f"## Made with\n\n{_table(('command', 'minutes', 'git SHA'), rows)}\n\nThe minutes count only the command "
+        f"that finished, not an earlier one that was killed.\n\nTrained with {versions}.\n\n"
         "Every step: [distill/metrics.jsonl](distill/metrics.jsonl), or `tensorboard --logdir distill`."
     )

@@ -30,7 +30,7 @@ NOT_FINITE = "skipped: not finite"
 @dataclass(frozen=True)
 class StepResult:
     """A step over all ranks: the means of :data:`~askd_ray.distill.distiller.NAMES` over target tokens, and the norm of
-    the gradient before clipping. ``outcome`` is ``trained``, or why the student was left as it was.
+    the gradient before clipping. ``outcome`` is ``trained``, or the reason why the step was skipped.
     """
 
     means: dict[str, float]
@@ -41,9 +41,9 @@ class StepResult:
 
 @dataclass
 class Stepper:
-    """What a step needs besides its data.
+    """Takes optimizer steps.
 
-    ``network`` is that of :func:`~askd_ray.train.parallel.network_of`. ``scaler`` keeps float16 gradients in range.
+    ``network`` comes from :func:`~askd_ray.train.parallel.wrap_network`. ``scaler`` keeps float16 gradients in range.
     """
 
     network: nn.Module
@@ -56,24 +56,24 @@ class Stepper:
     def step(self, batches: Sequence[Batch], weights: Weights, seeds: Sequence[int]) -> StepResult:
         """Take one optimizer step on this rank's micro-batches, together with the other ranks.
 
-        Each of ``seeds`` is that of the dropout in a micro-batch. All ranks have equally many, some of them empty.
-        Raises :class:`AskdError` with the ids of the utterances when loss or gradient is not finite, unless the recipe
-        says to skip the step: the student is unchanged either way.
+        ``seeds`` has the dropout seed of each micro-batch. All ranks have equally many micro-batches; some may be
+        empty. Raises :class:`AskdError` with the ids of the utterances when loss or gradient is not finite, unless the
+        recipe has ``train.not_finite: skip``. In both cases the student is unchanged.
         """
         n_ranks = dist.get_world_size() if dist.is_initialized() else 1
         device = next(self.student.parameters()).device
         n_tokens = int(_sum_over_ranks(torch.tensor([float(sum(b.n_tokens for b in batches))], device=device)).item())
         self.optimizer.zero_grad(set_to_none=True)
         totals = torch.zeros(len(NAMES), dtype=torch.float64, device=device)
-        # DistributedDataParallel averages gradients over ranks; ours are sums, divided by the global count.
-        share = n_ranks / max(1, n_tokens)
+        # DistributedDataParallel averages gradients over ranks; we need their sum, divided by the global token count.
+        scale = n_ranks / max(1, n_tokens)
         suspects: list[str] = []
         for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
             torch.manual_seed(seed)
-            with self._exchanging(number == len(batches) - 1):
+            with self._gradient_sync(last=number == len(batches) - 1):
                 with self._autocast(device):
                     loss, sums = self.distiller.sums(self.network, self.student, TensorBatch.of(batch, device), weights)
-                self.scaler.scale(loss * share).backward()
+                self.scaler.scale(loss * scale).backward()
             totals += sums
             if not bool(torch.isfinite(loss)):
                 suspects += batch.ids
@@ -87,8 +87,8 @@ class Stepper:
         self.scaler.update()
         return StepResult(means, n_tokens, norm, outcome)
 
-    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients once a step, with the last micro-batch."""
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
+        """Let the ranks exchange gradients once per step, with the last micro-batch."""
         if last or not isinstance(self.network, DistributedDataParallel):
             return nullcontext()
         return self.network.no_sync()
@@ -98,24 +98,25 @@ class Stepper:
         return torch.autocast(device.type, dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32)
 
     def _outcome(self, loss: float, norm: float, ids: tuple[list[str], list[str]]) -> str:
-        """Judge a step by what all ranks know, so that all judge alike.
+        """Return the outcome of a step. It depends only on values that all ranks share, so all ranks agree.
 
-        ``ids`` are those of this rank's micro-batches whose loss is not finite, and those of all of them.
+        ``ids``: the utterances of this rank's micro-batches whose loss is not finite, and those of all its
+        micro-batches.
         """
         if np.isfinite([loss, norm]).all():
             return TRAINED
         if np.isfinite(loss) and self.scaler.is_enabled():
-            return OVERFLOW  # the scaler tries larger factors until one is too large: nothing is wrong
+            return OVERFLOW  # normal: the scaler raises its factor until one is too large
         if self.settings.not_finite == "skip":
             return NOT_FINITE
-        everyones = [ids]
+        ids_by_rank = [ids]
         if dist.is_initialized():
-            everyones = [ids] * dist.get_world_size()
-            dist.all_gather_object(everyones, ids)
-        suspects, all_ids = ([i for rank in everyones for i in rank[which]] for which in (0, 1))
+            ids_by_rank = [ids] * dist.get_world_size()
+            dist.all_gather_object(ids_by_rank, ids)
+        suspects, all_ids = ([i for rank in ids_by_rank for i in rank[which]] for which in (0, 1))
         raise AskdError(
             f"loss {loss} with gradient norm {norm} in the step of {', '.join(suspects or all_ids)}: not finite; "
-            "train.not_finite=skip goes on without such steps"
+            "train.not_finite=skip skips such steps"
         )
 
 

@@ -1,4 +1,4 @@
-"""The moving average of the student's weights: what is scored and kept where the recipe asks for it."""
+"""The moving average of the student's weights. With ``train.ema_decay`` it is what dev scores and the run saves."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 class WeightEma:
-    """An exponential moving average of all parameters; None as ``decay`` makes it do nothing.
+    """An exponential moving average of all parameters; ``decay`` None disables it.
 
-    The decay is ``min(decay, (1 + n) / (10 + n))`` after ``n`` steps: the average does not stick to the weights that
-    the run began with.
+    The decay is ``min(decay, (1 + n) / (10 + n))`` after ``n`` steps, so that the average soon forgets the initial
+    weights.
     """
 
     def __init__(self, decay: float | None):
@@ -24,7 +24,7 @@ class WeightEma:
 
     @torch.no_grad()
     def update(self, student: WindowedWhisper) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step to the average."""
         if self._decay is None:
             return
         self._n_steps += 1
@@ -37,7 +37,7 @@ class WeightEma:
 
     @contextmanager
     def applied(self, student: WindowedWhisper) -> Generator[None]:
-        """Within the block the student has the averaged weights."""
+        """Give the student the averaged weights within the block."""
         if not self._mean:
             yield
             return
@@ -49,14 +49,14 @@ class WeightEma:
 
     @torch.no_grad()
     def _swap(self, student: WindowedWhisper) -> None:
-        """Exchange the averages and the student's weights, in place: a sharded parameter cannot be given other data."""
+        """Swap the averages and the student's weights, in place: a sharded parameter's storage cannot be replaced."""
         for name, parameter in student.named_parameters():
-            own = parameter.detach().clone()
+            current = parameter.detach().clone()
             parameter.copy_(self._mean[name])
-            self._mean[name].copy_(own)
+            self._mean[name].copy_(current)
 
     def restart(self) -> None:
-        """Forget the average: the student has other layers now."""
+        """Discard the average, because the student's layers have changed."""
         self._mean, self._n_steps = {}, 0
 
     def state(self) -> tuple[Tensors, int]:
@@ -64,5 +64,5 @@ class WeightEma:
         return self._mean, self._n_steps
 
     def restore(self, mean: Tensors, n_steps: int, device: torch.device) -> None:
-        """Put back what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         self._mean, self._n_steps = {name: value.to(device) for name, value in mean.items()}, n_steps

@@ -1,1 +1,1 @@
-"""The search over schedules and weights with Ray Tune."""
+"""The hyperparameter search over schedules and weights with Ray Tune."""

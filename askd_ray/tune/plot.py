@@ -1,4 +1,4 @@
-"""What a search found, as pictures: which values mattered, and which of them went together."""
+"""Pictures of a finished search: the importance of each value, and the combinations that were tried."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,19 @@ from askd_ray.files import atomic_path
 from askd_ray.tune.trials import TrialRow, as_text, short_name
 
 MIN_TRIALS = 8
-"""With fewer, the best quarter is one trial: nothing can be said of what mattered."""
+"""With fewer trials, the best quarter is one trial, which is too few to measure importance."""
 
-_BEST_SHARE, _UNREAD = 0.25, -0.12
+_BEST_SHARE, _NOT_READ_HEIGHT = 0.25, -0.12
 
 
 def importance(trials: Sequence[TrialRow], space: Space) -> dict[str, float]:
-    """Return how much each path tells the best quarter of the trials from all of them, most first; they add up to 1.
+    """Return the importance of each path for being among the best quarter of the trials, highest first; sums to 1.
 
-    PED-ANOVA (arXiv 2304.10255): how far the values of the best are spread otherwise than those of all trials.
+    PED-ANOVA (arXiv 2304.10255) compares the distribution of each value in the best trials with that in all trials.
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna logs every new study
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     kinds = {path: _distribution(path, domain) for path, domain in space.items()}
     for trial in trials:
@@ -45,7 +45,7 @@ def _distribution(path: str, domain: Domain) -> Any:
 
 
 def plot_importance(trials: Sequence[TrialRow], space: Space, path: Path) -> Path:
-    """Draw :func:`importance` as bars into a PNG; returns its path.
+    """Draw :func:`importance` as bars into a PNG; return its path.
 
     Raises :class:`~askd_ray.errors.AskdError` when matplotlib is not installed.
     """
@@ -57,13 +57,13 @@ def plot_importance(trials: Sequence[TrialRow], space: Space, path: Path) -> Pat
     axis.bar_label(bars, fmt="%.2f", padding=3)
     axis.set_xlim(0, 1)
     axis.set_xlabel("importance (PED-ANOVA)")
-    axis.set_title(f"what tells the best quarter of {len(trials)} trials from the rest", loc="left")
+    axis.set_title(f"importance for the best quarter of {len(trials)} trials", loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     return _saved(figure, path)
 
 
 def plot_parallel(trials: Sequence[TrialRow], space: Space, path: Path) -> Path:
-    """Draw each trial as a line through its values to its score into a PNG; the best one is thick. Returns its path.
+    """Draw each trial as a line through its values to its score into a PNG, the best one thick; return the PNG's path.
 
     Raises :class:`~askd_ray.errors.AskdError` when matplotlib is not installed.
     """
@@ -73,7 +73,7 @@ def plot_parallel(trials: Sequence[TrialRow], space: Space, path: Path) -> Path:
     scores = [trial["score"] for trial in trials]
     low, high = min(scores), max(scores)
     axis = figure.subplots()
-    for trial in sorted(trials, key=lambda trial: -trial["score"]):  # the best one lies on top
+    for trial in sorted(trials, key=lambda trial: -trial["score"]):  # the best trial is drawn last, on top
         share = (trial["score"] - low) / (high - low) if high > low else 0.0
         heights = [_height(trial["asked"], name, domain) for name, domain in space.items()]
         best = trial["score"] == low
@@ -84,13 +84,13 @@ def plot_parallel(trials: Sequence[TrialRow], space: Space, path: Path) -> Path:
         for height, text in _ticks(domain):
             _note(axis, x, height, text)
         if any(name not in trial["asked"] for trial in trials):
-            _note(axis, x, _UNREAD, "not read")
+            _note(axis, x, _NOT_READ_HEIGHT, "not read")
     axis.axvline(len(space), color="black", lw=0.8)
     for share in (0.0, 0.5, 1.0):
         _note(axis, len(space), share, f"{low + share * (high - low):.4f}")
     axis.set_xticks(range(len(space) + 1), [*(short_name(name).replace(".", "\n") for name in space), "score"])
     axis.set_yticks([])
-    axis.set_ylim(_UNREAD - 0.05, 1.08)
+    axis.set_ylim(_NOT_READ_HEIGHT - 0.05, 1.08)
     axis.set_xlim(-0.1, len(space) + 0.5)
     axis.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axis.set_title(f"{len(trials)} trials, the best in red (lower is better)", loc="left")
@@ -103,9 +103,9 @@ def _note(axis: Any, x: int, height: float, text: str) -> None:
 
 
 def _height(values: Mapping[str, Value], name: str, domain: Domain) -> float:
-    """Return where a value stands on its axis, from 0 to 1; below where the trial does not read it."""
+    """Return the height of a value on its axis, from 0 to 1, or below 0 if the trial does not read the value."""
     if name not in values:
-        return _UNREAD
+        return _NOT_READ_HEIGHT
     value = values[name]
     if not isinstance(domain, Between):
         return domain.index(value) / max(1, len(domain) - 1)

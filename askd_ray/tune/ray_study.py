@@ -1,4 +1,4 @@
-"""Runs of a study on a Ray cluster: each is one process with the plain loop, a few of them at a time."""
+"""Train the runs of a study on a Ray cluster: one process per run, a few at a time."""
 
 import json
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
 from askd_ray.train.ray_trainer import check_inputs, clear_stale_run, distill_key
 
-_RETRIES = 2  # of a run whose process or machine died: it goes on from its last checkpoint
+_RETRIES = 2  # of a run whose process or machine died: it resumes from its last checkpoint
 
 
 def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) -> None:
-    """Distil the student of each recipe; finished ones are left alone, and a killed one goes on where it was.
+    """Distil the student of each recipe; skip finished runs, and resume killed ones.
 
     Raises :class:`AskdError` as `askd distill` does.
     """
@@ -36,7 +36,7 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
     use_gpu = recipes[0].train.use_gpu
     connect(use_gpu=use_gpu)
     gpus = settings.gpus_per_run if use_gpu else 0.0
-    # A process a run: what the allocator keeps of one would lie beside the next.
+    # One process per run: a reused process would keep the memory of the previous run.
     train = ray.remote(num_cpus=settings.cpus_per_run, num_gpus=gpus, max_retries=_RETRIES, max_calls=1)(_train)
     waiting, running = list(todo), dict[Any, str]()
     with bar("study", len(todo), "run") as progress, user_error():

@@ -1,4 +1,4 @@
-"""One trial of a search: the plain loop in a process of Ray Tune's."""
+"""One trial of a search: the training loop in a Ray Tune process."""
 
 import json
 import shutil
@@ -27,64 +27,66 @@ SCORE, EVALUATIONS, VALUES = "score", "evaluations", "values"
 
 
 def run_trial(recipe: Recipe, values: FieldValues, search: Path, key: str) -> None:
-    """Train a candidate into ``search/trials/<its id>``; ``key`` is that of the search.
+    """Train a candidate into ``search/trials/<trial id>``; ``key`` is the key of the search.
 
-    A trial that was broken off goes on from its own checkpoint, and one that is given another's checkpoint goes on from
-    that, with its own values: a checkpoint holds none, and its key is that of the search.
+    An interrupted trial resumes from its checkpoint. With PBT, a trial may resume from another trial's checkpoint with
+    its own values: checkpoints do not store the searched values, and all trials have the key of the search.
     """
     folder = search / "trials" / tune.get_context().get_trial_id()
-    changes_on_the_way = recipe.tune.scheduler == "pbt"
-    if changes_on_the_way:
-        _take_over(folder)
+    is_pbt = recipe.tune.scheduler == "pbt"
+    if is_pbt:
+        _restore_checkpoint(folder)
     context = TuneContext(recipe, values, folder, search / "features" if recipe.tune.share_features else None)
     with sealed("test"):
         loop = Loop(with_values(recipe, values), context, folder, key)
         use_threads(processes=recipe.tune.concurrent)
-        if not changes_on_the_way:
-            _tell_again(loop)
+        if not is_pbt:
+            _report_last_evaluation(loop)
         loop.run()
 
 
 def score(metrics: dict[str, Any], settings: Tune) -> float:
-    """Return what a search minimises: the dev WER, or that in and out of distribution, weighted."""
+    """Return the score that a search minimises: the dev WER, or a weighted sum of in-domain and out-of-domain WER."""
     if not settings.ood_domains:
         return metrics["dev_wer"]
     return (1.0 - settings.ood_weight) * metrics["dev_wer/in_domain"] + settings.ood_weight * metrics["dev_wer/ood"]
 
 
 class TuneContext(PlainContext):
-    """The surroundings of a trial: reports go to Ray Tune, which may end the trial there; decoded clips are shared."""
+    """The context of a trial: it reports to Ray Tune, which may then stop the trial, and shares decoded clips."""
 
     def __init__(self, recipe: Recipe, values: FieldValues, folder: Path, features: Path | None):
         super().__init__(torch.device(usable_device(recipe.train.use_gpu)))
         self._settings, self._folder, self._features = recipe.tune, folder, features
         self._values = json.dumps({path: values[path] for path in read_values(recipe, values)})
 
-    def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-        """Make the batches here, of clips that the first trial that needs them decodes for all."""
-        return super().batches(replace(stream, features_folder=self._features), tasks)
+    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+        """Build the batches in this process; the first trial that needs a clip decodes it for all trials."""
+        return super().batches(replace(loader, features_folder=self._features), tasks)
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Report an evaluation, and where values change on the way what another trial may go on from."""
-        told = [line for line in read_metrics(self._folder) if "dev_wer" in line and line["step"] <= metrics["step"]]
-        found = {SCORE: score(metrics, self._settings), EVALUATIONS: len(told), VALUES: self._values}
-        pbt = self._settings.scheduler == "pbt"
-        tune.report({**metrics, **found}, checkpoint=tune.Checkpoint.from_directory(self._folder) if pbt else None)
+        """Report an evaluation; with PBT also the checkpoint, from which another trial may resume."""
+        evaluations = [
+            line for line in read_metrics(self._folder) if "dev_wer" in line and line["step"] <= metrics["step"]
+        ]
+        results = {SCORE: score(metrics, self._settings), EVALUATIONS: len(evaluations), VALUES: self._values}
+        is_pbt = self._settings.scheduler == "pbt"
+        tune.report({**metrics, **results}, checkpoint=tune.Checkpoint.from_directory(self._folder) if is_pbt else None)
 
 
-def _take_over(folder: Path) -> None:
-    """Put what Ray Tune says a trial goes on from into its folder."""
+def _restore_checkpoint(folder: Path) -> None:
+    """Replace a trial's folder by the checkpoint that Ray Tune wants it to resume from, if there is one."""
     remove(folder)
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
-        with checkpoint.as_directory() as theirs:
-            shutil.copytree(theirs, folder)
+        with checkpoint.as_directory() as source:
+            shutil.copytree(source, folder)
 
 
-def _tell_again(loop: Loop) -> None:
-    """Report the last evaluation of a trial that was broken off: Ray Tune may not have heard of it."""
-    position = loop.position
-    told = [line for line in read_metrics(loop.folder) if "dev_wer" in line and line["step"] <= position.step]
-    is_of_these_layers = position.shrunk == len(loop.recipe.student.shrink) and position.best_step is not None
-    if told and is_of_these_layers:
-        loop.context.report(told[-1])
+def _report_last_evaluation(loop: Loop) -> None:
+    """Report the last evaluation of an interrupted trial again: Ray Tune may not have received it."""
+    train_state = loop.train_state
+    evaluations = [line for line in read_metrics(loop.folder) if "dev_wer" in line and line["step"] <= train_state.step]
+    has_final_layers = train_state.shrunk == len(loop.recipe.student.shrink) and train_state.best_step is not None
+    if evaluations and has_final_layers:
+        loop.context.report(evaluations[-1])

@@ -1,7 +1,7 @@
 """The stage `tune`: Ray Tune searches the recipe's space with short trainings that are scored on dev.
 
-All trials read the same shards and the same soft labels, and share what they decode; a trial is one process that runs
-the plain loop. A search that was killed goes on where it was.
+All trials read the same shards and soft labels, and share decoded clips. A trial is one process that runs the training
+loop. A killed search resumes.
 """
 
 import json
@@ -39,17 +39,17 @@ from askd_ray.tune.trials import TRIALS, LiveTable, TrialRow, table
 _CANDIDATE = "candidate"
 _STATES = {"PENDING": "waiting", "RUNNING": "running", "PAUSED": "paused", "TERMINATED": "done", "ERROR": "failed"}
 _PICTURES = {"importance": plot_importance, "parallel": plot_parallel}
-_KEPT = 4  # checkpoints a trial from which another may go on: with two, one was gone before it was taken up
+_CHECKPOINTS_PER_TRIAL = 4  # for PBT: with two, one was deleted before another trial had read it
 
 
 def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Search the recipe's space; the best recipe goes to ``runs/<name>/tune/best.yaml``, pictures beside it.
+    """Search the recipe's space; write the best recipe to ``runs/<name>/tune/best.yaml``, with pictures.
 
-    Returns and records the trials, best first, and where the recipe lies. A search that was killed goes on with the
-    trials that are left. Raises :class:`AskdError` when a candidate would be no valid recipe, when dev lacks a domain
-    that is to be scored apart or train has it too, and when no trial reached an evaluation.
+    Returns and records the trials, best first, and the path of the best recipe. A killed search resumes with the
+    remaining trials. Raises :class:`AskdError` when a candidate is no valid recipe, when dev lacks a domain of
+    ``tune.ood_domains`` or train has it too, and when no trial reaches an evaluation.
     """
-    recipe = with_absolute_paths(recipe)  # a trial runs in a folder of its own
+    recipe = with_absolute_paths(recipe)  # a trial has another working directory
     run = Run(recipe)
     settings = without_secrets(recipe).model_dump(exclude={"runs_root", "data_root", "evaluate", "study", "tracking"})
     key = stage_key(settings, run.key("label"))
@@ -63,7 +63,7 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         _check_domains(recipe, check_inputs(recipe))
         begun = run.begin("tune")
         run.forget("tune")
-        _make_room(folder, key, force)
+        _clear_stale_search(folder, key, force)
         _connect(recipe)
         trials = _trials(recipe, folder, key)
     best = with_values(recipe, trials[0]["asked"])
@@ -72,52 +72,54 @@ def search(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     console.print(table(trials, "trials, best first"))
     _draw(trials, recipe.tune.space, folder)
     console.print(f"best recipe: {folder / 'best.yaml'}  (askd distill --recipe {folder / 'best.yaml'})")
-    for rest in ("trials", "features"):  # of the students of trials only the scores are wanted
-        remove(folder / rest)
+    for name in ("trials", "features"):  # nothing needs the trials' students and decoded clips any more
+        remove(folder / name)
     return run.finish("tune", key, {"trials": trials, "best": str(folder / "best.yaml")}, begun)
 
 
 def _check_domains(recipe: Recipe, planner: Planner) -> None:
-    """Check that the domains that are to be scored apart are in dev, beside others, and that none is trained on."""
-    wanted = set(recipe.tune.ood_domains)
-    if not wanted:
+    """Check that dev has all ``tune.ood_domains`` and others, and that none of ``tune.ood_domains`` is trained on."""
+    ood_domains = set(recipe.tune.ood_domains)
+    if not ood_domains:
         return
     shards = shard_paths(Run(recipe).shards, "dev")
-    there = {domain for path in shards for domain in read_table(path, ["domain"]).column("domain").to_pylist()}
-    if missing := wanted - there:
+    dev_domains = {domain for path in shards for domain in read_table(path, ["domain"]).column("domain").to_pylist()}
+    if missing := ood_domains - dev_domains:
         raise AskdError(
-            f"tune.ood_domains: dev has nothing of {', '.join(sorted(missing))}; it has {', '.join(sorted(there))}"
+            f"tune.ood_domains: dev has no utterances of {', '.join(sorted(missing))}; "
+            f"its domains are {', '.join(sorted(dev_domains))}"
         )
-    if not there - wanted:
-        raise AskdError("tune.ood_domains names all domains of dev: none would be in domain")
+    if not dev_domains - ood_domains:
+        raise AskdError("tune.ood_domains has all domains of dev: none would be in domain")
     weights = recipe.train.domain_weights
     trained = {row.domain for rows in planner.shards for row in rows if weights.get(row.domain, 1.0) > 0.0}
-    if both := sorted(wanted & trained):
+    if trained_too := sorted(ood_domains & trained):
         raise AskdError(
-            f"tune.ood_domains: {both[0]} is trained on too; train.domain_weights={{{both[0]}: 0}} leaves it out"
+            f"tune.ood_domains: {trained_too[0]} is in the training data too; exclude it with "
+            f"train.domain_weights={{{trained_too[0]}: 0}}"
         )
 
 
-def _make_room(folder: Path, key: str, force: bool) -> None:
-    """Leave only what this very search can go on from."""
-    mark = folder / "key"
-    if force or not mark.is_file() or mark.read_text(encoding="utf-8") != key:
+def _clear_stale_search(folder: Path, key: str, force: bool) -> None:
+    """Remove the files of another search; keep those that this search can resume from."""
+    key_file = folder / "key"
+    if force or not key_file.is_file() or key_file.read_text(encoding="utf-8") != key:
         remove(folder)
-    with atomic_path(mark) as temporary:
+    with atomic_path(key_file) as temporary:
         temporary.write_text(key, encoding="utf-8")
 
 
 def _connect(recipe: Recipe) -> None:
-    # How often Tune writes down where it stands; by default every ten seconds, and it repeats what it forgot.
+    # The interval at which Tune saves its state, 10 s by default: a resumed search repeats all unsaved work.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     connect(use_gpu=recipe.train.use_gpu)
-    asked, there = recipe.tune.cpus_per_trial, ray.cluster_resources().get("CPU", 0.0)
-    if "RAY_ADDRESS" not in os.environ and asked > there:
-        raise AskdError(f"tune.cpus_per_trial = {asked:g}: this machine's cluster has {there:g}")
+    needed, available = recipe.tune.cpus_per_trial, ray.cluster_resources().get("CPU", 0.0)
+    if "RAY_ADDRESS" not in os.environ and needed > available:
+        raise AskdError(f"tune.cpus_per_trial = {needed:g}: this machine's cluster has {available:g}")
 
 
 def _trials(recipe: Recipe, folder: Path, key: str) -> list[TrialRow]:
-    """Run what is left of a search's trials and return all that were scored, the best first."""
+    """Run the remaining trials of a search; return all scored trials, the best first."""
     settings = recipe.tune
     of_trials = {"epochs": settings.epochs, "evals_per_epoch": settings.evals_per_epoch}
     of_trials |= {
@@ -132,10 +134,10 @@ def _trials(recipe: Recipe, folder: Path, key: str) -> list[TrialRow]:
         run_trial(short, _values(config), folder, key)
 
     trainable = tune.with_resources(trial, _resources(recipe))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces every study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna logs every new study
     with user_error():
         if any((folder / "ray").glob("experiment_state-*.json")):
-            console.print(f"tune: going on with the search in {folder}")
+            console.print(f"tune: resuming the search in {folder}")
             tuner = tune.Tuner.restore(str(folder / "ray"), trainable, resume_errored=True)
         else:
             tuner = _tuner(recipe, folder, trainable)
@@ -145,7 +147,7 @@ def _trials(recipe: Recipe, folder: Path, key: str) -> list[TrialRow]:
         if results.num_errors == n_trials:
             raise results.errors[0]
     if results.num_errors:
-        console.print(f"tune: {results.num_errors} of {n_trials} trials failed: {folder / 'ray'} says why")
+        console.print(f"tune: {results.num_errors} of {n_trials} trials failed: see {folder / 'ray'}")
     scored = [_scored(recipe, result) for result in results if result.metrics and SCORE in result.metrics]
     if not scored:
         raise AskdError(f"tune: none of {n_trials} trials reached a first evaluation: see {folder / 'ray'}")
@@ -153,10 +155,10 @@ def _trials(recipe: Recipe, folder: Path, key: str) -> list[TrialRow]:
 
 
 def _resources(recipe: Recipe) -> dict[str, float]:
-    """Return what a trial takes.
+    """Return the Ray resources of a trial.
 
-    The trials of PBT are alive all together, and take turns where there is not room for all: on a cluster of one's own
-    there is room for as many as are wanted.
+    All PBT trials are alive at the same time and take turns if the resources do not suffice. On a local cluster, the
+    CPUs per trial are chosen so that ``tune.concurrent`` trials run at once.
     """
     settings = recipe.tune
     cpus = settings.cpus_per_trial
@@ -170,7 +172,7 @@ def _tuner(recipe: Recipe, folder: Path, trainable: Any) -> tune.Tuner:
     space = {path: _dimension(path, domain) for path, domain in settings.space.items()}
     if settings.searcher == "grid":
         space = {_CANDIDATE: tune.grid_search(grid(recipe))}
-    pbt = settings.scheduler == "pbt"
+    is_pbt = settings.scheduler == "pbt"
     return tune.Tuner(
         trainable,
         param_space=space,
@@ -187,14 +189,14 @@ def _tuner(recipe: Recipe, folder: Path, trainable: Any) -> tune.Tuner:
             name="ray",
             storage_path=str(folder),
             verbose=0,
-            callbacks=[_Watch(recipe, folder / TRIALS)],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT if pbt else None),
+            callbacks=[_TrialsWriter(recipe, folder / TRIALS)],
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=_CHECKPOINTS_PER_TRIAL if is_pbt else None),
         ),
     )
 
 
 def _dimension(path: str, domain: Domain) -> Any:
-    """Return a domain in Ray Tune's words."""
+    """Return a domain as a Ray Tune search space."""
     if not isinstance(domain, Between):
         return tune.choice(list(domain))
     if is_integer(path):
@@ -205,8 +207,8 @@ def _dimension(path: str, domain: Domain) -> Any:
 def _searcher(recipe: Recipe) -> Searcher | SearchAlgorithm:
     if recipe.tune.searcher == "tpe":
         return OptunaSearch(seed=recipe.seed)
-    map_concurrently = 0 if recipe.tune.scheduler == "pbt" else recipe.tune.concurrent  # 0: all
-    return BasicVariantGenerator(max_concurrent=map_concurrently, random_state=recipe.seed)
+    max_concurrent = 0 if recipe.tune.scheduler == "pbt" else recipe.tune.concurrent  # 0: all
+    return BasicVariantGenerator(max_concurrent=max_concurrent, random_state=recipe.seed)
 
 
 def _scheduler(recipe: Recipe) -> TrialScheduler | None:
@@ -222,13 +224,13 @@ def _scheduler(recipe: Recipe) -> TrialScheduler | None:
             path: _dimension(path, domain) if isinstance(domain, Between) else list(domain)
             for path, domain in space.items()
         },
-        custom_explore_fn=partial(_within, space),
-        synch=True,  # else a trial may take over one checkpoint for ever, and the turn of those that wait never comes
+        custom_explore_fn=partial(_clip_to_bounds, space),
+        synch=True,  # otherwise a trial may copy one checkpoint again and again, and paused trials never run
     )
 
 
-def _within(space: Space, values: dict[str, Any]) -> dict[str, Any]:
-    """Return values that were multiplied with something, within their bounds."""
+def _clip_to_bounds(space: Space, values: dict[str, Any]) -> dict[str, Any]:
+    """Return values that PBT has perturbed, clipped to the bounds of their domains."""
     for path, domain in space.items():
         if isinstance(domain, Between):
             values[path] = min(max(values[path], domain.low), domain.high)
@@ -240,7 +242,7 @@ def _values(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scored(recipe: Recipe, result: Any) -> TrialRow:
-    """Return a trial with its best scores, and the values that it had then."""
+    """Return a trial's row: its best scores, and its values at that evaluation."""
     rows = result.metrics_dataframe
     best = rows.loc[rows[SCORE].idxmin()]
     asked = json.loads(best[VALUES])
@@ -254,8 +256,8 @@ def _scored(recipe: Recipe, result: Any) -> TrialRow:
     }
 
 
-class _Watch(tune.Callback):
-    """Writes how the trials stand whenever that changes."""
+class _TrialsWriter(tune.Callback):
+    """Writes the state of all trials to a file whenever it changes."""
 
     def __init__(self, recipe: Recipe, path: Path):
         self._recipe, self._path, self._rows = recipe, path, list[TrialRow]()
@@ -277,10 +279,10 @@ class _Watch(tune.Callback):
 
 
 def _draw(trials: list[TrialRow], space: Space, folder: Path) -> None:
-    """Draw the pictures; without matplotlib one line says so."""
+    """Draw the pictures; without matplotlib, print one line."""
     for name, draw in _PICTURES.items():
         if name == "importance" and len(trials) < MIN_TRIALS:
-            console.print(f"no picture of what mattered: {len(trials)} trials are too few, {MIN_TRIALS} are needed")
+            console.print(f"no picture of importance: {len(trials)} trials are too few, {MIN_TRIALS} are needed")
             continue
         try:
             console.print(f"{name}: {draw(trials, space, folder / f'{name}.png')}")

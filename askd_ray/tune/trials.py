@@ -1,4 +1,4 @@
-"""The trials of a search, as a table: while they run, and when they have ended."""
+"""The trials of a search as a table, during the search and after it."""
 
 import math
 import threading
@@ -17,12 +17,12 @@ TRIALS = "trials.json"
 TrialRow = Mapping[str, Any]
 """A trial: ``state``, ``score`` (None before the first evaluation), ``evaluations``, and its ``values`` by path.
 
-Once it has ended also what it was ``asked`` for of what it reads: its weights may have been cut.
+A finished trial also has ``asked``, the values that the searcher proposed: ``values`` may have smaller weights.
 """
 
 
 def table(rows: Sequence[TrialRow], title: str) -> Table:
-    """Return the trials as a table, the best first."""
+    """Return a table of the trials, the best first."""
     paths = list(dict.fromkeys(path for row in rows for path in row["values"]))
     shown = Table(title=title, title_justify="left")
     for name in ("trial", "score", "evaluations", *column_names(paths)):
@@ -35,7 +35,7 @@ def table(rows: Sequence[TrialRow], title: str) -> Table:
 
 
 def column_names(paths: Sequence[str]) -> list[str]:
-    """Return the last parts of paths, as many as tell each from all others, one below the other: columns are narrow."""
+    """Return the shortest unique end of each path, one part per line, because columns are narrow."""
 
     def last(path: str, n: int) -> str:
         return "\n".join(path.split(".")[-n:])
@@ -48,17 +48,17 @@ def column_names(paths: Sequence[str]) -> list[str]:
 
 
 def short_name(path: str) -> str:
-    """Return a path without the section that most of them lie in."""
+    """Return a path without ``objective.``, the section of most paths."""
     return path.removeprefix("objective.")
 
 
 def as_text(value: Value) -> str:
-    """Return a value as a table or a plot shows it."""
+    """Return a value as text for a table or a plot."""
     return f"{value:.3g}" if isinstance(value, float) else "null" if value is None else str(value)
 
 
 class LiveTable:
-    """Shows the trials that ``folder/trials.json`` tells of while the block runs."""
+    """Shows the trials in ``folder/trials.json`` while the block runs."""
 
     def __init__(self, folder: Path, n_trials: int):
         self._path, self._n_trials, self._stop = folder / TRIALS, n_trials, threading.Event()

@@ -25,30 +25,30 @@ def top_k(log_p: torch.Tensor, k: int, targets: torch.Tensor) -> TopK:
 
 
 class Case:
-    """A student, a teacher and an earlier self over a small vocabulary."""
+    """A student, a teacher and a self-teacher over a small vocabulary."""
 
     def __init__(self, n: int = N, k: int = N_VOCAB):
         self.hidden, self.projection = random(n, WIDTH, seed=1), random(N_VOCAB, WIDTH, seed=2)
         self.targets = torch.randint(0, N_VOCAB, (n,), generator=torch.Generator().manual_seed(3))
         self.teacher_log_p = torch.log_softmax(random(n, N_VOCAB, seed=4) * 2, -1)
-        self.own_log_p = torch.log_softmax(random(n, N_VOCAB, seed=5) * 2, -1)
+        self.self_teacher_log_p = torch.log_softmax(random(n, N_VOCAB, seed=5) * 2, -1)
         self.teacher = top_k(self.teacher_log_p, k, self.targets)
-        self.own = top_k(self.own_log_p, k, self.targets)
+        self.self_teacher = top_k(self.self_teacher_log_p, k, self.targets)
 
     def sums(
         self, settings: Objective, weights: Weights, w: torch.Tensor | None = None, teacher: Reference | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = TokenBatch(
-            self.targets, torch.ones(len(self.targets)) if w is None else w, teacher or self.teacher, self.own
+            self.targets, torch.ones(len(self.targets)) if w is None else w, teacher or self.teacher, self.self_teacher
         )
         return objective_sums(settings, weights, tokens, (self.hidden, self.projection), lambda rows, log_q: None)
 
     def by_hand(self, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """CE, KL(teacher), KL(own) a token; the references are used as they are: the temperature is baked in."""
+        """CE, KL(teacher), KL(self-teacher) per token; the references already have the right temperature."""
         logits = self.hidden @ self.projection.t()
         log_q = torch.log_softmax(logits / temperature, -1)
         ce = functional.cross_entropy(logits, self.targets, reduction="none")
-        return ce, forward_kl(self.teacher_log_p, log_q), forward_kl(self.own_log_p, log_q)
+        return ce, forward_kl(self.teacher_log_p, log_q), forward_kl(self.self_teacher_log_p, log_q)
 
 
 def sums_of(preset: str, weights: Weights, **settings: Any) -> dict[str, float]:
@@ -57,10 +57,10 @@ def sums_of(preset: str, weights: Weights, **settings: Any) -> dict[str, float]:
 
 
 def test_askd_is_the_weighted_sum_of_its_parts():
-    ce, kd, own = (part.sum().item() for part in Case().by_hand(2.0))
+    ce, kd, self_kd = (part.sum().item() for part in Case().by_hand(2.0))
     found = sums_of("askd", Weights(0.5, 0.2, temperature=2.0))
-    assert found["loss"] == pytest.approx(0.3 * ce + 0.5 * 4 * kd + 0.2 * 4 * own, rel=1e-5)
-    assert (found["ce"], found["kd"], found["self_kd"]) == pytest.approx((ce, 4 * kd, 4 * own), rel=1e-5)
+    assert found["loss"] == pytest.approx(0.3 * ce + 0.5 * 4 * kd + 0.2 * 4 * self_kd, rel=1e-5)
+    assert (found["ce"], found["kd"], found["self_kd"]) == pytest.approx((ce, 4 * kd, 4 * self_kd), rel=1e-5)
 
 
 def test_distil_whisper_s_two_objectives():
@@ -86,7 +86,7 @@ def test_ps_kd_has_the_gradient_of_its_soft_targets():
     a = 0.6
     loss, _ = case.sums(Objective(preset="pskd"), Weights(0.0, a))
     (found,) = torch.autograd.grad(loss, case.hidden)
-    target = (1 - a) * functional.one_hot(case.targets, N_VOCAB) + a * case.own_log_p.exp()
+    target = (1 - a) * functional.one_hot(case.targets, N_VOCAB) + a * case.self_teacher_log_p.exp()
     soft_ce = -(target * torch.log_softmax(case.hidden @ case.projection.t(), -1)).sum()
     torch.testing.assert_close(found, torch.autograd.grad(soft_ce, case.hidden)[0], rtol=1e-4, atol=1e-5)
 
@@ -128,7 +128,7 @@ def test_without_tokens_all_is_zero_and_so_are_the_gradients():
 
 def test_what_has_no_weight_is_not_computed():
     class Untouchable:
-        def at(self, rows: slice, targets: torch.Tensor, temperature: float) -> Any:
+        def distribution(self, rows: slice, targets: torch.Tensor, temperature: float) -> Any:
             raise AssertionError("asked without a weight")
 
     case = Case()

@@ -22,71 +22,71 @@ def batch(*ids: str) -> TensorBatch:
     return TensorBatch(ids, nothing, nothing, targets, nothing, nothing, nothing, nothing, nothing)
 
 
-def said(name: str, epoch: int) -> torch.Tensor:
+def random_log_probs(name: str, epoch: int) -> torch.Tensor:
     g = torch.Generator().manual_seed(10 * epoch + ord(name))
     return torch.log_softmax(torch.randn(LENGTHS[name], N_VOCAB, generator=g), -1)
 
 
-def observe(own: PreviousEpoch, epoch: int, *ids: str, chunk: int = 2) -> None:
-    log_q = torch.cat([said(i, epoch) for i in ids]) if ids else torch.zeros(0, N_VOCAB)
+def observe(self_teacher: PreviousEpoch, epoch: int, *ids: str, chunk: int = 2) -> None:
+    log_q = torch.cat([random_log_probs(i, epoch) for i in ids]) if ids else torch.zeros(0, N_VOCAB)
     for start in range(0, max(1, len(log_q)), chunk):
-        own.observe(batch(*ids), slice(start, start + chunk), log_q[start : start + chunk])
+        self_teacher.observe(batch(*ids), slice(start, start + chunk), log_q[start : start + chunk])
 
 
-def an_epoch(own: PreviousEpoch, epoch: int, *batches: tuple[str, ...]) -> None:
+def an_epoch(self_teacher: PreviousEpoch, epoch: int, *batches: tuple[str, ...]) -> None:
     for i, ids in enumerate(batches):
-        own.before_step(None, Progress((epoch + i / len(batches)) / 3, epoch, 3))
-        observe(own, epoch, *ids)
+        self_teacher.before_step(None, Progress((epoch + i / len(batches)) / 3, epoch, 3))
+        observe(self_teacher, epoch, *ids)
 
 
-def assert_teaches(own: PreviousEpoch, epoch: int, *ids: str) -> None:
-    reference = own.reference(batch(*ids))
+def assert_teaches(self_teacher: PreviousEpoch, epoch: int, *ids: str) -> None:
+    reference = self_teacher.reference(batch(*ids))
     assert reference is not None
-    log_p = torch.cat([said(i, epoch) for i in ids])
-    found = reference.at(slice(None), torch.zeros(len(log_p), dtype=torch.long), 1.0)
+    log_p = torch.cat([random_log_probs(i, epoch) for i in ids])
+    found = reference.distribution(slice(None), torch.zeros(len(log_p), dtype=torch.long), 1.0)
     assert found.top_ids is not None
     torch.testing.assert_close(found.log_p, to_buckets(log_p, log_p.topk(4, -1).indices), atol=5e-3, rtol=5e-3)
     assert forward_kl(found.log_p, found.of_student(log_p)).abs().max() < 1e-3
 
 
 def test_an_epoch_teaches_the_next_one():
-    own = PreviousEpoch(PSKD)
-    an_epoch(own, 0, ("a", "b"), ("c",))
-    assert own.reference(batch("a")) is None
-    own.before_step(None, Progress(0.34, 1, 3))
-    assert_teaches(own, 0, "c", "a")
-    observe(own, 1, "c", "a")
-    assert_teaches(own, 0, "b", "a", "c")  # what is said now counts from the next epoch on
-    observe(own, 1, "b")
-    own.before_step(None, Progress(0.67, 2, 3))
-    assert_teaches(own, 1, "b", "c", "a")
+    self_teacher = PreviousEpoch(PSKD)
+    an_epoch(self_teacher, 0, ("a", "b"), ("c",))
+    assert self_teacher.reference(batch("a")) is None
+    self_teacher.before_step(None, Progress(0.34, 1, 3))
+    assert_teaches(self_teacher, 0, "c", "a")
+    observe(self_teacher, 1, "c", "a")
+    assert_teaches(self_teacher, 0, "b", "a", "c")  # distributions of this epoch are used from the next epoch on
+    observe(self_teacher, 1, "b")
+    self_teacher.before_step(None, Progress(0.67, 2, 3))
+    assert_teaches(self_teacher, 1, "b", "c", "a")
 
 
 def test_in_a_training_in_bfloat16():
-    own = PreviousEpoch(PSKD)
+    self_teacher = PreviousEpoch(PSKD)
     with torch.autocast("cpu", torch.bfloat16):
-        an_epoch(own, 0, ("a", "b"), ("c",))
-        own.before_step(None, Progress(0.34, 1, 3))
-        assert_teaches(own, 0, "c", "a")
+        an_epoch(self_teacher, 0, ("a", "b"), ("c",))
+        self_teacher.before_step(None, Progress(0.34, 1, 3))
+        assert_teaches(self_teacher, 0, "c", "a")
 
 
 def test_a_rank_without_data_has_a_reference_of_no_tokens():
-    own = PreviousEpoch(PSKD)
-    an_epoch(own, 0, ("a",), ())
-    own.before_step(None, Progress(0.4, 1, 3))
-    reference = own.reference(batch())
+    self_teacher = PreviousEpoch(PSKD)
+    an_epoch(self_teacher, 0, ("a",), ())
+    self_teacher.before_step(None, Progress(0.4, 1, 3))
+    reference = self_teacher.reference(batch())
     assert reference is not None
-    assert reference.at(slice(0, 64), torch.zeros(0, dtype=torch.long), 1.0).log_p.shape == (0, 5)
+    assert reference.distribution(slice(0, 64), torch.zeros(0, dtype=torch.long), 1.0).log_p.shape == (0, 5)
 
 
 @pytest.mark.parametrize("kept_in", [0, 1])
 def test_it_goes_on_where_it_was_kept(kept_in: int):
-    own, again = PreviousEpoch(PSKD), PreviousEpoch(PSKD)
+    self_teacher, again = PreviousEpoch(PSKD), PreviousEpoch(PSKD)
     if kept_in == 1:
-        an_epoch(own, 0, ("a", "b"), ("c",))
-    own.before_step(None, Progress(kept_in / 3, kept_in, 3))
-    observe(own, kept_in, "a", "c")
-    tensors, facts = own.state()
+        an_epoch(self_teacher, 0, ("a", "b"), ("c",))
+    self_teacher.before_step(None, Progress(kept_in / 3, kept_in, 3))
+    observe(self_teacher, kept_in, "a", "c")
+    tensors, facts = self_teacher.state()
     again.restore(tensors, facts, None)
     again.before_step(None, Progress(kept_in / 3 + 0.1, kept_in, 3))
     observe(again, kept_in, "b")
@@ -96,7 +96,7 @@ def test_it_goes_on_where_it_was_kept(kept_in: int):
 
 def test_nothing_is_written_down_that_no_later_epoch_reads():
     late = PreviousEpoch(PSKD.model_copy(update={"switch": 0.7}))
-    an_epoch(late, 0, ("a",))  # the switch lies in the third epoch: the second is the one that teaches it
+    an_epoch(late, 0, ("a",))  # the switch is in the third epoch, which uses the labels of the second
     assert late.state()[0] == {}
     an_epoch(late, 1, ("a",))
     assert late.state()[0] != {}

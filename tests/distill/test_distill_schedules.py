@@ -129,7 +129,7 @@ def test_weights_that_exceed_one_are_refused_with_the_place():
     late = early.model_copy(update={"self_teacher": SelfTeacherConfig(weight=0.3, switch=0.6)})
     check(late, 2.0)
     weights = weights_at(late, at(0.6))
-    assert weights.teacher + weights.own <= 1.0
+    assert weights.teacher_weight + weights.self_weight <= 1.0
 
 
 def test_the_gap_falls_with_the_student_s_distance_and_never_rises():
@@ -138,9 +138,9 @@ def test_the_gap_falls_with_the_student_s_distance_and_never_rises():
         gap.update(loss, 1.0)
         values.append(gap.value)
     assert values[Gap.FIRST_STEPS - 1] == 1.0
-    assert values[Gap.FIRST_STEPS + 299] == pytest.approx(0.5, abs=0.02)  # half as far behind as at first
+    assert values[Gap.FIRST_STEPS + 299] == pytest.approx(0.5, abs=0.02)  # half the initial gap
     assert all(later <= earlier for earlier, later in pairwise(values))
-    assert values[-1] == 0.0  # ahead of its teacher
+    assert values[-1] == 0.0  # the student is better than its teacher
 
 
 def test_a_student_that_is_not_behind_needs_no_teacher():

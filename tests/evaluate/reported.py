@@ -20,7 +20,7 @@ from askd_ray.evaluate.hypotheses import NON_SPEECH, Hypothesis, write_hypothese
 from askd_ray.evaluate.scores import score
 from askd_ray.evaluate.sets import read_sets
 from askd_ray.files import read_json, write_json
-from askd_ray.models.speculative import Speculated
+from askd_ray.models.speculative import SpeculativeResult
 from askd_ray.runs import Run
 
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa".split()
@@ -137,7 +137,7 @@ def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the stage says of a draft that is right in 7 of 10 tokens."""
-    drafted = Speculated([1, 2, 3], 10, 7, 2)
+    drafted = SpeculativeResult([1, 2, 3], 10, 7, 2)
     pair = SimpleNamespace(alone=lambda u: [1, 2, 3], together=lambda u: drafted)
     monkeypatch.setattr(speculative, "_Pair", lambda *_: pair)
     monkeypatch.setattr(speculative, "check_vocabularies", lambda *_: None)

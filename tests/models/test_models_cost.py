@@ -1,4 +1,4 @@
-"""What the table says is what the model has, and what torch counts."""
+"""The costs agree with the real model's parameters and with torch's operation counter."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def tiny_en(weights: Path) -> WhisperForConditionalGeneration:
 
 
 def named(model: WhisperForConditionalGeneration, part: str) -> torch.nn.Module:
-    """The module of a part, where it is one."""
+    """The module of a part, if the part is one module."""
     which, _, number = part.partition(" layer ")
     return getattr(model.model, which).layers[int(number)]
 
@@ -51,7 +51,7 @@ def test_parameters_of_another_shape():
 
 
 def counted(model: WhisperForConditionalGeneration, n_frames: int) -> dict[str, int]:
-    """The multiply-adds that torch sees go by, by part; it counts two operations for each."""
+    """The multiply-adds that torch counts, by part; it counts two operations for each."""
     counter = FlopCounterMode(display=False, depth=6)
     with torch.no_grad(), counter:
         states = encode(model, torch.zeros(1, 80, n_frames)).states
@@ -71,7 +71,7 @@ def counted(model: WhisperForConditionalGeneration, n_frames: int) -> dict[str, 
 @pytest.mark.parametrize("n_frames", [530, PADDED_FRAMES])
 def test_multiply_adds_are_those_that_torch_counts(weights: Path, n_frames: int):
     model, _ = load_whisper(str(weights))
-    model.set_attn_implementation("eager")  # the counter knows matrix products, not every fused attention
+    model.set_attn_implementation("eager")  # the counter counts matrix products, but not every fused attention
     found = parts(model.config, n_frames)
     seen = counted(model, n_frames)
     assert sum(part.multiply_adds for part in found) == pytest.approx(seen["Global"], rel=0.02)
@@ -107,8 +107,8 @@ def test_the_line_tells_what_the_student_ends_as(weights: Path):
     recipe = with_student(weights, shrink=[{"at": 0.5, "decoder_layers": [0, 3]}])
     teacher, built, left = costs(recipe)
     assert teacher.params == built.params == parts_params(weights)
-    said = line([teacher, built, left])
-    assert f"{left.params / 1e6:.2f} M parameters ({left.params / teacher.params:.0%} of the teacher's)" in said
+    output = line([teacher, built, left])
+    assert f"{left.params / 1e6:.2f} M parameters ({left.params / teacher.params:.0%} of the teacher's)" in output
 
 
 def parts_params(weights: Path) -> int:
@@ -123,10 +123,10 @@ def test_the_command_prints_every_part(
     with pytest.raises(SystemExit) as exit_:
         main(["student", *(word for o in overrides for word in ("--set", o))])
     assert exit_.value.code == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     recipe = load_recipe("demo", overrides)
     for model in costs(recipe):
-        assert f"{model.params / 1e6:.2f} M" in said
+        assert f"{model.params / 1e6:.2f} M" in output
     for part in costs(recipe)[1].trimmed:
-        assert f"{part.name} " in said
-    assert "from 40% on, decoder 0, 1+2, 3" in said and "5.3 s" in said
+        assert f"{part.name} " in output
+    assert "from 40% on, decoder 0, 1+2, 3" in output and "5.3 s" in output

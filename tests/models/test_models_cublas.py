@@ -15,7 +15,7 @@ NAMES = ["libcublasLt.so.12", "libcublas.so.12"]
 
 
 def distribution(site: Path, names: list[str], folder: str = "nvidia/cublas/lib") -> None:
-    """Install a wheel of this name that holds some libraries."""
+    """Install a fake wheel with some libraries."""
     info = site / "nvidia_cublas_cu12-12.9.3.13.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nvidia-cublas-cu12\nVersion: 12.9.3.13\n")
@@ -28,7 +28,7 @@ def distribution(site: Path, names: list[str], folder: str = "nvidia/cublas/lib"
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is loaded; nothing is that lies in no wheel."""
+    """Record the loaded libraries; loading a library outside a wheel fails."""
     found: list[str] = []
 
     def load(name: str, mode: int) -> None:

@@ -43,7 +43,7 @@ def test_no_clips(trimmed: Engine):
 
 
 def test_text_does_not_depend_on_the_neighbours(trimmed: Engine, clips: list[Waveform]):
-    # Clips of one length share a window; every third is cut a little, and the order is not that of the lengths.
+    # Clips of one length share a window; some are cut a little, and the clips are not sorted by length.
     same = [np.pad(clip, (0, 4 * SAMPLE_RATE_HZ - len(clip))) for clip in clips]
     mixed = [*clips, *(clip[: -1000 * (i % 3)] if i % 3 else clip for i, clip in enumerate(same))]
     together = trimmed.transcribe(mixed)
@@ -54,9 +54,9 @@ def test_text_does_not_depend_on_the_neighbours(trimmed: Engine, clips: list[Wav
 
 @pytest.mark.slow
 def test_real_clips_in_padded_windows(padded: Engine, speech: Path):
-    said = utterances(speech, 2)
-    heard = padded.transcribe([waveform_of(u) for u in said])
-    for utterance, transcript in zip(said, heard, strict=True):
+    clips = utterances(speech, 2)
+    transcripts = padded.transcribe([waveform_of(u) for u in clips])
+    for utterance, transcript in zip(clips, transcripts, strict=True):
         words = {w.strip(".,").lower() for w in utterance.text.split()}
         assert len(words & {w.strip(".,").lower() for w in transcript.text.split()}) >= 0.6 * len(words)
         assert transcript.avg_logprob < 0.0
@@ -67,30 +67,30 @@ def test_real_clips_in_padded_windows(padded: Engine, speech: Path):
 def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, clips: list[Waveform]):
     transcript = Engine(weights, compute_type="float32", silence_s=None).transcribe(clips[:1])[0]
     model, tokens = load_whisper(str(weights))
-    prompt, said = tokens.prompt(), [*transcript.token_ids, tokens.end]
+    prompt, target_ids = tokens.prompt(), [*transcript.token_ids, tokens.end]
     with torch.no_grad():
         states = encode(model, log_mel_padded(clips[:1])).states
-        ids = torch.tensor([[*prompt, *said[:-1]]])
+        ids = torch.tensor([[*prompt, *target_ids[:-1]]])
         logits = model.proj_out(model.model.decoder(input_ids=ids, encoder_hidden_states=states).last_hidden_state)[0]
     logits = logits[len(prompt) - 1 :]
     logits[:, model.generation_config.suppress_tokens] = -torch.inf
     logits[0, model.generation_config.begin_suppress_tokens] = -torch.inf
-    expected = logits.log_softmax(-1)[range(len(said)), said].mean()
+    expected = logits.log_softmax(-1)[range(len(target_ids)), target_ids].mean()
     assert transcript.avg_logprob == pytest.approx(float(expected), abs=1e-3)
 
 
-@pytest.mark.parametrize("previous", ["", "Thank you for calling. " * 25])
+@pytest.mark.parametrize("prompt", ["", "Thank you for calling. " * 25])
 def test_a_clip_that_does_not_stop_is_stopped(weights: Path, speech: Path, prompt: str):
     # tiny.en was never trained on trimmed windows and repeats itself in some of them.
     waveforms = [waveform_of(u) for u in utterances(speech, 24)]
     engine = Engine(weights, decoding=Decoding(prompt=prompt))
-    heard = engine.transcribe(waveforms)
-    lengths = [len(t.token_ids) for t in heard]
-    assert max(n for n, t in zip(lengths, heard, strict=True) if not t.ended) == max(lengths)
+    transcripts = engine.transcribe(waveforms)
+    lengths = [len(t.token_ids) for t in transcripts]
+    assert max(n for n, t in zip(lengths, transcripts, strict=True) if not t.ended) == max(lengths)
     limits = [max_tokens(engine.window_samples(w) / SAMPLE_RATE_HZ) for w in waveforms]
     assert all(n <= limit for n, limit in zip(lengths, limits, strict=True))
     assert any(n == limit for n, limit in zip(lengths, limits, strict=True)), "no clip ran away: nothing was bounded"
-    assert all(t.ended == (n < limit) for n, t, limit in zip(lengths, heard, limits, strict=True))
+    assert all(t.ended == (n < limit) for n, t, limit in zip(lengths, transcripts, limits, strict=True))
 
 
 def test_states_that_would_be_taken_for_a_log_mel_are_not_decoded(
@@ -104,7 +104,7 @@ def test_states_that_would_be_taken_for_a_log_mel_are_not_decoded(
 
 @pytest.mark.slow
 def test_in_every_window_the_engine_writes_what_the_decoder_writes_of_the_same_states(weights: Path, speech: Path):
-    # CTranslate2 took the 80 states of a 1.6 s window for a log-mel of 80 bands, and the model heard noise.
+    # CTranslate2 took the 80 states of a 1.6 s window for a log-mel of 80 bands, so the model got noise.
     engine = Engine(weights, compute_type="float32")
     model, tokens = load_whisper(str(weights))
     talk = np.concatenate([waveform_of(u) for u in utterances(speech, 16)])
@@ -170,11 +170,11 @@ def test_the_probabilities_of_tokens(weights: Path, clips: list[Waveform], silen
     sure = Engine(weights, **settings, decoding=Decoding(confidence=True)).transcribe(clips)
     assert [t.text for t in sure] == [t.text for t in plain] == ["".join(t.token_texts).strip() for t in sure]
     assert all(t.token_probs == () for t in plain)
-    for said in sure:
-        assert len(said.token_probs) == len(said.token_texts) == len(said.token_ids)
-        assert all(0.0 < p <= 1.0 for p in said.token_probs)
-        if said.ended and silence_s is None:
-            # The engine's own mean has the end token in it, and leaves suppressed tokens out of the sum of all.
-            assert np.log(said.token_probs).sum() == pytest.approx(
-                said.avg_logprob * (len(said.token_ids) + 1), abs=0.6
+    for transcript in sure:
+        assert len(transcript.token_probs) == len(transcript.token_texts) == len(transcript.token_ids)
+        assert all(0.0 < p <= 1.0 for p in transcript.token_probs)
+        if transcript.ended and silence_s is None:
+            # avg_logprob includes the end token, and its softmax leaves out suppressed tokens.
+            assert np.log(transcript.token_probs).sum() == pytest.approx(
+                transcript.avg_logprob * (len(transcript.token_ids) + 1), abs=0.6
             )

@@ -9,22 +9,22 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Vad
 from askd_ray.models.engine import Engine, Transcript
-from askd_ray.models.long_form import joined, transcribe_long
+from askd_ray.models.long_form import join_transcripts, transcribe_long
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 
 
-class Listener:
-    """Keeps what it hears, and says which clip that was."""
+class RecordingEngine:
+    """Records its clips; each transcript is the clip's number."""
 
     def __init__(self):
-        self.heard: list[Waveform] = []
+        self.clips: list[Waveform] = []
 
     def transcribe(self, waveforms: Sequence[Waveform], language: str | None = "en") -> list[Transcript]:
         transcripts = []
         for waveform in waveforms:
-            self.heard.append(waveform)
-            number = len(self.heard)
+            self.clips.append(waveform)
+            number = len(self.clips)
             transcripts.append(Transcript(f"{language}{number}", (number, 7), -0.5, 0.2, ended=number != 2))
         return transcripts
 
@@ -35,36 +35,36 @@ def vad() -> Vad:
 
 
 def test_what_is_said_is_heard_once_and_in_order(vad: Vad, speech: Path):
-    """Real speech of a minute and a half, with pauses that are long and that are not."""
+    """90 s of real speech with long and short pauses."""
     rng = np.random.default_rng(0)
     clips = [waveform for waveform, _ in spoken(speech, 16)]
     pauses = [rng.normal(0.0, 1e-4, samples_of(s)).astype(np.float32) for s in [0.3, 0.5, 4.0, 0.4] * 4]
     recording = np.concatenate([piece for pair in zip(clips, pauses, strict=True) for piece in pair])
-    listener = Listener()
-    transcript = transcribe_long(listener, vad, recording, "de")
-    assert transcript.text == " ".join(f"de{i + 1}" for i in range(len(listener.heard))) and len(listener.heard) > 4
-    assert max(map(len, listener.heard)) <= PADDED_SAMPLES
-    heard = sum(float(np.square(clip).sum()) for clip in listener.heard)
-    assert heard == pytest.approx(float(np.square(recording).sum()), rel=1e-3)  # all that is loud
-    assert sum(map(len, listener.heard)) < len(recording) - samples_of(8.0)  # and not the long pauses
+    engine = RecordingEngine()
+    transcript = transcribe_long(engine, vad, recording, "de")
+    assert transcript.text == " ".join(f"de{i + 1}" for i in range(len(engine.clips))) and len(engine.clips) > 4
+    assert max(map(len, engine.clips)) <= PADDED_SAMPLES
+    energy = sum(float(np.square(clip).sum()) for clip in engine.clips)
+    assert energy == pytest.approx(float(np.square(recording).sum()), rel=1e-3)  # the chunks hold all loud parts
+    assert sum(map(len, engine.clips)) < len(recording) - samples_of(8.0)  # but not the long pauses
 
 
 def test_a_short_clip_is_the_engines_own(vad: Vad, speech: Path):
     ((waveform, _),) = spoken(speech)
-    assert transcribe_long(Listener(), vad, waveform) == Listener().transcribe([waveform])[0]
+    assert transcribe_long(RecordingEngine(), vad, waveform) == RecordingEngine().transcribe([waveform])[0]
 
 
 def test_where_nobody_speaks_the_model_is_not_asked(vad: Vad):
-    listener = Listener()
-    assert transcribe_long(listener, vad, np.zeros(SAMPLE_RATE_HZ, np.float32)) == Transcript("", (), 0.0, 1.0)
-    assert transcribe_long(listener, vad, np.zeros(0, np.float32)).text == ""
-    assert listener.heard == []
+    engine = RecordingEngine()
+    assert transcribe_long(engine, vad, np.zeros(SAMPLE_RATE_HZ, np.float32)) == Transcript("", (), 0.0, 1.0)
+    assert transcribe_long(engine, vad, np.zeros(0, np.float32)).text == ""
+    assert engine.clips == []
 
 
 def test_transcripts_are_joined():
     first = Transcript("One two", (1, 2, 3), -0.2, 0.6, True, (" One", " t", "wo"), (0.9, 0.8, 0.7))
     second = Transcript("three", (4,), -0.8, 0.1, False, ("three",), (0.5,))
-    whole = joined([first, Transcript("", (), 0.0, 0.9), second])
+    whole = join_transcripts([first, Transcript("", (), 0.0, 0.9), second])
     assert (whole.text, whole.token_ids) == ("One two three", (1, 2, 3, 4))
     assert whole.avg_logprob == pytest.approx((4 * -0.2 + 0.0 + 2 * -0.8) / 7)
     assert (whole.no_speech_prob, whole.ended) == (0.1, False)

@@ -13,7 +13,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
-from askd_ray.models.speculative import Speculated, check_vocabularies, speculate
+from askd_ray.models.speculative import SpeculativeResult, check_vocabularies, speculate
 from askd_ray.text.tokens import Tokens, max_tokens
 
 Whisper = WhisperForConditionalGeneration
@@ -31,7 +31,7 @@ def clips(speech: Path) -> list[Waveform]:
 
 @pytest.fixture(scope="module")
 def written(teacher: tuple[Whisper, Tokens], clips: list[Waveform]) -> list[list[int]]:
-    """What the teacher writes by itself."""
+    """The teacher's greedy tokens."""
     return [greedy(*teacher, padded(clip), teacher[1].prompt())[0] for clip in clips]
 
 
@@ -44,7 +44,7 @@ def trimmed(clip: Waveform) -> torch.Tensor:
 
 
 def perturbed(model: Whisper, scale: float) -> Whisper:
-    """A copy with two of its decoder layers, and noise on the weights of these."""
+    """A copy with two decoder layers and noise on their weights."""
     worse, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     worse.model.decoder.layers = worse.model.decoder.layers[:2]
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_a_draft_like_the_teacher_saves_its_passes(teacher, clips, written):
         found = speculate(model, model, tokens, (padded(clip), padded(clip)), tokens.prompt())
         assert found.token_ids == expected
         assert found.n_accepted == found.n_drafted >= len(expected) + 1 - found.n_passes  # with the end token
-        assert found.n_passes == -(-(len(expected) + 1) // 6)  # five that were drafted and one of its own
+        assert found.n_passes == -(-(len(expected) + 1) // 6)  # five drafted tokens and one of the teacher per pass
 
 
 def test_in_the_window_that_the_draft_was_trained_on(teacher, clips, written):
@@ -79,7 +79,7 @@ def test_a_bad_draft_changes_nothing_but_the_work(teacher, clips, written, n_dra
         assert found.n_passes + found.n_accepted == pytest.approx(len(expected) + 1, abs=1)
         assert found.n_accepted < 0.7 * found.n_drafted <= 0.7 * n_drafted * found.n_passes
         accepted += found.n_accepted
-    assert accepted > 0 or n_drafted == 1  # otherwise nothing of a cache was kept
+    assert accepted > 0 or n_drafted == 1  # otherwise the test does not cover a kept cache
 
 
 def test_a_teacher_that_does_not_stop_is_stopped_at_the_same_token(teacher, clips):
@@ -94,7 +94,7 @@ def test_a_teacher_that_does_not_stop_is_stopped_at_the_same_token(teacher, clip
 
 
 def test_counts_of_a_known_case(teacher, clips, written):
-    """A draft that ends at once: its end token is refused each time, until the text does end."""
+    """A draft model that always proposes the end token: the teacher rejects it until the text ends."""
     model, tokens = teacher
     mute = copy.deepcopy(model)
     mute.proj_out = torch.nn.Linear(model.config.d_model, model.config.vocab_size)
@@ -103,8 +103,8 @@ def test_counts_of_a_known_case(teacher, clips, written):
     found = speculate(model, mute, tokens, (padded(clips[0]), trimmed(clips[0])), tokens.prompt())
     n_tokens = len(written[0])
     assert found.token_ids == written[0]
-    # At the beginning it may not end either: it proposes the first id that it may, and then the end.
-    assert found == Speculated(written[0], n_drafted=n_tokens + 2, n_accepted=1, n_passes=n_tokens + 1)
+    # The end token is suppressed at the beginning: there it proposes the first allowed id, then the end token.
+    assert found == SpeculativeResult(written[0], n_drafted=n_tokens + 2, n_accepted=1, n_passes=n_tokens + 1)
 
 
 def test_models_of_different_vocabularies(weights: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Picking, merging and shrinking layers, on tiny.en: layers are compared by their weights and by what they compute."""
+"""Picking, merging and shrinking layers, on tiny.en: layers are compared by weights and by outputs."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.config.schema import Layers, Student
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_config, load_whisper
-from askd_ray.models.student import Surgery, apply_layer_map, build_student, keep_layers, singles, surgeries
+from askd_ray.models.student import LayerMap, apply_layer_map, build_student, keep_layers, layer_maps, unmerged_groups
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.text.tokens import Tokens
 
@@ -44,7 +44,8 @@ def test_keeping_all_layers_changes_nothing(tiny_en: Model, log_mel: torch.Tenso
         again = keep_layers(model, layers, layers)
         assert torch.equal(hidden(again, tokens, log_mel), hidden(model, tokens, log_mel))
     assert torch.equal(
-        hidden(apply_layer_map(model, Surgery(singles(4), singles(4))), tokens, log_mel), hidden(*tiny_en, log_mel)
+        hidden(apply_layer_map(model, LayerMap(unmerged_groups(4), unmerged_groups(4))), tokens, log_mel),
+        hidden(*tiny_en, log_mel),
     )
 
 
@@ -96,7 +97,7 @@ def test_alignment_heads_point_at_layers_that_stayed_what_they_were(tiny_en: Mod
 
 
 BAD: dict[str, tuple[Layers, str]] = {
-    "nothing": ((), "keeps no layer at all"),
+    "nothing": ((), "keeps no layer"),
     "an empty group": ((0, ()), "an empty list is no layer"),
     "beyond the end": ((0, (3, 4)), "the model has layers 0 to 3"),
     "below 0": ((-1, 2), "the model has layers 0 to 3"),
@@ -111,7 +112,7 @@ BAD: dict[str, tuple[Layers, str]] = {
 @pytest.mark.parametrize("part", ["encoder_layers", "decoder_layers"])
 def test_layers_that_cannot_be_had(weights: Path, part: str, layers: Layers, message: str):
     with pytest.raises(AskdError, match=rf"^student\.{part} = \[.*\]: .*{message}") as error:
-        surgeries(Student(**{part: layers}), load_config(str(weights)))  # type: ignore[arg-type]
+        layer_maps(Student(**{part: layers}), load_config(str(weights)))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 
 
@@ -124,20 +125,20 @@ def test_shrinkings_speak_of_the_student_as_built():
         {"decoder_layers": [0, [1, 2], 3, 5], "shrink": steps((0, 1, 3), (0, (1, 3)), ((0, 1, 3),))}
     )
     config = WhisperConfig(decoder_layers=6, encoder_layers=2)
-    assert surgeries(settings, config) == [
-        Surgery(singles(2), ((0,), (1, 2), (3,), (5,))),
-        Surgery(singles(2), ((0,), (1,), (3,))),
-        Surgery(singles(2), ((0,), (1, 2))),  # neighbours by then
-        Surgery(singles(2), ((0, 1),)),
+    assert layer_maps(settings, config) == [
+        LayerMap(unmerged_groups(2), ((0,), (1, 2), (3,), (5,))),
+        LayerMap(unmerged_groups(2), ((0,), (1,), (3,))),
+        LayerMap(unmerged_groups(2), ((0,), (1, 2))),  # neighbours after the previous shrinking
+        LayerMap(unmerged_groups(2), ((0, 1),)),
     ]
 
 
 UNREACHABLE: dict[str, tuple[tuple[Layers, ...], str]] = {
-    "gone": (((0, 1, 3), (0, 2)), r"shrink\[1\].*: the student has the layers 0, 1, 3 by then"),
-    "merged": (((0, (1, 2), 3), (0, 1, 3)), r"has the layers 0, \[1, 2\], 3 by then; .*cannot be taken apart"),
-    "half of it": ((((0, 1), 2, 3), (0, (1, 2))), "cannot be taken apart"),
+    "gone": (((0, 1, 3), (0, 2)), r"shrink\[1\].*: at this point the student has the layers 0, 1, 3"),
+    "merged": (((0, (1, 2), 3), (0, 1, 3)), r"has the layers 0, \[1, 2\], 3; merged layers cannot be separated"),
+    "half of it": ((((0, 1), 2, 3), (0, (1, 2))), "cannot be separated"),
     "not neighbours by then": (((0, 1, 3), ((0, 3),)), r"\[0, 3\] are not neighbours"),
-    "nothing changes": (((0, 3), (0, 3)), r"shrink\[1\], at 0\.2, leaves the student as it is"),
+    "nothing changes": (((0, 3), (0, 3)), r"shrink\[1\], at 0\.2, does not change the student"),
     "not there": (((0, 4),), "the model has layers 0 to 3"),
 }
 
@@ -146,7 +147,7 @@ UNREACHABLE: dict[str, tuple[tuple[Layers, ...], str]] = {
 def test_shrinkings_that_cannot_be_reached(weights: Path, decoders: tuple[Layers, ...], message: str):
     settings = Student.model_validate({"shrink": steps(*decoders)})
     with pytest.raises(AskdError, match=message):
-        surgeries(settings, load_config(str(weights)))
+        layer_maps(settings, load_config(str(weights)))
 
 
 @pytest.mark.parametrize(

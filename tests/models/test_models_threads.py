@@ -7,14 +7,14 @@ from askd_ray.models.bundle import read_bundle
 
 
 @pytest.mark.parametrize(
-    ("cores", "gains", "expected"),
+    ("cores", "speedups", "expected"),
     [(2, [0.6], 1), (2, [1.6], 2), (8, [1.6, 1.4, 1.1], 4), (8, [2, 2, 2], 8), (6, [2, 2], 4), (1, [], 1)],
 )
 def test_threads_are_doubled_for_as_long_as_they_pay(
-    cores: int, gains: list[float], expected: int, monkeypatch: pytest.MonkeyPatch, weights: Path
+    cores: int, speedups: list[float], expected: int, monkeypatch: pytest.MonkeyPatch, weights: Path
 ):
-    tried = iter(gains)
-    monkeypatch.setattr(threads, "_gain", lambda *_: next(tried))
+    tried = iter(speedups)
+    monkeypatch.setattr(threads, "_speedup", lambda *_: next(tried))
     assert threads.allocate_threads(read_bundle(weights), cores) == expected
     assert next(tried, None) is None
 

@@ -103,7 +103,7 @@ def test_reference_clips_tell_a_model_that_hears_something_else(tmp_path: Path, 
         if good:
             assert load_verified(folder, "m", Hardware()).model.languages == ("en",)
         else:
-            with pytest.raises(AskdError, match="otherwise than when it was exported"):
+            with pytest.raises(AskdError, match="differ from those of the export"):
                 load_verified(folder, "m", Hardware())
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from askd_ray.config.targets import Targets
 from askd_ray.data.schema import Utterance
 from askd_ray.models.engine import Transcript
-from askd_ray.targets.filter import max_repeats_in, why_dropped
+from askd_ray.targets.filter import failed_filter, max_repeats_in
 from askd_ray.text.ngrams import compression_ratio
 
 TEN = "please leave your name and number after the long tone"
@@ -15,29 +15,41 @@ LONG = "She had your dark suit in greasy wash water all year, and more."
 LOOP = "and then we went to the station and bought a ticket. " * 9
 
 
-def said(text: str = "", seconds: float = 2.0, language: str = "en") -> Utterance:
+def make_utterance(text: str = "", seconds: float = 2.0, language: str = "en") -> Utterance:
     return Utterance("u", b"", "u", text, seconds, "", language, "d", "train", "")
 
 
-def heard(text: str, log_prob: float = -0.3, ended: bool = True) -> Transcript:
+def make_transcript(text: str, log_prob: float = -0.3, ended: bool = True) -> Transcript:
     return Transcript(text, (), log_prob, 0.0, ended)
 
 
 def why(utterance: Utterance, transcript: Transcript, **settings: Any) -> str:
-    return why_dropped(Targets(kind="pseudo", **settings), utterance, transcript)
+    return failed_filter(Targets(kind="pseudo", **settings), utterance, transcript)
 
 
-# filter: (an utterance and what passes there, and one that just does not)
+# filter: (an utterance with a transcript that just passes, and one that just fails)
 CASES: dict[str, tuple[tuple[Utterance, Transcript], tuple[Utterance, Transcript]]] = {
     "max_wer": (
-        (said(TEN), heard(TEN.replace("leave", "live"))),
-        (said(TEN), heard(TEN.replace("leave", "live").replace("tone", "bone"))),
+        (make_utterance(TEN), make_transcript(TEN.replace("leave", "live"))),
+        (make_utterance(TEN), make_transcript(TEN.replace("leave", "live").replace("tone", "bone"))),
     ),
-    "min_mean_log_prob": ((said(), heard("hello there", -1.0)), (said(), heard("hello there", -1.001))),
-    "max_compression_ratio": ((said(seconds=20), heard(LOOP[:100])), (said(seconds=20), heard(LOOP))),
-    "max_repeats": ((said(), heard("no, no, no, no")), (said(), heard("No no, no no no."))),
-    "chars_per_s": ((said(), heard(LONG[:60])), (said(), heard(LONG[:61]))),
-    "no end": ((said(), heard("hello there")), (said(), heard("hello there", ended=False))),
+    "min_mean_log_prob": (
+        (make_utterance(), make_transcript("hello there", -1.0)),
+        (make_utterance(), make_transcript("hello there", -1.001)),
+    ),
+    "max_compression_ratio": (
+        (make_utterance(seconds=20), make_transcript(LOOP[:100])),
+        (make_utterance(seconds=20), make_transcript(LOOP)),
+    ),
+    "max_repeats": (
+        (make_utterance(), make_transcript("no, no, no, no")),
+        (make_utterance(), make_transcript("No no, no no no.")),
+    ),
+    "chars_per_s": ((make_utterance(), make_transcript(LONG[:60])), (make_utterance(), make_transcript(LONG[:61]))),
+    "no end": (
+        (make_utterance(), make_transcript("hello there")),
+        (make_utterance(), make_transcript("hello there", ended=False)),
+    ),
 }
 
 
@@ -54,30 +66,32 @@ def test_null_switches_a_filter_off(name: str):
 
 
 def test_the_teacher_hears_nothing():
-    assert why(said(), heard("")) == "chars_per_s"
-    assert why(said("thank you"), heard("")) == "max_wer"
+    assert why(make_utterance(), make_transcript("")) == "chars_per_s"
+    assert why(make_utterance("thank you"), make_transcript("")) == "max_wer"
 
 
 def test_where_there_is_a_reference_only_it_counts():
-    utterance = said("no no no no no no no no", seconds=0.1)
-    assert why(utterance, heard("no no no no no no no no", log_prob=-5.0)) == ""
+    utterance = make_utterance("no no no no no no no no", seconds=0.1)
+    assert why(utterance, make_transcript("no no no no no no no no", log_prob=-5.0)) == ""
 
 
 def test_errors_are_counted_after_normalisation():
-    assert why(said("Mr. Smith has $20."), heard("mister smith has twenty dollars"), max_wer=0.0) == ""
+    assert (
+        why(make_utterance("Mr. Smith has $20."), make_transcript("mister smith has twenty dollars"), max_wer=0.0) == ""
+    )
 
 
 def test_without_spaces_characters_are_the_words():
     reference = "今天天气很好我们去公园"
-    one_wrong = heard(reference.replace("好", "坏"))
-    assert why(said(reference, language="zh"), one_wrong) == ""  # 1 of 11
-    assert why(said(reference, language="zh"), one_wrong, max_wer=0.05) == "max_wer"
-    assert why(said(language="zh"), heard("好好好好好")) == "max_repeats"
+    one_wrong = make_transcript(reference.replace("好", "坏"))
+    assert why(make_utterance(reference, language="zh"), one_wrong) == ""  # 1 of 11
+    assert why(make_utterance(reference, language="zh"), one_wrong, max_wer=0.05) == "max_wer"
+    assert why(make_utterance(language="zh"), make_transcript("好好好好好")) == "max_repeats"
 
 
 def test_a_reference_without_words():
-    assert why(said("..."), heard("...")) == ""
-    assert why(said("..."), heard("thank you")) == "max_wer"
+    assert why(make_utterance("..."), make_transcript("...")) == ""
+    assert why(make_utterance("..."), make_transcript("thank you")) == "max_wer"
 
 
 @given(
@@ -99,7 +113,7 @@ def test_repeats_by_hand(text: str, repeats: int):
 
 
 def test_compression_ratio_is_that_of_whisper():
-    """By openai/whisper's own function, ``utils.compression_ratio``: bytes over those of zlib at its default level."""
+    """As openai/whisper's ``utils.compression_ratio``: bytes divided by zlib's bytes at its default level."""
     assert compression_ratio("") == 0.0
     assert compression_ratio("hello there") == pytest.approx(11 / 19)
     assert compression_ratio(LOOP) > 2.4 > compression_ratio(LOOP[:100])
@@ -108,5 +122,5 @@ def test_compression_ratio_is_that_of_whisper():
 @given(st.text(max_size=40), st.floats(0.1, 30.0), st.floats(-8.0, 0.0))
 def test_whatever_comes_there_is_one_answer(text: str, seconds: float, log_prob: float):
     names = {"", "min_mean_log_prob", "max_compression_ratio", "max_repeats", "chars_per_s"}
-    assert why(said(seconds=seconds), heard(text, log_prob)) in names
-    assert why(said("a reference", seconds=seconds), heard(text, log_prob)) in {"", "max_wer"}
+    assert why(make_utterance(seconds=seconds), make_transcript(text, log_prob)) in names
+    assert why(make_utterance("a reference", seconds=seconds), make_transcript(text, log_prob)) in {"", "max_wer"}

@@ -17,7 +17,7 @@ from askd_ray.distill import divergence
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.targets.buckets import to_buckets
-from askd_ray.targets.kl_report import KEPT, KlLost, kl_lost, kl_table, measure
+from askd_ray.targets.kl_report import REPORTED_KS, KlLost, kl_lost, kl_table, measure
 from askd_ray.targets.soft_labels import forced_logits, label, label_key
 
 K = 5
@@ -41,8 +41,8 @@ def teacher(weights: Path) -> WhisperForConditionalGeneration:
 
 @pytest.fixture(scope="module")
 def rows(speech: Path, recipe: Recipe) -> tuple[list[Utterance], list[SoftLabels]]:
-    said = utterances(speech, 2)
-    return said, label(*load_whisper(recipe.teacher.model), said, recipe)
+    clips = utterances(speech, 2)
+    return clips, label(*load_whisper(recipe.teacher.model), clips, recipe)
 
 
 @pytest.mark.parametrize("k", [1, 4, 40])
@@ -56,9 +56,9 @@ def test_the_buckets_hold_all_mass(k: int):
 def test_what_is_lost_against_the_objective_s_own_divergence(
     teacher: WhisperForConditionalGeneration, rows: tuple[list[Utterance], list[SoftLabels]], recipe: Recipe
 ):
-    """Real Whisper as its own student in a trimmed window: the two KLs by the objective's functions."""
+    """Real Whisper as its own student in a trimmed window: both KLs agree with the objective's functions."""
     report = kl_lost(teacher, teacher, *rows, recipe)
-    assert [lost.k for lost in report] == sorted({K, *KEPT})
+    assert [lost.k for lost in report] == sorted({K, *REPORTED_KS})
     dense: list[torch.Tensor] = []
     kept: list[torch.Tensor] = []
     with torch.no_grad():
@@ -87,12 +87,12 @@ def test_more_tokens_lose_less(
 def test_what_is_left_out_counts_nothing(
     teacher: WhisperForConditionalGeneration, rows: tuple[list[Utterance], list[SoftLabels]], recipe: Recipe
 ):
-    said, labels = rows
+    clips, labels = rows
     out = replace(labels[1], target_ids=labels[1].target_ids[:0], left_out="too long")
-    assert kl_lost(teacher, teacher, said, [labels[0], out], recipe) == kl_lost(
-        teacher, teacher, said[:1], labels[:1], recipe
+    assert kl_lost(teacher, teacher, clips, [labels[0], out], recipe) == kl_lost(
+        teacher, teacher, clips[:1], labels[:1], recipe
     )
-    assert kl_lost(teacher, teacher, said[1:], [out], recipe) == []
+    assert kl_lost(teacher, teacher, clips[1:], [out], recipe) == []
 
 
 def test_the_report_of_a_run_is_about_its_own_student(
@@ -101,11 +101,13 @@ def test_the_report_of_a_run_is_about_its_own_student(
     teacher: WhisperForConditionalGeneration,
     tmp_path: Path,
 ):
-    said, labels = rows
-    write_table(tmp_path / "shard.parquet", to_table(said))
+    clips, labels = rows
+    write_table(tmp_path / "shard.parquet", to_table(clips))
     write_labels(tmp_path / "labels.parquet", labels, label_key(recipe))
     report = measure(recipe, tmp_path / "shard.parquet", tmp_path / "labels.parquet")
-    assert report[0].dense > kl_lost(teacher, teacher, said, labels, recipe)[0].dense  # it lost two layers
+    assert (
+        report[0].dense > kl_lost(teacher, teacher, clips, labels, recipe)[0].dense
+    )  # the student has two layers less
     assert len(kl_table(report).rows) == len(report)
 
 

@@ -1,4 +1,4 @@
-"""What `askd label` finds out without Ray and without the teacher's weights at work."""
+"""The checks of `askd label` that need neither Ray nor the teacher's weights."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from askd_ray.targets import ray_label
 def test_a_language_that_the_teacher_lacks_is_found_before_ray_starts(
     speech: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Shards may be older than the teacher, and its languages were perhaps not known when they were made."""
+    """The shards may be older than the choice of the teacher, so `askd prepare` could not check its languages."""
     rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()[:3]]
     rows = [{**row, "audio": str(speech / row["audio"]), "language": "German"} for row in rows]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -51,12 +51,12 @@ def labels(teacher: Teacher, clips: list[Utterance], weights: Path) -> list[Soft
 def test_greedy_labels_are_what_the_teacher_decodes(
     teacher: Teacher, labels: list[SoftLabels], clips: list[Utterance], weights: Path
 ):
-    """CTranslate2 in float32, and torch: the same tokens, so the labels are those of no int8 copy."""
+    """CTranslate2 in float32 and torch give the same tokens, so no int8 copy makes the labels."""
     model, tokens = teacher
     waveforms = [waveform_of(u) for u in clips]
-    heard = Engine(weights, compute_type="float32", silence_s=PADDED_S).transcribe(waveforms)
+    make_transcript = Engine(weights, compute_type="float32", silence_s=PADDED_S).transcribe(waveforms)
     in_torch = greedy(model, tokens, log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms)), tokens.prompt())
-    for made, transcript, ids in zip(labels, heard, in_torch, strict=True):
+    for made, transcript, ids in zip(labels, make_transcript, in_torch, strict=True):
         assert made.left_out == "" and made.prompt_ids == (SOT, NO_TIMESTAMPS)
         assert made.target_ids.tolist() == [*transcript.token_ids, tokens.end] == [*ids, tokens.end]
 
@@ -64,7 +64,7 @@ def test_greedy_labels_are_what_the_teacher_decodes(
 def test_soft_labels_lie_along_the_pseudo_labels(labels: list[SoftLabels], clips: list[Utterance]):
     tops = [(made.top_ids[:, 0] == made.target_ids).tolist() for made in labels]
     hits = [hit for row in tops for hit in row]
-    assert sum(hits) >= 0.9 * len(hits)  # greedy took the likeliest token, unless it is a suppressed one
+    assert sum(hits) >= 0.9 * len(hits)  # greedy takes the most likely token unless it is suppressed
     assert all(0.0 < made.teacher_loss < 1.0 for made in labels)
 
 
@@ -73,11 +73,11 @@ def test_soft_labels_lie_along_the_pseudo_labels(labels: list[SoftLabels], clips
 def test_the_mean_log_probability_is_that_of_the_tokens(
     teacher: Teacher, clips: list[Utterance], weights: Path, beam_size: int, timestamps: bool
 ):
-    """What a filter compares with ``min_mean_log_prob``, for any way to search."""
+    """The value for ``min_mean_log_prob``, with greedy and with beam search."""
     model, tokens = teacher
     engine = teacher_engine(recipe(weights, beam_size=beam_size, timestamps=timestamps))
-    (heard,) = engine.transcribe([waveform_of(clips[0])])
-    prompt, ids = tokens.prompt(timestamps=timestamps), [*heard.token_ids, tokens.end]
+    (make_transcript,) = engine.transcribe([waveform_of(clips[0])])
+    prompt, ids = tokens.prompt(timestamps=timestamps), [*make_transcript.token_ids, tokens.end]
     with torch.no_grad():
         states = encode(model, log_mel_windows([waveform_of(clips[0])], [PADDED_SAMPLES])).states
         decoder_ids = torch.tensor([[*prompt, *ids[:-1]]])
@@ -85,15 +85,15 @@ def test_the_mean_log_probability_is_that_of_the_tokens(
     logits = logits[len(prompt) - 1 :]
     logits[:, model.generation_config.suppress_tokens] = -torch.inf
     mean = float(logits.log_softmax(-1)[range(len(ids)), ids].mean())
-    # Whisper's rules for timestamps leave fewer tokens to choose from at some positions, which are then likelier.
-    assert mean - 1e-3 <= heard.avg_logprob <= mean + (0.4 if timestamps else 0.02)
+    # Whisper's timestamp rules suppress tokens at some positions, so the others get more probability.
+    assert mean - 1e-3 <= make_transcript.avg_logprob <= mean + (0.4 if timestamps else 0.02)
 
 
 def test_beam_search(teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
     made = label(*teacher, clips, recipe(weights, beam_size=4))
     assert [m.left_out for m in made] == [""] * len(clips)
     beam, one = (sum(m.token_loss.astype(float).sum() for m in of) for of in (made, labels))
-    assert beam <= one + 0.05  # it finds what is at least as likely
+    assert beam <= one + 0.05  # beam search finds a text that is at least as likely
 
 
 def test_timestamps(teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
@@ -121,7 +121,7 @@ def test_a_prompt_stands_before_the_transcript(
         assert one.prompt_ids == (PREVIOUS, *tokens.encode(previous), SOT, NO_TIMESTAMPS)
     kept = [(a, b) for a, b in zip(made, labels, strict=True) if not a.left_out]
     assert len(kept) >= 2
-    assert any(a.teacher_loss != b.teacher_loss for a, b in kept)  # the teacher has read it
+    assert any(a.teacher_loss != b.teacher_loss for a, b in kept)  # the prompt changes the teacher's probabilities
 
 
 def test_an_online_teacher_writes_targets_only(
@@ -134,7 +134,7 @@ def test_an_online_teacher_writes_targets_only(
 
 
 class Deaf(Engine):
-    """A teacher whose answers are given."""
+    """A teacher with given transcripts."""
 
     def __init__(self, answers: dict[str, list[Transcript]]):
         self.answers = answers
@@ -146,17 +146,17 @@ class Deaf(Engine):
 def test_what_is_dropped_is_empty_and_says_why(teacher: Teacher, clips: list[Utterance], weights: Path):
     model, tokens = teacher
 
-    def heard(text: str, log_prob: float = -0.1, ended: bool = True) -> Transcript:
+    def make_transcript(text: str, log_prob: float = -0.1, ended: bool = True) -> Transcript:
         return Transcript(text, tuple(tokens.encode(text)), log_prob, 0.0, ended)
 
     rows = [*clips, replace(clips[0], text="entirely other words"), replace(clips[1], text="hello")]
     answers = [
-        heard("hello"),
-        heard("hello", log_prob=-3.0),
-        heard("no no no no no"),
-        heard("hello", ended=False),
-        heard("hello"),
-        heard("Hello!"),
+        make_transcript("hello"),
+        make_transcript("hello", log_prob=-3.0),
+        make_transcript("no no no no no"),
+        make_transcript("hello", ended=False),
+        make_transcript("hello"),
+        make_transcript("Hello!"),
     ]
     made = label(model, tokens, rows, recipe(weights), Deaf({"en": answers}))
     expected = ["", "min_mean_log_prob", "max_repeats", "no end", "max_wer", ""]

@@ -57,7 +57,7 @@ def test_labels_are_the_teacher_s_distribution(utterances: list[Utterance], labe
             log_q = torch.log_softmax(model.proj_out(hidden[len(prompt) - 1 :]), -1)
         targets = torch.from_numpy(made.target_ids.astype(np.int64))
         arrays = (made.top_ids.astype(np.int64), made.top_log_probs, made.rest_log_prob, made.token_loss)
-        cached = TopK(*(torch.from_numpy(a.copy()) for a in arrays)).at(slice(None), targets, 1.0)
+        cached = TopK(*(torch.from_numpy(a.copy()) for a in arrays)).distribution(slice(None), targets, 1.0)
         assert forward_kl(cached.log_p, cached.of_student(log_q)).max().item() < 1e-4
         assert torch.nn.functional.nll_loss(log_q, targets).item() == pytest.approx(made.teacher_loss, abs=1e-3)
         assert tokens.decode(made.target_ids.tolist()) == utterance.text and made.target_ids[-1] == tokens.end
@@ -121,7 +121,7 @@ def test_a_text_is_needed_to_be_a_reference(utterances: list[Utterance], weights
 
 
 def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: Path, tmp_path: Path):
-    """A batch from the disk: prompt, then text; and the teacher run along it says what its labels say."""
+    """A batch from disk has prompt and text, and the teacher's forward pass on it gives the label's probabilities."""
     previous = "Welcome to the voice mail system. " * 12
     with_prompt = Recipe.model_validate(
         {
@@ -140,8 +140,8 @@ def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: 
     write_table(run.shards / "train-00000-of-00001.parquet", to_table(utterances))
     made = label(model, tokens, utterances, with_prompt)
     write_labels(run.labels / "train-00000-of-00001.parquet", made, label_key(with_prompt))
-    stream = make_batch_loader(with_prompt, n_mels=80)
-    (batch,) = (b for task in stream.planner().tasks(DataCursor(), 0, 1) for b in stream.batches(task))
+    loader = make_batch_loader(with_prompt, n_mels=80)
+    (batch,) = (b for task in loader.planner().tasks(DataCursor(), 0, 1) for b in loader.batches(task))
     by_id = {u.id: m for u, m in zip(utterances, made, strict=True)}
     with torch.no_grad():
         decoded = WindowedWhisper(model)(torch.from_numpy(batch.log_mel), torch.from_numpy(batch.decoder_ids))

@@ -1,4 +1,4 @@
-"""The answers of an MLflow tracking server that its client needs: the real one takes far more to install."""
+"""A minimal MLflow tracking server with the answers that the client needs: the real server is a large install."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts/"
 
 
 class MlflowServer(ThreadingHTTPServer):
-    """Keeps one run in memory; ``trouble`` is the HTTP status that it answers everything with, ``slow_s`` its delay."""
+    """Keeps one run in memory; ``trouble`` is an HTTP error status for all answers (0: none), ``slow_s`` a delay."""
 
     daemon_threads = True
 
@@ -29,11 +29,11 @@ class MlflowServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def history(self, name: str) -> list[tuple[int, float]]:
-        """Steps and values of a metric, in the order in which they came."""
+        """Steps and values of a metric, in the order of arrival."""
         return [(m["step"], m["value"]) for m in self.metrics if m["key"] == name]
 
     def answer(self, what: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """Answer a call of the API, or None where what it asks for is not there."""
+        """Answer an API call; None if the requested object does not exist."""
         if what == "experiments/get-by-name":
             return {"experiment": {"experiment_id": "7", "name": "askd"}} if self.experiments else None
         if what == "experiments/create":

@@ -39,7 +39,7 @@ def test_dev_is_decoded_as_the_student_was_taught(labelled: Recipe):
 
 @pytest.mark.slow
 def test_dev_is_decoded_as_the_engine_decodes_it(weights: Path, speech: Path):
-    # One torch batch of clips in the window of its longest clip hid what the engine does with short ones.
+    # A torch batch padded to the window of its longest clip would hide how the engine decodes short clips.
     model, tokens = load_whisper(str(weights))
     clips = utterances(speech, 12)
     engine = Engine(weights, compute_type="float32")

@@ -69,7 +69,7 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def everything(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
-    """An undisturbed run with all that a checkpoint has to keep."""
+    """An undisturbed run with everything that a checkpoint has to store."""
     recipe = with_objective(labelled, {"self_teacher": {"kind": "ema", "switch": 0.2}}, train=EVERYTHING)
     folder = tmp_path_factory.mktemp("everything")
     Loop(recipe, PlainContext(CPU), folder, "key").run()
@@ -120,7 +120,7 @@ def _two_ranks(rank: int, port: int, text: str, folder: str, dies_after: int) ->
 
 @pytest.mark.slow
 def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path: Path, unused_port: int):
-    """And one worker that takes over from them with the same student, but for rounding, and the same ledger."""
+    """One worker that resumes their run ends with the same student, except for rounding, and the same ledger."""
     recipe = with_objective(labelled, {}, train={"batch_utterances": 2, "micro_batches": 2, "checkpoint_steps": 2})
     text = recipe.model_dump_json()
     for folder, dies_after in (("whole", 99), ("killed", 3), ("handed_over", 3)):
@@ -141,7 +141,7 @@ def _late_rank(rank: int, port: int, text: str, folders: tuple[str, str]) -> Non
 
 @pytest.mark.slow
 def test_ranks_that_see_different_checkpoints_do_not_go_on(labelled: Recipe, tmp_path: Path, unused_port: int):
-    """As on a shared folder that shows one machine what is new later than another."""
+    """As on a shared folder where one machine sees new files later than another."""
     killed(labelled, tmp_path / "seen", 6)
     folders = str(tmp_path / "seen"), str(tmp_path)
     with pytest.raises(mp.ProcessRaisedException, match=r"checkpoints of different steps: \[5, 0\]"):
@@ -185,7 +185,7 @@ def test_every_schedule_and_self_teacher_resumes_exactly(
     if recipe.objective.has_self_teacher and name != "best":
         assert metrics[-1]["self_kd"] > 0.0
     if recipe.objective.has_teacher:
-        # Before the first step the student is the teacher: only from then on is there something to distil.
+        # At the first step the student equals the teacher, so kd is 0; it is positive from the second step on.
         assert metrics[1]["kd"] > 1e-6 and metrics[0]["teacher_ce"] > 0.0
 
 
@@ -203,8 +203,8 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
     seen: list[str] = []
 
     class Recording(PlainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            for batch in super().batches(stream, tasks):
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            for batch in super().batches(loader, tasks):
                 seen.extend(batch.ids)
                 yield batch
 
@@ -221,7 +221,7 @@ def test_without_a_better_wer_a_run_ends_early(labelled: Recipe, tmp_path: Path,
     recipe = with_objective(labelled, {}, train={"epochs": 9, "patience": 2})
     summary = Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     assert (summary["stopped"], summary["best_step"], summary["steps"]) == ("patience", 10, 20)
-    assert Loop(recipe, PlainContext(CPU), tmp_path, "key").run() == summary  # and is not taken up again
+    assert Loop(recipe, PlainContext(CPU), tmp_path, "key").run() == summary  # an ended run does not continue
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_labels_of_each_temperature_lie_beside_one_another(labelled: Recipe):
 
 @pytest.mark.parametrize("part", ["noise", "reverb"])
 def test_sounds_that_are_not_there_are_refused(labelled: Recipe, tmp_path: Path, part: str):
-    """At once, and not by a worker that reads the first batch."""
+    """Before training starts, not in a worker that reads the first batch."""
     augmentation = {part: {"share": 0.5, "files": str(tmp_path / "gone" / "*.wav")}}
     recipe = Recipe.model_validate({**labelled.model_dump(), "augment": augmentation})
     with pytest.raises(AskdError, match=rf"augment\.{part}\.files = .*gone/\*\.wav' matches no file"):
@@ -282,8 +282,8 @@ def test_a_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path:
 
 def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            for batch in super().batches(stream, tasks):
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            for batch in super().batches(loader, tasks):
                 batch.log_mel[:] = float("nan")
                 yield batch
 
@@ -296,8 +296,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted_where_the_recipe_says_so(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
-        def batches(self, stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            for number, batch in enumerate(super().batches(stream, tasks)):
+        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+            for number, batch in enumerate(super().batches(loader, tasks)):
                 if number == 2:
                     batch.log_mel[:] = float("nan")
                 yield batch
@@ -315,19 +315,21 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_where_the_recipe_says_
 def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
     labelled: Recipe, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A file may not grow beyond a limit, as on a full disk: a real failing write in the second checkpoint."""
+    """A limit on the file size makes a real write of the second checkpoint fail, as on a full disk."""
     loop, written = Loop(labelled, PlainContext(CPU), tmp_path, "key"), list[int]()
 
-    def save(folder: Path, position: TrainState, *rest: Any) -> None:
-        written.append(position.step)
+    def save(folder: Path, train_state: TrainState, *rest: Any) -> None:
+        written.append(train_state.step)
         limit = resource.RLIM_INFINITY if len(written) == 1 else 100_000
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        save_checkpoint(folder, position, *rest)
+        save_checkpoint(folder, train_state, *rest)
 
     monkeypatch.setattr("askd_ray.train.loop.save_checkpoint", save)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(AskdError, match=r"cannot write checkpoint .*step-00000010 .*the one before it is whole"):
+        with pytest.raises(
+            AskdError, match=r"cannot write checkpoint .*step-00000010 .*the previous checkpoint is intact"
+        ):
             loop.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -14,7 +14,7 @@ from askd_ray.runs import Run
 from askd_ray.train import mlflow_mirror
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
-from askd_ray.train.mlflow_mirror import MlflowRun, complete, flat, mirrored
+from askd_ray.train.mlflow_mirror import MlflowRun, flatten_recipe, mirrored, send_finished_run
 from askd_ray.train.ray_trainer import check_inputs
 from askd_ray.train.track import Tracker, read_metrics
 
@@ -23,7 +23,7 @@ MakeRun = Callable[..., Run]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for MLflow's real SQLite store; each test has an experiment of its own in it."""
+    """A folder for MLflow's real SQLite store; each test has its own experiment."""
     return tmp_path_factory.mktemp("mlflow") / "made by mlflow"
 
 
@@ -35,7 +35,7 @@ def client(store: Path) -> MlflowClient:
 
 @pytest.fixture
 def a_run(labelled: Recipe, tmp_path: Path) -> MakeRun:
-    """Return a run of its own with the labelled run's data, tracked in the given place."""
+    """Return a new run with the labelled run's data, tracked at the given URI."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / labelled.name).symlink_to(Run(labelled).path)
 
@@ -55,7 +55,7 @@ def server() -> Iterator[MlflowServer]:
 
 
 def track(run: Run, first: int, last: int) -> None:
-    """Write metrics of 20 values a step, as a run does that was resumed just before ``first``."""
+    """Write metrics of 20 values per step, like a run that resumed just before step ``first``."""
     tracker = Tracker(run.distill, first - 1)
     for step in range(first, last + 1):
         tracker.log(step, {f"m{i}": i / step for i in range(20)})
@@ -66,7 +66,7 @@ def track(run: Run, first: int, last: int) -> None:
 def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     a_run: MakeRun, store: Path, client: MlflowClient, capfd: pytest.CaptureFixture[str]
 ):
-    """A real training, killed after it had told MLflow of steps that it takes once more."""
+    """A real training, killed after it sent steps to MLflow that it repeats after the restart."""
     run = a_run(store)
     context = DyingContext(CPU)
     context.dies_after = 8
@@ -77,11 +77,11 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     assert client.get_run(first.id).data.metrics["step"] == 8
 
     loop = Loop(run.recipe, PlainContext(CPU), run.distill, "key")
-    assert 0 < loop.position.step < 8
+    assert 0 < loop.train_state.step < 8
     with mirrored(run):
         result = loop.run()
     run.finish("distill", "key", result, run.begin("distill"))
-    complete(
+    send_finished_run(
         run, {"recipe.yaml": run.path / "recipe.yaml", "bundle/transformers/config.json": run.student / "config.json"}
     )
 
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     assert experiment is not None
     (there,) = client.search_runs([experiment.experiment_id])
     assert (there.info.run_id, there.info.run_name, there.info.status) == (first.id, "mirrored", "FINISHED")
-    assert there.data.params == flat(run.recipe)
+    assert there.data.params == flatten_recipe(run.recipe)
     assert there.data.params["train.lr"] == str(run.recipe.train.lr)
     lines = read_metrics(run.distill)
     for name in ("loss", "lr/decoder", "a"):
@@ -116,7 +116,7 @@ def test_a_training_that_failed_says_so_until_it_goes_on(a_run: MakeRun, store: 
 
 
 def test_what_is_sent_twice_is_kept_once(a_run: MakeRun, store: Path, client: MlflowClient):
-    """A request that was given up, but arrives: both ask what is there before either has sent anything."""
+    """A request that timed out but arrives late: both mirrors read MLflow's state before either sends anything."""
     run = a_run(store, experiment="twice")
     track(run, 1, 3)
     one, other = MlflowRun(run), MlflowRun(run)
@@ -136,8 +136,8 @@ def test_a_server_gets_batches_and_only_the_files_that_changed(
     card.write_text("no scores yet")
     model.write_bytes(bytes(5000))
     files = {"bundle/README.md": card, "bundle/transformers/model.bin": model}
-    complete(run, files)
-    assert server.params == flat(run.recipe)
+    send_finished_run(run, files)
+    assert server.params == flatten_recipe(run.recipe)
     assert server.history("m4") == [(step, 4 / step) for step in range(1, 121)]
     # 21 values a step, 47 steps in a request.
     assert server.requests.count("/api/2.0/mlflow/runs/log-batch") == 3 + -(-len(server.params) // 100)
@@ -146,7 +146,7 @@ def test_a_server_gets_batches_and_only_the_files_that_changed(
 
     server.requests.clear()
     card.write_text("WER 0.1")
-    complete(run, files)
+    send_finished_run(run, files)
     assert server.files["bundle/README.md"] == b"WER 0.1"
     assert [path for path in server.requests if "artifacts" in path or "log-batch" in path] == [
         "/api/2.0/mlflow-artifacts/artifacts/7/r1/artifacts/bundle/README.md"
@@ -159,21 +159,21 @@ def test_a_server_gets_batches_and_only_the_files_that_changed(
 def test_a_server_that_is_away_for_a_while_gets_all(
     a_run: MakeRun, server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(mlflow_mirror, "_EVERY_S", 0.05)
+    monkeypatch.setattr(mlflow_mirror, "_INTERVAL_S", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server.trouble = 503
     run = a_run(server.url)
     with mirrored(run):
         track(run, 1, 60)
-        assert wait_for(lambda: len(server.requests) >= 3)  # it asks again and again
+        assert wait_for(lambda: len(server.requests) >= 3)  # the mirror keeps retrying
         server.trouble = 0
         assert wait_for(lambda: len(server.history("m0")) == 60)
-        track(run, 51, 70)  # a worker died, and went on from a checkpoint after step 50
+        track(run, 51, 70)  # a worker died and resumed from a checkpoint after step 50
         assert wait_for(lambda: len(server.history("m0")) == 70)
     assert [step for step, _ in server.history("m0")] == list(range(1, 71))
     (warning,) = capsys.readouterr().out.splitlines()
     assert warning.startswith(f"MLflow, {server.url}: ")
-    assert warning.endswith(": the training goes on; metrics.jsonl keeps what is sent when it answers")
+    assert warning.endswith(": the training continues; metrics.jsonl keeps the metrics until MLflow answers")
 
 
 def test_a_dead_server_stops_nothing(a_run: MakeRun, unused_port: int, capsys: pytest.CaptureFixture[str]):
@@ -182,11 +182,11 @@ def test_a_dead_server_stops_nothing(a_run: MakeRun, unused_port: int, capsys: p
     with mirrored(run):
         track(run, 1, 50)
         assert wait_for(lambda: "Connection refused" in capsys.readouterr().out)
-    complete(run, {"metrics.jsonl": run.distill / "metrics.jsonl"})
+    send_finished_run(run, {"metrics.jsonl": run.distill / "metrics.jsonl"})
     assert time.monotonic() - begun < 20
     assert len(read_metrics(run.distill)) == 50
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("it has not got all of this run; `askd export` sends what is missing")
+    assert line.endswith("MLflow does not have all of this run; `askd export` sends the rest")
 
 
 def test_a_server_that_never_answers_holds_nothing_up(a_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
@@ -195,7 +195,7 @@ def test_a_server_that_never_answers_holds_nothing_up(a_run: MakeRun, monkeypatc
     with socket.create_server(("127.0.0.1", 0)) as silent:
         run = a_run(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with mirrored(run):
-            silent.accept()  # it has asked, and waits
+            silent.accept()  # the mirror has sent a request and waits
             begun = time.monotonic()
             track(run, 1, 50)
             assert time.monotonic() - begun < 1.0
@@ -206,7 +206,7 @@ def test_nothing_is_asked_for_where_the_recipe_does_not(a_run: MakeRun, labelled
     run = Run(a_run("unused").recipe.model_copy(update={"tracking": labelled.tracking}))
     with mirrored(run):
         track(run, 1, 1)
-    complete(run, {})
+    send_finished_run(run, {})
     assert not (run.distill / "mlflow.json").exists()
 
 
@@ -218,14 +218,16 @@ def test_mlflow_that_is_not_installed(a_run: MakeRun, labelled: Recipe, monkeypa
 
 
 def test_the_recipe_as_params():
-    params = flat(Recipe.model_validate({"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"lr": 1e-4}}))
+    params = flatten_recipe(
+        Recipe.model_validate({"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"lr": 1e-4}})
+    )
     assert (params["data.sources.0.path"], params["data.sources.1.path"]) == ("a", "b")
     assert (params["train.lr"], params["train.use_gpu"], params["student.init"]) == ("0.0001", "false", "null")
-    assert params["targets.prompt"] == '""'  # a server refuses a param without a value
+    assert params["targets.prompt"] == '""'  # a server rejects an empty param
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
-    """Whether it came true within a while."""
+    """Whether a condition becomes true within some seconds."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         if condition():

@@ -1,4 +1,4 @@
-"""Two ranks with a sharded student against two that each have all of it, and against one alone."""
+"""Two ranks with a sharded student, compared with two ranks that each hold the whole student, and with one rank."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from askd_ray.train.context import PlainContext
 from askd_ray.train.dev import dev_errors
 from askd_ray.train.loop import Loop
 from askd_ray.train.optim import build_optimizer
-from askd_ray.train.parallel import whole_model
+from askd_ray.train.parallel import unsharded_model
 
 # Four micro-batches a step, two a rank, and empty ones in the last step of an epoch
 STEPS = {"batch_utterances": 1, "micro_batches": 4, "workers": 2, "checkpoint_steps": 2}
@@ -36,7 +36,7 @@ WAYS = ("ddp", "fsdp")
 
 
 def recipes(labelled: Recipe) -> dict[str, Recipe]:
-    """Recipes for plain SGD, with all that a checkpoint keeps, and with an online teacher: each both ways."""
+    """Recipes for plain SGD, for everything in a checkpoint, and for an online teacher; each with fsdp and ddp."""
     made: dict[str, Recipe] = {}
     for way in WAYS:
         train = STEPS | {"parallel": way}
@@ -45,8 +45,8 @@ def recipes(labelled: Recipe) -> dict[str, Recipe]:
         )
         frozen = {"encoder": 0.4, "embeddings": 0.7}
         kept = {"epochs": 1.5, "ema_decay": 0.9, "frozen_until": frozen, "gradient_checkpointing": True}
-        own = {"self_teacher": {"kind": "previous_epoch", "switch": 0.5}}
-        made[f"{way} kept"] = with_objective(labelled, own, train=train | kept)
+        previous_epoch = {"self_teacher": {"kind": "previous_epoch", "switch": 0.5}}
+        made[f"{way} kept"] = with_objective(labelled, previous_epoch, train=train | kept)
         layers = {"hidden_states": {"kind": "mse", "layers": [[0, 0], [-1, -1]]}}
         online = {"epochs": 0.5, "precision": "float16", "frozen_until": {"encoder": 1.0}}
         made[f"{way} online"] = with_objective(
@@ -56,7 +56,7 @@ def recipes(labelled: Recipe) -> dict[str, Recipe]:
 
 
 def with_online_teacher(labelled: Recipe) -> Recipe:
-    """The recipe with a teacher that runs beside the student, and with what labels hold then."""
+    """The recipe with an online teacher, and with labels that hold only targets."""
     values = labelled.model_dump(mode="json")
     teacher = {"model": labelled.teacher.model, "online": True}
     recipe = Recipe.model_validate(values | {"name": "online", "teacher": teacher})
@@ -70,7 +70,7 @@ def with_online_teacher(labelled: Recipe) -> Recipe:
 
 
 def plain_sgd(student: Any, settings: Any) -> torch.optim.Optimizer:
-    """In place of AdamW, which would hide a gradient of a wrong scale."""
+    """Replaces AdamW, which would hide a wrongly scaled gradient."""
     kept = ("params", "lr", "initial_lr", "name")
     groups = build_optimizer(student, settings).param_groups
     return torch.optim.SGD([{name: group[name] for name in kept} for group in groups])
@@ -87,7 +87,9 @@ def run(recipe: Recipe, rank: int, folder: Path, dies_after: int = 999) -> Loop:
 
 def _rank(rank: int, port: int, texts: dict[str, str], root: Path) -> None:
     address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", address, timedelta(seconds=120), rank=rank, world_size=2)  # a hang is a failure
+    dist.init_process_group(
+        "gloo", address, timedelta(seconds=120), rank=rank, world_size=2
+    )  # the test fails if it hangs
     recipes = {name: Recipe.model_validate_json(text) for name, text in texts.items()}
     for way in WAYS:
         with pytest.MonkeyPatch.context() as patch:
@@ -107,22 +109,22 @@ def _rank(rank: int, port: int, texts: dict[str, str], root: Path) -> None:
 
 
 def _note(loop: Loop, rank: int, root: Path) -> None:
-    """How much of it all a rank holds, and what it scores with a dev split that leaves the second rank nothing."""
-    student, optimizer = loop.state.student, loop.state.optimizer
+    """Write the share that a rank holds, and its score on a dev split without utterances for the second rank."""
+    student, optimizer = loop.objects.student, loop.objects.optimizer
     assert isinstance(student, FSDPModule)
     moments = [state["exp_avg"] for state in optimizer.state.values()]
     shares = [
         sum(t.to_local().numel() for t in tensors) / sum(t.numel() for t in tensors)
-        for tensors in (list(student.parameters()), moments, loop.state.ema.state()[0].values())
+        for tensors in (list(student.parameters()), moments, loop.objects.ema.state()[0].values())
     ]
     dev = read_utterances(Run(loop.recipe).shards, "dev")[:1]
-    errors = dev_errors(whole_model(student), loop.students.tokens, dev, loop.recipe, loop.context)
+    errors = dev_errors(unsharded_model(student), loop.students.tokens, dev, loop.recipe, loop.context)
     (root / f"rank-{rank}.json").write_text(json.dumps({"shares": shares, "words": errors["tones"].n_reference}))
 
 
 @pytest.fixture(scope="module")
 def both_ways(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders of all runs."""
+    """The folder of all runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -133,30 +135,30 @@ def both_ways(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def assert_about_the_same(folder: Path, expected: Path, file: str) -> None:
-    found, wanted = checkpoint(folder, file), checkpoint(expected, file)
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
+    found, expected_tensors = checkpoint(folder, file), checkpoint(expected, file)
+    assert found.keys() == expected_tensors.keys()
+    for name, value in expected_tensors.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Recipe):
-    """With all gradients in it, that of the tied embeddings from both of its uses."""
+    """All gradients must be right, also that of the tied embeddings, which are used twice."""
     found, expected = both_ways / "fsdp sgd", both_ways / "ddp sgd"
     ends, start = [checkpoint(folder) for folder in (found, expected)], load_whisper(labelled.teacher.model)[0]
     for name, before in start.state_dict().items():
-        mine, its = (end[f"whisper.{name}"] - before for end in ends)
-        far = its.abs().max()
-        assert (mine - its).abs().max() <= 1e-3 * far + 2e-7 * before.abs().max(), name
+        change, expected_change = (end[f"whisper.{name}"] - before for end in ends)
+        far = expected_change.abs().max()
+        assert (change - expected_change).abs().max() <= 1e-3 * far + 2e-7 * before.abs().max(), name
         assert far > 0.0 or name == "model.encoder.embed_positions.weight", name
-    for mine, its in zip(metrics_of(found), metrics_of(expected), strict=True):
-        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-5)
-        assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-4)
+    for line, expected_line in zip(metrics_of(found), metrics_of(expected), strict=True):
+        assert line["loss"] == pytest.approx(expected_line["loss"], rel=1e-5)
+        assert line["grad_norm"] == pytest.approx(expected_line["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.slow
 def test_a_run_with_shares_ends_like_one_without(both_ways: Path):
-    """With groups that are frozen at first, averaged weights, and layers whose states are computed again."""
+    """With groups that are frozen at first, averaged weights, and gradient checkpointing."""
     for file in ("student", "optimizer", "ema", "self_teacher"):
         assert_about_the_same(both_ways / "fsdp kept", both_ways / "ddp kept", file)
     best = [load_whisper(str(both_ways / f"{way} kept" / "best"))[0].state_dict() for way in WAYS]
@@ -169,9 +171,9 @@ def test_a_run_with_shares_ends_like_one_without(both_ways: Path):
 def test_a_teacher_beside_the_student_is_shared_out_too(both_ways: Path):
     found, expected = metrics_of(both_ways / "fsdp online"), metrics_of(both_ways / "ddp online")
     assert found[-1]["hidden"] > 0.0 and found[-1]["kd"] > 0.0
-    for mine, its in zip(found, expected, strict=True):
+    for line, expected_line in zip(found, expected, strict=True):
         for name in ("loss", "kd", "hidden", "grad_norm"):
-            assert mine[name] == pytest.approx(its[name], rel=1e-2, abs=1e-6), name
+            assert line[name] == pytest.approx(expected_line[name], rel=1e-2, abs=1e-6), name
 
 
 @pytest.mark.slow
@@ -189,7 +191,7 @@ def test_a_rank_without_dev_utterances_stops_nobody(both_ways: Path):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bitwise_with_shares_and_like_it_without(both_ways: Path, labelled: Recipe):
-    """With two workers either way, and with one alone."""
+    """With two workers by fsdp or ddp, and with one worker."""
     whole = both_ways / "fsdp kept"
     (stood,) = (both_ways / "killed" / "checkpoints").iterdir()
     assert stood.name == "step-00000004"

@@ -1,4 +1,4 @@
-"""Each preset, on real speech with the real tiny.en: its decoder can learn a handful of clips by heart."""
+"""Each preset on real speech with tiny.en, whose decoder can memorise a few clips."""
 
 import shutil
 from dataclasses import replace
@@ -19,12 +19,15 @@ from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
 
-N_CLIPS, N_COPIES = 3, 8  # copies make an epoch of many steps: dev is scored, and all is saved, at an epoch's end
+N_CLIPS, N_COPIES = (
+    3,
+    8,
+)  # copies give an epoch many steps: each epoch ends with a dev score and a checkpoint, which take time
 
 
 @pytest.fixture(scope="module")
 def runs(speech: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, Run]:
-    """Runs by the temperature of their labels, whose train and dev splits are the same few clips."""
+    """Runs by temperature of their labels; train and dev have the same few clips."""
     clips = utterances(speech, N_CLIPS)
     copies = [replace(clip, id=f"{clip.id}-{i}") for i in range(N_COPIES) for clip in clips]
     model, tokens = load_whisper(str(weights))

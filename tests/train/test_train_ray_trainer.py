@@ -1,4 +1,4 @@
-"""The stage `distill` on a real Ray cluster, and what may happen to it meanwhile."""
+"""The stage `distill` on a real Ray cluster, with faults during the training."""
 
 import os
 import shutil
@@ -71,7 +71,7 @@ def command(recipe: Recipe, tmp_path: Path) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """That of a process which has nothing to do with the cluster of these tests."""
+    """The environment of a process that does not use the cluster of these tests."""
     paths = [str(package_folder().parent), os.environ.get("PYTHONPATH", "")]
     others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return others | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -111,41 +111,41 @@ def test_workers_that_die_too_often_end_the_run_with_one_line(
 def test_a_driver_that_is_killed_goes_on_with_the_same_command(
     recipe: Recipe, undisturbed: Path, command: list[str], tmp_path: Path
 ):
-    folder, said = Run(recipe).distill, tmp_path / "said"
+    folder, log_file = Run(recipe).distill, tmp_path / "said"
 
     def start() -> psutil.Popen:
         whole = [sys.executable, "-m", "askd_ray", *command]
-        with said.open("w", encoding="utf-8") as out:
+        with log_file.open("w", encoding="utf-8") as out:
             return psutil.Popen(whole, env=_environment(), start_new_session=True, stdout=out, stderr=out)
 
     first = start()
     while last_step(folder) < 4:
-        assert first.poll() is None, said.read_text(encoding="utf-8")
+        assert first.poll() is None, log_file.read_text(encoding="utf-8")
         time.sleep(0.01)
     cluster = first.children(recursive=True)
     first.kill()
     first.wait()
     assert last_step(folder) < STEPS
     second = start()
-    assert second.wait(timeout=300) == 0, said.read_text(encoding="utf-8")
+    assert second.wait(timeout=300) == 0, log_file.read_text(encoding="utf-8")
     assert_undisturbed(folder, undisturbed)
     assert attempts(folder) == 2
-    assert psutil.wait_procs(cluster, timeout=60)[1] == []  # and nothing of the first one is left
+    assert psutil.wait_procs(cluster, timeout=60)[1] == []  # no process of the first driver is left
 
 
 def test_ctrl_c_ends_a_training_with_one_line_and_130(recipe: Recipe, command: list[str], tmp_path: Path):
-    """Ray Train answers it by ending the process with 0, as if the training had been finished."""
-    folder, said = Run(recipe).distill, tmp_path / "said"
-    with said.open("w", encoding="utf-8") as out:
+    """By default, Ray Train would end the process with exit code 0, as if the training had finished."""
+    folder, log_file = Run(recipe).distill, tmp_path / "said"
+    with log_file.open("w", encoding="utf-8") as out:
         whole = [sys.executable, "-m", "askd_ray", *command]
         driver = psutil.Popen(whole, env=_environment(), start_new_session=True, stdout=out, stderr=out)
     while last_step(folder) < 4:
-        assert driver.poll() is None, said.read_text(encoding="utf-8")
+        assert driver.poll() is None, log_file.read_text(encoding="utf-8")
         time.sleep(0.01)
     cluster = driver.children(recursive=True)
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=120) == 130, said.read_text(encoding="utf-8")
-    text = said.read_text(encoding="utf-8")
+    assert driver.wait(timeout=120) == 130, log_file.read_text(encoding="utf-8")
+    text = log_file.read_text(encoding="utf-8")
     assert "Traceback" not in text and text.splitlines()[-1].startswith("askd: interrupted")
     assert Run(recipe).record("distill") is None and list((folder / "checkpoints").iterdir())
     assert psutil.wait_procs(cluster, timeout=60)[1] == []
@@ -175,7 +175,7 @@ def test_a_shard_that_is_truncated_while_it_is_read_ends_the_run_at_once_and_onc
 def test_nodes_that_die_change_neither_labels_nor_students(
     recipe: Recipe, small_shards: Recipe, undisturbed: Path, command: list[str]
 ):
-    """One of three while `askd label` runs, and another one while `askd distill` does."""
+    """One of three nodes dies during `askd label`, another one during `askd distill`."""
     shutil.rmtree(str(Run(recipe).labels))
     on_dying_nodes(command[-1])
     for expected in Run(small_shards).labels.files("train-*"):
@@ -185,7 +185,7 @@ def test_nodes_that_die_change_neither_labels_nor_students(
 
 
 def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path, tmp_path: Path):
-    """Each node has room for one worker, and nothing takes the place of the one that dies."""
+    """Each node has room for one worker, and nothing replaces the node that dies."""
     values = recipe.model_dump(mode="json")
     values["train"] |= {"micro_batches": 2, "min_workers": 1, "cpus_per_worker": 1.5}
     file = tmp_path / "elastic.yaml"
@@ -195,15 +195,15 @@ def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path,
     folder = Run(elastic).distill
     assert Run(elastic).result("distill")["workers"] == 1 and attempts(folder) == 2
     assert_every_utterance_was_seen_once(folder)
-    found, wanted = checkpoint(folder), checkpoint(undisturbed)
+    found, expected_tensors = checkpoint(folder), checkpoint(undisturbed)
     for name, value in found.items():  # one worker adds the same gradients in another order
-        torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(value, expected_tensors[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 def on_dying_nodes(file: str, **environment: str) -> None:
     """Run the script dying_nodes.py on a recipe."""
     script = Path(__file__).parent.parent / "dying_nodes.py"
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path: there are sockets in it
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path, because socket paths have a length limit
         ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_TMPDIR": folder}
         done = subprocess.run(
             [sys.executable, str(script), file],

@@ -28,7 +28,7 @@ DISTILLED |= {"stopped": None, "padding": {"audio": 0.05, "tokens": 0.1}}
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run that has been trained, as far as its records and metrics tell."""
+    """A finished training, faked by its records and metrics."""
     recipe = load_recipe("demo", [f"runs_root={tmp_path}", "name=mine", "data.sources=[{path: calls, licence: own}]"])
     run = Run(recipe)
     for stage, result in (("prepare", PREPARED), ("label", LABELLED)):
@@ -123,7 +123,7 @@ def test_a_training_of_another_version(run: Run, capsys: pytest.CaptureFixture[s
 
 def test_mlflow_gets_the_best_student_as_a_part_of_a_bundle(run: Run, monkeypatch: pytest.MonkeyPatch):
     sent: list[set[str]] = []
-    monkeypatch.setattr("askd_ray.train.report.complete", lambda run, files: sent.append(set(files)))
+    monkeypatch.setattr("askd_ray.train.report.send_finished_run", lambda run, files: sent.append(set(files)))
     for path in (run.student / "config.json", run.bundle / "transformers" / "config.json", run.bundle / "README.md"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

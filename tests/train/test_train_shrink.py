@@ -1,4 +1,4 @@
-"""A student that loses layers as its run goes by: the same bits after a kill, moments that stay, the right best."""
+"""A student that shrinks during training: same bits after a kill, moments are kept, the best student is right."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ EARLY_SNAPSHOT = {"self_teacher": {"kind": "snapshot", "switch": 0.1, "weight": 
 
 @pytest.fixture(scope="module")
 def shrinking(labelled: Recipe, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """The labelled run with a student of two encoder and four decoder layers, of which one and two are left."""
+    """The labelled run with a student of two encoder and four decoder layers, of which one and two remain."""
     torch.manual_seed(1)
     teacher, tokens = load_whisper(str(tiny_model))
     model = WhisperForConditionalGeneration(WhisperConfig(**{**teacher.config.to_dict(), "decoder_layers": 4}))
@@ -92,7 +92,7 @@ def test_what_is_left_is_what_was_asked_for(shrinking: Recipe, undisturbed: Path
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["params_m"] == round(sum(p.numel() for p in student.parameters()) / 1e6, 2)
     assert summary["best_step"] in (8, 10)
-    again = Loop(shrinking, PlainContext(CPU), undisturbed, "key")  # a finished run, taken up again
+    again = Loop(shrinking, PlainContext(CPU), undisturbed, "key")  # a finished run, resumed
     assert again.summary() == summary
 
 
@@ -100,22 +100,22 @@ def test_a_deeper_snapshot_survives_a_resume(shrinking: Recipe, tmp_path: Path):
     killed(shrinking, tmp_path, 8)
     before = checkpoint(tmp_path, "self_teacher")
     loop = Loop(shrinking, PlainContext(CPU), tmp_path, "key")
-    own: Any = loop.distiller.own
-    assert (loop.state.student.shrunk, own.model.shrunk) == (2, 0)
-    assert len(own.model.whisper.model.decoder.layers) == 4 and len(loop.model.model.decoder.layers) == 2
-    assert all(torch.equal(value, before[name]) for name, value in own.model.state_dict().items())
+    self_teacher: Any = loop.distiller.self_teacher
+    assert (loop.objects.student.shrunk, self_teacher.model.shrunk) == (2, 0)
+    assert len(self_teacher.model.whisper.model.decoder.layers) == 4 and len(loop.model.model.decoder.layers) == 2
+    assert all(torch.equal(value, before[name]) for name, value in self_teacher.model.state_dict().items())
 
 
 @pytest.mark.slow
 def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Recipe, tmp_path: Path):
     recipe = with_objective(shrinking, {"self_teacher": {"kind": "ema", "switch": 0.1, "decay": 0.5}})
     killed(recipe, tmp_path, 6)
-    assert Loop(recipe, PlainContext(CPU), tmp_path, "key").distiller.own.model.shrunk == 1  # type: ignore[attr-defined]
+    assert Loop(recipe, PlainContext(CPU), tmp_path, "key").distiller.self_teacher.model.shrunk == 1  # type: ignore[attr-defined]
     loop = Loop(recipe, PlainContext(CPU), tmp_path, "key")
     loop.run()
-    own: Any = loop.distiller.own
-    assert own.model.shrunk == 2
-    copied, student = own.model.state_dict(), loop.state.student.state_dict()
+    self_teacher: Any = loop.distiller.self_teacher
+    assert self_teacher.model.shrunk == 2
+    copied, student = self_teacher.model.state_dict(), loop.objects.student.state_dict()
     assert copied.keys() == student.keys()
     name = "whisper.model.decoder.layers.1.fc1.weight"
     assert 0.0 < (copied[name] - student[name]).abs().max() < 0.05
@@ -124,7 +124,7 @@ def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Reci
 def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrinking: Recipe):
     recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"frozen_until": {"encoder": 0.9}})
     students = StudentFactory(recipe, teacher_width=0)
-    student = students.at(0)
+    student = students.build(0)
     optimizer = build_optimizer(student, recipe.train)
     assert freeze(optimizer, recipe.train, 0.5)
     torch.manual_seed(0)
@@ -132,7 +132,7 @@ def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrink
         for parameter in student.parameters():
             parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
         optimizer.step()
-    smaller, its = students.shrink(*students.shrink(student, optimizer))
+    smaller, fresh = students.shrink(*students.shrink(student, optimizer))
     assert smaller.shrunk == 2
     old, new = dict(student.named_parameters()), dict(smaller.named_parameters())
     layers = "whisper.model.decoder.layers"
@@ -143,14 +143,14 @@ def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrink
     }
     for name, sources in made_of.items():
         for moment in ("exp_avg", "exp_avg_sq"):
-            wanted = torch.stack([optimizer.state[old[s]][moment] for s in sources]).mean(0)
-            assert wanted.abs().max() > 0.0
-            torch.testing.assert_close(its.state[new[name]][moment], wanted, rtol=0, atol=0)
-        assert its.state[new[name]]["step"] == 2
+            expected = torch.stack([optimizer.state[old[s]][moment] for s in sources]).mean(0)
+            assert expected.abs().max() > 0.0
+            torch.testing.assert_close(fresh.state[new[name]][moment], expected, rtol=0, atol=0)
+        assert fresh.state[new[name]]["step"] == 2
     assert torch.equal(new[f"{layers}.0.fc1.weight"], old[f"{layers}.0.fc1.weight"])
-    assert {n for n, p in new.items() if p in its.state} == {n for n, p in new.items() if p.requires_grad}
+    assert {n for n, p in new.items() if p in fresh.state} == {n for n, p in new.items() if p.requires_grad}
     assert not any(p.requires_grad for n, p in new.items() if ".encoder." in n)
-    assert freeze(its, recipe.train, 0.9) and new["whisper.model.encoder.conv1.weight"].requires_grad
+    assert freeze(fresh, recipe.train, 0.9) and new["whisper.model.encoder.conv1.weight"].requires_grad
 
 
 def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -160,7 +160,7 @@ def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: 
     summary = Loop(shrinking, context, tmp_path, "key").run()
     assert (summary["dev_wer"], summary["best_step"]) == (0.6, 10)
     assert load_whisper(str(tmp_path / "best"))[0].config.decoder_layers == 2
-    assert [report["dev_wer"] for report in context.reports] == [0.8, 0.6]  # a search judges no larger student
+    assert [report["dev_wer"] for report in context.reports] == [0.8, 0.6]  # a search does not score larger students
     assert [m["dev_wer"] for m in read_metrics(tmp_path) if "dev_wer" in m] == [0.1, 0.2, 0.8, 0.6]
 
 
@@ -174,7 +174,7 @@ def _rank(rank: int, port: int, text: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     loop = Loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folder) / "run", "key")
     summary = loop.run()
-    torch.save((summary, loop.state.student.state_dict()), f"{folder}/{rank}.pt")
+    torch.save((summary, loop.objects.student.state_dict()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

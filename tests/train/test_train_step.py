@@ -1,4 +1,4 @@
-"""Gradients with plain SGD: what micro-batches or two ranks do together is what one batch does, for every preset."""
+"""Gradients with plain SGD: several micro-batches or two ranks give the same as one batch, for every preset."""
 
 import copy
 import itertools
@@ -23,7 +23,7 @@ from askd_ray.data.schema import Batch
 from askd_ray.distill.distiller import Distiller
 from askd_ray.distill.online_teacher import OnlineTeacher
 from askd_ray.distill.schedules import Progress, Weights, weights_at
-from askd_ray.distill.self_teacher import self_teacher
+from askd_ray.distill.self_teacher import build_self_teacher
 from askd_ray.distill.tensors import TensorBatch
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
@@ -49,7 +49,7 @@ def rows(batch: Batch, keep: slice) -> Batch:
 
 
 def other(student: WindowedWhisper) -> WindowedWhisper:
-    """A model that says something else."""
+    """A model with different outputs."""
     model = copy.deepcopy(student)
     with torch.no_grad():
         model.whisper.model.decoder.layers[0].fc1.weight.mul_(1.5)
@@ -57,16 +57,16 @@ def other(student: WindowedWhisper) -> WindowedWhisper:
 
 
 def distiller(recipe: Recipe, student: WindowedWhisper, whole: Batch) -> tuple[Distiller, Weights]:
-    """The recipe's objective late in its run, with a self-teacher that has what it needs."""
-    own = self_teacher(recipe.objective.self_teacher, lambda: None)
+    """The recipe's objective late in its run, with a self-teacher that is ready."""
+    self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None)
     online = OnlineTeacher(other(student), shares_encoder=False) if recipe.teacher.online else None
     earlier = other(student)
-    made = Distiller(recipe.objective, own, online, TensorBatch.of(whole, CPU).teacher_loss.mean().item())
-    own.before_step(earlier, Progress(0.0, 0, 2))
-    if recipe.objective.self_teacher.kind == "previous_epoch":  # an epoch goes by
+    made = Distiller(recipe.objective, self_teacher, online, TensorBatch.of(whole, CPU).teacher_loss.mean().item())
+    self_teacher.before_step(earlier, Progress(0.0, 0, 2))
+    if recipe.objective.self_teacher.kind == "previous_epoch":  # needs the distributions of an epoch
         with torch.no_grad():
             made.sums(earlier, earlier, TensorBatch.of(whole, CPU), weights_at(recipe.objective, Progress(0.0, 0, 2)))
-    own.before_step(earlier, LATE)
+    self_teacher.before_step(earlier, LATE)
     return made, weights_at(recipe.objective, LATE, gap=0.5)
 
 
@@ -82,7 +82,7 @@ def sgd_step(
 
 
 def gradients(recipe: Recipe, model: Path, batches: list[Batch], whole: Batch) -> dict[str, torch.Tensor]:
-    """Of a step on some micro-batches."""
+    """The gradients of a step on some micro-batches."""
     student = WindowedWhisper(load_whisper(str(model))[0])
     sgd_step(student, student, recipe, batches, whole)
     return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
@@ -112,8 +112,8 @@ def _rank(rank: int, port: int, model: str, recipes: list[str], data: dict[str, 
     for number, (text, step) in enumerate(itertools.product(recipes, SHARES)):
         student = WindowedWhisper(load_whisper(model)[0])
         network = DistributedDataParallel(student)
-        mine = [batches[name] for name in step[rank]]
-        result = sgd_step(network, student, Recipe.model_validate_json(text), mine, batches["whole"])
+        rank_batches = [batches[name] for name in step[rank]]
+        result = sgd_step(network, student, Recipe.model_validate_json(text), rank_batches, batches["whole"])
         torch.save((result.means["loss"], dict(student.named_parameters())), f"{out}/{rank}-{number}.pt")
     dist.destroy_process_group()
 
@@ -157,7 +157,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(labelled: Rec
     whole, kept, found = a_batch(labelled), list[int](), list[dict[str, torch.Tensor]]()
     for checkpointing in (False, True):
         recipe = with_objective(labelled, {}, train={"gradient_checkpointing": checkpointing})
-        student = StudentFactory(recipe, 0).at(0).train()
+        student = StudentFactory(recipe, 0).build(0).train()
         n_bytes = 0
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(labelled: Rec
 
 
 def test_float16_overflow_costs_a_step_and_not_the_run(labelled: Recipe, tiny_model: Path):
-    """A scale that is too large makes gradients infinite: the step is left out, and the scale halved."""
+    """A scale that is too large makes gradients infinite: the step is skipped, and the scale halved."""
     recipe = with_objective(labelled, {}, train={"precision": "float16"})
     whole, student = a_batch(labelled), WindowedWhisper(load_whisper(str(tiny_model))[0])
     made, weights = distiller(recipe, student, whole)
@@ -230,7 +230,7 @@ def test_the_online_teacher_does_not_run_while_its_weight_is_zero(labelled: Reci
     student = WindowedWhisper(load_whisper(str(tiny_model))[0])
     batch, objective = a_batch(labelled), labelled.objective
     teacher = OnlineTeacher(other(student), shares_encoder=False)
-    made = Distiller(objective, self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
+    made = Distiller(objective, build_self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
     teacher.model.forward = None  # type: ignore[method-assign,assignment]  # calling it would fail
     made.sums(student, student, TensorBatch.of(batch, CPU), Weights(0.0, 0.2))
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Data on a real S3 server: the stages read and write there, and training gets what it gets from a folder."""
+"""Data on a real S3 server: the stages read and write there, and training gets the same batches as from a folder."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ from askd_ray.train.ray_trainer import check_inputs
 
 @pytest.fixture
 def here(labelled: Recipe, tmp_path: Path) -> Recipe:
-    """A recipe of the same teacher whose source is a folder."""
+    """A recipe of the same teacher with a folder as its source."""
     rows = []
     (tmp_path / "clips").mkdir()
     for split in ("train", "dev"):
@@ -35,7 +35,7 @@ def here(labelled: Recipe, tmp_path: Path) -> Recipe:
             rows.append({"audio": u.path, "text": f"{u.text} {u.id}", "id": u.id})
     (tmp_path / "clips" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = [{"path": str(tmp_path / "clips")}]
-    # Tones, and texts that nobody could say as fast.
+    # Tones, with texts too long for their duration.
     data = {"sources": sources, "utterances_per_shard": 4, "dev_share": 0.3, "chars_per_s": None}
     values = labelled.model_dump(mode="json")
     return Recipe.model_validate({**values, "name": "here", "runs_root": str(tmp_path / "runs"), "data": data})

@@ -10,7 +10,7 @@ STEPS = ({"loss": 1.5, "lr/decoder": 1e-5}, {"loss": 1.0, "lr/decoder": 2e-5}, {
 
 
 def tracked(folder: Path, first: int = 1, metrics: tuple[dict[str, float], ...] = STEPS) -> None:
-    """Track steps from ``first`` on, as a run does that was resumed just before."""
+    """Track steps from ``first`` on, like a run that resumed just before."""
     tracker = Tracker(folder, first - 1)
     for i, values in enumerate(metrics):
         tracker.log(first + i, values)
@@ -18,7 +18,7 @@ def tracked(folder: Path, first: int = 1, metrics: tuple[dict[str, float], ...] 
 
 
 def board(folder: Path, name: str) -> list[tuple[int, float]]:
-    """Steps and values that TensorBoard shows."""
+    """The steps and values in TensorBoard."""
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(name)]
@@ -26,7 +26,7 @@ def board(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path: Path):
     tracked(tmp_path)
-    time.sleep(1.0)  # TensorBoard orders its files by the second in which they began
+    time.sleep(1.0)  # TensorBoard orders its files by their start, in whole seconds
     tracked(tmp_path, 3, ({"loss": 0.25, "lr/decoder": 3e-5},))
     lines = read_metrics(tmp_path)
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.5), (2, 1.0), (3, 0.25)]

@@ -15,7 +15,7 @@ POISONED = {"sets": [{"name": "far", "path": "/there/is/no/such/folder"}]}
 
 @pytest.fixture
 def searched(copy_of_run: Callable[[], Recipe]) -> Callable[..., Recipe]:  # noqa: F811
-    """Return the labelled run with a search of its own.
+    """Return the labelled run with its own search.
 
     Its dev split has a second domain, its test split cannot be read, and its test set is not there.
     """

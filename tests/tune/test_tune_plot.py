@@ -1,4 +1,4 @@
-"""Pictures and tables of a search whose answer is known."""
+"""Pictures and tables of a search with a known result."""
 
 import math
 import random
@@ -21,7 +21,7 @@ SPACE: Space = {LR: Between(low=1e-5, high=1e-3, log=True), KIND: ("snapshot", "
 
 @pytest.fixture
 def trials() -> list[dict[str, Any]]:
-    """Sixty trials whose score is that of their learning rate, and hardly of anything else."""
+    """Sixty trials whose score depends almost only on their learning rate."""
     rng, made = random.Random(0), list[dict[str, Any]]()
     for _ in range(60):
         values: dict[str, Any] = {LR: 10 ** rng.uniform(-5, -3), KIND: rng.choice(SPACE[KIND])}
@@ -60,7 +60,7 @@ def test_pictures(trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     axes = [line for line in lines.lines if len(line.get_xdata()) == len(SPACE) + 1]
     assert len(axes) == len(trials)
     best = min(trials, key=lambda trial: trial["score"])
-    heights = axes[-1].get_ydata()  # on top
+    heights = axes[-1].get_ydata()  # drawn last, on top
     assert axes[-1].get_color() == "crimson"
     assert heights[0] == pytest.approx((math.log10(best["asked"][LR]) + 5) / 2)
     assert heights[1] == (0.0 if best["asked"][KIND] == "snapshot" else 1.0)
@@ -82,9 +82,9 @@ def test_the_table_has_the_best_on_top_and_those_without_a_score_last():
         {"state": "running", "score": 0.125, "evaluations": 1, "values": {LR: 3e-4, KIND: "snapshot"}},
     ]
     console = Console(width=100)
-    with console.capture() as said:
+    with console.capture() as output:
         console.print(table(rows, "trials"))
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in said.get().splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.get().splitlines() if "│" in line]
     assert cells == [
         ["running", "0.1250", "1", "0.0003", "snapshot", ""],
         ["done", "0.2500", "2", "0.0002", "ema", "0.95"],

@@ -1,4 +1,4 @@
-"""A trial takes its values from its candidate, whatever checkpoint it goes on from, and sees no test split."""
+"""A trial uses its candidate's values, also with another trial's checkpoint, and never sees the test split."""
 
 import json
 from pathlib import Path
@@ -19,10 +19,10 @@ OTHER = {"train.lr": 4e-3, "train.encoder_lr": 2e-4, "objective.self_teacher.wei
 
 
 class FakeTune:
-    """What a trial asks of Ray Tune, without a cluster."""
+    """The parts of Ray Tune that a trial calls, without a cluster."""
 
     def __init__(self, checkpoint: Path | None = None):
-        self.checkpoint, self.told = checkpoint, list[dict[str, Any]]()
+        self.checkpoint, self.reports = checkpoint, list[dict[str, Any]]()
         self.Checkpoint = self
 
     def get_context(self) -> "FakeTune":
@@ -47,12 +47,12 @@ class FakeTune:
         return folder
 
     def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        self.told.append(metrics)
+        self.reports.append(metrics)
 
 
 @pytest.fixture
 def pbt(searched):
-    """A recipe whose trials go on from one another's checkpoints."""
+    """A recipe whose trials resume from one another's checkpoints."""
     settings = {"searcher": "random", "scheduler": "pbt", "space": {path: [value] for path, value in FIRST.items()}}
     recipe = searched(settings)
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"evals_per_epoch": 2})})
@@ -74,8 +74,11 @@ def test_what_goes_on_from_anothers_checkpoint_has_its_own_values(pbt, tmp_path:
         assert line["lr/encoder"] == pytest.approx(values["train.encoder_lr"] * factor)
         assert line["b"] == pytest.approx(values["objective.self_teacher.weight"] if begins >= 0.4 else 0.0)
     assert old < lines[-1]["step"] == 10
-    assert [report["evaluations"] for report in tune.told] == [3, 4]  # the donor's own is not told as this one's
-    assert {json.dumps(OTHER)} == {report["values"] for report in tune.told}
+    assert [report["evaluations"] for report in tune.reports] == [
+        3,
+        4,
+    ]  # the donor's evaluations are not reported again
+    assert {json.dumps(OTHER)} == {report["values"] for report in tune.reports}
 
 
 def test_a_trial_that_was_broken_off_goes_on_and_tells_its_last_evaluation_again(
@@ -91,15 +94,15 @@ def test_a_trial_that_was_broken_off_goes_on_and_tells_its_last_evaluation_again
     monkeypatch.setattr(ray_trial, "tune", tune)
     ray_trial.run_trial(recipe, FIRST, tmp_path / "search", "key")
 
-    def scores(told: list[dict[str, Any]]) -> list[tuple[float, int, int]]:
-        return [(report["score"], report["step"], report["evaluations"]) for report in told]
+    def scores(reports: list[dict[str, Any]]) -> list[tuple[float, int, int]]:
+        return [(report["score"], report["step"], report["evaluations"]) for report in reports]
 
-    assert [n for _, _, n in scores(whole.told)] == [1, 2, 3, 4]
-    assert scores(tune.told) == scores(whole.told)[-len(tune.told) :]
-    assert len(tune.told) in (3, 4)  # the one before it was killed, and those after
-    tune.told.clear()
-    ray_trial.run_trial(recipe, FIRST, tmp_path / "search", "key")  # one that had ended
-    assert scores(tune.told) == scores(whole.told)[-1:]
+    assert [n for _, _, n in scores(whole.reports)] == [1, 2, 3, 4]
+    assert scores(tune.reports) == scores(whole.reports)[-len(tune.reports) :]
+    assert len(tune.reports) in (3, 4)  # the last one before the kill, and those after it
+    tune.reports.clear()
+    ray_trial.run_trial(recipe, FIRST, tmp_path / "search", "key")  # a finished trial
+    assert scores(tune.reports) == scores(whole.reports)[-1:]
 
 
 @pytest.mark.parametrize("shared", [True, False])

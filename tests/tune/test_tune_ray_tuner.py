@@ -25,10 +25,10 @@ PNG = b"\x89PNG"
 
 
 def reports(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """What each trial of a search told Ray Tune, by its id."""
+    """The reports of each trial of a search, by trial id."""
     files = sorted(folder.glob("ray/trial_*/result.json"))
     lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
-    return {told[0]["trial_id"]: told for told in lines if told}
+    return {reported[0]["trial_id"]: reported for reported in lines if reported}
 
 
 @pytest.mark.slow
@@ -48,12 +48,12 @@ def test_the_default_search(searched, ray_session: None):
         assert path in DEFAULT_SPACE
         _, section, name = path.split(".")
         assert getattr(getattr(best.objective, section), name) == value
-    told = reports(folder)
-    assert min(report["score"] for lines in told.values() for report in lines) == trials[0]["score"]
+    reported = reports(folder)
+    assert min(report["score"] for lines in reported.values() for report in lines) == trials[0]["score"]
     assert sorted(path.name for path in folder.iterdir()) == ["best.yaml", "key", "parallel.png", "ray", "trials.json"]
     assert (folder / "parallel.png").read_bytes().startswith(PNG)
-    assert search(recipe) == found  # at once
-    assert reports(folder) == told
+    assert search(recipe) == found  # returns at once
+    assert reports(folder) == reported
 
 
 @pytest.mark.slow
@@ -78,34 +78,37 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
     settings = {"searcher": "random", "scheduler": "pbt", "trials": 4, "epochs": 2, "evals_per_epoch": 2}
     recipe = searched({**settings, "space": space})
     found = search(recipe)
-    told = reports(Run(recipe).path / "tune")
-    assert len(found["trials"]) == len(told) == 4
-    values = {name: [json.loads(report["values"]) for report in lines] for name, lines in told.items()}
-    # One went on from another's checkpoint. Ray Tune does not tell what it had reported in that very moment.
+    reported = reports(Run(recipe).path / "tune")
+    assert len(found["trials"]) == len(reported) == 4
+    values = {name: [json.loads(report["values"]) for report in lines] for name, lines in reported.items()}
+    # One trial resumed from another's checkpoint. Ray Tune does not store its report of that evaluation.
     assert list((Run(recipe).path / "tune").glob("ray/pbt_policy_*.txt"))
     factors: dict[int, list[float]] = {}
-    # Who takes over the other's last checkpoint has nothing left to train; how early that is hangs on timing.
-    assert max(lines[-1]["evaluations"] for lines in told.values()) == 4
-    for name, lines in told.items():
-        for report, its in zip(lines, values[name], strict=True):
-            factors.setdefault(report["step"], []).append(report["lr/decoder"] / its["train.lr"])
-            assert 1e-4 <= its["train.lr"] <= 1e-2
+    # A trial that gets another's last checkpoint has nothing left to train; when that happens depends on timing.
+    assert max(lines[-1]["evaluations"] for lines in reported.values()) == 4
+    for name, lines in reported.items():
+        for report, trial_values in zip(lines, values[name], strict=True):
+            factors.setdefault(report["step"], []).append(report["lr/decoder"] / trial_values["train.lr"])
+            assert 1e-4 <= trial_values["train.lr"] <= 1e-2
     assert len(factors[min(factors)]) >= 2  # the first evaluation at least
-    for step, theirs in factors.items():  # the warm-up and the decay of all trials, and nothing of another's rate
-        assert theirs == pytest.approx([theirs[0]] * len(theirs)), step
+    for (
+        step,
+        trial_factors,
+    ) in factors.items():  # all trials have the same schedule, relative to their own rate
+        assert trial_factors == pytest.approx([trial_factors[0]] * len(trial_factors)), step
 
 
 @pytest.mark.slow
 def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched, tmp_path: Path):
     n_trials = 5
     recipe = searched({"trials": n_trials, "epochs": 1, "scheduler": "none"})
-    folder, file, said = Run(recipe).path / "tune", tmp_path / "recipe.yaml", tmp_path / "said"
+    folder, file, log_file = Run(recipe).path / "tune", tmp_path / "recipe.yaml", tmp_path / "said"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
     paths = [str(package_folder().parent), os.environ.get("PYTHONPATH", "")]
     others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_TMPDIR"}
 
     def start() -> psutil.Popen:
-        with said.open("a", encoding="utf-8") as out:
+        with log_file.open("a", encoding="utf-8") as out:
             command = [sys.executable, "-m", "askd_ray", "tune", "--recipe", str(file)]
             environment = others | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
             return psutil.Popen(command, env=environment, start_new_session=True, stdout=out, stderr=out)
@@ -116,13 +119,13 @@ def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched,
         return trials.stat().st_mtime if any(row["state"] == "done" for row in rows) else None
 
     def is_kept(since: float | None) -> bool:
-        """Whether Tune has written down where it stands, which it does every second, after that moment."""
+        """Whether Tune has saved its state after that time; it does so every second."""
         states = (folder / "ray").glob("experiment_state-*.json")
         return since is not None and any(state.stat().st_mtime > since for state in states)
 
     first, done = start(), None
     while not is_kept(done):
-        assert first.poll() is None, said.read_text(encoding="utf-8")
+        assert first.poll() is None, log_file.read_text(encoding="utf-8")
         done = done or first_done()
         time.sleep(0.05)
     cluster = first.children(recursive=True)
@@ -132,8 +135,8 @@ def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched,
     before = reports(folder)
     finished = {name: lines for name, lines in before.items() if lines[-1]["evaluations"] == 2}
     assert 1 <= len(finished) < n_trials, "the search had ended before it was killed"
-    assert start().wait(timeout=300) == 0, said.read_text(encoding="utf-8")
-    assert "going on with the search" in said.read_text(encoding="utf-8")
+    assert start().wait(timeout=300) == 0, log_file.read_text(encoding="utf-8")
+    assert "resuming the search" in log_file.read_text(encoding="utf-8")
     after = reports(folder)
     assert len(after) == n_trials
     assert finished.keys() <= after.keys()
@@ -143,7 +146,7 @@ def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched,
 
 
 def test_what_cannot_be_searched_is_said_at_once(searched):
-    def said(recipe: Any) -> str:
+    def error_of(recipe: Any) -> str:
         with pytest.raises(AskdError) as raised:
             search(recipe)
         return str(raised.value)
@@ -153,11 +156,11 @@ def test_what_cannot_be_searched_is_said_at_once(searched):
     def with_tune(**changes: Any) -> Any:
         return recipe.model_copy(update={"tune": Tune(**changes)})
 
-    assert said(recipe) == "tune.ood_domains: dev has nothing of call; it has calls, tones"
-    assert "names all domains of dev" in said(with_tune(ood_domains=("calls", "tones")))
-    assert "tones is trained on too" in said(with_tune(ood_domains=("tones",)))
+    assert error_of(recipe) == "tune.ood_domains: dev has no utterances of call; its domains are calls, tones"
+    assert "has all domains of dev" in error_of(with_tune(ood_domains=("calls", "tones")))
+    assert "tones is in the training data too" in error_of(with_tune(ood_domains=("tones",)))
     ce = recipe.model_copy(update={"objective": type(recipe.objective)(preset="ce"), "tune": Tune()})
-    assert said(ce).startswith("tune.space: with objective.teacher_weight.schedule = 'linear'")
+    assert error_of(ce).startswith("tune.space: with objective.teacher_weight.schedule = 'linear'")
 
 
 def test_the_driver_cannot_read_the_test_split(searched, monkeypatch: pytest.MonkeyPatch):

@@ -17,6 +17,7 @@ LAYERS = (
     ("audio", "text"),
     ("data",),
     ("models",),
+    ("divergence",),
     ("targets",),
     ("distill",),
     ("train",),
@@ -24,7 +25,7 @@ LAYERS = (
 )
 # The three ends of the pipeline import config to models, and neither the training nor one another.
 ENDS = ("evaluate", "export", "serve")
-ABOVE_ENDS = LAYERS.index(("models",)) + 1
+ABOVE_ENDS = LAYERS.index(("models",)) + 1  # beside the divergences, which they do not import
 FOLDERS = {folder: i for i, layer in enumerate(LAYERS) for folder in layer} | dict.fromkeys(ENDS, ABOVE_ENDS)
 FRONTS = tuple(
     f"askd_ray/{name}.py" for name in ("cli", "__main__", "demo", "promote", "study")

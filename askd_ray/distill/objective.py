@@ -11,10 +11,10 @@ import torch
 
 from askd_ray.config.objective import Objective
 from askd_ray.distill.chunked import chunked_sums
-from askd_ray.distill.divergence import divergence
 from askd_ray.distill.instance_weights import trust_gate
 from askd_ray.distill.references import Distribution, Reference
 from askd_ray.distill.schedules import Weights
+from askd_ray.divergence.kinds import divergence
 
 PARTS = ("loss", "ce", "kd", "self_kd", "teacher_ce", "teacher_share")
 """The sums over target tokens: the loss, its parts before weighting (nats), the teacher's cross-entropy of the

@@ -13,7 +13,7 @@ from askd_ray.config.objective import SelfTeacherConfig as Settings
 from askd_ray.distill.references import Reference, TopK
 from askd_ray.distill.schedules import Progress
 from askd_ray.distill.tensors import TensorBatch
-from askd_ray.targets.buckets import to_buckets
+from askd_ray.divergence.buckets import to_buckets
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from askd_ray.targets.buckets import clamp_to_finite, to_buckets
+from askd_ray.divergence.buckets import clamp_to_finite, to_buckets
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, read_labels
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_table, to_utterances, waveform_of
+from askd_ray.divergence.buckets import to_buckets
+from askd_ray.divergence.kinds import forward_kl
 from askd_ray.errors import AskdError
 from askd_ray.location import PathOrUri
 from askd_ray.models.load import load_whisper
 from askd_ray.models.student import build_student
 from askd_ray.progress import Table
-from askd_ray.targets.buckets import to_buckets
 from askd_ray.targets.soft_labels import forced_logits
 from askd_ray.torch_setup import usable_device, use_threads
 
@@ -112,4 +113,4 @@ def kl_table(report: Sequence[KlLost]) -> Table:
 
 def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> float:
     """Return KL(p || q) in nats, summed over tokens."""
-    return float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
+    return float(forward_kl(log_p.double(), log_q.double()).sum())

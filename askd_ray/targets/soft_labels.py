@@ -18,10 +18,10 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import LabelKey, SoftLabels
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
+from askd_ray.divergence.buckets import to_buckets
 from askd_ray.models.engine import Engine
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.models.windows import encode
-from askd_ray.targets.buckets import to_buckets
 from askd_ray.targets.pseudo_label import Target, pseudo_label, teacher_engine
 from askd_ray.text.tokens import Tokens
 

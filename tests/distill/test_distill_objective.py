@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional
 
 from askd_ray.config.objective import Objective
-from askd_ray.distill.divergence import forward_kl
 from askd_ray.distill.instance_weights import instance_weights
 from askd_ray.distill.objective import PARTS, TokenBatch, objective_sums
 from askd_ray.distill.references import Dense, Reference, TopK
 from askd_ray.distill.schedules import Progress, Weights, weights_at
+from askd_ray.divergence.kinds import forward_kl
 
 N_VOCAB, WIDTH, N = 11, 6, 7
 

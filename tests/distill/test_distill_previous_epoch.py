@@ -3,11 +3,11 @@ import torch
 
 from askd_ray.config.objective import SelfTeacherConfig
 from askd_ray.data.schema import IGNORED
-from askd_ray.distill.divergence import forward_kl
 from askd_ray.distill.previous_epoch import PreviousEpoch
 from askd_ray.distill.schedules import Progress
 from askd_ray.distill.tensors import TensorBatch
-from askd_ray.targets.buckets import to_buckets
+from askd_ray.divergence.buckets import to_buckets
+from askd_ray.divergence.kinds import forward_kl
 
 N_VOCAB = 9
 PSKD = SelfTeacherConfig(kind="previous_epoch", weight=0.8, schedule="linear", switch=0.0, top_k=4)

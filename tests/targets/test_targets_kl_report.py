@@ -13,10 +13,10 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, write_labels
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
-from askd_ray.distill import divergence
+from askd_ray.divergence import kinds
+from askd_ray.divergence.buckets import to_buckets
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
-from askd_ray.targets.buckets import to_buckets
 from askd_ray.targets.kl_report import REPORTED_KS, KlLost, kl_lost, kl_table, measure
 from askd_ray.targets.soft_labels import forced_logits, label, label_key
 
@@ -69,8 +69,8 @@ def test_what_is_lost_against_the_objective_s_own_divergence(
                 torch.log_softmax(next(forced_logits(teacher, [clip], [w], [made])) / 2.0, -1) for w in windows
             )
             ids = log_p.topk(K).indices
-            dense.append(divergence.forward_kl(log_p, log_q))
-            kept.append(divergence.forward_kl(to_buckets(log_p, ids), to_buckets(log_q, ids)))
+            dense.append(kinds.forward_kl(log_p, log_q))
+            kept.append(kinds.forward_kl(to_buckets(log_p, ids), to_buckets(log_q, ids)))
     assert report[0].dense == pytest.approx(float(torch.cat(dense).mean()), rel=1e-4)
     assert report[0].kept == pytest.approx(float(torch.cat(kept).mean()), rel=1e-4)
 

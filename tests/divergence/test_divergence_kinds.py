@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -6,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askd_ray.config.objective import Divergence
-from askd_ray.distill.divergence import divergence, forward_kl, jensen_shannon, reverse_kl
-from askd_ray.targets.buckets import clamp_to_finite, to_buckets
+from askd_ray.divergence.buckets import clamp_to_finite, to_buckets
+from askd_ray.divergence.kinds import DIVERGENCES, divergence, forward_kl, jensen_shannon, reverse_kl
 
 N_VOCAB = 13
 ALL_KINDS = [
@@ -102,3 +103,7 @@ def test_a_certain_student_gives_finite_gradients(kind: Divergence):
     pair = buckets(torch.log_softmax(teacher, -1), torch.log_softmax(student, -1), 2)
     divergence(kind, *pair).sum().backward()
     assert student.grad is not None and torch.isfinite(student.grad).all()
+
+
+def test_a_recipe_can_name_every_divergence():
+    assert set(get_args(Divergence.model_fields["kind"].annotation)) == DIVERGENCES.keys()

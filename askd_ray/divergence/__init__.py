@@ -1,0 +1,1 @@
+"""Divergences between distributions over tokens, of the vocabulary or of buckets of it."""

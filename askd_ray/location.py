@@ -26,7 +26,7 @@ _ALLOWED = "a folder, s3://BUCKET/..., gs://BUCKET/... or hf://datasets/USER/NAM
 _BUFFER_BYTES = 8 << 20  # a store answers each read with a request: few large ones
 _GIVE_UP_S = 30
 _REQUESTS = 16  # under way at a time where many small things are asked for
-_SAID_BY_STORES = re.compile(r"AWS Error (\w+)|google::cloud::Status\((\w+)")
+_STORE_ERROR = re.compile(r"AWS Error (\w+)|google::cloud::Status\((\w+)")
 _HUB_CLIENT = ("httpx", "httpx2", "huggingface_hub")  # modules whose errors are the hub's or the network's
 
 _IN_WORDS = {
@@ -263,7 +263,7 @@ class Location:
 
     def _refused(self, error: Exception) -> AskdError:
         text = without_credentials(" ".join(str(error).split()))
-        found = _SAID_BY_STORES.search(text)
+        found = _STORE_ERROR.search(text)
         code = next(filter(None, found.groups())) if found else type(error).__name__
         words = next((words for words, codes in _IN_WORDS.items() if code in codes), code)
         return AskdError(f"{self}: {words} ({text[:300]})")
@@ -276,7 +276,7 @@ def map_concurrently(function: Callable[[_In], _Out], items: Iterable[_In]) -> l
 
 
 def _is_of_store(error: Exception) -> bool:
-    return type(error).__module__.split(".")[0] in _HUB_CLIENT or _SAID_BY_STORES.search(str(error)) is not None
+    return type(error).__module__.split(".")[0] in _HUB_CLIENT or _STORE_ERROR.search(str(error)) is not None
 
 
 @lru_cache(maxsize=32)

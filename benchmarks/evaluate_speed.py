@@ -41,11 +41,13 @@ class Ours:
     """What a decoder of `askd evaluate` does with a part."""
 
     def __init__(self, reference: str, threads: int):
-        self._recogniser = open_system(reference, threads)
+        self._system = open_system(reference, threads)
 
-    def hear(self, rows: Sequence[Utterance]) -> list[str]:
+    def transcribe(self, rows: Sequence[Utterance]) -> list[str]:
         """Return the texts of clips of one language."""
-        return [heard.text for heard in self._recogniser.hear([waveform_of(u) for u in rows], rows[0].language)]
+        return [
+            transcript.text for transcript in self._system.transcribe([waveform_of(u) for u in rows], rows[0].language)
+        ]
 
 
 class Stock:
@@ -54,11 +56,11 @@ class Stock:
     def __init__(self, folder: str, threads: int):
         self._model = WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=threads)
 
-    def hear(self, rows: Sequence[Utterance]) -> list[str]:
+    def transcribe(self, rows: Sequence[Utterance]) -> list[str]:
         """Return the texts of clips."""
         settings = {"beam_size": 1, "temperature": 0.0, "without_timestamps": True}
-        heard = [self._model.transcribe(io.BytesIO(u.audio), language=u.language, **settings)[0] for u in rows]
-        return ["".join(segment.text for segment in segments).strip() for segments in heard]
+        transcript = [self._model.transcribe(io.BytesIO(u.audio), language=u.language, **settings)[0] for u in rows]
+        return ["".join(segment.text for segment in segments).strip() for segments in transcript]
 
 
 def main() -> None:

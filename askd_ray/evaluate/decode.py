@@ -18,7 +18,7 @@ from askd_ray.evaluate.systems import AsrSystem, SystemTranscript, weights_hash
 from askd_ray.files import digest
 from askd_ray.torch_setup import Device
 
-PART_CLIPS = 64
+JOB_CLIPS = 64
 _FORMAT = 3  # of what a part holds, and of how models hear
 _SEED = 0  # of what is drawn for conditions: they are the same in every evaluation
 
@@ -54,17 +54,17 @@ class Material:
         """
         speech = [chosen for chosen in sets if chosen.name != NON_SPEECH]
         has_babble = any(Condition.parse(c).kind == "babble" for c in settings.conditions)
-        everyone = [u for chosen in speech for u in chosen.utterances] if has_babble else []
-        voices = voices_of(", ".join(s.name for s in speech), everyone, _SEED) if has_babble else ()
+        all_utterances = [u for chosen in speech for u in chosen.utterances] if has_babble else []
+        voices = voices_of(", ".join(s.name for s in speech), all_utterances, _SEED) if has_babble else ()
         return cls({s.name: s for s in sets}, Sounds(settings.noise_files, settings.room_files, voices))
 
-    def waveform(self, part: DecodeJob, utterance: Utterance) -> Waveform:
+    def waveform(self, job: DecodeJob, utterance: Utterance) -> Waveform:
         """Return an utterance as a part's model hears it."""
         clean = waveform_of(utterance)
-        if part.condition == CLEAN:
+        if job.condition == CLEAN:
             return clean
         return apply(
-            Condition.parse(part.condition),
+            Condition.parse(job.condition),
             clean,
             utterance_id=utterance.id,
             speaker=utterance.speaker,
@@ -73,7 +73,7 @@ class Material:
         )
 
 
-def parts(
+def decode_jobs(
     models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate, device: Device = "cpu"
 ) -> list[DecodeJob]:
     """Return the parts of an evaluation, model by model, so that each model is loaded once.
@@ -82,24 +82,24 @@ def parts(
     again whatever it is called.
     """
     sounds = [_listed(settings.noise_files), _listed(settings.room_files), [chosen.fingerprint for chosen in sets]]
-    made: list[DecodeJob] = []
+    jobs: list[DecodeJob] = []
     for model, reference in models.items():
         weights = weights_hash(reference, device)
         for chosen in sets:
-            for condition, numbers in _heard(chosen, settings):
-                for first in range(0, len(numbers), PART_CLIPS):
-                    some = tuple(numbers[first : first + PART_CLIPS])
+            for condition, numbers in _clips_by_condition(chosen, settings):
+                for first in range(0, len(numbers), JOB_CLIPS):
+                    some = tuple(numbers[first : first + JOB_CLIPS])
                     inputs = [_FORMAT, weights, chosen.fingerprint, condition, some]
                     key = digest(inputs if condition == CLEAN else [*inputs, sounds])
-                    made.append(DecodeJob(model, reference, chosen.name, condition, some, key))
-    return made
+                    jobs.append(DecodeJob(model, reference, chosen.name, condition, some, key))
+    return jobs
 
 
 def _listed(pattern: str | None) -> list[tuple[str, int]] | None:
     return None if pattern is None else [(file.name, file.stat().st_size) for file in sound_files(pattern)]
 
 
-def _heard(chosen: EvalSet, settings: Evaluate) -> Iterator[tuple[str, list[int]]]:
+def _clips_by_condition(chosen: EvalSet, settings: Evaluate) -> Iterator[tuple[str, list[int]]]:
     """Yield the conditions of a set and the numbers of the utterances that are decoded under each."""
     yield CLEAN, list(range(len(chosen.utterances)))
     if chosen.name != NON_SPEECH:
@@ -108,37 +108,37 @@ def _heard(chosen: EvalSet, settings: Evaluate) -> Iterator[tuple[str, list[int]
         yield from ((condition, numbers) for condition in settings.conditions)
 
 
-def decode_part(part: DecodeJob, recogniser: AsrSystem, material: Material, folder: Path) -> None:
+def run_decode_job(job: DecodeJob, system: AsrSystem, material: Material, folder: Path) -> None:
     """Run a model over a part and write what it said."""
-    chosen, rows = material.sets[part.set], dict[int, Hypothesis]()
-    by_language = sorted(part.numbers, key=lambda n: chosen.utterances[n].language)
+    chosen, rows = material.sets[job.set], dict[int, Hypothesis]()
+    by_language = sorted(job.numbers, key=lambda n: chosen.utterances[n].language)
     for language, numbers in groupby(by_language, key=lambda n: chosen.utterances[n].language):
         spoken = [(n, chosen.utterances[n]) for n in numbers]
-        heard = recogniser.hear([material.waveform(part, u) for _, u in spoken], language)
-        rows |= {n: _row(part, chosen, u, said) for (n, u), said in zip(spoken, heard, strict=True)}
-    write_hypotheses(part.file(folder), [rows[n] for n in part.numbers])
+        transcripts = system.transcribe([material.waveform(job, u) for _, u in spoken], language)
+        rows |= {n: _row(job, chosen, u, transcript) for (n, u), transcript in zip(spoken, transcripts, strict=True)}
+    write_hypotheses(job.file(folder), [rows[n] for n in job.numbers])
 
 
-def _row(part: DecodeJob, chosen: EvalSet, utterance: Utterance, said: SystemTranscript) -> Hypothesis:
+def _row(job: DecodeJob, chosen: EvalSet, utterance: Utterance, transcript: SystemTranscript) -> Hypothesis:
     return Hypothesis(
-        model=part.model,
-        set=part.set,
+        model=job.model,
+        set=job.set,
         in_domain=chosen.in_domain,
-        condition=utterance.domain if part.set == NON_SPEECH else part.condition,  # there the domain is what is heard
+        condition=utterance.domain if job.set == NON_SPEECH else job.condition,  # there the domain is what is heard
         id=utterance.id,
         speaker=utterance.speaker,
         language=utterance.language,
         duration_s=utterance.duration_s,
         reference=utterance.text,
-        hypothesis=said.text,
-        token_texts=said.token_texts,
-        token_probs=said.token_probs,
-        ended=said.ended,
+        hypothesis=transcript.text,
+        token_texts=transcript.token_texts,
+        token_probs=transcript.token_probs,
+        ended=transcript.ended,
     )
 
 
-def collected(made: Sequence[DecodeJob], material: Material, folder: Path) -> Iterator[Hypothesis]:
+def collect_hypotheses(jobs: Sequence[DecodeJob], material: Material, folder: Path) -> Iterator[Hypothesis]:
     """Yield the rows of all parts, under the names that models and sets have now."""
-    for part in made:
-        for row in read_hypotheses(part.file(folder)):
-            yield replace(row, model=part.model, set=part.set, in_domain=material.sets[part.set].in_domain)
+    for job in jobs:
+        for row in read_hypotheses(job.file(folder)):
+            yield replace(row, model=job.model, set=job.set, in_domain=material.sets[job.set].in_domain)

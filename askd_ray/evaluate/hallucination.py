@@ -46,10 +46,10 @@ def score_hallucinations(kinds: Sequence[SetResults]) -> Hallucinations | None:
     clips = sum(len(a.common.rows) for a in kinds)
     minutes = sum(a.minutes for a in kinds)
     models = dict[str, ModelHallucinations]()
-    for name in kinds[0].heard:
-        by_kind = {a.condition: _score_kind(a.heard[name]) for a in kinds}
+    for name in kinds[0].results:
+        by_kind = {a.condition: _score_kind(a.results[name]) for a in kinds}
         with_words = sum(kind["clips_with_words"] for kind in by_kind.values())
-        words = sum(int(a.heard[name].errors.sum()) for a in kinds)  # each of them an insertion
+        words = sum(int(a.results[name].errors.sum()) for a in kinds)  # each of them an insertion
         models[name] = {
             "clips_with_words": with_words,
             "share_with_words": with_words / clips,
@@ -60,10 +60,10 @@ def score_hallucinations(kinds: Sequence[SetResults]) -> Hallucinations | None:
     return {"clips": clips, "minutes": minutes, "models": models}
 
 
-def _score_kind(heard: ModelResults) -> KindScores:
+def _score_kind(results: ModelResults) -> KindScores:
     texts: list[HallucinatedText] = [
         {"id": row.id, "text": row.hypothesis}
-        for row, hypothesis in zip(heard.rows, heard.hypotheses, strict=True)
+        for row, hypothesis in zip(results.rows, results.hypotheses, strict=True)
         if hypothesis
     ]
-    return {"clips": len(heard.rows), "clips_with_words": len(texts), "texts": texts}
+    return {"clips": len(results.rows), "clips_with_words": len(texts), "texts": texts}

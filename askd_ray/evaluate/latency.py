@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from askd_ray.data.schema import Utterance
-from askd_ray.evaluate.timed import System
+from askd_ray.evaluate.timed import TimedSystem
 from askd_ray.progress import bar
 
 TURN_CLIPS = 10
@@ -29,7 +29,7 @@ class TimedTranscripts:
 
 
 def ask(
-    systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1
+    systems: Mapping[str, TimedSystem], utterances: Sequence[Utterance], repeats: int = 1
 ) -> dict[str, TimedTranscripts]:
     """Give every clip to every system, one at a time, and return the answers.
 
@@ -55,7 +55,7 @@ def ask(
     return {name: TimedTranscripts(tuple(texts[name]), np.median(np.asarray(times[name]), axis=1)) for name in names}
 
 
-def _timed(system: System, clip: Utterance, repeats: int) -> tuple[str, list[float]]:
+def _timed(system: TimedSystem, clip: Utterance, repeats: int) -> tuple[str, list[float]]:
     text, took = "", list[float]()
     for _ in range(repeats):
         begun = time.perf_counter()

@@ -16,7 +16,7 @@ from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.bundle_scores import publish_scores
-from askd_ray.evaluate.decode import Material, collected, parts
+from askd_ray.evaluate.decode import Material, collect_hypotheses, decode_jobs
 from askd_ray.evaluate.hypotheses import (
     HYPOTHESES,
     NON_SPEECH,
@@ -108,9 +108,9 @@ def compare(
     Raises :class:`AskdError` for a language of the sets that a model does not know, before anything is decoded.
     """
     _refuse_languages(models, sets)
-    made, material = parts(models, sets, settings, device), Material.of(sets, settings)
-    decode(made, material, folder / PARTS, device == "cuda")
-    rows = list(collected(made, material, folder / PARTS))
+    jobs, material = decode_jobs(models, sets, settings, device), Material.of(sets, settings)
+    decode(jobs, material, folder / PARTS, device == "cuda")
+    rows = list(collect_hypotheses(jobs, material, folder / PARTS))
     write_hypotheses(folder / HYPOTHESES, rows)
     return score(rows, baseline, settings.normalizer)
 

@@ -118,42 +118,44 @@ def score(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "w
     Raises :class:`AskdError` where the models cannot be compared (see :func:`askd_ray.evaluate.tally.tally`), and for
     an utterance that was scored in some condition and not clean.
     """
-    asked = tally(rows, baseline, normalizer)
-    clean = {a.set: a for a in asked if a.condition == CLEAN and a.set != NON_SPEECH}
+    set_results = tally(rows, baseline, normalizer)
+    clean = {a.set: a for a in set_results if a.condition == CLEAN and a.set != NON_SPEECH}
     rates = {name: a.drawn.rates for name, a in clean.items()}
     changed: dict[str, list[SetResults]] = {}
-    for a in asked:
+    for a in set_results:
         if a.set != NON_SPEECH and a.condition != CLEAN:
             changed.setdefault(a.condition, []).append(a)
     return {
         "baseline": baseline,
         "normalizer": normalizer,
-        "models": list(asked[0].heard),
+        "models": list(set_results[0].results),
         "sets": {name: _score_set(a, rates[name], baseline) for name, a in clean.items()},
         "in_domain": _score_domain([a for a in clean.values() if a.in_domain], rates, baseline),
         "out_of_domain": _score_domain([a for a in clean.values() if not a.in_domain], rates, baseline),
         "conditions": {name: _score_condition(changed[name], clean, baseline) for name in sorted(changed, key=_level)},
-        "non_speech": score_hallucinations([a for a in asked if a.set == NON_SPEECH]),
+        "non_speech": score_hallucinations([a for a in set_results if a.set == NON_SPEECH]),
     }
 
 
-def _score_set(asked: SetResults, rates: Array, baseline: str) -> SetScores:
-    compared = compare(rates, list(asked.heard), baseline)
+def _score_set(set_results: SetResults, rates: Array, baseline: str) -> SetScores:
+    compared = compare(rates, list(set_results.results), baseline)
     return {
-        "in_domain": asked.in_domain,
-        "utterances": len(asked.common.rows),
-        "words": asked.n_words,
-        "minutes": asked.minutes,
-        "models": {name: _score_model(heard, compared["models"][name]) for name, heard in asked.heard.items()},
+        "in_domain": set_results.in_domain,
+        "utterances": len(set_results.common.rows),
+        "words": set_results.n_words,
+        "minutes": set_results.minutes,
+        "models": {
+            name: _score_model(results, compared["models"][name]) for name, results in set_results.results.items()
+        },
         "against_baseline": compared["against_baseline"],
     }
 
 
-def _score_model(heard: ModelResults, rate: Rate) -> ModelScores:
-    total = reduce(operator.add, heard.counts)
-    ended = [row.ended for row in heard.rows if row.ended is not None]
-    texts = list(zip(heard.references, heard.hypotheses, strict=True))
-    bins = reliability(heard.rows)
+def _score_model(results: ModelResults, rate: Rate) -> ModelScores:
+    total = reduce(operator.add, results.counts)
+    ended = [row.ended for row in results.rows if row.ended is not None]
+    texts = list(zip(results.references, results.hypotheses, strict=True))
+    bins = reliability(results.rows)
     return {
         **rate,
         "substitutions": total.substitutions,
@@ -161,48 +163,48 @@ def _score_model(heard: ModelResults, rate: Rate) -> ModelScores:
         "insertions": total.insertions,
         "n_words": total.n_reference,
         "insertion_rate": total.insertions / total.n_reference,
-        "cer": count_character_errors(heard.references, heard.hypotheses).rate,
+        "cer": count_character_errors(results.references, results.hypotheses).rate,
         "repeated_5grams": sum(repeated_ngrams(reference, hypothesis) for reference, hypothesis in texts),
         "runaways": ended.count(False) if ended else None,
         "empty": sum(bool(reference) and not hypothesis for reference, hypothesis in texts),
         "ece": expected_calibration_error(bins),
         "reliability": bins,
-        "by_duration": _by_duration(heard),
-        "by_speaker": _by_speaker(heard),
+        "by_duration": _by_duration(results),
+        "by_speaker": _by_speaker(results),
     }
 
 
-def _by_duration(heard: ModelResults) -> list[DurationScores]:
+def _by_duration(results: ModelResults) -> list[DurationScores]:
     buckets: dict[int, list[int]] = {}
-    for i, row in enumerate(heard.rows):
+    for i, row in enumerate(results.rows):
         # Whisper's window is 30 s: a clip that fills it is not yet a long one.
         bucket = bisect_right(DURATIONS_S[:-1], row.duration_s) - 1 + (row.duration_s > DURATIONS_S[-1])
         buckets.setdefault(bucket, []).append(i)
     found = list[DurationScores]()
     for bucket, at in sorted(buckets.items()):
-        words = int(heard.words[at].sum())
+        words = int(results.words[at].sum())
         found.append(
             {
                 "low_s": DURATIONS_S[bucket],
                 "high_s": DURATIONS_S[bucket + 1] if bucket + 1 < len(DURATIONS_S) else None,
                 "utterances": len(at),
                 "words": words,
-                "wer": int(heard.errors[at].sum()) / words if words else None,
+                "wer": int(results.errors[at].sum()) / words if words else None,
             }
         )
     return found
 
 
-def _by_speaker(heard: ModelResults) -> SpeakerScores | None:
+def _by_speaker(results: ModelResults) -> SpeakerScores | None:
     of: dict[str, list[int]] = {}
-    for i, row in enumerate(heard.rows):
+    for i, row in enumerate(results.rows):
         if row.speaker:
             of.setdefault(row.speaker, []).append(i)
     found = list[SpeakerScore]()
     for name, at in of.items():
-        words = int(heard.words[at].sum())
+        words = int(results.words[at].sum())
         if words:
-            wer = int(heard.errors[at].sum()) / words
+            wer = int(results.errors[at].sum()) / words
             found.append({"speaker": name, "utterances": len(at), "words": words, "wer": wer})
     if not found:
         return None
@@ -214,7 +216,7 @@ def _by_speaker(heard: ModelResults) -> SpeakerScores | None:
 def _score_domain(sets: Sequence[SetResults], rates: Mapping[str, Array], baseline: str) -> DomainScores | None:
     if not sets:
         return None
-    models = list(sets[0].heard)
+    models = list(sets[0].results)
     macro = np.mean([rates[a.set] for a in sets], axis=0)
     pooled = reduce(operator.add, (a.drawn for a in sets)).rates
     return {
@@ -233,7 +235,7 @@ def _level(condition: str) -> tuple[str, float]:
 
 
 def _score_condition(sets: Sequence[SetResults], clean: Mapping[str, SetResults], baseline: str) -> ConditionScores:
-    models = list(sets[0].heard)
+    models = list(sets[0].results)
     errors, words = np.zeros(len(models), dtype=np.int64), 0
     for a in sets:
         position = {row.id: i for i, row in enumerate(clean[a.set].common.rows)} if a.set in clean else {}
@@ -243,7 +245,7 @@ def _score_condition(sets: Sequence[SetResults], clean: Mapping[str, SetResults]
                 f"scores: {missing[0]!r} of {a.set} was scored in the condition {a.condition} and not clean"
             )
         at = [position[row.id] for row in a.common.rows]
-        errors += [clean[a.set].heard[name].errors[at].sum() for name in models]
+        errors += [clean[a.set].results[name].errors[at].sum() for name in models]
         words += int(clean[a.set].common.words[at].sum())
     return {
         **compare(reduce(operator.add, (a.drawn for a in sets)).rates, models, baseline),

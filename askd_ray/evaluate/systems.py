@@ -42,7 +42,7 @@ class SystemTranscript:
 class AsrSystem(Protocol):
     """A model that is being compared."""
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
         """Return what is said in each clip."""
         ...
 
@@ -102,12 +102,14 @@ class _Local:
         self._engine = open_engine(info, device, threads, Decoding(confidence=True))
         self._vad: Vad | None = None  # for recordings; most sets have none
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
         """Return what is said in each clip, token by token."""
         short = [w for w in waveforms if len(w) <= PADDED_SAMPLES]
         map_concurrently = iter(self._engine.transcribe(short, language))
-        heard = [next(map_concurrently) if len(w) <= PADDED_SAMPLES else self._long(w, language) for w in waveforms]
-        return [SystemTranscript(t.text, t.token_texts, t.token_probs, t.ended) for t in heard]
+        transcripts = [
+            next(map_concurrently) if len(w) <= PADDED_SAMPLES else self._long(w, language) for w in waveforms
+        ]
+        return [SystemTranscript(t.text, t.token_texts, t.token_probs, t.ended) for t in transcripts]
 
     def _long(self, waveform: Waveform, language: str) -> Transcript:
         self._vad = self._vad or Vad()
@@ -126,7 +128,7 @@ class _Server:
         self._url = f"{address.rstrip('/')}/audio/transcriptions"
         self._client = httpx.Client(headers=headers, timeout=_PATIENCE_S)
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
         """Return what is said in each clip.
 
         Raises :class:`AskdError` when the server does not answer, or with an error.

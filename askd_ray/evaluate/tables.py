@@ -76,11 +76,13 @@ def _conditions(scores: Scores) -> Table:
     return shown
 
 
-def _non_speech(heard: Hallucinations) -> Table:
-    title = f"Where nobody speaks: {_count(heard['clips'], 'clip')}, {heard['minutes']:.1f} min"
-    shown = Table("", *heard["models"], title=title, title_justify="left")
-    shown.add_row("clips with words", *(f"{100 * m['share_with_words']:.1f} %" for m in heard["models"].values()))
-    shown.add_row("words a minute", *(f"{m['words_per_minute']:.1f}" for m in heard["models"].values()))
+def _non_speech(hallucinations: Hallucinations) -> Table:
+    title = f"Where nobody speaks: {_count(hallucinations['clips'], 'clip')}, {hallucinations['minutes']:.1f} min"
+    shown = Table("", *hallucinations["models"], title=title, title_justify="left")
+    shown.add_row(
+        "clips with words", *(f"{100 * m['share_with_words']:.1f} %" for m in hallucinations["models"].values())
+    )
+    shown.add_row("words a minute", *(f"{m['words_per_minute']:.1f}" for m in hallucinations["models"].values()))
     return shown
 
 

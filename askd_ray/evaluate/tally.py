@@ -45,12 +45,12 @@ class SetResults:
     set: str
     condition: str
     in_domain: bool
-    heard: dict[str, ModelResults]
+    results: dict[str, ModelResults]
 
     @property
     def common(self) -> ModelResults:
         """Any of the models' answers, for what all have in common: the utterances and their words."""
-        return next(iter(self.heard.values()))
+        return next(iter(self.results.values()))
 
     @cached_property
     def n_words(self) -> int:
@@ -65,7 +65,7 @@ class SetResults:
     @cached_property
     def drawn(self) -> BootstrapDraws:
         """Bootstrap samples; those of each set are its own."""
-        errors = np.column_stack([heard.errors for heard in self.heard.values()])
+        errors = np.column_stack([results.errors for results in self.results.values()])
         return draw(errors, self.common.words, seed=zlib.crc32(self.set.encode()))
 
 
@@ -93,10 +93,12 @@ def tally(rows: Sequence[Hypothesis], baseline: str, kind: Normalizer) -> list[S
         (language, raw): " ".join(normalizer(language, kind)(raw).split())
         for language, raw in {(row.language, raw) for row in rows for raw in (row.reference, row.hypothesis)}
     }
-    return [_asked(where, groups[where], baseline, text) for where in sorted(groups)]
+    return [_set_results(where, groups[where], baseline, text) for where in sorted(groups)]
 
 
-def _asked(where: tuple[str, str], by_model: ByModel, baseline: str, text: Mapping[tuple[str, str], str]) -> SetResults:
+def _set_results(
+    where: tuple[str, str], by_model: ByModel, baseline: str, text: Mapping[tuple[str, str], str]
+) -> SetResults:
     name, condition = where
     place, expected = f"({name}, {condition})", by_model[baseline]
     for model, by_id in by_model.items():
@@ -110,13 +112,13 @@ def _asked(where: tuple[str, str], by_model: ByModel, baseline: str, text: Mappi
         for row in by_id.values():
             if _given(row) != _given(expected[row.id]):
                 raise AskdError(f"scores: {row.id!r} {place} is not the same for {model} as for {baseline}")
-    heard = {model: _heard([by_id[i] for i in sorted(by_id)], text) for model, by_id in by_model.items()}
-    first = heard[baseline]
+    results = {model: _model_results([by_id[i] for i in sorted(by_id)], text) for model, by_id in by_model.items()}
+    first = results[baseline]
     if name == NON_SPEECH and first.words.any():
         raise AskdError(f"scores: the references of {name} have words, and nothing is said there")
     if name != NON_SPEECH and not first.words.any():
         raise AskdError(f"scores: no reference has a word after normalisation {place}")
-    return SetResults(name, condition, first.rows[0].in_domain, heard)
+    return SetResults(name, condition, first.rows[0].in_domain, results)
 
 
 def _given(row: Hypothesis) -> tuple[object, ...]:
@@ -124,7 +126,7 @@ def _given(row: Hypothesis) -> tuple[object, ...]:
     return row.speaker, row.language, row.duration_s, row.reference
 
 
-def _heard(rows: Sequence[Hypothesis], text: Mapping[tuple[str, str], str]) -> ModelResults:
+def _model_results(rows: Sequence[Hypothesis], text: Mapping[tuple[str, str], str]) -> ModelResults:
     references = tuple(text[row.language, row.reference] for row in rows)
     hypotheses = tuple(text[row.language, row.hypothesis] for row in rows)
     return ModelResults(tuple(rows), references, hypotheses, tuple(count_each(references, hypotheses)))

@@ -15,7 +15,7 @@ from askd_ray.models.cublas import load_cublas
 from askd_ray.torch_setup import Device
 
 
-class System(Protocol):
+class TimedSystem(Protocol):
     """A recogniser. Everything between the encoded audio and the text is its own affair, and its own time."""
 
     def transcribe(self, audio: bytes, language: str) -> str:

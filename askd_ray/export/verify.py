@@ -48,10 +48,13 @@ def verify(bundle: Path, clips: Sequence[Utterance]) -> dict[str, Any]:
     padded_int8 = heard("ctranslate2-int8", None)
     padded_float16 = heard("ctranslate2-float16", None)
     pairs = {
-        "transformers and float16": (_hear_transformers(bundle / "transformers", waveforms, languages), padded_float16),
+        "transformers and float16": (
+            _transcribe_with_transformers(bundle / "transformers", waveforms, languages),
+            padded_float16,
+        ),
         "int8 and float16": (padded_int8, padded_float16),
         "int8 and float16, trimmed": (heard("ctranslate2-int8", silence_s), heard("ctranslate2-float16", silence_s)),
-        "faster-whisper and int8": (_hear_stock(bundle / "ctranslate2-int8", clips), padded_int8),
+        "faster-whisper and int8": (_transcribe_with_stock(bundle / "ctranslate2-int8", clips), padded_int8),
     }
     same = {name: _n_same(*texts, languages) for name, texts in pairs.items()}
     for name in ("transformers and float16", "faster-whisper and int8"):
@@ -76,7 +79,7 @@ def _n_same(texts: Sequence[str], others: Sequence[str], languages: Sequence[str
 
 
 @torch.no_grad()
-def _hear_transformers(folder: Path, waveforms: Sequence[Waveform], languages: Sequence[str]) -> list[str]:
+def _transcribe_with_transformers(folder: Path, waveforms: Sequence[Waveform], languages: Sequence[str]) -> list[str]:
     """Transcribe with transformers, greedily, with the weights rounded as the float16 folder has them."""
     try:
         processor = AutoProcessor.from_pretrained(folder)
@@ -94,7 +97,7 @@ def _hear_transformers(folder: Path, waveforms: Sequence[Waveform], languages: S
     return texts
 
 
-def _hear_stock(folder: Path, clips: Sequence[Utterance]) -> list[str]:
+def _transcribe_with_stock(folder: Path, clips: Sequence[Utterance]) -> list[str]:
     from faster_whisper import WhisperModel
 
     try:

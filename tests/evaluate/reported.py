@@ -46,11 +46,11 @@ def texts(n: int, seed: str) -> list[str]:
 
 def misheard(text: str, rate: float, seed: str) -> str:
     """The text as a model might hear it: each word is another one, gone, or doubled, at that rate altogether."""
-    rng, heard = random.Random(seed), list[str]()
+    rng, hypothesis = random.Random(seed), list[str]()
     for word in text.split():
         kind = rng.choice(["another", "gone", "doubled"]) if rng.random() < rate else "right"
-        heard += {"another": ["zulu"], "gone": [], "doubled": [word, "yankee"], "right": [word]}[kind]
-    return " ".join(heard)
+        hypothesis += {"another": ["zulu"], "gone": [], "doubled": [word, "yankee"], "right": [word]}[kind]
+    return " ".join(hypothesis)
 
 
 def write_run(root: Path, name: str, n: int = 30, study: Any = None, **settings: Any) -> Run:
@@ -84,30 +84,32 @@ def _utterance(i: int, text: str) -> Utterance:
     )
 
 
-def hear(run: Run, rates: Mapping[str, float], noisy: Mapping[str, float] | None = None) -> list[Hypothesis]:
+def model_rows(run: Run, rates: Mapping[str, float], noisy: Mapping[str, float] | None = None) -> list[Hypothesis]:
     """What models with these error rates hear in a run's sets, and under conditions that add to the rates."""
     rows = list[Hypothesis]()
     for chosen in read_sets(run)[0]:
         for condition, more in {"clean": 0.0, **(noisy or {})}.items():
             for u in chosen.utterances:
                 for model, rate in rates.items():
-                    heard = misheard(u.text, rate + more, f"{model} {condition} {u.text}")
-                    tokens = tuple(f" {word}" for word in heard.split())
+                    hypothesis = misheard(u.text, rate + more, f"{model} {condition} {u.text}")
+                    tokens = tuple(f" {word}" for word in hypothesis.split())
                     probs = tuple(0.4 if word in (" zulu", " yankee") else 0.93 for word in tokens)
                     given = (u.id, u.speaker, u.language, u.duration_s, u.text)
                     rows.append(
-                        Hypothesis(model, chosen.name, chosen.in_domain, condition, *given, heard, tokens, probs, True)
+                        Hypothesis(
+                            model, chosen.name, chosen.in_domain, condition, *given, hypothesis, tokens, probs, True
+                        )
                     )
     return rows
 
 
-def hear_nothing(models: Sequence[str]) -> list[Hypothesis]:
+def non_speech_rows(models: Sequence[str]) -> list[Hypothesis]:
     """Clips in which nobody speaks; the last model hears words in the noise."""
     return [
-        Hypothesis(model, NON_SPEECH, False, kind, f"{kind}-{i}", "", "en", 5.0, "", heard)
+        Hypothesis(model, NON_SPEECH, False, kind, f"{kind}-{i}", "", "en", 5.0, "", hypothesis)
         for model in models
         for kind in ("silence", "noise")
-        for heard in ["thank you" if (model, kind) == (models[-1], "noise") else ""]
+        for hypothesis in ["thank you" if (model, kind) == (models[-1], "noise") else ""]
         for i in range(3)
     ]
 

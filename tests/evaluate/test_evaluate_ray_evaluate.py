@@ -64,8 +64,8 @@ def without_timing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights: Path):
-    wanted = with_(run.recipe, sets=[calls], models={"again": str(weights)}, conditions=["white@10"], non_speech=True)
-    result = evaluate(wanted)
+    recipe = with_(run.recipe, sets=[calls], models={"again": str(weights)}, conditions=["white@10"], non_speech=True)
+    result = evaluate(recipe)
     assert result["models"] == ["teacher", "again", "student"]
     assert {n: (s["in_domain"], s["utterances"]) for n, s in result["sets"].items()} == {
         "test": (True, N_PER_SPLIT),
@@ -84,7 +84,7 @@ def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights:
     assert all("".join(r.token_texts or ()).strip() == r.hypothesis for r in rows)
     assert len([r for r in rows if r.condition == "white@10"]) == 3 * (N_PER_SPLIT + 4)
     with pytest.raises(AskdError, match="babble behind set test, calls: it does not say who speaks"):
-        evaluate(with_(wanted, conditions=["babble@10"]))
+        evaluate(with_(recipe, conditions=["babble@10"]))
 
 
 @pytest.mark.slow

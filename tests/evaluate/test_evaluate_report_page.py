@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from browser import chromium, open_browser, open_page
 from playwright.sync_api import Browser, Page
-from reported import BETTER, NOISY, finish, hear, hear_nothing, time_it, write_run
+from reported import BETTER, NOISY, finish, model_rows, non_speech_rows, time_it, write_run
 
 from askd_ray.evaluate.report.write import report
 
@@ -27,14 +27,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(tmp_path_factory.mktemp("runs"), "small", normalizer="none")
     with pytest.MonkeyPatch.context() as patch:
         timed = json.loads(json.dumps(time_it(run, patch)))
-    rows = hear(run, BETTER | {"tiny": 0.5}, NOISY)
+    rows = model_rows(run, BETTER | {"tiny": 0.5}, NOISY)
     rows = [replace(r, hypothesis=EVIL) if (r.model, r.id) == ("student", "clip-1") else r for r in rows]
     rows += [
         replace(r, set=f"far/{LONG}", hypothesis="" if (r.model, r.id[-6:]) == ("student", "1.flac") else r.hypothesis)
         for r in rows
         if r.set == "far"
     ]
-    return report([str(finish(run, [*rows, *hear_nothing(["teacher", "tiny", "student"])], timed).path)])
+    return report([str(finish(run, [*rows, *non_speech_rows(["teacher", "tiny", "student"])], timed).path)])
 
 
 @pytest.fixture(scope="module")

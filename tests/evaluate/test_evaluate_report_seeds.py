@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from parsed import Page, read_markdown
-from reported import finish, hear, write_run
+from reported import finish, model_rows, write_run
 
 from askd_ray.evaluate.report.write import report
 from askd_ray.files import read_json
@@ -21,7 +21,7 @@ def study(tmp_path: Path) -> Run:
     """A study of three arms and three seeds: one is worse than the teacher, one better, and one goes by the seed."""
     run = write_run(tmp_path, "small", study={"arms": ARMS, "against": "ce", "seeds": [0, 1, 2]})
     models = {f"{arm}-{seed}": rates[seed] for arm, rates in RATES.items() for seed in range(3)}
-    finish(run, hear(run, {"teacher": 0.3, **models}, {"white@0": 0.2}))
+    finish(run, model_rows(run, {"teacher": 0.3, **models}, {"white@0": 0.2}))
     assert run.recipe.study is not None
     scores: Any = read_json(run.path / "evaluate" / "scores.json")
     run.finish("study", "", {"comparison": over_seeds(scores, run.recipe.study)}, run.begin("study"))

@@ -1,15 +1,15 @@
 from dataclasses import replace
 
 from rich.console import Console
-from spoken import all_said, said
+from spoken import make_row, make_rows
 
 from askd_ray.evaluate.scores import score
 from askd_ray.evaluate.tables import table, verdicts
 
-WORSE = [*all_said({f"word {i}": {"teacher": "word x", "student": f"word {i}"} for i in range(30)})]
+WORSE = [*make_rows({f"word {i}": {"teacher": "word x", "student": f"word {i}"} for i in range(30)})]
 OUTSIDE = [
-    *all_said({"a b": {"teacher": "a b", "student": "a x"}, "c d": {"teacher": "c x", "student": "c d"}}),
-    *all_said({"e f": {"teacher": "e f", "student": "e f"}}, set="b"),
+    *make_rows({"a b": {"teacher": "a b", "student": "a x"}, "c d": {"teacher": "c x", "student": "c d"}}),
+    *make_rows({"e f": {"teacher": "e f", "student": "e f"}}, set="b"),
 ]
 OUTSIDE = [replace(row, set=f"far_{row.set}", in_domain=False) for row in OUTSIDE]
 
@@ -49,7 +49,7 @@ def test_what_the_tables_say():
 def test_conditions_and_silence():
     noisy = [replace(row, condition="white@0", hypothesis="") for row in WORSE]
     silent = [
-        said(m, "", "oh well", set="non_speech", condition="hum", duration_s=30.0) for m in ("teacher", "student")
+        make_row(m, "", "oh well", set="non_speech", condition="hum", duration_s=30.0) for m in ("teacher", "student")
     ]
     text = shown([*WORSE, *noisy, *silent])
     assert "white@0" in text and "100.00 (100.00 to 100.00)" in text

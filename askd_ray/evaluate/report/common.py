@@ -18,7 +18,7 @@ class MergedRuns:
     left_out: tuple[str, ...]
 
 
-def merged(rows: Mapping[str, Sequence[Hypothesis]]) -> MergedRuns:
+def merge_runs(rows: Mapping[str, Sequence[Hypothesis]]) -> MergedRuns:
     """Put the rows of runs, by the run's name, together: those of the sets and conditions that all of them have.
 
     A run's student takes the run's name. Models that have one name everywhere, as the teacher, are one model if they
@@ -26,24 +26,24 @@ def merged(rows: Mapping[str, Sequence[Hypothesis]]) -> MergedRuns:
 
     Raises :class:`AskdError` when the runs have no set in common, or one is named like a model.
     """
-    asked = {run: _asked(its_rows) for run, its_rows in rows.items()}
-    everywhere = {place for places in asked.values() for place in places}
-    common = {place for place in everywhere if len({places.get(place) for places in asked.values()}) == 1}
+    clips_by_run = {run: _clips_by_condition(run_rows) for run, run_rows in rows.items()}
+    everywhere = {place for places in clips_by_run.values() for place in places}
+    common = {place for place in everywhere if len({places.get(place) for places in clips_by_run.values()}) == 1}
     common -= {(name, how) for name, how in common if name != NON_SPEECH and (name, CLEAN) not in common}
     if not any(name != NON_SPEECH for name, _ in common):
-        sets = (f"{run} has {', '.join(sorted({name for name, _ in places}))}" for run, places in asked.items())
+        sets = (f"{run} has {', '.join(sorted({name for name, _ in places}))}" for run, places in clips_by_run.items())
         raise AskdError(f"report: the runs have no set in common with the same utterances: {'; '.join(sets)}")
     left_out = tuple(f"{name}, {condition}" for name, condition in sorted(everywhere - common))
-    kept = {run: [row for row in its_rows if (row.set, row.condition) in common] for run, its_rows in rows.items()}
+    kept = {run: [row for row in run_rows if (row.set, row.condition) in common] for run, run_rows in rows.items()}
     names = _names(kept)
     taken = dict[str, list[Hypothesis]]()
     for (run, model), name in names.items():
         if name not in taken:
             taken[name] = [replace(row, model=name) for row in kept[run] if row.model == model]
-    return MergedRuns([row for its_rows in taken.values() for row in its_rows], names, left_out)
+    return MergedRuns([row for run_rows in taken.values() for row in run_rows], names, left_out)
 
 
-def _asked(rows: Sequence[Hypothesis]) -> dict[SetCondition, frozenset[tuple[object, ...]]]:
+def _clips_by_condition(rows: Sequence[Hypothesis]) -> dict[SetCondition, frozenset[tuple[object, ...]]]:
     found = dict[SetCondition, set[tuple[object, ...]]]()
     for row in rows:
         of_clip = (row.id, row.speaker, row.language, row.duration_s, row.reference, row.in_domain)
@@ -52,13 +52,13 @@ def _asked(rows: Sequence[Hypothesis]) -> dict[SetCondition, frozenset[tuple[obj
 
 
 def _names(rows: Mapping[str, Sequence[Hypothesis]]) -> dict[tuple[str, str], str]:
-    heard = dict[tuple[str, str], dict[tuple[str, str, str], str]]()
-    for run, its_rows in rows.items():
-        for row in its_rows:
-            heard.setdefault((run, row.model), {})[row.set, row.condition, row.id] = row.hypothesis
+    hypotheses = dict[tuple[str, str], dict[tuple[str, str, str], str]]()
+    for run, run_rows in rows.items():
+        for row in run_rows:
+            hypotheses.setdefault((run, row.model), {})[row.set, row.condition, row.id] = row.hypothesis
     names = dict[tuple[str, str], str]()
-    for run, model in heard:
-        alike = all(said == heard[run, model] for (_, other), said in heard.items() if other == model)
+    for run, model in hypotheses:
+        alike = all(said == hypotheses[run, model] for (_, other), said in hypotheses.items() if other == model)
         names[run, model] = run if model == STUDENT else model if alike else f"{model} of {run}"
     clash = set(rows) & {name for (_, model), name in names.items() if model != STUDENT}
     if clash:

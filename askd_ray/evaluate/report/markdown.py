@@ -69,11 +69,11 @@ def _indented(text: str) -> str:
 
 def _clip(clip: ClipBlock) -> str:
     sound = [] if isinstance(clip.audio, Audio) else [f"- ({_plain(clip.audio)})"]
-    lines = [f"- said: {_plain(clip.reference)}", *map(_said, clip.said), *sound]
+    lines = [f"- said: {_plain(clip.reference)}", *map(_quoted, clip.said), *sound]
     return "\n".join([f"**{_plain(clip.title)}**", "", *lines])
 
 
-def _said(said: QuotedTranscript) -> str:
+def _quoted(said: QuotedTranscript) -> str:
     more = f" ... and {said.n_more} more" if said.n_more else ""
     text = " ".join(map(_word, said.aligned))
     return f"- {_plain(said.model)}, {said.errors} of {said.words} wrong: {_plain(text + more)}"

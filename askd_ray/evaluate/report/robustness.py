@@ -40,27 +40,27 @@ def robustness_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
 
 
 def _non_speech(scores: Scores) -> Iterator[Block]:
-    heard = scores["non_speech"]
-    assert heard is not None
-    clips = f"{count(heard['clips'], 'clip')}, {heard['minutes']:.1f} min"
+    hallucinations = scores["non_speech"]
+    assert hallucinations is not None
+    clips = f"{count(hallucinations['clips'], 'clip')}, {hallucinations['minutes']:.1f} min"
     rows = [
         (model, f"{m['clips_with_words']} ({percent(m['share_with_words'])} %)", f"{m['words_per_minute']:.2f}")
-        for model, m in heard["models"].items()
+        for model, m in hallucinations["models"].items()
     ]
     head = ("model", "clips with words", "words a minute")
     yield TableBlock(f"Hallucination: words in {clips} without speech; 0 is right", head, tuple(rows))
-    kinds = list(heard["models"][scores["baseline"]]["by_kind"])
+    kinds = list(hallucinations["models"][scores["baseline"]]["by_kind"])
     rows = [
         (kind, model, f"{m['by_kind'][kind]['clips_with_words']} of {m['by_kind'][kind]['clips']}")
         for kind in kinds
-        for model, m in heard["models"].items()
+        for model, m in hallucinations["models"].items()
     ]
     yield TableBlock(
         "ClipsBlock with words, by kind of sound", ("kind", "model", "clips with words"), tuple(rows), n_labels=2
     )
     texts = [
         (model, kind, text["text"])
-        for model, m in heard["models"].items()
+        for model, m in hallucinations["models"].items()
         for kind in kinds
         for text in m["by_kind"][kind]["texts"][:_MAX_TEXTS]
     ]

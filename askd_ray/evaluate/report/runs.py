@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import CLEAN, HYPOTHESES, NON_SPEECH, SCORES, STUDENT, Hypothesis, read_hypotheses
-from askd_ray.evaluate.report.common import merged
+from askd_ray.evaluate.report.common import merge_runs
 from askd_ray.evaluate.scores import Scores, score
 from askd_ray.evaluate.tally import SetResults, tally
 from askd_ray.files import local_path, read_json
@@ -67,18 +67,18 @@ def read_evaluations(runs: Sequence[Run]) -> Evaluated:
         raise AskdError(f"report of {', '.join(r.recipe.name for r in runs)}: each run once, and each by its own name")
     stored = {name: cast(dict[str, Any], read_json(run.path / "evaluate" / SCORES)) for name, run in named.items()}
     rows = {name: read_hypotheses(run.path / "evaluate" / HYPOTHESES) for name, run in named.items()}
-    first, (its_rows, *others) = next(iter(named)), rows.values()
+    first, (run_rows, *others) = next(iter(named)), rows.values()
     scores = cast(Scores, stored[first])
     if not others:
         models = [model for model in scores["models"] if model != scores["baseline"]]
         students = dict.fromkeys([STUDENT] if STUDENT in models else models, first)
-        return Evaluated(named, stored, scores, students, _kinds(scores, named[first]), _clean(its_rows, scores))
-    together = merged(rows)
-    baseline = together.names[first, scores["baseline"]]
-    scores = score(together.rows, baseline, scores["normalizer"])
-    students = {together.names[run, STUDENT]: run for run in named if (run, STUDENT) in together.names}
+        return Evaluated(named, stored, scores, students, _kinds(scores, named[first]), _clean(run_rows, scores))
+    merged = merge_runs(rows)
+    baseline = merged.names[first, scores["baseline"]]
+    scores = score(merged.rows, baseline, scores["normalizer"])
+    students = {merged.names[run, STUDENT]: run for run in named if (run, STUDENT) in merged.names}
     kinds = {model: model for model in scores["models"]}
-    return Evaluated(named, stored, scores, students, kinds, _clean(together.rows, scores), together.left_out)
+    return Evaluated(named, stored, scores, students, kinds, _clean(merged.rows, scores), merged.left_out)
 
 
 def _kinds(scores: Scores, run: Run) -> dict[str, str]:

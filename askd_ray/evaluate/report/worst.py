@@ -34,10 +34,10 @@ def worst_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
     chosen = {group: _worst(evaluated.clean, group, baseline) for group in groups}
     wanted = [key for above, rates in chosen.values() for key in (*above, *rates)]
     audio = find_audio(evaluated.runs.values(), wanted)
-    asked = {one.set: one for one in evaluated.clean}
+    set_results = {one.set: one for one in evaluated.clean}
 
     def clips(keys: Iterable[AudioKey]) -> ClipsBlock:
-        return ClipsBlock(tuple(_clip(asked[key[0]], key[1], audio[key], baseline) for key in keys))
+        return ClipsBlock(tuple(_clip(set_results[key[0]], key[1], audio[key], baseline) for key in keys))
 
     for group, (above, rates) in chosen.items():
         who, makes, whose = (group[0], "makes", "its") if len(group) == 1 else ("the students", "make", "their")
@@ -57,15 +57,15 @@ def _worst(
     clean: Iterable[SetResults], students: Sequence[str], baseline: str
 ) -> tuple[list[AudioKey], list[AudioKey]]:
     more, rates = dict[AudioKey, tuple[float, ...]](), dict[AudioKey, tuple[float, ...]]()
-    for asked in clean:
-        errors = np.mean([asked.heard[student].errors for student in students], axis=0)
-        above = errors - asked.heard[baseline].errors
-        wers = errors / np.maximum(asked.common.words, 1)
-        for i, row in enumerate(asked.common.rows):
+    for set_results in clean:
+        errors = np.mean([set_results.results[student].errors for student in students], axis=0)
+        above = errors - set_results.results[baseline].errors
+        wers = errors / np.maximum(set_results.common.words, 1)
+        for i, row in enumerate(set_results.common.rows):
             if above[i] > 0:
-                more[asked.set, row.id] = (float(above[i]), float(wers[i]))
+                more[set_results.set, row.id] = (float(above[i]), float(wers[i]))
             if errors[i] > 0:
-                rates[asked.set, row.id] = (float(wers[i]), float(errors[i]))
+                rates[set_results.set, row.id] = (float(wers[i]), float(errors[i]))
     most = _most(more, N_ABOVE)
     return most, _most({key: value for key, value in rates.items() if key not in most}, N_RATE)
 
@@ -74,17 +74,19 @@ def _most(of: dict[AudioKey, tuple[float, ...]], n: int) -> list[AudioKey]:
     return sorted(sorted(of), key=lambda key: of[key], reverse=True)[:n]
 
 
-def _clip(asked: SetResults, id_: str, audio: Audio | str, baseline: str) -> ClipBlock:
-    at = next(i for i, row in enumerate(asked.common.rows) if row.id == id_)
-    row = asked.common.rows[at]
+def _clip(set_results: SetResults, id_: str, audio: Audio | str, baseline: str) -> ClipBlock:
+    at = next(i for i, row in enumerate(set_results.common.rows) if row.id == id_)
+    row = set_results.common.rows[at]
     speaker = f", speaker {row.speaker}" if row.speaker else ""
-    others = [model for model in asked.heard if model != baseline]
+    others = [model for model in set_results.results if model != baseline]
     if len(others) > _MAX_TEXTS:
-        others = sorted(others, key=lambda model: -asked.heard[model].errors[at])[:_MAX_TEXTS]
+        others = sorted(others, key=lambda model: -set_results.results[model].errors[at])[:_MAX_TEXTS]
     said = list[QuotedTranscript]()
     for model in (baseline, *others):
-        heard = asked.heard[model]
-        words = align_words(heard.references[at], heard.hypotheses[at])
-        counts, shown = heard.counts[at], tuple(words[:_MAX_WORDS])
+        results = set_results.results[model]
+        words = align_words(results.references[at], results.hypotheses[at])
+        counts, shown = results.counts[at], tuple(words[:_MAX_WORDS])
         said.append(QuotedTranscript(model, counts.errors, counts.n_reference, shown, len(words) - len(shown)))
-    return ClipBlock(f"{asked.set}: {row.id} ({row.duration_s:.1f} s{speaker})", audio, row.reference, tuple(said))
+    return ClipBlock(
+        f"{set_results.set}: {row.id} ({row.duration_s:.1f} s{speaker})", audio, row.reference, tuple(said)
+    )

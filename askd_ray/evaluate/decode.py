@@ -1,4 +1,4 @@
-"""The work of an evaluation in parts: one model on some utterances of a set under one condition, kept as Parquet."""
+"""The decode jobs of an evaluation: one model, some utterances of a set, one condition; each writes a Parquet file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +19,13 @@ from askd_ray.files import digest
 from askd_ray.torch_setup import Device
 
 JOB_CLIPS = 64
-_FORMAT = 3  # of what a part holds, and of how models hear
-_SEED = 0  # of what is drawn for conditions: they are the same in every evaluation
+_FORMAT = 3  # changes with the file's columns and with the way models transcribe
+_SEED = 0  # of the conditions: they are the same in every evaluation
 
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """Utterances of a set, by number, under a condition, for one model. ``key`` names all that decides the answers."""
+    """Utterances of a set, by number, under a condition, for one model. ``key`` is a hash of all inputs of the rows."""
 
     model: str
     reference: str
@@ -35,13 +35,13 @@ class DecodeJob:
     key: str
 
     def file(self, folder: Path) -> Path:
-        """Where its rows are kept."""
+        """The file of the job's rows."""
         return folder / f"{self.key}.parquet"
 
 
 @dataclass(frozen=True)
 class Material:
-    """What is decoded: sets by name, and the sounds that conditions put behind them."""
+    """The input of all jobs: sets by name, and the sounds for the conditions."""
 
     sets: Mapping[str, EvalSet]
     sounds: Sounds
@@ -50,7 +50,7 @@ class Material:
     def of(cls, sets: Sequence[EvalSet], settings: Evaluate) -> "Material":
         """Return the material of an evaluation.
 
-        Raises :class:`AskdError` where babble is asked for and the sets do not say who speaks.
+        Raises :class:`AskdError` for the condition babble when utterances have no speaker labels.
         """
         speech = [chosen for chosen in sets if chosen.name != NON_SPEECH]
         has_babble = any(Condition.parse(c).kind == "babble" for c in settings.conditions)
@@ -59,7 +59,7 @@ class Material:
         return cls({s.name: s for s in sets}, Sounds(settings.noise_files, settings.room_files, voices))
 
     def waveform(self, job: DecodeJob, utterance: Utterance) -> Waveform:
-        """Return an utterance as a part's model hears it."""
+        """Return the audio of an utterance under the job's condition."""
         clean = waveform_of(utterance)
         if job.condition == CLEAN:
             return clean
@@ -76,10 +76,10 @@ class Material:
 def decode_jobs(
     models: Mapping[str, str], sets: Sequence[EvalSet], settings: Evaluate, device: Device = "cpu"
 ) -> list[DecodeJob]:
-    """Return the parts of an evaluation, model by model, so that each model is loaded once.
+    """Return the jobs of an evaluation, model by model, so that each model is loaded once.
 
-    A part's key holds the model's weights and the set's content, and neither's name: what is decoded already is found
-    again whatever it is called.
+    A job's key depends on the model's weights and the set's content, not on their names. So a renamed model or set is
+    not decoded again.
     """
     sounds = [_listed(settings.noise_files), _listed(settings.room_files), [chosen.fingerprint for chosen in sets]]
     jobs: list[DecodeJob] = []
@@ -88,10 +88,10 @@ def decode_jobs(
         for chosen in sets:
             for condition, numbers in _clips_by_condition(chosen, settings):
                 for first in range(0, len(numbers), JOB_CLIPS):
-                    some = tuple(numbers[first : first + JOB_CLIPS])
-                    inputs = [_FORMAT, weights, chosen.fingerprint, condition, some]
+                    job_numbers = tuple(numbers[first : first + JOB_CLIPS])
+                    inputs = [_FORMAT, weights, chosen.fingerprint, condition, job_numbers]
                     key = digest(inputs if condition == CLEAN else [*inputs, sounds])
-                    jobs.append(DecodeJob(model, reference, chosen.name, condition, some, key))
+                    jobs.append(DecodeJob(model, reference, chosen.name, condition, job_numbers, key))
     return jobs
 
 
@@ -109,13 +109,13 @@ def _clips_by_condition(chosen: EvalSet, settings: Evaluate) -> Iterator[tuple[s
 
 
 def run_decode_job(job: DecodeJob, system: AsrSystem, material: Material, folder: Path) -> None:
-    """Run a model over a part and write what it said."""
+    """Transcribe the utterances of a job and write the hypotheses."""
     chosen, rows = material.sets[job.set], dict[int, Hypothesis]()
     by_language = sorted(job.numbers, key=lambda n: chosen.utterances[n].language)
     for language, numbers in groupby(by_language, key=lambda n: chosen.utterances[n].language):
-        spoken = [(n, chosen.utterances[n]) for n in numbers]
-        transcripts = system.transcribe([material.waveform(job, u) for _, u in spoken], language)
-        rows |= {n: _row(job, chosen, u, transcript) for (n, u), transcript in zip(spoken, transcripts, strict=True)}
+        clips = [(n, chosen.utterances[n]) for n in numbers]
+        transcripts = system.transcribe([material.waveform(job, u) for _, u in clips], language)
+        rows |= {n: _row(job, chosen, u, transcript) for (n, u), transcript in zip(clips, transcripts, strict=True)}
     write_hypotheses(job.file(folder), [rows[n] for n in job.numbers])
 
 
@@ -124,7 +124,7 @@ def _row(job: DecodeJob, chosen: EvalSet, utterance: Utterance, transcript: Syst
         model=job.model,
         set=job.set,
         in_domain=chosen.in_domain,
-        condition=utterance.domain if job.set == NON_SPEECH else job.condition,  # there the domain is what is heard
+        condition=utterance.domain if job.set == NON_SPEECH else job.condition,  # there the domain is the kind of sound
         id=utterance.id,
         speaker=utterance.speaker,
         language=utterance.language,
@@ -138,7 +138,7 @@ def _row(job: DecodeJob, chosen: EvalSet, utterance: Utterance, transcript: Syst
 
 
 def collect_hypotheses(jobs: Sequence[DecodeJob], material: Material, folder: Path) -> Iterator[Hypothesis]:
-    """Yield the rows of all parts, under the names that models and sets have now."""
+    """Yield the rows of all jobs, with the current names of models and sets."""
     for job in jobs:
         for row in read_hypotheses(job.file(folder)):
             yield replace(row, model=job.model, set=job.set, in_domain=material.sets[job.set].in_domain)

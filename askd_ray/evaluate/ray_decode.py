@@ -1,4 +1,4 @@
-"""Decoding for an evaluation on a Ray cluster: a pool of actors takes the parts, model by model."""
+"""Decoding for an evaluation on a Ray cluster: a pool of actors runs the decode jobs, model by model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.torch_setup import Device, usable_device, use_threads
 
-_CORES_PER_ACTOR = 8  # a copy of the model uses all cores of a small machine
+_CORES_PER_ACTOR = 8  # one copy of the model uses all cores of a small machine
 
 
 def decode(jobs: Sequence[DecodeJob], material: Material, folder: Path, use_gpu: bool) -> None:
-    """Decode the parts whose rows are not in ``folder`` yet; one that all machines see. A killed one goes on.
+    """Run the jobs whose files are not in ``folder`` yet. All machines must see the folder; a killed run continues.
 
     Raises :class:`AskdError` when a model or a server cannot be used.
     """
@@ -46,7 +46,7 @@ def decode(jobs: Sequence[DecodeJob], material: Material, folder: Path, use_gpu:
 
 
 class _Decoder:
-    """One actor. It keeps the model that it used last, and the material."""
+    """One actor. It keeps the last model and the material in memory."""
 
     def __init__(self, work: Any, folder: Path, use_gpu: bool):
         use_threads()

@@ -140,7 +140,7 @@ def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the stage says of a draft that is right in 7 of 10 tokens."""
     drafted = Speculated([1, 2, 3], 10, 7, 2)
-    pair = SimpleNamespace(alone=lambda u: [1, 2, 3], together=lambda u: drafted)
+    pair = SimpleNamespace(alone=lambda u: [1, 2, 3], with_draft=lambda u: drafted)
     monkeypatch.setattr(speculative, "_Pair", lambda *_: pair)
     monkeypatch.setattr(speculative, "check_vocabularies", lambda *_: None)
     model: Any = (torch.zeros(1), None)

@@ -22,7 +22,7 @@ def test_rows_are_grouped_and_counted():
     assert kd.errors.tolist() == [0, 1] and kd.words.tolist() == [2, 2]
     assert (clean.n_words, clean.minutes) == (4, 2 / 60)
     assert noisy.results["kd"].errors.tolist() == [2, 2]
-    assert clean.drawn.errors[0].tolist() == [3, 1] and clean.drawn.words[0].tolist() == [4]
+    assert clean.bootstrap.errors[0].tolist() == [3, 1] and clean.bootstrap.words[0].tolist() == [4]
 
 
 @pytest.mark.parametrize(("kind", "errors"), [("whisper", [1, 0]), ("basic", [1, 1]), ("none", [2, 2])])
@@ -35,8 +35,8 @@ def test_the_normaliser_decides(kind: str, errors: list[int]):
 
 def test_sets_are_drawn_apart():
     one, other = tally([*ROWS, *(replace(row, set="b") for row in ROWS)], "teacher", "whisper")
-    assert (one.drawn.errors[0] == other.drawn.errors[0]).all()
-    assert (one.drawn.errors != other.drawn.errors).any()
+    assert (one.bootstrap.errors[0] == other.bootstrap.errors[0]).all()
+    assert (one.bootstrap.errors != other.bootstrap.errors).any()
 
 
 BROKEN = {

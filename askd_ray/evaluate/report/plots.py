@@ -98,7 +98,7 @@ def draw_dots(
 def draw_bars(
     name: str, caption: str, groups: Mapping[str, Mapping[str, Interval]], kinds: Kinds, x_label: str
 ) -> tuple[Figure, ...]:
-    """Draw one row per group, with a bar from 0 and its interval for each model. Returns no figure without matplotlib."""
+    """Draw one row per group, with a bar and its interval for each model. Returns no figure without matplotlib."""
 
     def mark(axes: Any, kind: str, interval: Interval, y: float, errors: Any) -> None:
         i = _number(kinds, kind)

@@ -1,4 +1,4 @@
-"""Made-up evaluations for the tests of reports: what models say is invented, the rest is made by the real stages."""
+"""Invented evaluations for the tests of reports: the hypotheses are invented, the real stages do the rest."""
 
 import io
 import random
@@ -45,7 +45,7 @@ def texts(n: int, seed: str) -> list[str]:
 
 
 def misheard(text: str, rate: float, seed: str) -> str:
-    """The text as a model might hear it: each word is another one, gone, or doubled, at that rate altogether."""
+    """The text with errors: at this rate, a word is substituted, deleted, or doubled."""
     rng, hypothesis = random.Random(seed), list[str]()
     for word in text.split():
         kind = rng.choice(["another", "gone", "doubled"]) if rng.random() < rate else "right"
@@ -85,7 +85,7 @@ def _utterance(i: int, text: str) -> Utterance:
 
 
 def model_rows(run: Run, rates: Mapping[str, float], noisy: Mapping[str, float] | None = None) -> list[Hypothesis]:
-    """What models with these error rates hear in a run's sets, and under conditions that add to the rates."""
+    """Hypotheses of models with these error rates on a run's sets, and under conditions that add to the rates."""
     rows = list[Hypothesis]()
     for chosen in read_sets(run)[0]:
         for condition, more in {"clean": 0.0, **(noisy or {})}.items():
@@ -104,7 +104,7 @@ def model_rows(run: Run, rates: Mapping[str, float], noisy: Mapping[str, float] 
 
 
 def non_speech_rows(models: Sequence[str]) -> list[Hypothesis]:
-    """Clips in which nobody speaks; the last model hears words in the noise."""
+    """Clips without speech; the last model outputs words for the noise."""
     return [
         Hypothesis(model, NON_SPEECH, False, kind, f"{kind}-{i}", "", "en", 5.0, "", hypothesis)
         for model in models
@@ -115,7 +115,7 @@ def non_speech_rows(models: Sequence[str]) -> list[Hypothesis]:
 
 
 def finish(run: Run, rows: Sequence[Hypothesis], timed: Mapping[str, Any] | None = None, **others: Any) -> Run:
-    """Write what the stage would leave of these rows, scored by the run's normaliser."""
+    """Write the files and the record of the stage for these rows, scored with the run's normaliser."""
     folder = run.path / "evaluate"
     folder.mkdir(parents=True, exist_ok=True)
     write_hypotheses(folder / "hypotheses.parquet", rows)
@@ -127,7 +127,7 @@ def finish(run: Run, rows: Sequence[Hypothesis], timed: Mapping[str, Any] | None
 
 
 def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the stage says of the speed of a student and a teacher that do nothing, in real time."""
+    """Measure the speed of a student and a teacher that only wait, in real time."""
     monkeypatch.setattr(latency, "_PAUSE_S", 0.0)
     monkeypatch.setattr(speed, "Isolated", Idle)
     monkeypatch.setattr(speed, "_threads", lambda *_: 1)
@@ -138,7 +138,7 @@ def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the stage says of a draft that is right in 7 of 10 tokens."""
+    """The stage's result for a draft model that is right in 7 of 10 tokens."""
     drafted = Speculated([1, 2, 3], 10, 7, 2)
     pair = SimpleNamespace(alone=lambda u: [1, 2, 3], with_draft=lambda u: drafted)
     monkeypatch.setattr(speculative, "_Pair", lambda *_: pair)
@@ -148,7 +148,7 @@ def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 class Idle:
-    """Stands in for a process with a model."""
+    """Replaces a process with a model."""
 
     opened_s = 0.5
 

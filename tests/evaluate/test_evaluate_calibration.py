@@ -1,5 +1,5 @@
 import pytest
-from spoken import make_row
+from hypothesis_rows import make_row
 
 from askd_ray.evaluate.calibration import expected_calibration_error, reliability
 

@@ -25,7 +25,7 @@ ALL = ["white@10", "babble@0", "noise@-5", "telephone", "room", "speed@0.9", "sp
 
 @pytest.fixture(scope="module")
 def spoken(speech: Path) -> list[Utterance]:
-    """Twelve real prompts, said to be of four speakers."""
+    """Twelve real prompts, labelled with four speakers."""
     return [replace(u, speaker=f"s{i % 4}") for i, u in enumerate(utterances(speech, 12))]
 
 

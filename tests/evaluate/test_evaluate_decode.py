@@ -15,7 +15,7 @@ from askd_ray.evaluate.systems import SystemTranscript
 
 
 class Counting:
-    """Says the language and the length of each clip, and notes how many it got at a time."""
+    """Returns the language and the length of each clip as its text, and counts the clips of each call."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -48,7 +48,7 @@ def test_every_utterance_is_in_one_part_of_each_model(clips: EvalSet):
     assert len({p.key for p in jobs}) == 4
 
 
-def test_keys_follow_what_is_heard_and_not_what_it_is_called(clips: EvalSet):
+def test_keys_depend_on_content_and_not_on_names(clips: EvalSet):
     (first, _) = decode_jobs({"student": "s"}, [clips], Evaluate())
     assert decode_jobs({"other": "s"}, [replace(clips, name="renamed")], Evaluate())[0].key == first.key
     assert decode_jobs({"student": "t"}, [clips], Evaluate())[0].key != first.key
@@ -81,8 +81,10 @@ def test_rows_come_back_in_order_under_the_names_of_now(clips: EvalSet, tmp_path
 def test_conditions_take_the_same_sample_for_every_model(clips: EvalSet, tmp_path: Path):
     settings = Evaluate(conditions=("white@10", "speed@0.9"), condition_clips=2)
     jobs = decode_jobs({"student": "s", "teacher": "t"}, [clips], settings)
-    heard = {(p.model, p.condition): p.numbers for p in jobs if p.condition != CLEAN}
-    assert len(heard) == 4 and len({*heard.values()}) == 1 and len(heard["student", "white@10"]) == 2
+    clips_by_job = {(p.model, p.condition): p.numbers for p in jobs if p.condition != CLEAN}
+    assert (
+        len(clips_by_job) == 4 and len({*clips_by_job.values()}) == 1 and len(clips_by_job["student", "white@10"]) == 2
+    )
     (slower,) = (p for p in jobs if (p.model, p.condition) == ("student", "speed@0.9"))
     run_decode_job(slower, Counting(), Material.of([clips], settings), tmp_path)
     for row, number in zip(read_hypotheses(slower.file(tmp_path)), slower.numbers, strict=True):

@@ -65,14 +65,14 @@ def test_it_asks_for_nothing_and_runs_nothing(browser: Browser, path: Path):
 
 
 def test_the_sound_plays(page: Page):
-    gone = page.locator("article").filter(has_text="no longer there")
+    gone = page.locator("article").filter(has_text="no longer available")
     assert gone.count() > 0 and LONG in (gone.first.text_content() or "")
     assert page.locator("audio").count() == page.locator("article").count() - gone.count() > 3
     page.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState >= 1)")
     durations_s = page.evaluate("[...document.querySelectorAll('audio')].map(a => a.duration)")
     titles = page.locator("article:has(audio) h3").all_inner_texts()
-    said_s = [float(title.split("(")[-1].split(" s")[0]) for title in titles]
-    assert all(abs(a - b) < 0.2 for a, b in zip(durations_s, said_s, strict=True))  # MP3 pads
+    title_s = [float(title.split("(")[-1].split(" s")[0]) for title in titles]
+    assert all(abs(a - b) < 0.2 for a, b in zip(durations_s, title_s, strict=True))  # MP3 pads
     played = "async a => { a.muted = true; await a.play(); await new Promise(r => a.ontimeupdate = r); return a.error }"
     assert page.locator("audio").first.evaluate(played) is None
 

@@ -32,7 +32,7 @@ def test_the_verdict_is_over_seeds(study: Run):
     page = report([str(study.path)])
     markdown, html = page.with_suffix(".md").read_text(), page.read_text()
     answers = re.findall(r"^- Is the WER of (\w+) over 3 seeds .*, (in|out of) domain\? \*\*(.*)\.\*\*", markdown, re.M)
-    assert {arm: said for arm, place, said in answers if place == "in"} == {
+    assert {arm: answer for arm, place, answer in answers if place == "in"} == {
         "ce": "No",
         "askd": "Yes",
         "adakd": "Cannot tell",
@@ -55,6 +55,6 @@ def test_seeds_of_an_arm_share_its_colour_and_the_students_their_worst_clips(stu
     html = page.read_text()
     assert len(re.findall("<h2.*>Worst utterances</h2>", html)) == 1
     clips = html.split("<article>")[1:]
-    assert {clip.count("<dt>") for clip in clips} == {1 + 1 + 5}  # what was said, the teacher, the five worst
+    assert {clip.count("<dt>") for clip in clips} == {1 + 1 + 5}  # the reference, the teacher, the five worst
     used = set(re.findall(r"var\(--model-(\d)\)", html.split("<main>")[1]))
     assert used == {"0", "1", "2", "3"}

@@ -56,15 +56,15 @@ def test_every_section_is_there_and_its_plots_beside_it(full: Run):
         "Word error rate by set",
         "In domain and out of domain",
         "Kinds of errors",
-        "Words heard where nobody speaks",
+        "Hallucination in clips without speech",
         "Under noise and other conditions",
         "Calibration",
         "By length of the clip",
         "By speaker",
         "Speed and cost",
-        "As its teacher's draft",
+        "Speculative decoding",
         "Worst utterances",
-        "How to repeat it",
+        "How to reproduce",
     ]
     pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown_of(page), re.MULTILINE)
     assert len(pictures) == 6 == html_of(page).count("<svg")
@@ -90,7 +90,7 @@ def test_a_section_needs_data(tmp_path: Path):
         "Kinds of errors",
         "By length of the clip",
         "By speaker",
-        "How to repeat it",
+        "How to reproduce",
     ]
 
 

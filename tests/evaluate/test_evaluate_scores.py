@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spoken import make_row, make_rows
+from hypothesis_rows import make_row, make_rows
 
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import Hypothesis, read_hypotheses, write_hypotheses
@@ -63,7 +63,7 @@ def test_what_the_data_do_not_tell():
     rows = [rows[0], replace(rows[1], duration_s=7.0)]
     teacher = score(rows, "teacher")["sets"]["a"]["models"]["teacher"]
     assert teacher["by_speaker"] is teacher["runaways"] is None
-    assert [b["wer"] for b in teacher["by_duration"]] == [0.0, None]  # what is said there has no words
+    assert [b["wer"] for b in teacher["by_duration"]] == [0.0, None]  # the reference has no words
     assert teacher["empty"] == 0 and teacher["wer"] == 0.5
 
 
@@ -117,11 +117,11 @@ def test_conditions_over_their_sets():
 
 
 def test_where_nobody_speaks():
-    heard = [("silence", "1", ""), ("silence", "2", " Thanks for watching!"), ("music", "1", "(music)")]
+    clips = [("silence", "1", ""), ("silence", "2", " Thanks for watching!"), ("music", "1", "(music)")]
     rows = [
         make_row(model, "", text if model == "m" else "", set="non_speech", condition=kind, id=i, duration_s=20.0)
         for model in "mt"
-        for kind, i, text in heard
+        for kind, i, text in clips
     ]
     scores = score([*rows, *make_rows({"a": {"m": "a", "t": "a"}})], "t")
     json.dumps(scores, allow_nan=False)
@@ -154,7 +154,7 @@ _clips = st.lists(
 def rows_of(clips: list[tuple[str, ...]]) -> list[Hypothesis]:
     """Clean rows of all clips, noisy ones of some, by ``t``, ``m`` and ``t2``, which says what ``t`` says."""
     rows = list[Hypothesis]()
-    for i, (name, condition, reference, heard, other) in enumerate(clips):
+    for i, (name, condition, reference, hypothesis, other) in enumerate(clips):
         given_ = {
             "set": name,
             "in_domain": name == "a",
@@ -162,11 +162,11 @@ def rows_of(clips: list[tuple[str, ...]]) -> list[Hypothesis]:
             "speaker": f"s{i % 3}",
             "duration_s": 3.0 * i + 1,
         }
-        for model, text in (("t", heard), ("t2", heard), ("m", other)):
+        for model, text in (("t", hypothesis), ("t2", hypothesis), ("m", other)):
             tokens = tuple(f" {word}" for word in text.split())
-            told = {"token_texts": tokens, "token_probs": tuple(i % 8 / 8 for _ in tokens)}
+            confidence = {"token_texts": tokens, "token_probs": tuple(i % 8 / 8 for _ in tokens)}
             for where in {"clean", condition}:
-                rows.append(make_row(model, reference + " word", text, condition=where, **given_, **told))
+                rows.append(make_row(model, reference + " word", text, condition=where, **given_, **confidence))
     return rows
 
 

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
+from hypothesis_rows import make_row, make_rows
 from rich.console import Console
-from spoken import make_row, make_rows
 
 from askd_ray.evaluate.scores import score
 from askd_ray.evaluate.tables import table, verdicts

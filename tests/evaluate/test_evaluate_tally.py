@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from spoken import make_row, make_rows
+from hypothesis_rows import make_row, make_rows
 
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.tally import tally

@@ -4,7 +4,7 @@ from askd_ray.evaluate.hypotheses import Hypothesis
 
 
 def make_row(model: str, reference: str, hypothesis: str, **fields: object) -> Hypothesis:
-    """What a model said of one clip of the set ``a``; further fields are those of a row."""
+    """A model's hypothesis for one clip of the set ``a``; ``fields`` replace fields of the row."""
     plain = {"set": "a", "in_domain": True, "condition": "clean", "id": reference, "speaker": "", "language": "en"}
     return Hypothesis(
         **{**plain, "model": model, "reference": reference, "hypothesis": hypothesis, "duration_s": 1.0, **fields}

@@ -204,7 +204,7 @@ def test_later_stages_go_on_with_the_runs_own_recipe(capsys: Capture, speech: Pa
         main_ok(arguments)
         assert "finished already, 12 utterances" in capsys.readouterr().out.replace("\n", " ")
     line = fails(capsys, "label", "--recipe", "demo", *named)
-    assert "data.sources = cache:ivr, but `askd prepare` was done with" in line and str(tmp_path / "data") in line
+    assert "data.sources = cache:ivr, but `askd prepare` ran with" in line and str(tmp_path / "data") in line
     line = fails(capsys, "prepare", "--recipe", "demo", *named)
     assert "12 utterances of" in line and "--force" in line
     assert yaml.safe_load((run / "recipe.yaml").read_text())["data"]["sources"][0]["path"] == str(tmp_path / "data")

@@ -103,7 +103,7 @@ def test_a_cluster_with_another_token_is_refused_in_one_line(dashboard: str, mon
 
     client = ray_jobs.JobSubmissionClient
     monkeypatch.setattr(ray_jobs, "JobSubmissionClient", with_wrong_token)
-    with pytest.raises(AskdError, match="wants another token") as caught:
+    with pytest.raises(AskdError, match="needs another token") as caught:
         submit("label", Recipe(), dashboard)
     assert "\n" not in str(caught.value)
 

@@ -55,7 +55,7 @@ def compare_seeds(wers: Mapping[str, Sequence[float]], against: str | float) -> 
     Raises :class:`AskdError` for no seeds, an unknown preset, or unequal numbers of seeds.
     """
     if isinstance(against, str) and against not in wers:
-        raise AskdError(f"seeds: {against!r} is none of the presets: {', '.join(wers)}")
+        raise AskdError(f"seeds: {against!r} is not among the presets: {', '.join(wers)}")
     base = np.asarray(wers[against]) if isinstance(against, str) else np.asarray(against)
     for name, values in wers.items():
         if not values:

@@ -73,5 +73,5 @@ def test_each_student_of_a_study_gets_its_own_scores_and_promote_takes_them(tmp_
         assert {row.model for row in read_hypotheses(made[name] / HYPOTHESES_FILE)} == {"student"}
         assert "student: 9.8x" in (made[name] / "README.md").read_text()
     check_gate(made["askd-0"], made["ce-0"])
-    with pytest.raises(AskdError, match="does not beat what is served"):
+    with pytest.raises(AskdError, match="does not beat the served version"):
         check_gate(made["ce-0"], made["askd-0"])

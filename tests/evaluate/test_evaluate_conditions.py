@@ -50,7 +50,7 @@ def level_db(waveform: Waveform) -> float:
 def test_conditions_are_read_as_the_recipe_writes_them():
     assert Condition.parse("babble@-2.5") == Condition("babble", -2.5)
     assert Condition.parse("telephone") == Condition("telephone")
-    recipe = TypeAdapter(config.Condition)
+    recipe = TypeAdapter(config.ConditionText)
     assert [recipe.validate_python(text) for text in ALL] == ALL
     for text in ("speed@0.4", "speed@1.234", "speed@0.0", "white", "room@3", "clip@-3"):
         with pytest.raises(ValidationError):
@@ -122,9 +122,9 @@ def test_babble_is_made_of_others(spoken: list[Utterance], clip: Waveform):
 
 def test_babble_needs_a_second_speaker(spoken: list[Utterance], clip: Waveform):
     alone = [replace(u, speaker="s0") for u in spoken]
-    with pytest.raises(AskdError, match="babble behind set ivr: it is made of other speakers, and"):
+    with pytest.raises(AskdError, match="babble behind set ivr: babble needs other speakers, and"):
         voices_of("ivr", alone, seed=0)
-    with pytest.raises(AskdError, match="babble behind set ivr: it does not say who speaks"):
+    with pytest.raises(AskdError, match="babble behind set ivr: an utterance has no speaker label"):
         voices_of("ivr", [*spoken, replace(spoken[0], speaker="")], seed=0)
     with pytest.raises(AskdError, match="babble behind s0: no voice of another speaker"):
         change_clip("babble@5", clip, Sounds())

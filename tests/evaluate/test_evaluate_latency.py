@@ -11,7 +11,7 @@ CLIP = Utterance("a", b"", "a.wav", "one", 1.0, "", "en", "d", "test", "cc0")
 
 
 class Recorder:
-    """A system that writes down when it was asked, and says what it was given."""
+    """A system that records its calls, and returns its input as text."""
 
     def __init__(self, name: str, asked: list[str]):
         self.name, self.asked = name, asked

@@ -48,7 +48,7 @@ def test_a_condition_without_its_clean_set_is_left_out():
 
 
 def test_a_run_named_like_a_model():
-    with pytest.raises(AskdError, match="the run teacher is named like a model"):
+    with pytest.raises(AskdError, match="the run teacher has the same name as a model"):
         merge_runs({"teacher": run_of("one"), "second": run_of("two")})
     with pytest.raises(AskdError, match="no set in common"):
         merge_runs(

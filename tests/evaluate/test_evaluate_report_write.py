@@ -169,7 +169,7 @@ def test_a_run_that_was_moved(full: Run, tmp_path: Path):
 def test_mistakes_are_one_line(full: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(AskdError, match=r"no run 'nowhere'.*runs/nowhere"):
         report(["nowhere"])
-    with pytest.raises(AskdError, match="each run once"):
+    with pytest.raises(AskdError, match="must have different names"):
         report([str(full.path), str(full.path)])
     copy = shutil.copytree(full.path, tmp_path / "copy")
     (copy / "evaluate" / "hypotheses.parquet").unlink()

@@ -112,7 +112,7 @@ def test_conditions_over_their_sets():
     assert white["clean_wer"] == {"t": 1 / 6, "m": 0.0}  # of the same two utterances
     assert white["against_baseline"]["m"]["value"] == 0.0
     assert (conditions["speed@0.9"]["sets"], conditions["speed@0.9"]["clean_wer"]["m"]) == (["b"], 0.0)
-    with pytest.raises(AskdError, match="'a b c d' of a was scored in the condition white@-5 and not clean"):
+    with pytest.raises(AskdError, match="'a b c d' of a has a row under the condition white@-5 but no clean row"):
         score([row for row in [*clean, *noisy] if row.id != "a b c d" or row.condition != "clean"], "t")
 
 

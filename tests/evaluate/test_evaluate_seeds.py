@@ -76,8 +76,8 @@ def test_one_seed_says_little():
 @pytest.mark.parametrize(
     ("wers", "against", "trouble"),
     [
-        (WERS, "ce", "'ce' is none of the presets: kd, askd"),
-        ({"kd": [0.1, 0.2], "askd": [0.1]}, "kd", "askd has 1 runs and kd 2"),
+        (WERS, "ce", "'ce' is not among the presets: kd, askd"),
+        ({"kd": [0.1, 0.2], "askd": [0.1]}, "kd", "askd has 1 runs and kd has 2"),
         ({"kd": []}, 0.1, "kd has no runs"),
     ],
 )

@@ -63,7 +63,7 @@ def test_a_server_that_fails(server: str):
         open_system(f"{server}#broken").transcribe(clip, "en")
     with pytest.raises(AskdError, match="does not answer"):
         open_system("http://127.0.0.1:1/v1#x").transcribe(clip, "en")
-    with pytest.raises(AskdError, match="the model's name is missing"):
+    with pytest.raises(AskdError, match="the model name is missing"):
         open_system(server)
 
 

@@ -40,16 +40,16 @@ def test_sets_are_drawn_apart():
 
 
 BROKEN = {
-    "no rows": ([], "the baseline 'teacher' is none of the models: no rows"),
-    "no baseline": ([row for row in ROWS if row.model == "kd"], "'teacher' is none of the models: kd"),
+    "no rows": ([], "the baseline 'teacher' is not among the models: no rows"),
+    "no baseline": ([row for row in ROWS if row.model == "kd"], "'teacher' is not among the models: kd"),
     "a row missing": (
         ROWS[1:],
-        "kd lacks 1 of the utterances that teacher was asked (a, clean), such as 'The colour!'",
+        "kd lacks 1 of the utterances that teacher has (a, clean), such as 'The colour!'",
     ),
-    "a row too many": ([*ROWS, make_row("kd", "x", "x")], "teacher lacks 1 of the utterances that kd was asked"),
+    "a row too many": ([*ROWS, make_row("kd", "x", "x")], "teacher lacks 1 of the utterances that kd has"),
     "a set missing": (
         [*ROWS, make_row("kd", "x", "x", set="b")],
-        "teacher lacks 1 of the utterances that kd was asked (b,",
+        "teacher lacks 1 of the utterances that kd has (b,",
     ),
     "asked twice": ([*ROWS, ROWS[0]], "kd has two rows of 'The colour!' (a, clean)"),
     "another reference": ([replace(ROWS[0], reference="x"), *ROWS[1:]], "is not the same for kd as for teacher"),

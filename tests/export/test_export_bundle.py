@@ -149,7 +149,7 @@ def test_a_conversion_that_went_wrong_is_not_published(
 
     before = read_json(run.bundle / "bundle.json")
     monkeypatch.setattr("askd_ray.export.bundle.convert_to_ctranslate2", wrong)
-    with pytest.raises(AskdError, match="transformers and float16 give different texts"):
+    with pytest.raises(AskdError, match="transformers and float16 differ in"):
         export(run.recipe, force=True)
     assert read_json(run.bundle / "bundle.json") == before
     assert run.record("export") is not None

@@ -53,8 +53,8 @@ class Run:
     def labels(self) -> Location:
         """The teacher's soft labels: one file per shard, with the same name.
 
-        Labels of a temperature other than 1 are in a separate folder, so that runs with different temperatures can share
-        the shards.
+        Labels of a temperature other than 1 are in a separate folder, so that runs with different temperatures can
+        share the shards.
         """
         return self.data_path / f"labels{self._of_temperature}"
 
@@ -133,8 +133,8 @@ class Run:
     def begin(self, stage: str, force: bool = False) -> float:
         """Write the run's recipe, print the settings that replace finished work, and return the start time.
 
-        :meth:`finish` needs the start time. The written recipe combines two: the settings of ``stage`` are those of this
-        recipe, and the settings of other finished stages are those with which they ran.
+        :meth:`finish` needs the start time. The written recipe has the settings of ``stage`` from this recipe, and the
+        settings of other finished stages as they ran.
 
         Raises :class:`AskdError` when rows of other sources would be replaced; ``force`` allows this.
         """

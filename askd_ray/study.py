@@ -31,8 +31,8 @@ DOMAINS = ("in_domain", "out_of_domain")
 def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     """Train every arm with every seed, score all students and the teacher, and return the result.
 
-    Writes study.json and ``evaluate/`` into the study's run folder. The runs are in its folder ``runs``, and each bundle
-    gets its scores. After an interruption, the same command continues the study.
+    Writes study.json and ``evaluate/`` into the study's run folder. The runs are in its folder ``runs``, and each
+    bundle gets its scores. After an interruption, the same command continues the study.
 
     Raises :class:`AskdError` when the recipe has no ``study``, and the errors of the stages.
     """

@@ -19,9 +19,9 @@ TEXTS = {
 def hypotheses() -> list[Hypothesis]:
     """Return what student and teacher said of three clips."""
     return [
-        Hypothesis(model, "test", True, CLEAN, f"u{i}", "ann", "en", 1.0 + i, reference, said)
+        Hypothesis(model, "test", True, CLEAN, f"u{i}", "ann", "en", 1.0 + i, reference, hypothesis)
         for model, texts in TEXTS.items()
-        for i, (reference, said) in enumerate(zip(REFERENCES, texts, strict=True))
+        for i, (reference, hypothesis) in enumerate(zip(REFERENCES, texts, strict=True))
     ]
 
 

@@ -35,9 +35,9 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch):
         ("http://127.0.0.1:8265", "askd submit"),
     ],
 )
-def test_an_address_without_a_cluster(no_cluster: None, monkeypatch: pytest.MonkeyPatch, address: str, said: str):
+def test_an_address_without_a_cluster(no_cluster: None, monkeypatch: pytest.MonkeyPatch, address: str, expected: str):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(AskdError, match=said) as caught:
+    with pytest.raises(AskdError, match=expected) as caught:
         connect()
     assert "\n" not in str(caught.value)
 

@@ -55,13 +55,13 @@ def recipe_of(run: Run) -> dict[str, Any]:
     ],
 )
 def test_a_later_stage_refuses_what_an_earlier_one_was_not_done_with(
-    root: Path, finished: list[str], stage: str, setting: str, said: str
+    root: Path, finished: list[str], stage: str, setting: str, expected: str
 ):
     done(a_run(root), *finished)
     a_run(root, "train.workers=3", "teacher.batch_size=3").check_earlier(stage)
     with pytest.raises(AskdError) as caught:
         a_run(root, setting).check_earlier(stage)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
     assert "without --recipe" in str(caught.value) and "--set name=" in str(caught.value)
 
 

@@ -168,7 +168,7 @@ def refused_before(*arguments: str, **environment: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "settings", "said"),
+    ("command", "settings", "reason"),
     [
         ("distill", ["train.epoch=3"], "did you mean 'epochs'?"),
         ("prepare", ["data.sources=[{path: /nowhere/at/all}]"], "/nowhere/at/all"),
@@ -277,7 +277,7 @@ def nobody(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reason"),
     [
         (["prepare", *a_run(Path("~/runs"))], "no home folder: set HOME"),
         (["prepare", *a_run(Path("never-written"))], "downloads go to $ASKD_CACHE"),

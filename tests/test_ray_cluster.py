@@ -28,7 +28,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "expected"),
     [
         ("127.0.0.1:1", "no Ray cluster at RAY_ADDRESS=127.0.0.1:1"),
         ("127.0.0.1:99999", "no Ray cluster at"),

@@ -44,7 +44,7 @@ def recipe_of(run: Run) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("finished", "stage", "setting", "said"),
+    ("finished", "stage", "setting", "expected"),
     [
         (["prepare"], "label", "data.dev_share=0.3", "data.dev_share = 0.3, but `askd prepare`"),
         (["prepare", "label"], "distill", "data.dev_share=0.3", "data.dev_share = 0.3, but `askd prepare`"),

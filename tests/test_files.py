@@ -119,5 +119,5 @@ def test_the_home_folder(monkeypatch: pytest.MonkeyPatch):
     assert local_path("cache:ivr") == Path("cache:ivr").absolute()
     with pytest.raises(AskdError, match="~nobody-of-that-name/runs: this user has no home folder"):
         local_path("~nobody-of-that-name/runs")
-    with pytest.raises(AskdError, match=r"^s3://bucket/x: a path"):
+    with pytest.raises(AskdError, match=r"^s3://bucket/x: expected a path"):
         local_path("s3://key:secret@bucket/x")

@@ -163,7 +163,7 @@ def test_a_server_that_does_not_answer(unused_port: int, call: Callable[[Locatio
         ("ftp://mykey:mysecret@host/x", r"^ftp://host/x: unknown scheme.*: a folder, s3://"),
         ("s3://", r"^s3:// without a bucket: a folder"),
         ("s3://mykey:mysecret@/x", r"^s3:// without a bucket: a folder"),
-        ("s3://mykey:my/mysecret@bucket/x", r"^s3:// without a bucket: a '/' in a key or secret is written %2F"),
+        ("s3://mykey:my/mysecret@bucket/x", r"^s3:// without a bucket: write a '/' in a key or secret as %2F"),
         ("hf://USER/NAME", r"^hf://USER/NAME: unknown scheme, or no data set: "),
         ("hf://datasets/NAME", r"no data set: .* or hf://datasets/USER/NAME/\.\.\. is allowed"),
     ],

@@ -126,7 +126,7 @@ def test_babble_needs_a_second_speaker(spoken: list[Utterance], clip: Waveform):
         voices_of("ivr", alone, seed=0)
     with pytest.raises(AskdError, match="babble behind set ivr: an utterance has no speaker label"):
         voices_of("ivr", [*spoken, replace(spoken[0], speaker="")], seed=0)
-    with pytest.raises(AskdError, match="babble behind s0: no voice of another speaker"):
+    with pytest.raises(AskdError, match="babble behind s0: there is no voice of another speaker"):
         change_clip("babble@5", clip, Sounds())
     two = voices_of("ivr", [replace(u, speaker=f"s{i % 2}") for i, u in enumerate(spoken)], seed=0)
     assert not np.array_equal(change_clip("babble@5", clip, Sounds(voices=two)), clip)

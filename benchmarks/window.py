@@ -2,8 +2,8 @@
 
     python benchmarks/window.py [--recipe demo] [--quick] [--json]
 
-All systems transcribe the encoded bytes of the same held-out clips in turn: greedy, int8, with the same threads, each in
-a separate process. --quick takes 20 clips; --json prints the numbers as the last line. Needs a run with a finished
+All systems transcribe the encoded bytes of the same held-out clips in turn: greedy, int8, with the same threads, each
+in a separate process. --quick takes 20 clips; --json prints the numbers as the last line. Needs a run with a finished
 `askd export`.
 """
 

@@ -1,4 +1,4 @@
-"""Compare student and teacher on held-out speech, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
+"""Compare student and teacher, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
 
 import sys
 

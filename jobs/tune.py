@@ -1,4 +1,4 @@
-"""Search decay schedules and self weights, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
+"""Search schedules, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
 
 import sys
 

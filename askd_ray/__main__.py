@@ -1,4 +1,4 @@
-"""``python -m askd_ray``: the same as ``askd``, where the script is not on the path (in a Ray job)."""
+"""``python -m askd_ray``: same as ``askd``, for places without the script on the path (a Ray job)."""
 
 from askd_ray.cli import main
 

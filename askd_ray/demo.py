@@ -1,4 +1,4 @@
-"""`make demo`: the whole pipeline on real speech, from audio files to an HTTP answer, and what it took."""
+"""`make demo`: runs the whole pipeline on real speech, from audio files to an HTTP response, and measures it."""
 
 import os
 import socket
@@ -41,38 +41,38 @@ _PORT = 8000
 
 
 def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
-    """Run every stage, serve the student, transcribe a held-out clip through it, and write ``summary.json``.
+    """Run every stage, serve the student, transcribe a held-out clip with it, and write ``summary.json``.
 
-    ``speech`` is a folder with a manifest that stands in for the recipe's sources. Returns the summary.
+    ``speech`` is a folder with a manifest that replaces the recipe's sources. Returns the summary.
     """
     begun = time.monotonic()
     with _PeakMemory() as memory:
         recipe = _with_speech(recipe, speech)
-        _say("weights", "the teacher's weights")
+        _print_stage("weights", "the teacher's weights")
         resolve(recipe.teacher.model)
         connect()
-        _say("prepare", "audio and texts to shards, split by text")
+        _print_stage("prepare", "convert audio and texts to shards, split by text")
         prepare(recipe)
-        _say("label", "the teacher's soft labels, once for all that follows")
+        _print_stage("label", "store the teacher's soft labels, once for all trainings")
         label(recipe)
-        _say("tune", "which decay, which self weight: short trials, scored on dev")
+        _print_stage("tune", "search the decay and the self weight with short trials, scored on dev")
         tuned = load_recipe(search(recipe)["best"])
-        disconnect()  # a trial's process idles on with all its memory: the training starts on a fresh cluster
-        _say("distill", "the student, with the best of these")
+        disconnect()  # trial processes stay idle and keep their memory: train on a new cluster
+        _print_stage("distill", "train the student with the best values")
         distilled = distill(tuned)
         disconnect()  # an idle cluster takes memory
-        _say("export", "the bundle: transformers, CTranslate2 int8 and float16")
+        _print_stage("export", "write the bundle: transformers, CTranslate2 int8 and float16")
         export(tuned)
-        _say("evaluate", "teacher against student on held-out speech")
+        _print_stage("evaluate", "compare teacher and student on held-out speech")
         scores = evaluate(tuned)
         run = Run(tuned)
         publish(tuned)
-        _say("serve", "the student behind the OpenAI audio API")
-        answer = _serve_and_ask(run)
+        _print_stage("serve", "serve the student with the OpenAI audio API")
+        answer = _serve_and_transcribe(run)
         disconnect()
     summary = _summary(scores, distilled, time.monotonic() - begun, memory.peak_gb)
     write_json(run.path / "summary.json", summary)
-    _farewell(run, summary, scores, answer)
+    _print_summary(run, summary, scores, answer)
     return summary
 
 
@@ -86,23 +86,23 @@ def _with_speech(recipe: Recipe, speech: Path | None) -> Recipe:
     return recipe
 
 
-def _say(stage: str, what: str) -> None:
-    console.rule(f"[bold]{stage}[/bold]: {what}", align="left")
+def _print_stage(stage: str, description: str) -> None:
+    console.rule(f"[bold]{stage}[/bold]: {description}", align="left")
 
 
-def _serve_and_ask(run: Run) -> dict[str, Any]:
-    """Send one held-out clip to the served student as any client would, and return what was said and heard."""
-    utterance = _a_clip(read_utterances(run.shards, "test"))
+def _serve_and_transcribe(run: Run) -> dict[str, Any]:
+    """Send one held-out clip to the served student over HTTP; return its reference, transcript, latency and length."""
+    utterance = _choose_clip(read_utterances(run.shards, "test"))
     models = {run.recipe.name: str(run.bundle)}
     url = serve_bundles(ServiceArgs(models=models), address=Address(port=_free_port()), blocking=False)
     try:
-        _post(url, run.recipe.name, utterance)  # the first request opens connections: the second is what users see
+        _post(url, run.recipe.name, utterance)  # the first request also opens connections: time the second
         begun = time.monotonic()
-        heard = _post(url, run.recipe.name, utterance)
+        transcript = _post(url, run.recipe.name, utterance)
         took_ms = round(1000 * (time.monotonic() - begun), 1)
     finally:
         stop_serving()
-    return {"said": utterance.text, "heard": heard, "ms": took_ms, "s": utterance.duration_s}
+    return {"reference": utterance.text, "transcript": transcript, "ms": took_ms, "s": utterance.duration_s}
 
 
 def _post(url: str, model: str, utterance: Utterance) -> str:
@@ -113,8 +113,8 @@ def _post(url: str, model: str, utterance: Utterance) -> str:
     return response.raise_for_status().json()["text"]
 
 
-def _a_clip(utterances: list[Utterance]) -> Utterance:
-    """Return a clip of some length, so that the answer is worth reading."""
+def _choose_clip(utterances: list[Utterance]) -> Utterance:
+    """Return the longest clip under 5 s, so that the transcript is interesting."""
     return max((u for u in utterances if u.duration_s < 5.0), key=lambda u: (u.duration_s, u.id), default=utterances[0])
 
 
@@ -122,7 +122,7 @@ def _summary(scores: dict[str, Any], distilled: dict[str, Any], wall_s: float, p
     speed, pooled = scores["speed"], scores["in_domain"]["pooled"]
     faster = speed["speedup"][STUDENT]["short"]
 
-    def figures(system: str) -> dict[str, Any]:
+    def values_of(system: str) -> dict[str, Any]:
         measured = {name: speed["models"][system][name] for name in ("p50_ms", "p95_ms", "rtfx", "memory_mb")}
         return {**pooled["models"][system], **measured}
 
@@ -130,8 +130,8 @@ def _summary(scores: dict[str, Any], distilled: dict[str, Any], wall_s: float, p
         "wall_s": round(wall_s, 1),
         "install_s": float(os.environ.get("ASKD_INSTALL_S", 0)),
         "peak_rss_gb": round(peak_gb, 2),
-        "teacher": figures(TEACHER),
-        "student": {**figures(STUDENT), "params_m": distilled["params_m"]},
+        "teacher": values_of(TEACHER),
+        "student": {**values_of(STUDENT), "params_m": distilled["params_m"]},
         "wer_difference": pooled["against_baseline"][STUDENT],
         "n_eval": scores["in_domain"]["utterances"],
         "speedup_p50_short": faster["value"],
@@ -139,21 +139,21 @@ def _summary(scores: dict[str, Any], distilled: dict[str, Any], wall_s: float, p
         "speedup_against": speed["speedup_against"],
         "speedup_clips": faster["clips"],
         "p50_short_ms": {STUDENT: faster["ms"], speed["speedup_against"]: faster["baseline_ms"]},
-        # Each stage above ran through its library, or there would be no summary.
+        # All these libraries were used: without one of them, an earlier stage would have failed.
         "ray": {"version": metadata.version("ray"), **dict.fromkeys(("data", "train", "tune", "serve"), True)},
     }
 
 
-def _farewell(run: Run, summary: dict[str, Any], scores: dict[str, Any], answer: dict[str, Any]) -> None:
+def _print_summary(run: Run, summary: dict[str, Any], scores: dict[str, Any], answer: dict[str, Any]) -> None:
     console.rule("[bold]done[/bold]", align="left")
     console.print(table(cast(Scores, scores)), speed_table(scores["speed"]))
     minutes, memory = summary["wall_s"] / 60, summary["peak_rss_gb"]
-    console.print(f"All of it took {minutes:.1f} min and {memory} GB of memory at most.")
+    console.print(f"The whole demo took {minutes:.1f} min and at most {memory} GB of memory.")
     console.print(
         Panel(
             f"POST /v1/audio/transcriptions  {answer['s']:.1f} s of speech in {answer['ms']} ms\n"
-            f"said   {answer['said']}\nheard  {answer['heard']}",
-            title="through the served student",
+            f"reference   {answer['reference']}\ntranscript  {answer['transcript']}",
+            title="a request to the served student",
             expand=False,
         )
     )
@@ -164,7 +164,7 @@ def _farewell(run: Run, summary: dict[str, Any], scores: dict[str, Any], answer:
 
 
 def _free_port() -> int:
-    """Return the usual port, or any free one where it is taken."""
+    """Return the default port, or another free port if it is in use."""
     for port in (_PORT, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -177,10 +177,10 @@ def _free_port() -> int:
 
 
 class _PeakMemory:
-    """Samples the resident memory of this process and all it started, every second.
+    """Samples the resident memory of this process and its child processes, every second.
 
-    Pages that processes share are counted once, as the largest shared part of any of them. (The exact figure, the
-    proportional set size, makes the kernel walk all page tables: that alone took half a core.)
+    Shared pages are counted once, as the largest shared part of a process. (The exact value, the proportional set size,
+    makes the kernel read all page tables: this took half a core.)
     """
 
     def __init__(self) -> None:
@@ -197,18 +197,18 @@ class _PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        me = psutil.Process()
+        this = psutil.Process()
         while not self._stop.wait(1.0):
-            parts = [_resident(process) for process in [me, *me.children(recursive=True)]]
-            total = sum(own for own, _ in parts) + max(shared for _, shared in parts)
+            sizes = [_resident(process) for process in [this, *this.children(recursive=True)]]
+            total = sum(private for private, _ in sizes) + max(shared for _, shared in sizes)
             self.peak_gb = max(self.peak_gb, total / 1e9)
 
 
 def _resident(process: psutil.Process) -> tuple[int, int]:
-    """Return the bytes that a process holds for itself and those that it may share; 0 when it has ended."""
+    """Return the private and the shared bytes of a process; 0 when it has ended."""
     try:
         info = process.memory_info()
     except psutil.Error:
         return 0, 0
-    shared: int = getattr(info, "shared", 0)  # Linux says; elsewhere all of it counts as its own
+    shared: int = getattr(info, "shared", 0)  # only on Linux; elsewhere all memory counts as private
     return info.rss - shared, shared

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the whole of them or nothing."""
+"""Paths, atomic writes, JSON and hashes: a reader sees a complete file or none."""
 
 import hashlib
 import json
@@ -13,19 +13,19 @@ from uuid import uuid4
 
 from askd_ray.errors import AskdError, without_credentials
 
-_URI = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # with one slash it is meant as one too
+_URI = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # one slash is probably a typing error of a URI
 
 
 def scheme_of(place: str) -> str | None:
-    """Return the scheme of a URI as it is written, or None for a path."""
-    found = _URI.match(place)
-    return None if found is None else found[1]
+    """Return the scheme of a URI, unchanged, or None for a path."""
+    match = _URI.match(place)
+    return None if match is None else match[1]
 
 
 def check_place(place: str, *schemes: str) -> str:
-    """Return a path on this machine's disks, or a URI of one of the schemes, as it is.
+    """Return ``place`` unchanged if it is a local path or a URI of one of the schemes.
 
-    Raises :class:`AskdError` for every other URI, and as :func:`local_path` does.
+    Raises :class:`AskdError` for other URIs, and as :func:`local_path` does.
     """
     scheme = scheme_of(place)
     if scheme is None or not schemes:
@@ -37,14 +37,14 @@ def check_place(place: str, *schemes: str) -> str:
 
 
 def local_path(place: str | Path) -> Path:
-    """Return a path on this machine's disks, absolute, with ``~`` replaced.
+    """Return an absolute local path, with ``~`` expanded.
 
-    Raises :class:`AskdError` for a URI: it would become a folder of that name here, and for the home of nobody.
+    Raises :class:`AskdError` for a URI, which would become a local folder of that name, and for ``~`` without a home.
     """
     text = str(place)
     if scheme_of(text) is not None:
         shown = without_credentials(text)
-        raise AskdError(f"{shown}: a path on a disk of this machine is expected, or on one that it mounts")
+        raise AskdError(f"{shown}: expected a path on this machine (a local or mounted disk), not a URI")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
@@ -53,10 +53,10 @@ def local_path(place: str | Path) -> Path:
 
 @contextmanager
 def atomic_path(target: Path) -> Generator[Path]:
-    """Yield a temporary path beside ``target``; it becomes ``target`` when the block ends well, and is gone otherwise.
+    """Yield a temporary path next to ``target``. After success it becomes ``target``; after an error it is deleted.
 
-    Works for a file and for a folder (the block creates whichever it wants). A folder that is already there is
-    replaced: it is moved aside first, since a rename onto a folder that is not empty fails.
+    Works for a file and for a folder (the block creates one of them). An existing folder is replaced: it is moved away
+    first, since a rename onto a folder that is not empty fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
@@ -78,7 +78,7 @@ def atomic_path(target: Path) -> Generator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Flush what was written to the disk, so that a rename never exposes an empty file after a power cut."""
+    """Flush files to the disk, so that a rename never leads to an empty file after a power failure."""
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
         if file.is_file():
             with file.open("rb") as handle:
@@ -86,13 +86,13 @@ def _sync(path: Path) -> None:
 
 
 def hash_fraction(name: str) -> float:
-    """Return a place in [0, 1) that a hash gives to a name: the same on every machine, and even over many names."""
-    bits = name.encode(errors="surrogatepass")  # names come from files that may hold half of a character
+    """Return a number in [0, 1) from a hash of a name: equal on every machine, and uniform over many names."""
+    bits = name.encode(errors="surrogatepass")  # names from files may contain lone surrogates
     return int.from_bytes(hashlib.sha256(bits).digest()[:8], "big") / 2**64
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -106,7 +106,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def to_json(value: Any) -> str:
-    """Return ``value`` as indented JSON, with a line break at its end."""
+    """Return ``value`` as indented JSON with a final line break."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -122,5 +122,5 @@ def sha256_of_file(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """Return a short, stable hash (16 hex digits) of anything that JSON can hold: the key of a stage's inputs."""
+    """Return a short, stable hash (16 hex digits) of any JSON value, for the keys of stages."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Progress bars with rates and time left, one look for all stages."""
+"""Progress bars with rate and remaining time, with one style for all stages."""
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class Table(RichTable):
-    """A table that breaks what is too wide for the terminal into lines, where Rich would cut it off."""
+    """A table that wraps text that is too wide for the terminal; Rich would cut it off."""
 
     def add_column(self, header: RenderableType = "", *args: Any, **options: Any) -> None:
         """Add a column, as Rich does."""
@@ -31,16 +31,16 @@ class Table(RichTable):
 
 
 class _RateColumn(ProgressColumn):
-    """Completed units a second."""
+    """Completed units per second."""
 
     def render(self, task: Task) -> Text:
-        # Rich's speed is that of the last moments; of what has ended, the whole counts.
+        # Rich's speed is that of the last seconds; for a finished task, show the mean.
         rate = task.completed / task.elapsed if task.finished and task.elapsed else task.speed
         return Text(f"{rate:.1f} {task.fields['unit']}/s" if rate else "", style="cyan")
 
 
 class _TwoLines(Progress):
-    """A progress bar with a note on a line of its own below it, so that neither squeezes the other."""
+    """A progress bar with a note on a separate line below it."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
@@ -50,17 +50,17 @@ class _TwoLines(Progress):
 
 
 class Bar:
-    """One bar: advance it, and say something below it."""
+    """One progress bar with a note."""
 
     def __init__(self, progress: Progress, task: TaskID):
         self._progress, self._task = progress, task
 
     def advance(self, n: float = 1) -> None:
-        """Count ``n`` more units as done."""
+        """Add ``n`` completed units."""
         self._progress.advance(self._task, n)
 
     def update(self, completed: float, note: str = "", total: float | None = None) -> None:
-        """Set how much is done, the note, and, once it is known, how much there is."""
+        """Set the completed units, the note, and the total, if it is known."""
         self._progress.update(self._task, completed=completed, note=note, total=total)
 
     def note(self, note: str) -> None:
@@ -70,7 +70,7 @@ class Bar:
 
 @contextmanager
 def bar(description: str, total: float | None, unit: str = "it") -> Generator[Bar]:
-    """Show a progress bar while the block runs. Where output is no terminal, only its last state is printed."""
+    """Show a progress bar while the block runs. If the output is no terminal, print only the final state."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),

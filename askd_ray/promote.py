@@ -1,4 +1,4 @@
-"""`askd promote`: a bundle becomes what is served under a name, if its scores beat those of what is served now."""
+"""`askd promote`: serves a bundle under a name, if its WER is lower than that of the served version."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,67 +18,66 @@ _CANDIDATE, _CURRENT = "candidate", "current"
 
 
 def promote(bundle: Path, registry: Registry, name: str, force: bool = False) -> Path:
-    """Verify a bundle, compare it with what is served under ``name``, and have it served; returns its place.
+    """Verify a bundle, compare it with the served version of ``name``, and serve it; return its folder in the registry.
 
-    What runs from this registry takes it up within seconds. Without a bundle under that name nothing is compared;
-    with ``force`` neither.
+    Running services load it within seconds. Without a served version, and with ``force``, there is no comparison.
 
-    Raises :class:`AskdError` for a bundle that is damaged or hears otherwise than when it was exported, and for one
-    that does not beat the current one: the registry is left as it is.
+    Raises :class:`AskdError` for a damaged bundle, for one whose transcripts differ from those at its export, and for
+    one that does not beat the served version. The registry does not change then.
     """
     bundle = local_path(bundle)
     check_hashes(bundle)
     version = read_bundle(bundle).version
     current = registry.current(name)
     if current is not None and current.name == version:
-        console.print(f"{name}: version {version} is what is served already")
+        console.print(f"{name}: version {version} is already served")
         return current
     load_verified(bundle, name, Hardware())
     if current is not None and not force:
         check_gate(bundle, current)
-    place = registry.add(name, bundle)
+    folder = registry.add(name, bundle)
     registry.promote(name, version)
     console.print(f"{name}: version {version} is served from now on ({registry.folder})")
-    return place
+    return folder
 
 
 def check_gate(candidate: Path, current: Path) -> None:
-    """Compare two bundles on the utterances that both were evaluated on: a paired bootstrap, in domain and out of it.
+    """Compare two bundles on the utterances of both evaluations: a paired bootstrap, in domain and out of domain.
 
-    The candidate passes where its macro WER is lower, the whole 95 % interval of the difference being below 0, in one
-    of the two, and it is not surely higher in the other.
+    The candidate passes if the 95 % interval of its difference in macro WER is below 0 in at least one of the two, and
+    above 0 in none.
 
-    Raises :class:`AskdError` where it does not pass, and where there is nothing to compare.
+    Raises :class:`AskdError` when the candidate does not pass, and when there is nothing to compare.
     """
-    places = _differences(candidate, current)
-    told = ", ".join(
-        f"{place.replace('_', ' ')} {100 * d['value']:+.2f} points ({100 * d['low']:+.2f} to {100 * d['high']:+.2f})"
-        for place, d in places.items()
+    domains = _differences(candidate, current)
+    summary = ", ".join(
+        f"{domain.replace('_', ' ')} {100 * d['value']:+.2f} points ({100 * d['low']:+.2f} to {100 * d['high']:+.2f})"
+        for domain, d in domains.items()
     )
-    console.print(f"WER against what is served: {told}")
-    if not any(d["high"] < 0.0 for d in places.values()) or any(d["low"] > 0.0 for d in places.values()):
+    console.print(f"WER difference to the served version: {summary}")
+    if not any(d["high"] < 0.0 for d in domains.values()) or any(d["low"] > 0.0 for d in domains.values()):
         raise AskdError(
-            f"promote: {candidate} does not beat what is served, WER {told}: the interval must lie below 0 in one "
-            "domain and above it in none; --force promotes it all the same"
+            f"promote: {candidate} does not beat the served version, WER {summary}: the interval must be below 0 in "
+            "one domain and above 0 in none; --force promotes it anyway"
         )
 
 
 def _differences(candidate: Path, current: Path) -> dict[str, RateDifference]:
-    said = {name: _said(bundle) for name, bundle in ((_CANDIDATE, candidate), (_CURRENT, current))}
-    shared = said[_CANDIDATE].keys() & said[_CURRENT].keys()
+    by_model = {name: _hypotheses(bundle) for name, bundle in ((_CANDIDATE, candidate), (_CURRENT, current))}
+    shared = by_model[_CANDIDATE].keys() & by_model[_CURRENT].keys()
     if not shared:
         raise AskdError(
-            f"promote: {candidate} and {current} were evaluated on no utterance in common: evaluate both on the same "
-            "sets (askd evaluate), or use --force"
+            f"promote: the evaluations of {candidate} and {current} have no utterance in common: evaluate both on the "
+            "same sets (askd evaluate), or use --force"
         )
-    rows = [replace(said[name][key], model=name) for name in said for key in sorted(shared)]
+    rows = [replace(by_model[name][key], model=name) for name in by_model for key in sorted(shared)]
     scores = score(rows, _CURRENT)
     domains: dict[str, DomainScores | None] = {p: scores[p] for p in ("in_domain", "out_of_domain")}
     return {p: d["macro"]["against_baseline"][_CANDIDATE] for p, d in domains.items() if d is not None}
 
 
-def _said(bundle: Path) -> dict[tuple[str, str, str], Hypothesis]:
-    """Return what a bundle's evaluation heard, by set, utterance and what was said in it."""
+def _hypotheses(bundle: Path) -> dict[tuple[str, str, str], Hypothesis]:
+    """Return the hypotheses of a bundle's evaluation, by set, utterance id and reference."""
     if not (bundle / HYPOTHESES_FILE).is_file():
         raise AskdError(f"promote: {bundle} was not evaluated: run `askd evaluate` on it, or use --force")
     return {(row.set, row.id, row.reference): row for row in read_hypotheses(bundle / HYPOTHESES_FILE)}

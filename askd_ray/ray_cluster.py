@@ -1,4 +1,4 @@
-"""The one place where a Ray cluster is started or joined."""
+"""Starts or joins a Ray cluster; no other module does."""
 
 import logging
 import os
@@ -16,35 +16,34 @@ _MIN_CPUS = 4
 _PROBE_S = 5.0
 _OBJECT_STORE_SHARE = 16  # of the machine's memory: 512 MB on a laptop with 8 GB
 _MAX_OBJECT_STORE_BYTES = 1 << 30
-SETTINGS = {  # read by Ray when it is imported or when a process starts, so they go through the environment
+SETTINGS = {  # Ray reads them at import or when a process starts, so they must be environment variables
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "askd_ray.serve.proxy:middlewares",
-    "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": "3600",  # engines go after the ingress, whose requests may take long
+    "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": "3600",  # engines stop after the ingress, whose requests may take long
     "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # or Ctrl-C would end a search as if it had been finished
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's other screen, the one that is silent when told to
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or each worker without a GPU warns about a coming change
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else a search that Ctrl-C ends looks finished
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's old output can be switched off
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else each worker without a GPU warns about a future change
 }
 
 
 def connect(num_cpus: int | None = None, *, use_gpu: bool = False) -> None:
-    """Join the cluster that ``RAY_ADDRESS`` names (as it does inside a Ray job), else start one on this machine.
+    """Join the cluster of ``RAY_ADDRESS`` (Ray sets it inside a job), or start a local cluster.
 
-    A second call does nothing. The cluster of one's own is for this process and those that it starts: Ray's ports
-    listen on the machine's address, so whoever connects must know a token (`Ray's token authentication
-    <https://docs.ray.io/en/latest/ray-security/token-auth.html>`_). Where the user has set up no token, one is drawn
-    for this process only, and nothing is written to the home folder.
+    A second call does nothing. A local cluster is for this process and its child processes. Ray's ports listen on the
+    machine's address, so clients need a token (`Ray's token authentication
+    <https://docs.ray.io/en/latest/ray-security/token-auth.html>`_). If the user has set up no token, a random one is
+    used for this process only; nothing is written to the home folder.
 
-    ``num_cpus`` are logical: how many workers, data tasks and trials may run side by side. By default at least 4, since
-    on fewer a training worker holds what its own data tasks wait for.
+    ``num_cpus`` are logical CPUs: how many workers, data tasks and trials may run at the same time. The default is at
+    least 4: with fewer, a training worker would hold the CPUs that its data tasks wait for.
 
-    With ``use_gpu`` there must be a GPU: a cluster that is joined may grow, one's own does not, and this is said before
-    it is started.
+    With ``use_gpu``, a local cluster must have a GPU; this is checked before it starts. A joined cluster may add GPUs.
 
     Raises :class:`AskdError` when the cluster of ``RAY_ADDRESS`` cannot be joined, and when there is no GPU.
     """
     address = os.environ.get("RAY_ADDRESS")
     if use_gpu and not address:
-        from askd_ray.torch_setup import check_cuda  # torch takes seconds to import, and most callers do without
+        from askd_ray.torch_setup import check_cuda  # torch takes seconds to import, and most callers do not need it
 
         check_cuda()
     for name, value in SETTINGS.items():
@@ -55,21 +54,21 @@ def connect(num_cpus: int | None = None, *, use_gpu: bool = False) -> None:
         else:
             _start(num_cpus)
     if use_gpu and not address and not ray.cluster_resources().get("GPU"):
-        raise AskdError("a GPU is asked for, and Ray finds none on this machine: is CUDA_VISIBLE_DEVICES set?")
+        raise AskdError("train.use_gpu needs a GPU, but Ray finds none on this machine: check CUDA_VISIBLE_DEVICES")
 
 
 def disconnect() -> None:
-    """Leave the cluster; one that :func:`connect` started ends."""
+    """Leave the cluster; a cluster that :func:`connect` started ends."""
     ray.shutdown()
 
 
 def package_folder() -> Path:
-    """Return the folder of the package, for clusters that do not have it installed."""
+    """Return the folder of this package, for clusters where it is not installed."""
     return Path(__file__).resolve().parent
 
 
 def auth_token() -> str | None:
-    """Return the user's token for Ray clusters from where Ray itself looks for it, or None where there is none."""
+    """Return the user's token for Ray clusters, from the places where Ray looks for it, or None."""
     if "RAY_AUTH_TOKEN" in os.environ:
         return os.environ["RAY_AUTH_TOKEN"]
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -79,12 +78,12 @@ def auth_token() -> str | None:
 def _join(address: str) -> None:
     if "://" in address:
         raise AskdError(
-            f"RAY_ADDRESS={address}: a stage joins a cluster by host:port (of `ray start`); unset it and use "
-            "`askd submit STAGE --address` for the address of a dashboard"
+            f"RAY_ADDRESS={address}: a stage joins a cluster by host:port (of `ray start`); for a dashboard's address, "
+            "unset it and use `askd submit STAGE --address`"
         )
     host, _, port = address.rpartition(":")
     try:
-        if host and port.isdigit():  # Ray itself tries for two minutes before it says that nobody listens
+        if host and port.isdigit():  # Ray itself would try for two minutes
             socket.create_connection((host, int(port)), _PROBE_S).close()
     except (OSError, OverflowError) as error:
         raise AskdError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
@@ -92,14 +91,14 @@ def _join(address: str) -> None:
         ray.init(address, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         reason = " ".join(str(error).split())[:300]
-        hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it wants a token, set RAY_AUTH_MODE=token"
+        hint = "" if "RAY_AUTH_MODE" in os.environ else "; if it needs a token, set RAY_AUTH_MODE=token"
         raise AskdError(f"cannot join the cluster at RAY_ADDRESS={address}: {reason}{hint}") from None
 
 
 def _start(num_cpus: int | None) -> None:
     if "RAY_AUTH_MODE" not in os.environ and auth_token() is None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors on a healthy start only frighten
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # hide harmless errors during the start
     memory = psutil.virtual_memory().total // _OBJECT_STORE_SHARE
     ray.init(
         "local",
@@ -114,5 +113,5 @@ def _start(num_cpus: int | None) -> None:
 
 
 def _python_path() -> str:
-    """Let workers import the package also where it runs from a checkout that is not installed."""
+    """Return a PYTHONPATH with which workers can import the package from a checkout that is not installed."""
     return os.pathsep.join(filter(None, [str(package_folder().parent), os.environ.get("PYTHONPATH")]))

@@ -1,7 +1,7 @@
-"""Our errors, raised in a worker somewhere on the cluster, as they were: one line, not Ray's pages of traceback.
+"""Unwraps our errors that Ray workers raise: users see one line, not Ray's long traceback.
 
-Ray wraps what is raised there in many ways. Some keep the error as an attribute; others (Ray Data's UserCodeException,
-an actor that died in its constructor, a deployment of Serve's that never started) keep only the text of its traceback.
+Ray wraps errors in many ways. Some wrappers keep the error as an attribute. Others keep only the text of its traceback:
+Ray Data's UserCodeException, an actor that failed in its constructor, a deployment of Serve that never started.
 """
 
 import os
@@ -21,18 +21,18 @@ _OF_THE_SYSTEM = re.compile(r"^\w+Error: \[Errno (\d+)\] [^:\n]+(?:: '([^'\n]*)'
 
 @contextmanager
 def user_error() -> Generator[None]:
-    """Re-raise an :class:`AskdError` or an :class:`OSError` that Ray has wrapped; anything else goes on as it is."""
+    """Re-raise an :class:`AskdError` or an :class:`OSError` that Ray has wrapped; other errors stay unchanged."""
     try:
         yield
     except Exception as error:
-        found = next(filter(None, map(_as_it_was, _inside(error))), None)
-        if found is None or found is error:
+        original = next(filter(None, map(_unwrap, _nested_errors(error))), None)
+        if original is None or original is error:
             raise
-        raise found from error
+        raise original from error
 
 
 def from_text(text: str) -> AskdError | OSError | None:
-    """Return the error that the text of a traceback ends with, if it is of a kind that users can mend."""
+    """Return the last error in the text of a traceback, if it is one that users can fix, else None."""
     if ours := _OURS.findall(text):
         return AskdError(ours[-1])
     if of_the_system := _OF_THE_SYSTEM.findall(text):
@@ -43,9 +43,9 @@ def from_text(text: str) -> AskdError | OSError | None:
 
 @contextmanager
 def keyboard_interrupt() -> Generator[None]:
-    """Let Ctrl-C raise :class:`KeyboardInterrupt`: Ray Train ends the process with 0, as if all had been done.
+    """Let Ctrl-C raise :class:`KeyboardInterrupt`: Ray Train would end the process with 0, as after success.
 
-    Its handler also stays after a training, where it would ask a controller that is gone.
+    Ray Train's signal handler also stays after the training, when its controller has ended. So restore the old one.
     """
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -57,18 +57,18 @@ def keyboard_interrupt() -> Generator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _as_it_was(error: BaseException) -> AskdError | OSError | None:
-    # What Ray has wrapped may be an AskdError too, but says in pages where it was raised.
+def _unwrap(error: BaseException) -> AskdError | OSError | None:
+    # Ray's wrapper may also be an AskdError, but its message contains the traceback.
     if isinstance(error, AskdError) and not isinstance(error, RayError):
-        first, *added = str(error).splitlines() or [""]  # Ray Data adds advice to the message itself
+        first, *added = str(error).splitlines() or [""]  # Ray Data adds advice to the message
         return AskdError(first) if added else error
     if isinstance(error, OSError) and not isinstance(error, RayError):
         return error
     return from_text(str(error)) if isinstance(error, RayError) else None
 
 
-def _inside(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield all errors that an error of Ray carries: its causes, and those of a training's controller and workers."""
+def _nested_errors(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield all errors inside an error of Ray: its causes, and those of a training's controller and workers."""
     seen: set[int] = set()
     queue = [error]
     while queue:

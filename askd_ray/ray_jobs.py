@@ -1,4 +1,4 @@
-"""Stages as Ray jobs: the same command, run by a cluster that need not have this package installed."""
+"""Runs stages as Ray jobs: the same command, on a cluster that does not need this package installed."""
 
 import asyncio
 import logging
@@ -25,18 +25,18 @@ from askd_ray.runs import git_sha
 STAGES = ("prepare", "label", "distill", "tune", "export", "evaluate")
 _RECIPE = "recipe.yaml"
 _STARTING, _STARTING_S, _RETRY_S = "No available agent", 60.0, 1.0
-# Loggers that report each upload and the end of the log.
+# These loggers report each upload and the end of the log.
 _CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 
 
 def submit(stage: str, recipe: Recipe, address: str, follow: bool = True) -> int:
-    """Run ``askd STAGE`` with ``recipe`` as a job of the cluster whose dashboard is at ``address``.
+    """Run ``askd STAGE`` with ``recipe`` as a job of the cluster with its dashboard at ``address``.
 
-    The package and the resolved recipe travel with the job. Data, runs and models do not: their paths are made
-    absolute, and the cluster's nodes must see them there. With ``follow`` the job's output is printed as it comes and
-    its exit code is returned; without, 0 is returned as soon as the cluster has taken the job.
+    The package and the resolved recipe are uploaded with the job. Data, runs and models are not: their paths become
+    absolute, and the cluster's nodes must have them at these paths. With ``follow``, print the job's output and return
+    its exit code. Without, return 0 as soon as the cluster has accepted the job.
 
-    Raises :class:`AskdError` for an unknown stage, or a cluster that cannot be reached or refuses the job.
+    Raises :class:`AskdError` for an unknown stage, and when the cluster cannot be reached or refuses the job.
     """
     if stage not in STAGES:
         hint = did_you_mean(stage, list(STAGES))
@@ -47,15 +47,15 @@ def submit(stage: str, recipe: Recipe, address: str, follow: bool = True) -> int
     with tempfile.TemporaryDirectory(prefix="askd-job-") as folder:
         (Path(folder) / _RECIPE).write_text(dump_recipe(with_absolute_paths(recipe)), encoding="utf-8")
         try:
-            job_id = _take_job(client, f"python -m askd_ray {stage} --recipe {_RECIPE}", _runtime_env(folder))
+            job_id = _submit(client, f"python -m askd_ray {stage} --recipe {_RECIPE}", _runtime_env(folder))
         except (RuntimeError, ConnectionError) as error:
             raise AskdError(f"the cluster at {address} refused the job: {_one_line(error)}") from None
-    console.print(f"job {job_id} is at {address}; `ray job stop {job_id} --address {address}` ends it")
+    console.print(f"job {job_id} runs at {address}; `ray job stop {job_id} --address {address}` stops it")
     return _follow(client, job_id) if follow else 0
 
 
-def _take_job(client: JobSubmissionClient, command: str, runtime_env: dict[str, Any]) -> str:
-    """Submit a job; a cluster that has just started says for some seconds that nothing of it takes jobs yet."""
+def _submit(client: JobSubmissionClient, command: str, runtime_env: dict[str, Any]) -> str:
+    """Submit a job; retry for some time, since a new cluster does not accept jobs in its first seconds."""
     give_up = time.monotonic() + _STARTING_S
     while True:
         try:
@@ -71,10 +71,10 @@ def _runtime_env(folder: str) -> dict[str, Any]:
     if "ASKD_CACHE" in os.environ:
         variables["ASKD_CACHE"] = str(local_path(os.environ["ASKD_CACHE"]).resolve())
     sha = git_sha()
-    if sha is not None:  # the job's copy of the package lies in no checkout
+    if sha is not None:  # the job's copy of the package is not in a git checkout
         variables["ASKD_GIT_SHA"] = sha
     if sys.prefix != sys.base_prefix:
-        # A head node that was started without its virtual environment being active has another `python`, or none.
+        # If the head node was started without its virtual environment, its `python` is another one, or missing.
         variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}${{PATH}}"
     return {"working_dir": folder, "py_modules": [str(package_folder())], "env_vars": variables}
 
@@ -86,20 +86,20 @@ def _client(address: str) -> JobSubmissionClient:
         with _preferred(address):
             try:
                 return JobSubmissionClient(address)
-            except AuthenticationError:  # the cluster wants a token: send the user's, to this cluster only
+            except AuthenticationError:  # the cluster needs a token: send the user's token, to this cluster only
                 token = auth_token()
                 if token is None:
                     raise
                 return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
     except AuthenticationError as error:
-        raise AskdError(f"the cluster at {address} wants another token: {_one_line(error)}") from None
+        raise AskdError(f"the cluster at {address} needs another token: {_one_line(error)}") from None
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise AskdError(f"no Ray cluster at {address}: {_one_line(error)}") from None
 
 
 @contextmanager
 def _preferred(address: str) -> Generator[None]:
-    """Let the address that was asked for win: Ray's client otherwise takes the one in RAY_ADDRESS."""
+    """Give the requested address priority: otherwise Ray's client uses RAY_ADDRESS."""
     before = os.environ.get("RAY_API_SERVER_ADDRESS")
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
@@ -121,7 +121,7 @@ def _follow(client: JobSubmissionClient, job_id: str) -> int:
         return info.driver_exit_code
     if info.status == JobStatus.SUCCEEDED:
         return 0
-    console.print(f"job {job_id}: {info.status}: {info.message or ''}")  # it never ran, or was stopped
+    console.print(f"job {job_id}: {info.status}: {info.message or ''}")  # the job never ran, or was stopped
     return 1
 
 

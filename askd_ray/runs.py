@@ -1,4 +1,4 @@
-"""A run's folder: where each stage writes, and the records that say what is finished."""
+"""A run's folder: the paths of each stage, and the records of finished stages."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from askd_ray.location import Location
 from askd_ray.progress import console
 
 _DATA_STAGES = ("prepare", "label")
-_BUILT_ON = ("prepare", "label", "distill")  # stages whose settings later ones must agree with, in their order
+_BUILT_ON = ("prepare", "label", "distill")  # in order; later stages must agree with the settings of these stages
 _NEEDS = {"label": "prepare", "tune": "label", "distill": "label", "export": "distill", "evaluate": "export"}
 _PACKAGES = ("askd-ray", "ray", "torch", "torchaudio", "transformers", "ctranslate2", "jiwer", "pyarrow")
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folder ``<runs_root>/<name>`` of a recipe, and the stages in it; its data may lie elsewhere."""
+    """The folder ``<runs_root>/<name>`` of a recipe, with its stages; its data may be in another folder."""
 
     recipe: Recipe
 
@@ -41,19 +41,20 @@ class Run:
 
     @property
     def data_path(self) -> Location:
-        """The folder of the run whose shards and labels this one uses: its own, or that of ``recipe.data_run``."""
+        """The folder with the shards and labels: that of this run, or of the run ``recipe.data_run``."""
         return Location.of(self.recipe.data_root or self.path.parent) / (self.recipe.data_run or self.recipe.name)
 
     @property
     def shards(self) -> Location:
-        """Parquet files of utterances, one set a split."""
+        """Parquet files of utterances, several per split."""
         return self.data_path / "shards"
 
     @property
     def labels(self) -> Location:
-        """The teacher's soft labels: a file for every shard, with the same name.
+        """The teacher's soft labels: one file per shard, with the same name.
 
-        Those of another temperature than 1 lie beside them, so that runs that differ in it can share the shards.
+        Labels of a temperature other than 1 are in a separate folder, so that runs with different temperatures can
+        share the shards.
         """
         return self.data_path / f"labels{self._of_temperature}"
 
@@ -78,7 +79,7 @@ class Run:
         return self.path / "bundle"
 
     def record(self, stage: str) -> dict[str, Any] | None:
-        """Return what the stage wrote when it finished, or None when it has not."""
+        """Return the record of a finished stage, or None if it has not finished."""
         record = self._record(stage)
         return json.loads(record.read_bytes()) if record.is_file() else None
 
@@ -87,9 +88,9 @@ class Run:
         return (self.data_path if stage in _DATA_STAGES else Location.of(self.path)) / name
 
     def result(self, stage: str) -> dict[str, Any]:
-        """Return the result of a finished stage, for those that build on it.
+        """Return the result of a finished stage, for the stages that need it.
 
-        Raises :class:`AskdError` when it has not finished, or when it or one before it was done with other settings
+        Raises :class:`AskdError` when it has not finished, or when this stage or an earlier one ran with other settings
         than this recipe's.
         """
         record = self.record(stage)
@@ -99,7 +100,7 @@ class Run:
         return record["result"]
 
     def check_earlier(self, stage: str) -> None:
-        """Check that the stage that ``stage`` builds on has finished, and that its settings are this recipe's.
+        """Check that the stage before ``stage`` has finished, with the settings of this recipe.
 
         Raises :class:`AskdError` as :meth:`result` does.
         """
@@ -107,11 +108,11 @@ class Run:
             self.result(_NEEDS[stage])
 
     def used(self, stage: str) -> Recipe:
-        """Return the recipe that a finished stage was done with; this one where it has left no record of it."""
+        """Return the recipe with which a finished stage ran; without a record, this run's recipe."""
         return next((recipe for name, recipe in self._recorded() if name == stage), self.recipe)
 
     def key(self, stage: str) -> str:
-        """Return the key of a finished stage's inputs, for the stages after it.
+        """Return the key of a finished stage's inputs, for later stages.
 
         Raises :class:`AskdError` as :meth:`result` does.
         """
@@ -121,29 +122,29 @@ class Run:
         return record["key"]
 
     def finished(self, stage: str, key: str) -> dict[str, Any] | None:
-        """Return the stage's result if it finished with the same inputs, else None."""
+        """Return the stage's result if it has finished with the same inputs, else None."""
         record = self.record(stage)
         return record["result"] if record is not None and record["key"] == key else None
 
     def forget(self, stage: str) -> None:
-        """Drop the stage's record, before its work is replaced: what is there meanwhile is not trusted."""
+        """Delete the stage's record, before its files are replaced: until the new record, they are not trusted."""
         self._record(stage).delete()
 
     def begin(self, stage: str, force: bool = False) -> float:
-        """Write the run's recipe, say which settings replace finished work, and return the time, for :meth:`finish`.
+        """Write the run's recipe, print the settings that replace finished work, and return the start time.
 
-        The recipe is what the run is made from: the settings of ``stage`` are this recipe's, and those of other stages
-        that have finished are the ones that they were done with.
+        :meth:`finish` needs the start time. The written recipe has the settings of ``stage`` from this recipe, and the
+        settings of other finished stages as they ran.
 
-        Raises :class:`AskdError` when rows of other sources would be replaced; ``force`` lets them.
+        Raises :class:`AskdError` when rows of other sources would be replaced; ``force`` allows this.
         """
-        self._say_what_is_replaced(stage, force)
+        self._print_replaced(stage, force)
         with atomic_path(self.path / RECIPE_FILE) as temporary:
             temporary.write_text(dump_recipe(self._merged(stage)), encoding="utf-8")
         return time.monotonic()
 
     def _recorded(self) -> Iterator[tuple[str, Recipe]]:
-        """Yield the finished stages that others build on, with their recipes; one of another version is left out."""
+        """Yield the finished stages of :data:`_BUILT_ON`, with their recipes, except invalid ones of other versions."""
         for stage in _BUILT_ON:
             record = self.record(stage)
             if record is not None:
@@ -153,18 +154,18 @@ class Run:
                     continue
 
     def _check_agrees(self, last: str) -> None:
-        """Check the settings of the stages up to ``last``: those after it are done again with new ones."""
+        """Check the settings of the stages up to ``last``; later stages may run again with new settings."""
         for stage, recipe in self._recorded():
             if last in _BUILT_ON and _BUILT_ON.index(stage) > _BUILT_ON.index(last):
                 break
-            for found in differences(recipe, self.recipe, stage):
+            for difference in differences(recipe, self.recipe, stage):
                 raise AskdError(
-                    f"run {self.recipe.name}: {found.key} = {found.given_text}, but `askd {stage}` was done with "
-                    f"{found.recorded_text}: keep that (without --recipe a command starts from the run's own recipe), "
-                    f"do `askd {stage}` again with the new value, or give this run another name (--set name=...)"
+                    f"run {self.recipe.name}: {difference.key} = {difference.given_text}, but `askd {stage}` ran with "
+                    f"{difference.recorded_text}: keep that value (without --recipe, a command uses the run's recipe), "
+                    f"run `askd {stage}` again with the new value, or give this run another name (--set name=...)"
                 )
 
-    def _say_what_is_replaced(self, stage: str, force: bool) -> None:
+    def _print_replaced(self, stage: str, force: bool) -> None:
         record = self.record(stage)
         if record is None:
             return
@@ -173,16 +174,16 @@ class Run:
         except ValidationError:
             return
         changed = differences(before, self.recipe, stage)
-        gone = [source["path"] for source in plain(before)["data"]["sources"]]
-        gone = sorted({*gone} - {source["path"] for source in plain(self.recipe)["data"]["sources"]})
-        if stage == "prepare" and gone and not force:
+        old_sources = {source["path"] for source in plain(before)["data"]["sources"]}
+        removed = sorted(old_sources - {source["path"] for source in plain(self.recipe)["data"]["sources"]})
+        if stage == "prepare" and removed and not force:
             n = sum(record["result"].get("utterances", {}).values())
             raise AskdError(
-                f"run {self.recipe.name} has {n} utterances of {', '.join(gone)}, which data.sources does not name: "
-                "give this run another name (--set name=...), or --force to replace them"
+                f"run {self.recipe.name} has {n} utterances of {', '.join(removed)}, which data.sources does not name: "
+                "give this run another name (--set name=...), or use --force to replace them"
             )
         if changed:
-            console.print(f"{stage}: done again, as settings have changed: {_listed(changed)}", markup=False)
+            console.print(f"{stage}: runs again, because settings have changed: {_listed(changed)}", markup=False)
 
     def _merged(self, stage: str) -> Recipe:
         values = plain(self.recipe)
@@ -190,19 +191,19 @@ class Run:
             if other == stage:
                 continue
             kept = differences(recipe, self.recipe, other)
-            if kept and stage != "tune":  # a search starts from its own settings, whatever was trained since
+            if kept and stage != "tune":  # a search does not depend on trained students
                 console.print(
-                    f"{stage}: the run's recipe keeps what `askd {other}` was done with, and not {_listed(kept)}",
+                    f"{stage}: the run's recipe keeps the settings of `askd {other}`, not {_listed(kept)}",
                     markup=False,
                 )
             copy_decided(plain(recipe), values, other)
         try:
             return Recipe.model_validate(values)
-        except ValidationError:  # nothing that other stages have made goes with the new settings
+        except ValidationError:  # the settings of other stages do not fit the new settings
             return Recipe.model_validate(plain(self.recipe))
 
     def finish(self, stage: str, key: str, result: dict[str, Any], begun: float) -> dict[str, Any]:
-        """Record that the stage has finished: result, time, recipe, git SHA and versions. Returns ``result``."""
+        """Write the record of a finished stage: result, time, recipe, git SHA and versions. Returns ``result``."""
         record = {
             "stage": stage,
             "key": key,
@@ -216,30 +217,30 @@ class Run:
         return result
 
 
-def _listed(found: list[SettingDifference]) -> str:
-    return "; ".join(str(difference) for difference in found)
+def _listed(changed: list[SettingDifference]) -> str:
+    return "; ".join(str(difference) for difference in changed)
 
 
 def stage_key(*inputs: Any) -> str:
-    """Return the key of a stage's inputs: recipe sections and the keys of the stages before it."""
+    """Return the key of a stage's inputs: recipe sections and the keys of earlier stages."""
     return digest([i.model_dump(mode="json") if hasattr(i, "model_dump") else i for i in inputs])
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that influence results."""
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_sha() -> str | None:
-    """Return the SHA of the checkout that the code runs from (``-dirty`` when it has changes), or None outside one.
+    """Return the SHA of the checkout of this code (with ``-dirty`` for changes), or None without a checkout.
 
-    In a Ray job the code is a copy: ``ASKD_GIT_SHA`` says where it was copied from.
+    In a Ray job the code is a copy: ``ASKD_GIT_SHA`` holds the SHA of its origin.
     """
     if "ASKD_GIT_SHA" in os.environ:
         return os.environ["ASKD_GIT_SHA"]

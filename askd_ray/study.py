@@ -1,4 +1,4 @@
-"""`askd study`: objectives compared at equal budget, over seeds, in domain and out of it."""
+"""`askd study`: compares objectives with equal budgets over seeds, in domain and out of domain."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,25 +25,25 @@ from askd_ray.targets.ray_label import label
 from askd_ray.torch_setup import device_of
 from askd_ray.tune.ray_study import train_runs
 
-PLACES = ("in_domain", "out_of_domain")
+DOMAINS = ("in_domain", "out_of_domain")
 
 
 def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Train every arm with every seed, score all of them and the teacher, and return what comes out.
+    """Train every arm with every seed, score all students and the teacher, and return the result.
 
-    Writes study.json and ``evaluate/`` into the study's run folder; the runs lie in ``runs`` below it, and each bundle
-    holds its own scores. All is kept: the same command goes on where it was killed.
+    Writes study.json and ``evaluate/`` into the study's run folder. The runs are in its folder ``runs``, and each
+    bundle gets its scores. After an interruption, the same command continues the study.
 
-    Raises :class:`AskdError` when the recipe has no ``study``, and what the stages raise.
+    Raises :class:`AskdError` when the recipe has no ``study``, and the errors of the stages.
     """
     recipe = with_absolute_paths(recipe)
     if recipe.study is None:
-        raise AskdError(f"recipe {recipe.name}: it has no section study: docs/study.md says what goes there")
+        raise AskdError(f"recipe {recipe.name}: the section study is missing: docs/study.md describes it")
     study, run = recipe.study, Run(recipe)
     runs = {f"{arm}-{seed}": _run_of(recipe, arm, seed) for arm in study.arms for seed in study.seeds}
     prepare(recipe)
-    labelled = {r.objective.temperature.start: r for r in runs.values()}
-    for one in labelled.values():  # soft labels hang on the temperature alone
+    by_temperature = {r.objective.temperature.start: r for r in runs.values()}
+    for one in by_temperature.values():  # soft labels depend only on the temperature
         label(one)
     begun = run.begin("study")
     train_runs(list(runs.values()), study, force)
@@ -56,7 +56,7 @@ def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     folder, settings, device = run.path / "evaluate", recipe.evaluate, device_of(recipe.train.use_gpu)
     scores = compare(models, TEACHER, sets, settings, folder, device=device)
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
-    first = next(iter(runs))  # all students are of one shape
+    first = next(iter(runs))  # all students have the same shape
     speed = speed_of({first: models[first], TEACHER: models[TEACHER]}, clips, settings, device)
     evaluated = {**scores, "speed": speed, "left_out": left_out}
     write_json(folder / SCORES, evaluated)
@@ -66,14 +66,14 @@ def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     run.finish("evaluate", "", evaluated, begun)
     comparison = over_seeds(scores, study)
     result = {"seeds": list(study.seeds), "comparison": comparison, "speed": speed}
-    console.print(*(study_table(place, found) for place, found in comparison.items()), speed_table(speed))
+    console.print(*(study_table(domain, compared) for domain, compared in comparison.items()), speed_table(speed))
     run.finish("study", "", result, begun)
     console.print(f"report: {report([str(run.path)])}")
     return result
 
 
 def _run_of(recipe: Recipe, arm: str, seed: int) -> Recipe:
-    """Return the recipe of one run: the arm's objective and a seed, in a folder below the study's."""
+    """Return the recipe of one run: the arm's objective and a seed, in a subfolder of the study."""
     assert recipe.study is not None
     run = Run(recipe)
     values: dict[str, Any] = recipe.model_dump(mode="json") | {
@@ -90,23 +90,23 @@ def _run_of(recipe: Recipe, arm: str, seed: int) -> Recipe:
 
 
 def over_seeds(scores: Scores, study: Study) -> dict[str, dict[str, SeedComparison]]:
-    """Return the arms over seeds, by place: macro WERs against the arm that is named, and against the teacher."""
-    found: dict[str, dict[str, SeedComparison]] = {}
-    for place in PLACES:
-        domain = scores[place]
-        if domain is None:
+    """Return the arms over seeds, by domain: macro WERs against the arm ``study.against``, and against the teacher."""
+    by_domain: dict[str, dict[str, SeedComparison]] = {}
+    for domain in DOMAINS:
+        domain_scores = scores[domain]
+        if domain_scores is None:
             continue
-        rates = domain["macro"]["models"]
+        rates = domain_scores["macro"]["models"]
         wers = {arm: [rates[f"{arm}-{seed}"]["wer"] for seed in study.seeds] for arm in study.arms}
         against = {"arm": study.against, "teacher": rates[TEACHER]["wer"]}
-        found[place] = {name: compare_seeds(wers, base) for name, base in against.items()}
-    return found
+        by_domain[domain] = {name: compare_seeds(wers, base) for name, base in against.items()}
+    return by_domain
 
 
-def study_table(place: str, found: Mapping[str, SeedComparison]) -> Table:
-    """Return the arms, best first, as a table: macro WER in % and the differences in points, with intervals."""
-    arms, teachers = found["arm"], found["teacher"]
-    title = f"{place.replace('_', ' ')}: macro WER in %; the teacher has {100 * float(teachers['against']):.2f}"
+def study_table(domain: str, compared: Mapping[str, SeedComparison]) -> Table:
+    """Return the arms as a table, best first: macro WER in % and the differences in points, with intervals."""
+    arms, teachers = compared["arm"], compared["teacher"]
+    title = f"{domain.replace('_', ' ')}: macro WER in %; the teacher has {100 * float(teachers['against']):.2f}"
     table = Table("arm", title=title, title_justify="left")
     for column in ("mean of seeds", "standard deviation", f"minus {arms['against']}", "minus teacher"):
         table.add_column(column, justify="right")
@@ -122,5 +122,5 @@ def _difference(compared: SeedComparison, name: str) -> str:
     if name not in compared["differences"]:
         return ""
     d = compared["differences"][name]
-    sure = "" if d["ci95"] is None else f" ({100 * d['ci95'][0]:+.2f} to {100 * d['ci95'][1]:+.2f})"
-    return f"{100 * d['value']:+.2f}{sure}" + ("" if d["p_t"] is None else f", p = {d['p_t']:.3f}")
+    interval = "" if d["ci95"] is None else f" ({100 * d['ci95'][0]:+.2f} to {100 * d['ci95'][1]:+.2f})"
+    return f"{100 * d['value']:+.2f}{interval}" + ("" if d["p_t"] is None else f", p = {d['p_t']:.3f}")

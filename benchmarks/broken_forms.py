@@ -1,4 +1,4 @@
-"""Helper of serve_badinput: requests whose form or HTTP nobody should send, around a prompt that can be read."""
+"""Helper of serve_badinput: requests with a broken form or broken HTTP, with a valid prompt as audio."""
 
 import json
 import random
@@ -11,7 +11,7 @@ TYPE = f"multipart/form-data; boundary={BOUNDARY}"
 
 @dataclass(frozen=True)
 class RawRequest:
-    """A request that is written by hand."""
+    """A request as raw bytes."""
 
     body: bytes
     content_type: str = TYPE
@@ -35,7 +35,7 @@ def form(audio: bytes, *more: bytes) -> bytes:
 
 
 def with_field(audio: bytes, rng: random.Random) -> RawRequest:
-    """A field that is unknown, is there twice, or holds what it may not, in any client's spelling."""
+    """A field that is unknown, occurs twice, or has an invalid value, in any client's spelling."""
     name, value = rng.choice(FIELDS)
     return RawRequest(form(audio, *[part(name, value.encode("utf-8", "surrogatepass"))] * rng.choice([1, 1, 2, 200])))
 
@@ -46,13 +46,13 @@ def cut(audio: bytes, rng: random.Random) -> RawRequest:
 
 
 def around(audio: bytes, rng: random.Random) -> RawRequest:
-    """Text before the first boundary, and after the last."""
+    """Text before the first boundary and after the last."""
     before = rng.choice([b"a preamble\r\n", b"\r\n" * 100, bytes(100_000) + b"\r\n", f"--{BOUNDARY}x\r\n".encode()])
     return RawRequest(before + form(audio) + rng.randbytes(100))
 
 
 def headed(audio: bytes, rng: random.Random) -> RawRequest:
-    """A part with headers that parts seldom have."""
+    """A part with unusual headers."""
     headers = rng.choice(
         [
             "Content-Transfer-Encoding: base64\r\n",
@@ -67,13 +67,13 @@ def headed(audio: bytes, rng: random.Random) -> RawRequest:
 
 
 def typed(audio: bytes, rng: random.Random) -> RawRequest:
-    """A body of another type than it has."""
+    """A body with a wrong content type."""
     kind = rng.choice(TYPES)
     return RawRequest(rng.choice([form(audio), audio, json.dumps({"model": "student"}).encode()]), kind)
 
 
 def unnamed(audio: bytes, rng: random.Random) -> RawRequest:
-    """Parts without a name, and files where fields should be."""
+    """Parts without a name, and files instead of fields."""
     name, more = rng.choice([("", ""), ("\u202e", ""), ("model", '; filename="blob"'), ("prompt", "; filename=a.wav")])
     return RawRequest(form(audio, part(name, b"student", more)))
 

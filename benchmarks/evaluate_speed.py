@@ -1,14 +1,14 @@
-"""Does our evaluation hear what stock faster-whisper hears, and how long does it take?
+"""Compares our evaluation with stock faster-whisper: same transcripts, and how fast?
 
     python benchmarks/evaluate_speed.py [--data FOLDER] [--clips N] [--model NAME] [--quick] [--json]
 
-The same files through the same Whisper, greedy, int8, 30 s windows, on the same threads: as `askd evaluate` decodes
-them (clips in batches, and the probability of each token besides), and as faster-whisper's users do (clip by clip).
-Each has a process of its own, and they take turns of eight clips. Both from encoded audio to texts, which are
-normalised and scored alike.
+Both systems use the same files, Whisper weights and number of threads; greedy, int8, 30 s windows. `askd evaluate`
+decodes clips in batches and also returns token probabilities; faster-whisper decodes clip by clip, as users do. Each
+system has a separate process, and they take turns of eight clips. Both go from encoded audio to text, and the texts
+are normalised and scored in the same way.
 
 --data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --json prints one line of
-JSON last.
+JSON at the end.
 """
 
 import argparse
@@ -33,32 +33,34 @@ from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 from askd_ray.torch_setup import n_cores
 
-TURN_CLIPS, PAUSE_S = 8, 0.3  # OpenMP's threads wait awake for 0.2 s
+TURN_CLIPS, PAUSE_S = 8, 0.3  # OpenMP's threads wait actively for 0.2 s
 NAMES = {"ours": "askd evaluate", "stock": "faster-whisper"}
 
 
 class Ours:
-    """What a decoder of `askd evaluate` does with a part."""
+    """Decodes clips in the way of `askd evaluate`."""
 
     def __init__(self, reference: str, threads: int):
-        self._recogniser = open_system(reference, threads)
+        self._system = open_system(reference, threads)
 
-    def hear(self, rows: Sequence[Utterance]) -> list[str]:
+    def transcribe(self, rows: Sequence[Utterance]) -> list[str]:
         """Return the texts of clips of one language."""
-        return [heard.text for heard in self._recogniser.hear([waveform_of(u) for u in rows], rows[0].language)]
+        return [
+            transcript.text for transcript in self._system.transcribe([waveform_of(u) for u in rows], rows[0].language)
+        ]
 
 
 class Stock:
-    """faster-whisper with the settings of `askd evaluate`: without its timestamp tokens, too, which change texts."""
+    """faster-whisper with the settings of `askd evaluate`, also without timestamp tokens, which change texts."""
 
     def __init__(self, folder: str, threads: int):
         self._model = WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=threads)
 
-    def hear(self, rows: Sequence[Utterance]) -> list[str]:
+    def transcribe(self, rows: Sequence[Utterance]) -> list[str]:
         """Return the texts of clips."""
         settings = {"beam_size": 1, "temperature": 0.0, "without_timestamps": True}
-        heard = [self._model.transcribe(io.BytesIO(u.audio), language=u.language, **settings)[0] for u in rows]
-        return ["".join(segment.text for segment in segments).strip() for segments in heard]
+        results = [self._model.transcribe(io.BytesIO(u.audio), language=u.language, **settings)[0] for u in rows]
+        return ["".join(segment.text for segment in segments).strip() for segments in results]
 
 
 def main() -> None:
@@ -79,18 +81,20 @@ def main() -> None:
     ):
         systems = {"ours": ours, "stock": stock}
         for system in systems.values():
-            system.call("hear", rows[:1])
+            system.call("transcribe", rows[:1])
         for turn, start in enumerate(range(0, len(rows), TURN_CLIPS)):
-            some = rows[start : start + TURN_CLIPS]
+            turn_clips = rows[start : start + TURN_CLIPS]
             for name in NAMES if turn % 2 else reversed(NAMES):
                 time.sleep(PAUSE_S)
                 begun = time.perf_counter()
-                texts[name] += systems[name].call("hear", some)
+                texts[name] += systems[name].call("transcribe", turn_clips)
                 times[name].append(time.perf_counter() - begun)
-            progress.advance(len(some))
+            progress.advance(len(turn_clips))
     references = _normalised(rows, [u.text for u in rows])
-    wers = {name: count_word_errors(references, _normalised(rows, said)).rate for name, said in texts.items()}
-    ratios = [theirs / ours for theirs, ours in zip(times["stock"], times["ours"], strict=True)]
+    wers = {
+        name: count_word_errors(references, _normalised(rows, hypotheses)).rate for name, hypotheses in texts.items()
+    }
+    ratios = [stock_s / our_s for stock_s, our_s in zip(times["stock"], times["ours"], strict=True)]
     audio_s = sum(u.duration_s for u in rows)
     table = Table(title=f"{len(rows)} clips, mean {audio_s / len(rows):.1f} s, {options.model}, {threads} threads")
     for column in ("", "WER", "RTFx"):

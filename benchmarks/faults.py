@@ -1,14 +1,14 @@
-"""Does a training that is killed end as one that is not? SIGKILLs at random moments of short ones, on real Ray.
+"""Checks that a killed training ends like one without a kill: SIGKILL at random moments of short trainings on Ray.
 
     python benchmarks/faults.py [--kills N] [--seed N] [--quick] [--json]
 
-A cluster of three nodes on this machine; `askd distill` with two workers, a Whisper of random weights (two layers of
-width 32) and real prompts. In each run one thing is killed: a training worker, the driver (the same command is then
-given again), or the node (raylet) on which a worker is. What and when is drawn from the seed: as soon as there are
-workers, or after any of the steps. Each is compared with a run of the plain loop without Ray and without a kill: the
-bits of weights and optimizer, and how often the ledger has each utterance in each epoch.
+A cluster of three nodes on this machine runs `askd distill` with two workers, a Whisper of random weights (two layers
+of width 32) and real prompts. Each run kills one thing: a training worker, the driver (then the same command runs
+again), or the node (raylet) of a worker. The seed decides what is killed, and when: at the start of the workers, or
+after any step. Each run is compared with the plain loop without Ray and without a kill: the bits of weights and
+optimizer, and how often the ledger has each utterance in each epoch.
 
---quick kills twice in one run of one worker: a worker first, then a node. --json prints one line of JSON last.
+--quick kills twice in one run with one worker: first a worker, then a node. --json prints one line of JSON at the end.
 """
 
 import argparse
@@ -55,14 +55,14 @@ from askd_ray.train.track import read_metrics
 KINDS = ("worker", "driver", "node")
 KILLS, EPOCHS, N_SHARDS, CLIPS_PER_SHARD = 10, 3, 6, 2
 STEPS = EPOCHS * N_SHARDS * CLIPS_PER_SHARD // 2  # two micro-batches of one clip each
-LAST_KILL = STEPS - 4  # the last moment of a kill: the run must still be there
-CPUS_PER_NODE = 2  # for both workers and what makes their batches, since one of two nodes may be gone
+LAST_KILL = STEPS - 4  # the last step for a kill: the run must not have ended
+CPUS_PER_NODE = 2  # enough on one node for both workers and their data tasks, since the other node may be killed
 PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What is killed, after which step; after 0: as soon as there are workers."""
+    """What is killed, and after which step; 0 means at the start of the workers."""
 
     kind: str
     step: int
@@ -70,7 +70,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended: after how many seconds, with the same bits or not, and what its ledger lacks or has twice."""
+    """The end of a run: its seconds, whether the bits are the same, and the lost and doubled rows of its ledger."""
 
     wall_s: float
     same: bool
@@ -86,13 +86,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    kinds = [KINDS[number % len(KINDS)] for number in range(options.kills)]  # each kind as often as the others
+    kinds = [KINDS[number % len(KINDS)] for number in range(options.kills)]  # all kinds equally often
     runs = [(Kill(kind, rng.randint(0, LAST_KILL)),) for kind in rng.sample(kinds, len(kinds))]
     if options.quick:
         runs = [(Kill("worker", 2), Kill("node", 8))]
     table = Table("killed", "after step", "s", "weights", "lost", "doubled", title=f"{STEPS} steps, killed")
     survived, lost, doubled = 0, 0, 0
-    with tempfile.TemporaryDirectory(prefix="askd") as folder:  # short: Ray has sockets in it
+    with tempfile.TemporaryDirectory(prefix="askd") as folder:  # a short path: Ray creates sockets in it
         recipe = _write_run(Path(folder), workers=1 if options.quick else 2)
         expected = Path(folder) / "undisturbed"
         _run_undisturbed(recipe, expected)
@@ -116,11 +116,11 @@ def main() -> None:
 
 
 def _write_run(root: Path, workers: int) -> Recipe:
-    """Write the student, and a run whose stages before `distill` are done."""
+    """Write the student, and a run with finished stages before `distill`."""
     real, tokens = load_whisper(str(fetch_weights("tiny.en")))
     shape = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_layers": 2, "decoder_layers": 2}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    shape["max_target_positions"] = 64  # it has not learnt when to stop
+    shape["max_target_positions"] = 64  # a random model does not know when to stop
     torch.manual_seed(0)
     model = WhisperForConditionalGeneration(WhisperConfig(**(real.config.to_dict() | shape | heads)))
     model.generation_config = real.generation_config
@@ -168,7 +168,7 @@ def _rank(rank: int, world_size: int, port: int, text: str, folder: str) -> None
 
 @contextmanager
 def _cluster(folder: Path) -> Generator[Any]:
-    """Start a cluster of three nodes, of which the first one only leads; it is for this process and those it starts."""
+    """Start a cluster of three nodes, for this process and its child processes; the first node is only the head."""
     package = str(Path(askd_ray.__file__).parents[1])
     os.environ |= {
         "RAY_TMPDIR": str(folder),
@@ -190,20 +190,20 @@ def _cluster(folder: Path) -> Generator[Any]:
 
 
 def _run_disturbed(cluster: Any, recipe: Recipe, kills: Sequence[Kill], expected: Path) -> Ending:
-    """Distil with the kills; raises :class:`AskdError` when the run does not end well."""
+    """Distil with the kills; raises :class:`AskdError` when the run fails."""
     run, begun = Run(recipe), time.monotonic()
     run.path.mkdir(parents=True)
-    file, said = run.path / "given.yaml", run.path / "said.txt"
+    file, log = run.path / "given.yaml", run.path / "said.txt"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
 
     def start() -> psutil.Popen:
         command = [sys.executable, "-m", "askd_ray", "distill", "--recipe", str(file)]
-        with said.open("w", encoding="utf-8") as out:
+        with log.open("w", encoding="utf-8") as out:
             return psutil.Popen(command, stdout=out, stderr=subprocess.STDOUT)
 
     driver = start()
     for kill in kills:
-        worker = _until(lambda kill=kill, driver=driver: _worker_after(kill.step, run.distill, driver), said)
+        worker = _until(lambda kill=kill, driver=driver: _worker_after(kill.step, run.distill, driver), log)
         if kill.kind == "worker":
             worker.send_signal(signal.SIGKILL)
         elif kill.kind == "driver":
@@ -212,37 +212,37 @@ def _run_disturbed(cluster: Any, recipe: Recipe, kills: Sequence[Kill], expected
             driver = start()
         else:
             _kill_node(cluster, worker)
-    _until(lambda: driver.poll() is not None, said)
+    _until(lambda: driver.poll() is not None, log)
     if driver.returncode != 0:
-        raise AskdError(f"the run with {kills} ended with {driver.returncode}: {said.read_text(encoding='utf-8')}")
+        raise AskdError(f"the run with {kills} ended with {driver.returncode}: {log.read_text(encoding='utf-8')}")
     while len(cluster.worker_nodes) < 2:
         cluster.add_node(num_cpus=CPUS_PER_NODE)
-    found, wanted = _seen(run.distill), _seen(expected)
-    lost, doubled = (wanted - found).total(), (found - wanted).total()
+    seen, expected_seen = _seen(run.distill), _seen(expected)
+    lost, doubled = (expected_seen - seen).total(), (seen - expected_seen).total()
     return Ending(time.monotonic() - begun, _bits(run.distill, expected), lost, doubled)
 
 
-def _until(came: Callable[[], Any], said: Path) -> Any:
-    """Wait for something and return it."""
+def _until(condition: Callable[[], Any], log: Path) -> Any:
+    """Wait until a condition returns a true value, and return the value."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        if what := came():
-            return what
+        if value := condition():
+            return value
         time.sleep(0.01)
-    raise AskdError(f"nothing happens any more: {said.read_text(encoding='utf-8')}")
+    raise AskdError(f"timeout, no progress: {log.read_text(encoding='utf-8')}")
 
 
 def _worker_after(step: int, folder: Path, driver: psutil.Popen) -> psutil.Process | None:
-    """Return a training worker of this process's cluster once the run has come to a step."""
+    """Return a training worker of this cluster if the run has reached a step, else None."""
     if driver.poll() is not None:
-        raise AskdError(f"the run had ended before it was killed after step {step}")
+        raise AskdError(f"the run ended before it could be killed after step {step}")
     if max((line["step"] for line in read_metrics(folder)), default=0) < step:
         return None
     for process in psutil.Process().children(recursive=True):
         try:
             if " ".join(process.cmdline()).startswith("ray::RayTrainWorker"):
                 return process
-        except psutil.Error:  # it has ended meanwhile
+        except psutil.Error:  # it has ended in the meantime
             continue
     return None
 
@@ -259,13 +259,13 @@ def _seen(folder: Path) -> Counter[tuple[int, str]]:
 
 
 def _bits(folder: Path, expected: Path) -> bool:
-    """Whether two runs ended with the same weights and the same optimizer, bit by bit."""
+    """Return whether two runs ended with the same weights and optimizer, bit by bit."""
     ends = [next((f / CHECKPOINTS).glob(f"step-{STEPS:08d}"), None) for f in (folder, expected)]
     if None in ends:
         return False
     for file in ("student", "optimizer"):
-        found, wanted = (load_file(end / f"{file}.safetensors") for end in ends if end is not None)
-        if found.keys() != wanted.keys() or not all(torch.equal(found[name], wanted[name]) for name in wanted):
+        actual, other = (load_file(end / f"{file}.safetensors") for end in ends if end is not None)
+        if actual.keys() != other.keys() or not all(torch.equal(actual[name], other[name]) for name in other):
             return False
     return True
 

@@ -1,4 +1,4 @@
-"""The peer of benchmarks/serve_latency.py: what people write around faster-whisper, with FastAPI.
+"""The reference server of benchmarks/serve_latency.py: a typical FastAPI server around faster-whisper.
 
 python benchmarks/stock_server.py FOLDER PORT
 """
@@ -13,7 +13,7 @@ from faster_whisper import WhisperModel
 
 
 def build(folder: str) -> FastAPI:
-    """Return a server of one model: int8, greedy, faster-whisper's defaults otherwise."""
+    """Return a server with one model: int8, greedy, otherwise faster-whisper's defaults."""
     app = FastAPI()
     model = WhisperModel(folder, device="cpu", compute_type="int8")
 
@@ -27,7 +27,7 @@ def build(folder: str) -> FastAPI:
 
     @app.get("/health")
     def health() -> dict[str, str]:
-        """Say that the server is there."""
+        """Answer that the server is ready."""
         return {"status": "ok"}
 
     return app

@@ -1,10 +1,10 @@
-"""What is the trimmed window worth? A student's bundle in both windows and its teacher, against stock faster-whisper.
+"""Measures the trimmed window: a student's bundle in both windows, and its teacher, against stock faster-whisper.
 
     python benchmarks/window.py [--recipe demo] [--quick] [--json]
 
-All get the encoded bytes of the same held-out clips in turn, greedy, int8, on the same threads, each in its own
-process. --quick takes 20 clips, --json prints the figures as the last line. Needs a run that has been
-exported (`askd export`).
+All systems transcribe the encoded bytes of the same held-out clips in turn: greedy, int8, with the same threads, each
+in a separate process. --quick takes 20 clips; --json prints the numbers as the last line. Needs a run with a finished
+`askd export`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     run.result("export")
     utterances = read_utterances(run.shards, "test")
     n_clips = QUICK_CLIPS if options.quick else len(utterances)
-    # A bare CTranslate2 folder says nothing of trimmed windows: the engine pads its clips to 30 s.
+    # A CTranslate2 folder without bundle.json has no trimmed window: the engine pads its clips to 30 s.
     padded = str(run.bundle / "ctranslate2-int8")
     models = {"student": str(run.bundle), "student, 30 s": padded, "teacher, 30 s": recipe.teacher.model}
     settings = recipe.evaluate.model_copy(update={"stock": True, "speed_clips": n_clips})

@@ -1,4 +1,4 @@
-"""Distil the student, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
+"""Distil the student, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Teacher against student on held-out speech, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
+"""Compare student and teacher, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Write the student's bundle, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
+"""Write the student's bundle, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
 
 import sys
 

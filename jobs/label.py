@@ -1,4 +1,4 @@
-"""The teacher's soft labels, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
+"""Store the teacher's soft labels, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
 
 import sys
 

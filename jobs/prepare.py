@@ -1,4 +1,4 @@
-"""Sources to Parquet shards, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
+"""Convert sources to Parquet shards, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
 
 import sys
 

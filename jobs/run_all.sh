@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole pipeline as Ray jobs, one after another, on a cluster that is running (`ray start --head`):
+# Runs the whole pipeline as Ray jobs, one after another, on a running cluster (`ray start --head`):
 #
 #   jobs/run_all.sh [ADDRESS] [RECIPE] [--set a.b=c ...]
 #
-# Each is `askd submit`: code and recipe travel with the job. Results lie in runs/<name>/ of the current folder, which
-# the cluster's nodes must see under the same path, as they must the data. Without a recipe (or with "") it is the run's
-# own, or the demo's. A stage that has finished is not done again, so the script can be run again after a failure.
+# Each job uses `askd submit`, which uploads code and recipe. Results are in runs/<name>/ of the current folder. The
+# cluster's nodes must have this folder and the data at the same paths. Without a recipe (or with ""), the recipe is that
+# of the run, or the demo's. Finished stages do not run again, so you can run the script again after a failure.
 set -euo pipefail
 
 checkout=$(cd "$(dirname "$0")/.." && pwd)

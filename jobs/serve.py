@@ -1,4 +1,4 @@
-"""Serve a bundle until the job is stopped, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
+"""Serve a bundle until the job is stopped, as a Ray job of `ray job submit`."""
 
 import sys
 

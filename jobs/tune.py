@@ -1,4 +1,4 @@
-"""Search the schedule, as a Ray job of `ray job submit`; `askd submit` does all that for you."""
+"""Search schedules, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
 
 import sys
 

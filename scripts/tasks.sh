@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What the Makefile's targets do: set up what is missing, say so, run. `bash scripts/tasks.sh demo|test|sweep|lint|setup|clean`
+# The Makefile's targets: install what is missing, then run. `bash scripts/tasks.sh demo|test|sweep|lint|setup|clean`
 #
-# PYTHON=python3.13   the Python to make .venv with (default: the first of the list below that fits)
+# PYTHON=python3.13   the Python for .venv (default: the first suitable one of the list below)
 # SPEECH=FOLDER       demo: a folder of speech with a manifest, instead of the IVR prompts from Debian's archive
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,24 +9,24 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly VENV=.venv
 readonly PY=$VENV/bin/python
 readonly UNFINISHED=$VENV/.installing
-readonly FULL_INSTALL_GB=11 # 7 for .venv, and room for downloads on their way
+readonly FULL_INSTALL_GB=11 # 7 for .venv, the rest for downloads
 readonly UPDATE_GB=1
-install_s=0 # what the install took in this call; 0 when nothing was missing
-trap 'exit 130' INT # also where the command that was interrupted returns as if it had only failed
+install_s=0 # duration of the install in this call; 0 if nothing was missing
+trap 'exit 130' INT # also if the interrupted command returns a normal error code
 
 fail() {
     printf 'askd: %s\n' "$*" >&2
     exit 2
 }
 
-step() { # step 'what happens, and about how long it takes' COMMAND...
+step() { # step 'description and approximate duration' COMMAND...
     local begun=$SECONDS
     printf '\n==> %s\n' "$1"
     "${@:2}"
     printf '    done in %d s\n' $((SECONDS - begun))
 }
 
-find_python() { # print the first Python that is new enough and can make an environment
+find_python() { # print the first Python that is new enough and can create environments
     local candidate bare=""
     for candidate in ${PYTHON:-python3.12 python3.11 python3.13 python3}; do
         "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue
@@ -41,11 +41,11 @@ find_python() { # print the first Python that is new enough and can make an envi
         "apt-get install python3 python3-venv, or name one with PYTHON=..."
 }
 
-venv_works() { # it has a pip of its own, no install was cut short in it, and it was made for this folder
+venv_works() { # .venv has pip, no unfinished install, and was created for this folder
     [ ! -e "$UNFINISHED" ] && "$PY" -m pip --version >/dev/null 2>&1 && grep -qsF "$(pwd -P)/$VENV/" "$VENV/bin/pip"
 }
 
-stamp() { # print what a finished install of an extra is known by
+stamp() { # print the hash that identifies a finished install of an extra
     { echo "$1" && cat pyproject.toml constraints.txt; } | sha256sum | cut -d ' ' -f 1
 }
 
@@ -60,11 +60,11 @@ check_disk() {
     [ "$free_gb" -ge "$needed_gb" ] || fail "$free_gb GB free in $PWD, the install needs $needed_gb: free some space"
 }
 
-pip_install() { # the mark stays when this is killed, and the next install then starts over
+pip_install() { # if it is killed, the marker file stays, and the next install starts from the beginning
     local extra=$1 python status=0
     if ! venv_works; then
         python=$(find_python)
-        [ ! -e "$VENV" ] || echo "    $VENV is unfinished or was made elsewhere: starting over"
+        [ ! -e "$VENV" ] || echo "    $VENV is unfinished or was created for another folder: creating it again"
         "$python" -m venv --clear "$VENV"
     fi
     touch "$UNFINISHED"
@@ -76,9 +76,9 @@ pip_install() { # the mark stays when this is killed, and the next install then 
     stamp "$extra" >"$VENV/.installed-$extra"
 }
 
-install() { # install demo|dev: .venv with what that extra needs; dev includes demo
+install() { # install demo|dev: .venv with the packages of that extra; dev includes demo
     local extra=$1 begun=$SECONDS
-    exec 9<scripts # two targets at once: the second waits for the first one's install
+    exec 9<scripts # if two targets run at the same time, the second waits for the install of the first
     if command -v flock >/dev/null && ! flock --nonblock 9; then
         echo "waiting for another install into $VENV"
         flock 9
@@ -116,7 +116,7 @@ demo() {
         "$PY" -m askd_ray demo "${speech[@]}"
 }
 
-run_tests() { # run_tests 'what, and how long it takes' OPTION...
+run_tests() { # run_tests 'description and duration' OPTION...
     install dev
     fetch_weights
     fetch_speech

@@ -276,9 +276,9 @@ def table() -> str:
     rows: dict[tuple[str, str], list[str]] = {}
     for case in CASES:
         found = answer_to(case.audio())
-        said = f"{found.answer} ({found.says})" if found.says else found.answer
-        rows.setdefault((case.odd, said), []).append(case.file)
-    lines = [f"| {odd} | {', '.join(files)} | {said} |" for (odd, said), files in rows.items()]
+        outcome = f"{found.answer} ({found.says})" if found.says else found.answer
+        rows.setdefault((case.odd, outcome), []).append(case.file)
+    lines = [f"| {odd} | {', '.join(files)} | {outcome} |" for (odd, outcome), files in rows.items()]
     return "\n".join(["| what is odd | container (codec) | what becomes of it |", "|---|---|---|", *lines]) + "\n"
 
 

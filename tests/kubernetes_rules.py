@@ -70,11 +70,11 @@ def users(found: Manifests, image_user: str = IMAGE_USER) -> list[str]:
     user, _, group = image_user.partition(":")
     if not user.isdigit() or user == "0" or group != user:
         return [f"Dockerfile: USER {image_user} is no number that is not root's: runAsNonRoot cannot be checked"]
-    wanted = {"runAsNonRoot": True, "runAsUser": int(user), "runAsGroup": int(user), "fsGroup": int(user)}
+    required = {"runAsNonRoot": True, "runAsUser": int(user), "runAsGroup": int(user), "fsGroup": int(user)}
     return [
         f"{where}: {name} must be {value}"
         for where, pod in pods(found).items()
-        for name, value in wanted.items()
+        for name, value in required.items()
         if pod.get("securityContext", {}).get(name) != value
     ]
 
@@ -266,9 +266,9 @@ def engines(found: Manifests) -> list[str]:
     with_gpu = application["args"].get("device", "cpu") == "cuda"
     fitting = [group for group in groups if not with_gpu or gpu_count(group["template"]["spec"])]
     fitting = [group for group in fitting if with_gpu or not gpu_count(group["template"]["spec"])]
-    most = application["args"].get("max_engines", application["args"].get("engines", 1))
+    max_engines = application["args"].get("max_engines", application["args"].get("engines", 1))
     room = sum(group["maxReplicas"] for group in fitting)
-    return [] if most <= room else [f"RayService: max_engines {most}, and {room} nodes at most"]
+    return [] if max_engines <= room else [f"RayService: max_engines {max_engines}, and {room} nodes at most"]
 
 
 def submitted(entrypoint: str) -> str:

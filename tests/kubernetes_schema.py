@@ -139,5 +139,5 @@ def whole(spec: Any, version: str, kind: str) -> dict[str, Any]:
 
 def plain(kind: str) -> dict[str, Any]:
     """Return the schema of a Secret or a ConfigMap."""
-    own = {"Secret": {"type": {"type": "string"}, "stringData": TEXTS, "data": TEXTS}, "ConfigMap": {"data": TEXTS}}
-    return {"type": "object", "properties": {"apiVersion": {"const": "v1"}, "kind": {"const": kind}, **own[kind]}}
+    fields = {"Secret": {"type": {"type": "string"}, "stringData": TEXTS, "data": TEXTS}, "ConfigMap": {"data": TEXTS}}
+    return {"type": "object", "properties": {"apiVersion": {"const": "v1"}, "kind": {"const": kind}, **fields[kind]}}

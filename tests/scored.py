@@ -10,7 +10,7 @@ from askd_ray.files import write_json
 from askd_ray.models.bundle import BUNDLE_FILE, hashes
 
 REFERENCES = ("red green blue", "black white", "paper stone river mountain tree")
-HYPOTHESES_FILE = {
+TEXTS = {
     "student": ("red green blue", "black white", "paper stone river mountain three"),
     "teacher": ("red green blue", "block white", "paper stone river mountain"),
 }
@@ -19,9 +19,9 @@ HYPOTHESES_FILE = {
 def hypotheses() -> list[Hypothesis]:
     """Return what student and teacher said of three clips."""
     return [
-        Hypothesis(model, "test", True, CLEAN, f"u{i}", "ann", "en", 1.0 + i, reference, said)
-        for model, texts in HYPOTHESES_FILE.items()
-        for i, (reference, said) in enumerate(zip(REFERENCES, texts, strict=True))
+        Hypothesis(model, "test", True, CLEAN, f"u{i}", "ann", "en", 1.0 + i, reference, hypothesis)
+        for model, texts in TEXTS.items()
+        for i, (reference, hypothesis) in enumerate(zip(REFERENCES, texts, strict=True))
     ]
 
 
@@ -32,7 +32,7 @@ def evaluation() -> dict[str, Any]:
     speed = {
         "clips": 3,
         "short_s": 5.0,
-        "models": dict.fromkeys(HYPOTHESES_FILE, timed),
+        "models": dict.fromkeys(TEXTS, timed),
         "speedup": {"student": {"all": faster}},
         "speedup_against": "teacher",
         "hardware": {"cpu": "a cpu", "cores": 2, "threads": 2},

@@ -168,7 +168,7 @@ def refused_before(*arguments: str, **environment: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "settings", "said"),
+    ("command", "settings", "reason"),
     [
         ("distill", ["train.epoch=3"], "did you mean 'epochs'?"),
         ("prepare", ["data.sources=[{path: /nowhere/at/all}]"], "/nowhere/at/all"),
@@ -181,10 +181,12 @@ def refused_before(*arguments: str, **environment: str) -> tuple[str, str]:
         ("submit", ["objective.preset=sakd"], "did you mean"),
     ],
 )
-def test_what_can_be_refused_at_once_waits_for_no_import(tmp_path: Path, command: str, settings: list[str], said: str):
+def test_what_can_be_refused_at_once_waits_for_no_import(
+    tmp_path: Path, command: str, settings: list[str], reason: str
+):
     stage = ["label"] if command == "submit" else []
     line, imported = refused_before(command, *stage, *a_run(tmp_path / "runs", *settings))
-    assert said in line and imported == ""
+    assert reason in line and imported == ""
 
 
 def test_a_teacher_that_does_not_exist_is_refused_without_an_import(tmp_path: Path):
@@ -204,7 +206,7 @@ def test_later_stages_go_on_with_the_runs_own_recipe(capsys: Capture, speech: Pa
         main_ok(arguments)
         assert "finished already, 12 utterances" in capsys.readouterr().out.replace("\n", " ")
     line = fails(capsys, "label", "--recipe", "demo", *named)
-    assert "data.sources = cache:ivr, but `askd prepare` was done with" in line and str(tmp_path / "data") in line
+    assert "data.sources = cache:ivr, but `askd prepare` ran with" in line and str(tmp_path / "data") in line
     line = fails(capsys, "prepare", "--recipe", "demo", *named)
     assert "12 utterances of" in line and "--force" in line
     assert yaml.safe_load((run / "recipe.yaml").read_text())["data"]["sources"][0]["path"] == str(tmp_path / "data")
@@ -275,7 +277,7 @@ def nobody(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reason"),
     [
         (["prepare", *a_run(Path("~/runs"))], "no home folder: set HOME"),
         (["prepare", *a_run(Path("never-written"))], "downloads go to $ASKD_CACHE"),
@@ -283,12 +285,12 @@ def nobody(tmp_path: Path) -> dict[str, str]:
         (["label", *a_run(Path("never-written"))], "run `askd prepare` first"),
     ],
 )
-def test_a_user_without_an_entry_and_a_home(nobody: dict[str, str], arguments: list[str], said: str):
+def test_a_user_without_an_entry_and_a_home(nobody: dict[str, str], arguments: list[str], reason: str):
     done = subprocess.run(
         [sys.executable, "-m", "askd_ray", *arguments], env=nobody, capture_output=True, text=True, timeout=60
     )
     (line,) = done.stderr.strip().splitlines()
-    assert done.returncode == 2 and said in line
+    assert done.returncode == 2 and reason in line
 
 
 def test_a_cache_that_cannot_be_written(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -86,10 +86,10 @@ def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
 ):
     with deployed(read("serve.yaml"), weights, tmp_path) as url:
         form = {"model": "student", "response_format": "text"}
-        ((clip, said),) = spoken(speech)
-        heard = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": wav(clip)}, data=form, timeout=60)
-        assert heard.status_code == 200
-        assert words(heard.text) & words(said)
+        ((clip, text),) = spoken(speech)
+        response = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": wav(clip)}, data=form, timeout=60)
+        assert response.status_code == 200
+        assert words(response.text) & words(text)
         errors_are_json_through_the_proxy(url, wav(clip))
 
 
@@ -146,11 +146,11 @@ def answers_within(seconds: float, url: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["ray.env", "Dockerfile"])
-def test_ray_serve_is_told_the_same_everywhere(name: str):
-    told = (CLUSTER / name).read_text(encoding="utf-8")
+def test_ray_serve_has_the_same_settings_everywhere(name: str):
+    output = (CLUSTER / name).read_text(encoding="utf-8")
     settings = [f"{key}={value}" for key, value in SETTINGS.items() if key.startswith("RAY_SERVE_")]
     assert len(settings) == 2
-    assert all(setting in told for setting in settings)
+    assert all(setting in output for setting in settings)
 
 
 def test_ray_up_takes_the_cluster():

@@ -63,6 +63,10 @@ def test_each_stage_computes_once(device: Device, tmp_path: Path, speech: Path):
 
 def test_an_engine_hears_what_it_hears_on_the_cpu(device: Device, speech: Path, weights: Path):
     clips = [waveform_of(utterance) for utterance in utterances(speech, 4)]
-    heard = {where: open_engine(read_bundle(weights, where), where).transcribe(clips) for where in ("cpu", device)}
-    texts = {where: [transcript.text for transcript in said] for where, said in heard.items()}
+    transcripts = {
+        where: open_engine(read_bundle(weights, where), where).transcribe(clips) for where in ("cpu", device)
+    }
+    texts = {
+        where: [transcript.text for transcript in clip_transcripts] for where, clip_transcripts in transcripts.items()
+    }
     assert count_word_errors(texts["cpu"], texts[device]).rate < 0.2  # int8 and float16

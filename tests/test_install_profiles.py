@@ -62,14 +62,14 @@ def installed_by(extra: str) -> set[str]:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": for_extra}):
             continue
         name = canonicalize_name(requirement.name)
-        for wanted in ("", *requirement.extras):
-            if (name, wanted) in found:
+        for extra in ("", *requirement.extras):
+            if (name, extra) in found:
                 continue
-            found.add((name, wanted))
+            found.add((name, extra))
             if name == "askd-ray":
-                waiting += [(r, "") for r in requirements(wanted)]
+                waiting += [(r, "") for r in requirements(extra)]
             else:
-                waiting += [(r, wanted) for r in requirements_of(name)]
+                waiting += [(r, extra) for r in requirements_of(name)]
     return {name for name, _ in found} - {"askd-ray"}
 
 

@@ -14,7 +14,7 @@ from askd_ray.serve.registry import Registry
 WORDS = "one two three four five six seven eight nine ten".split()
 
 
-def said(n_wrong: int, in_domain: bool = True, n: int = 30, names: str = "u") -> list[Hypothesis]:
+def make_rows(n_wrong: int, in_domain: bool = True, n: int = 30, names: str = "u") -> list[Hypothesis]:
     """Return ``n`` utterances of ten words, in the first ``n_wrong`` of which two are wrong."""
     text = " ".join(WORDS)
     wrong = " ".join([*WORDS[:8], "nein", "zehn"])
@@ -40,20 +40,20 @@ def test_a_better_student_is_served_and_others_are_not(registry: Registry, tmp_p
     def bundle(name: str, rows: list[Hypothesis] | None) -> Path:
         return evaluated(tmp_path / name, weights, rows)
 
-    first = promote(bundle("first", said(20)), registry, "fast")
+    first = promote(bundle("first", make_rows(20)), registry, "fast")
     assert registry.current("fast") == first
     refused = {
-        "same": (said(20), "does not beat"),
-        "unsure": (said(19), "does not beat"),
-        "worse": (said(25), "does not beat"),
-        "strange": (said(0, names="v"), "no utterance in common"),
+        "same": (make_rows(20), "does not beat"),
+        "unsure": (make_rows(19), "does not beat"),
+        "worse": (make_rows(25), "does not beat"),
+        "strange": (make_rows(0, names="v"), "no utterance in common"),
         "unknown": (None, "was not evaluated"),
     }
     for name, (rows, why) in refused.items():
         with pytest.raises(AskdError, match=why):
             promote(bundle(name, rows), registry, "fast")
         assert registry.current("fast") == first
-    better = promote(bundle("better", said(2)), registry, "fast")
+    better = promote(bundle("better", make_rows(2)), registry, "fast")
     assert registry.current("fast") == better
     forced = promote(tmp_path / "unknown", registry, "fast", force=True)
     assert registry.roll_back("fast") == better != forced
@@ -61,15 +61,15 @@ def test_a_better_student_is_served_and_others_are_not(registry: Registry, tmp_p
 
 @pytest.mark.slow
 def test_what_is_gained_in_domain_may_not_be_lost_out_of_it(registry: Registry, tmp_path: Path, weights: Path):
-    promote(evaluated(tmp_path / "old", weights, said(20) + said(5, False)), registry, "fast")
+    promote(evaluated(tmp_path / "old", weights, make_rows(20) + make_rows(5, False)), registry, "fast")
     with pytest.raises(AskdError, match="does not beat"):
-        promote(evaluated(tmp_path / "narrow", weights, said(2) + said(25, False)), registry, "fast")
-    promote(evaluated(tmp_path / "both", weights, said(2) + said(5, False)), registry, "fast")
+        promote(evaluated(tmp_path / "narrow", weights, make_rows(2) + make_rows(25, False)), registry, "fast")
+    promote(evaluated(tmp_path / "both", weights, make_rows(2) + make_rows(5, False)), registry, "fast")
 
 
 @pytest.mark.slow
 def test_a_damaged_bundle_never_gets_there(registry: Registry, tmp_path: Path, weights: Path):
-    bundle = evaluated(tmp_path / "bad", weights, said(0))
+    bundle = evaluated(tmp_path / "bad", weights, make_rows(0))
     (bundle / "ctranslate2-int8" / "config.json").write_text("{}")
     with pytest.raises(AskdError, match=r"config\.json is corrupt"):
         promote(bundle, registry, "fast", force=True)

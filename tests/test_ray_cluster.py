@@ -11,7 +11,7 @@ from askd_ray import ray_cluster
 from askd_ray.errors import AskdError
 from askd_ray.ray_cluster import auth_token, connect
 
-OWN_CLUSTER = """
+LOCAL_CLUSTER = """
 import os, ray
 from askd_ray.ray_cluster import connect, disconnect
 connect(num_cpus=3)
@@ -28,16 +28,16 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "expected"),
     [
         ("127.0.0.1:1", "no Ray cluster at RAY_ADDRESS=127.0.0.1:1"),
         ("127.0.0.1:99999", "no Ray cluster at"),
         ("http://127.0.0.1:8265", "askd submit"),
     ],
 )
-def test_an_address_without_a_cluster(no_cluster: None, monkeypatch: pytest.MonkeyPatch, address: str, said: str):
+def test_an_address_without_a_cluster(no_cluster: None, monkeypatch: pytest.MonkeyPatch, address: str, expected: str):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(AskdError, match=said) as caught:
+    with pytest.raises(AskdError, match=expected) as caught:
         connect()
     assert "\n" not in str(caught.value)
 
@@ -62,7 +62,7 @@ def test_a_cluster_of_ones_own_wants_a_token_and_leaves_none_at_home(tmp_path: P
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ray_cluster.package_folder().parent)}
     out = subprocess.run(
-        [sys.executable, "-c", OWN_CLUSTER], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LOCAL_CLUSTER], env=environment, capture_output=True, text=True, timeout=120
     )
     assert out.stdout == "3.0 token\nFalse\n", out.stderr
     assert not (tmp_path / ".ray").exists()

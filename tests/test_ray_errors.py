@@ -157,10 +157,10 @@ def with_damaged_weights(folder: Path, model: Path) -> Path:
     return folder
 
 
-def one_line(stage: Callable[[], object], said: str) -> None:
+def one_line(stage: Callable[[], object], expected: str) -> None:
     with pytest.raises(AskdError) as caught:
         stage()
-    assert type(caught.value) is AskdError and said in str(caught.value) and "\n" not in str(caught.value)
+    assert type(caught.value) is AskdError and expected in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

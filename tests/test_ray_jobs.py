@@ -103,7 +103,7 @@ def test_a_cluster_with_another_token_is_refused_in_one_line(dashboard: str, mon
 
     client = ray_jobs.JobSubmissionClient
     monkeypatch.setattr(ray_jobs, "JobSubmissionClient", with_wrong_token)
-    with pytest.raises(AskdError, match="wants another token") as caught:
+    with pytest.raises(AskdError, match="needs another token") as caught:
         submit("label", Recipe(), dashboard)
     assert "\n" not in str(caught.value)
 
@@ -166,8 +166,8 @@ def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch: pytest.Monke
             return "job-1"
 
     monkeypatch.setattr(ray_jobs, "_RETRY_S", 0.0)
-    assert ray_jobs._take_job(cast(Any, Starting()), "python", {}) == "job-1"
+    assert ray_jobs._submit(cast(Any, Starting()), "python", {}) == "job-1"
     monkeypatch.setattr(ray_jobs, "_STARTING_S", 0.0)
     Starting.answers.append("No available agent to submit job")
     with pytest.raises(RuntimeError, match="No available agent"):
-        ray_jobs._take_job(cast(Any, Starting()), "python", {})
+        ray_jobs._submit(cast(Any, Starting()), "python", {})

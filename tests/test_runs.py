@@ -44,24 +44,24 @@ def recipe_of(run: Run) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("finished", "stage", "setting", "said"),
+    ("finished", "stage", "setting", "expected"),
     [
         (["prepare"], "label", "data.dev_share=0.3", "data.dev_share = 0.3, but `askd prepare`"),
         (["prepare", "label"], "distill", "data.dev_share=0.3", "data.dev_share = 0.3, but `askd prepare`"),
-        (["prepare", "label"], "distill", "teacher.model=wheel:base", "but `askd label` was done with wheel:tiny.en"),
+        (["prepare", "label"], "distill", "teacher.model=wheel:base", "but `askd label` ran with wheel:tiny.en"),
         (["prepare", "label"], "tune", "teacher.top_k=5", "teacher.top_k = 5, but `askd label`"),
         (["prepare", "label", "distill"], "export", "train.epochs=9", "train.epochs = 9, but `askd distill`"),
         (["prepare", "label", "distill", "export"], "evaluate", "seed=9", "seed = 9, but `askd distill`"),
     ],
 )
 def test_a_later_stage_refuses_what_an_earlier_one_was_not_done_with(
-    root: Path, finished: list[str], stage: str, setting: str, said: str
+    root: Path, finished: list[str], stage: str, setting: str, expected: str
 ):
     done(a_run(root), *finished)
     a_run(root, "train.workers=3", "teacher.batch_size=3").check_earlier(stage)
     with pytest.raises(AskdError) as caught:
         a_run(root, setting).check_earlier(stage)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
     assert "without --recipe" in str(caught.value) and "--set name=" in str(caught.value)
 
 
@@ -80,7 +80,7 @@ def test_a_stage_itself_and_those_before_later_ones_may_be_done_again_with_new_s
 def test_a_run_on_another_ones_data_refuses_what_that_was_not_made_with(root: Path):
     done(a_run(root), "prepare", "label")
     a_run(root, "data_run=mine", "seed=9", name="second").check_earlier("distill")
-    with pytest.raises(AskdError, match=r"run second: data\.sources = /other, but `askd prepare` was done with /own"):
+    with pytest.raises(AskdError, match=r"run second: data\.sources = /other, but `askd prepare` ran with /own"):
         a_run(root, "data_run=mine", name="second", of="/other").check_earlier("distill")
 
 
@@ -97,10 +97,10 @@ def test_a_source_more_and_other_settings_are_said_in_a_line(root: Path, capsys:
     done(a_run(root), "prepare")
     more = Run(load_recipe("demo", [f"runs_root={root}", "name=mine", "data.sources=[{path: /own}, {path: /b}]"]))
     more.begin("prepare")
-    assert "prepare: done again, as settings have changed: data.sources = " in capsys.readouterr().out
+    assert "prepare: runs again, because settings have changed: data.sources = " in capsys.readouterr().out
     done(a_run(root), "label")
     a_run(root, "teacher.top_k=5").begin("label")
-    assert "label: done again, as settings have changed: teacher.top_k = 5 (before: 32)" in capsys.readouterr().out
+    assert "label: runs again, because settings have changed: teacher.top_k = 5 (before: 32)" in capsys.readouterr().out
 
 
 def test_the_runs_recipe_is_what_its_stages_were_done_with(root: Path, capsys: pytest.CaptureFixture[str]):
@@ -112,7 +112,7 @@ def test_the_runs_recipe_is_what_its_stages_were_done_with(root: Path, capsys: p
     found = recipe_of(a_run(root))
     assert (found["teacher"]["top_k"], found["train"]["epochs"], found["data"]["sources"][0]["path"]) == (5, 9, "/own")
     assert found["teacher"]["batch_size"] == 3 and found["evaluate"]["stock"] is False
-    assert "keeps what `askd distill` was done with, and not train.epochs = 4" in capsys.readouterr().out
+    assert "keeps the settings of `askd distill`, not train.epochs = 4" in capsys.readouterr().out
 
 
 def test_a_stage_that_is_done_again_by_force_is_recorded_as_it_is_now(root: Path):

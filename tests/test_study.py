@@ -70,7 +70,9 @@ def test_arms_train_with_their_own_objective_on_the_same_data(tmp_path: Path, sp
         assert {row.model for row in read_hypotheses(bundle / HYPOTHESES_FILE)} == {"student"} and check_hashes(
             bundle
         ) > 0
-    with pytest.raises(AskdError, match="does not beat what is served"):  # two equals: they are compared, not refused
+    with pytest.raises(
+        AskdError, match="does not beat the served version"
+    ):  # two equals: they are compared, not refused
         check_gate(bundles["ce-0"], bundles["ce-0"])
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
@@ -79,13 +81,13 @@ def test_arms_train_with_their_own_objective_on_the_same_data(tmp_path: Path, sp
 
 
 def test_seeds_are_paired_and_the_teacher_has_none():
-    def said(model: str, n_wrong: int) -> list[Hypothesis]:
+    def make_rows(model: str, n_wrong: int) -> list[Hypothesis]:
         words = ["green"] * 10
-        heard = " ".join(["red"] * n_wrong + words[n_wrong:])
-        return [Hypothesis(model, "a", False, CLEAN, "u", "", "en", 1.0, " ".join(words), heard)]
+        hypothesis = " ".join(["red"] * n_wrong + words[n_wrong:])
+        return [Hypothesis(model, "a", False, CLEAN, "u", "", "en", 1.0, " ".join(words), hypothesis)]
 
     errors = {"teacher": 4, "ce-0": 3, "ce-7": 5, "distil-0": 2, "distil-7": 3}
-    scores = score([row for model, n in errors.items() for row in said(model, n)], "teacher")
+    scores = score([row for model, n in errors.items() for row in make_rows(model, n)], "teacher")
     settings = Study.model_validate({"arms": ARMS, "against": "distil", "seeds": [0, 7]})
     (found,) = over_seeds(scores, settings).values()
     assert found["arm"]["presets"]["ce"]["wers"] == [0.3, 0.5]
@@ -94,5 +96,5 @@ def test_seeds_are_paired_and_the_teacher_has_none():
 
 
 def test_a_recipe_without_a_study(tmp_path: Path, speech: Path):
-    with pytest.raises(AskdError, match="it has no section study"):
+    with pytest.raises(AskdError, match="the section study is missing"):
         run_study(recipe_of(tmp_path, speech, study=None))

@@ -85,5 +85,7 @@ def test_a_worker_without_a_gpu_of_ray_s_takes_none(monkeypatch: pytest.MonkeyPa
 def test_a_teacher_and_the_systems_that_are_compared_stay_on_the_cpu(weights: Path):
     recipe = Recipe.model_validate({"teacher": {"model": str(weights)}, "targets": {"kind": "pseudo"}})
     assert teacher_engine(recipe).languages == ("en",)
-    assert [heard.ended for heard in open_system(str(weights)).hear([np.zeros(16_000, np.float32)], "en")] == [True]
+    assert [
+        transcript.ended for transcript in open_system(str(weights)).transcribe([np.zeros(16_000, np.float32)], "en")
+    ] == [True]
     assert weights_hash(str(weights)) != weights_hash(str(weights), "cuda")  # nor is one device's answer the other's

@@ -1,4 +1,4 @@
-"""The scores of an evaluation in the bundles that it scored: what `askd promote` and the model card read."""
+"""Writes the scores of an evaluation into the bundles that it scored; `askd promote` and the model card read them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +12,9 @@ from askd_ray.models.bundle import add_scores
 
 
 def publish_scores(bundle: Path, evaluated: Mapping[str, Any], rows: Sequence[Hypothesis]) -> None:
-    """Put the scores into the student's bundle, and what the student said in clean clips.
+    """Write the scores and the student's hypotheses of clean clips into the student's bundle.
 
-    ``evaluated`` is what the stage `evaluate` returns, ``rows`` are its hypotheses.
+    ``evaluated`` is the result of the stage `evaluate`; ``rows`` are its hypotheses.
 
     Raises :class:`AskdError` when the bundle is missing or damaged.
     """
@@ -24,18 +24,19 @@ def publish_scores(bundle: Path, evaluated: Mapping[str, Any], rows: Sequence[Hy
 def evaluation_of_one(
     evaluated: Mapping[str, Any], rows: Sequence[Hypothesis], model: str, normalizer: Normalizer
 ) -> tuple[dict[str, Any], list[Hypothesis]]:
-    """Return the scores and the hypotheses of one of many students, as if it had been evaluated alone.
+    """Return the scores and hypotheses of one of many students, as if only this student had been evaluated.
 
-    It is called :data:`STUDENT` there, beside its teacher. The speed stays that of the student that was measured: all
-    are of one shape.
+    In the result the student is called :data:`STUDENT`. The speed is that of the one student that was measured: all
+    students have the same shape.
     """
     names = {model: STUDENT, TEACHER: TEACHER}
-    alone = [replace(row, model=names[row.model]) for row in rows if row.model in names]
+    student_rows = [replace(row, model=names[row.model]) for row in rows if row.model in names]
     speed = evaluated["speed"]
     measured = {name for name in speed["models"] if name in evaluated["models"] and name != TEACHER}
     renamed = {
         key: {STUDENT if name in measured else name: value for name, value in speed[key].items()}
         for key in ("models", "speedup")
     }
-    scores = {**score(alone, TEACHER, normalizer), "speed": {**speed, **renamed}, "left_out": evaluated["left_out"]}
-    return scores, alone
+    comparison = score(student_rows, TEACHER, normalizer)
+    scores = {**comparison, "speed": {**speed, **renamed}, "left_out": evaluated["left_out"]}
+    return scores, student_rows

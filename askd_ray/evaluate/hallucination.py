@@ -1,4 +1,4 @@
-"""Hallucination: the words that models hear where nobody speaks."""
+"""Hallucination: the words that models output for clips without speech."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -7,14 +7,14 @@ from askd_ray.evaluate.tally import ModelResults, SetResults
 
 
 class HallucinatedText(TypedDict):
-    """What was heard in a clip in which nobody speaks, as the model wrote it."""
+    """A model's raw output for a clip without speech."""
 
     id: str
     text: str
 
 
 class KindScores(TypedDict):
-    """Clips of one kind of sound; ``texts`` are those of the clips with words."""
+    """Clips of one kind of sound; ``texts`` are the outputs with words."""
 
     clips: int
     clips_with_words: int
@@ -22,7 +22,7 @@ class KindScores(TypedDict):
 
 
 class ModelHallucinations(TypedDict):
-    """What one model heard where nobody speaks."""
+    """One model's output for the clips without speech."""
 
     clips_with_words: int
     share_with_words: float
@@ -40,16 +40,16 @@ class Hallucinations(TypedDict):
 
 
 def score_hallucinations(kinds: Sequence[SetResults]) -> Hallucinations | None:
-    """Return how much each model heard in the clips of the set ``non_speech``, a group a kind; None without any."""
+    """Return how many words each model outputs for the set ``non_speech``, by kind of sound; None without clips."""
     if not kinds:
         return None
-    clips = sum(len(a.common.rows) for a in kinds)
-    minutes = sum(a.minutes for a in kinds)
+    clips = sum(len(r.common.rows) for r in kinds)
+    minutes = sum(r.minutes for r in kinds)
     models = dict[str, ModelHallucinations]()
-    for name in kinds[0].heard:
-        by_kind = {a.condition: _score_kind(a.heard[name]) for a in kinds}
+    for name in kinds[0].results:
+        by_kind = {r.condition: _score_kind(r.results[name]) for r in kinds}
         with_words = sum(kind["clips_with_words"] for kind in by_kind.values())
-        words = sum(int(a.heard[name].errors.sum()) for a in kinds)  # each of them an insertion
+        words = sum(int(r.results[name].errors.sum()) for r in kinds)  # every word is an insertion
         models[name] = {
             "clips_with_words": with_words,
             "share_with_words": with_words / clips,
@@ -60,10 +60,10 @@ def score_hallucinations(kinds: Sequence[SetResults]) -> Hallucinations | None:
     return {"clips": clips, "minutes": minutes, "models": models}
 
 
-def _score_kind(heard: ModelResults) -> KindScores:
+def _score_kind(results: ModelResults) -> KindScores:
     texts: list[HallucinatedText] = [
         {"id": row.id, "text": row.hypothesis}
-        for row, hypothesis in zip(heard.rows, heard.hypotheses, strict=True)
+        for row, hypothesis in zip(results.rows, results.hypotheses, strict=True)
         if hypothesis
     ]
-    return {"clips": len(heard.rows), "clips_with_words": len(texts), "texts": texts}
+    return {"clips": len(results.rows), "clips_with_words": len(texts), "texts": texts}

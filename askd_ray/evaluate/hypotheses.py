@@ -1,4 +1,4 @@
-"""What models said, as Parquet: raw texts, normalised only when they are scored, so that scores can be made again."""
+"""The hypotheses of models as Parquet: raw texts, normalised only for scoring, so that they can be scored again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from askd_ray.data.shards import read_table, write_table
 
 CLEAN = "clean"
 NON_SPEECH = "non_speech"
-"""The set of clips in which nobody speaks: references are empty, and conditions are kinds of sound."""
+"""The set of clips without speech: the references are empty, and the conditions are kinds of sound."""
 STUDENT, TEACHER = "student", "teacher"
 HYPOTHESES, SCORES = "hypotheses.parquet", "scores.json"
 
@@ -19,16 +19,16 @@ SCHEMA = pa.schema(
         ("model", pa.string()),
         ("set", pa.string()),
         ("in_domain", pa.bool_()),
-        ("condition", pa.string()),  # clean, or what was done to the audio
+        ("condition", pa.string()),  # clean, or the change of the audio
         ("id", pa.string()),
         ("speaker", pa.string()),
         ("language", pa.string()),
         ("duration_s", pa.float64()),
         ("reference", pa.string()),
         ("hypothesis", pa.string()),
-        ("token_texts", pa.list_(pa.string())),  # together they are the hypothesis; null where the model tells no more
-        ("token_probs", pa.list_(pa.float32())),  # the probability that the model gave each of them
-        ("ended", pa.bool_()),  # false: it did not stop by itself; null where the model does not tell
+        ("token_texts", pa.list_(pa.string())),  # joined they give the hypothesis; null if the model returns no tokens
+        ("token_probs", pa.list_(pa.float32())),  # the model's probability of each token
+        ("ended", pa.bool_()),  # false: the length limit ended the output; null if unknown
     ]
 )
 """One row for each model, condition and utterance."""
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a model said of an utterance; the fields are those of :data:`SCHEMA`."""
+    """A model's output for an utterance; the fields are those of :data:`SCHEMA`."""
 
     model: str
     set: str
@@ -54,17 +54,17 @@ class Hypothesis:
 
 
 def write_hypotheses(path: Path, rows: Sequence[Hypothesis]) -> None:
-    """Write rows atomically."""
+    """Write rows to a file, atomically."""
     write_table(path, to_table(rows))
 
 
 def to_table(rows: Sequence[Hypothesis]) -> pa.Table:
-    """Return rows as a table of :data:`SCHEMA`."""
+    """Return rows as a table with :data:`SCHEMA`."""
     return pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMA)
 
 
 def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read what :func:`write_hypotheses` wrote."""
+    """Read a file of :func:`write_hypotheses`."""
     rows = read_table(path, SCHEMA.names).to_pylist()
     for row in rows:
         for name in ("token_texts", "token_probs"):

@@ -1,4 +1,7 @@
-"""A system in a process of its own: engines keep thread pools that wait awake, and would take each other's cores."""
+"""Runs a system in a separate process.
+
+Engines keep thread pools that wait actively: in one process they would take cores from each other.
+"""
 
 import multiprocessing
 import resource
@@ -15,21 +18,21 @@ _PATIENCE_S = 5.0
 
 
 class Isolated:
-    """Makes a system in a new process and passes calls of its methods there.
+    """Creates a system in a new process and forwards method calls to it.
 
-    ``make`` and its arguments go to that process: a class or function of a module. ``opened_s`` is how long it took to
-    make, the process's own start not counted. Use it in a ``with``: the process ends with it.
+    ``make`` is a class or function of a module; it runs in the new process with ``args``. ``opened_s`` is the time to
+    create the system, without the start of the process. Use it in a ``with`` block: at its end the process ends.
 
-    Raises :class:`AskdError` when the system cannot be made, and in calls what the system raises.
+    Raises :class:`AskdError` when the system cannot be created; a call raises the system's :class:`AskdError`.
     """
 
     def __init__(self, make: Callable[..., Any], *args: Any):
-        # A fork would inherit locks of torch's and Ray's threads, held by nobody.
+        # A fork would inherit locks that threads of torch and Ray hold, and nobody would release them.
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_pipe, make, args), daemon=True)
         self._process.start()
-        theirs.close()
+        child_pipe.close()
         self.opened_s = float(self._receive())
 
     def transcribe(self, audio: bytes, language: str) -> str:
@@ -42,14 +45,14 @@ class Isolated:
         return self._receive()
 
     def peak_mb(self) -> float:
-        """Return the most memory that the process has held, in MB."""
+        """Return the peak memory of the process in MB."""
         return self.call("")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._pipe.close()  # it ends when it finds nobody there
+        self._pipe.close()  # the process ends when the pipe is closed
         self._process.join(_PATIENCE_S)
         self._process.kill()
         self._process.join()
@@ -58,7 +61,7 @@ class Isolated:
         try:
             answer, error = self._pipe.recv()
         except EOFError:
-            raise AskdError("evaluate: the process of a system died: out of memory?") from None
+            raise AskdError("evaluate: the process of a system ended unexpectedly: out of memory?") from None
         if error is not None:
             raise AskdError(error)
         return answer
@@ -70,8 +73,8 @@ def _serve(pipe: Connection, make: Callable[..., Any], args: tuple[Any, ...]) ->
         system = make(*args)
         pipe.send((time.perf_counter() - begun, None))
         while True:
-            method, given = pipe.recv()
-            pipe.send((getattr(system, method)(*given) if method else _peak_mb(), None))
+            method, call_args = pipe.recv()
+            pipe.send((getattr(system, method)(*call_args) if method else _peak_mb(), None))
     except AskdError as error:
         pipe.send(("", str(error)))
     except (EOFError, OSError, KeyboardInterrupt):
@@ -80,6 +83,6 @@ def _serve(pipe: Connection, make: Callable[..., Any], args: tuple[Any, ...]) ->
 
 def _peak_mb() -> float:
     status = Path("/proc/self/status")
-    if status.is_file():  # Linux: what getrusage tells began with the pages of the process that started this one
+    if status.is_file():  # on Linux, getrusage also counts pages of the parent process
         return int(status.read_text(encoding="ascii").partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

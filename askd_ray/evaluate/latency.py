@@ -1,4 +1,4 @@
-"""Latency of one clip at a time, measured so that systems can be compared on a machine that is never quite idle."""
+"""Measures the latency of one clip at a time, so that systems can be compared although the machine is never idle."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,34 +8,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from askd_ray.data.schema import Utterance
-from askd_ray.evaluate.timed import System
+from askd_ray.evaluate.timed import TimedSystem
 from askd_ray.progress import bar
 
 TURN_CLIPS = 10
-_PAUSE_S = 0.3  # OpenMP's threads wait awake for 0.2 s
+_PAUSE_S = 0.3  # OpenMP's threads wait actively for 0.2 s
 _REPLICATIONS = 10_000
 
 
 @dataclass(frozen=True)
 class TimedTranscripts:
-    """What one system said, and how long it took, clip by clip. ``latency_s`` has shape ``(n_clips,)``."""
+    """The transcripts of one system and their latencies, clip by clip. ``latency_s`` has shape ``(n_clips,)``."""
 
     texts: tuple[str, ...]
     latency_s: NDArray[np.float64]
 
     def only(self, clips: Sequence[int]) -> "TimedTranscripts":
-        """Return the answers to some of the clips, by number."""
+        """Return the transcripts of some clips, by number."""
         return TimedTranscripts(tuple(self.texts[i] for i in clips), self.latency_s[list(clips)])
 
 
-def ask(
-    systems: Mapping[str, System], utterances: Sequence[Utterance], repeats: int = 1
+def time_systems(
+    systems: Mapping[str, TimedSystem], utterances: Sequence[Utterance], repeats: int = 1
 ) -> dict[str, TimedTranscripts]:
-    """Give every clip to every system, one at a time, and return the answers.
+    """Give every clip to every system, one at a time, and return transcripts and latencies.
 
-    The systems take turns of :data:`TURN_CLIPS` clips, and who goes first rotates, so that a slow minute of the machine
-    falls on all. A turn begins with a pause and a clip that does not count: the threads of the system before go to
-    sleep, its own wake up. With ``repeats``, the median time of a clip counts.
+    The systems take turns of :data:`TURN_CLIPS` clips, and the first system rotates, so that a slow minute of the
+    machine affects all systems. A turn begins with a pause, in which the threads of the previous system go to sleep,
+    and with a clip that is not counted, which wakes the threads of the next system. With ``repeats``, the latency of a
+    clip is the median.
     """
     names = list(systems)
     texts: dict[str, list[str]] = {name: [] for name in names}
@@ -55,7 +56,7 @@ def ask(
     return {name: TimedTranscripts(tuple(texts[name]), np.median(np.asarray(times[name]), axis=1)) for name in names}
 
 
-def _timed(system: System, clip: Utterance, repeats: int) -> tuple[str, list[float]]:
+def _timed(system: TimedSystem, clip: Utterance, repeats: int) -> tuple[str, list[float]]:
     text, took = "", list[float]()
     for _ in range(repeats):
         begun = time.perf_counter()
@@ -72,14 +73,15 @@ def evenly(utterances: Sequence[Utterance], n_clips: int) -> list[Utterance]:
 
 
 def percentile_ms(latency_s: NDArray[np.float64], percentile: float) -> float | None:
-    """Return a percentile (linear between neighbours) in milliseconds, or None where there is no clip."""
+    """Return a percentile (with linear interpolation) in milliseconds, or None without clips."""
     return round(1000 * float(np.percentile(latency_s, percentile)), 2) if latency_s.size else None
 
 
 def speedup(baseline_s: NDArray[np.float64], system_s: NDArray[np.float64], seed: int = 0) -> dict[str, float]:
-    """Return how many times faster the median clip is, with a 95 % interval from a bootstrap over clips.
+    """Return how many times faster the system transcribes the median clip, with a 95 % bootstrap interval over clips.
 
-    Both are latencies ``(n_clips,)`` of the same clips in the same order, at least one; clips are drawn in pairs.
+    Both arrays are latencies ``(n_clips,)`` of the same clips in the same order, at least one. Clips are resampled in
+    pairs.
     """
     assert baseline_s.shape == system_s.shape and system_s.size
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
-"""Clips in which nobody speaks: what a model writes of them, it made up (docs/evaluation.md).
+"""Clips without speech: every word that a model outputs for them is a hallucination (docs/evaluation.md).
 
-All but the noises of a recipe are synthetic, and always the same: two evaluations can be compared.
+All clips except a recipe's noise files are synthetic and always the same, so that evaluations can be compared.
 """
 
 from collections.abc import Iterator
@@ -20,31 +20,31 @@ from askd_ray.audio.sounds import recording, sound_files, synthetic_noises
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 
 _LENGTHS_S = (2.0, 5.0, 10.0, 20.0)
-_NOISE_DB = (-15.0, -30.0, -45.0)  # effective values below full scale, from a loud street to a quiet room
-_FLOOR_DB = -75.0  # of a good microphone: six steps of 16-bit audio
+_NOISE_DB = (-15.0, -30.0, -45.0)  # RMS levels below full scale, from a loud street to a quiet room
+_FLOOR_DB = -75.0  # noise floor of a good microphone: six steps of 16-bit audio
 _MUSIC_DB, _TONE_DB = -20.0, -20.0
-_MAX_FILES = 48  # evenly taken from what a pattern matches
+_MAX_FILES = 48  # spread evenly over the files that a pattern matches
 _N_MUSIC, _MUSIC_S = 8, (8.0, 12.0)
 
-# Tones of North America's telephones (ITU-T E.180, supplement 2), and one to set levels with: their frequencies, and
-# the seconds that they are on and off.
+# Telephone tones of North America (ITU-T E.180, supplement 2), and a tone for setting levels: frequencies, and the
+# seconds on and off.
 _TONES = {
     "dial": ((350.0, 440.0), 1.0, 0.0),
     "ringing": ((440.0, 480.0), 2.0, 4.0),
     "busy": ((480.0, 620.0), 0.5, 0.5),
     "level": ((1000.0,), 1.0, 0.0),
 }
-# Chords as half tones above the key's lowest note: I-V-vi-IV in major, i-VI-III-VII in minor.
+# Chords as semitones above the key's lowest note: I-V-vi-IV in major, i-VI-III-VII in minor.
 _PROGRESSIONS = (
     ((0, 4, 7), (7, 11, 14), (9, 12, 16), (5, 9, 12)),
     ((0, 3, 7), (8, 12, 15), (3, 7, 10), (10, 14, 17)),
 )
-_N_HARMONICS, _STRING_S = 8, 4.0  # by then it is 70 dB below its beginning
+_N_HARMONICS, _STRING_S = 8, 4.0  # at the end a string is 70 dB below its beginning
 
 
 @dataclass(frozen=True)
 class NonSpeech:
-    """A clip ``(n_samples,)`` in which nobody speaks; ``kind`` is silence, noise, music or tone."""
+    """A clip ``(n_samples,)`` without speech; ``kind`` is silence, noise, music or tone."""
 
     id: str
     kind: str
@@ -54,7 +54,7 @@ class NonSpeech:
 def non_speech_clips(noise_files: str | None = None) -> list[NonSpeech]:
     """Return the clips, of 2 to 20 s: silence, noises, music and tones.
 
-    ``noise_files`` is a pattern of sound files, in which nobody should speak; None takes synthetic noises.
+    ``noise_files`` is a pattern of sound files without speech; None takes synthetic noises.
 
     Raises :class:`~askd_ray.errors.AskdError` when a noise cannot be read.
     """
@@ -76,7 +76,7 @@ def _at_level(sound: torch.Tensor, level_db: float) -> torch.Tensor:
 
 
 def _silence() -> Iterator[NonSpeech]:
-    """Yield digital silence, and that of a recorder that is on."""
+    """Yield digital silence, and the noise floor of a microphone."""
     for seconds in _LENGTHS_S:
         n_samples = samples_of(seconds)
         yield _clip("silence", "digital", torch.zeros(n_samples))
@@ -91,7 +91,7 @@ def _synthetic_noises() -> Iterator[NonSpeech]:
 
 
 def _recorded_noises(pattern: str) -> Iterator[NonSpeech]:
-    """Yield a stretch of each file, as loud as it is; lengths come in turn."""
+    """Yield a section of each file at its original level; the lengths rotate."""
     files = sound_files(pattern)
     taken = files[:: -(-len(files) // _MAX_FILES)]
     for i, file in enumerate(taken):
@@ -108,7 +108,7 @@ def _tones() -> Iterator[NonSpeech]:
 
 
 def _music() -> Iterator[NonSpeech]:
-    """Yield short pieces for plucked strings over a bass: chords and arpeggios in turn."""
+    """Yield short pieces for plucked strings and a bass: chords and arpeggios in turn."""
     for number in range(_N_MUSIC):
         arpeggio, rng = number % 2 == 1, _rng(f"music {number}")
         n_samples = samples_of(round(rng.uniform(*_MUSIC_S), 1))
@@ -126,7 +126,7 @@ def _music() -> Iterator[NonSpeech]:
 
 
 def _pluck(piece: NDArray[np.float64], start: int, note: int) -> None:
-    """Add a string to a piece, from the sample ``start`` on."""
+    """Add a plucked string to a piece, from the sample ``start`` on."""
     sound = _string(note)
     rest = piece[start : start + len(sound)]
     rest += sound[: len(rest)]
@@ -134,7 +134,7 @@ def _pluck(piece: NDArray[np.float64], start: int, note: int) -> None:
 
 @lru_cache(maxsize=64)
 def _string(note: int) -> NDArray[np.float64]:
-    """Return a plucked string: higher harmonics are softer and die away sooner. ``note`` is MIDI's number."""
+    """Return a plucked string: higher harmonics are softer and decay faster. ``note`` is the MIDI number."""
     t = np.arange(samples_of(_STRING_S)) / SAMPLE_RATE_HZ
     hz = 440.0 * 2.0 ** ((note - 69) / 12)
     numbers = np.arange(1, _N_HARMONICS + 1)[:, None]

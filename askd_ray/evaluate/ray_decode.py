@@ -1,4 +1,4 @@
-"""Decoding for an evaluation on a Ray cluster: a pool of actors takes the parts, model by model."""
+"""Decoding for an evaluation on a Ray cluster: a pool of actors runs the decode jobs, model by model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,22 +8,22 @@ import ray
 import ray.data
 
 from askd_ray.data.ray_stream import configure
-from askd_ray.evaluate.decode import DecodeJob, Material, decode_part
+from askd_ray.evaluate.decode import DecodeJob, Material, run_decode_job
 from askd_ray.evaluate.systems import AsrSystem, open_system
 from askd_ray.progress import bar
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.torch_setup import Device, usable_device, use_threads
 
-_CORES_PER_ACTOR = 8  # a copy of the model uses all cores of a small machine
+_CORES_PER_ACTOR = 8  # one copy of the model uses all cores of a small machine
 
 
-def decode(parts: Sequence[DecodeJob], material: Material, folder: Path, use_gpu: bool) -> None:
-    """Decode the parts whose rows are not in ``folder`` yet; one that all machines see. A killed one goes on.
+def decode(jobs: Sequence[DecodeJob], material: Material, folder: Path, use_gpu: bool) -> None:
+    """Run the jobs whose files are not in ``folder`` yet. All machines must see the folder; a killed run continues.
 
     Raises :class:`AskdError` when a model or a server cannot be used.
     """
-    todo = [part for part in parts if not part.file(folder).is_file()]
+    todo = [job for job in jobs if not job.file(folder).is_file()]
     if not todo:
         return
     connect(use_gpu=use_gpu)
@@ -40,26 +40,26 @@ def decode(parts: Sequence[DecodeJob], material: Material, folder: Path, use_gpu
     )
     with bar("decode", sum(len(p.numbers) for p in todo), "utt") as progress, user_error():
         for row in dataset.iter_rows():
-            part = todo[row["number"]]
-            progress.advance(len(part.numbers))
-            progress.note(f"{part.model}: {part.set}, {part.condition}")
+            job = todo[row["number"]]
+            progress.advance(len(job.numbers))
+            progress.note(f"{job.model}: {job.set}, {job.condition}")
 
 
 class _Decoder:
-    """One actor. It keeps the model that it used last, and the material."""
+    """One actor. It keeps the last model and the material in memory."""
 
     def __init__(self, work: Any, folder: Path, use_gpu: bool):
         use_threads()
         self._device: Device = usable_device(use_gpu)
-        self._parts, self._material = cast("tuple[list[DecodeJob], Material]", ray.get(work))
+        self._jobs, self._material = cast("tuple[list[DecodeJob], Material]", ray.get(work))
         self._folder = folder
         self._reference: str | None = None
-        self._recogniser: AsrSystem | None = None
+        self._system: AsrSystem | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        part = self._parts[row["number"]]
-        if self._recogniser is None or part.reference != self._reference:
-            self._recogniser = open_system(part.reference, device=self._device)
-            self._reference = part.reference
-        decode_part(part, self._recogniser, self._material, self._folder)
+        job = self._jobs[row["number"]]
+        if self._system is None or job.reference != self._reference:
+            self._system = open_system(job.reference, device=self._device)
+            self._reference = job.reference
+        run_decode_job(job, self._system, self._material, self._folder)
         return row

@@ -1,4 +1,4 @@
-"""The stage `evaluate`: the student, its teacher and other models on held-out speech; scores, and how sure they are."""
+"""The stage `evaluate`: scores the student, its teacher and other models on held-out speech, with intervals."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.bundle_scores import publish_scores
-from askd_ray.evaluate.decode import Material, collected, parts
+from askd_ray.evaluate.decode import Material, collect_hypotheses, decode_jobs
 from askd_ray.evaluate.hypotheses import (
     HYPOTHESES,
     NON_SPEECH,
@@ -47,18 +47,18 @@ PARTS = "parts"
 
 
 def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Compare the exported student with its teacher and with the recipe's other models; returns the scores.
+    """Compare the exported student with its teacher and with the recipe's other models; return the scores.
 
-    Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate``, puts the scores into the bundle, and
-    prints tables. What is decoded already is not decoded again.
+    Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate``, writes the scores into the bundle,
+    and prints tables. Clips that were decoded before are not decoded again.
 
-    Raises :class:`AskdError`: no bundle yet, or a damaged one, an unusable model or set.
+    Raises :class:`AskdError` for a missing or damaged bundle, and for an unusable model or set.
     """
     run = Run(with_absolute_paths(recipe))
     folder, settings = run.path / "evaluate", recipe.evaluate
     _check(settings)
     run.result("export")
-    check_hashes(run.bundle)  # now and not when all is scored
+    check_hashes(run.bundle)  # before the long work, not after it
     device = device_of(recipe.train.use_gpu)
     models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **settings.models}
     sets, left_out = read_sets(run)
@@ -69,7 +69,7 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     if done is not None and not force:
         console.print(table(cast(Scores, done)), speed_table(done["speed"]))
         console.print(f"evaluate: finished already ({folder / SCORES})")
-        publish_scores(run.bundle, done, read_hypotheses(folder / HYPOTHESES))  # it may have been exported again
+        publish_scores(run.bundle, done, read_hypotheses(folder / HYPOTHESES))  # a new export has no scores
         return done
     begun = run.begin("evaluate")
     run.forget("evaluate")
@@ -86,7 +86,7 @@ def evaluate(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
 
 def _drafting(run: Run, clips: Sequence[Utterance]) -> dict[str, Any]:
-    """Return what the student is worth as draft model of its teacher."""
+    """Measure speculative decoding: the teacher with the student as its draft model."""
     teacher, student = (load_whisper(r) for r in (run.recipe.teacher.model, str(run.bundle / "transformers")))
     short = [u for u in clips if u.duration_s <= PADDED_S]
     return speculative_scores(teacher, student, short, run.recipe.window.silence_s)
@@ -103,14 +103,14 @@ def compare(
 ) -> Scores:
     """Decode every set with every model, clean and under the conditions, and return the scores.
 
-    The raw texts go to ``folder``.
+    Writes the raw texts to ``folder``.
 
-    Raises :class:`AskdError` for a language of the sets that a model does not know, before anything is decoded.
+    Raises :class:`AskdError` before decoding when a model does not support a language of the sets.
     """
     _refuse_languages(models, sets)
-    made, material = parts(models, sets, settings, device), Material.of(sets, settings)
-    decode(made, material, folder / PARTS, device == "cuda")
-    rows = list(collected(made, material, folder / PARTS))
+    jobs, material = decode_jobs(models, sets, settings, device), Material.of(sets, settings)
+    decode(jobs, material, folder / PARTS, device == "cuda")
+    rows = list(collect_hypotheses(jobs, material, folder / PARTS))
     write_hypotheses(folder / HYPOTHESES, rows)
     return score(rows, baseline, settings.normalizer)
 
@@ -118,9 +118,9 @@ def compare(
 def speed_of(
     models: Mapping[str, str], clips: Sequence[Utterance], settings: Evaluate, device: Device
 ) -> dict[str, Any]:
-    """Measure speed against the teacher: here, or on a GPU that Ray grants; leaves the cluster."""
+    """Measure speed against the teacher, in this process or on a GPU from Ray; disconnects from the cluster."""
     if device == "cpu":
-        disconnect()  # an idle cluster takes time from what is measured
+        disconnect()  # an idle cluster uses CPU time and would disturb the measurement
         return measure_speed(models, TEACHER, clips, settings)
     connect(use_gpu=True)
     with user_error():
@@ -132,11 +132,11 @@ def speed_of(
 
 def _refuse_languages(models: Mapping[str, str], sets: Sequence[EvalSet]) -> None:
     for chosen in sets:
-        spoken = Counter(u.language for u in chosen.utterances)
+        set_languages = Counter(u.language for u in chosen.utterances)
         for name, reference in models.items():
             languages = languages_of(reference)
             if languages is not None:
-                refuse_languages(spoken, f"model {name}", languages, f"evaluate: set {chosen.name} has")
+                refuse_languages(set_languages, f"model {name}", languages, f"evaluate: set {chosen.name} has")
 
 
 def _check(settings: Evaluate) -> None:
@@ -144,7 +144,7 @@ def _check(settings: Evaluate) -> None:
         check_sound_files(f"evaluate.{field}", getattr(settings, field))
     reserved = {STUDENT, TEACHER} & settings.models.keys()
     if reserved:
-        raise AskdError(f"evaluate.models: {', '.join(reserved)} is the run's own: take another name")
+        raise AskdError(f"evaluate.models: the name {', '.join(reserved)} is reserved for the run: use another name")
     for name, reference in settings.models.items():
         if is_url(reference) and "#" not in reference:
-            raise AskdError(f"evaluate.models {name} = {reference}: the model's name is missing: {reference}#NAME")
+            raise AskdError(f"evaluate.models {name} = {reference}: the model name is missing: {reference}#NAME")

@@ -1,4 +1,4 @@
-"""Hypotheses to scores: what docs/evaluation.md defines, as plain values for JSON."""
+"""Computes scores from hypotheses, as docs/evaluation.md defines them, as plain values for JSON."""
 
 import operator
 from bisect import bisect_right
@@ -23,7 +23,7 @@ N_WORST_SPEAKERS = 5
 
 
 class DurationScores(TypedDict):
-    """Clips from ``low_s`` to below ``high_s`` (30 s are still in the last but one bucket; None: no end)."""
+    """Clips from ``low_s`` to below ``high_s`` (None: no limit). Clips of exactly 30 s are in the bucket below 30 s."""
 
     low_s: float
     high_s: float | None
@@ -33,7 +33,7 @@ class DurationScores(TypedDict):
 
 
 class SpeakerScore(TypedDict):
-    """One speaker's share."""
+    """The scores of one speaker."""
 
     speaker: str
     utterances: int
@@ -42,7 +42,7 @@ class SpeakerScore(TypedDict):
 
 
 class SpeakerScores(TypedDict):
-    """Speakers who said a word: how many, the mean of their WERs, and the worst, worst first."""
+    """Speakers with at least one reference word: their number, their mean WER, and the worst speakers, worst first."""
 
     speakers: int
     macro_wer: float
@@ -50,7 +50,7 @@ class SpeakerScores(TypedDict):
 
 
 class ModelScores(Rate):
-    """One model on one set; docs/evaluation.md defines each. None where the model or the data do not tell."""
+    """One model on one set; docs/evaluation.md defines each score. None where the model or the data give no value."""
 
     substitutions: int
     deletions: int
@@ -79,7 +79,7 @@ class SetScores(TypedDict):
 
 
 class DomainScores(TypedDict):
-    """Several sets, clean: ``macro`` is the mean of their WERs, ``pooled`` the WER of all their words."""
+    """Several sets, clean: ``macro`` is the mean of the sets' WERs, ``pooled`` the WER over all words."""
 
     sets: list[str]
     utterances: int
@@ -89,7 +89,7 @@ class DomainScores(TypedDict):
 
 
 class ConditionScores(Comparison):
-    """Sets whose audio was changed, pooled; ``clean_wer`` is that of the same utterances unchanged, by model."""
+    """Sets with changed audio, pooled; ``clean_wer`` is the WER of the same utterances unchanged, by model."""
 
     sets: list[str]
     utterances: int
@@ -98,7 +98,7 @@ class ConditionScores(Comparison):
 
 
 class Scores(TypedDict):
-    """All of it; sets, models and conditions by name, the baseline first among the models."""
+    """All scores. Sets, models and conditions are keys by name; the baseline is the first model."""
 
     baseline: str
     normalizer: Normalizer
@@ -113,47 +113,49 @@ class Scores(TypedDict):
 def score(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "whisper") -> Scores:
     """Return the scores of all models, and their differences to the model ``baseline``.
 
-    The order of the rows does not matter, and intervals come out the same each time.
+    The order of the rows does not matter. Intervals are reproducible.
 
-    Raises :class:`AskdError` where the models cannot be compared (see :func:`askd_ray.evaluate.tally.tally`), and for
-    an utterance that was scored in some condition and not clean.
+    Raises :class:`AskdError` when the models cannot be compared (see :func:`askd_ray.evaluate.tally.tally`), and for
+    an utterance that has a row under a condition but no clean row.
     """
-    asked = tally(rows, baseline, normalizer)
-    clean = {a.set: a for a in asked if a.condition == CLEAN and a.set != NON_SPEECH}
-    rates = {name: a.drawn.rates for name, a in clean.items()}
+    results = tally(rows, baseline, normalizer)
+    clean = {r.set: r for r in results if r.condition == CLEAN and r.set != NON_SPEECH}
+    rates = {name: r.bootstrap.rates for name, r in clean.items()}
     changed: dict[str, list[SetResults]] = {}
-    for a in asked:
-        if a.set != NON_SPEECH and a.condition != CLEAN:
-            changed.setdefault(a.condition, []).append(a)
+    for set_results in results:
+        if set_results.set != NON_SPEECH and set_results.condition != CLEAN:
+            changed.setdefault(set_results.condition, []).append(set_results)
     return {
         "baseline": baseline,
         "normalizer": normalizer,
-        "models": list(asked[0].heard),
-        "sets": {name: _score_set(a, rates[name], baseline) for name, a in clean.items()},
-        "in_domain": _score_domain([a for a in clean.values() if a.in_domain], rates, baseline),
-        "out_of_domain": _score_domain([a for a in clean.values() if not a.in_domain], rates, baseline),
+        "models": list(results[0].results),
+        "sets": {name: _score_set(r, rates[name], baseline) for name, r in clean.items()},
+        "in_domain": _score_domain([r for r in clean.values() if r.in_domain], rates, baseline),
+        "out_of_domain": _score_domain([r for r in clean.values() if not r.in_domain], rates, baseline),
         "conditions": {name: _score_condition(changed[name], clean, baseline) for name in sorted(changed, key=_level)},
-        "non_speech": score_hallucinations([a for a in asked if a.set == NON_SPEECH]),
+        "non_speech": score_hallucinations([r for r in results if r.set == NON_SPEECH]),
     }
 
 
-def _score_set(asked: SetResults, rates: Array, baseline: str) -> SetScores:
-    compared = compare(rates, list(asked.heard), baseline)
+def _score_set(set_results: SetResults, rates: Array, baseline: str) -> SetScores:
+    compared = compare(rates, list(set_results.results), baseline)
     return {
-        "in_domain": asked.in_domain,
-        "utterances": len(asked.common.rows),
-        "words": asked.n_words,
-        "minutes": asked.minutes,
-        "models": {name: _score_model(heard, compared["models"][name]) for name, heard in asked.heard.items()},
+        "in_domain": set_results.in_domain,
+        "utterances": len(set_results.common.rows),
+        "words": set_results.n_words,
+        "minutes": set_results.minutes,
+        "models": {
+            name: _score_model(results, compared["models"][name]) for name, results in set_results.results.items()
+        },
         "against_baseline": compared["against_baseline"],
     }
 
 
-def _score_model(heard: ModelResults, rate: Rate) -> ModelScores:
-    total = reduce(operator.add, heard.counts)
-    ended = [row.ended for row in heard.rows if row.ended is not None]
-    texts = list(zip(heard.references, heard.hypotheses, strict=True))
-    bins = reliability(heard.rows)
+def _score_model(results: ModelResults, rate: Rate) -> ModelScores:
+    total = reduce(operator.add, results.counts)
+    ended = [row.ended for row in results.rows if row.ended is not None]
+    texts = list(zip(results.references, results.hypotheses, strict=True))
+    bins = reliability(results.rows)
     return {
         **rate,
         "substitutions": total.substitutions,
@@ -161,94 +163,94 @@ def _score_model(heard: ModelResults, rate: Rate) -> ModelScores:
         "insertions": total.insertions,
         "n_words": total.n_reference,
         "insertion_rate": total.insertions / total.n_reference,
-        "cer": count_character_errors(heard.references, heard.hypotheses).rate,
+        "cer": count_character_errors(results.references, results.hypotheses).rate,
         "repeated_5grams": sum(repeated_ngrams(reference, hypothesis) for reference, hypothesis in texts),
         "runaways": ended.count(False) if ended else None,
         "empty": sum(bool(reference) and not hypothesis for reference, hypothesis in texts),
         "ece": expected_calibration_error(bins),
         "reliability": bins,
-        "by_duration": _by_duration(heard),
-        "by_speaker": _by_speaker(heard),
+        "by_duration": _by_duration(results),
+        "by_speaker": _by_speaker(results),
     }
 
 
-def _by_duration(heard: ModelResults) -> list[DurationScores]:
+def _by_duration(results: ModelResults) -> list[DurationScores]:
     buckets: dict[int, list[int]] = {}
-    for i, row in enumerate(heard.rows):
-        # Whisper's window is 30 s: a clip that fills it is not yet a long one.
+    for i, row in enumerate(results.rows):
+        # Whisper's window is 30 s: a clip of exactly 30 s still fits.
         bucket = bisect_right(DURATIONS_S[:-1], row.duration_s) - 1 + (row.duration_s > DURATIONS_S[-1])
         buckets.setdefault(bucket, []).append(i)
-    found = list[DurationScores]()
-    for bucket, at in sorted(buckets.items()):
-        words = int(heard.words[at].sum())
-        found.append(
+    scores = list[DurationScores]()
+    for bucket, indices in sorted(buckets.items()):
+        words = int(results.words[indices].sum())
+        scores.append(
             {
                 "low_s": DURATIONS_S[bucket],
                 "high_s": DURATIONS_S[bucket + 1] if bucket + 1 < len(DURATIONS_S) else None,
-                "utterances": len(at),
+                "utterances": len(indices),
                 "words": words,
-                "wer": int(heard.errors[at].sum()) / words if words else None,
+                "wer": int(results.errors[indices].sum()) / words if words else None,
             }
         )
-    return found
+    return scores
 
 
-def _by_speaker(heard: ModelResults) -> SpeakerScores | None:
-    of: dict[str, list[int]] = {}
-    for i, row in enumerate(heard.rows):
+def _by_speaker(results: ModelResults) -> SpeakerScores | None:
+    by_speaker: dict[str, list[int]] = {}
+    for i, row in enumerate(results.rows):
         if row.speaker:
-            of.setdefault(row.speaker, []).append(i)
-    found = list[SpeakerScore]()
-    for name, at in of.items():
-        words = int(heard.words[at].sum())
+            by_speaker.setdefault(row.speaker, []).append(i)
+    speakers = list[SpeakerScore]()
+    for name, indices in by_speaker.items():
+        words = int(results.words[indices].sum())
         if words:
-            wer = int(heard.errors[at].sum()) / words
-            found.append({"speaker": name, "utterances": len(at), "words": words, "wer": wer})
-    if not found:
+            wer = int(results.errors[indices].sum()) / words
+            speakers.append({"speaker": name, "utterances": len(indices), "words": words, "wer": wer})
+    if not speakers:
         return None
-    found.sort(key=lambda s: (-s["wer"], s["speaker"]))
-    macro = float(np.mean([s["wer"] for s in found]))
-    return {"speakers": len(found), "macro_wer": macro, "worst": found[:N_WORST_SPEAKERS]}
+    speakers.sort(key=lambda s: (-s["wer"], s["speaker"]))
+    macro = float(np.mean([s["wer"] for s in speakers]))
+    return {"speakers": len(speakers), "macro_wer": macro, "worst": speakers[:N_WORST_SPEAKERS]}
 
 
 def _score_domain(sets: Sequence[SetResults], rates: Mapping[str, Array], baseline: str) -> DomainScores | None:
     if not sets:
         return None
-    models = list(sets[0].heard)
-    macro = np.mean([rates[a.set] for a in sets], axis=0)
-    pooled = reduce(operator.add, (a.drawn for a in sets)).rates
+    models = list(sets[0].results)
+    macro = np.mean([rates[r.set] for r in sets], axis=0)
+    pooled = reduce(operator.add, (r.bootstrap for r in sets)).rates
     return {
-        "sets": [a.set for a in sets],
-        "utterances": sum(len(a.common.rows) for a in sets),
-        "words": sum(a.n_words for a in sets),
+        "sets": [r.set for r in sets],
+        "utterances": sum(len(r.common.rows) for r in sets),
+        "words": sum(r.n_words for r in sets),
         "macro": compare(macro, models, baseline),
         "pooled": compare(pooled, models, baseline),
     }
 
 
 def _level(condition: str) -> tuple[str, float]:
-    """Order conditions by kind, and by the number behind it: ``white@5`` before ``white@10``."""
+    """Sort conditions by kind and then by number: ``white@5`` before ``white@10``."""
     kind, _, level = condition.partition("@")
     return kind, float(level or 0)
 
 
 def _score_condition(sets: Sequence[SetResults], clean: Mapping[str, SetResults], baseline: str) -> ConditionScores:
-    models = list(sets[0].heard)
+    models = list(sets[0].results)
     errors, words = np.zeros(len(models), dtype=np.int64), 0
-    for a in sets:
-        position = {row.id: i for i, row in enumerate(clean[a.set].common.rows)} if a.set in clean else {}
-        missing = [row.id for row in a.common.rows if row.id not in position]
+    for r in sets:
+        position = {row.id: i for i, row in enumerate(clean[r.set].common.rows)} if r.set in clean else {}
+        missing = [row.id for row in r.common.rows if row.id not in position]
         if missing:
             raise AskdError(
-                f"scores: {missing[0]!r} of {a.set} was scored in the condition {a.condition} and not clean"
+                f"scores: {missing[0]!r} of {r.set} has a row under the condition {r.condition} but no clean row"
             )
-        at = [position[row.id] for row in a.common.rows]
-        errors += [clean[a.set].heard[name].errors[at].sum() for name in models]
-        words += int(clean[a.set].common.words[at].sum())
+        indices = [position[row.id] for row in r.common.rows]
+        errors += [clean[r.set].results[name].errors[indices].sum() for name in models]
+        words += int(clean[r.set].common.words[indices].sum())
     return {
-        **compare(reduce(operator.add, (a.drawn for a in sets)).rates, models, baseline),
-        "sets": [a.set for a in sets],
-        "utterances": sum(len(a.common.rows) for a in sets),
-        "words": sum(a.n_words for a in sets),
+        **compare(reduce(operator.add, (r.bootstrap for r in sets)).rates, models, baseline),
+        "sets": [r.set for r in sets],
+        "utterances": sum(len(r.common.rows) for r in sets),
+        "words": sum(r.n_words for r in sets),
         "clean_wer": {name: int(e) / words for name, e in zip(models, errors, strict=True)},
     }

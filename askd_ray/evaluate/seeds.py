@@ -1,4 +1,4 @@
-"""Runs over seeds, with the seed as the unit: would another run of this recipe do better too?"""
+"""Compares presets over seeds; the seed is the sampling unit: would another run of this recipe also be better?"""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -11,7 +11,7 @@ from askd_ray.errors import AskdError
 
 
 class SeedStatistics(TypedDict):
-    """WERs of one preset: mean, standard deviation (n - 1) and 95 % t-interval; None where one seed says nothing."""
+    """WERs of one preset: mean, standard deviation (n - 1) and 95 % t-interval; both are None for a single seed."""
 
     wers: list[float]
     mean: float
@@ -20,9 +20,9 @@ class SeedStatistics(TypedDict):
 
 
 class SeedDifference(TypedDict):
-    """Mean difference to what is compared with (below 0: better), its 95 % t-interval, and two two-sided p-values.
+    """Mean difference to the reference (below 0: better), its 95 % t-interval, and two two-sided p-values.
 
-    ``p_t`` is that of the t-test (None for one seed, or where all differences are equal), ``p_sign_flip`` that of the
+    ``p_t`` comes from the t-test (None for one seed, or when all differences are equal), ``p_sign_flip`` from the
     permutation test.
     """
 
@@ -33,7 +33,7 @@ class SeedDifference(TypedDict):
 
 
 class SeedComparison(TypedDict):
-    """Presets by name, and the difference of each other one to ``against``."""
+    """Presets by name, and the difference of each preset to ``against``."""
 
     against: str | float
     presets: dict[str, SeedStatistics]
@@ -41,28 +41,28 @@ class SeedComparison(TypedDict):
 
 
 def compare_seeds(wers: Mapping[str, Sequence[float]], against: str | float) -> SeedComparison:
-    """Compare presets over seeds: ``wers`` holds each one's WERs, in the same order of seeds.
+    """Compare presets over seeds: ``wers`` holds the WERs of each preset, in the same order of seeds.
 
-    ``against`` is one of the presets, and differences are taken seed by seed (a paired t-test); or one number that has
-    no seeds, as a teacher's WER, taken as known exactly (a one-sample t-test).
+    ``against`` is one of the presets, or a number. For a preset, differences are taken seed by seed (a paired t-test).
+    A number has no seeds, such as a teacher's WER, and counts as exactly known (a one-sample t-test).
 
-    The t-test takes the differences for normal, which few seeds cannot show. The permutation test assumes only that a
-    difference is as likely as its negative where there is none: its p-value is the share of the 2^n ways to choose the
-    signs of n differences whose mean is at least as far from 0. It is exact up to 13 seeds, random signs beyond.
-    It cannot fall below 2 / 2^n: 0.25 with three seeds, 0.0625 with five, 0.031 with six. So fewer than six seeds never
-    reach 0.05 by it, however clear they look.
+    The t-test assumes that the differences are normal; a few seeds cannot confirm this. The permutation test assumes
+    only that, without a true difference, a difference is as likely as its negative. Its p-value is the share of the 2^n
+    choices of signs of n differences whose mean is at least as far from 0. It is exact up to 13 seeds; with more, signs
+    are random. The p-value cannot be below 2 / 2^n: 0.25 with three seeds, 0.0625 with five, 0.031 with six. So with
+    fewer than six seeds this test never reaches 0.05.
 
     Raises :class:`AskdError` for no seeds, an unknown preset, or unequal numbers of seeds.
     """
     if isinstance(against, str) and against not in wers:
-        raise AskdError(f"seeds: {against!r} is none of the presets: {', '.join(wers)}")
+        raise AskdError(f"seeds: {against!r} is not among the presets: {', '.join(wers)}")
     base = np.asarray(wers[against]) if isinstance(against, str) else np.asarray(against)
     for name, values in wers.items():
         if not values:
             raise AskdError(f"seeds: {name} has no runs")
         if isinstance(against, str) and len(values) != len(wers[against]):
             raise AskdError(
-                f"seeds: {name} has {len(values)} runs and {against} {len(wers[against])}: the same seeds are compared"
+                f"seeds: {name} has {len(values)} runs and {against} has {len(wers[against])}: both need the same seeds"
             )
     return {
         "against": against,
@@ -84,7 +84,7 @@ def _over_seeds(wers: Sequence[float]) -> SeedStatistics:
 
 
 def _difference(differences: NDArray[np.float64]) -> SeedDifference:
-    differences = np.round(differences, 12)  # what floating point leaves is no difference
+    differences = np.round(differences, 12)  # rounding errors are no differences
     return {
         "value": float(differences.mean()),
         "ci95": _t_interval(differences),
@@ -102,9 +102,9 @@ def _t_test(differences: NDArray[np.float64]) -> float | None:
 
 
 def _sign_flip(differences: NDArray[np.float64]) -> float:
-    if len(differences) < 2:  # either sign is as far from 0
+    if len(differences) < 2:  # both signs are equally far from 0
         return 1.0
-    whole = np.rint(1e9 * differences)  # sums of whole numbers are exact, so that ties are ties
+    whole = np.rint(1e9 * differences)  # sums of whole numbers are exact, so that equal means compare as equal
     test = stats.permutation_test((whole,), np.mean, permutation_type="samples", vectorized=True, rng=0)
     return float(test.pvalue)
 

@@ -1,4 +1,4 @@
-"""The speech that models are compared on: the run's own held-out split, and the recipe's sets, domain by domain."""
+"""The evaluation sets: the run's held-out split, and the recipe's sets, one set per domain."""
 
 import io
 from collections import Counter
@@ -24,16 +24,17 @@ from askd_ray.progress import console
 from askd_ray.runs import Run
 from askd_ray.text.languages import language_code
 
-LONGEST_S = 7200.0  # of one recording
+LONGEST_S = 7200.0  # the limit of one recording
 _SHORTEST_S = 0.1
 
 MARKED_TRAIN, TRAINED_ON = "marked as train data", "in the train split"
-"""The reasons of rows that the student may have seen: their source says so, or the run's own train split holds them."""
+"""The reasons for leaving out rows that the student may have seen: the source marks them, or they are in the run's
+train split."""
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Utterances of one domain. ``in_domain``: the student was trained on such speech."""
+    """Utterances of one domain. ``in_domain``: the student was trained on this domain."""
 
     name: str
     in_domain: bool
@@ -41,12 +42,12 @@ class EvalSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash over all audio and references."""
+        """A hash of all audio and references."""
         return digest([[u.id, u.content_hash, u.text, u.language] for u in self.utterances])
 
 
 def non_speech_set(noise_files: str | None) -> EvalSet:
-    """Return clips in which nobody speaks, as a set whose references are empty; the domain says what is heard."""
+    """Return a set of clips without speech: the references are empty, and the domain is the kind of sound."""
     utterances: list[Utterance] = []
     for clip in non_speech_clips(noise_files):
         file = io.BytesIO()
@@ -69,32 +70,32 @@ def non_speech_set(noise_files: str | None) -> EvalSet:
 
 
 def read_sets(run: Run) -> tuple[list[EvalSet], dict[str, dict[str, int]]]:
-    """Return the sets of a run's evaluation, and how many rows of each are left out, by reason.
+    """Return the sets of a run's evaluation, and how many rows of each set are left out, by reason.
 
-    Rows that the student may have seen are left out of sets: those that the data mark as train, unless the set's
-    ``split`` selects them, and those that are utterances of the run's train split, in the same words.
+    Rows that the student may have seen are left out: rows that the data mark as train, and utterances of the run's
+    train split with the same text. A set whose ``split`` is train keeps its marked rows.
 
-    Raises :class:`AskdError` when a set is missing, damaged, or has nothing to score.
+    Raises :class:`AskdError` when a set is missing, damaged, or has no usable row.
     """
     settings = run.recipe.evaluate
-    found: list[EvalSet] = []
+    sets: list[EvalSet] = []
     left_out: dict[str, dict[str, int]] = {}
     if settings.split is not None:
         utterances = read_utterances(run.shards, settings.split)
-        found += _by_domain(settings.split, True, utterances)
+        sets += _by_domain(settings.split, True, utterances)
     trained_on = _trained_on(run) if settings.sets else frozenset[str]()
     for test_set in settings.sets:
         utterances, reasons = _read(test_set, trained_on)
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "no row"
         if not utterances:
-            remedy = "; split: train in the set scores rows so marked" if MARKED_TRAIN in reasons else ""
+            remedy = "; to score rows marked as train, set split: train in this set" if MARKED_TRAIN in reasons else ""
             raise AskdError(f"evaluate.sets {test_set.name}: nothing to score in {test_set.path}: {why}{remedy}")
-        found += _by_domain(test_set.name, test_set.in_domain, utterances)
+        sets += _by_domain(test_set.name, test_set.in_domain, utterances)
         if reasons:
             left_out[test_set.name] = dict(reasons)
     if settings.non_speech:
-        found.append(non_speech_set(settings.noise_files))
-    return found, left_out
+        sets.append(non_speech_set(settings.noise_files))
+    return sets, left_out
 
 
 def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:
@@ -105,7 +106,7 @@ def print_left_out(left_out: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def _trained_on(run: Run) -> frozenset[str]:
-    """Return the content hashes of the run's train utterances, if it has shards."""
+    """Return the content hashes of the run's train utterances; an empty set without shards."""
     tables = map_concurrently(lambda file: read_table(file, ["content_hash"]), run.shards.files("train-*.parquet"))
     return frozenset(content for table in tables for content in table["content_hash"].to_pylist())
 
@@ -122,22 +123,22 @@ def _read(test_set: SpeechSet, trained_on: frozenset[str]) -> tuple[list[Utteran
         language_code(test_set.language)
     except AskdError as error:
         raise AskdError(f"evaluate.sets {test_set.name}: {error}") from None
-    taken: dict[str, Utterance] = {}
+    utterances: dict[str, Utterance] = {}
     left_out: Counter[str] = Counter()
     for row in read_rows(test_set):
         outcome = _utterance(row)
-        is_chosen = row.split == "train" and test_set.split is not None  # train data, and the recipe asks for it
+        is_chosen = row.split == "train" and test_set.split is not None  # the recipe selects train data
         if isinstance(outcome, Rejected):
             left_out[outcome.reason] += 1
         elif row.split == "train" and not is_chosen:
             left_out[MARKED_TRAIN] += 1
         elif outcome.content_hash in trained_on and not is_chosen:
             left_out[TRAINED_ON] += 1
-        elif row.id in taken:
+        elif row.id in utterances:
             left_out["duplicate id"] += 1
         else:
-            taken[row.id] = outcome
-    return list(taken.values()), left_out
+            utterances[row.id] = outcome
+    return list(utterances.values()), left_out
 
 
 def _utterance(row: SourceRow) -> Utterance | Rejected:

@@ -1,4 +1,4 @@
-"""How sure an error rate is: the bootstrap over utterances of Bisani and Ney (ICASSP 2004), paired over models."""
+"""Confidence intervals of error rates: the bootstrap over utterances of Bisani and Ney (ICASSP 2004), paired."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 N_DRAWS = 10_000
-_CHUNK = 2_000_000  # utterances drawn at a time: 16 MB
+_CHUNK = 2_000_000  # utterances per batch of samples: 16 MB
 
 Array = NDArray[np.float64]
 
@@ -21,10 +21,10 @@ class Rate(TypedDict):
 
 
 class RateDifference(TypedDict):
-    """WER of a model minus WER of the baseline: below 0 it is better.
+    """WER of a model minus WER of the baseline: below 0 the model is better.
 
-    ``low`` and ``high`` are the 95 % interval; ``p_improvement`` is the share of draws in which the model's WER is
-    lower (a draw in which both are equal is none).
+    ``low`` and ``high`` are the 95 % interval; ``p_improvement`` is the share of bootstrap samples in which the model's
+    WER is strictly lower.
     """
 
     value: float
@@ -34,7 +34,7 @@ class RateDifference(TypedDict):
 
 
 class Comparison(TypedDict):
-    """Models on the same utterances: each one's WER, and the others against the baseline, by name."""
+    """Models on the same utterances, by name: the WER of each, and the difference of each to the baseline."""
 
     models: dict[str, Rate]
     against_baseline: dict[str, RateDifference]
@@ -45,7 +45,7 @@ class BootstrapDraws:
     """Error and word counts of a set (row 0) and of :data:`N_DRAWS` bootstrap samples of it.
 
     ``errors`` has shape ``(1 + N_DRAWS, n_models)``, ``words`` ``(1 + N_DRAWS, 1)``. All models are counted on the same
-    samples. The sum of two sets' is their pool, each resampled by itself.
+    samples. The sum of the draws of two sets is that of their pool; each set is resampled separately.
     """
 
     errors: Array
@@ -56,26 +56,26 @@ class BootstrapDraws:
 
     @property
     def rates(self) -> Array:
-        """Errors a word, ``(1 + N_DRAWS, n_models)``; a sample without a word counts as one word."""
+        """Errors per word, ``(1 + N_DRAWS, n_models)``; a sample without words counts as one word."""
         return self.errors / np.maximum(self.words, 1)
 
 
 def draw(errors: NDArray[np.int64], words: NDArray[np.int64], seed: int) -> BootstrapDraws:
-    """Resample utterances with replacement, as many as there are, :data:`N_DRAWS` times.
+    """Resample ``n_utterances`` utterances with replacement, :data:`N_DRAWS` times.
 
-    ``errors`` are those of each utterance by each model, ``(n_utterances, n_models)``, ``words`` the words of its
-    reference, ``(n_utterances,)``. Sets that are added or averaged need seeds of their own, or they vary together.
+    ``errors`` are the errors of each model in each utterance, ``(n_utterances, n_models)``; ``words`` are the reference
+    words, ``(n_utterances,)``. Sets that are added or averaged need different seeds, or their samples are correlated.
     """
     n = len(words)
-    counted = np.column_stack([errors, words]).astype(np.float64)  # sums of whole numbers: exact in any order
+    counts = np.column_stack([errors, words]).astype(np.float64)  # sums of whole numbers are exact in any order
     rng = np.random.default_rng(seed)
-    sums = [counted.sum(axis=0, keepdims=True)]
+    sums = [counts.sum(axis=0, keepdims=True)]
     chunk = max(1, _CHUNK // n)
     for start in range(0, N_DRAWS, chunk):
         rows = min(chunk, N_DRAWS - start)
         drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)  # how often each utterance was drawn
-        sums.append(times.astype(np.float64) @ counted)
+        sums.append(times.astype(np.float64) @ counts)
     all_sums = np.concatenate(sums)
     return BootstrapDraws(all_sums[:, :-1], all_sums[:, -1:])
 
@@ -83,8 +83,8 @@ def draw(errors: NDArray[np.int64], words: NDArray[np.int64], seed: int) -> Boot
 def compare(rates: Array, models: Sequence[str], baseline: str) -> Comparison:
     """Return rates, intervals and differences of ``models``, from ``rates`` of shape ``(1 + N_DRAWS, n_models)``.
 
-    These are :attr:`BootstrapDraws.rates` of a set or a pool, or a mean of several sets' rates (the macro mean: every
-    set counts equally). Intervals are percentiles of the draws.
+    ``rates`` are the :attr:`BootstrapDraws.rates` of a set or a pool, or the mean of the rates of several sets (the
+    macro mean: every set counts equally). Intervals are percentiles over the bootstrap samples.
     """
     of_baseline = rates[:, models.index(baseline)]
     return {
@@ -96,7 +96,7 @@ def compare(rates: Array, models: Sequence[str], baseline: str) -> Comparison:
 
 
 def verdict(difference: RateDifference) -> Literal["yes", "no", "cannot tell"]:
-    """Say whether the WER is lower than the baseline's; ``cannot tell`` where the 95 % interval contains 0."""
+    """Return whether the WER is lower than the baseline's; ``cannot tell`` when the 95 % interval contains 0."""
     if difference["high"] < 0:
         return "yes"
     return "no" if difference["low"] > 0 else "cannot tell"

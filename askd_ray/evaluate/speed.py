@@ -1,4 +1,4 @@
-"""How fast a model is, and what it costs, side by side with others on the same clips in the same minutes."""
+"""Measures the speed and cost of models, on the same clips and at the same time."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, PADDED_S, samples_of
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.data.schema import Utterance
 from askd_ray.evaluate.isolated import Isolated
-from askd_ray.evaluate.latency import TimedTranscripts, ask, evenly, percentile_ms, speedup
+from askd_ray.evaluate.latency import TimedTranscripts, evenly, percentile_ms, speedup, time_systems
 from askd_ray.evaluate.systems import bundle_info, cpu_model
 from askd_ray.evaluate.timed import EngineSystem, StockSystem
 from askd_ray.files import local_path
@@ -32,11 +32,11 @@ def measure_speed(
     settings: Evaluate,
     device: Device = "cpu",
 ) -> dict[str, Any]:
-    """Return the speed of models, by name, on ``settings.speed_clips`` clips spread over the durations of all.
+    """Return the speed of models, by name, on ``settings.speed_clips`` clips, spread evenly over all durations.
 
-    Each has a process of its own, and they take turns. Unless ``settings.threads`` says otherwise, a model runs on as
-    many threads as it makes good use of, as it does when it is served. With ``settings.stock`` the baseline also runs
-    in faster-whisper on all cores, as :data:`STOCK`, and is what the speed-up is against.
+    Each model has a separate process, and the models take turns. ``settings.threads`` sets the threads; 0 takes as many
+    as the model can use well, as in serving. With ``settings.stock`` the baseline also runs in faster-whisper on all
+    cores, as :data:`STOCK`, and the speed-up is measured against that.
     """
     clips = evenly([u for u in utterances if u.duration_s <= PADDED_S], settings.speed_clips)
     max_threads = settings.threads or n_cores()
@@ -50,16 +50,16 @@ def measure_speed(
             folder = ctranslate2_folder(models[baseline])
             systems[STOCK] = stack.enter_context(Isolated(StockSystem, folder, max_threads, device))
         first_s = {name: _first_call_s(system, clips[0]) for name, system in systems.items()}
-        answers = ask(systems, clips, settings.repeats)
+        timings = time_systems(systems, clips, settings.repeats)
         costs = {name: _cost(models[name]) if name in models else {} for name in systems}
-        found = {
+        measured = {
             name: {
                 **costs[name],
                 "threads": threads.get(name, max_threads),
                 "open_s": round(system.opened_s, 3),
                 "first_call_ms": round(1000 * first_s[name], 1),
                 "memory_mb": round(system.peak_mb()),
-                **_latency(clips, answers[name]),
+                **_latency(clips, timings[name]),
                 "throughput": _throughput(system, clips, settings.batch_sizes) if name in models else {},
             }
             for name, system in systems.items()
@@ -67,9 +67,9 @@ def measure_speed(
     against = STOCK if settings.stock else baseline
     return {
         "clips": len(clips),
-        "models": found,
+        "models": measured,
         "speedup": {
-            name: _speedups(clips, answers[against], answers[name], settings.short_s)
+            name: _speedups(clips, timings[against], timings[name], settings.short_s)
             for name in systems
             if name != against
         },
@@ -92,29 +92,29 @@ def _threads(reference: str, device: Device) -> int:
 
 
 def _cost(reference: str) -> dict[str, Any]:
-    """Return parameters and multiply-adds of a model; those for a clip of 5 s in the window that it takes."""
+    """Return the parameters of a model, and its multiply-adds for a clip of 5 s in the model's window."""
     folder = local_path(reference)
     config = load_config(str(folder / "transformers") if (folder / "bundle.json").is_file() else reference)
     silence_s = bundle_info(reference).silence_s
     n_frames = PADDED_FRAMES if silence_s is None else window_samples(samples_of(CLIP_S), silence_s) // HOP_LENGTH
-    made = parts(config, n_frames)
+    items = parts(config, n_frames)
     return {
-        "params_m": round(sum(p.params for p in made) / 1e6, 2),
-        "multiply_adds_g": round(sum(p.multiply_adds for p in made) / 1e9, 2),
+        "params_m": round(sum(item.params for item in items) / 1e6, 2),
+        "multiply_adds_g": round(sum(item.multiply_adds for item in items) / 1e9, 2),
         "window": "30 s" if silence_s is None else f"clip + {silence_s:g} s",
     }
 
 
-def _latency(clips: Sequence[Utterance], answers: TimedTranscripts) -> dict[str, Any]:
+def _latency(clips: Sequence[Utterance], timed: TimedTranscripts) -> dict[str, Any]:
     durations_s = np.asarray([u.duration_s for u in clips])
     buckets: list[dict[str, Any]] = []
     for low, high in zip((0.0, *BUCKETS_S), BUCKETS_S, strict=False):
         inside = (durations_s > low) & (durations_s <= high)
         if inside.any():
-            buckets.append({"from_s": low, "to_s": high, **_percentiles(answers.latency_s[inside])})
+            buckets.append({"from_s": low, "to_s": high, **_percentiles(timed.latency_s[inside])})
     return {
-        "rtfx": round(float(durations_s.sum() / answers.latency_s.sum()), 2),
-        **_percentiles(answers.latency_s),
+        "rtfx": round(float(durations_s.sum() / timed.latency_s.sum()), 2),
+        **_percentiles(timed.latency_s),
         "by_duration": buckets,
     }
 
@@ -124,7 +124,7 @@ def _percentiles(latency_s: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str
 
 
 def _throughput(system: Isolated, clips: Sequence[Utterance], sizes: Sequence[int]) -> dict[int, float]:
-    """Return seconds of audio a second, by how many clips are given at a time: those of like length together."""
+    """Return the seconds of audio per second by batch size; a batch holds clips of similar length."""
     rates: dict[int, float] = {}
     for size in sizes:
         groups = [clips[i : i + size] for i in range(0, len(clips), size)]
@@ -134,13 +134,13 @@ def _throughput(system: Isolated, clips: Sequence[Utterance], sizes: Sequence[in
 
 
 def _speedups(
-    clips: Sequence[Utterance], theirs: TimedTranscripts, ours: TimedTranscripts, short_s: float
+    clips: Sequence[Utterance], baseline: TimedTranscripts, system: TimedTranscripts, short_s: float
 ) -> dict[str, Any]:
-    """Return how many times faster the median clip is, of all and of the short ones."""
+    """Return how many times faster the system is on the median clip: of all clips, and of the short ones."""
     short = [i for i, u in enumerate(clips) if u.duration_s < short_s]
-    found: dict[str, Any] = {"all": speedup(theirs.latency_s, ours.latency_s)}
+    speedups: dict[str, Any] = {"all": speedup(baseline.latency_s, system.latency_s)}
     if short:
-        mine, their = ours.only(short).latency_s, theirs.only(short).latency_s
-        medians = {"ms": percentile_ms(mine, 50), "baseline_ms": percentile_ms(their, 50)}
-        found["short"] = {**speedup(their, mine), "clips": len(short), **medians}
-    return found
+        system_s, baseline_s = system.only(short).latency_s, baseline.only(short).latency_s
+        medians = {"ms": percentile_ms(system_s, 50), "baseline_ms": percentile_ms(baseline_s, 50)}
+        speedups["short"] = {**speedup(baseline_s, system_s), "clips": len(short), **medians}
+    return speedups

@@ -1,4 +1,4 @@
-"""What is compared: any model that a reference names, as something that turns waveforms into text."""
+"""The ASR systems of a comparison: opens any model reference as an object that turns waveforms into text."""
 
 import io
 import os
@@ -31,7 +31,7 @@ _PATIENCE_S = 300.0
 
 @dataclass(frozen=True)
 class SystemTranscript:
-    """What a model heard in a clip, and how sure it was of each token, where it tells."""
+    """A model's transcript of a clip, with the probability of each token if the model returns it."""
 
     text: str
     token_texts: tuple[str, ...] | None = None
@@ -40,20 +40,20 @@ class SystemTranscript:
 
 
 class AsrSystem(Protocol):
-    """A model that is being compared."""
+    """A model in a comparison."""
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
-        """Return what is said in each clip."""
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
+        """Return a transcript of each clip."""
         ...
 
 
 def is_url(reference: str) -> bool:
-    """Whether a model reference is a server's URL."""
+    """Return whether a model reference is a server's URL."""
     return reference.startswith(("http://", "https://"))
 
 
 def bundle_info(reference: str, device: Device = "cpu") -> BundleInfo:
-    """Return the CTranslate2 folder and the window of a model reference that is no URL; converts it where needed.
+    """Return the CTranslate2 folder and the window of a model reference that is no URL; convert the model if needed.
 
     Raises :class:`AskdError` when there is no such model.
     """
@@ -64,9 +64,9 @@ def bundle_info(reference: str, device: Device = "cpu") -> BundleInfo:
 
 
 def weights_hash(reference: str, device: Device = "cpu") -> str:
-    """Return what tells a model's answers apart from another's: a hash of its weights; of a server nobody knows.
+    """Return a hash of the weights, which identifies a model's output; a server's weights are unknown: a random value.
 
-    Answers of the CPU are not those of a GPU: weights are in int8 there and in float16 here.
+    The output on a CPU differs from that on a GPU: the weights are int8 on a CPU and float16 on a GPU.
     """
     if is_url(reference):
         return uuid4().hex
@@ -77,7 +77,7 @@ def weights_hash(reference: str, device: Device = "cpu") -> str:
 
 
 def languages_of(reference: str) -> tuple[str, ...] | None:
-    """Return the codes of the languages that a model knows; of a server nobody knows.
+    """Return the codes of the languages that a model supports; None for a server, whose languages are unknown.
 
     Raises :class:`AskdError` when there is no such model.
     """
@@ -88,7 +88,7 @@ def languages_of(reference: str) -> tuple[str, ...] | None:
 
 
 def open_system(reference: str, threads: int = 0, device: Device = "cpu") -> AsrSystem:
-    """Open a model: a bundle in its trimmed windows, every other one in 30 s windows, or a server.
+    """Open a bundle (with its trimmed windows), another model (with 30 s windows), or a server.
 
     Raises :class:`AskdError` when there is no such model.
     """
@@ -100,14 +100,14 @@ class _Local:
 
     def __init__(self, info: BundleInfo, threads: int, device: Device):
         self._engine = open_engine(info, device, threads, Decoding(confidence=True))
-        self._vad: Vad | None = None  # for recordings; most sets have none
+        self._vad: Vad | None = None  # only for clips over 30 s; most sets have none
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
-        """Return what is said in each clip, token by token."""
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
+        """Return a transcript of each clip, with tokens and their probabilities."""
         short = [w for w in waveforms if len(w) <= PADDED_SAMPLES]
-        map_concurrently = iter(self._engine.transcribe(short, language))
-        heard = [next(map_concurrently) if len(w) <= PADDED_SAMPLES else self._long(w, language) for w in waveforms]
-        return [SystemTranscript(t.text, t.token_texts, t.token_probs, t.ended) for t in heard]
+        of_short = iter(self._engine.transcribe(short, language))
+        transcripts = [next(of_short) if len(w) <= PADDED_SAMPLES else self._long(w, language) for w in waveforms]
+        return [SystemTranscript(t.text, t.token_texts, t.token_probs, t.ended) for t in transcripts]
 
     def _long(self, waveform: Waveform, language: str) -> Transcript:
         self._vad = self._vad or Vad()
@@ -115,25 +115,25 @@ class _Local:
 
 
 class _Server:
-    """A model behind the OpenAI audio API, one clip a request. ``OPENAI_API_KEY`` is sent where it is set."""
+    """A model behind the OpenAI audio API, one clip per request. ``OPENAI_API_KEY`` is sent if it is set."""
 
     def __init__(self, url: str):
         address, _, self._model = url.partition("#")
         if not self._model:
-            raise AskdError(f"model {url}: the model's name is missing: {address}#NAME")
+            raise AskdError(f"model {url}: the model name is missing: {address}#NAME")
         key = os.environ.get(_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._url = f"{address.rstrip('/')}/audio/transcriptions"
         self._client = httpx.Client(headers=headers, timeout=_PATIENCE_S)
 
-    def hear(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
-        """Return what is said in each clip.
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
+        """Return a transcript of each clip.
 
-        Raises :class:`AskdError` when the server does not answer, or with an error.
+        Raises :class:`AskdError` when the server does not answer, and when it answers with an error.
         """
-        return [SystemTranscript(self._ask(waveform, language)) for waveform in waveforms]
+        return [SystemTranscript(self._request(waveform, language)) for waveform in waveforms]
 
-    def _ask(self, waveform: Waveform, language: str) -> str:
+    def _request(self, waveform: Waveform, language: str) -> str:
         file = io.BytesIO()
         soundfile.write(file, waveform, SAMPLE_RATE_HZ, format="FLAC")
         fields = {"model": self._model, "language": language, "temperature": "0"}
@@ -141,10 +141,10 @@ class _Server:
             answer = self._client.post(self._url, data=fields, files={"file": ("clip.flac", file.getvalue())})
             return str(answer.raise_for_status().json()["text"])
         except httpx.HTTPStatusError as error:
-            said = " ".join(error.response.text.split())[:200]
-            raise AskdError(f"{self._url} answers {error.response.status_code}: {said}") from None
+            reason = " ".join(error.response.text.split())[:200]
+            raise AskdError(f"{self._url} answers {error.response.status_code}: {reason}") from None
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise AskdError(f"{self._url} does not answer as the OpenAI audio API does: {error}") from None
+            raise AskdError(f"{self._url} does not answer like the OpenAI audio API: {error}") from None
 
 
 def cpu_model() -> str:

@@ -1,4 +1,4 @@
-"""Scores for the terminal: the verdict first, then sets, then what was done to the audio."""
+"""Scores as tables for the terminal: first the verdict, then the sets, then the conditions of the audio."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _ANSWERS = {"yes": "yes", "no": "no", "cannot tell": "cannot tell (95 % interval
 
 
 def table(scores: Scores) -> Group:
-    """Return verdicts, and tables of WERs in percent with their 95 % intervals, a column a model."""
+    """Return verdicts, and tables of WERs in percent with their 95 % intervals, one column per model."""
     parts: list[str | Table] = [*verdicts(scores), _sets(scores)]
     if scores["conditions"]:
         parts.append(_conditions(scores))
@@ -24,9 +24,9 @@ def table(scores: Scores) -> Group:
 
 
 def verdicts(scores: Scores) -> list[str]:
-    """Say of each model, in domain and out of it, whether its WER is lower than the baseline's.
+    """Return for each model, in domain and out of domain, whether its WER is lower than the baseline's.
 
-    The answer is about the mean of the sets; where there are several, that about all their words comes with it.
+    The answer is about the mean of the sets. With several sets, the answer about all words follows.
     """
     return [
         f"{name} against {scores['baseline']}, {place} ({_count(len(domain['sets']), 'set')}): " + _answer(domain, name)
@@ -42,8 +42,8 @@ def _domains(scores: Scores) -> dict[str, DomainScores]:
 
 def _answer(domain: DomainScores, name: str) -> str:
     macro, pooled = (domain[kind]["against_baseline"][name] for kind in ("macro", "pooled"))
-    said = f"lower WER: {_ANSWERS[verdict(macro)]}, {_points(macro)}"
-    return said if len(domain["sets"]) == 1 else f"{said}; word-weighted: {verdict(pooled)}, {_points(pooled)}"
+    answer = f"lower WER: {_ANSWERS[verdict(macro)]}, {_points(macro)}"
+    return answer if len(domain["sets"]) == 1 else f"{answer}; word-weighted: {verdict(pooled)}, {_points(pooled)}"
 
 
 def _points(d: RateDifference) -> str:
@@ -62,7 +62,7 @@ def _sets(scores: Scores) -> Table:
             shown.add_row(name, str(one["utterances"]), str(one["words"]), *_rates(scores, one["models"]))
         shown.add_section()
         if len(domain["sets"]) == 1:
-            continue  # both means are the set
+            continue  # with one set, both means equal the set
         sizes = str(domain["utterances"]), str(domain["words"])
         shown.add_row(f"{place}, mean of sets", *sizes, *_rates(scores, domain["macro"]["models"]), style="bold")
         shown.add_row(f"{place}, word-weighted", *sizes, *_rates(scores, domain["pooled"]["models"]), end_section=True)
@@ -70,22 +70,24 @@ def _sets(scores: Scores) -> Table:
 
 
 def _conditions(scores: Scores) -> Table:
-    shown = _table("WER in %, audio changed, all sets word-weighted", scores, "condition", "sets", "words")
+    shown = _table("WER in %, changed audio, all sets word-weighted", scores, "condition", "sets", "words")
     for name, one in scores["conditions"].items():
         shown.add_row(name, str(len(one["sets"])), str(one["words"]), *_rates(scores, one["models"]))
     return shown
 
 
-def _non_speech(heard: Hallucinations) -> Table:
-    title = f"Where nobody speaks: {_count(heard['clips'], 'clip')}, {heard['minutes']:.1f} min"
-    shown = Table("", *heard["models"], title=title, title_justify="left")
-    shown.add_row("clips with words", *(f"{100 * m['share_with_words']:.1f} %" for m in heard["models"].values()))
-    shown.add_row("words a minute", *(f"{m['words_per_minute']:.1f}" for m in heard["models"].values()))
+def _non_speech(hallucinations: Hallucinations) -> Table:
+    title = f"Clips without speech: {_count(hallucinations['clips'], 'clip')}, {hallucinations['minutes']:.1f} min"
+    shown = Table("", *hallucinations["models"], title=title, title_justify="left")
+    shown.add_row(
+        "clips with words", *(f"{100 * m['share_with_words']:.1f} %" for m in hallucinations["models"].values())
+    )
+    shown.add_row("words per minute", *(f"{m['words_per_minute']:.1f}" for m in hallucinations["models"].values()))
     return shown
 
 
 def speed_table(speed: Mapping[str, Any]) -> Group:
-    """Return what :func:`askd_ray.evaluate.speed.measure_speed` found as a table, a column a model."""
+    """Return the result of :func:`askd_ray.evaluate.speed.measure_speed` as a table, one column per model."""
     models: Mapping[str, Mapping[str, Any]] = speed["models"]
     hardware = speed["hardware"]
     title = f"Speed on {speed['clips']} clips, {hardware['cpu']}"
@@ -106,16 +108,16 @@ def speed_table(speed: Mapping[str, Any]) -> Group:
 
 
 def speed_verdicts(speed: Mapping[str, Any]) -> list[str]:
-    """Say how many times faster each model is than what the speed-up is against, on the median clip."""
-    said: list[str] = []
-    for name, faster in speed["speedup"].items():
-        clips, found = (f"{speed['clips']} clips", faster["all"])
-        if "short" in faster:
-            found = faster["short"]
-            clips = f"{found['clips']} clips under {speed['short_s']:g} s"
-        times = f"{found['value']:.1f}x (95 %: {found['low']:.1f} to {found['high']:.1f})"
-        said.append(f"{name}: {times} as fast as {speed['speedup_against']} on the median of {clips}")
-    return said
+    """Return for each model how many times faster it is than the reference of the speed-up, on the median clip."""
+    lines: list[str] = []
+    for name, speedups in speed["speedup"].items():
+        clips, chosen = (f"{speed['clips']} clips", speedups["all"])
+        if "short" in speedups:
+            chosen = speedups["short"]
+            clips = f"{chosen['clips']} clips under {speed['short_s']:g} s"
+        times = f"{chosen['value']:.1f}x (95 %: {chosen['low']:.1f} to {chosen['high']:.1f})"
+        lines.append(f"{name}: {times} as fast as {speed['speedup_against']} on the median of {clips}")
+    return lines
 
 
 def _ms(value: float | None) -> str:
@@ -136,5 +138,5 @@ def _rates(scores: Scores, models: Mapping[str, Rate]) -> list[str]:
     ]
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

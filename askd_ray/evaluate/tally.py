@@ -1,4 +1,4 @@
-"""What models said, beside what was said: checked to be comparable, normalised, and its errors counted once."""
+"""Groups hypotheses by set and condition: checks that models can be compared, normalises, and counts word errors."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ ByModel = Mapping[str, Mapping[str, Hypothesis]]  # model, id
 
 @dataclass(frozen=True)
 class ModelResults:
-    """What one model made of the utterances of a set: raw rows, normalised texts, word errors, by id."""
+    """The results of one model on the utterances of a set, sorted by id: raw rows, normalised texts, word errors."""
 
     rows: tuple[Hypothesis, ...]
     references: tuple[str, ...]
@@ -40,45 +40,45 @@ class ModelResults:
 
 @dataclass(frozen=True)
 class SetResults:
-    """The utterances of one set in one condition, and what each model made of them: the same, in the same order."""
+    """The results of all models on one set under one condition: the same utterances, in the same order."""
 
     set: str
     condition: str
     in_domain: bool
-    heard: dict[str, ModelResults]
+    results: dict[str, ModelResults]
 
     @property
     def common(self) -> ModelResults:
-        """Any of the models' answers, for what all have in common: the utterances and their words."""
-        return next(iter(self.heard.values()))
+        """The results of any model, for what is equal for all models: the utterances and their words."""
+        return next(iter(self.results.values()))
 
     @cached_property
     def n_words(self) -> int:
-        """Words of all references."""
+        """The number of words of all references."""
         return int(self.common.words.sum())
 
     @property
     def minutes(self) -> float:
-        """Audio of all utterances."""
+        """The length of all utterances."""
         return sum(row.duration_s for row in self.common.rows) / 60
 
     @cached_property
-    def drawn(self) -> BootstrapDraws:
-        """Bootstrap samples; those of each set are its own."""
-        errors = np.column_stack([heard.errors for heard in self.heard.values()])
+    def bootstrap(self) -> BootstrapDraws:
+        """Bootstrap samples; each set has a seed of its own."""
+        errors = np.column_stack([results.errors for results in self.results.values()])
         return draw(errors, self.common.words, seed=zlib.crc32(self.set.encode()))
 
 
 def tally(rows: Sequence[Hypothesis], baseline: str, kind: Normalizer) -> list[SetResults]:
-    """Group rows by set and condition, in the order of their names, and count errors; the baseline is the first model.
+    """Group rows by set and condition, sorted by name, and count errors; the baseline is the first model.
 
-    Raises :class:`AskdError` where models cannot be compared: the baseline is missing, a model was asked twice, was not
-    asked all utterances, or was given others under the same ids; a set is said to be in domain and out of it; and for a
-    set without a word, or words in :data:`NON_SPEECH`.
+    Raises :class:`AskdError` when models cannot be compared: the baseline is missing; a model has two rows of an
+    utterance, lacks utterances, or has other utterances under the same ids; a set is in domain in one row and out of
+    domain in another; a set has no reference words, or :data:`NON_SPEECH` has some.
     """
     models = sorted({row.model for row in rows}, key=lambda name: (name != baseline, name))
     if baseline not in models:
-        raise AskdError(f"scores: the baseline {baseline!r} is none of the models: {', '.join(models) or 'no rows'}")
+        raise AskdError(f"scores: the baseline {baseline!r} is not among the models: {', '.join(models) or 'no rows'}")
     domains = {(row.set, row.in_domain) for row in rows}
     for name, in_domain in sorted(domains):
         if in_domain and (name, False) in domains:
@@ -93,38 +93,40 @@ def tally(rows: Sequence[Hypothesis], baseline: str, kind: Normalizer) -> list[S
         (language, raw): " ".join(normalizer(language, kind)(raw).split())
         for language, raw in {(row.language, raw) for row in rows for raw in (row.reference, row.hypothesis)}
     }
-    return [_asked(where, groups[where], baseline, text) for where in sorted(groups)]
+    return [_set_results(key, groups[key], baseline, text) for key in sorted(groups)]
 
 
-def _asked(where: tuple[str, str], by_model: ByModel, baseline: str, text: Mapping[tuple[str, str], str]) -> SetResults:
-    name, condition = where
-    place, expected = f"({name}, {condition})", by_model[baseline]
+def _set_results(
+    key: tuple[str, str], by_model: ByModel, baseline: str, text: Mapping[tuple[str, str], str]
+) -> SetResults:
+    name, condition = key
+    where, expected = f"({name}, {condition})", by_model[baseline]
     for model, by_id in by_model.items():
         for one, other in ((model, baseline), (baseline, model)):
             missing = sorted(by_model[other].keys() - by_model[one].keys())
             if missing:
                 raise AskdError(
-                    f"scores: {one} lacks {len(missing)} of the utterances that {other} was asked {place}, such as "
-                    f"{missing[0]!r}: models are compared on the same ones"
+                    f"scores: {one} lacks {len(missing)} of the utterances that {other} has {where}, such as "
+                    f"{missing[0]!r}: models are compared on the same utterances"
                 )
         for row in by_id.values():
-            if _given(row) != _given(expected[row.id]):
-                raise AskdError(f"scores: {row.id!r} {place} is not the same for {model} as for {baseline}")
-    heard = {model: _heard([by_id[i] for i in sorted(by_id)], text) for model, by_id in by_model.items()}
-    first = heard[baseline]
+            if _utterance_fields(row) != _utterance_fields(expected[row.id]):
+                raise AskdError(f"scores: {row.id!r} {where} is not the same for {model} as for {baseline}")
+    results = {model: _model_results([by_id[i] for i in sorted(by_id)], text) for model, by_id in by_model.items()}
+    first = results[baseline]
     if name == NON_SPEECH and first.words.any():
-        raise AskdError(f"scores: the references of {name} have words, and nothing is said there")
+        raise AskdError(f"scores: the references of {name} have words, but its clips contain no speech")
     if name != NON_SPEECH and not first.words.any():
-        raise AskdError(f"scores: no reference has a word after normalisation {place}")
-    return SetResults(name, condition, first.rows[0].in_domain, heard)
+        raise AskdError(f"scores: no reference has a word after normalisation {where}")
+    return SetResults(name, condition, first.rows[0].in_domain, results)
 
 
-def _given(row: Hypothesis) -> tuple[object, ...]:
-    """What a row says of its utterance, not of the model."""
+def _utterance_fields(row: Hypothesis) -> tuple[object, ...]:
+    """Return the fields that describe the utterance, not the model's output."""
     return row.speaker, row.language, row.duration_s, row.reference
 
 
-def _heard(rows: Sequence[Hypothesis], text: Mapping[tuple[str, str], str]) -> ModelResults:
+def _model_results(rows: Sequence[Hypothesis], text: Mapping[tuple[str, str], str]) -> ModelResults:
     references = tuple(text[row.language, row.reference] for row in rows)
     hypotheses = tuple(text[row.language, row.hypothesis] for row in rows)
     return ModelResults(tuple(rows), references, hypotheses, tuple(count_each(references, hypotheses)))

@@ -1,4 +1,4 @@
-"""Systems whose time is taken: from the bytes of an audio file to its text, whatever lies between."""
+"""Systems for speed measurements: from the bytes of an audio file to its text, everything included."""
 
 import io
 import time
@@ -15,8 +15,8 @@ from askd_ray.models.cublas import load_cublas
 from askd_ray.torch_setup import Device
 
 
-class System(Protocol):
-    """A recogniser. Everything between the encoded audio and the text is its own affair, and its own time."""
+class TimedSystem(Protocol):
+    """A speech recogniser. All work between the encoded audio and the text counts as its time."""
 
     def transcribe(self, audio: bytes, language: str) -> str:
         """Return the text of one clip of at most 30 s."""
@@ -24,7 +24,7 @@ class System(Protocol):
 
 
 class EngineSystem:
-    """Our engine: a bundle in its trimmed windows, every other model in 30 s windows."""
+    """Our engine: a bundle with its trimmed windows, every other model with 30 s windows."""
 
     def __init__(self, reference: str, threads: int, device: Device):
         self._engine = open_engine(bundle_info(reference, device), device, threads)
@@ -37,17 +37,17 @@ class EngineSystem:
         return self._engine.transcribe([_waveform(audio)], language)[0].text
 
     def seconds(self, audios: Sequence[bytes], language: str) -> float:
-        """Return how long it takes to transcribe clips that are given all at once."""
+        """Return the time to transcribe clips in one call."""
         begun = time.perf_counter()
         self._engine.transcribe([_waveform(audio) for audio in audios], language)
         return time.perf_counter() - begun
 
 
 class StockSystem:
-    """faster-whisper as people run it: greedy, in int8 on the CPU and in float16 on a GPU."""
+    """faster-whisper as it is usually run: greedy, in int8 on the CPU and in float16 on a GPU."""
 
     def __init__(self, folder: Path, threads: int, device: Device):
-        from faster_whisper import WhisperModel  # not into the memory that the other systems are measured by
+        from faster_whisper import WhisperModel  # imported here: it would count as memory of the other systems
 
         if device == "cuda":
             load_cublas()
@@ -55,7 +55,7 @@ class StockSystem:
         self._model = WhisperModel(str(folder), device=device, compute_type=compute_type, cpu_threads=threads)
 
     def transcribe(self, audio: bytes, language: str) -> str:
-        """Decode the audio and transcribe it; the segments are a generator, so reading them is the work."""
+        """Decode the audio and transcribe it; the segments are a generator, which works while it is read."""
         segments, _ = self._model.transcribe(io.BytesIO(audio), language=language, beam_size=1, temperature=0.0)
         return "".join(segment.text for segment in segments).strip()
 

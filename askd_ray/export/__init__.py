@@ -1,1 +1,1 @@
-"""The bundle: an exported student that every engine loads."""
+"""Exports a student as a bundle that every engine loads."""

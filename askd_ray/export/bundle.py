@@ -1,15 +1,15 @@
-"""The stage: the best student as a bundle that others can run.
+"""The stage `export`: writes the best student as a bundle that others can run.
 
 <run>/bundle/
     transformers/           model.safetensors, tokenizer, preprocessor and generation configs
     ctranslate2-int8/       for CPUs (faster-whisper, askd serve)
     ctranslate2-float16/    for GPUs
-    reference/              a few dev clips, and what the model hears in them
-    licences/               of the teacher and of the data, where they came with one
+    reference/              a few dev clips, and the model's transcripts of them
+    licences/               licence texts of the teacher and of the data, if they have any
     README.md               the model card
-    hypotheses.parquet      what the student said in its last evaluation
-    recipe.yaml             the run that made it
-    bundle.json             what is in it, its window, scores, and the SHA-256 of every other file
+    hypotheses.parquet      the student's hypotheses in its last evaluation
+    recipe.yaml             the recipe of the run
+    bundle.json             description, window, scores, and the SHA-256 of every other file
 """
 
 import shutil
@@ -41,16 +41,16 @@ from askd_ray.runs import Run, git_sha, stage_key, versions
 FORMAT = 1
 """Version of bundle.json's layout."""
 
-_N_REFERENCE = 3  # of them travel with the bundle
+_N_REFERENCE = 3  # dev clips that are stored in the bundle
 _N_CLIPS = 6  # dev clips that each format transcribes before the bundle is published
 
 
 def export(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Write the best student as a bundle, verify it on real dev clips, and publish it in one move.
+    """Write the best student as a bundle, verify it on real dev clips, and publish it atomically.
 
-    Returns the bundle's folder, the student's size and how far the formats agree.
+    Returns the bundle's folder, the student's size and the agreement of the formats.
 
-    Raises :class:`AskdError`: no student yet, no dev shards, formats that disagree.
+    Raises :class:`AskdError` without a student or dev shards, and when the formats disagree.
     """
     run = Run(recipe)
     key = stage_key(recipe.window.silence_s, run.key("distill"))
@@ -80,7 +80,7 @@ def export(recipe: Recipe, force: bool = False) -> dict[str, Any]:
 
 
 def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
-    """Write all of the bundle into ``folder``."""
+    """Write all files of the bundle into ``folder``."""
     folder.mkdir()
     shutil.copytree(run.student, folder / "transformers")
     for quantization in ("int8", "float16"):
@@ -94,16 +94,16 @@ def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
 
 
 def _write_reference(folder: Path, clips: Sequence[Utterance], silence_s: float) -> None:
-    """Write a few clips and what the model hears in them: whoever loads the bundle can tell whether it still works."""
+    """Write a few clips and the model's transcripts, so that a loader can check that the bundle still works."""
     engine = Engine(folder / "ctranslate2-int8", silence_s=silence_s)
     (folder / REFERENCE).mkdir()
-    told: list[dict[str, str]] = []
+    transcripts: list[dict[str, str]] = []
     for number, clip in enumerate(sorted(clips, key=lambda clip: clip.duration_s)[:_N_REFERENCE]):
         name = f"clip-{number}{Path(clip.path).suffix}"
         (folder / REFERENCE / name).write_bytes(clip.audio)
         text = engine.transcribe([waveform_of(clip)], clip.language)[0].text
-        told.append({"file": name, "language": clip.language, "text": text})
-    write_json(folder / REFERENCE / "reference.json", told)
+        transcripts.append({"file": name, "language": clip.language, "text": text})
+    write_json(folder / REFERENCE / "reference.json", transcripts)
 
 
 def _describe(folder: Path, run: Run) -> dict[str, Any]:
@@ -135,20 +135,20 @@ def _rows(path: Location) -> list[dict[str, Any]]:
 
 
 def _copy_licences(folder: Path, run: Run) -> None:
-    """Keep the licence texts that came with the teacher and with fetched speech: attribution travels with the model."""
-    found = {"teacher": resolve(run.used("label").teacher.model)}
+    """Copy the licence texts of the teacher and of fetched speech, so that the model keeps its attribution."""
+    origins = {"teacher": resolve(run.used("label").teacher.model)}
     for source in run.used("prepare").data.sources:
         if source.path.startswith("cache:"):
             name = source.path.removeprefix("cache:")
-            found[f"data-{name}"] = speech_folder(name)
-    for name, origin in found.items():
+            origins[f"data-{name}"] = speech_folder(name)
+    for name, origin in origins.items():
         for file in sorted(origin.glob("LICEN[SC]E*")):
             folder.mkdir(exist_ok=True)
             shutil.copyfile(file, folder / f"{name}-{file.name}")
 
 
 def _params_m(folder: Path) -> float:
-    """Return the number of stored weights in millions; tied ones are stored once."""
+    """Return the number of stored weights in millions; tied weights are stored once."""
     n = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="numpy") as file:

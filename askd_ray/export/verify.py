@@ -1,4 +1,4 @@
-"""Does a bundle hold what it says, and do its formats hear the same?"""
+"""Verifies a bundle: its files are complete, and its formats give the same transcripts."""
 
 import io
 from collections.abc import Sequence
@@ -20,81 +20,86 @@ from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 from askd_ray.text.tokens import MAX_TOKENS, Tokens
 
-_MAX_WER = 0.2  # of formats with the same weights: near-ties of two tokens flip, and the text after them
+_MAX_WER = 0.2  # between formats with the same weights: rounding may change a token, and then the text after it
 
 
 def verify(bundle: Path, clips: Sequence[Utterance]) -> dict[str, Any]:
-    """Check the files of a bundle, load every format and compare what they hear in real clips.
+    """Check the files of a bundle, load every format and compare the transcripts of real clips.
 
-    Like is compared with like: 30 s windows with 30 s windows, the same weights with the same weights. ``agreement`` is
-    the share of clips with the same normalised text: of transformers (its weights rounded to float16) with
-    ctranslate2-float16, of the int8 weights with the float16 ones in 30 s and in trimmed windows (rounding may change
-    words), and of faster-whisper with our engine on the int8 folder.
+    Only comparable pairs are compared: equal windows, and equal weights where stated. ``agreement`` is the share of
+    clips with the same normalised text, for four pairs: transformers (weights rounded to float16) and
+    ctranslate2-float16; int8 and float16 weights with 30 s windows; the same with trimmed windows (int8 may change
+    words); faster-whisper and our engine on the int8 folder.
 
-    Raises :class:`AskdError`: a file that is missing or changed, a format that does not load, transformers or
-    faster-whisper at odds with our engine in more than a fifth of the words.
+    Raises :class:`AskdError` for a missing or changed file, for a format that does not load, and when transformers or
+    faster-whisper differ from our engine in more than a fifth of the words.
     """
     n_files = check_hashes(bundle)
     silence_s = float(read_json(bundle / BUNDLE_FILE)["window"]["silence_s"])
     waveforms = [waveform_of(clip) for clip in clips]
     languages = [clip.language for clip in clips]
 
-    def heard(folder: str, silence_s: float | None) -> list[str]:
-        # float16 weights are computed in float32 here: a CPU has no float16 arithmetic
+    def transcribe(folder: str, silence_s: float | None) -> list[str]:
+        # a CPU has no float16 arithmetic: it computes float16 weights in float32
         kind = "int8" if folder.endswith("int8") else "float32"
         engine = Engine(bundle / folder, compute_type=kind, silence_s=silence_s)
         return [engine.transcribe([w], language)[0].text for w, language in zip(waveforms, languages, strict=True)]
 
-    padded_int8 = heard("ctranslate2-int8", None)
-    padded_float16 = heard("ctranslate2-float16", None)
+    padded_int8 = transcribe("ctranslate2-int8", None)
+    padded_float16 = transcribe("ctranslate2-float16", None)
+    trimmed_int8, trimmed_float16 = (transcribe(f"ctranslate2-{kind}", silence_s) for kind in ("int8", "float16"))
     pairs = {
-        "transformers and float16": (_hear_transformers(bundle / "transformers", waveforms, languages), padded_float16),
+        "transformers and float16": (
+            _transcribe_with_transformers(bundle / "transformers", waveforms, languages),
+            padded_float16,
+        ),
         "int8 and float16": (padded_int8, padded_float16),
-        "int8 and float16, trimmed": (heard("ctranslate2-int8", silence_s), heard("ctranslate2-float16", silence_s)),
-        "faster-whisper and int8": (_hear_stock(bundle / "ctranslate2-int8", clips), padded_int8),
+        "int8 and float16, trimmed": (trimmed_int8, trimmed_float16),
+        "faster-whisper and int8": (_transcribe_with_stock(bundle / "ctranslate2-int8", clips), padded_int8),
     }
-    same = {name: _n_same(*texts, languages) for name, texts in pairs.items()}
+    n_equal = {name: _n_equal(*texts, languages) for name, texts in pairs.items()}
     for name in ("transformers and float16", "faster-whisper and int8"):
         wer = _wer(*pairs[name], languages)
         if wer > _MAX_WER:
             raise AskdError(
-                f"export: {name} give different texts, {wer:.0%} of the words in {len(clips)} clips, although their "
-                f"weights are the same; at most {_MAX_WER:.0%} is allowed: the conversion went wrong"
+                f"export: {name} differ in {wer:.0%} of the words of {len(clips)} clips, although their weights are "
+                f"the same; at most {_MAX_WER:.0%} is allowed: the conversion failed"
             )
-    agreement = {name: round(n / len(clips), 4) for name, n in same.items()}
+    agreement = {name: round(n / len(clips), 4) for name, n in n_equal.items()}
     return {"files": n_files, "clips": len(clips), "agreement": agreement}
 
 
 def _wer(texts: Sequence[str], others: Sequence[str], languages: Sequence[str]) -> float:
-    pairs = [(normalizer(its)(a), normalizer(its)(b)) for a, b, its in zip(texts, others, languages, strict=True)]
-    return count_word_errors([b for _, b in pairs], [a for a, _ in pairs]).rate
+    normalizers = map(normalizer, languages)
+    pairs = [(n(text), n(other)) for text, other, n in zip(texts, others, normalizers, strict=True)]
+    return count_word_errors([other for _, other in pairs], [text for text, _ in pairs]).rate
 
 
-def _n_same(texts: Sequence[str], others: Sequence[str], languages: Sequence[str]) -> int:
+def _n_equal(texts: Sequence[str], others: Sequence[str], languages: Sequence[str]) -> int:
     pairs = zip(texts, others, languages, strict=True)
     return sum(normalizer(language)(text) == normalizer(language)(other) for text, other, language in pairs)
 
 
 @torch.no_grad()
-def _hear_transformers(folder: Path, waveforms: Sequence[Waveform], languages: Sequence[str]) -> list[str]:
-    """Transcribe with transformers, greedily, with the weights rounded as the float16 folder has them."""
+def _transcribe_with_transformers(folder: Path, waveforms: Sequence[Waveform], languages: Sequence[str]) -> list[str]:
+    """Transcribe with transformers, greedily, with weights rounded to float16 as in the float16 folder."""
     try:
         processor = AutoProcessor.from_pretrained(folder)
         model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype="float32").half().float().eval()
     except (OSError, ValueError) as error:
         raise AskdError(f"{folder} cannot be loaded by transformers: {' '.join(str(error).split())[:300]}") from None
-    model.generation_config.max_length = None  # max_new_tokens says it
+    model.generation_config.max_length = None  # max_new_tokens replaces it
     multilingual = Tokens(folder).multilingual
     texts: list[str] = []
     for waveform, language in zip(waveforms, languages, strict=True):
-        features = log_mel_padded([waveform], model.config.num_mel_bins)  # the processor fills the window otherwise
-        asked = {"language": language, "task": "transcribe"} if multilingual else {}
-        ids = model.generate(features, num_beams=1, do_sample=False, max_new_tokens=MAX_TOKENS, **asked)
+        features = log_mel_padded([waveform], model.config.num_mel_bins)  # the processor would pad in another way
+        options = {"language": language, "task": "transcribe"} if multilingual else {}
+        ids = model.generate(features, num_beams=1, do_sample=False, max_new_tokens=MAX_TOKENS, **options)
         texts.append(processor.batch_decode(ids, skip_special_tokens=True)[0])
     return texts
 
 
-def _hear_stock(folder: Path, clips: Sequence[Utterance]) -> list[str]:
+def _transcribe_with_stock(folder: Path, clips: Sequence[Utterance]) -> list[str]:
     from faster_whisper import WhisperModel
 
     try:

@@ -1,4 +1,4 @@
-"""What a reader of a report sees, read back from its two forms: tables cell by cell, and the text outside them."""
+"""Reads a report back from HTML and Markdown: tables cell by cell, and the text outside them."""
 
 import html
 import re
@@ -10,7 +10,7 @@ Grid = list[list[str]]
 
 @dataclass
 class Seen:
-    """Tables with every label in every row that it is about, in order, and all other text."""
+    """All tables in order, with spanning labels repeated in every row, and all other text."""
 
     tables: list[Grid] = field(default_factory=list)
     text: str = ""
@@ -21,7 +21,7 @@ class Seen:
 
 
 class Page(HTMLParser):
-    """Reads a page. ``tags`` are all that it has."""
+    """Reads a page. ``tags`` holds all its tags."""
 
     def __init__(self, text: str):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Made-up evaluations for the tests of reports: what models say is invented, the rest is made by the real stages."""
+"""Invented evaluations for the tests of reports: the hypotheses are invented, the real stages do the rest."""
 
 import io
 import random
@@ -45,12 +45,12 @@ def texts(n: int, seed: str) -> list[str]:
 
 
 def misheard(text: str, rate: float, seed: str) -> str:
-    """The text as a model might hear it: each word is another one, gone, or doubled, at that rate altogether."""
-    rng, heard = random.Random(seed), list[str]()
+    """The text with errors: at this rate, a word is substituted, deleted, or doubled."""
+    rng, hypothesis = random.Random(seed), list[str]()
     for word in text.split():
         kind = rng.choice(["another", "gone", "doubled"]) if rng.random() < rate else "right"
-        heard += {"another": ["zulu"], "gone": [], "doubled": [word, "yankee"], "right": [word]}[kind]
-    return " ".join(heard)
+        hypothesis += {"another": ["zulu"], "gone": [], "doubled": [word, "yankee"], "right": [word]}[kind]
+    return " ".join(hypothesis)
 
 
 def write_run(root: Path, name: str, n: int = 30, study: Any = None, **settings: Any) -> Run:
@@ -84,36 +84,38 @@ def _utterance(i: int, text: str) -> Utterance:
     )
 
 
-def hear(run: Run, rates: Mapping[str, float], noisy: Mapping[str, float] | None = None) -> list[Hypothesis]:
-    """What models with these error rates hear in a run's sets, and under conditions that add to the rates."""
+def model_rows(run: Run, rates: Mapping[str, float], noisy: Mapping[str, float] | None = None) -> list[Hypothesis]:
+    """Hypotheses of models with these error rates on a run's sets, and under conditions that add to the rates."""
     rows = list[Hypothesis]()
     for chosen in read_sets(run)[0]:
         for condition, more in {"clean": 0.0, **(noisy or {})}.items():
             for u in chosen.utterances:
                 for model, rate in rates.items():
-                    heard = misheard(u.text, rate + more, f"{model} {condition} {u.text}")
-                    tokens = tuple(f" {word}" for word in heard.split())
+                    hypothesis = misheard(u.text, rate + more, f"{model} {condition} {u.text}")
+                    tokens = tuple(f" {word}" for word in hypothesis.split())
                     probs = tuple(0.4 if word in (" zulu", " yankee") else 0.93 for word in tokens)
                     given = (u.id, u.speaker, u.language, u.duration_s, u.text)
                     rows.append(
-                        Hypothesis(model, chosen.name, chosen.in_domain, condition, *given, heard, tokens, probs, True)
+                        Hypothesis(
+                            model, chosen.name, chosen.in_domain, condition, *given, hypothesis, tokens, probs, True
+                        )
                     )
     return rows
 
 
-def hear_nothing(models: Sequence[str]) -> list[Hypothesis]:
-    """Clips in which nobody speaks; the last model hears words in the noise."""
+def non_speech_rows(models: Sequence[str]) -> list[Hypothesis]:
+    """Clips without speech; the last model outputs words for the noise."""
     return [
-        Hypothesis(model, NON_SPEECH, False, kind, f"{kind}-{i}", "", "en", 5.0, "", heard)
+        Hypothesis(model, NON_SPEECH, False, kind, f"{kind}-{i}", "", "en", 5.0, "", hypothesis)
         for model in models
         for kind in ("silence", "noise")
-        for heard in ["thank you" if (model, kind) == (models[-1], "noise") else ""]
+        for hypothesis in ["thank you" if (model, kind) == (models[-1], "noise") else ""]
         for i in range(3)
     ]
 
 
 def finish(run: Run, rows: Sequence[Hypothesis], timed: Mapping[str, Any] | None = None, **others: Any) -> Run:
-    """Write what the stage would leave of these rows, scored by the run's normaliser."""
+    """Write the files and the record of the stage for these rows, scored with the run's normaliser."""
     folder = run.path / "evaluate"
     folder.mkdir(parents=True, exist_ok=True)
     write_hypotheses(folder / "hypotheses.parquet", rows)
@@ -125,7 +127,7 @@ def finish(run: Run, rows: Sequence[Hypothesis], timed: Mapping[str, Any] | None
 
 
 def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the stage says of the speed of a student and a teacher that do nothing, in real time."""
+    """Measure the speed of a student and a teacher that only wait, in real time."""
     monkeypatch.setattr(latency, "_PAUSE_S", 0.0)
     monkeypatch.setattr(speed, "Isolated", Idle)
     monkeypatch.setattr(speed, "_threads", lambda *_: 1)
@@ -136,9 +138,9 @@ def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the stage says of a draft that is right in 7 of 10 tokens."""
+    """The stage's result for a draft model that is right in 7 of 10 tokens."""
     drafted = SpeculativeResult([1, 2, 3], 10, 7, 2)
-    pair = SimpleNamespace(alone=lambda u: [1, 2, 3], together=lambda u: drafted)
+    pair = SimpleNamespace(alone=lambda u: [1, 2, 3], with_draft=lambda u: drafted)
     monkeypatch.setattr(speculative, "_Pair", lambda *_: pair)
     monkeypatch.setattr(speculative, "check_vocabularies", lambda *_: None)
     model: Any = (torch.zeros(1), None)
@@ -146,7 +148,7 @@ def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 class Idle:
-    """Stands in for a process with a model."""
+    """Replaces a process with a model."""
 
     opened_s = 0.5
 

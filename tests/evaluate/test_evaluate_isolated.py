@@ -48,5 +48,5 @@ def test_errors_come_back():
 
 
 def test_a_process_that_dies_is_no_endless_wait():
-    with Isolated(Echo, "hello") as system, pytest.raises(AskdError, match="died"):
+    with Isolated(Echo, "hello") as system, pytest.raises(AskdError, match="ended unexpectedly"):
         system.transcribe(b"die", "en")

@@ -5,13 +5,13 @@ import pytest
 
 from askd_ray.data.schema import Utterance
 from askd_ray.evaluate import latency
-from askd_ray.evaluate.latency import ask, evenly, percentile_ms, speedup
+from askd_ray.evaluate.latency import evenly, percentile_ms, speedup, time_systems
 
 CLIP = Utterance("a", b"", "a.wav", "one", 1.0, "", "en", "d", "test", "cc0")
 
 
 class Recorder:
-    """A system that writes down when it was asked, and says what it was given."""
+    """A system that records its calls, and returns its input as text."""
 
     def __init__(self, name: str, asked: list[str]):
         self.name, self.asked = name, asked
@@ -34,7 +34,7 @@ def test_systems_take_turns_and_who_is_first_rotates(monkeypatch: pytest.MonkeyP
     asked: list[str] = []
     systems = {name: Recorder(name, asked) for name in "xyz"}
     clips = [replace(CLIP, audio=f"{i}".encode()) for i in range(5)]
-    answers = ask(systems, clips)
+    answers = time_systems(systems, clips)
     # Two clips a turn, and one before them to warm up; the last turn has a single clip.
     assert "".join(asked) == "xxxyyyzzz" + "yyyzzzxxx" + "zzxxyy"
     assert answers["y"].texts == ("y 0 en", "y 1 en", "y 2 en", "y 3 en", "y 4 en")
@@ -51,7 +51,7 @@ def test_the_sample_is_spread_over_durations():
 def test_the_median_of_repeats_counts(monkeypatch: pytest.MonkeyPatch):
     clock = iter([0.0, 9.0, 10.0, 11.0, 20.0, 22.0])  # 9 s, 1 s, 2 s
     monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))
-    answers = ask({"x": Recorder("x", [])}, [CLIP], repeats=3)
+    answers = time_systems({"x": Recorder("x", [])}, [CLIP], repeats=3)
     assert answers["x"].latency_s.tolist() == [2.0]
 
 
@@ -62,7 +62,7 @@ def test_speedup_of_a_constant_factor_is_certain():
 
 def test_speedup_is_of_medians_and_its_interval_holds_it():
     rng = np.random.default_rng(3)
-    ours, theirs = rng.lognormal(0, 0.3, 101), 5 * rng.lognormal(0, 0.3, 101)
-    found = speedup(theirs, ours)
-    assert found["value"] == pytest.approx(np.median(theirs) / np.median(ours), abs=1e-3)
+    system_s, baseline_s = rng.lognormal(0, 0.3, 101), 5 * rng.lognormal(0, 0.3, 101)
+    found = speedup(baseline_s, system_s)
+    assert found["value"] == pytest.approx(np.median(baseline_s) / np.median(system_s), abs=1e-3)
     assert 3.5 < found["low"] < found["value"] < found["high"] < 7.0

@@ -64,8 +64,8 @@ def without_timing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights: Path):
-    wanted = with_(run.recipe, sets=[calls], models={"again": str(weights)}, conditions=["white@10"], non_speech=True)
-    result = evaluate(wanted)
+    recipe = with_(run.recipe, sets=[calls], models={"again": str(weights)}, conditions=["white@10"], non_speech=True)
+    result = evaluate(recipe)
     assert result["models"] == ["teacher", "again", "student"]
     assert {n: (s["in_domain"], s["utterances"]) for n, s in result["sets"].items()} == {
         "test": (True, N_PER_SPLIT),
@@ -83,8 +83,8 @@ def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights:
     assert [r.reference for r in clean] == [u.text for u in read_utterances(run.shards, "test")]  # raw, as written
     assert all("".join(r.token_texts or ()).strip() == r.hypothesis for r in rows)
     assert len([r for r in rows if r.condition == "white@10"]) == 3 * (N_PER_SPLIT + 4)
-    with pytest.raises(AskdError, match="babble behind set test, calls: it does not say who speaks"):
-        evaluate(with_(wanted, conditions=["babble@10"]))
+    with pytest.raises(AskdError, match="babble behind set test, calls: an utterance has no speaker label"):
+        evaluate(with_(recipe, conditions=["babble@10"]))
 
 
 @pytest.mark.slow
@@ -116,9 +116,9 @@ def test_an_empty_split(run: Run):
 
 
 def test_what_cannot_be_compared_is_said_at_once(run: Run, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(AskdError, match=r"evaluate\.models: teacher is the run's own"):
+    with pytest.raises(AskdError, match=r"evaluate\.models: the name teacher is reserved"):
         evaluate(with_(run.recipe, models={"teacher": "x"}))
-    with pytest.raises(AskdError, match="the model's name is missing"):
+    with pytest.raises(AskdError, match="the model name is missing"):
         evaluate(with_(run.recipe, models={"them": "http://127.0.0.1/v1"}))
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from browser import chromium, open_browser, open_page
 from playwright.sync_api import Browser, Page
-from reported import BETTER, NOISY, finish, hear, hear_nothing, time_it, write_run
+from reported import BETTER, NOISY, finish, model_rows, non_speech_rows, time_it, write_run
 
 from askd_ray.evaluate.report.write import report
 
@@ -27,14 +27,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(tmp_path_factory.mktemp("runs"), "small", normalizer="none")
     with pytest.MonkeyPatch.context() as patch:
         timed = json.loads(json.dumps(time_it(run, patch)))
-    rows = hear(run, BETTER | {"tiny": 0.5}, NOISY)
+    rows = model_rows(run, BETTER | {"tiny": 0.5}, NOISY)
     rows = [replace(r, hypothesis=EVIL) if (r.model, r.id) == ("student", "clip-1") else r for r in rows]
     rows += [
         replace(r, set=f"far/{LONG}", hypothesis="" if (r.model, r.id[-6:]) == ("student", "1.flac") else r.hypothesis)
         for r in rows
         if r.set == "far"
     ]
-    return report([str(finish(run, [*rows, *hear_nothing(["teacher", "tiny", "student"])], timed).path)])
+    return report([str(finish(run, [*rows, *non_speech_rows(["teacher", "tiny", "student"])], timed).path)])
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,14 @@ def test_it_asks_for_nothing_and_runs_nothing(browser: Browser, path: Path):
 
 
 def test_the_sound_plays(page: Page):
-    gone = page.locator("article").filter(has_text="no longer there")
+    gone = page.locator("article").filter(has_text="no longer available")
     assert gone.count() > 0 and LONG in (gone.first.text_content() or "")
     assert page.locator("audio").count() == page.locator("article").count() - gone.count() > 3
     page.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState >= 1)")
     durations_s = page.evaluate("[...document.querySelectorAll('audio')].map(a => a.duration)")
     titles = page.locator("article:has(audio) h3").all_inner_texts()
-    said_s = [float(title.split("(")[-1].split(" s")[0]) for title in titles]
-    assert all(abs(a - b) < 0.2 for a, b in zip(durations_s, said_s, strict=True))  # MP3 pads
+    title_s = [float(title.split("(")[-1].split(" s")[0]) for title in titles]
+    assert all(abs(a - b) < 0.2 for a, b in zip(durations_s, title_s, strict=True))  # MP3 pads
     played = "async a => { a.muted = true; await a.play(); await new Promise(r => a.ontimeupdate = r); return a.error }"
     assert page.locator("audio").first.evaluate(played) is None
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from parsed import Page, read_markdown
-from reported import finish, hear, write_run
+from reported import finish, model_rows, write_run
 
 from askd_ray.evaluate.report.write import report
 from askd_ray.files import read_json
@@ -21,7 +21,7 @@ def study(tmp_path: Path) -> Run:
     """A study of three arms and three seeds: one is worse than the teacher, one better, and one goes by the seed."""
     run = write_run(tmp_path, "small", study={"arms": ARMS, "against": "ce", "seeds": [0, 1, 2]})
     models = {f"{arm}-{seed}": rates[seed] for arm, rates in RATES.items() for seed in range(3)}
-    finish(run, hear(run, {"teacher": 0.3, **models}, {"white@0": 0.2}))
+    finish(run, model_rows(run, {"teacher": 0.3, **models}, {"white@0": 0.2}))
     assert run.recipe.study is not None
     scores: Any = read_json(run.path / "evaluate" / "scores.json")
     run.finish("study", "", {"comparison": over_seeds(scores, run.recipe.study)}, run.begin("study"))
@@ -32,7 +32,7 @@ def test_the_verdict_is_over_seeds(study: Run):
     page = report([str(study.path)])
     markdown, html = page.with_suffix(".md").read_text(), page.read_text()
     answers = re.findall(r"^- Is the WER of (\w+) over 3 seeds .*, (in|out of) domain\? \*\*(.*)\.\*\*", markdown, re.M)
-    assert {arm: said for arm, place, said in answers if place == "in"} == {
+    assert {arm: answer for arm, place, answer in answers if place == "in"} == {
         "ce": "No",
         "askd": "Yes",
         "adakd": "Cannot tell",
@@ -55,6 +55,6 @@ def test_seeds_of_an_arm_share_its_colour_and_the_students_their_worst_clips(stu
     html = page.read_text()
     assert len(re.findall("<h2.*>Worst utterances</h2>", html)) == 1
     clips = html.split("<article>")[1:]
-    assert {clip.count("<dt>") for clip in clips} == {1 + 1 + 5}  # what was said, the teacher, the five worst
+    assert {clip.count("<dt>") for clip in clips} == {1 + 1 + 5}  # the reference, the teacher, the five worst
     used = set(re.findall(r"var\(--model-(\d)\)", html.split("<main>")[1]))
     assert used == {"0", "1", "2", "3"}

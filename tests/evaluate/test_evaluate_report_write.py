@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from parsed import Page, read_markdown
-from reported import BETTER, EQUAL, NOISY, draft, finish, hear, hear_nothing, time_it, write_run
+from reported import BETTER, EQUAL, NOISY, draft, finish, model_rows, non_speech_rows, time_it, write_run
 
 from askd_ray.cli import main
 from askd_ray.errors import AskdError
@@ -24,7 +24,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = write_run(tmp_path_factory.mktemp("runs"), "small")
     with pytest.MonkeyPatch.context() as patch:
         timed, drafted = json.loads(json.dumps([time_it(run, patch), draft(run, patch)]))
-    rows = [*hear(run, BETTER | {"tiny": 0.5}, NOISY), *hear_nothing(["teacher", "tiny", "student"])]
+    rows = [*model_rows(run, BETTER | {"tiny": 0.5}, NOISY), *non_speech_rows(["teacher", "tiny", "student"])]
     finish(run, rows, timed, speculative=drafted)
     assert report([str(run.path)]) == page_of(run)
     return run
@@ -56,15 +56,15 @@ def test_every_section_is_there_and_its_plots_beside_it(full: Run):
         "Word error rate by set",
         "In domain and out of domain",
         "Kinds of errors",
-        "Words heard where nobody speaks",
+        "Hallucination in clips without speech",
         "Under noise and other conditions",
         "Calibration",
         "By length of the clip",
         "By speaker",
         "Speed and cost",
-        "As its teacher's draft",
+        "Speculative decoding",
         "Worst utterances",
-        "How to repeat it",
+        "How to reproduce",
     ]
     pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown_of(page), re.MULTILINE)
     assert len(pictures) == 6 == html_of(page).count("<svg")
@@ -79,7 +79,9 @@ def test_what_the_student_is_worth_as_a_draft(full: Run):
 
 def test_a_section_needs_data(tmp_path: Path):
     run = write_run(tmp_path, "small", n=4)
-    rows = [replace(row, hypothesis=row.reference, token_texts=None, token_probs=None) for row in hear(run, EQUAL)]
+    rows = [
+        replace(row, hypothesis=row.reference, token_texts=None, token_probs=None) for row in model_rows(run, EQUAL)
+    ]
     sections = SECTIONS.findall(markdown_of(report([str(finish(run, rows).path)])))
     assert sections == [
         "Verdict",
@@ -88,7 +90,7 @@ def test_a_section_needs_data(tmp_path: Path):
         "Kinds of errors",
         "By length of the clip",
         "By speaker",
-        "How to repeat it",
+        "How to reproduce",
     ]
 
 
@@ -114,10 +116,10 @@ def test_texts_of_models_and_data_are_only_texts(tmp_path: Path):
     places = {"far": f"far/{EVIL}", "test": "test"}
     rows = [
         replace(row, hypothesis=EVIL, reference=f"{row.reference} {EVIL}", speaker=EVIL, set=places[row.set])
-        for row in hear(run, {"teacher": 0.0, "student": 0.0}, {"telephone": 0.0})
+        for row in model_rows(run, {"teacher": 0.0, "student": 0.0}, {"telephone": 0.0})
     ]
     rows = [replace(row, hypothesis=row.reference) if row.model == "teacher" else row for row in rows]
-    silent = [replace(row, hypothesis=EVIL) for row in hear_nothing(["teacher", "student"])]
+    silent = [replace(row, hypothesis=EVIL) for row in non_speech_rows(["teacher", "student"])]
     page = report([str(finish(run, [*rows, *silent]).path)])
     parsed = Page(html_of(page))
     assert not {"script", "img", "iframe", "object", "link", "base"} & set(parsed.tags)
@@ -133,8 +135,8 @@ def test_several_runs_stand_beside_one_another(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     first, second = (write_run(tmp_path / "runs", name) for name in ("first", "second"))
     timed = json.loads(json.dumps(time_it(first, monkeypatch)))
-    finish(first, hear(first, {"teacher": 0.3, "student": 0.05}, NOISY), timed)
-    worse = [row for row in hear(second, {"teacher": 0.3, "student": 0.9}) if row.set == "test"]
+    finish(first, model_rows(first, {"teacher": 0.3, "student": 0.05}, NOISY), timed)
+    worse = [row for row in model_rows(second, {"teacher": 0.3, "student": 0.9}) if row.set == "test"]
     finish(second, worse, timed)
     page = report(["first", "second"])
     assert page == Path("report.html")
@@ -167,7 +169,7 @@ def test_a_run_that_was_moved(full: Run, tmp_path: Path):
 def test_mistakes_are_one_line(full: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(AskdError, match=r"no run 'nowhere'.*runs/nowhere"):
         report(["nowhere"])
-    with pytest.raises(AskdError, match="each run once"):
+    with pytest.raises(AskdError, match="must have different names"):
         report([str(full.path), str(full.path)])
     copy = shutil.copytree(full.path, tmp_path / "copy")
     (copy / "evaluate" / "hypotheses.parquet").unlink()

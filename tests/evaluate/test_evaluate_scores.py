@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spoken import all_said, said
+from hypothesis_rows import make_row, make_rows
 
 from askd_ray.errors import AskdError
 from askd_ray.evaluate.hypotheses import Hypothesis, read_hypotheses, write_hypotheses
@@ -15,10 +15,10 @@ from askd_ray.evaluate.scores import score
 
 LOOP = "a b c d e " * 3
 A = [
-    *all_said({"the colour": {"student": "The color!", "teacher": "the"}}, speaker="s1"),
-    *all_said({"press pound": {"student": "press pound", "teacher": "press pound now"}}, speaker="s2", duration_s=2.0),
-    *all_said({"good bye now": {"student": "", "teacher": "good bye cow"}}, speaker="s2", duration_s=30.0, ended=True),
-    *all_said({"a b c d e": {"student": LOOP, "teacher": "a b c d e"}}, duration_s=31.0, ended=False),
+    *make_rows({"the colour": {"student": "The color!", "teacher": "the"}}, speaker="s1"),
+    *make_rows({"press pound": {"student": "press pound", "teacher": "press pound now"}}, speaker="s2", duration_s=2.0),
+    *make_rows({"good bye now": {"student": "", "teacher": "good bye cow"}}, speaker="s2", duration_s=30.0, ended=True),
+    *make_rows({"a b c d e": {"student": LOOP, "teacher": "a b c d e"}}, duration_s=31.0, ended=False),
 ]
 
 
@@ -59,17 +59,17 @@ def test_by_duration_and_by_speaker():
 
 
 def test_what_the_data_do_not_tell():
-    rows = all_said({"a b": {"teacher": "a b"}, "(!)": {"teacher": "x"}}, duration_s=1.0)
+    rows = make_rows({"a b": {"teacher": "a b"}, "(!)": {"teacher": "x"}}, duration_s=1.0)
     rows = [rows[0], replace(rows[1], duration_s=7.0)]
     teacher = score(rows, "teacher")["sets"]["a"]["models"]["teacher"]
     assert teacher["by_speaker"] is teacher["runaways"] is None
-    assert [b["wer"] for b in teacher["by_duration"]] == [0.0, None]  # what is said there has no words
+    assert [b["wer"] for b in teacher["by_duration"]] == [0.0, None]  # the reference has no words
     assert teacher["empty"] == 0 and teacher["wer"] == 0.5
 
 
 def test_the_worst_speakers():
-    rows = [said("teacher", f"w{i}", "x" * (i % 2), id=str(i), speaker=f"s{i:02}") for i in range(8)]
-    rows.append(said("teacher", "w w", "w w", speaker="s01"))
+    rows = [make_row("teacher", f"w{i}", "x" * (i % 2), id=str(i), speaker=f"s{i:02}") for i in range(8)]
+    rows.append(make_row("teacher", "w w", "w w", speaker="s01"))
     worst = score(rows, "teacher", "none")["sets"]["a"]["models"]["teacher"]["by_speaker"]
     assert [s["speaker"] for s in worst["worst"]] == ["s00", "s02", "s03", "s04", "s05"]
     assert worst["macro_wer"] == pytest.approx((7 + 1 / 3) / 8)
@@ -77,9 +77,9 @@ def test_the_worst_speakers():
 
 def test_domains_apart():
     rows = [
-        *all_said({"a b c d": {"m": "a b c d", "t": "a b x x"}, "e f": {"m": "e f", "t": "e f"}}),
-        *all_said({"g h": {"m": "x x", "t": "g h"}}, set="b"),
-        *all_said({"i j": {"m": "i", "t": ""}}, set="c", in_domain=False),
+        *make_rows({"a b c d": {"m": "a b c d", "t": "a b x x"}, "e f": {"m": "e f", "t": "e f"}}),
+        *make_rows({"g h": {"m": "x x", "t": "g h"}}, set="b"),
+        *make_rows({"i j": {"m": "i", "t": ""}}, set="c", in_domain=False),
     ]
     scores = score(rows, "t")
     inside, outside = scores["in_domain"], scores["out_of_domain"]
@@ -98,8 +98,8 @@ def test_domains_apart():
 
 def test_conditions_over_their_sets():
     clean = [
-        *all_said({"a b c d": {"m": "a b c d", "t": "a b c x"}, "e f": {"m": "e x", "t": "e f"}}),
-        *all_said({"g h": {"m": "g h", "t": "g h"}}, set="b"),
+        *make_rows({"a b c d": {"m": "a b c d", "t": "a b c x"}, "e f": {"m": "e x", "t": "e f"}}),
+        *make_rows({"g h": {"m": "g h", "t": "g h"}}, set="b"),
     ]
     noisy = [replace(row, condition="white@10", hypothesis="") for row in clean if row.id != "e f"]
     noisy += [replace(row, condition="white@-5") for row in noisy]
@@ -112,18 +112,18 @@ def test_conditions_over_their_sets():
     assert white["clean_wer"] == {"t": 1 / 6, "m": 0.0}  # of the same two utterances
     assert white["against_baseline"]["m"]["value"] == 0.0
     assert (conditions["speed@0.9"]["sets"], conditions["speed@0.9"]["clean_wer"]["m"]) == (["b"], 0.0)
-    with pytest.raises(AskdError, match="'a b c d' of a was scored in the condition white@-5 and not clean"):
+    with pytest.raises(AskdError, match="'a b c d' of a has a row under the condition white@-5 but no clean row"):
         score([row for row in [*clean, *noisy] if row.id != "a b c d" or row.condition != "clean"], "t")
 
 
 def test_where_nobody_speaks():
-    heard = [("silence", "1", ""), ("silence", "2", " Thanks for watching!"), ("music", "1", "(music)")]
+    clips = [("silence", "1", ""), ("silence", "2", " Thanks for watching!"), ("music", "1", "(music)")]
     rows = [
-        said(model, "", text if model == "m" else "", set="non_speech", condition=kind, id=i, duration_s=20.0)
+        make_row(model, "", text if model == "m" else "", set="non_speech", condition=kind, id=i, duration_s=20.0)
         for model in "mt"
-        for kind, i, text in heard
+        for kind, i, text in clips
     ]
-    scores = score([*rows, *all_said({"a": {"m": "a", "t": "a"}})], "t")
+    scores = score([*rows, *make_rows({"a": {"m": "a", "t": "a"}})], "t")
     json.dumps(scores, allow_nan=False)
     found = scores["non_speech"]
     assert (found["clips"], found["minutes"]) == (3, 1.0)
@@ -140,7 +140,7 @@ def test_where_nobody_speaks():
     assert found["models"]["t"]["words"] == 0
     assert list(scores["sets"]) == ["a"] and scores["conditions"] == {}
     assert score(rows, "t")["sets"] == {}
-    assert score(all_said({"a": {"t": "a"}}), "t")["non_speech"] is None
+    assert score(make_rows({"a": {"t": "a"}}), "t")["non_speech"] is None
 
 
 _words = st.lists(st.sampled_from(["yes", "no", "up", "down"]), max_size=6).map(" ".join)
@@ -154,7 +154,7 @@ _clips = st.lists(
 def rows_of(clips: list[tuple[str, ...]]) -> list[Hypothesis]:
     """Clean rows of all clips, noisy ones of some, by ``t``, ``m`` and ``t2``, which says what ``t`` says."""
     rows = list[Hypothesis]()
-    for i, (name, condition, reference, heard, other) in enumerate(clips):
+    for i, (name, condition, reference, hypothesis, other) in enumerate(clips):
         given_ = {
             "set": name,
             "in_domain": name == "a",
@@ -162,11 +162,11 @@ def rows_of(clips: list[tuple[str, ...]]) -> list[Hypothesis]:
             "speaker": f"s{i % 3}",
             "duration_s": 3.0 * i + 1,
         }
-        for model, text in (("t", heard), ("t2", heard), ("m", other)):
+        for model, text in (("t", hypothesis), ("t2", hypothesis), ("m", other)):
             tokens = tuple(f" {word}" for word in text.split())
-            told = {"token_texts": tokens, "token_probs": tuple(i % 8 / 8 for _ in tokens)}
+            confidence = {"token_texts": tokens, "token_probs": tuple(i % 8 / 8 for _ in tokens)}
             for where in {"clean", condition}:
-                rows.append(said(model, reference + " word", text, condition=where, **given_, **told))
+                rows.append(make_row(model, reference + " word", text, condition=where, **given_, **confidence))
     return rows
 
 

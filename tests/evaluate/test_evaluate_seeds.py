@@ -44,10 +44,10 @@ def test_against_one_number():
     assert found["differences"]["askd"]["value"] == pytest.approx(np.mean(WERS["askd"]) - 0.205)
 
 
-@pytest.mark.parametrize(("n", "least"), [(2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)])
-def test_how_small_the_permutation_test_can_get(n: int, least: float):
+@pytest.mark.parametrize(("n", "lowest"), [(2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)])
+def test_how_small_the_permutation_test_can_get(n: int, lowest: float):
     found = compare_seeds({"kd": [0.3] * n, "askd": [0.1 + 0.001 * i for i in range(n)]}, "kd")
-    assert found["differences"]["askd"]["p_sign_flip"] == least
+    assert found["differences"]["askd"]["p_sign_flip"] == lowest
 
 
 @settings(max_examples=25, deadline=None)
@@ -76,8 +76,8 @@ def test_one_seed_says_little():
 @pytest.mark.parametrize(
     ("wers", "against", "trouble"),
     [
-        (WERS, "ce", "'ce' is none of the presets: kd, askd"),
-        ({"kd": [0.1, 0.2], "askd": [0.1]}, "kd", "askd has 1 runs and kd 2"),
+        (WERS, "ce", "'ce' is not among the presets: kd, askd"),
+        ({"kd": [0.1, 0.2], "askd": [0.1]}, "kd", "askd has 1 runs and kd has 2"),
         ({"kd": []}, 0.1, "kd has no runs"),
     ],
 )

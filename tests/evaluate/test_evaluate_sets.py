@@ -90,7 +90,7 @@ def test_rows_that_the_student_may_have_seen_are_left_out(
     sets, _ = read_sets(with_sets(tmp_path, speech, asked_for, split=None))
     assert [u.path for u in sets[0].utterances] == [rows[0]["audio"]]
     only = SpeechSet(name="only", path=manifest(tmp_path / "only", rows[:1]))
-    with pytest.raises(AskdError, match="1 marked as train data; split: train in the set scores rows so marked"):
+    with pytest.raises(AskdError, match="1 marked as train data; to score rows marked as train, set split: train"):
         read_sets(with_sets(tmp_path, speech, only, split=None))
 
 

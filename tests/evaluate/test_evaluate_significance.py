@@ -77,15 +77,15 @@ def spoken() -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
     rng = np.random.default_rng(RNG_SEED)
     references = [[f"w{w}" for w in rng.integers(50, size=rng.integers(1, 15))] for _ in range(80)]
 
-    def heard(share: float) -> list[list[str]]:
+    def make_hypotheses(share: float) -> list[list[str]]:
         return [[w if rng.random() > share else "x" for w in r] for r in references]
 
-    return references, heard(0.12), heard(0.09)
+    return references, make_hypotheses(0.12), make_hypotheses(0.09)
 
 
-def errors_of(references: list[list[str]], *heard: list[list[str]]) -> np.ndarray:
+def errors_of(references: list[list[str]], *hypotheses: list[list[str]]) -> np.ndarray:
     return np.asarray(
-        [[kaldialign.edit_distance(r, h)["total"] for h in of] for r, *of in zip(references, *heard, strict=True)]
+        [[kaldialign.edit_distance(r, h)["total"] for h in of] for r, *of in zip(references, *hypotheses, strict=True)]
     )
 
 
@@ -94,9 +94,9 @@ def test_against_kaldialign(spoken: tuple[list[list[str]], ...]):
     found = compared(errors_of(*spoken), [len(r) for r in references])
     other = kaldialign.bootstrap_wer_ci(references, base, ours, replications=10_000)
     for name, system in (("base", "system1"), ("ours", "system2")):
-        theirs, interval = other[system], found["models"][name]["wer_ci95"]
-        assert found["models"][name]["wer"] == pytest.approx(theirs["wer"], abs=0.001)  # the mean of its draws
-        assert interval == pytest.approx([theirs["ci95min"], theirs["ci95max"]], abs=0.005)  # a normal interval
+        mirror, interval = other[system], found["models"][name]["wer_ci95"]
+        assert found["models"][name]["wer"] == pytest.approx(mirror["wer"], abs=0.001)  # the mean of its draws
+        assert interval == pytest.approx([mirror["ci95min"], mirror["ci95max"]], abs=0.005)  # a normal interval
     assert found["against_baseline"]["ours"]["p_improvement"] == pytest.approx(other["p_s2_improv_over_s1"], abs=0.02)
 
 
@@ -146,11 +146,11 @@ def test_an_interval_lies_within_its_utterances(clips: list[tuple[int, int, int]
     mirrored = compare(
         draw(np.asarray([(b, a) for a, b, _ in clips]), np.asarray([n for *_, n in clips]), 0).rates, MODELS, "base"
     )
-    ours, theirs = found["against_baseline"]["ours"], mirrored["against_baseline"]["ours"]
+    ours, mirror = found["against_baseline"]["ours"], mirrored["against_baseline"]["ours"]
     assert (ours["low"], ours["high"], ours["value"]) == pytest.approx(
-        (-theirs["high"], -theirs["low"], -theirs["value"])
+        (-mirror["high"], -mirror["low"], -mirror["value"])
     )
-    assert ours["p_improvement"] + theirs["p_improvement"] <= 1.0
+    assert ours["p_improvement"] + mirror["p_improvement"] <= 1.0
 
 
 def test_samples_without_a_word_have_no_rate():

@@ -11,8 +11,8 @@ from askd_ray.text.tokens import Tokens
 
 @pytest.mark.slow
 def test_a_model_as_its_own_draft(weights: Path, speech: Path):
-    loaded, said = load_whisper(str(weights)), utterances(speech, 3)
-    found = speculative_scores(loaded, loaded, said, silence_s=None, n_drafted=4)
+    loaded, clips = load_whisper(str(weights)), utterances(speech, 3)
+    found = speculative_scores(loaded, loaded, clips, silence_s=None, n_drafted=4)
     assert (found["clips"], found["identical"], found["acceptance_rate"]) == (3, 1.0, 1.0)
     assert found["drafted"] == found["accepted"] > 10 and 3.0 < found["tokens_per_pass"] <= 5.0
     medians = found["p50_ms"]

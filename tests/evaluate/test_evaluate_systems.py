@@ -29,8 +29,8 @@ class Transcriptions(BaseHTTPRequestHandler):
             self.send_error(500, "out of memory")
             return
         samples, rate_hz = soundfile.read(io.BytesIO(fields["file"]))
-        said = f"{fields['model'].decode()} {fields['language'].decode()} {len(samples)}/{rate_hz}"
-        answer = json.dumps({"text": f"{said} {self.headers.get('Authorization')} {self.path}"}).encode()
+        transcript = f"{fields['model'].decode()} {fields['language'].decode()} {len(samples)}/{rate_hz}"
+        answer = json.dumps({"text": f"{transcript} {self.headers.get('Authorization')} {self.path}"}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
@@ -50,20 +50,20 @@ def server() -> Iterator[str]:
 
 def test_a_server(server: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    recogniser = open_system(f"{server}#small")
-    heard = recogniser.hear([np.zeros(1600, np.float32), np.zeros(3200, np.float32)], "de")
+    system = open_system(f"{server}#small")
+    transcripts = system.transcribe([np.zeros(1600, np.float32), np.zeros(3200, np.float32)], "de")
     where = "Bearer sk-secret /v1/audio/transcriptions"
-    assert [h.text for h in heard] == [f"small de 1600/16000 {where}", f"small de 3200/16000 {where}"]
-    assert heard[0].token_probs is None and heard[0].ended is None
+    assert [h.text for h in transcripts] == [f"small de 1600/16000 {where}", f"small de 3200/16000 {where}"]
+    assert transcripts[0].token_probs is None and transcripts[0].ended is None
 
 
 def test_a_server_that_fails(server: str):
     clip = [np.zeros(1600, np.float32)]
     with pytest.raises(AskdError, match="transcriptions answers 500"):
-        open_system(f"{server}#broken").hear(clip, "en")
+        open_system(f"{server}#broken").transcribe(clip, "en")
     with pytest.raises(AskdError, match="does not answer"):
-        open_system("http://127.0.0.1:1/v1#x").hear(clip, "en")
-    with pytest.raises(AskdError, match="the model's name is missing"):
+        open_system("http://127.0.0.1:1/v1#x").transcribe(clip, "en")
+    with pytest.raises(AskdError, match="the model name is missing"):
         open_system(server)
 
 
@@ -80,8 +80,8 @@ def test_windows_are_those_of_the_model(tmp_path: Path, weights: Path):
 
 @pytest.mark.slow
 def test_our_engine_tells_how_sure_it_is(weights: Path, speech: Path):
-    heard = open_system(str(weights)).hear([waveform_of(u) for u in utterances(speech, 2)], "en")
-    for said in heard:
-        assert said.token_texts is not None and "".join(said.token_texts).strip() == said.text
-        assert said.token_probs is not None and len(said.token_probs) == len(said.token_texts)
-        assert said.ended is True
+    transcripts = open_system(str(weights)).transcribe([waveform_of(u) for u in utterances(speech, 2)], "en")
+    for transcript in transcripts:
+        assert transcript.token_texts is not None and "".join(transcript.token_texts).strip() == transcript.text
+        assert transcript.token_probs is not None and len(transcript.token_probs) == len(transcript.token_texts)
+        assert transcript.ended is True

@@ -1,15 +1,15 @@
 from dataclasses import replace
 
+from hypothesis_rows import make_row, make_rows
 from rich.console import Console
-from spoken import all_said, said
 
 from askd_ray.evaluate.scores import score
 from askd_ray.evaluate.tables import table, verdicts
 
-WORSE = [*all_said({f"word {i}": {"teacher": "word x", "student": f"word {i}"} for i in range(30)})]
+WORSE = [*make_rows({f"word {i}": {"teacher": "word x", "student": f"word {i}"} for i in range(30)})]
 OUTSIDE = [
-    *all_said({"a b": {"teacher": "a b", "student": "a x"}, "c d": {"teacher": "c x", "student": "c d"}}),
-    *all_said({"e f": {"teacher": "e f", "student": "e f"}}, set="b"),
+    *make_rows({"a b": {"teacher": "a b", "student": "a x"}, "c d": {"teacher": "c x", "student": "c d"}}),
+    *make_rows({"e f": {"teacher": "e f", "student": "e f"}}, set="b"),
 ]
 OUTSIDE = [replace(row, set=f"far_{row.set}", in_domain=False) for row in OUTSIDE]
 
@@ -43,14 +43,14 @@ def test_what_the_tables_say():
     assert [cell.strip() for cell in row[1:-1]] == ["a", "30", "60", "50.00 (50.00 to 50.00)", "0.00 (0.00 to 0.00)"]
     assert "out of domain, mean of sets" in text and "out of domain, word-weighted" in text
     assert "in domain, mean" not in text.replace("out of domain, mean", "")  # of one set there is none
-    assert "audio changed" not in text and "nobody speaks" not in text
+    assert "changed audio" not in text and "without speech" not in text
 
 
 def test_conditions_and_silence():
     noisy = [replace(row, condition="white@0", hypothesis="") for row in WORSE]
     silent = [
-        said(m, "", "oh well", set="non_speech", condition="hum", duration_s=30.0) for m in ("teacher", "student")
+        make_row(m, "", "oh well", set="non_speech", condition="hum", duration_s=30.0) for m in ("teacher", "student")
     ]
     text = shown([*WORSE, *noisy, *silent])
     assert "white@0" in text and "100.00 (100.00 to 100.00)" in text
-    assert "Where nobody speaks: 1 clip, 0.5 min" in text and "100.0 %" in text and " 4.0 " in text
+    assert "Clips without speech: 1 clip, 0.5 min" in text and "100.0 %" in text and " 4.0 " in text

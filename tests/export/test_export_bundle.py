@@ -63,8 +63,8 @@ def test_transformers_folder_in_transformers(exported: dict[str, Any], run: Run,
     model = AutoModelForSpeechSeq2Seq.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
     inputs = processor(waveform_of(clip), sampling_rate=16_000, return_tensors="pt")
-    heard = processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0]
-    assert len(words(heard) & words(clip.text)) >= 0.6 * len(words(clip.text)), heard
+    text = processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0]
+    assert len(words(text) & words(clip.text)) >= 0.6 * len(words(clip.text)), text
 
 
 @pytest.mark.parametrize("quantization", ["int8", "float16"])
@@ -75,8 +75,8 @@ def test_ctranslate2_folders_in_stock_faster_whisper(
 
     model = WhisperModel(str(run.bundle / f"ctranslate2-{quantization}"), device="cpu", compute_type="int8")
     segments, _ = model.transcribe(io.BytesIO(clip.audio), language="en", beam_size=1)
-    heard = "".join(segment.text for segment in segments)
-    assert len(words(heard) & words(clip.text)) >= 0.6 * len(words(clip.text)), heard
+    text = "".join(segment.text for segment in segments)
+    assert len(words(text) & words(clip.text)) >= 0.6 * len(words(clip.text)), text
 
 
 def test_the_description_and_the_card(exported: dict[str, Any], run: Run):
@@ -104,8 +104,8 @@ def test_export_again_does_nothing(exported: dict[str, Any], run: Run):
 
 
 def test_reference_clips_travel_with_the_bundle(exported: dict[str, Any], run: Run):
-    told = read_json(run.bundle / REFERENCE / "reference.json")
-    assert len(told) == 3 and all(clip["text"] and clip["language"] == "en" for clip in told)
+    expected = read_json(run.bundle / REFERENCE / "reference.json")
+    assert len(expected) == 3 and all(clip["text"] and clip["language"] == "en" for clip in expected)
     assert check_reference(open_engine(read_bundle(run.bundle)), run.bundle) == 3
 
 
@@ -149,7 +149,7 @@ def test_a_conversion_that_went_wrong_is_not_published(
 
     before = read_json(run.bundle / "bundle.json")
     monkeypatch.setattr("askd_ray.export.bundle.convert_to_ctranslate2", wrong)
-    with pytest.raises(AskdError, match="transformers and float16 give different texts"):
+    with pytest.raises(AskdError, match="transformers and float16 differ in"):
         export(run.recipe, force=True)
     assert read_json(run.bundle / "bundle.json") == before
     assert run.record("export") is not None

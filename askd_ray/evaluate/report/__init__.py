@@ -1,1 +1,1 @@
-"""The report of an evaluation: one document, written as a self-contained HTML page and as Markdown."""
+"""The report of an evaluation: one document, as a self-contained HTML page and as Markdown."""

@@ -1,4 +1,4 @@
-"""What a report consists of, before anything is said about its looks: HTML and Markdown are made from the same."""
+"""The content of a report without its layout: HTML and Markdown are generated from it."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Tone = Literal["good", "bad", "open"]
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. A ``remark`` is small print."""
+    """A paragraph. A ``remark`` is shown in small print."""
 
     text: str
     remark: bool = False
@@ -20,7 +20,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, its answer in a word or a figure, and the figures behind it."""
+    """A question, its answer in a word or a number, and the numbers behind it."""
 
     question: str
     answer: str
@@ -30,14 +30,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """The verdict."""
+    """The verdict: a list of answers."""
 
     answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
 class TableBlock:
-    """A table. The first ``n_labels`` cells of a row say what it is about."""
+    """A table. The first ``n_labels`` cells of a row are its labels."""
 
     caption: str
     head: tuple[str, ...]
@@ -46,14 +46,14 @@ class TableBlock:
 
     @property
     def figures(self) -> list[bool]:
-        """Of each column, whether figures stand in it: they are ranged right."""
+        """For each column, whether it holds numbers, which are aligned right."""
         columns = zip(*self.rows, strict=True)
         return [i >= self.n_labels and all(map(_is_figure, column)) for i, column in enumerate(columns)]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot: ``svg`` for the page, in its reader's colours, ``png`` for a file."""
+    """A plot: ``svg`` for the page, in the page's colours, ``png`` for a file."""
 
     name: str
     caption: str
@@ -63,7 +63,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Code:
-    """Text to copy. What is ``folded`` shows when asked for."""
+    """Text to copy. A ``folded`` block opens on a click."""
 
     caption: str
     text: str
@@ -72,7 +72,7 @@ class Code:
 
 @dataclass(frozen=True)
 class QuotedTranscript:
-    """What one model made of a clip: its words beside the reference's, ``n_more`` of them not shown."""
+    """A model's transcript of a clip, aligned with the reference; ``n_more`` words are not shown."""
 
     model: str
     errors: int
@@ -83,7 +83,7 @@ class QuotedTranscript:
 
 @dataclass(frozen=True)
 class Audio:
-    """Sound to play: an encoded file."""
+    """Audio to play: an encoded file."""
 
     mime: str
     data: bytes
@@ -91,17 +91,17 @@ class Audio:
 
 @dataclass(frozen=True)
 class ClipBlock:
-    """One utterance. ``audio`` is a reason where there is none to play."""
+    """One utterance. ``audio`` is a reason (a string) when there is nothing to play."""
 
     title: str
     audio: Audio | str
     reference: str
-    said: tuple[QuotedTranscript, ...]
+    transcripts: tuple[QuotedTranscript, ...]
 
 
 @dataclass(frozen=True)
 class Legend:
-    """How the words of clips are marked."""
+    """The legend for the marks in transcripts."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ Block = Text | Answers | TableBlock | Figure | Code | Legend | ClipsBlock
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A heading and what is below it."""
+    """A heading and its blocks."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -146,9 +146,9 @@ def points(of: RateDifference) -> str:
     return f"{100 * of['value']:+.2f} ({100 * of['low']:+.2f} to {100 * of['high']:+.2f})"
 
 
-def count(n: int, what: str) -> str:
+def count(n: int, noun: str) -> str:
     """Return ``1 clip`` or ``2 clips``."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _is_figure(cell: str) -> bool:

@@ -1,4 +1,4 @@
-"""A report as one HTML page that asks for nothing outside itself."""
+"""A report as one HTML page that loads nothing from outside."""
 
 import base64
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from askd_ray.evaluate.report.document import Audio, Document, TableBlock
 
 
 def to_html(document: Document) -> str:
-    """Return the document as a page. All texts are escaped: they come from data and from models."""
+    """Return the document as a page. All texts are escaped, since they come from data and models."""
     environment = Environment(
         loader=PackageLoader("askd_ray.evaluate.report", "page"),
         autoescape=True,
@@ -38,19 +38,19 @@ class _Cell:
 
 
 def _spanned(table: TableBlock) -> list[list[_Cell]]:
-    """Return the cells of each row, in which a label that goes on for several rows stands once."""
+    """Return the cells of each row. A label that is equal in several rows is one cell that spans them."""
     figures = table.figures
-    found = list[list[_Cell]]()
+    grid = list[list[_Cell]]()
     for i, row in enumerate(table.rows):
         cells = list[_Cell]()
         for column, text in enumerate(row):
             n_rows = 1
             if column < table.n_labels:
-                about = row[: column + 1]
-                if i and table.rows[i - 1][: column + 1] == about:
+                labels = row[: column + 1]
+                if i and table.rows[i - 1][: column + 1] == labels:
                     continue
-                following = (j for j in range(i, len(table.rows)) if table.rows[j][: column + 1] != about)
-                n_rows = next(following, len(table.rows)) - i
+                other_rows = (j for j in range(i, len(table.rows)) if table.rows[j][: column + 1] != labels)
+                n_rows = next(other_rows, len(table.rows)) - i
             cells.append(_Cell(text, column < table.n_labels, figures[column], n_rows))
-        found.append(cells)
-    return found
+        grid.append(cells)
+    return grid

@@ -1,4 +1,4 @@
-"""A report as Markdown, with its plots as files beside it."""
+"""A report as Markdown, with its plots as separate files."""
 
 import re
 
@@ -19,14 +19,14 @@ from askd_ray.evaluate.report.document import (
 from askd_ray.text.alignment import AlignedWord
 
 _LEGEND = (
-    "Texts are normalised and aligned as they were scored. [said→heard]: another word was heard. [-said]: a word was "
-    "not heard. [+heard]: a word was heard that was not said."
+    "Texts are normalised and aligned as in scoring. [reference→hypothesis]: a substitution. [-reference]: a deletion. "
+    "[+hypothesis]: an insertion."
 )
 _SPECIAL = re.compile(r"([\\`*_\[\]<>&|#~])")
 
 
 def to_markdown(document: Document, figures: str) -> str:
-    """Return the document as Markdown; its plots are ``<figures>/<name>.png``."""
+    """Return the document as Markdown; its plots are files ``<figures>/<name>.png``."""
     parts = [f"# {_plain(document.title)}"]
     for section in document.sections:
         parts.append(f"## {_plain(section.title)}")
@@ -35,7 +35,7 @@ def to_markdown(document: Document, figures: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
+    """Return text on one line, escaped so that Markdown shows it unchanged."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
@@ -69,14 +69,14 @@ def _indented(text: str) -> str:
 
 def _clip(clip: ClipBlock) -> str:
     sound = [] if isinstance(clip.audio, Audio) else [f"- ({_plain(clip.audio)})"]
-    lines = [f"- said: {_plain(clip.reference)}", *map(_said, clip.said), *sound]
+    lines = [f"- reference: {_plain(clip.reference)}", *map(_quoted, clip.transcripts), *sound]
     return "\n".join([f"**{_plain(clip.title)}**", "", *lines])
 
 
-def _said(said: QuotedTranscript) -> str:
-    more = f" ... and {said.n_more} more" if said.n_more else ""
-    text = " ".join(map(_word, said.aligned))
-    return f"- {_plain(said.model)}, {said.errors} of {said.words} wrong: {_plain(text + more)}"
+def _quoted(quoted: QuotedTranscript) -> str:
+    more = f" ... and {quoted.n_more} more" if quoted.n_more else ""
+    text = " ".join(map(_word, quoted.aligned))
+    return f"- {_plain(quoted.model)}, {quoted.errors} of {quoted.words} wrong: {_plain(text + more)}"
 
 
 def _word(word: AlignedWord) -> str:

@@ -1,4 +1,4 @@
-"""The end of a report: what it takes to get the same figures again."""
+"""The end of a report: how to reproduce its numbers."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,14 +16,14 @@ _STAGES = ("prepare", "label", "distill", "export", "evaluate")
 
 
 def repeat_section(evaluated: Evaluated) -> ReportSection:
-    """Say which commands, recipe, code and versions gave the figures."""
-    return ReportSection("How to repeat it", tuple(_blocks(evaluated)))
+    """Return the commands, recipe, code and versions behind the numbers."""
+    return ReportSection("How to reproduce", tuple(_blocks(evaluated)))
 
 
 def _blocks(evaluated: Evaluated) -> Iterator[Block]:
     yield Text(
-        f"Scores are made from the raw texts (normaliser: {evaluated.scores['normalizer']}; {N_DRAWS} bootstrap "
-        "samples, seeded by the names of the sets), so this page can be made again without decoding anything:"
+        f"Scores are computed from the raw texts (normaliser: {evaluated.scores['normalizer']}; {N_DRAWS} bootstrap "
+        "samples, seeded by the names of the sets). So this command writes the page again without decoding:"
     )
     yield Code("The report", f"askd report {' '.join(str(run.path) for run in evaluated.runs.values())}")
     for name, run in evaluated.runs.items():
@@ -36,11 +36,11 @@ def _run(name: str, run: Run) -> Iterator[Block]:
     yield Code(f"{name}: from the data to the scores", commands)
     yield Code(f"{name}.yaml", without_credentials(dump_recipe(run.recipe)), folded=True)
     rows = [(f"askd {s}", f"{r['wall_s'] / 60:.1f}", r["git_sha"] or "unknown") for s, r in records.items()]
-    yield TableBlock(f"{name}: when it was made", ("command", "minutes", "git SHA"), tuple(rows))
+    yield TableBlock(f"{name}: time and code of each command", ("command", "minutes", "git SHA"), tuple(rows))
     versions = records["evaluate"]["versions"]
     yield TableBlock(
-        f"{name}: made with",
-        ("", "is"),
+        f"{name}: settings and versions",
+        ("", "value"),
         (
             ("teacher", run.recipe.teacher.model),
             ("objective", run.recipe.objective.preset),
@@ -52,7 +52,7 @@ def _run(name: str, run: Run) -> Iterator[Block]:
 
 
 def _record(run: Run, stage: str) -> Mapping[str, Any] | None:
-    """Return the record of a stage, or None: data of another run or on a store may be out of reach by now."""
+    """Return the record of a stage, or None: data of another run or on a store may not be available now."""
     try:
         return run.record(stage)
     except (AskdError, OSError):

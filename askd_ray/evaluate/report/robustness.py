@@ -1,4 +1,4 @@
-"""The middle of a report: what was done to the audio, where nobody speaks, how sure models are, how long clips are."""
+"""The middle of a report: conditions of the audio, clips without speech, calibration, length of clips, speakers."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,10 +24,10 @@ _MAX_TEXTS = 12
 
 
 def robustness_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
-    """Yield the sections that there are data for."""
+    """Yield the sections with data."""
     scores, kinds = evaluated.scores, evaluated.kinds
     if scores["non_speech"] is not None:
-        yield ReportSection("Words heard where nobody speaks", tuple(_non_speech(scores)))
+        yield ReportSection("Hallucination in clips without speech", tuple(_non_speech(scores)))
     if scores["conditions"]:
         yield ReportSection("Under noise and other conditions", tuple(_conditions(scores, kinds)))
     bins = _bins_by_domain(scores)
@@ -40,33 +40,33 @@ def robustness_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
 
 
 def _non_speech(scores: Scores) -> Iterator[Block]:
-    heard = scores["non_speech"]
-    assert heard is not None
-    clips = f"{count(heard['clips'], 'clip')}, {heard['minutes']:.1f} min"
+    hallucinations = scores["non_speech"]
+    assert hallucinations is not None
+    clips = f"{count(hallucinations['clips'], 'clip')}, {hallucinations['minutes']:.1f} min"
     rows = [
         (model, f"{m['clips_with_words']} ({percent(m['share_with_words'])} %)", f"{m['words_per_minute']:.2f}")
-        for model, m in heard["models"].items()
+        for model, m in hallucinations["models"].items()
     ]
-    head = ("model", "clips with words", "words a minute")
-    yield TableBlock(f"Hallucination: words in {clips} without speech; 0 is right", head, tuple(rows))
-    kinds = list(heard["models"][scores["baseline"]]["by_kind"])
+    head = ("model", "clips with words", "words per minute")
+    yield TableBlock(f"Hallucination: words in {clips} without speech; 0 is correct", head, tuple(rows))
+    kinds = list(hallucinations["models"][scores["baseline"]]["by_kind"])
     rows = [
         (kind, model, f"{m['by_kind'][kind]['clips_with_words']} of {m['by_kind'][kind]['clips']}")
         for kind in kinds
-        for model, m in heard["models"].items()
+        for model, m in hallucinations["models"].items()
     ]
     yield TableBlock(
-        "ClipsBlock with words, by kind of sound", ("kind", "model", "clips with words"), tuple(rows), n_labels=2
+        "Clips with words, by kind of sound", ("kind", "model", "clips with words"), tuple(rows), n_labels=2
     )
     texts = [
         (model, kind, text["text"])
-        for model, m in heard["models"].items()
+        for model, m in hallucinations["models"].items()
         for kind in kinds
         for text in m["by_kind"][kind]["texts"][:_MAX_TEXTS]
     ]
     if texts:
         yield TableBlock(
-            f"What was heard there, at most {_MAX_TEXTS} texts a kind and model",
+            f"The hallucinated texts, at most {_MAX_TEXTS} per kind and model",
             ("model", "kind", "text"),
             tuple(texts),
             n_labels=2,
@@ -86,7 +86,7 @@ def _conditions(scores: Scores, kinds: Kinds) -> Iterator[Block]:
         yield from _noise_curves(by_kind, kinds)
     if others:
         bars = {name: {model: interval(one["models"][model]) for model in kinds} for name, one in others.items()}
-        yield from draw_bars("wer-by-condition", "WER with the audio changed, 95 % intervals.", bars, kinds, "WER, %")
+        yield from draw_bars("wer-by-condition", "WER with changed audio, 95 % intervals.", bars, kinds, "WER, %")
     rows: list[tuple[str, ...]] = []
     for name, one in scores["conditions"].items():
         for model in scores["models"]:
@@ -94,42 +94,42 @@ def _conditions(scores: Scores, kinds: Kinds) -> Iterator[Block]:
             wers = percent(one["clean_wer"][model]), rate(one["models"][model])
             rows.append((f"{name} ({count(one['words'], 'word')})", model, *wers, points(against) if against else ""))
     head = ("condition", "model", "clean WER, %", "WER, % (95 %)", f"against {scores['baseline']}, points (95 %)")
-    yield TableBlock("The same utterances, clean and changed; all sets, by words", head, tuple(rows), n_labels=2)
+    yield TableBlock("The same utterances, clean and changed; all sets, word-weighted", head, tuple(rows), n_labels=2)
     yield Text(
-        "white, babble, noise @ dB: so many dB below the speech. clip @ dB: peaks cut by so many dB.", remark=True
+        "white, babble, noise @ dB: signal-to-noise ratio. clip @ dB: peaks are cut by this many dB.", remark=True
     )
 
 
 def _noise_curves(by_kind: dict[str, dict[float, ConditionScores]], kinds: Kinds) -> tuple[Figure, ...]:
     panels = list[Panel]()
-    for kind, at in by_kind.items():
-        levels = sorted(at)
+    for kind, by_level in by_kind.items():
+        levels = sorted(by_level)
         clean_at = levels[-1] + 5
         curves = list[Curve]()
         for model in kinds:
-            wers = [interval(at[level]["models"][model]) for level in levels]
-            clean = 100 * at[levels[-1]]["clean_wer"][model]
+            wers = [interval(by_level[level]["models"][model]) for level in levels]
+            clean = 100 * by_level[levels[-1]]["clean_wer"][model]
             y = [*(w.value for w in wers), clean]
             curves.append(Curve(model, [*levels, clean_at], y, [(w.low, w.high) for w in wers]))
         ticks = {**{level: f"{level:g}" for level in levels}, clean_at: "clean"}
         panels.append(Panel(_NOISES[kind], "signal-to-noise ratio, dB", "WER, %", curves, ticks))
     return draw_panels(
         "wer-by-noise",
-        "WER under noise, with bands of 95 %, and that of the same utterances without it.",
+        "WER under noise with 95 % bands, and the WER of the same utterances without noise.",
         panels,
         kinds,
     )
 
 
 def _bins_by_domain(scores: Scores) -> dict[str, dict[str, list[Bin]]]:
-    """Return the reliability of each model over the sets of a domain, where it tells how sure it is."""
-    found: dict[str, dict[str, list[Bin]]] = {}
+    """Return the reliability of each model over the sets of a domain, for models that return token probabilities."""
+    by_domain: dict[str, dict[str, list[Bin]]] = {}
     for place, domain in domains(scores).items():
         for model in scores["models"]:
             bins = _pooled([b for name in domain["sets"] for b in scores["sets"][name]["models"][model]["reliability"]])
             if bins:
-                found.setdefault(place, {})[model] = bins
-    return found
+                by_domain.setdefault(place, {})[model] = bins
+    return by_domain
 
 
 def _pooled(bins: Sequence[Bin]) -> list[Bin]:
@@ -154,21 +154,21 @@ def _calibration(by_domain: dict[str, dict[str, list[Bin]]], kinds: Kinds) -> It
         Panel(
             place,
             "confidence of the token, %",
-            "tokens that are right, %",
+            "correct tokens, %",
             [
                 Curve(model, [100 * b["confidence"] for b in bins], [100 * b["accuracy"] for b in bins])
-                for model, bins in of.items()
+                for model, bins in by_model.items()
             ],
             diagonal=True,
         )
-        for place, of in by_domain.items()
+        for place, by_model in by_domain.items()
     ]
-    caption = "Reliability: on the dotted line a model is as often right as it is sure; below it, it is too sure."
+    caption = "Reliability: on the dotted line, confidence equals accuracy; below it, a model is overconfident."
     yield from draw_panels("calibration", caption, panels, kinds)
     rows = [
         (place, model, str(sum(b["tokens"] for b in bins)), f"{expected_calibration_error(bins):.3f}")
-        for place, of in by_domain.items()
-        for model, bins in of.items()
+        for place, by_model in by_domain.items()
+        for model, bins in by_model.items()
     ]
     head = ("domain", "model", "tokens", "ECE")
     yield TableBlock("Expected calibration error, all tokens of the sets", head, tuple(rows), n_labels=2)
@@ -222,12 +222,10 @@ def _speakers(scores: Scores) -> Iterator[Block]:
     rows = list[tuple[str, ...]]()
     for name, one in scores["sets"].items():
         for model, m in one["models"].items():
-            found = m["by_speaker"]
-            if found is not None:
-                worst = ", ".join(f"{s['speaker']} {percent(s['wer'])} % of {s['words']}" for s in found["worst"])
-                rows.append((name, model, str(found["speakers"]), percent(found["macro_wer"]), worst))
+            speakers = m["by_speaker"]
+            if speakers is not None:
+                worst = ", ".join(f"{s['speaker']} {percent(s['wer'])} % of {s['words']}" for s in speakers["worst"])
+                rows.append((name, model, str(speakers["speakers"]), percent(speakers["macro_wer"]), worst))
     if rows:
-        head = ("set", "model", "speakers", "mean of their WERs, %", "the worst, WER of words")
-        yield TableBlock(
-            "WER by speaker: where there are few, the intervals above are too narrow", head, tuple(rows), 2
-        )
+        head = ("set", "model", "speakers", "mean of their WERs, %", "worst speakers: WER of words")
+        yield TableBlock("WER by speaker: with few speakers, the intervals above are too narrow", head, tuple(rows), 2)

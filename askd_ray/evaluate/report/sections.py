@@ -1,4 +1,4 @@
-"""The first part of a report: the verdict, and the word errors behind it."""
+"""The first part of a report: the verdict, and the word error rates behind it."""
 
 from collections.abc import Iterator
 
@@ -24,17 +24,17 @@ from askd_ray.evaluate.scores import DomainScores, Scores, SetScores
 from askd_ray.evaluate.significance import Comparison, verdict
 
 FEW_UTTERANCES = 30
-"""Below it, percentile intervals are too narrow (docs/evaluation.md)."""
+"""With fewer utterances, percentile intervals are too narrow (docs/evaluation.md)."""
 
 
 def domains(scores: Scores) -> dict[str, DomainScores]:
-    """Return the scores of sets in domain and out of domain, where there are any."""
+    """Return the scores in domain and out of domain, each if it has sets."""
     both = {"in domain": scores["in_domain"], "out of domain": scores["out_of_domain"]}
     return {place: domain for place, domain in both.items() if domain is not None}
 
 
 def verdict_section(evaluated: Evaluated) -> ReportSection:
-    """Say whether each student's WER is lower than the baseline's, and how many times as fast it is."""
+    """Answer whether each student's WER is lower than the baseline's, and how many times as fast it is."""
     scores, by_seed = evaluated.scores, studies(evaluated)
     answers = [answer for compared in by_seed.values() for answer in seed_answers(compared)] or [
         _answer(scores, student, place, domain)
@@ -42,13 +42,13 @@ def verdict_section(evaluated: Evaluated) -> ReportSection:
         for place, domain in domains(scores).items()
     ]
     remark = (
-        "Yes and no mean that the whole 95 % interval of the difference lies on one side of 0; cannot tell, which is "
-        "not the same as equal, that it contains 0. "
+        "Yes and no: the whole 95 % interval of the difference is on one side of 0. Cannot tell: the interval "
+        "contains 0; this does not mean that both are equal. "
     )
     if by_seed:
-        remark += "Intervals are t-intervals over seeds: they say nothing of other utterances."
+        remark += "Intervals are t-intervals over seeds: they do not cover other utterances."
     else:
-        remark += "Intervals are those of a paired bootstrap over utterances: they say nothing of another training."
+        remark += "Intervals come from a paired bootstrap over utterances: they do not cover other training runs."
     return ReportSection("Verdict", (Answers((*answers, *speed_answers(evaluated))), Text(remark, remark=True)))
 
 
@@ -58,20 +58,21 @@ _TONES: dict[str, Tone] = {"yes": "good", "no": "bad", "cannot tell": "open"}
 def _answer(scores: Scores, student: str, place: str, domain: DomainScores) -> Answer:
     baseline = scores["baseline"]
     macro, pooled = domain["macro"], domain["pooled"]
-    found = verdict(macro["against_baseline"][student])
+    answer = verdict(macro["against_baseline"][student])
     several = len(domain["sets"]) > 1
     why = f"{_against(macro, student, baseline)}; {count(domain['utterances'], 'utterance')}, "
     why += f"{count(domain['words'], 'word')}"
     if several:
-        by_words = verdict(pooled["against_baseline"][student])
-        why += f", mean of {len(domain['sets'])} sets. By words: {by_words}, {_against(pooled, student, baseline)}"
+        word_weighted = verdict(pooled["against_baseline"][student])
+        why += f", mean of {len(domain['sets'])} sets. "
+        why += f"Word-weighted: {word_weighted}, {_against(pooled, student, baseline)}"
     if domain["utterances"] < FEW_UTTERANCES:
-        why += ". So few utterances make the interval narrower than it should be"
+        why += ". With so few utterances the interval is too narrow"
     return Answer(
         f"Is the WER of {student} lower than that of {baseline}, {place}?",
-        found.capitalize(),
+        answer.capitalize(),
         f"{why}.",
-        _TONES[found],
+        _TONES[answer],
     )
 
 
@@ -84,7 +85,7 @@ def _against(of: Comparison, student: str, baseline: str) -> str:
 
 
 def word_error_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
-    """Yield the sections on sets, on domains and on kinds of errors."""
+    """Yield the sections about sets, domains and kinds of errors."""
     scores = evaluated.scores
     yield from (seed_section(name, compared, evaluated.kinds) for name, compared in studies(evaluated).items())
     yield ReportSection("Word error rate by set", (_sets(scores), *_left_out(evaluated)))
@@ -93,7 +94,7 @@ def word_error_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
 
 
 def _compared(of: Comparison, model: str) -> tuple[str, str, str]:
-    """Return a model's WER, its difference to the baseline, and how probable it is that it is better."""
+    """Return a model's WER, its difference to the baseline, and the probability that it is lower."""
     difference = of["against_baseline"].get(model)
     if difference is None:
         return rate(of["models"][model]), "", ""
@@ -119,14 +120,16 @@ def _sets(scores: Scores) -> TableBlock:
         for name, one in _in_order(scores).items()
         for model in scores["models"]
     ]
-    return TableBlock("WER of each set, as it is", ("set", "model", *_compared_head(scores)), tuple(rows), n_labels=2)
+    return TableBlock(
+        "WER of each set, clean audio", ("set", "model", *_compared_head(scores)), tuple(rows), n_labels=2
+    )
 
 
 def _left_out(evaluated: Evaluated) -> Iterator[Block]:
     if len(evaluated.runs) > 1:
-        same = f"Of {', '.join(evaluated.runs)} only sets and conditions are compared that all of them have, with the"
-        without = f" Left out: {'; '.join(evaluated.left_out)}." if evaluated.left_out else " None was left out."
-        yield Text(f"{same} same utterances; all models are scored on the same bootstrap samples.{without}")
+        text = f"Compared runs: {', '.join(evaluated.runs)}, on the sets and conditions that all of them have with the"
+        left_out = f" Left out: {'; '.join(evaluated.left_out)}." if evaluated.left_out else " None was left out."
+        yield Text(f"{text} same utterances. All models are scored on the same bootstrap samples.{left_out}")
     rows = [
         (run, name, reason, str(n))
         for run, stored in evaluated.stored.items()
@@ -143,12 +146,12 @@ def _domains(scores: Scores) -> TableBlock:
     rows = [
         (f"{place} ({count(len(domain['sets']), 'set')}), {kind}", model, *_compared(domain[key], model))
         for place, domain in domains(scores).items()
-        for key, kind in (("macro", "mean of sets"), ("pooled", "by words"))
-        if key == "pooled" or len(domain["sets"]) > 1  # of one set they are the same
+        for key, kind in (("macro", "mean of sets"), ("pooled", "word-weighted"))
+        if key == "pooled" or len(domain["sets"]) > 1  # with one set, both are equal
         for model in scores["models"]
     ]
     return TableBlock(
-        "WER over sets: their mean, in which they count equally, and that of all their words",
+        "WER over sets: the mean (every set counts equally), and word-weighted (every word counts equally)",
         ("domain", "model", *_compared_head(scores)),
         tuple(rows),
         n_labels=2,
@@ -163,16 +166,16 @@ def _plot(evaluated: Evaluated) -> tuple[Figure, ...]:
         if len(domain["sets"]) > 1
     }
     groups = {**{name: one["models"] for name, one in _in_order(scores).items()}, **several}
-    drawn = {name: {model: interval(wers[model]) for model in scores["models"]} for name, wers in groups.items()}
-    caption = "WER by set, with 95 % intervals: to the left is better."
-    return draw_dots("wer-by-set", caption, drawn, evaluated.kinds, "WER, %")
+    intervals = {name: {model: interval(wers[model]) for model in scores["models"]} for name, wers in groups.items()}
+    caption = "WER by set, with 95 % intervals: further left is better."
+    return draw_dots("wer-by-set", caption, intervals, evaluated.kinds, "WER, %")
 
 
 _KINDS_REMARK = (
-    "Insertion rate: inserted words a reference word. Repeated 5-grams: how often a sequence of five words came again "
-    "that the reference does not repeat, the trace of a loop. Runaways: outputs that the decoding limit ended and not "
-    "the model. Empty: nothing heard where something was said. ECE: how far token confidence is from the share of "
-    "tokens that are right. A dash: the model does not tell."
+    "Insertion rate: inserted words per reference word. Repeated 5-grams: repetitions of a sequence of five words "
+    "that the reference does not repeat, a sign of a loop. Runaways: outputs that were ended by the decoding limit, "
+    "not by the model. Empty: outputs without words where the reference has words. ECE: expected calibration error, "
+    "the distance of token confidence from the share of correct tokens. A dash: the model gives no value."
 )
 
 
@@ -193,5 +196,5 @@ def _kinds(scores: Scores) -> TableBlock:
         for name, one in _in_order(scores).items()
         for model, m in one["models"].items()
     ]
-    caption = "Substitutions (S), deletions (D), insertions (I) and what else goes wrong, in counts where no % is said"
+    caption = "Substitutions (S), deletions (D), insertions (I) and other errors; counts unless marked with %"
     return TableBlock(caption, ("set", "model", *head), tuple(rows), n_labels=2)

@@ -1,4 +1,4 @@
-"""What a report says of a study: its arms over seeds, with the seed as the unit."""
+"""The part of a report about a study: its arms over seeds, with the seed as the sampling unit."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -13,21 +13,21 @@ _TONES: dict[str, Tone] = {"Yes": "good", "No": "bad", "Cannot tell": "open"}
 _PLACES = {"in_domain": "in domain", "out_of_domain": "out of domain"}
 
 Compared = Mapping[str, Mapping[str, SeedComparison]]
-"""By place, to the arm that is ``against`` and to the teacher: what `askd study` records."""
+"""By domain, the comparison with the arm ``against`` and with the teacher, as `askd study` records them."""
 
 
 def studies(evaluated: Evaluated) -> dict[str, Compared]:
     """Return the comparisons over seeds of the runs that are studies."""
-    found = dict[str, Compared]()
+    compared = dict[str, Compared]()
     for name, run in evaluated.runs.items():
         record: Mapping[str, Any] | None = run.record("study")
         if record is not None:
-            found[name] = cast(Compared, record["result"]["comparison"])
-    return found
+            compared[name] = cast(Compared, record["result"]["comparison"])
+    return compared
 
 
 def seed_answers(compared: Compared) -> Iterator[Answer]:
-    """Say whether each arm's WER, over its seeds, is lower than the teacher's."""
+    """Answer whether each arm's WER, over its seeds, is lower than the teacher's."""
     arms = next(iter(compared.values()))["teacher"]["presets"]
     for arm in arms:
         for place, by_other in compared.items():
@@ -45,7 +45,7 @@ def seed_answers(compared: Compared) -> Iterator[Answer]:
 
 
 def seed_section(name: str, compared: Compared, kinds: Kinds) -> ReportSection:
-    """Return the arms over seeds, against one another and against the teacher; in the colours of ``kinds``."""
+    """Return the arms over seeds, against each other and against the teacher, in the colours of ``kinds``."""
     rows = [
         (
             _PLACES[place],
@@ -68,10 +68,10 @@ def seed_section(name: str, compared: Compared, kinds: Kinds) -> ReportSection:
         "against the teacher, points (95 %)",
     )
     remark = (
-        "Mean WER of the sets; the unit is the seed. Intervals and p-values of the t-test take differences for normal; "
-        "the sign-flip test does not, and cannot fall below 0.25 with three seeds, 0.0625 with five."
+        "Mean WER of the sets; the sampling unit is the seed. Intervals and p-values of the t-test assume normal "
+        "differences. The sign-flip test does not; its p-value is at least 0.25 with three seeds, 0.0625 with five."
     )
-    table = TableBlock("WER over seeds, the best first", head, tuple(rows), n_labels=2)
+    table = TableBlock("WER over seeds, best first", head, tuple(rows), n_labels=2)
     return ReportSection(f"Over seeds: {name}", (*_plot(name, compared, kinds), table, Text(remark, remark=True)))
 
 
@@ -87,7 +87,7 @@ def _plot(name: str, compared: Compared, kinds: Kinds) -> tuple[Figure, ...]:
         for place, by_other in compared.items()
     }
     shown = {kind: kind for kind in kinds.values() if kind in next(iter(groups.values()))}
-    caption = "Mean WER of the sets over seeds, with 95 % t-intervals; the teacher has no seeds. To the left is better."
+    caption = "Mean WER of the sets over seeds, 95 % t-intervals; the teacher has no seeds. Further left is better."
     return draw_dots(f"over-seeds-{name}", caption, groups, shown, "WER, %")
 
 

@@ -1,4 +1,4 @@
-"""What a report says of speed and cost: the speed-up, latency by length, throughput, and on what they were measured."""
+"""The part of a report about speed and cost: speed-up, latency by length, throughput, and the hardware."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from askd_ray.evaluate.report.plots import Curve, Kinds, Panel, draw_panels
 from askd_ray.evaluate.report.runs import Evaluated
 
 Speed = Mapping[str, Any]
-"""What :func:`askd_ray.evaluate.speed.measure_speed` returns, through JSON."""
+"""The result of :func:`askd_ray.evaluate.speed.measure_speed`, read from JSON."""
 SpeedByModel = Mapping[str, Mapping[str, Any]]
-"""Its ``models``, under the names that they have in the report."""
+"""The entry ``models`` of a :data:`Speed`, with the models' names in the report."""
 
 _COSTS = {
     "rtfx": "RTFx",
@@ -32,7 +32,7 @@ def _speeds(evaluated: Evaluated) -> dict[str, Speed]:
 
 
 def speed_answers(evaluated: Evaluated) -> Iterator[Answer]:
-    """Say how many times as fast each student is as what it was timed beside."""
+    """Answer how many times as fast each student is as the reference of its speed measurement."""
     speeds = _speeds(evaluated)
     for student, run in evaluated.students.items():
         speed = speeds.get(run, {"speedup": {}})
@@ -63,7 +63,7 @@ def _range(of: Mapping[str, float]) -> str:
 
 
 def speed_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
-    """Yield a section a run that was timed, with the models that were timed beside one another, and one on drafting."""
+    """Yield a section for each timed run, with all models of that measurement, and one about speculative decoding."""
     students = {run: student for student, run in evaluated.students.items()}
     order, alone = evaluated.scores["models"], len(evaluated.runs) == 1
     for number, (run, speed) in enumerate(_speeds(evaluated).items(), start=1):
@@ -75,7 +75,7 @@ def speed_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
     for run, stored in evaluated.stored.items():
         if stored.get("speculative"):
             yield ReportSection(
-                "As its teacher's draft" if alone else f"As its teacher's draft: {run}",
+                "Speculative decoding" if alone else f"Speculative decoding: {run}",
                 (_drafting(stored["speculative"]),),
             )
 
@@ -86,7 +86,7 @@ def _drafting(found: Mapping[str, Any]) -> TableBlock:
     rows = (
         ("clips with the same tokens as the teacher alone, %", percent(found["identical"])),
         ("drafted tokens that the teacher accepts, %", f"{accepted} of {found['drafted']}"),
-        ("tokens a pass of the teacher", _figure(found["tokens_per_pass"])),
+        ("tokens per pass of the teacher", _figure(found["tokens_per_pass"])),
         (
             "median latency, ms",
             f"{_figure(found['p50_ms']['speculative'])}, alone {_figure(found['p50_ms']['teacher'])}",
@@ -95,9 +95,9 @@ def _drafting(found: Mapping[str, Any]) -> TableBlock:
         ("measured on", f"{count(found['clips'], 'clip')}, {found['device']}, {found['dtype']}, {threads}"),
     )
     caption = (
-        f"Speculative decoding: the student drafts {found['drafted_per_turn']} tokens a turn, the teacher checks them"
+        f"Speculative decoding: the student drafts {found['drafted_per_turn']} tokens per turn, the teacher checks them"
     )
-    return TableBlock(caption, ("", "is"), rows)
+    return TableBlock(caption, ("", "value"), rows)
 
 
 def _place(order: Sequence[str], model: str) -> int:
@@ -108,8 +108,8 @@ def _costs(speed: Speed, models: SpeedByModel) -> Iterator[Block]:
     on = speed["hardware"]
     yield Text(
         f"{on['cpu']}, {count(on['cores'], 'core')}, up to {count(on['threads'], 'thread')}, device {on['device']}; "
-        f"{speed['decoding']}; {count(speed['clips'], 'clip')}, spread over all lengths. Each model has a process of "
-        f"its own; they were warmed up and took turns. {', '.join(f'{p} {v}' for p, v in speed['versions'].items())}."
+        f"{speed['decoding']}; {count(speed['clips'], 'clip')}, spread over all lengths. Each model ran in a separate "
+        f"process; they were warmed up and took turns. {', '.join(f'{p} {v}' for p, v in speed['versions'].items())}."
     )
     rows = [
         (label, *(_figure(of.get(key)) for of in models.values()))
@@ -118,8 +118,7 @@ def _costs(speed: Speed, models: SpeedByModel) -> Iterator[Block]:
     ]
     yield TableBlock("Speed and cost, one clip at a time", ("", *models), tuple(rows))
     yield Text(
-        "RTFx: seconds of audio transcribed in a second. Multiply-adds: of a clip of 5 s in the window that the model "
-        "takes.",
+        "RTFx: seconds of audio transcribed per second. Multiply-adds: for a clip of 5 s in the model's window.",
         remark=True,
     )
 
@@ -128,17 +127,17 @@ def _latency(models: SpeedByModel, kinds: Kinds, name: str) -> Iterator[Block]:
     buckets = {model: of["by_duration"] for model, of in models.items()}
     lengths = [f"{b['from_s']:g} to {b['to_s']:g} s" for b in next(iter(buckets.values()))]
     curves = [
-        Curve(model, range(len(lengths)), [b[key] for b in at], dashed=dashed)
-        for model, at in buckets.items()
+        Curve(model, range(len(lengths)), [b[key] for b in by_length], dashed=dashed)
+        for model, by_length in buckets.items()
         for key, dashed in (("p50_ms", ""), ("p95_ms", "p95"))
     ]
     panel = Panel("", "length of the clip", "latency, ms", curves, dict(enumerate(lengths)))
-    caption = "Latency by length of the clip: median, and 95th percentile dashed."
+    caption = "Latency by length of the clip: median (solid) and 95th percentile (dashed)."
     yield from draw_panels(name, caption, [panel], kinds)
     rows = [
-        (f"{length} ({count(at[i]['clips'], 'clip')})", model, *(_figure(at[i][f"p{p}_ms"]) for p in (50, 95, 99)))
+        (f"{length} ({count(b[i]['clips'], 'clip')})", model, *(_figure(b[i][f"p{p}_ms"]) for p in (50, 95, 99)))
         for i, length in enumerate(lengths)
-        for model, at in buckets.items()
+        for model, b in buckets.items()
     ]
     head = ("length", "model", "p50, ms", "p95, ms", "p99, ms")
     yield TableBlock("Latency by length of the clip", head, tuple(rows), n_labels=2)
@@ -146,10 +145,10 @@ def _latency(models: SpeedByModel, kinds: Kinds, name: str) -> Iterator[Block]:
 
 def _throughput(models: SpeedByModel) -> Iterator[Block]:
     rates = {model: of["throughput"] for model, of in models.items() if of.get("throughput")}
-    sizes = list(dict.fromkeys(size for at in rates.values() for size in at))
+    sizes = list(dict.fromkeys(size for by_size in rates.values() for size in by_size))
     if sizes:
-        rows = tuple((size, *(_figure(at.get(size)) for at in rates.values())) for size in sizes)
-        yield TableBlock("Throughput: seconds of audio a second, by clips at a time", ("clips", *rates), rows)
+        rows = tuple((size, *(_figure(by_size.get(size)) for by_size in rates.values())) for size in sizes)
+        yield TableBlock("Throughput: seconds of audio per second, by batch size", ("clips", *rates), rows)
 
 
 def _figure(value: float | str | None) -> str:

@@ -1,4 +1,4 @@
-"""`askd report`: the evaluation of one run, or of several beside one another, as a page and as Markdown."""
+"""`askd report`: the evaluation of one run, or a comparison of several runs, as a page and as Markdown."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +19,14 @@ from askd_ray.files import atomic_path, local_path
 def report(names_or_folders: Sequence[str], out: Path | None = None) -> Path:
     """Write the report of evaluated runs and return the page's path.
 
-    ``out`` is where the page goes: by default ``evaluate/report.html`` in the folder of the run, and ``report.html``
-    here for several. Beside it come the same as Markdown (``report.md``) and its plots (``report/*.png``).
+    ``out`` is the page's path. The default is ``evaluate/report.html`` in the folder of the run, and ``report.html`` in
+    the current folder for several runs. Markdown (``report.md``) and plots (``report/*.png``) are written next to it.
 
     Raises :class:`AskdError` when a run does not exist or has not been evaluated, or runs have nothing in common.
     """
     runs = [find_run(name) for name in names_or_folders]
-    usual = runs[0].path / "evaluate" / "report.html" if len(runs) == 1 else Path("report.html")
-    path = usual if out is None else local_path(out)
+    default = runs[0].path / "evaluate" / "report.html" if len(runs) == 1 else Path("report.html")
+    path = default if out is None else local_path(out)
     document = to_document(read_evaluations(runs))
     plots = path.with_suffix("")
     with atomic_path(plots) as folder:
@@ -41,7 +41,7 @@ def report(names_or_folders: Sequence[str], out: Path | None = None) -> Path:
 
 
 def to_document(evaluated: Evaluated) -> Document:
-    """Return the report, section by section; those without data are left out."""
+    """Return the report, section by section; sections without data are left out."""
     sections = (
         verdict_section(evaluated),
         *word_error_sections(evaluated),

@@ -139,10 +139,10 @@ def _recipe(root: str, noises: Sequence[Path], epochs: int) -> Recipe:
 
 def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, list[float]]:
     """Return the utterances a second in each round, after one that warms both up."""
-    stream = make_batch_loader(recipe, n_mels=80)
-    tasks = list(stream.planner().tasks(DataCursor(), 0, 1))
-    peer = _Peer(stream, noises)
-    makers = {"datasets": peer.batches, OUR_BATCHES: peer.our_batches, "ours": partial(_our_batches, stream)}
+    loader = make_batch_loader(recipe, n_mels=80)
+    tasks = list(loader.planner().tasks(DataCursor(), 0, 1))
+    peer = _Peer(loader, noises)
+    makers = {"datasets": peer.batches, OUR_BATCHES: peer.our_batches, "ours": partial(_our_batches, loader)}
     rates: dict[str, list[float]] = {name: [] for name in makers}
     with bar("rounds", rounds + 1, "round") as progress:
         for number in range(rounds + 1):
@@ -156,16 +156,16 @@ def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, lis
     return rates
 
 
-def _our_batches(stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[int]:
+def _our_batches(loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[int]:
     """Make the batches of tasks; yields how many utterances are in each."""
-    return (len(batch.log_mel) for batch in PlainContext(torch.device("cpu")).batches(stream, tasks))
+    return (len(batch.log_mel) for batch in PlainContext(torch.device("cpu")).batches(loader, tasks))
 
 
 class _Peer:
     """Hugging Face datasets and transformers with torchaudio and a DataLoader, as their users put them together."""
 
-    def __init__(self, stream: BatchLoader, noises: Sequence[Path]):
-        paths = shard_paths(stream.shards, "train")
+    def __init__(self, loader: BatchLoader, noises: Sequence[Path]):
+        paths = shard_paths(loader.shards, "train")
         disable_progress_bars()
         files, cache = [str(path) for path in paths], str(noises[0].parent / "datasets")
         rows = load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
@@ -175,7 +175,7 @@ class _Peer:
         self._first_row = dict(zip((path.name for path in paths), accumulate(counts, initial=0), strict=False))
         self._noises = [torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in noises]
         self._speed = SpeedPerturbation(SAMPLE_RATE_HZ, SPEEDS)
-        self._extract = WhisperFeatureExtractor(feature_size=stream.n_mels)
+        self._extract = WhisperFeatureExtractor(feature_size=loader.n_mels)
         self._planned: list[list[tuple[int, int]]] = []
         self._loader = DataLoader(
             self,
@@ -233,8 +233,8 @@ def _trained(recipe: Recipe, name: str) -> Recipe:
 
 
 def _wait(folder: Path) -> float:
-    told = [line["data_wait_share"] for line in read_metrics(folder) if "data_wait_share" in line]
-    return sum(told[1:]) / len(told[1:])
+    wait_shares = [line["data_wait_share"] for line in read_metrics(folder) if "data_wait_share" in line]
+    return sum(wait_shares[1:]) / len(wait_shares[1:])
 
 
 def _plain_wait(recipe: Recipe) -> float:

@@ -43,10 +43,10 @@ def write_run(recipe: Recipe, utterances: Sequence[Utterance]) -> float:
     return took
 
 
-def _write_records(run: Run, train: Sequence[Utterance], said: dict[str, float]) -> None:
+def _write_records(run: Run, train: Sequence[Utterance], label_summary: dict[str, float]) -> None:
     counts = {"train": len(train), "dev": N_DEV, "test": 0}
     minutes = {"train": round(sum(u.duration_s for u in train) / 60, 2), "dev": 0.1, "test": 0.0}
     prepared = {"read": len(train) + N_DEV, "utterances": counts, "minutes": minutes, "quarantined": {}}
-    labelled = {"utterances": len(train), "labelled": len(train), "left_out": {}, **said}
+    labelled = {"utterances": len(train), "labelled": len(train), "left_out": {}, **label_summary}
     run.finish("prepare", "shards", prepared, time.monotonic())
     run.finish("label", "labels", labelled, time.monotonic())

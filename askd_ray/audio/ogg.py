@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OggPage:
-    """A page: where it lies, its stream and its number in it, and whether it is its first or last."""
+    """A page: its bytes, the serial number of its stream, its number in the stream, and whether it is first or last."""
 
     start: int
     end: int
@@ -17,7 +17,7 @@ class OggPage:
 
 
 def ogg_pages(audio: bytes) -> Iterator[OggPage]:
-    """Yield the pages; what lies between them is skipped. The last one may end behind the file."""
+    """Yield the pages; bytes between pages are skipped. The last page may end after the end of the file."""
     at = 0
     while at >= 0:
         n_segments, flags = audio[at + 26] if at + 26 < len(audio) else 0, audio[at + 5] if at + 5 < len(audio) else 0

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from askd_ray.config.schema import Recipe
-from askd_ray.config.section import Unread
+from askd_ray.config.section import UnreadFieldError
 from askd_ray.config.tune import Between, Domain, Tune, Value, is_integer
 from askd_ray.errors import AskdError
 
@@ -62,7 +62,7 @@ def _fitted(recipe: Recipe, values: FieldValues) -> tuple[Recipe, set[str]]:
 def _unread(details: ErrorDetails) -> list[str]:
     """Return the paths in the objective that nothing would read, where an error is about that."""
     error, where = details.get("ctx", {}).get("error"), [str(part) for part in details["loc"]]
-    if not isinstance(error, Unread) or where[:1] != ["objective"]:
+    if not isinstance(error, UnreadFieldError) or where[:1] != ["objective"]:
         return []
     return [".".join([*where, name]) for name in error.fields]
 
@@ -75,11 +75,13 @@ def _line(details: ErrorDetails) -> str:
 def _cut_weights(objective: dict[str, Any], values: FieldValues) -> None:
     if not any(path in values for path in _WEIGHTS):
         return
-    teacher, own = objective["teacher_weight"], objective["self_teacher"]
+    teacher, self_teacher = objective["teacher_weight"], objective["self_teacher"]
     if _START in values or _END in values:
         teacher["end"] = min(teacher["end"], teacher["start"])
-    most = teacher["start"] if teacher["schedule"] == "constant" else max(teacher["start"], teacher["end"])
-    own["weight"] = min(own["weight"], 1.0 - most)
+    max_teacher_weight = (
+        teacher["start"] if teacher["schedule"] == "constant" else max(teacher["start"], teacher["end"])
+    )
+    self_teacher["weight"] = min(self_teacher["weight"], 1.0 - max_teacher_weight)
 
 
 def _place(plain: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, model_validator
 
 from askd_ray.config.presets import PRESETS, FieldValues
-from askd_ray.config.section import Positive, Section, Share, Unread
+from askd_ray.config.section import Positive, Section, Share, UnreadFieldError
 
 Shape = Literal["constant", "linear", "cosine", "exponential", "polynomial", "step", "sigmoid", "gap"]
 PresetName = Literal[
@@ -44,7 +44,7 @@ class TeacherWeight(Section):
 
 
 class SelfTeacherConfig(Section):
-    """The weight ``b`` of the student's own knowledge: ``weight`` from progress ``switch`` on, or rising to it.
+    """The weight ``b`` of the student's kind_fields knowledge: ``weight`` from progress ``switch`` on, or rising to it.
 
     ``snapshot``: the student frozen at ``switch``, and anew after each ``refresh`` of progress (0: never). ``ema``: the
     running mean of its weights, with ``decay`` a step. ``previous_epoch``: what it said an epoch ago, its ``top_k``
@@ -62,12 +62,12 @@ class SelfTeacherConfig(Section):
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "SelfTeacherConfig":
         why = f"the kind is {self.kind}"
-        own = {"snapshot": "refresh", "ema": "decay", "previous_epoch": "top_k"}
-        self.refuse_unread([field for kind, field in own.items() if kind != self.kind], why)
+        kind_fields = {"snapshot": "refresh", "ema": "decay", "previous_epoch": "top_k"}
+        self.refuse_unread([field for kind, field in kind_fields.items() if kind != self.kind], why)
         if self.kind == "none":
             self.refuse_unread(["weight", "schedule", "switch"], why)
         elif self.weight == 0.0:
-            self.refuse_unread(["schedule", "switch", *own.values()], "the weight is 0")
+            self.refuse_unread(["schedule", "switch", *kind_fields.values()], "the weight is 0")
         return self
 
 
@@ -206,9 +206,9 @@ class Objective(Section):
         if not self.has_teacher:
             for name in ("instance_weights", "trust_gate"):
                 if getattr(self, name) != Objective.model_fields[name].default:
-                    raise Unread([name], f"{name} would be ignored: the teacher's weight is 0")
+                    raise UnreadFieldError([name], f"{name} would be ignored: the teacher's weight is 0")
             if not self.has_self_teacher and (self.temperature != Temperature() or self.divergence != Divergence()):
-                raise Unread(
+                raise UnreadFieldError(
                     ["temperature", "divergence"],
                     "temperature and divergence would be ignored: no teacher has a weight",
                 )

@@ -25,7 +25,7 @@ class Preset:
 _NO_TEACHER: FieldValues = {"teacher_weight": {"schedule": "constant", "start": 0.0}}
 _NO_SELF: FieldValues = {"self_teacher": {"kind": "none"}}
 _ASKD_OPEN = ("teacher_weight", "self_teacher", "temperature", "instance_weights", "trust_gate", "divergence")
-_OWN_OPEN = ("temperature", "divergence")
+_SELF_KD_OPEN = ("temperature", "divergence")
 
 
 PRESETS: dict[str, Preset] = {
@@ -77,7 +77,7 @@ PRESETS: dict[str, Preset] = {
         "(1 - b) CE + b self-KD",
         "the student as its only teacher",
         {**_NO_TEACHER, "self_teacher": {"kind": "snapshot"}},
-        ("self_teacher", *_OWN_OPEN),
+        ("self_teacher", *_SELF_KD_OPEN),
     ),
     "askd": Preset(
         "(1 - a - b) CE + a w_i g_n KD + b self-KD, a falling with time",

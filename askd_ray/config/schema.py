@@ -141,10 +141,10 @@ class Recipe(Section):
             raise ValueError(
                 "train.parallel fsdp shards the student once: student.shrink cannot take layers away later"
             )
-        own = self.objective.self_teacher.kind
-        if self.objective.has_self_teacher and own != "previous_epoch":
+        kind = self.objective.self_teacher.kind
+        if self.objective.has_self_teacher and kind != "previous_epoch":
             raise ValueError(
-                f"objective.self_teacher {own} copies the student, which train.parallel fsdp shards: take "
+                f"objective.self_teacher {kind} copies the student, which train.parallel fsdp shards: take "
                 "previous_epoch or none"
             )
         return self
@@ -183,7 +183,11 @@ class Recipe(Section):
             )
         if self.augment.changes_speed and self.targets.timestamps:
             raise ValueError("targets.timestamps are those of the clean clip: augment.speed must be [1.0]")
-        taps = [mine for mine, _ in wants.hidden_states.layers] if wants.hidden_states.kind != "none" else []
+        taps = (
+            [student_layer for student_layer, _ in wants.hidden_states.layers]
+            if wants.hidden_states.kind != "none"
+            else []
+        )
         if any(step.encoder_layers is not None for step in self.student.shrink) and set(taps) - {-1}:
             raise ValueError(
                 f"objective.hidden_states.layers taps the student's encoder layers {taps}, and student.shrink changes "

@@ -10,7 +10,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Unread(ValueError):  # noqa: N818  # nobody catches it but to leave the fields out
+class UnreadFieldError(ValueError):  # nobody catches it but to leave the fields out
     """Fields of a section whose values nothing would read."""
 
     def __init__(self, fields: Sequence[str], message: str):
@@ -26,9 +26,9 @@ class Section(BaseModel):
     def refuse_unread(self, fields: Iterable[str], why: str) -> None:
         """Refuse a value for a field that nothing would read; its default is taken as not given.
 
-        Raises :class:`Unread` that names the field and says ``why`` nothing reads it.
+        Raises :class:`UnreadFieldError` that names the field and says ``why`` nothing reads it.
         """
         for name in fields:
             default = type(self).model_fields[name].default
             if getattr(self, name) != default:
-                raise Unread([name], f"{name} = {getattr(self, name)!r} would be ignored: {why}")
+                raise UnreadFieldError([name], f"{name} = {getattr(self, name)!r} would be ignored: {why}")

@@ -31,7 +31,7 @@ def start_recipe(stage: str, given: str | None, overrides: Sequence[str] = (), d
 
     Raises :class:`AskdError` as :func:`askd_ray.config.load.load_recipe` does.
     """
-    recipe = load_recipe(given, overrides) if given is not None else _own_recipe(stage, overrides, default)
+    recipe = load_recipe(given, overrides) if given is not None else _recipe_of_run(stage, overrides, default)
     if _IN_A_JOB in os.environ and not Path(recipe.runs_root).expanduser().is_absolute():
         raise AskdError(
             f"runs_root = {recipe.runs_root}: a Ray job runs in a copy of its folder that is deleted afterwards: give "
@@ -40,7 +40,7 @@ def start_recipe(stage: str, given: str | None, overrides: Sequence[str] = (), d
     return with_absolute_paths(recipe)
 
 
-def _own_recipe(stage: str, overrides: Sequence[str], default: str) -> Recipe:
+def _recipe_of_run(stage: str, overrides: Sequence[str], default: str) -> Recipe:
     named = read_values(default)
     override(named, overrides)
     root, name = named.get("runs_root", "runs"), named.get("name")

@@ -20,7 +20,7 @@ from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, pad_batch
 from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, decoding_window_samples, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
-from askd_ray.data.features import Clip, Features, clips_of
+from askd_ray.data.features import Clip, Features, read_clips
 from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
 from askd_ray.data.plan import Planned, Planner, ReadTask, Row, unknown_domains
 from askd_ray.data.schema import IGNORED, Batch, Utterance
@@ -57,10 +57,10 @@ class BatchLoader:
         shards = map_concurrently(self._rows, shard_paths(self.shards, "train"))
         if not any(shards):
             raise AskdError(f"no train utterance in {self.labels} has labels: `askd label` says why each is left out")
-        unknown, there = unknown_domains(self.train.domain_weights, shards)
+        unknown, known = unknown_domains(self.train.domain_weights, shards)
         if unknown:
             raise AskdError(
-                f"train.domain_weights: no train utterance of {', '.join(unknown)}; there are: {', '.join(there)}"
+                f"train.domain_weights: no train utterance of {', '.join(unknown)}; there are: {', '.join(known)}"
             )
         return Planner(tuple(shards), self.train, self.window, self.augment, self.seed)
 
@@ -71,8 +71,8 @@ class BatchLoader:
         targets = read_table(labels, ["target_ids"]).column("target_ids")
         lengths = pc.call_function("list_value_length", [targets]).to_pylist()
         rows = read_table(path, ["id", "duration_s", "domain"]).to_pylist()
-        places = enumerate(zip(rows, lengths, strict=True))
-        return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in places if n)
+        indexed_rows = enumerate(zip(rows, lengths, strict=True))
+        return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in indexed_rows if n)
 
     def batches(self, task: ReadTask) -> Iterator[Batch]:
         """Yield the batches of a task in order, made one after the other; see :meth:`batch_tasks`."""
@@ -84,9 +84,9 @@ class BatchLoader:
         Raises :class:`AskdError` when a shard is damaged, and the functions do when its audio cannot be decoded any
         more.
         """
-        wanted = sorted({p.shard for batch in task.batches for p in batch})
-        clips = {name: self._clips(self.shards / name) for name in wanted}
-        labels = {name: read_labels(self.labels / name, self.label_key["top_k"]) for name in wanted}
+        shard_names = sorted({p.shard for batch in task.batches for p in batch})
+        clips = {name: self._clips(self.shards / name) for name in shard_names}
+        labels = {name: read_labels(self.labels / name, self.label_key["top_k"]) for name in shard_names}
         for batch in task.batches:
             rows = [(clips[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
             yield partial(self._collate, rows, batch, task.epoch)
@@ -101,7 +101,7 @@ class BatchLoader:
 
     def _clips(self, shard: Location) -> list[Clip]:
         if self.features_folder is None:
-            return clips_of(shard)
+            return read_clips(shard)
         needs_waveforms = self.augment.changes_waveform or self.teacher_n_mels > 0
         return Features(self.features_folder, 0 if needs_waveforms else self.n_mels).clips(shard)
 
@@ -112,17 +112,17 @@ class BatchLoader:
         draws = [Draw(self.seed, epoch, clip.id, p.copy) for (clip, _), p in zip(rows, planned, strict=True)]
         log_mels, clean, lengths = list[torch.Tensor](), list[Waveform](), list[int]()
         for (clip, _), p, draw in zip(rows, planned, draws, strict=True):
-            log_mel, n_samples = clip.kept_log_mel(p.window_samples, n_frames), clip.n_samples
+            log_mel, n_samples = clip.cached_log_mel(p.window_samples, n_frames), clip.n_samples
             if log_mel is None:
                 clean.append(clip.waveform())
-                heard = augment(clean[-1], self.augment, draw)
-                log_mel, n_samples = clip_log_mel(heard[: p.window_samples], n_frames, self.n_mels), len(heard)
+                augmented = augment(clean[-1], self.augment, draw)
+                log_mel, n_samples = clip_log_mel(augmented[: p.window_samples], n_frames, self.n_mels), len(augmented)
             log_mels.append(log_mel)
             lengths.append(n_samples)
         batch = pad_batch(log_mels, n_frames)
         for row, n_samples, draw in zip(batch, lengths, draws, strict=True):
-            said = slice(0, min(n_samples // HOP_LENGTH, n_frames))
-            row[:, said] = spec_augment(row[:, said], self.augment.spec, draw.seed_of("mask"))
+            speech_frames = slice(0, min(n_samples // HOP_LENGTH, n_frames))
+            row[:, speech_frames] = spec_augment(row[:, speech_frames], self.augment.spec, draw.seed_of("mask"))
         if self.teacher_n_mels:  # clean, and padded: what it hears when it labels. No log-mel is kept then
             padded = log_mel_windows(clean, [PADDED_SAMPLES] * len(rows), self.teacher_n_mels).numpy()
         else:
@@ -143,13 +143,13 @@ def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
     rest, token_loss = np.zeros((n, length), np.float32), np.zeros((n, length), np.float32)
     for i, label in enumerate(labels):
         prompt = label.prompt_ids
-        at = slice(len(prompt) - 1, len(prompt) - 1 + len(label.target_ids))
-        decoder_ids[i, : at.stop] = [*prompt, *label.target_ids[:-1]]
-        targets[i, at] = label.target_ids
-        top_ids[i, at] = label.top_ids
-        top_log_probs[i, at] = label.top_log_probs
-        rest[i, at] = label.rest_log_prob
-        token_loss[i, at] = label.token_loss
+        positions = slice(len(prompt) - 1, len(prompt) - 1 + len(label.target_ids))
+        decoder_ids[i, : positions.stop] = [*prompt, *label.target_ids[:-1]]
+        targets[i, positions] = label.target_ids
+        top_ids[i, positions] = label.top_ids
+        top_log_probs[i, positions] = label.top_log_probs
+        rest[i, positions] = label.rest_log_prob
+        token_loss[i, positions] = label.token_loss
     return {
         "decoder_ids": decoder_ids,
         "targets": targets,

@@ -32,14 +32,14 @@ class Clip:
     log_mel: NDArray[np.float32] | None = None
     """(n_mels, :func:`~askd_ray.audio.logmel.informative_frames`), read-only."""
 
-    def kept_log_mel(self, window_samples: int, n_frames: int) -> torch.Tensor | None:
+    def cached_log_mel(self, window_samples: int, n_frames: int) -> torch.Tensor | None:
         """Return the log-mel if it is kept, and just what this window in a batch of so many frames would give."""
         if self.log_mel is None or window_samples < self.n_samples or n_frames < self.log_mel.shape[1]:
             return None
         return torch.from_numpy(self.log_mel.copy())  # torch warns of memory that it may not write to
 
 
-def clips_of(shard: Location) -> list[Clip]:
+def read_clips(shard: Location) -> list[Clip]:
     """Return the clips of a shard, to be decoded each time that they are asked for."""
     return [Clip(u.id, partial(waveform_of, u)) for u in to_utterances(read_table(shard))]
 
@@ -58,23 +58,23 @@ class Features:
         """
         path = self.folder / f"{shard.name}.arrow"
         if not path.is_file():
-            self._make(shard, path)
+            self._write_file(shard, path)
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         values = [row.values.to_numpy(zero_copy_only=True) for row in table.column("values")]
         ids, lengths = table.column("id").to_pylist(), table.column("n_samples").to_pylist()
-        places = enumerate(zip(ids, lengths, values, strict=True))
-        return [self._clip(shard, i, *row) for i, row in places]
+        indexed_rows = enumerate(zip(ids, lengths, values, strict=True))
+        return [self._clip(shard, i, *row) for i, row in indexed_rows]
 
     def _clip(self, shard: Location, index: int, name: str, n_samples: int, values: NDArray[np.float32]) -> Clip:
         if self.n_mels:
             return Clip(name, partial(_decoded, shard, index), n_samples, values.reshape(self.n_mels, -1))
         return Clip(name, values.copy)
 
-    def _make(self, shard: Location, path: Path) -> None:
+    def _write_file(self, shard: Location, path: Path) -> None:
         """Decode a shard, with one torch thread a clip as batches are made: not a bit differs."""
         utterances = to_utterances(read_table(shard))
-        jobs = [partial(self._values, u) for u in utterances]
-        made = list(prefetch(jobs, ahead=2 * n_cores(), threads=n_cores()))
+        tasks = [partial(self._values, u) for u in utterances]
+        made = list(prefetch(tasks, ahead=2 * n_cores(), threads=n_cores()))
         ids, lengths, values = [u.id for u in utterances], [n for n, _ in made], [v for _, v in made]
         offsets = np.cumsum([0, *map(len, values)])
         flat = pa.LargeListArray.from_arrays(offsets, np.concatenate(values))

@@ -86,11 +86,11 @@ def check_labels(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> None:
     with path.explain("is damaged, run `askd label` again"), path.open() as file:
         metadata = pq.read_schema(file).metadata or {}
     made_with: LabelKey = json.loads(metadata.get(_METADATA, b"{}"))
-    for name, wanted in key.items():
-        if made_with.get(name) != wanted:
+    for name, expected in key.items():
+        if made_with.get(name) != expected:
             raise AskdError(
                 f"stale soft labels in {path.parent}: made with {name} {made_with.get(name)}, the recipe asks for "
-                f"{wanted}: run `askd label` again"
+                f"{expected}: run `askd label` again"
             )
     if not read_table(path, ["content_hash"]).equals(read_table(shard, ["content_hash"])):
         raise AskdError(f"stale soft labels in {path}: {shard.name} has other utterances now: run `askd label` again")

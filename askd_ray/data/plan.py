@@ -19,7 +19,7 @@ from askd_ray.audio.units import PADDED_SAMPLES, samples_of, window_samples
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 
-_POOL = 16  # micro-batches that are cut from one sorted stretch: lengths alike within, any order between
+_POOL_BATCHES = 16  # micro-batches that are cut from one sorted stretch: lengths alike within, any order between
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Group:
 
     epoch: int
     number: int
-    lanes: tuple[tuple[MicroBatch, ...], ...]
+    queues: tuple[tuple[MicroBatch, ...], ...]
     progress: tuple[float, ...]
 
 
@@ -114,23 +114,23 @@ class Planner:
     augment: Augment
     seed: int
 
-    def steps(self, place: DataCursor) -> Iterator[Step]:
+    def steps(self, cursor: DataCursor) -> Iterator[Step]:
         """Yield the steps of the run from a place on."""
-        for group in self._groups(place):
+        for group in self._groups(cursor):
             n_steps = len(group.progress) - 1
-            for i in range(place.steps if _is_at(group, place) else 0, n_steps):
+            for i in range(cursor.steps if _is_at(group, cursor) else 0, n_steps):
                 after = DataCursor(group.epoch, group.number, i + 1)
                 yield Step(group.epoch, group.progress[i], group.progress[i + 1], after)
 
-    def tasks(self, place: DataCursor, rank: int, world_size: int) -> Iterator[ReadTask]:
+    def tasks(self, cursor: DataCursor, rank: int, world_size: int) -> Iterator[ReadTask]:
         """Yield what a rank takes from a place on: :meth:`batches_per_step` micro-batches a step, step by step."""
         per_step = self.batches_per_step(world_size)
-        for group in self._groups(place):
-            mine = list(group.lanes[rank::world_size])
-            mine += [((),) * (len(group.progress) - 1)] * (per_step - len(mine))
-            first = place.steps if _is_at(group, place) else 0
+        for group in self._groups(cursor):
+            rank_queues = list(group.queues[rank::world_size])
+            rank_queues += [((),) * (len(group.progress) - 1)] * (per_step - len(rank_queues))
+            first = cursor.steps if _is_at(group, cursor) else 0
             yield ReadTask(
-                group.epoch, tuple(batch for step in list(zip(*mine, strict=True))[first:] for batch in step)
+                group.epoch, tuple(batch for step in list(zip(*rank_queues, strict=True))[first:] for batch in step)
             )
 
     def batches_per_step(self, world_size: int) -> int:
@@ -144,13 +144,13 @@ class Planner:
 
     def padding(self) -> Padding:
         """Return the share of padding in the run's first group of shards."""
-        batches = [batch for lane in next(self._groups(DataCursor())).lanes for batch in lane if batch]
-        return Padding(*(_padding(batches, name) for name in ("window_samples", "n_tokens")))
+        batches = [batch for queue in next(self._groups(DataCursor())).queues for batch in queue if batch]
+        return Padding(*(_padding_share(batches, name) for name in ("window_samples", "n_tokens")))
 
-    def _groups(self, place: DataCursor) -> Iterator[_Group]:
-        """Yield the groups that have any step, from that of ``place`` on to the end of the run."""
+    def _groups(self, cursor: DataCursor) -> Iterator[_Group]:
+        """Yield the groups that have any step, from that of ``cursor`` on to the end of the run."""
         n_rows = sum(len(rows) for rows in self.shards)
-        for epoch in range(place.epoch, math.ceil(self.train.epochs)):
+        for epoch in range(cursor.epoch, math.ceil(self.train.epochs)):
             rng = random.Random(f"{self.seed}/{epoch}")
             order = list(range(len(self.shards)))
             rng.shuffle(order)
@@ -160,11 +160,11 @@ class Planner:
                 begins, done = epoch + done / n_rows, done + len(rows)
                 if begins >= self.train.epochs:
                     return
-                if (epoch, number) < (place.epoch, place.group):
+                if (epoch, number) < (cursor.epoch, cursor.group):
                     continue
                 rng = random.Random(f"{self.seed}/{epoch}/{number}")
                 group = self._group(epoch, number, rows, (begins, epoch + done / n_rows), rng)
-                if group.lanes[0]:
+                if group.queues[0]:
                     yield group
 
     def _group(
@@ -172,14 +172,14 @@ class Planner:
     ) -> _Group:
         """Plan a group between two points of the run, which are counted in epochs; of the last one, what fits in."""
         planned = [p for row in rows for p in self._copies(row, epoch)]
-        lanes = _level([self._batches(part, rng) for part in self._parts(planned)])
-        order = list(range(len(lanes[0])))
+        queues = _balance_queues([self._batches(part, rng) for part in self._split_over_queues(planned)])
+        order = list(range(len(queues[0])))
         rng.shuffle(order)
         begins, ends = span
         points = [begins + (ends - begins) * i / max(1, len(order)) for i in range(len(order) + 1)]
         order = [step for step, point in zip(order, points, strict=False) if point < self.train.epochs - 1e-9]
         progress = tuple(min(1.0, point / self.train.epochs) for point in points[: len(order) + 1])
-        return _Group(epoch, number, tuple(tuple(lane[i] for i in order) for lane in lanes), progress)
+        return _Group(epoch, number, tuple(tuple(queue[i] for i in order) for queue in queues), progress)
 
     def _copies(self, row: Row, epoch: int) -> list[Planned]:
         """Return a row as often as its domain weighs in this epoch; of a weight of 0.3, in three epochs of ten."""
@@ -191,15 +191,15 @@ class Planner:
             for copy in range(n_copies)
         ]
 
-    def _parts(self, planned: Sequence[Planned]) -> list[list[Planned]]:
+    def _split_over_queues(self, planned: Sequence[Planned]) -> list[list[Planned]]:
         """Split rows into one stretch a lane; all of them fill about equally many micro-batches."""
         micro_batches_per_step = self.train.micro_batches_per_step
         fills = [self._fill(p) for p in planned]
-        a_share = sum(fills) / micro_batches_per_step or 1.0
+        queue_fill = sum(fills) / micro_batches_per_step or 1.0
         parts: list[list[Planned]] = [[] for _ in range(micro_batches_per_step)]
         passed = 0.0
         for row, fill in zip(planned, fills, strict=True):
-            parts[min(micro_batches_per_step - 1, int((passed + fill / 2) / a_share))].append(row)
+            parts[min(micro_batches_per_step - 1, int((passed + fill / 2) / queue_fill))].append(row)
             passed += fill
         return parts
 
@@ -211,13 +211,15 @@ class Planner:
 
     def _batches(self, rows: list[Planned], rng: random.Random) -> list[MicroBatch]:
         rng.shuffle(rows)
-        pool = self.train.batch_utterances * _POOL
+        pool = self.train.batch_utterances * _POOL_BATCHES
         batches: list[MicroBatch] = []
         for start in range(0, len(rows), pool):
-            batches += self._cut(sorted(rows[start : start + pool], key=lambda p: (p.window_samples, p.n_tokens)))
+            batches += self._cut_into_batches(
+                sorted(rows[start : start + pool], key=lambda p: (p.window_samples, p.n_tokens))
+            )
         return batches
 
-    def _cut(self, rows: Sequence[Planned]) -> list[MicroBatch]:
+    def _cut_into_batches(self, rows: Sequence[Planned]) -> list[MicroBatch]:
         """Cut rows, sorted by length, into micro-batches bounded by utterances, padded audio and padded tokens."""
         train, batches, max_tokens = self.train, list[list[Planned]](), 0
         for row in rows:
@@ -246,23 +248,23 @@ class Planner:
 
 def unknown_domains(weights: Mapping[str, float], shards: Sequence[Sequence[Row]]) -> tuple[list[str], list[str]]:
     """Return the domains that have a weight and no row, and the domains that have rows."""
-    there = {row.domain for rows in shards for row in rows}
-    return sorted(set(weights) - there), sorted(there)
+    known = {row.domain for rows in shards for row in rows}
+    return sorted(set(weights) - known), sorted(known)
 
 
-def _is_at(group: _Group, place: DataCursor) -> bool:
-    return (group.epoch, group.number) == (place.epoch, place.group)
+def _is_at(group: _Group, cursor: DataCursor) -> bool:
+    return (group.epoch, group.number) == (cursor.epoch, cursor.group)
 
 
-def _level(lanes: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
+def _balance_queues(queues: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
     """Move micro-batches until no lane has two more than another, then fill up with empty ones."""
-    while len(longest := max(lanes, key=len)) - len(shortest := min(lanes, key=len)) > 1:
+    while len(longest := max(queues, key=len)) - len(shortest := min(queues, key=len)) > 1:
         shortest.append(longest.pop())
-    n_steps = max(len(lane) for lane in lanes)
-    return [lane + [()] * (n_steps - len(lane)) for lane in lanes]
+    n_steps = max(len(queue) for queue in queues)
+    return [queue + [()] * (n_steps - len(queue)) for queue in queues]
 
 
-def _padding(batches: Sequence[MicroBatch], name: str) -> float:
+def _padding_share(batches: Sequence[MicroBatch], name: str) -> float:
     used = sum(getattr(p, name) for batch in batches for p in batch)
     computed = sum(max(getattr(p, name) for p in batch) * len(batch) for batch in batches)
     return 1.0 - used / computed if computed else 0.0

@@ -13,10 +13,10 @@ from askd_ray.torch_setup import use_one_thread_here
 T = TypeVar("T")
 
 
-def prefetch(jobs: Iterable[Callable[[], T]], ahead: int, threads: int = 1) -> Iterator[T]:
-    """Yield what each of ``jobs`` returns, in their order; ``threads`` threads do up to ``ahead`` of them in advance.
+def prefetch(tasks: Iterable[Callable[[], T]], ahead: int, threads: int = 1) -> Iterator[T]:
+    """Yield what each of ``tasks`` returns, in their order; ``threads`` threads do up to ``ahead`` of them in advance.
 
-    One more thread takes the jobs from ``jobs``. An exception comes out where its item would. The threads end when the
+    One more thread takes the jobs from ``tasks``. An exception comes out where its item would. The threads end when the
     jobs do, or when the iterator is closed. Torch computes with one thread in each of them, so that how many cores
     there are changes no bit of what comes out.
     """
@@ -35,8 +35,8 @@ def prefetch(jobs: Iterable[Callable[[], T]], ahead: int, threads: int = 1) -> I
 
     def submit() -> None:
         try:
-            for job in jobs:
-                if not put(pool.submit(job)):
+            for task in tasks:
+                if not put(pool.submit(task)):
                     return
             put(None)
         except BaseException as error:  # whatever it is, it belongs to whoever asks for the item

@@ -14,12 +14,12 @@ from askd_ray.config.data import Data
 from askd_ray.config.load import without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.data.model_languages import languages_of_models, refuse_languages
-from askd_ray.data.prepared import Tally, notes, table, trouble_with_rows, trouble_with_splits
+from askd_ray.data.prepared import PrepareCounts, notes, rows_problem, splits_problem, table
 from askd_ray.data.row_check import NO_REFERENCE, NO_TEXT, Rejected, RowLimits, check_row, clean_row
 from askd_ray.data.schema import SPLITS, Utterance
 from askd_ray.data.shard_writer import ShardWriter
 from askd_ray.data.sources import SourceRow, read_rows, survey
-from askd_ray.data.split import Placement, place
+from askd_ray.data.split import SplitAssignment, assign_split
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
 from askd_ray.progress import bar, console
@@ -33,7 +33,7 @@ _AHEAD = 8  # rows that may wait decoded for their turn, a thread
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-Outcome = tuple[Utterance, Placement] | Rejected
+Outcome = tuple[Utterance, SplitAssignment] | Rejected
 """What becomes of a row."""
 
 
@@ -61,25 +61,25 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     done = _finished(run, key, pseudo_key if pseudo else None)
     if done is not None and not force and _complete(run.shards, data, done):
         _refuse_languages(done["languages"], recipe)
-        _raise_trouble(trouble_with_splits(done, recipe))
+        _raise_problem(splits_problem(done, recipe))
         console.print(f"prepare: finished already, {sum(done['utterances'].values())} utterances in {run.shards}")
         return done
     begun = run.begin("prepare", force)
     run.forget("prepare")
     with run.shards.replaced() as folder:
         result = _fill(folder, recipe, surveyed.n_rows)
-        trouble = trouble_with_rows(result, data) or trouble_with_splits(result, recipe)
-        if trouble:
+        problem = rows_problem(result, data) or splits_problem(result, recipe)
+        if problem:
             map_concurrently(Location.delete, folder.files("*.parquet"))
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)
-    _raise_trouble(trouble, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
+    _raise_problem(problem, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
     seen = result["without_text"] + sum(result["quarantined"].get(reason, 0) for reason in NO_REFERENCE.values())
     return run.finish("prepare", pseudo_key if seen else key, result, begun)
 
 
-def _raise_trouble(trouble: str | None, more: str = "") -> None:
-    if trouble:
-        raise AskdError(f"prepare: {trouble}{more}")
+def _raise_problem(problem: str | None, more: str = "") -> None:
+    if problem:
+        raise AskdError(f"prepare: {problem}{more}")
 
 
 def _check_languages_of_sources(data: Data) -> None:
@@ -114,7 +114,7 @@ def _fill(folder: Location, recipe: Recipe, n_rows: int | None) -> dict[str, Any
     """Write shards and quarantine file into ``folder``, and return what was found."""
     data, pseudo = recipe.data, recipe.targets.kind == "pseudo"
     writer = ShardWriter(folder, data.utterances_per_shard)
-    tally = Tally(counts=writer.counts, languages=writer.languages)
+    counts = PrepareCounts(counts=writer.counts, languages=writer.languages)
     threads = min(4, os.cpu_count() or 1)
     with (
         ThreadPoolExecutor(threads) as pool,
@@ -124,24 +124,24 @@ def _fill(folder: Location, recipe: Recipe, n_rows: int | None) -> dict[str, Any
         rows = _without_repeated_ids(_rows(data, pseudo))
         outcomes = _in_order(pool, lambda row: _outcome(row, data, pseudo), rows, threads * _AHEAD)
         for outcome in _without_repeated_audio(outcomes):
-            tally.read += 1
+            counts.read += 1
             progress.advance()
             if isinstance(outcome, Rejected):
-                _set_aside(quarantine, outcome, tally)
+                _set_aside(quarantine, outcome, counts)
                 continue
-            utterance, placement = outcome
+            utterance, assignment = outcome
             if utterance.language not in writer.languages:
                 _refuse_languages({utterance.language: 1}, recipe, f"prepare: row {utterance.id}:")
-            writer.add(utterance, placement)
+            writer.add(utterance, assignment)
         for unusable in writer.finish():
-            _set_aside(quarantine, Rejected(unusable.id, unusable.path, NO_REFERENCE[unusable.split], ""), tally)
-    result = tally.result()
-    assert tally.read == sum(result["utterances"].values()) + tally.quarantined.total()
+            _set_aside(quarantine, Rejected(unusable.id, unusable.path, NO_REFERENCE[unusable.split], ""), counts)
+    result = counts.result()
+    assert counts.read == sum(result["utterances"].values()) + counts.quarantined.total()
     return result
 
 
-def _set_aside(quarantine: pa.NativeFile, rejected: Rejected, tally: Tally) -> None:
-    tally.quarantined[rejected.reason] += 1
+def _set_aside(quarantine: pa.NativeFile, rejected: Rejected, counts: PrepareCounts) -> None:
+    counts.quarantined[rejected.reason] += 1
     line = json.dumps(vars(rejected), ensure_ascii=False)
     quarantine.write(f"{line}\n".encode(errors="backslashreplace"))
 
@@ -181,13 +181,13 @@ def _outcome(row: SourceRow | Rejected, data: Data, pseudo: bool) -> tuple[str, 
     if isinstance(cleaned, Rejected):
         return cleaned.source, cleaned
     where = cleaned.where
-    placement = place(cleaned.split, cleaned.speaker, cleaned.text, data)
+    assignment = assign_split(cleaned.split, cleaned.speaker, cleaned.text, data)
     if not cleaned.text and not pseudo:
         return where, Rejected(cleaned.id, where, NO_TEXT, "")
-    if not cleaned.text and placement.split != "train" and not placement.spare:
-        return where, Rejected(cleaned.id, where, NO_REFERENCE[placement.split], "")
-    checked = check_row(cleaned, RowLimits.of(data), placement.split)
-    return where, checked if isinstance(checked, Rejected) else (checked, placement)
+    if not cleaned.text and assignment.split != "train" and not assignment.spare:
+        return where, Rejected(cleaned.id, where, NO_REFERENCE[assignment.split], "")
+    checked = check_row(cleaned, RowLimits.of(data), assignment.split)
+    return where, checked if isinstance(checked, Rejected) else (checked, assignment)
 
 
 def _in_order(

@@ -20,7 +20,7 @@ _USED_BY: dict[Split, str] = {
 
 
 @dataclass
-class Tally:
+class PrepareCounts:
     """What was read, and where it went."""
 
     read: int = 0
@@ -44,7 +44,7 @@ class Tally:
         }
 
 
-def trouble_with_rows(result: Mapping[str, Any], data: Data) -> str | None:
+def rows_problem(result: Mapping[str, Any], data: Data) -> str | None:
     """Return why too few of the rows can be used, or None."""
     read, reasons = result["read"], Counter[str](result["quarantined"])
     if read == 0:
@@ -60,7 +60,7 @@ def trouble_with_rows(result: Mapping[str, Any], data: Data) -> str | None:
     return None
 
 
-def trouble_with_splits(result: Mapping[str, Any], recipe: Recipe) -> str | None:
+def splits_problem(result: Mapping[str, Any], recipe: Recipe) -> str | None:
     """Return which split is empty although the recipe gives it a share and a later stage needs it, or None."""
     for split in _needed(recipe):
         if not result["utterances"][split] and _share(split, recipe.data) > 0.0:

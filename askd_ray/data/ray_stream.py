@@ -32,20 +32,20 @@ def configure() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def ray_batches(stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+def ray_batches(loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
     """Yield the micro-batches of a rank's tasks, in order, made by Ray Data tasks ahead of the training step.
 
     An epoch is one dataset, so that only its plan is in memory, however long the run.
     """
     epochs = (list(group) for _, group in itertools.groupby(tasks, key=lambda task: task.epoch))
-    yield from prefetch((job for epoch in epochs for job in _epoch(stream, epoch)), _AHEAD)
+    yield from prefetch((task for epoch in epochs for task in _epoch(loader, epoch)), _AHEAD)
 
 
-def _epoch(stream: BatchLoader, tasks: Sequence[ReadTask]) -> Iterator[Callable[[], Batch]]:
+def _epoch(loader: BatchLoader, tasks: Sequence[ReadTask]) -> Iterator[Callable[[], Batch]]:
     """Yield what makes the batches of an epoch of what Ray Data brings."""
 
     def load(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for batch in stream.batches(ReadTask.from_json(json.loads(item["task"]))):
+        for batch in loader.batches(ReadTask.from_json(json.loads(item["task"]))):
             yield {"batch": to_bytes(batch)}
 
     configure()

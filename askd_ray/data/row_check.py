@@ -10,7 +10,7 @@ from askd_ray.config.data import Data
 from askd_ray.data.schema import SPLITS, Split, Utterance
 from askd_ray.data.sources import SourceRow
 from askd_ray.errors import AskdError
-from askd_ray.text.clean import clean, trouble_with_text
+from askd_ray.text.clean import clean, text_problem
 from askd_ray.text.languages import language_code
 
 NO_TEXT = "empty text"
@@ -68,9 +68,9 @@ def clean_row(row: SourceRow) -> SourceRow | Rejected:
         if any(unicodedata.category(character) == "Cc" for character in row.id):
             raise _UnusableError("unusable id", f"{row.id!a} holds control characters")
         text = clean(row.text)
-        trouble = trouble_with_text(text)
-        if trouble is not None:
-            raise _UnusableError(*trouble)
+        problem = text_problem(text)
+        if problem is not None:
+            raise _UnusableError(*problem)
         try:
             language = language_code(row.language)
         except AskdError as error:
@@ -117,8 +117,8 @@ def _check_waveform(waveform: Waveform, text: str, limits: RowLimits) -> None:
         raise _UnusableError("silence", f"the peak is {peak:.1g} of full scale")
     if not text or limits.chars_per_s is None:
         return
-    least, most = limits.chars_per_s
+    min_pace, max_pace = limits.chars_per_s
     pace = len(text) / seconds
-    if not least <= pace <= most:
-        reason = "too much text for the audio" if pace > most else "too little text for the audio"
-        raise _UnusableError(reason, f"{pace:.3g} characters a second, and {least:g} to {most:g} are allowed")
+    if not min_pace <= pace <= max_pace:
+        reason = "too much text for the audio" if pace > max_pace else "too little text for the audio"
+        raise _UnusableError(reason, f"{pace:.3g} characters a second, and {min_pace:g} to {max_pace:g} are allowed")

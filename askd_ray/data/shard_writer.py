@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from askd_ray.data.schema import SPLITS, Split, Utterance
 from askd_ray.data.shards import read_table, to_table, to_utterances, write_table
-from askd_ray.data.split import Placement, speaker_name
+from askd_ray.data.split import SplitAssignment, normalize_speaker
 from askd_ray.location import Location
 
 
@@ -24,7 +24,7 @@ class SplitCounts:
 class ShardWriter:
     """Writes the shards of a folder, ``utterances_per_shard`` in each, in the order in which utterances come.
 
-    Spare ones (:class:`~askd_ray.data.split.Placement`) come last.
+    Spare ones (:class:`~askd_ray.data.split.SplitAssignment`) come last.
     """
 
     def __init__(self, folder: Location, utterances_per_shard: int):
@@ -34,12 +34,12 @@ class ShardWriter:
         self._files: dict[Split, _Files] = {split: _Files(folder, split, size) for split in SPLITS}
         self._spare: dict[Split, _Files] = {split: _Files(folder, f"spare-{split}", size) for split in SPLITS}
 
-    def add(self, utterance: Utterance, placement: Placement) -> None:
+    def add(self, utterance: Utterance, assignment: SplitAssignment) -> None:
         """Take an utterance."""
-        if placement.spare:
-            self._spare[placement.split].add(utterance)
+        if assignment.spare:
+            self._spare[assignment.split].add(utterance)
         else:
-            self._put(utterance, placement.split, placement.marked)
+            self._put(utterance, assignment.split, assignment.marked)
 
     def finish(self) -> list[Utterance]:
         """Write what waits, and decide on the spare utterances: a split that no row is marked with is made of them.
@@ -69,7 +69,7 @@ class ShardWriter:
         counts.marked += marked
         counts.without_text += not utterance.text
         if utterance.speaker:
-            counts.speakers.add(speaker_name(utterance.speaker))
+            counts.speakers.add(normalize_speaker(utterance.speaker))
 
 
 class _Files:

@@ -12,7 +12,7 @@ _PUNCTUATION = re.compile(r"[^\w']+")  # "Goodbye." and "goodbye" are the same p
 
 
 @dataclass(frozen=True)
-class Placement:
+class SplitAssignment:
     """Where a row goes, and whether it is ``marked`` so by its source; otherwise a hash decided.
 
     ``spare``: its source says train, and the hash would have it in ``split``. That holds only if no row at all is
@@ -24,39 +24,39 @@ class Placement:
     spare: bool = False
 
 
-def place(mark: str, speaker: str, text: str, data: Data) -> Placement:
+def assign_split(mark: str, speaker: str, text: str, data: Data) -> SplitAssignment:
     """Return where a row goes whose source says ``mark``: "train", "dev", "test", or "" where it says nothing."""
-    hashed = split_of(speaker, text, data)
+    hashed = hash_split(speaker, text, data)
     if mark == "train" and hashed != "train":
-        return Placement(hashed, spare=True)
-    return Placement(cast(Split, mark), marked=True) if mark else Placement(hashed)
+        return SplitAssignment(hashed, spare=True)
+    return SplitAssignment(cast(Split, mark), marked=True) if mark else SplitAssignment(hashed)
 
 
-def split_of(speaker: str, text: str, data: Data) -> Split:
+def hash_split(speaker: str, text: str, data: Data) -> Split:
     """Return the split that a hash gives: of the speaker, or of the text where ``data.split_by`` says so or no speaker
     is named. An utterance with nothing that a hash could decide on is train data.
 
     Stable across runs, machines and sources: a speaker is in one split only, and so are the same words.
     """
-    if not name_of_split(speaker, text, data):
+    if not split_key(speaker, text, data):
         return "train"
-    at = hash_fraction(name_of_split(speaker, text, data))
-    if at < data.test_share:
+    fraction = hash_fraction(split_key(speaker, text, data))
+    if fraction < data.test_share:
         return "test"
-    return "dev" if at < data.test_share + data.dev_share else "train"
+    return "dev" if fraction < data.test_share + data.dev_share else "train"
 
 
-def name_of_split(speaker: str, text: str, data: Data) -> str:
+def split_key(speaker: str, text: str, data: Data) -> str:
     """Return what the hash is one of: alike for what must stay together, whatever its case and white space.
 
     The first letter keeps a speaker apart from the text of the same letters.
     """
     if speaker and data.split_by == "speaker":
-        return f"s{speaker_name(speaker)}"
+        return f"s{normalize_speaker(speaker)}"
     words = " ".join(_PUNCTUATION.sub(" ", text.casefold()).split())
     return f"t{words}" if text else ""
 
 
-def speaker_name(speaker: str) -> str:
+def normalize_speaker(speaker: str) -> str:
     """Return what two spellings of one speaker have in common: "Alice " is "alice"."""
     return " ".join(speaker.casefold().split())

@@ -20,7 +20,7 @@ def cache_root() -> Path:
         raise AskdError(f"{error}; downloads go to $ASKD_CACHE where that is set") from None
 
 
-def damage(folder: Path, sha256: Mapping[str, str]) -> str | None:
+def find_damage(folder: Path, sha256: Mapping[str, str]) -> str | None:
     """Return what is wrong with the first file of ``folder`` that is not as ``sha256`` (name to hash) says, or None."""
     for name, expected in sha256.items():
         file = folder / name

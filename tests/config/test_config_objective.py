@@ -71,8 +71,8 @@ def behaviour(o: Objective) -> list[Any]:
     points = [Progress.at(u / 40, 4.0) for u in range(41)]
     log_p, log_q = (torch.log_softmax(torch.linspace(0, s, 7)[None], -1) for s in (3.0, -1.0))
     loss, t = torch.tensor([0.1, 0.5, 2.0]), 50.0 if o.instance_weights.threshold == "mean" else 75.0
-    own = o.self_teacher
-    copying = own.kind if o.has_self_teacher else "none"
+    self_teacher = o.self_teacher
+    copying = self_teacher.kind if o.has_self_teacher else "none"
     hidden = o.hidden_states
     return [
         [weights_at(o, p, gap=(1.0 - p.u) ** 2) for p in points],
@@ -81,7 +81,7 @@ def behaviour(o: Objective) -> list[Any]:
         divergence(o.divergence, log_p, log_q).tolist(),
         instance_weights(o.instance_weights, loss, t / 100, 5.0).tolist(),
         trust_gate(o.trust_gate, loss).tolist(),
-        [copying, own.refresh, own.decay, own.top_k],
+        [copying, self_teacher.refresh, self_teacher.decay, self_teacher.top_k],
         [hidden.kind, hidden.weight, hidden.layers],
     ]
 

@@ -19,8 +19,8 @@ def load(tmp_path: Path, tune: object, **sections: object) -> Recipe:
 
 def test_the_paths_are_numbers_and_names_of_the_objective_and_the_learning_rates():
     paths = set(searchable())
-    wanted = {"train.lr", "train.encoder_lr", "objective.teacher_weight.until", "objective.self_teacher.switch"}
-    assert wanted | {"objective.ce_weight", "objective.divergence.t_squared", *DEFAULT_SPACE} <= paths
+    expected = {"train.lr", "train.encoder_lr", "objective.teacher_weight.until", "objective.self_teacher.switch"}
+    assert expected | {"objective.ce_weight", "objective.divergence.t_squared", *DEFAULT_SPACE} <= paths
     assert not {path for path in paths if path.partition(".")[0] not in ("objective", "train")}
     assert not paths & {"objective.preset", "objective.hidden_states.layers", "train.epochs", "objective.divergence"}
     assert [path for path in paths if is_integer(path)] == ["objective.self_teacher.top_k"]

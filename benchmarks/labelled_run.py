@@ -1,4 +1,4 @@
-"""The shards of a run and their labels, as `askd prepare` and `askd label` leave them, from clips at hand."""
+"""Write the shards and labels of a run from given clips, as `askd prepare` and `askd label` would."""
 
 import time
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ N_DEV = 2
 def write_run(recipe: Recipe, utterances: Sequence[Utterance]) -> float:
     """Write train shards and labels, a dev split of a few short clips, and the records of both stages.
 
-    Returns the seconds of labelling.
+    Returns the labelling time in seconds.
     """
     run, size = Run(recipe), recipe.data.utterances_per_shard
     short = sorted(utterances, key=lambda u: u.duration_s)[:N_DEV]

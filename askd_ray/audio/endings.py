@@ -120,7 +120,7 @@ def _chunks(audio: bytes, at: int, kind: _ChunkKind) -> Iterator[RiffChunk]:
         at = end + -end % kind.align
 
 
-def _size_problem(name: str, declared: int, there: int, slack: float = 0.0) -> str | None:
+def _too_short(name: str, declared: int, there: int, slack: float = 0.0) -> str | None:
     if declared - there <= slack or declared >= _UNKNOWN_BYTES > there:
         return None
     return f"{name} declares {declared} bytes, and {there} are there"
@@ -128,9 +128,7 @@ def _size_problem(name: str, declared: int, there: int, slack: float = 0.0) -> s
 
 def _cut_riff(audio: bytes) -> str | None:
     if audio[8:12] != b"WAVE":  # AVI
-        return _size_problem(
-            "the RIFF header", struct.unpack_from("<I", audio.ljust(8, b"\0"), 4)[0], len(audio) - 8, 1
-        )
+        return _too_short("the RIFF header", struct.unpack_from("<I", audio.ljust(8, b"\0"), 4)[0], len(audio) - 8, 1)
     kind = _RIFX if audio[:4] == b"RIFX" else _RIFF
     bytes_per_s, size_64 = 0, 0
     for chunk in _chunks(audio, 12, kind):
@@ -143,13 +141,11 @@ def _cut_riff(audio: bytes) -> str | None:
             declared = chunk.end - chunk.start
             declared = size_64 if declared == 0xFFFF_FFFF and size_64 else declared
             slack = _SLACK_S * bytes_per_s
-            return _size_problem("the data chunk", declared, there, slack) or _sound_after_data(
-                audio, chunk, kind, slack
-            )
+            return _too_short("the data chunk", declared, there, slack) or _after_data(audio, chunk, kind, slack)
     return None
 
 
-def _sound_after_data(audio: bytes, data: RiffChunk, kind: _ChunkKind, slack: float) -> str | None:
+def _after_data(audio: bytes, data: RiffChunk, kind: _ChunkKind, slack: float) -> str | None:
     """Report bytes after the data chunk that are in no chunk: sound of a recorder that never updated its header."""
     if data.end == data.start:  # size 0 of a stream: the data reach to the end of the file
         return None
@@ -165,21 +161,21 @@ def _sound_after_data(audio: bytes, data: RiffChunk, kind: _ChunkKind, slack: fl
 def _cut_aiff(audio: bytes) -> str | None:
     for chunk in _chunks(audio, 12, _RIFX):
         if chunk.name == b"SSND":
-            return _size_problem("the chunk of samples", chunk.end - chunk.start, len(audio) - chunk.start, 16)
+            return _too_short("the chunk of samples", chunk.end - chunk.start, len(audio) - chunk.start, 16)
     return None
 
 
 def _cut_caf(audio: bytes) -> str | None:
     for chunk in _chunks(audio, 8, _CAF):  # the data chunk of a stream has size -1, which ends the loop
         if chunk.name == b"data":
-            return _size_problem("the data chunk", chunk.end - chunk.start, len(audio) - chunk.start)
+            return _too_short("the data chunk", chunk.end - chunk.start, len(audio) - chunk.start)
     return None
 
 
 def _cut_w64(audio: bytes) -> str | None:
     for chunk in _chunks(audio, 40, _W64):
         if chunk.name[:4] == b"data":
-            return _size_problem("the data chunk", chunk.end - chunk.start, len(audio) - chunk.start)
+            return _too_short("the data chunk", chunk.end - chunk.start, len(audio) - chunk.start)
     return None
 
 
@@ -187,7 +183,7 @@ def _cut_au(audio: bytes) -> str | None:
     if len(audio) < 12:
         return None
     start, size = struct.unpack_from(">II", audio, 4)
-    return _size_problem("the header", size, len(audio) - start)
+    return _too_short("the header", size, len(audio) - start)
 
 
 def _cut_nist(audio: bytes) -> str | None:
@@ -195,7 +191,7 @@ def _cut_nist(audio: bytes) -> str | None:
     n_bytes = 1
     for name in (b"sample_count", b"channel_count", b"sample_n_bytes"):
         n_bytes *= int(fields.get(name, b"0"))
-    return _size_problem("the header", n_bytes, len(audio) - 1024)
+    return _too_short("the header", n_bytes, len(audio) - 1024)
 
 
 def _cut_ogg(audio: bytes) -> str | None:
@@ -226,7 +222,7 @@ def _cut_matroska(audio: bytes) -> str | None:
             continue
         if start + size > len(audio):
             element = {_SEGMENT: "the Matroska segment", _CLUSTER: "a Matroska cluster"}.get(name, "a Matroska element")
-            return _size_problem(element, size, len(audio) - start)
+            return _too_short(element, size, len(audio) - start)
         at = start + size
     return None
 
@@ -247,7 +243,7 @@ def _vint(audio: bytes, at: int, keep_marker: bool) -> tuple[int | None, int]:
 def _cut_mp4(audio: bytes) -> str | None:
     for name, start, end in _mp4_boxes(audio):
         if end > len(audio) and name in (b"mdat", b"moov", b"moof"):
-            return _size_problem(f"the box {name.decode()!r}", end - start, len(audio) - start)
+            return _too_short(f"the box {name.decode()!r}", end - start, len(audio) - start)
     return None
 
 
@@ -279,13 +275,11 @@ def _cut_mp3(audio: bytes) -> str | None:
     elif (header := max(first.find(b"Xing"), first.find(b"Info"))) > 0 and audio[at + header + 7] & 3 == 3:
         n_frames, n_bytes = struct.unpack_from(">II", audio.ljust(at + header + 16, b"\0"), at + header + 8)
     slack = 2 * n_bytes / n_frames if n_frames else 0  # some encoders do not count the header's own frame
-    return _size_problem("the MP3 header", n_bytes, len(audio) - at, slack)
+    return _too_short("the MP3 header", n_bytes, len(audio) - at, slack)
 
 
 @dataclass(frozen=True)
 class _Signature:
-    """The bytes that identify a format, and their offset in the file."""
-
     magic: bytes
     offset: int = 0
 

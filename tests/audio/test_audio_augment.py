@@ -273,7 +273,7 @@ def test_noise_from_files_at_any_length(clip: Waveform, sounds: Path):
     assert torch.equal(recording(sounds / "noise-b.wav"), kept)
 
 
-def test_a_stretch_of_digital_silence_adds_nothing(clip: Waveform, tmp_path: Path):
+def test_a_noise_of_digital_silence_adds_nothing(clip: Waveform, tmp_path: Path):
     soundfile.write(tmp_path / "noise.wav", np.zeros(200_000), 16_000)
     augmentation = settings_of(noise={"share": 1.0, "files": str(tmp_path / "*.wav")})
     np.testing.assert_array_equal(augment(clip, augmentation, Draw(0, 0, "u")), clip)

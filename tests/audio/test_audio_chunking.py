@@ -24,7 +24,7 @@ def seconds(chunks: list[Span]) -> list[tuple[float, float]]:
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.tuples(st.floats(0.1, 50.0), st.floats(0.0, 6.0)), max_size=12))
-def test_all_speech_is_in_one_stretch_and_none_is_too_long(lengths: list[tuple[float, float]]):
+def test_all_speech_is_in_one_chunk_and_none_is_too_long(lengths: list[tuple[float, float]]):
     speech, at = list[Span](), 0
     for length, pause in lengths:
         speech.append(Span(at, at + samples_of(length)))

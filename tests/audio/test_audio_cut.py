@@ -18,7 +18,7 @@ def cut_file(path, start_s, end_s, max_s):
         return cut(file, start_s, end_s, max_s)
 
 
-def test_a_stretch_is_the_slice(recording, tone):
+def test_a_chunk_is_the_slice(recording, tone):
     chunk = decode(cut_file(recording, 0.5, 1.25, 30.0))
     np.testing.assert_allclose(chunk, tone[8_000:20_000], atol=2**-14)
 
@@ -105,7 +105,7 @@ def test_chunks_are_where_the_times_of_the_container_say(tmp_path, tone):
     assert np.abs(before[: int(1.9 * 16_000)]).max() < 0.01
 
 
-def test_a_stretch_with_damage_is_refused(tmp_path):
+def test_a_chunk_with_damage_is_refused(tmp_path):
     path = tmp_path / "damaged.aac"
     path.write_bytes(damaged(by_ffmpeg(sweep(8.0), "adts", "aac")))
     with pytest.raises(AudioError, match=r"^damaged: packets lost: 1"):

@@ -69,7 +69,7 @@ def test_recipes_are_frozen():
         ),
         ("name=../up", r"name = '\.\./up': .*pattern"),
         ("data.max_duration_s=31", r"data\.max_duration_s = 31: .*less than or equal to 30"),
-        ("data.dev_share=0.95", r"data: dev_share \+ test_share must stay below 1"),
+        ("data.dev_share=0.95", r"data: dev_share \+ test_share must be below 1"),
         ("window.train_silence_s=[2, 1]", r"window: train_silence_s is \[min, max\]"),
         ("train.epochs", r"write it as a\.b=value"),
         ("name.deep=1", r"--set name\.deep: name is a value, not a section"),

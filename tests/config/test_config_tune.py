@@ -66,7 +66,7 @@ WRONG = {
         "objective.self_teacher.switch = 1.5: Input should be less than or equal to 1",
     ),
     "a range of names": ({"space": {KIND: {"low": 0, "high": 1}}}, f"{KIND} = 0.0: Input should be"),
-    "a range of flags": ({"space": {"objective.divergence.t_squared": {"low": 0, "high": 1}}}, "is no number"),
+    "a range of flags": ({"space": {"objective.divergence.t_squared": {"low": 0, "high": 1}}}, "is not a number"),
     "ends in the wrong order": ({"space": {"train.lr": {"low": 2, "high": 1}}}, "low = 2 must be below high = 1"),
     "a logarithm of nothing": (
         {"space": {"objective.self_teacher.switch": {"low": 0, "high": 1, "log": True}}},

@@ -29,7 +29,7 @@ def planner(lengths: list[float], shard_size: int = 5, augment: Augment | None =
 
 
 def steps_of(plan: Planner, cursor: DataCursor = START) -> list[tuple[MicroBatch, ...]]:
-    """The run's steps from a place on, each with the micro-batches of all lanes."""
+    """The run's steps from a cursor on, each with the micro-batches of all queues."""
     n = plan.train.micro_batches_per_step
     per_queue = [[b for task in plan.tasks(cursor, queue, n) for b in task.batches] for queue in range(n)]
     return list(zip(*per_queue, strict=True))
@@ -80,7 +80,7 @@ def test_micro_batches_keep_within_their_bounds(lengths: list[float], n: int):
 
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts)
-def test_lanes_differ_by_one_micro_batch_at_most(lengths: list[float], n: int):
+def test_queues_differ_by_one_micro_batch_at_most(lengths: list[float], n: int):
     plan = planner(lengths, micro_batches=n)
     groups = groupby(zip(plan.steps(START), steps_of(plan), strict=True), lambda s: (s[0].next.epoch, s[0].next.group))
     for _, group in groups:

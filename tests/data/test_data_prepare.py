@@ -255,13 +255,13 @@ UNLABELLED = [
 QUARTERS = {"dev_share": 0.25, "test_share": 0.25}
 
 
-def of_kind(run_recipe, kind):
+def with_targets_kind(run_recipe, kind):
     return Recipe.model_validate({**run_recipe.model_dump(mode="json"), "targets": {"kind": kind}})
 
 
 def test_rows_without_text_are_train_data_where_the_teacher_writes_it(manifest, recipe):
     folder = manifest([{"text": "with text", "speaker": name} for name in ("alice", "carol", "erin")] + UNLABELLED)
-    run_recipe = of_kind(recipe(folder, **QUARTERS), "pseudo")
+    run_recipe = with_targets_kind(recipe(folder, **QUARTERS), "pseudo")
     result = prepare(run_recipe)
     assert result["read"] == 7
     assert result["utterances"] == {"train": 3, "dev": 1, "test": 1} and result["without_text"] == 2
@@ -278,10 +278,10 @@ def test_a_split_that_cannot_use_a_row_does_not_make_it_a_bad_one(manifest, reci
     rows = [{"text": "", "speaker": name} for name in ("alice", "bob", "carol", "dave", "erin")]
     whole = [{"speaker": name, "text": "words"} for name in ("alice", "carol")]
     rows = [*whole, *rows]
-    run_recipe = of_kind(recipe(manifest(rows), max_quarantine_share=0.0, **QUARTERS), "pseudo")
+    run_recipe = with_targets_kind(recipe(manifest(rows), max_quarantine_share=0.0, **QUARTERS), "pseudo")
     assert prepare(run_recipe)["utterances"] == {"train": 1, "dev": 1, "test": 1}  # four of seven are set aside
     folder = manifest([*rows, {"bytes": b"x"}], name="bad")
-    bad = of_kind(recipe(folder, max_quarantine_share=0.1, **QUARTERS), "pseudo")
+    bad = with_targets_kind(recipe(folder, max_quarantine_share=0.1, **QUARTERS), "pseudo")
     with pytest.raises(AskdError, match=r"1 of 8 rows can't be used .*max_quarantine_share = 0\.1"):
         prepare(bad, force=True)
 
@@ -289,17 +289,17 @@ def test_a_split_that_cannot_use_a_row_does_not_make_it_a_bad_one(manifest, reci
 def test_the_kind_of_targets_matters_only_where_text_is_missing(manifest, recipe, capsys):
     whole = recipe(manifest([{}, {}], name="whole"), **ALL_TRAIN)
     for kind in ("reference", "pseudo", "reference"):
-        prepare(of_kind(whole, kind))
+        prepare(with_targets_kind(whole, kind))
     assert capsys.readouterr().out.count("finished already") == 2
-    prepare(of_kind(whole, "pseudo"), force=True)
+    prepare(with_targets_kind(whole, "pseudo"), force=True)
     prepare(whole)
     assert "finished already" in capsys.readouterr().out
 
     some = recipe(manifest([{}, {"text": ""}], name="some"), max_quarantine_share=0.5, **ALL_TRAIN)
     some = some.model_copy(update={"name": "some"})
     for kind, n in (("reference", 1), ("pseudo", 2), ("reference", 1)):
-        assert prepare(of_kind(some, kind))["utterances"]["train"] == n
-        assert prepare(of_kind(some, kind))["utterances"]["train"] == n
+        assert prepare(with_targets_kind(some, kind))["utterances"]["train"] == n
+        assert prepare(with_targets_kind(some, kind))["utterances"]["train"] == n
     assert capsys.readouterr().out.count("finished already") == 3
 
 
@@ -311,7 +311,7 @@ def test_no_column_of_texts(manifest, recipe, tmp_path, sound):
     run_recipe = recipe(folder, **ALL_TRAIN)
     with pytest.raises(AskdError, match="no column 'text'"):
         prepare(run_recipe)
-    assert prepare(of_kind(run_recipe, "pseudo"))["without_text"] == 1
+    assert prepare(with_targets_kind(run_recipe, "pseudo"))["without_text"] == 1
 
     table = pa.table({"audio": [{"bytes": sound(), "path": "0.wav"}]})
     pq.write_table(table, tmp_path / "rows.parquet")
@@ -320,7 +320,7 @@ def test_no_column_of_texts(manifest, recipe, tmp_path, sound):
     rows = Recipe.model_validate({**values, "data": {"sources": [source], **ALL_TRAIN}})
     with pytest.raises(AskdError, match="columns 'audio' and 'text'"):
         prepare(rows)
-    assert prepare(of_kind(rows, "pseudo"))["without_text"] == 1
+    assert prepare(with_targets_kind(rows, "pseudo"))["without_text"] == 1
 
 
 def test_shards_on_s3_are_those_of_a_folder(manifest, recipe, s3, capsys):

@@ -55,7 +55,7 @@ def _read_seekable(file: BinaryIO, start_s: float, until_s: float) -> Waveform |
     if file.read(4) == b"OggS":
         n_streams = len(split_joined(b"OggS" + file.read()))
         if n_streams > 1:
-            raise AudioError(f"unreadable audio: {n_streams} Ogg streams in one file; its times begin anew in each")
+            raise AudioError(f"unreadable audio: {n_streams} Ogg streams in one file; its timestamps restart in each")
     file.seek(0)
     try:
         with soundfile.SoundFile(file) as recording:

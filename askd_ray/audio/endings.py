@@ -95,7 +95,7 @@ def _riff_begins(audio: bytes) -> list[int]:
     while len(begins) < _MAX_JOINED_FILES:
         size = int.from_bytes(audio[begins[-1] + 4 : begins[-1] + 8], order)
         end = begins[-1] + 8 + size
-        following = next((at for at in (end, end + size % 2) if audio[at : at + 4] == audio[:4]), None)
+        following = next((pos for pos in (end, end + size % 2) if audio[pos : pos + 4] == audio[:4]), None)
         if following is None or not size:
             break
         begins.append(following)
@@ -107,23 +107,23 @@ def wav_chunks(audio: bytes) -> list[RiffChunk]:
     return list(_chunks(audio, 12, _RIFF))
 
 
-def _chunks(audio: bytes, at: int, kind: _ChunkKind) -> Iterator[RiffChunk]:
-    """Yield the chunks from the offset ``at`` on; a name that is not printable ends them."""
+def _chunks(audio: bytes, pos: int, kind: _ChunkKind) -> Iterator[RiffChunk]:
+    """Yield the chunks from the offset ``pos`` on; a name that is not printable ends them."""
     size_bytes = struct.calcsize(kind.size)
-    while at + kind.name_bytes + size_bytes <= len(audio):
-        name, start = audio[at : at + kind.name_bytes], at + kind.name_bytes + size_bytes
-        size = int(struct.unpack_from(kind.size, audio, at + kind.name_bytes)[0])
-        end = at + size if kind.counts_itself else start + size
+    while pos + kind.name_bytes + size_bytes <= len(audio):
+        name, start = audio[pos : pos + kind.name_bytes], pos + kind.name_bytes + size_bytes
+        size = int(struct.unpack_from(kind.size, audio, pos + kind.name_bytes)[0])
+        end = pos + size if kind.counts_itself else start + size
         if end < start or not all(32 <= byte < 127 for byte in name[:4]):
             return
         yield RiffChunk(name, start, end)
-        at = end + -end % kind.align
+        pos = end + -end % kind.align
 
 
-def _too_short(name: str, declared: int, there: int, slack: float = 0.0) -> str | None:
-    if declared - there <= slack or declared >= _UNKNOWN_BYTES > there:
+def _too_short(name: str, declared: int, actual: int, slack: float = 0.0) -> str | None:
+    if declared - actual <= slack or declared >= _UNKNOWN_BYTES > actual:
         return None
-    return f"{name} declares {declared} bytes, and {there} are there"
+    return f"{name} declares {declared} bytes, and {actual} are there"
 
 
 def _cut_riff(audio: bytes) -> str | None:
@@ -132,16 +132,16 @@ def _cut_riff(audio: bytes) -> str | None:
     kind = _RIFX if audio[:4] == b"RIFX" else _RIFF
     bytes_per_s, size_64 = 0, 0
     for chunk in _chunks(audio, 12, kind):
-        there = len(audio) - chunk.start
-        if chunk.name == b"fmt " and there >= 12:
+        actual = len(audio) - chunk.start
+        if chunk.name == b"fmt " and actual >= 12:
             bytes_per_s = struct.unpack_from(kind.size, audio, chunk.start + 8)[0]
-        if chunk.name == b"ds64" and there >= 16:
+        if chunk.name == b"ds64" and actual >= 16:
             size_64 = struct.unpack_from("<Q", audio, chunk.start + 8)[0]
         if chunk.name == b"data":
             declared = chunk.end - chunk.start
             declared = size_64 if declared == 0xFFFF_FFFF and size_64 else declared
             slack = _SLACK_S * bytes_per_s
-            return _too_short("the data chunk", declared, there, slack) or _after_data(audio, chunk, kind, slack)
+            return _too_short("the data chunk", declared, actual, slack) or _after_data(audio, chunk, kind, slack)
     return None
 
 
@@ -209,35 +209,35 @@ def _cut_ogg(audio: bytes) -> str | None:
 
 def _cut_matroska(audio: bytes) -> str | None:
     """Follow the elements; segments and clusters of unknown size, as in live streams, are entered."""
-    at = 0
-    while at < len(audio):
-        name, at = _vint(audio, at, keep_marker=True)
-        size, start = _vint(audio, at, keep_marker=False)
+    pos = 0
+    while pos < len(audio):
+        name, pos = _vint(audio, pos, keep_marker=True)
+        size, start = _vint(audio, pos, keep_marker=False)
         if name is None or size is None:
             return None
         if size == -1:
             if name not in (_EBML, _SEGMENT, _CLUSTER):
                 return None
-            at = start
+            pos = start
             continue
         if start + size > len(audio):
             element = {_SEGMENT: "the Matroska segment", _CLUSTER: "a Matroska cluster"}.get(name, "a Matroska element")
             return _too_short(element, size, len(audio) - start)
-        at = start + size
+        pos = start + size
     return None
 
 
-def _vint(audio: bytes, at: int, keep_marker: bool) -> tuple[int | None, int]:
+def _vint(audio: bytes, pos: int, keep_marker: bool) -> tuple[int | None, int]:
     """Return an EBML variable-length integer (None: not valid, -1: unknown size) and the offset after it."""
-    n = 9 - audio[at].bit_length() if at < len(audio) else 9
-    if n > (4 if keep_marker else 8) or at + n > len(audio):
-        return None, at
-    value = int.from_bytes(audio[at : at + n], "big")
+    n = 9 - audio[pos].bit_length() if pos < len(audio) else 9
+    if n > (4 if keep_marker else 8) or pos + n > len(audio):
+        return None, pos
+    value = int.from_bytes(audio[pos : pos + n], "big")
     if not keep_marker:
         value &= (1 << 7 * n) - 1
         if value == (1 << 7 * n) - 1:
             value = -1
-    return value, at + n
+    return value, pos + n
 
 
 def _cut_mp4(audio: bytes) -> str | None:
@@ -249,33 +249,33 @@ def _cut_mp4(audio: bytes) -> str | None:
 
 def _mp4_boxes(audio: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield name, start and end of each box of a file, up to the first bytes that are no known box."""
-    at = 0
-    while at + 8 <= len(audio) and (name := audio[at + 4 : at + 8]) in _MP4_BOXES:
-        size = int.from_bytes(audio[at : at + 4], "big")
+    pos = 0
+    while pos + 8 <= len(audio) and (name := audio[pos + 4 : pos + 8]) in _MP4_BOXES:
+        size = int.from_bytes(audio[pos : pos + 4], "big")
         if size == 1:
-            size = int.from_bytes(audio[at + 8 : at + 16], "big")
+            size = int.from_bytes(audio[pos + 8 : pos + 16], "big")
         if 0 < size < 8:
             return
-        end = at + size if size else len(audio)
-        yield name, at, end
-        at = end
+        end = pos + size if size else len(audio)
+        yield name, pos, end
+        pos = end
 
 
 def _cut_mp3(audio: bytes) -> str | None:
     """Compare the size in a Xing, Info or VBRI header with the size of the file."""
-    at = 0
+    pos = 0
     if audio[:3] == b"ID3" and len(audio) > 10:
-        at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(audio[6:10], (21, 14, 7, 0), strict=True))
-    first = audio[at : at + 64]
+        pos = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(audio[6:10], (21, 14, 7, 0), strict=True))
+    first = audio[pos : pos + 64]
     if len(first) < 64 or first[0] != 0xFF or first[1] & 0xE0 != 0xE0:
         return None
     n_frames, n_bytes = 0, 0
     if first[36:40] == b"VBRI":
         n_bytes, n_frames = struct.unpack_from(">II", first, 46)
-    elif (header := max(first.find(b"Xing"), first.find(b"Info"))) > 0 and audio[at + header + 7] & 3 == 3:
-        n_frames, n_bytes = struct.unpack_from(">II", audio.ljust(at + header + 16, b"\0"), at + header + 8)
+    elif (header := max(first.find(b"Xing"), first.find(b"Info"))) > 0 and audio[pos + header + 7] & 3 == 3:
+        n_frames, n_bytes = struct.unpack_from(">II", audio.ljust(pos + header + 16, b"\0"), pos + header + 8)
     slack = 2 * n_bytes / n_frames if n_frames else 0  # some encoders do not count the header's own frame
-    return _too_short("the MP3 header", n_bytes, len(audio) - at, slack)
+    return _too_short("the MP3 header", n_bytes, len(audio) - pos, slack)
 
 
 @dataclass(frozen=True)

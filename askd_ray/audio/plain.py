@@ -84,9 +84,9 @@ def _is_plain_ogg(audio: bytes) -> bool:
 
 def _last_flac_frame(tail: bytes) -> int | None:
     """Return the number of the last frame, from its header (RFC 9639, 9.1), which its CRC-8 confirms."""
-    at = len(tail)
-    while (at := tail.rfind(b"\xff\xf8", 0, at)) >= 0:
-        header = tail[at : at + 16].ljust(16, b"\0")
+    pos = len(tail)
+    while (pos := tail.rfind(b"\xff\xf8", 0, pos)) >= 0:
+        header = tail[pos : pos + 16].ljust(16, b"\0")
         n_bits = (header[4] ^ 0xFF).bit_length()  # leading ones give the length of the number, as in UTF-8
         n_bytes = max(1, 8 - n_bits)
         end = 4 + n_bytes + {6: 1, 7: 2}.get(header[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)

@@ -1,18 +1,17 @@
-"""How fast do shards become batches, and how long does the training wait for them?
+"""How fast are batches made of shards, and how long does the training wait for them?
 
     python benchmarks/input_pipeline.py [--data FOLDER] [--clips N] [--rounds N] [--quick] [--json]
 
-Decoding, speed (0.9, 1, 1.1), noise from files at 5 to 20 dB and the log-mel, on two cores: our stream in threads
-against Hugging Face datasets and a torch DataLoader with two worker processes, in turn over the same Parquet files. The
-peer shuffles clips into batches of as many as ours have in the mean, and pads them to the longest; it is measured again
-with our batches and their windows, which leaves the mere speed of the work. Its rows are Arrow files by then, its
-noises in memory, and its audio is decoded by soundfile as ours is. We read the soft labels too, and collate them.
+The work: decoding, speed (0.9, 1, 1.1), noise from files at 5 to 20 dB and the log-mel, on two cores. Our loader with
+threads is compared with Hugging Face datasets and a torch DataLoader with two worker processes, in turn on the same
+Parquet files. The peer shuffles clips into batches of our mean size and pads them to the longest clip. It is measured
+again with our batches and windows, which compares the speed alone. The peer's rows are already Arrow files, its noises
+are in memory, and soundfile decodes its audio, as it does ours. Our loader also reads and collates the soft labels.
 
-Then the share of the time that a training of Whisper tiny.en on them waits for its data, once warm (the first of
-three parts of an epoch does not count): the plain loop, and but for --quick the same loop in a Ray Train worker, which
-Ray Data feeds.
+Then the share of time that a training of Whisper tiny.en waits for its data after the warm-up (the first of three
+parts of an epoch does not count): in the plain loop, and without --quick also in a Ray Train worker with Ray Data.
 
---data takes a folder of Parquet files (Hugging Face convention), of which --clips are taken; without it, the IVR
+--data is a folder of Parquet files (Hugging Face convention), of which --clips clips are used; the default are the IVR
 prompts. --json prints one line of JSON last.
 """
 
@@ -101,12 +100,12 @@ def main() -> None:
 
 
 def _show(rates: dict[str, list[float]], utterances: Sequence[Utterance]) -> dict[str, list[float]]:
-    """Print the rates; returns ours over those of the others, round by round."""
+    """Print the rates; return the ratio of our rate to each other one, round by round."""
     ours = rates["ours"]
     against = {name: [a / b for a, b in zip(ours, values, strict=True)] for name, values in rates.items()}
     del against["ours"]
     title = f"{len(utterances)} clips, mean {_mean_s(utterances):.1f} s, {len(ours)} rounds on {n_cores()} cores"
-    table = Table("utt/s", "median", "least", "most", title=title)
+    table = Table("utt/s", "median", "min", "max", title=title)
     for name, values in {**rates, **{f"ours : {name}": ratios for name, ratios in against.items()}}.items():
         table.add_row(name, *(f"{value:.2f}" for value in (median(values), min(values), max(values))))
     console.print(table)
@@ -118,7 +117,7 @@ def _mean_s(utterances: Sequence[Utterance]) -> float:
 
 
 def _write_noises(folder: Path) -> list[Path]:
-    """Write noises of half a minute into files, as recorded ones would be."""
+    """Write synthetic noises of half a minute into files, in place of recorded ones."""
     folder.mkdir()
     for number, noise in enumerate(synthetic_noises()):
         soundfile.write(folder / f"{number}.flac", (noise / noise.abs().max()).numpy(), SAMPLE_RATE_HZ)
@@ -138,11 +137,11 @@ def _recipe(root: str, noises: Sequence[Path], epochs: int) -> Recipe:
 
 
 def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, list[float]]:
-    """Return the utterances a second in each round, after one that warms both up."""
-    stream = make_batch_loader(recipe, n_mels=80)
-    tasks = list(stream.planner().tasks(DataCursor(), 0, 1))
-    peer = _Peer(stream, noises)
-    makers = {"datasets": peer.batches, OUR_BATCHES: peer.our_batches, "ours": partial(_our_batches, stream)}
+    """Return the utterances per second in each round; a first round for warm-up does not count."""
+    loader = make_batch_loader(recipe, n_mels=80)
+    tasks = list(loader.planner().tasks(DataCursor(), 0, 1))
+    peer = _Peer(loader, noises)
+    makers = {"datasets": peer.batches, OUR_BATCHES: peer.our_batches, "ours": partial(_our_batches, loader)}
     rates: dict[str, list[float]] = {name: [] for name in makers}
     with bar("rounds", rounds + 1, "round") as progress:
         for number in range(rounds + 1):
@@ -156,16 +155,16 @@ def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, lis
     return rates
 
 
-def _our_batches(stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[int]:
-    """Make the batches of tasks; yields how many utterances are in each."""
-    return (len(batch.log_mel) for batch in PlainContext(torch.device("cpu")).batches(stream, tasks))
+def _our_batches(loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[int]:
+    """Make the batches of tasks; yield the number of utterances in each."""
+    return (len(batch.log_mel) for batch in PlainContext(torch.device("cpu")).batches(loader, tasks))
 
 
 class _Peer:
-    """Hugging Face datasets and transformers with torchaudio and a DataLoader, as their users put them together."""
+    """The usual combination of Hugging Face datasets, transformers, torchaudio and a torch DataLoader."""
 
-    def __init__(self, stream: BatchLoader, noises: Sequence[Path]):
-        paths = shard_paths(stream.shards, "train")
+    def __init__(self, loader: BatchLoader, noises: Sequence[Path]):
+        paths = shard_paths(loader.shards, "train")
         disable_progress_bars()
         files, cache = [str(path) for path in paths], str(noises[0].parent / "datasets")
         rows = load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
@@ -175,7 +174,7 @@ class _Peer:
         self._first_row = dict(zip((path.name for path in paths), accumulate(counts, initial=0), strict=False))
         self._noises = [torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in noises]
         self._speed = SpeedPerturbation(SAMPLE_RATE_HZ, SPEEDS)
-        self._extract = WhisperFeatureExtractor(feature_size=stream.n_mels)
+        self._extract = WhisperFeatureExtractor(feature_size=loader.n_mels)
         self._planned: list[list[tuple[int, int]]] = []
         self._loader = DataLoader(
             self,
@@ -187,7 +186,7 @@ class _Peer:
         )
 
     def batches(self, tasks: Iterable[ReadTask]) -> Iterator[int]:
-        """Make as many batches as tasks have, of all clips in any order; yields how many utterances are in each."""
+        """Make as many batches as the tasks have, of all clips shuffled; yield the number of utterances in each."""
         rows, n_batches = list(range(len(self._rows))), sum(len(task.batches) for task in tasks)
         random.shuffle(rows)
         size = round(len(rows) / n_batches)
@@ -195,7 +194,7 @@ class _Peer:
         return (len(log_mel) for log_mel in self._loader)
 
     def our_batches(self, tasks: Iterable[ReadTask]) -> Iterator[int]:
-        """Make the batches of tasks in their windows; yields how many utterances are in each."""
+        """Make the batches of tasks in their windows; yield the number of utterances in each."""
         self._planned[:] = [
             [(self._first_row[p.shard] + p.index, p.window_samples) for p in batch]
             for task in tasks
@@ -226,15 +225,15 @@ class _Peer:
 
 
 def _trained(recipe: Recipe, name: str) -> Recipe:
-    """Return the recipe of a training that tells three times an epoch how long it waited."""
+    """Return the recipe of a training that records its waiting time three times per epoch."""
     values = recipe.model_dump(mode="json")
     train = values["train"] | {"epochs": 1, "evals_per_epoch": 3}
     return Recipe.model_validate({**values, "name": name, "data_run": recipe.name, "train": train})
 
 
 def _wait(folder: Path) -> float:
-    told = [line["data_wait_share"] for line in read_metrics(folder) if "data_wait_share" in line]
-    return sum(told[1:]) / len(told[1:])
+    wait_shares = [line["data_wait_share"] for line in read_metrics(folder) if "data_wait_share" in line]
+    return sum(wait_shares[1:]) / len(wait_shares[1:])
 
 
 def _plain_wait(recipe: Recipe) -> float:

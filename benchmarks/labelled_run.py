@@ -19,7 +19,7 @@ N_DEV = 2
 def write_run(recipe: Recipe, utterances: Sequence[Utterance]) -> float:
     """Write train shards and labels, a dev split of a few short clips, and the records of both stages.
 
-    Returns the seconds of labelling.
+    Returns the labelling time in seconds.
     """
     run, size = Run(recipe), recipe.data.utterances_per_shard
     short = sorted(utterances, key=lambda u: u.duration_s)[:N_DEV]

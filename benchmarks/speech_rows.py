@@ -1,4 +1,4 @@
-"""Real speech for benchmarks: a few clips of Parquet files in the Hugging Face convention, or the IVR prompts."""
+"""Real speech for benchmarks: clips from Parquet files in the Hugging Face convention, or the IVR prompts."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ def clips(data: Path | None, n_clips: int) -> list[Utterance]:
     """Return clips spread evenly over all of ``data`` (every *-train*.parquet in it) or over the IVR prompts."""
     rows = _ivr() if data is None else _parquet(data)
     picked = np.linspace(0, len(rows) - 1, min(n_clips, len(rows))).round().astype(int)
-    found = [_utterance(*rows[i]) for i in picked]
-    return [u for u in found if u is not None]
+    utterances = [_utterance(*rows[i]) for i in picked]
+    return [u for u in utterances if u is not None]
 
 
 def _ivr() -> list[tuple[str, bytes, str]]:

@@ -1,4 +1,4 @@
-"""Helper of the tests of decoding: audio files as strangers write them, and what happens to them on the way."""
+"""Helper of the decoding tests: audio files of many encoders, and damage to them."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ NO_XING = {"write_xing": "0", "id3v2_version": "0"}
 
 
 class Pipe:
-    """A file that is only written onwards, as pipes are: headers stay what they were at first."""
+    """A file without seeking, as a pipe: headers cannot be updated at the end."""
 
     def __init__(self) -> None:
         self.content = io.BytesIO()
@@ -25,7 +25,7 @@ class Pipe:
 
 
 def sweep(seconds: float, rate_hz: int = 16_000) -> Sound:
-    """Return a sound that no moment repeats: a sweep from 200 Hz upwards, in [-0.5, 0.5]."""
+    """Return a sound without repetition: a sweep from 200 Hz upwards, in [-0.5, 0.5]."""
     t = np.arange(round(seconds * rate_hz)) / rate_hz
     return (0.5 * np.sin(2 * np.pi * (200 * t + 900 / max(seconds, 1.0) * t**2))).astype(np.float32)
 
@@ -46,7 +46,7 @@ def by_ffmpeg(
     gap_s: tuple[float, float] | None = None,
     options: dict[str, str] | None = None,
 ) -> bytes:
-    """Encode with FFmpeg, into a pipe or not. ``gap_s``, at and length, is a hole in the times."""
+    """Encode with FFmpeg, into a pipe or a file. ``gap_s`` (start, length) is a gap in the timestamps."""
     pipe, buffer = Pipe(), io.BytesIO()
     with av.open(pipe if piped else buffer, "w", format=container, options=options or {}) as out:
         stream = out.add_stream(codec, rate=48_000 if codec == "libopus" else rate_hz, layout="mono")
@@ -64,14 +64,14 @@ def by_ffmpeg(
 
 
 def wav_declaring(samples: Sound, data_size: int, rate_hz: int = 16_000) -> bytes:
-    """Return a WAV file of 16 bits whose headers declare ``data_size`` bytes of sound."""
+    """Return a 16-bit WAV file whose headers declare ``data_size`` bytes of sound."""
     form = struct.pack("<HHIIHH", 1, 1, rate_hz, 2 * rate_hz, 2, 16)
     head = b"RIFF" + struct.pack("<I", (36 + data_size) % 2**32) + b"WAVEfmt " + struct.pack("<I", 16) + form
     return head + b"data" + struct.pack("<I", data_size) + (samples * 32_767).astype("<i2").tobytes()
 
 
 def vbr_mp3(samples: Sound, rate_hz: int = 16_000) -> bytes:
-    """Return an MP3 of variable bit rate without the header that says how long it is, as encoders write to a pipe."""
+    """Return an MP3 of variable bit rate without the header with the length, as encoders write to a pipe."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate_hz, format="MP3", bitrate_mode="VARIABLE", compression_level=0.3)
     mp3 = buffer.getvalue()
@@ -93,7 +93,7 @@ def float_wav(samples: Sound, scale: float, rate_hz: int = 16_000) -> bytes:
 
 
 def flac_declaring(flac: bytes, n_samples: int) -> bytes:
-    """Return a FLAC file whose header declares so many samples; 0 is what encoders write to a pipe."""
+    """Return a FLAC file whose header declares ``n_samples``; encoders write 0 to a pipe."""
     changed = bytearray(flac)
     number = int.from_bytes(changed[18:26], "big") >> 36 << 36 | n_samples
     changed[18:26] = number.to_bytes(8, "big")
@@ -101,14 +101,14 @@ def flac_declaring(flac: bytes, n_samples: int) -> bytes:
 
 
 def damaged(audio: bytes, at: float = 0.5, n_bytes: int = 40) -> bytes:
-    """Return a file with some bytes overwritten, in its middle unless ``at`` says where."""
+    """Return a file with ``n_bytes`` overwritten by noise, at the share ``at`` of its length."""
     start = int(len(audio) * at)
     noise = np.random.default_rng(0).integers(0, 256, n_bytes, np.uint8).tobytes()
     return audio[:start] + noise + audio[start + n_bytes :]
 
 
 def without_end(audio: bytes, kept: float = 0.6) -> bytes:
-    """Return the first part of a file."""
+    """Return the first part of a file, ``kept`` of its length."""
     return audio[: int(len(audio) * kept)]
 
 
@@ -118,7 +118,7 @@ def ogg_pages(ogg: bytes) -> list[bytes]:
 
 
 def seconds_by_ffmpeg(audio: bytes) -> float:
-    """Return how much sound FFmpeg makes of a file: its frames, one after the other."""
+    """Return the seconds of sound that FFmpeg decodes from a file: the sum of its frames."""
     seconds = 0.0
     with av.open(io.BytesIO(audio)) as container, contextlib.suppress(BlockingIOError):  # it waits for more
         for packet in container.demux(container.streams.audio[0]):

@@ -1,6 +1,6 @@
-"""What becomes of an audio file: the cases that the tests check, and the table of them in docs/serving.md.
+"""The cases of the decoding tests, and the table of them in docs/serving.md.
 
-python tests/decoding_table.py    # writes the table anew
+python tests/decoding_table.py    # updates the table
 """
 
 from collections.abc import Callable
@@ -34,41 +34,41 @@ WHOLE, NOTED, REFUSED = "read whole", "read with a note", "refused"
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of file, what is odd about it, how many seconds of sound it has, and what is to become of it."""
+    """A kind of file, its deviation from a plain file, the expected result, and the seconds of sound in it."""
 
     file: str
-    odd: str
+    deviation: str
     make: Callable[[Sound], bytes]
-    answer: str
-    says: str = ""
+    result: str
+    reason: str = ""
     seconds: float = SECONDS
 
     def __str__(self) -> str:
-        return f"{self.odd}: {self.file}"
+        return f"{self.deviation}: {self.file}"
 
     def audio(self) -> bytes:
-        """Return such a file."""
+        """Return the bytes of such a file."""
         return self.make(_SOUND())
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What became of a file: ``says`` is the kind of the note or of the refusal."""
+class DecodeResult:
+    """The result for a file: ``reason`` is the kind of the note or of the refusal."""
 
-    answer: str
-    says: str
+    result: str
+    reason: str
     seconds: float
 
 
-def answer_to(audio: bytes) -> Answer:
-    """Return what becomes of a file."""
+def decode_result(audio: bytes) -> DecodeResult:
+    """Decode a file and return the result."""
     try:
         decoded = read_audio(audio)
     except AudioError as error:
-        return Answer(REFUSED, str(error).partition(":")[0], 0.0)
+        return DecodeResult(REFUSED, str(error).partition(":")[0], 0.0)
     remarks = (*decoded.missing, *decoded.notes)
     kinds = ", ".join(dict.fromkeys(remark.partition(":")[0] for remark in remarks))
-    return Answer(NOTED if remarks else WHOLE, kinds, len(decoded.waveform) / 16_000)
+    return DecodeResult(NOTED if remarks else WHOLE, kinds, len(decoded.waveform) / 16_000)
 
 
 @lru_cache(maxsize=1)
@@ -156,9 +156,9 @@ def _gap(container: str, codec: str, at_s: float) -> Callable[[Sound], bytes]:
 
 
 def _cases() -> list[Case]:
-    cases = [Case(name, "nothing", make, WHOLE) for name, make in PLAIN.items()]
+    cases = [Case(name, "none", make, WHOLE) for name, make in PLAIN.items()]
     cases += [Case(name, "written to a pipe", make, WHOLE) for name, make in PIPED.items()]
-    cases += [Case("wav", odd, lambda s, n=n: wav_declaring(s, n), WHOLE) for odd, n in WAV_SIZES.items()]
+    cases += [Case("wav", deviation, lambda s, n=n: wav_declaring(s, n), WHOLE) for deviation, n in WAV_SIZES.items()]
     cases += [
         Case("flac", "fewer samples declared than there are", lambda s: flac_declaring(PLAIN["flac"](s), 9_000), WHOLE),
         Case("mp4 (AAC)", "declared 0.2 s longer than its samples", _longer_mp4, WHOLE),
@@ -236,7 +236,7 @@ def _cases() -> list[Case]:
     cases += [
         Case(
             name,
-            "its end is missing, and nothing shows it",
+            "its end is missing, which cannot be detected",
             lambda s, m=PLAIN[name]: without_end(m(s)),
             WHOLE,
             seconds=0.6 * SECONDS,
@@ -247,7 +247,7 @@ def _cases() -> list[Case]:
 
 
 def _longer_mp4(sound: Sound) -> bytes:
-    """What recorders declare: longer than what they wrote."""
+    """Return an MP4 file whose header declares more than its samples, as recorders write it."""
     mp4 = bytearray(PLAIN["mp4 (AAC)"](sound))
     for box, at in ((b"mvhd", 20), (b"mdhd", 20)):
         start = mp4.index(box) + at
@@ -272,14 +272,14 @@ CASES = _cases()
 
 
 def table() -> str:
-    """Return the table: what is odd, the files, and what becomes of them."""
+    """Return the table of deviations, files and results."""
     rows: dict[tuple[str, str], list[str]] = {}
     for case in CASES:
-        found = answer_to(case.audio())
-        outcome = f"{found.answer} ({found.says})" if found.says else found.answer
-        rows.setdefault((case.odd, outcome), []).append(case.file)
-    lines = [f"| {odd} | {', '.join(files)} | {outcome} |" for (odd, outcome), files in rows.items()]
-    return "\n".join(["| what is odd | container (codec) | what becomes of it |", "|---|---|---|", *lines]) + "\n"
+        decoded = decode_result(case.audio())
+        result = f"{decoded.result} ({decoded.reason})" if decoded.reason else decoded.result
+        rows.setdefault((case.deviation, result), []).append(case.file)
+    lines = [f"| {deviation} | {', '.join(files)} | {result} |" for (deviation, result), files in rows.items()]
+    return "\n".join(["| deviation | container (codec) | result |", "|---|---|---|", *lines]) + "\n"
 
 
 def write() -> None:

@@ -88,7 +88,7 @@ def test_a_folder_that_was_not_replaced_to_the_end_is_not_trusted(folder: Locati
         raise KeyboardInterrupt
     if folder.root:  # a store has no rename
         assert [f.name for f in shards.files()] == [UNFINISHED, "train-00001.parquet"]
-        with pytest.raises(AskdError, match=r"data/shards are unfinished: `askd prepare` was broken off") as caught:
+        with pytest.raises(AskdError, match=r"data/shards are unfinished: `askd prepare` was interrupted") as caught:
             shard_paths(shards, "train")
         one_line(caught)
         with shards.replaced() as filling:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.effects import add_noise, reverberate, sped_up, sped_up_samples, stretch, telephone, within_one
+from askd_ray.audio.effects import add_noise, fit_length, reverberate, sped_up, sped_up_samples, telephone, within_one
 from askd_ray.audio.sounds import draw_noise, draw_room
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.augment import Augment, SpecAugment
@@ -24,7 +24,7 @@ def draw_seed(seed: int, epoch: int, utterance_id: str, purpose: str, copy: int 
 
 @dataclass(frozen=True)
 class Draw:
-    """Whose random numbers they are; see :func:`draw_seed`."""
+    """The utterance and epoch that random numbers are drawn for; see :func:`draw_seed`."""
 
     seed: int
     epoch: int
@@ -41,37 +41,37 @@ class Draw:
 
 
 def speed_factor(settings: Augment, draw: Draw, n_samples: int) -> float:
-    """Return the factor by which a clip of ``n_samples`` is sped up; 1 where it would become longer than 30 s."""
-    if not settings.changes_speed:  # millions of rows are planned
+    """Draw the speed factor of a clip of ``n_samples``; 1 if the clip would become longer than 30 s."""
+    if not settings.changes_speed:  # a shortcut: planning calls this for millions of rows
         return 1.0
     factor = draw.rng("speed").choice(settings.speed)
     return factor if sped_up_samples(n_samples, factor) <= PADDED_SAMPLES else 1.0
 
 
 def augment(waveform: Waveform, settings: Augment, draw: Draw) -> Waveform:
-    """Return a clip as the student hears it, before the log-mel: mono at 16 kHz, shape ``(n_samples,)``.
+    """Return the augmented clip, the student's input before the log-mel: mono at 16 kHz, shape ``(n_samples,)``.
 
-    Only the speed changes the number of samples, to :func:`~askd_ray.audio.effects.sped_up_samples`. What exceeds 1 is
-    scaled down, not clipped. The waveform itself stays as it is.
+    Only the speed changes the number of samples, to :func:`~askd_ray.audio.effects.sped_up_samples`. A clip whose peak
+    exceeds 1 is scaled down, not clipped. ``waveform`` is not modified.
 
     Raises :class:`~askd_ray.errors.AskdError` when a noise or a room cannot be read.
     """
-    heard = sped_up(torch.from_numpy(waveform), speed_factor(settings, draw, len(waveform)))
+    clip = sped_up(torch.from_numpy(waveform), speed_factor(settings, draw, len(waveform)))
     if (rng := draw.rng("reverb")).random() < settings.reverb.share:
-        heard = within_one(reverberate(heard, draw_room(settings.reverb.files, settings.reverb.rt60_s, rng)))
+        clip = within_one(reverberate(clip, draw_room(settings.reverb.files, settings.reverb.rt60_s, rng)))
     if (rng := draw.rng("noise")).random() < settings.noise.share:
-        noise = stretch(draw_noise(settings.noise.files, rng), len(heard), rng)
-        heard = within_one(add_noise(heard, noise, rng.uniform(*settings.noise.snr_db)))
+        noise = fit_length(draw_noise(settings.noise.files, rng), len(clip), rng)
+        clip = within_one(add_noise(clip, noise, rng.uniform(*settings.noise.snr_db)))
     if draw.rng("telephone").random() < settings.telephone.share:
-        heard = telephone(heard)
+        clip = telephone(clip)
     gain_db = draw.rng("gain").uniform(*settings.gain_db)
     if gain_db != 0.0:
-        heard = within_one(heard * 10.0 ** (gain_db / 20.0))
-    return heard.numpy()
+        clip = within_one(clip * 10.0 ** (gain_db / 20.0))
+    return clip.numpy()
 
 
 def spec_augment(log_mel: torch.Tensor, settings: SpecAugment, seed: int) -> torch.Tensor:
-    """Return a clip's log-mel ``(n_mels, n_frames)`` with bands and stretches set to its mean (arXiv 1904.08779)."""
+    """Return a clip's log-mel ``(n_mels, n_frames)`` with masked bands and spans set to its mean (arXiv 1904.08779)."""
     n_mels, n_frames = log_mel.shape
     masked, mean = log_mel.clone(), float(log_mel.mean())
     generator = torch.Generator().manual_seed(seed)
@@ -82,10 +82,10 @@ def spec_augment(log_mel: torch.Tensor, settings: SpecAugment, seed: int) -> tor
     return masked
 
 
-def _mask(size: int, most: int, generator: torch.Generator) -> slice:
-    """Draw a stretch as torchaudio's mask_along_axis does, which takes the process's own generator instead."""
-    if most < 1:
+def _mask(size: int, max_width: int, generator: torch.Generator) -> slice:
+    """Draw a span as torchaudio's mask_along_axis does; that function uses the global generator, this one does not."""
+    if max_width < 1:
         return slice(0, 0)
-    width = torch.rand(1, generator=generator) * most
+    width = torch.rand(1, generator=generator) * max_width
     start = int(torch.rand(1, generator=generator) * (size - width))
     return slice(start, start + int(width))

@@ -1,4 +1,4 @@
-"""One channel of a recording, or of a chunk of it: calls have a speaker on each."""
+"""Read one channel of a recording, or of a chunk of it: in calls each channel holds one speaker."""
 
 import io
 from typing import BinaryIO
@@ -12,28 +12,28 @@ from numpy.typing import NDArray
 from askd_ray.audio.decode import AudioError
 
 _SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG"})  # exactly, by libsndfile
-# FFmpeg also reads lists of other files (concat, HLS, ...), which no recording is.
+# FFmpeg also reads lists of other files (concat, HLS, ...), which are not recordings.
 _CONTAINERS = "aac,aiff,amr,amrnb,amrwb,asf,au,caf,flac,matroska,mov,mp3,mpegts,ogg,w64,wav"
-_SLACK_S = 0.1  # how far behind the end of its recording a chunk may end: times are rounded
-_RUN_UP_S = 1.0  # decoded and dropped before the start: codecs need frames to settle after a jump
+_SLACK_S = 0.1  # a chunk may end this much after the end of its recording: times are rounded
+_RUN_UP_S = 1.0  # decoded and dropped before the start: codecs need some frames to settle after a seek
 
 
 def read_channel(file: BinaryIO, channel: int, start_s: float, end_s: float | None, max_s: float) -> bytes:
     """Return one channel, counted from 0, of a recording from ``start_s`` to ``end_s`` as a WAV file at its own rate.
 
-    ``file`` is the recording, open for reading here and there. Without ``end_s`` it is read to its end, but not for
-    much more than ``max_s``: whoever decodes the result sees that it is too long.
+    ``file`` is the recording, open and seekable. Without ``end_s`` it is read to its end, but not for much more than
+    ``max_s``: the caller that decodes the result then sees that it is too long.
 
-    Raises :class:`AudioError`: unreadable, no such channel, longer than ``max_s``, or ends before ``end_s``.
+    Raises :class:`AudioError`: unreadable, no such channel, longer than ``max_s``, or shorter than ``end_s``.
     """
     if end_s is not None and end_s - start_s > max_s:
         raise AudioError(f"longer than {max_s:g} s")
     until_s = start_s + max_s + _SLACK_S if end_s is None else end_s
-    found = _read_soundfile(file, channel, start_s, until_s)
-    if found is None:
+    decoded = _read_soundfile(file, channel, start_s, until_s)
+    if decoded is None:
         file.seek(0)
-        found = _read_av(file, channel, start_s, until_s)
-    samples, rate_hz = found
+        decoded = _read_av(file, channel, start_s, until_s)
+    samples, rate_hz = decoded
     if samples.size == 0 or (end_s is not None and samples.size < (end_s - start_s - _SLACK_S) * rate_hz):
         raise AudioError(f"truncated: the recording ends before {start_s if end_s is None else end_s:g} s")
     buffer = io.BytesIO()

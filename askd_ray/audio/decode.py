@@ -1,4 +1,4 @@
-"""Audio files to waveforms: mono at 16 kHz, whole, or with a word on what is missing."""
+"""Decode audio files to mono waveforms at 16 kHz, and report sound that is missing."""
 
 from dataclasses import dataclass, field
 
@@ -11,17 +11,17 @@ from askd_ray.audio.waveform import AudioError, Waveform, WaveformBuilder, durat
 
 __all__ = ["AudioError", "DecodedAudio", "Waveform", "decode", "duration_s", "read_audio"]
 
-_MAX_LOST_S, _MAX_LOST_SHARE = 2.0, 0.1  # of damaged sound, whichever is more: beyond, it is another text
+_MAX_LOST_S, _MAX_LOST_SHARE = 2.0, 0.1  # of damaged sound, the larger of both: with more, the text no longer fits
 _MAX_PARTS = 100
 _ENDS_EARLY = "the file ends or breaks off before its sound does"
 
 
 @dataclass(frozen=True)
 class DecodedAudio:
-    """A waveform, shape ``(n_samples,)`` at 16 kHz, and what is to be said of it.
+    """A waveform, shape ``(n_samples,)`` at 16 kHz, and remarks on it.
 
-    ``missing``: sound that the file had and that is lost ("damaged: ...", "truncated: ..."). ``notes``: what was made
-    of the rest ("gap: ...", "scaled: ...").
+    ``missing``: sound that is lost ("damaged: ...", "truncated: ..."). ``notes``: what was changed in the rest
+    ("gap: ...", "scaled: ...").
     """
 
     waveform: Waveform
@@ -30,9 +30,9 @@ class DecodedAudio:
 
 
 def decode(audio: bytes, max_s: float | None = None) -> Waveform:
-    """Decode an audio file of which nothing is missing to mono float32 at 16 kHz, shape ``(n_samples,)``.
+    """Decode a complete audio file to mono float32 at 16 kHz, shape ``(n_samples,)``.
 
-    Raises :class:`AudioError` as :func:`read_audio` does, and for any damaged sound.
+    Raises :class:`AudioError` as :func:`read_audio` does, and for any missing sound.
     """
     decoded = read_audio(audio, max_s)
     if decoded.missing:
@@ -41,13 +41,13 @@ def decode(audio: bytes, max_s: float | None = None) -> Waveform:
 
 
 def read_audio(audio: bytes, max_s: float | None = None, partial: bool = False) -> DecodedAudio:
-    """Decode an audio file, with silence where a little of its sound is damaged; ``partial`` takes whatever is left.
+    """Decode an audio file; silence replaces damaged parts. ``partial`` accepts files with any amount of missing sound.
 
-    What headers declare is not believed; the times of containers are, and gaps in them become silence. Channels are
-    averaged. Decoding stops as soon as there are more than ``max_s`` seconds: a small file cannot become a large array.
+    Durations in headers are ignored. Container timestamps are used, and gaps in them become silence. Channels are
+    averaged. Decoding stops after more than ``max_s`` seconds, so that a small file cannot become a large array.
 
     Raises :class:`AudioError`: unreadable, truncated, damaged (more than 2 s and a tenth of the file), not finite,
-    longer than ``max_s``, or too many samples to hold. With ``partial``, not for what is truncated or damaged.
+    longer than ``max_s``, or too many samples to hold. With ``partial``, truncated or damaged files raise nothing.
     """
     if not audio:
         raise AudioError("unreadable audio: the file is empty")
@@ -66,7 +66,7 @@ def read_audio(audio: bytes, max_s: float | None = None, partial: bool = False) 
 
 @dataclass
 class _Losses:
-    """What is missing of a file, and notes on the rest."""
+    """The missing sound of a file, and notes on the rest."""
 
     truncated: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
@@ -74,7 +74,7 @@ class _Losses:
     notes: list[str] = field(default_factory=list)
 
     def check(self, seconds: float) -> None:
-        """Refuse a file of which too much is missing."""
+        """Raise :class:`AudioError` if the file is truncated or too much of it is damaged."""
         if self.truncated:
             raise AudioError(self.truncated[0])
         if self.damaged_s > max(_MAX_LOST_S, _MAX_LOST_SHARE * seconds):
@@ -82,7 +82,7 @@ class _Losses:
 
 
 def _read_parts(audio: bytes, max_s: float | None, losses: _Losses) -> list[WaveformBuilder]:
-    """Read a file, or the files that it was joined of, one after the other."""
+    """Read a file, or if it is several files joined, read each of them in order."""
     parts = split_joined(audio)
     if len(parts) > _MAX_PARTS:
         raise AudioError(f"unreadable audio: {len(parts)} files in one, and at most {_MAX_PARTS} are allowed")
@@ -100,19 +100,19 @@ def _read_parts(audio: bytes, max_s: float | None, losses: _Losses) -> list[Wave
 def _read_packets(audio: bytes, builder: WaveformBuilder, losses: _Losses) -> None:
     cut, begin_s = missing_end(audio), builder.seconds
     try:
-        found = read_packets(audio, builder)
+        report = read_packets(audio, builder)
     except NoDecoderError:
         if cut is not None:
             raise AudioError(f"truncated: {cut}") from None
         raise
-    if cut is None and found.is_cut:
+    if cut is None and report.is_cut:
         cut = _ENDS_EARLY
     if cut is not None:
         losses.truncated.append(f"truncated: {cut}")
-    elif found.n_packets and builder.seconds == begin_s:
-        raise AudioError(f"unreadable audio: none of its {found.n_packets} packets can be decoded")
-    if found.damaged.n:
-        losses.damaged.append(f"damaged: {found.damaged.describe('packets lost')}")
-        losses.damaged_s += found.damaged.seconds
-    if found.gaps.n:
-        losses.notes.append(f"gap: {found.gaps.describe('times without sound')}")
+    elif report.n_packets and builder.seconds == begin_s:
+        raise AudioError(f"unreadable audio: none of its {report.n_packets} packets can be decoded")
+    if report.damaged.n:
+        losses.damaged.append(f"damaged: {report.damaged.describe('packets lost')}")
+        losses.damaged_s += report.damaged.seconds
+    if report.gaps.n:
+        losses.notes.append(f"gap: {report.gaps.describe('times without sound')}")

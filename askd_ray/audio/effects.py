@@ -1,6 +1,6 @@
-"""What can be done to a clip: speed, a room, noise, a telephone line, cut-off peaks. Nothing here draws by itself.
+"""Audio effects: speed, reverberation, noise, telephone line, clipped peaks. Callers draw the random parameters.
 
-Clips are mono at 16 kHz, shape ``(n_samples,)``; they stay as they are.
+Clips are mono at 16 kHz, shape ``(n_samples,)``; no function modifies its input.
 """
 
 import math
@@ -19,15 +19,15 @@ _LINE_HZ, _LINE_LOW_HZ, _LINE_HIGH_HZ, _MU_LAW_LEVELS = 8_000, 300.0, 3_400.0, 2
 
 
 def sped_up_samples(n_samples: int, factor: float) -> int:
-    """Return how many samples are left of ``n_samples`` that are sped up: the length of what torchaudio gives."""
+    """Return the length of a clip of ``n_samples`` after :func:`sped_up`: the length that torchaudio gives."""
     from_hz, to_hz = _rates(factor)
-    return math.ceil(np.float32(to_hz * n_samples / from_hz))  # torchaudio rounds up what it holds in 32 bits
+    return math.ceil(np.float32(to_hz * n_samples / from_hz))  # torchaudio rounds up a 32-bit float
 
 
 def sped_up(clip: torch.Tensor, factor: float) -> torch.Tensor:
-    """Return a clip that is faster, and higher, by a factor of whole hundredths: :func:`sped_up_samples` long.
+    """Return a clip with speed and pitch multiplied by a factor of whole hundredths: :func:`sped_up_samples` long.
 
-    It is what torchaudio's Resample gives, whose convolution takes twice as long as this product.
+    The result is that of torchaudio's Resample, whose convolution takes twice as long as this matrix product.
     """
     from_hz, to_hz = _rates(factor)
     if from_hz == to_hz:
@@ -40,22 +40,22 @@ def sped_up(clip: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def reverberate(clean: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-    """Return a clip as it sounds in a room, which begins with its direct sound: no later and as loud as it was."""
+    """Convolve a clip with a room's impulse response that begins with the direct sound: no delay, the same energy."""
     wet = _convolve(clean, room[: len(clean)])
     energy = _energy(wet)
     return wet * (_energy(clean) / energy).sqrt() if energy > 0.0 else clean
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, snr_db: float) -> torch.Tensor:
-    """Return a clip with as long a noise behind it, so many dB below it over the whole clip; silent noise adds nothing.
+    """Add noise of the clip's length at ``snr_db`` over the whole clip; silent noise adds nothing.
 
     The sum may exceed 1; see :func:`within_one`.
     """
     return F.add_noise(clean, noise, torch.tensor(snr_db)) if _energy(noise) > 0.0 else clean
 
 
-def stretch(sound: torch.Tensor, n_samples: int, rng: Random) -> torch.Tensor:
-    """Return ``n_samples`` of a sound from a drawn moment on; a shorter sound is repeated."""
+def fit_length(sound: torch.Tensor, n_samples: int, rng: Random) -> torch.Tensor:
+    """Return ``n_samples`` of a sound from a random start; a shorter sound is repeated."""
     if len(sound) < n_samples:
         sound = sound.repeat(n_samples // len(sound) + 2)
     start = rng.randrange(len(sound) - n_samples + 1)
@@ -63,7 +63,7 @@ def stretch(sound: torch.Tensor, n_samples: int, rng: Random) -> torch.Tensor:
 
 
 def telephone(clean: torch.Tensor) -> torch.Tensor:
-    """Return a clip as it comes out of a telephone line."""
+    """Return a clip after a telephone line: 300 to 3400 Hz, mu-law with 8 bits at 8 kHz."""
     narrow = _steep_resampler(SAMPLE_RATE_HZ, _LINE_HZ)(clean)
     narrow = F.lowpass_biquad(F.highpass_biquad(narrow, _LINE_HZ, _LINE_LOW_HZ), _LINE_HZ, _LINE_HIGH_HZ)
     coded = F.mu_law_decoding(F.mu_law_encoding(narrow, _MU_LAW_LEVELS), _MU_LAW_LEVELS)
@@ -71,7 +71,7 @@ def telephone(clean: torch.Tensor) -> torch.Tensor:
 
 
 def cut_peaks(clean: torch.Tensor, below_db: float) -> torch.Tensor:
-    """Return a clip as an overdriven recorder keeps it: nothing is louder than so many dB below its highest peak."""
+    """Clip a waveform, as an overdriven recorder does, at ``below_db`` below its highest peak."""
     limit = float(clean.abs().max()) * 10.0 ** (-below_db / 20.0)
     return clean.clamp(-limit, limit)
 
@@ -90,20 +90,20 @@ def _rates(factor: float) -> tuple[int, int]:
 
 @lru_cache(maxsize=16)
 def _resampler(from_hz: int, to_hz: int) -> Resample:
-    return Resample(from_hz, to_hz)  # it holds its kernel
+    return Resample(from_hz, to_hz)  # cached, since it holds its kernel
 
 
 @lru_cache(maxsize=2)
 def _steep_resampler(from_hz: int, to_hz: int) -> Resample:
-    # With the default filter the band above 4 kHz would hold a mirror image of that below, 27 dB under it.
+    # With the default filter, aliasing from below 4 kHz would appear above 4 kHz, only 27 dB weaker.
     return Resample(from_hz, to_hz, lowpass_filter_width=16, rolloff=0.95)
 
 
 def _convolve(clip: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
     """Return the first ``len(clip)`` samples of a convolution, by overlap-save.
 
-    One transform of the whole clip, as torchaudio's fftconvolve takes it, is slower: several times where its length
-    has a large prime factor.
+    torchaudio's fftconvolve transforms the whole clip at once, which is slower: several times where the length has a
+    large prime factor.
     """
     n_before = len(response) - 1
     n_fft = max(1 << (2 * n_before).bit_length(), 4_096)

@@ -1,7 +1,7 @@
-"""What the structure of a file says of its end: whether it is there, and whether another file follows.
+"""Check from the structure of a file whether its end is missing, and whether another file follows.
 
-Only bytes are looked at: no sound is decoded, and no duration in a header believed. Sizes that streams write because
-they cannot know better count as unknown.
+Only bytes are read: no sound is decoded, and durations in headers are ignored. Placeholder sizes, which encoders write
+to a pipe, count as unknown.
 """
 
 import re
@@ -13,11 +13,11 @@ from typing import Literal
 
 from askd_ray.audio.ogg import ogg_pages
 
-_UNKNOWN_BYTES = 0x7F00_0000  # what writers to a pipe declare lies above (sox, arecord, espeak-ng, FFmpeg), or is 0
-_SLACK_S = 0.05  # so much less sound than declared is no cut: some writers count their own header
-_MAX_BEGINS = 1_000  # of files joined in one: more than anybody joins
+_UNKNOWN_BYTES = 0x7F00_0000  # placeholder sizes of encoders that write to a pipe (sox, FFmpeg, ...) are larger, or 0
+_SLACK_S = 0.05  # this much less sound than declared is no truncation: some encoders count their own header
+_MAX_JOINED_FILES = 1_000  # the search for joined files stops here
 _EBML, _SEGMENT, _CLUSTER = 0x1A45_DFA3, 0x1853_8067, 0x1F43_B675
-_HEADER_BYTES = {b"caff": 12, b"riff": 16, b".snd": 8, b"TTA1": 10, b"NIST": 16}  # that files of a kind begin with
+_HEADER_BYTES = {b"caff": 12, b"riff": 16, b".snd": 8, b"TTA1": 10, b"NIST": 16}  # length of the fixed file header
 _MP4_BOXES = frozenset(
     {
         b"ftyp",
@@ -41,8 +41,8 @@ _MP4_BOXES = frozenset(
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A chunk of RIFF, AIFF, CAF or W64: its content reaches from ``start`` to ``end``, as it declares itself."""
+class RiffChunk:
+    """A chunk of RIFF, AIFF, CAF or W64: its content from ``start`` to ``end``, as its own size field declares."""
 
     name: bytes
     start: int
@@ -51,7 +51,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class _ChunkKind:
-    """How chunks are written: the format of their sizes, the length of their names, and where the next one begins."""
+    """The chunk layout of a format: the type of the size field, the length of the name, and the alignment."""
 
     size: str
     name_bytes: int = 4
@@ -63,16 +63,16 @@ _RIFF, _RIFX, _CAF, _W64 = _ChunkKind("<I"), _ChunkKind(">I"), _ChunkKind(">q", 
 
 
 def missing_end(audio: bytes) -> str | None:
-    """Return what shows that the end of a file is missing, or None where nothing does."""
+    """Return the reason why the end of a file is missing, or None if no sign of that is found."""
     head = audio[:12]
-    for begins, look in _LOOKS:
-        if head[begins.at :].startswith(begins.magic):
-            return look(audio)
+    for signature, check_end in _END_CHECKS:
+        if head[signature.offset :].startswith(signature.magic):
+            return check_end(audio)
     return _cut_mp3(audio)
 
 
 def split_joined(audio: bytes) -> list[bytes]:
-    """Return the files of which a file was joined, where decoders would hear only the first or mix up their times."""
+    """Split joined files, of which decoders would read only the first or mix up the timestamps."""
     if audio[:4] in (b"RIFF", b"FORM"):
         begins = _riff_begins(audio)
     elif audio[4:8] == b"ftyp":
@@ -92,38 +92,38 @@ def split_joined(audio: bytes) -> list[bytes]:
 def _riff_begins(audio: bytes) -> list[int]:
     order: Literal["little", "big"] = "little" if audio[:4] == b"RIFF" else "big"
     begins = [0]
-    while len(begins) < _MAX_BEGINS:
+    while len(begins) < _MAX_JOINED_FILES:
         size = int.from_bytes(audio[begins[-1] + 4 : begins[-1] + 8], order)
         end = begins[-1] + 8 + size
-        following = next((at for at in (end, end + size % 2) if audio[at : at + 4] == audio[:4]), None)
+        following = next((pos for pos in (end, end + size % 2) if audio[pos : pos + 4] == audio[:4]), None)
         if following is None or not size:
             break
         begins.append(following)
     return begins
 
 
-def wav_chunks(audio: bytes) -> list[Chunk]:
+def wav_chunks(audio: bytes) -> list[RiffChunk]:
     """Return the chunks of a RIFF file, as far as they can be followed."""
     return list(_chunks(audio, 12, _RIFF))
 
 
-def _chunks(audio: bytes, at: int, kind: _ChunkKind) -> Iterator[Chunk]:
-    """Yield the chunks from a place on; what does not begin with a printable name is no chunk."""
+def _chunks(audio: bytes, pos: int, kind: _ChunkKind) -> Iterator[RiffChunk]:
+    """Yield the chunks from the offset ``pos`` on; a name that is not printable ends them."""
     size_bytes = struct.calcsize(kind.size)
-    while at + kind.name_bytes + size_bytes <= len(audio):
-        name, start = audio[at : at + kind.name_bytes], at + kind.name_bytes + size_bytes
-        size = int(struct.unpack_from(kind.size, audio, at + kind.name_bytes)[0])
-        end = at + size if kind.counts_itself else start + size
+    while pos + kind.name_bytes + size_bytes <= len(audio):
+        name, start = audio[pos : pos + kind.name_bytes], pos + kind.name_bytes + size_bytes
+        size = int(struct.unpack_from(kind.size, audio, pos + kind.name_bytes)[0])
+        end = pos + size if kind.counts_itself else start + size
         if end < start or not all(32 <= byte < 127 for byte in name[:4]):
             return
-        yield Chunk(name, start, end)
-        at = end + -end % kind.align
+        yield RiffChunk(name, start, end)
+        pos = end + -end % kind.align
 
 
-def _too_short(name: str, declared: int, there: int, slack: float = 0.0) -> str | None:
-    if declared - there <= slack or declared >= _UNKNOWN_BYTES > there:
+def _too_short(name: str, declared: int, actual: int, slack: float = 0.0) -> str | None:
+    if declared - actual <= slack or declared >= _UNKNOWN_BYTES > actual:
         return None
-    return f"{name} declares {declared} bytes, and {there} are there"
+    return f"{name} declares {declared} bytes, and {actual} are there"
 
 
 def _cut_riff(audio: bytes) -> str | None:
@@ -132,22 +132,22 @@ def _cut_riff(audio: bytes) -> str | None:
     kind = _RIFX if audio[:4] == b"RIFX" else _RIFF
     bytes_per_s, size_64 = 0, 0
     for chunk in _chunks(audio, 12, kind):
-        there = len(audio) - chunk.start
-        if chunk.name == b"fmt " and there >= 12:
+        actual = len(audio) - chunk.start
+        if chunk.name == b"fmt " and actual >= 12:
             bytes_per_s = struct.unpack_from(kind.size, audio, chunk.start + 8)[0]
-        if chunk.name == b"ds64" and there >= 16:
+        if chunk.name == b"ds64" and actual >= 16:
             size_64 = struct.unpack_from("<Q", audio, chunk.start + 8)[0]
         if chunk.name == b"data":
             declared = chunk.end - chunk.start
             declared = size_64 if declared == 0xFFFF_FFFF and size_64 else declared
             slack = _SLACK_S * bytes_per_s
-            return _too_short("the data chunk", declared, there, slack) or _behind_chunks(audio, chunk, kind, slack)
+            return _too_short("the data chunk", declared, actual, slack) or _after_data(audio, chunk, kind, slack)
     return None
 
 
-def _behind_chunks(audio: bytes, data: Chunk, kind: _ChunkKind, slack: float) -> str | None:
-    """Say what lies behind a data chunk without being in any: sound, where a recorder never came to mend its header."""
-    if data.end == data.start:  # a stream's: it reaches to the end
+def _after_data(audio: bytes, data: RiffChunk, kind: _ChunkKind, slack: float) -> str | None:
+    """Report bytes after the data chunk that are in no chunk: sound of a recorder that never updated its header."""
+    if data.end == data.start:  # size 0 of a stream: the data reach to the end of the file
         return None
     end = data.end + data.end % 2
     for chunk in _chunks(audio, end, kind):
@@ -166,7 +166,7 @@ def _cut_aiff(audio: bytes) -> str | None:
 
 
 def _cut_caf(audio: bytes) -> str | None:
-    for chunk in _chunks(audio, 8, _CAF):  # a stream's data chunk has the size -1, and ends the search
+    for chunk in _chunks(audio, 8, _CAF):  # the data chunk of a stream has size -1, which ends the loop
         if chunk.name == b"data":
             return _too_short("the data chunk", chunk.end - chunk.start, len(audio) - chunk.start)
     return None
@@ -195,7 +195,7 @@ def _cut_nist(audio: bytes) -> str | None:
 
 
 def _cut_ogg(audio: bytes) -> str | None:
-    """Follow the pages: each stream that begins has a page that ends it."""
+    """Check that each Ogg stream that begins has a last page."""
     running = set[bytes]()
     for page in ogg_pages(audio):
         if page.end > len(audio):
@@ -208,36 +208,36 @@ def _cut_ogg(audio: bytes) -> str | None:
 
 
 def _cut_matroska(audio: bytes) -> str | None:
-    """Follow the elements, through segments and clusters whose size is unknown, as live ones are."""
-    at = 0
-    while at < len(audio):
-        name, at = _vint(audio, at, keep_marker=True)
-        size, start = _vint(audio, at, keep_marker=False)
+    """Follow the elements; segments and clusters of unknown size, as in live streams, are entered."""
+    pos = 0
+    while pos < len(audio):
+        name, pos = _vint(audio, pos, keep_marker=True)
+        size, start = _vint(audio, pos, keep_marker=False)
         if name is None or size is None:
             return None
         if size == -1:
             if name not in (_EBML, _SEGMENT, _CLUSTER):
                 return None
-            at = start
+            pos = start
             continue
         if start + size > len(audio):
-            what = {_SEGMENT: "the Matroska segment", _CLUSTER: "a Matroska cluster"}.get(name, "a Matroska element")
-            return _too_short(what, size, len(audio) - start)
-        at = start + size
+            element = {_SEGMENT: "the Matroska segment", _CLUSTER: "a Matroska cluster"}.get(name, "a Matroska element")
+            return _too_short(element, size, len(audio) - start)
+        pos = start + size
     return None
 
 
-def _vint(audio: bytes, at: int, keep_marker: bool) -> tuple[int | None, int]:
-    """Return a number of EBML's variable length and where it ends: None for none, -1 for a size that is unknown."""
-    n = 9 - audio[at].bit_length() if at < len(audio) else 9
-    if n > (4 if keep_marker else 8) or at + n > len(audio):
-        return None, at
-    value = int.from_bytes(audio[at : at + n], "big")
+def _vint(audio: bytes, pos: int, keep_marker: bool) -> tuple[int | None, int]:
+    """Return an EBML variable-length integer (None: not valid, -1: unknown size) and the offset after it."""
+    n = 9 - audio[pos].bit_length() if pos < len(audio) else 9
+    if n > (4 if keep_marker else 8) or pos + n > len(audio):
+        return None, pos
+    value = int.from_bytes(audio[pos : pos + n], "big")
     if not keep_marker:
         value &= (1 << 7 * n) - 1
         if value == (1 << 7 * n) - 1:
             value = -1
-    return value, at + n
+    return value, pos + n
 
 
 def _cut_mp4(audio: bytes) -> str | None:
@@ -248,52 +248,52 @@ def _cut_mp4(audio: bytes) -> str | None:
 
 
 def _mp4_boxes(audio: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield name, start and end of the boxes of a file, until something else comes."""
-    at = 0
-    while at + 8 <= len(audio) and (name := audio[at + 4 : at + 8]) in _MP4_BOXES:
-        size = int.from_bytes(audio[at : at + 4], "big")
+    """Yield name, start and end of each box of a file, up to the first bytes that are no known box."""
+    pos = 0
+    while pos + 8 <= len(audio) and (name := audio[pos + 4 : pos + 8]) in _MP4_BOXES:
+        size = int.from_bytes(audio[pos : pos + 4], "big")
         if size == 1:
-            size = int.from_bytes(audio[at + 8 : at + 16], "big")
+            size = int.from_bytes(audio[pos + 8 : pos + 16], "big")
         if 0 < size < 8:
             return
-        end = at + size if size else len(audio)
-        yield name, at, end
-        at = end
+        end = pos + size if size else len(audio)
+        yield name, pos, end
+        pos = end
 
 
 def _cut_mp3(audio: bytes) -> str | None:
-    """Compare the bytes that a Xing, Info or VBRI header counts with those that are there."""
-    at = 0
+    """Compare the size in a Xing, Info or VBRI header with the size of the file."""
+    pos = 0
     if audio[:3] == b"ID3" and len(audio) > 10:
-        at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(audio[6:10], (21, 14, 7, 0), strict=True))
-    first = audio[at : at + 64]
+        pos = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(audio[6:10], (21, 14, 7, 0), strict=True))
+    first = audio[pos : pos + 64]
     if len(first) < 64 or first[0] != 0xFF or first[1] & 0xE0 != 0xE0:
         return None
     n_frames, n_bytes = 0, 0
     if first[36:40] == b"VBRI":
         n_bytes, n_frames = struct.unpack_from(">II", first, 46)
-    elif (found := max(first.find(b"Xing"), first.find(b"Info"))) > 0 and audio[at + found + 7] & 3 == 3:
-        n_frames, n_bytes = struct.unpack_from(">II", audio.ljust(at + found + 16, b"\0"), at + found + 8)
-    slack = 2 * n_bytes / n_frames if n_frames else 0  # some writers do not count the header's own frame
-    return _too_short("the MP3 header", n_bytes, len(audio) - at, slack)
+    elif (header := max(first.find(b"Xing"), first.find(b"Info"))) > 0 and audio[pos + header + 7] & 3 == 3:
+        n_frames, n_bytes = struct.unpack_from(">II", audio.ljust(pos + header + 16, b"\0"), pos + header + 8)
+    slack = 2 * n_bytes / n_frames if n_frames else 0  # some encoders do not count the header's own frame
+    return _too_short("the MP3 header", n_bytes, len(audio) - pos, slack)
 
 
 @dataclass(frozen=True)
-class _Magic:
+class _Signature:
     magic: bytes
-    at: int = 0
+    offset: int = 0
 
 
-_LOOKS: tuple[tuple[_Magic, Callable[[bytes], str | None]], ...] = (
-    (_Magic(b"RIFF"), _cut_riff),
-    (_Magic(b"RIFX"), _cut_riff),
-    (_Magic(b"RF64"), _cut_riff),
-    (_Magic(b"riff"), _cut_w64),
-    (_Magic(b"FORM"), _cut_aiff),
-    (_Magic(b"caff"), _cut_caf),
-    (_Magic(b".snd"), _cut_au),
-    (_Magic(b"NIST_1A\n"), _cut_nist),
-    (_Magic(b"OggS"), _cut_ogg),
-    (_Magic(b"\x1a\x45\xdf\xa3"), _cut_matroska),
-    (_Magic(b"ftyp", 4), _cut_mp4),
+_END_CHECKS: tuple[tuple[_Signature, Callable[[bytes], str | None]], ...] = (
+    (_Signature(b"RIFF"), _cut_riff),
+    (_Signature(b"RIFX"), _cut_riff),
+    (_Signature(b"RF64"), _cut_riff),
+    (_Signature(b"riff"), _cut_w64),
+    (_Signature(b"FORM"), _cut_aiff),
+    (_Signature(b"caff"), _cut_caf),
+    (_Signature(b".snd"), _cut_au),
+    (_Signature(b"NIST_1A\n"), _cut_nist),
+    (_Signature(b"OggS"), _cut_ogg),
+    (_Signature(b"\x1a\x45\xdf\xa3"), _cut_matroska),
+    (_Signature(b"ftyp", 4), _cut_mp4),
 )

@@ -1,4 +1,4 @@
-"""Whisper's log-mel spectrogram, through torchaudio; equal to transformers' WhisperFeatureExtractor."""
+"""Whisper's log-mel spectrogram with torchaudio; equal to transformers' WhisperFeatureExtractor."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,8 +10,8 @@ from torch.nn import functional
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import HOP_LENGTH, N_FFT, PADDED_SAMPLES, SAMPLE_RATE_HZ
 
-_FLOOR = 1e-10  # power under which the logarithm is cut
-_RANGE = 8.0  # bels below the loudest bin that are kept
+_FLOOR = 1e-10  # smallest power before the logarithm
+_RANGE = 8.0  # bels below the loudest bin; quieter bins are raised to this level
 
 
 @lru_cache(maxsize=4)
@@ -39,9 +39,9 @@ def log_mel(waveforms: torch.Tensor, n_mels: int = 80) -> torch.Tensor:
 def log_mel_windows(waveforms: Sequence[Waveform], windows: Sequence[int], n_mels: int = 80) -> torch.Tensor:
     """Return the log-mel of clips in windows of their own lengths, as one batch of the longest window.
 
-    ``windows`` are lengths in samples; a clip longer than its window is cut. What lies behind a clip is silence, so
-    the batch ``(batch, n_mels, max(windows) // 160)`` is what each clip alone would give, with more silence. That
-    silence is filled in instead of computed.
+    ``windows`` are lengths in samples; a clip longer than its window is cut. Shape ``(batch, n_mels,
+    max(windows) // 160)``. Each row equals the log-mel of its clip alone, followed by silence. The silent frames are
+    filled in, not computed.
     """
     n_frames = max(windows) // HOP_LENGTH
     clips = zip(waveforms, windows, strict=True)
@@ -49,11 +49,11 @@ def log_mel_windows(waveforms: Sequence[Waveform], windows: Sequence[int], n_mel
 
 
 def log_mel_padded(waveforms: Sequence[Waveform], n_mels: int = 80) -> torch.Tensor:
-    """Return the log-mel of clips of at most 30 s as most run Whisper: ``(batch, n_mels, 3000)``, 0 behind a clip.
+    """Return the log-mel of clips of at most 30 s as Whisper is usually run: ``(batch, n_mels, 3000)``, zero-padded.
 
-    openai/whisper's ``transcribe`` and faster-whisper fill up the log-mel, with zeros that no silence gives.
-    transformers' feature extractor fills up the waveform, as :func:`log_mel_windows` does. Short clips are heard
-    better in the first way (docs/LOG.md): whatever is compared with a Whisper of 30 s windows is compared with that.
+    openai/whisper's ``transcribe`` and faster-whisper pad the log-mel with zeros, which differ from silence.
+    transformers' feature extractor pads the waveform, as :func:`log_mel_windows` does. Short clips are transcribed
+    better with zeros in the log-mel (docs/LOG.md), so every comparison with a 30 s Whisper uses this function.
     """
     batch = torch.zeros(len(waveforms), n_mels, PADDED_SAMPLES // HOP_LENGTH)
     for row, waveform in enumerate(waveforms):
@@ -63,19 +63,19 @@ def log_mel_padded(waveforms: Sequence[Waveform], n_mels: int = 80) -> torch.Ten
 
 
 def informative_frames(n_samples: int) -> int:
-    """Return so many frames that the last one lies wholly behind a clip: what comes after is the same silence."""
+    """Return the number of frames up to and with the first one wholly after a clip; later frames repeat that one."""
     return -(-(n_samples + N_FFT // 2) // HOP_LENGTH) + 1
 
 
 def clip_log_mel(clip: Waveform, n_frames: int, n_mels: int) -> torch.Tensor:
-    """Return the log-mel of a clip in a window of ``n_frames``, without the frames after :func:`informative_frames`."""
+    """Return the log-mel of a clip in a window of ``n_frames``, cut after :func:`informative_frames`."""
     n_frames = min(informative_frames(len(clip)), n_frames)
     padded = functional.pad(torch.from_numpy(clip), (0, n_frames * HOP_LENGTH - len(clip)))
     return log_mel(padded[None], n_mels)[0]
 
 
 def pad_batch(clips: Sequence[torch.Tensor], n_frames: int) -> torch.Tensor:
-    """Return log-mels ``(n_mels, at most n_frames)`` as one batch, their last frames repeated to its end."""
+    """Join log-mels ``(n_mels, at most n_frames)`` into one batch; each clip's last frame is repeated to the end."""
     batch = torch.empty(len(clips), clips[0].shape[0], n_frames)
     for row, clip in enumerate(clips):
         batch[row, :, : clip.shape[1]] = clip

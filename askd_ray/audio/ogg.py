@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OggPage:
-    """A page: where it lies, its stream and its number in it, and whether it is its first or last."""
+    """A page: its bytes, the serial number of its stream, its number in the stream, and whether it is first or last."""
 
     start: int
     end: int
@@ -17,11 +17,14 @@ class OggPage:
 
 
 def ogg_pages(audio: bytes) -> Iterator[OggPage]:
-    """Yield the pages; what lies between them is skipped. The last one may end behind the file."""
-    at = 0
-    while at >= 0:
-        n_segments, flags = audio[at + 26] if at + 26 < len(audio) else 0, audio[at + 5] if at + 5 < len(audio) else 0
-        end = at + 27 + n_segments + sum(audio[at + 27 : at + 27 + n_segments])
-        number = int.from_bytes(audio[at + 18 : at + 22], "little")
-        yield OggPage(at, end, audio[at + 14 : at + 18], number, flags & 2 > 0, flags & 4 > 0)
-        at = end if audio[end : end + 4] == b"OggS" else audio.find(b"OggS", at + 4)
+    """Yield the pages; bytes between pages are skipped. The last page may end after the end of the file."""
+    pos = 0
+    while pos >= 0:
+        n_segments, flags = (
+            audio[pos + 26] if pos + 26 < len(audio) else 0,
+            audio[pos + 5] if pos + 5 < len(audio) else 0,
+        )
+        end = pos + 27 + n_segments + sum(audio[pos + 27 : pos + 27 + n_segments])
+        number = int.from_bytes(audio[pos + 18 : pos + 22], "little")
+        yield OggPage(pos, end, audio[pos + 14 : pos + 18], number, flags & 2 > 0, flags & 4 > 0)
+        pos = end if audio[end : end + 4] == b"OggS" else audio.find(b"OggS", pos + 4)

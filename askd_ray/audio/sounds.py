@@ -1,4 +1,4 @@
-"""Noises and room impulse responses: from files, or made. Each is read or made once a process and never written to."""
+"""Noises and room impulse responses, from files or synthetic. Each process reads or makes each once, read-only."""
 
 import glob
 from functools import lru_cache
@@ -13,30 +13,30 @@ from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.errors import AskdError
 
-# (slope of the amplitude over the frequency, lowest and highest frequency in Hz)
+# (exponent of the amplitude over frequency, lowest and highest frequency in Hz)
 _NOISES = (
     (0.0, 0, 8000),  # white
-    (-0.5, 20, 8000),  # pink: power falls with the frequency
-    (-1.0, 20, 8000),  # brown: with its square
+    (-0.5, 20, 8000),  # pink: power falls as 1/f
+    (-1.0, 20, 8000),  # brown: power falls as 1/f^2
     (0.0, 50, 500),  # engines, wind
-    (0.0, 500, 2000),  # where vowels are
+    (0.0, 500, 2000),  # the band of vowels
     (0.0, 2000, 8000),  # hiss, water
 )
 
 
 def check_sounds(settings: Augment) -> None:
-    """Check that the patterns of a recipe match sound files, without decoding them.
+    """Check that the file patterns of a recipe match sound files, without decoding them.
 
-    Raises :class:`AskdError` when a pattern matches no file, or one that is no sound.
+    Raises :class:`AskdError` when a pattern matches no file, or a file that is no sound.
     """
     check_sound_files("augment.noise.files", settings.noise.files)
     check_sound_files("augment.reverb.files", settings.reverb.files)
 
 
 def check_sound_files(field: str, pattern: str | None) -> None:
-    """Check that the pattern in a field of the recipe, if there is one, matches sound files.
+    """Check that the pattern of a recipe's ``field`` matches sound files; None always passes.
 
-    Raises :class:`AskdError` when it matches no file, or one that is no sound.
+    Raises :class:`AskdError` when it matches no file, or a file that is no sound.
     """
     if pattern is None:
         return
@@ -78,29 +78,29 @@ def recording(path: Path) -> torch.Tensor:
 
 
 def draw_noise(files: str | None, rng: Random) -> torch.Tensor:
-    """Draw one of the noises that match a pattern, or of the synthetic ones.
+    """Draw one of the noise files that match a pattern, or a synthetic noise.
 
-    Raises :class:`AskdError` when it cannot be read.
+    Raises :class:`AskdError` when the file cannot be read.
     """
     return rng.choice(synthetic_noises()) if files is None else recording(rng.choice(sound_files(files)))
 
 
 def draw_room(files: str | None, rt60_s: tuple[float, float], rng: Random) -> torch.Tensor:
-    """Draw one of the rooms that match a pattern, or a synthetic one with a time between the bounds ``rt60_s``.
+    """Draw one of the impulse responses that match a pattern, or a synthetic one with an RT60 within ``rt60_s``.
 
-    It begins with the direct sound. Raises :class:`AskdError` when it cannot be read.
+    It begins with the direct sound. Raises :class:`AskdError` when the file cannot be read.
     """
     if files is None:
-        drawn_s = rng.uniform(*rt60_s)
+        drawn_s = rng.uniform(*rt60_s)  # seconds
         return synthetic_room(drawn_s, torch.Generator().manual_seed(rng.getrandbits(63)))
     room = recording(rng.choice(sound_files(files)))
-    return room[int(room.abs().argmax()) :]  # what is before the direct sound would only delay the clip
+    return room[int(room.abs().argmax()) :]  # samples before the direct sound would only delay the clip
 
 
 @lru_cache(maxsize=1)
 def synthetic_noises() -> tuple[torch.Tensor, ...]:
     """Return stationary noises at 16 kHz, each ``(n_samples,)``, of 33 s: white, pink, brown, and three bands."""
-    n_samples = 1 << (PADDED_SAMPLES - 1).bit_length()  # longer than any clip, and quick to transform
+    n_samples = 1 << (PADDED_SAMPLES - 1).bit_length()  # longer than any clip, and a power of two for the FFT
     white = torch.randn(len(_NOISES), n_samples, generator=torch.Generator().manual_seed(0))
     frequencies = torch.fft.rfftfreq(n_samples, 1.0 / SAMPLE_RATE_HZ)
     gains = [f.pow(slope) * (f >= low) * (f <= high) for slope, low, high in _NOISES for f in [frequencies]]
@@ -111,10 +111,10 @@ def synthetic_noises() -> tuple[torch.Tensor, ...]:
 def synthetic_room(rt60_s: float, generator: torch.Generator) -> torch.Tensor:
     """Return a room impulse response at 16 kHz: the direct sound, then noise that decays by 60 dB within ``rt60_s``.
 
-    Polack's model of the late field (1988). Its energy is that of the direct sound, as at the room's critical distance.
+    Polack's model of the late field (1988). Its energy equals that of the direct sound, as at the critical distance.
     """
     n_samples = samples_of(rt60_s)
-    decay = torch.logspace(0.0, -3.0, n_samples)  # of the amplitude: -60 dB is a thousandth
+    decay = torch.logspace(0.0, -3.0, n_samples)  # amplitude: -60 dB is 1/1000
     response = torch.randn(n_samples, generator=generator) * decay
     response[0] = torch.linalg.vector_norm(response[1:])
     return response

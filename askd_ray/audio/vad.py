@@ -1,4 +1,4 @@
-"""Where somebody speaks: silero-vad (MIT; its wheel holds the weights) over a waveform at 16 kHz."""
+"""Voice activity detection with silero-vad (MIT; its wheel holds the weights) on a waveform at 16 kHz."""
 
 from dataclasses import dataclass
 
@@ -12,38 +12,38 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 
 FRAME_SAMPLES, _CONTEXT_SAMPLES = RATE_CONFIG[SAMPLE_RATE_HZ]  # 512: 32 ms
-_BLOCK_FRAMES = 512  # in a call: 16 s
-_MIN_SPEECH_S = 0.1  # silero's 0.25 loses digits
+_BLOCK_FRAMES = 512  # frames in one model call: 16 s
+_MIN_SPEECH_S = 0.1  # silero's default of 0.25 loses spoken digits
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a waveform, in samples: ``start`` is in it, ``end`` is not."""
+    """A part of a waveform, in samples: from ``start`` up to, but without, ``end``."""
 
     start: int
     end: int
 
     @property
     def n_samples(self) -> int:
-        """Its length."""
+        """The length in samples."""
         return self.end - self.start
 
 
 @dataclass(frozen=True)
 class VadOptions:
-    """What counts as a span of speech: the settings of OpenAI's ``server_vad``.
+    """Settings for spans of speech, as in OpenAI's ``server_vad``.
 
     A span begins where the probability reaches ``threshold`` and ends where it stays below for ``silence_s``;
-    ``padding_s`` are added on both sides.
+    ``padding_s`` is added on both sides.
     """
 
-    threshold: float = 0.35  # silero's 0.5 loses short words over the telephone; a lost word is worse than a noise
+    threshold: float = 0.35  # silero's 0.5 loses short words over the telephone; a lost word is worse than some noise
     silence_s: float = 0.3
     padding_s: float = 0.2
 
 
 class Vad:
-    """The detector. It keeps nothing from one call to the next; any number of threads may call it."""
+    """The detector. It keeps no state between calls and is thread-safe."""
 
     def __init__(self):
         model = load_silero_vad(sequence=True)
@@ -51,17 +51,17 @@ class Vad:
         self._session = model.session
 
     def probs(self, waveform: Waveform) -> NDArray[np.float32]:
-        """Return how probable speech is in each 32 ms, shape ``(ceil(n_samples / 512),)``."""
+        """Return the speech probability of each frame of 32 ms, shape ``(ceil(n_samples / 512),)``."""
         return VadStream(self).push(waveform, last=True)
 
-    def speech(self, waveform: Waveform, turns: VadOptions = VadOptions()) -> list[Span]:
-        """Return the spans in which somebody speaks, in order; they do not overlap."""
-        return spans_of(self.probs(waveform), turns, len(waveform))
+    def speech(self, waveform: Waveform, options: VadOptions = VadOptions()) -> list[Span]:
+        """Return the spans of speech, in order and without overlap."""
+        return spans_of(self.probs(waveform), options, len(waveform))
 
     def run(
         self, frames: NDArray[np.float32], state: tuple[NDArray[np.float32], NDArray[np.float32]]
     ) -> tuple[NDArray[np.float32], tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Return the probabilities of frames ``(n, 576)``, each behind its context, and the state after them."""
+        """Return the probabilities of frames ``(n, 576)``, each with its context in front, and the state after them."""
         probs, hidden, cell = self._session.run(
             ["speech_probs", "hn", "cn"], {"input": frames, "h": state[0], "c": state[1]}
         )
@@ -69,7 +69,7 @@ class Vad:
 
 
 class VadStream:
-    """The detector over audio that comes piece by piece; what it says does not depend on how it was cut."""
+    """The detector for audio that arrives in pieces; its output does not depend on the length of the pieces."""
 
     def __init__(self, vad: Vad):
         self._vad = vad
@@ -78,28 +78,28 @@ class VadStream:
         self._rest = np.zeros(0, np.float32)
 
     def push(self, waveform: Waveform, last: bool = False) -> NDArray[np.float32]:
-        """Return the probabilities of the frames that are full now; with ``last`` also of one that is not."""
+        """Add a piece and return the probabilities of all full frames; with ``last`` also of an incomplete one."""
         samples = np.concatenate([self._rest, waveform])
         n_whole = len(samples) if last else len(samples) // FRAME_SAMPLES * FRAME_SAMPLES
         whole, self._rest = samples[:n_whole], samples[n_whole:]
-        found = [np.zeros(0, np.float32)]
+        blocks = [np.zeros(0, np.float32)]
         for number, block in enumerate(frame_blocks(whole, FRAME_SAMPLES, _CONTEXT_SAMPLES, _BLOCK_FRAMES)):
             if number == 0:
                 block[0, :_CONTEXT_SAMPLES] = self._context
             probs, self._state = self._vad.run(block, self._state)
             self._context = block[-1, -_CONTEXT_SAMPLES:].copy()
-            found.append(probs)
-        return np.concatenate(found)
+            blocks.append(probs)
+        return np.concatenate(blocks)
 
 
-def spans_of(probs: NDArray[np.float32], turns: VadOptions, n_samples: int) -> list[Span]:
-    """Return the spans of speech in a waveform of which these are the probabilities; they do not overlap."""
-    found = get_speech_timestamps_from_probs(
+def spans_of(probs: NDArray[np.float32], options: VadOptions, n_samples: int) -> list[Span]:
+    """Return the spans of speech, without overlap, from the frame probabilities of a waveform of ``n_samples``."""
+    timestamps = get_speech_timestamps_from_probs(
         probs.tolist(),
-        threshold=turns.threshold,
+        threshold=options.threshold,
         min_speech_duration_ms=round(1000 * _MIN_SPEECH_S),
-        min_silence_duration_ms=round(1000 * turns.silence_s),
-        speech_pad_ms=round(1000 * turns.padding_s),
+        min_silence_duration_ms=round(1000 * options.silence_s),
+        speech_pad_ms=round(1000 * options.padding_s),
         audio_length_samples=n_samples,
     )
-    return [Span(int(span["start"]), int(span["end"])) for span in found]
+    return [Span(int(span["start"]), int(span["end"])) for span in timestamps]

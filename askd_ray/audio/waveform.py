@@ -1,4 +1,4 @@
-"""What audio becomes: mono at 16 kHz, built piece by piece within bounds that hold while it grows."""
+"""Build mono waveforms at 16 kHz piece by piece; limits are checked before each piece is added."""
 
 import math
 
@@ -14,11 +14,11 @@ Waveform = NDArray[np.float32]
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_SAMPLES = 1 << 28  # at 16 kHz: 1 GB, 4.6 hours
 _INTEGER_SCALES = (1 << 15, 1 << 23, 1 << 31)  # full scale of 16, 24 and 32 bits
-MAX_PEAK = 32.0  # 30 dB above full scale: louder samples are integers that somebody wrote as floats
+MAX_PEAK = 32.0  # 30 dB above full scale: louder samples are integers that were written as floats
 
 
 class AudioError(ValueError):
-    """Audio that cannot be used. The message is a reason that fits a quarantine file, and after a colon its detail."""
+    """Audio that cannot be used. The message is "REASON: DETAIL", as the quarantine file has them."""
 
 
 def duration_s(waveform: Waveform) -> float:
@@ -27,10 +27,10 @@ def duration_s(waveform: Waveform) -> float:
 
 
 class WaveformBuilder:
-    """Joins pieces of sound, of any rates and channels, and silence; it refuses what exceeds ``max_s``.
+    """Joins pieces of sound, of any rates and channels, and silence; more than ``max_s`` is an error.
 
-    ``seconds`` is how much has come in, behind the ``begin_s`` that others hold. ``is_float``: the file holds floats,
-    as somebody wrote them.
+    ``seconds`` is the end of the sound so far, counted from ``begin_s``, the end of an earlier part. ``is_float``: the
+    file stores float samples.
     """
 
     def __init__(self, max_s: float | None, begin_s: float = 0.0):
@@ -43,28 +43,28 @@ class WaveformBuilder:
     def add(self, samples: NDArray[np.float32], rate_hz: int) -> None:
         """Add a piece ``(n_samples, n_channels)``; the channels are averaged.
 
-        Raises :class:`AudioError`: longer than ``max_s``, more samples than memory may hold, or no rate of recordings.
+        Raises :class:`AudioError`: longer than ``max_s``, too many samples for memory, or a rate out of range.
         """
-        self._turn_to(rate_hz)
+        self._set_rate(rate_hz)
         self._count(len(samples))
         mono = samples.mean(axis=1, dtype=np.float32) if samples.shape[1] > 1 else samples[:, 0]
         self._pieces.append(self._resampler.push(mono))
 
     def add_silence(self, seconds: float) -> None:
-        """Add silence at the rate of the last piece; raises as :meth:`add` does, before anything is held."""
+        """Add silence at the rate of the last piece; raises as :meth:`add` does, before it allocates memory."""
         n_samples = round(seconds * self._rate_hz)
         self._count(n_samples)
         if self._rate_hz == SAMPLE_RATE_HZ:
             self._pieces.append(np.zeros(n_samples, np.float32))
             return
-        for start in range(0, n_samples, MAX_RATE_HZ):  # some seconds at a time: their original rate takes memory too
+        for start in range(0, n_samples, MAX_RATE_HZ):  # in blocks: silence at the original rate takes memory too
             piece = np.zeros(min(MAX_RATE_HZ, n_samples - start), np.float32)
             self._pieces.append(self._resampler.push(piece))
 
     def finish(self) -> tuple[Waveform, int | None]:
-        """Return the waveform, and by what it was divided where its samples were integers written as floats.
+        """Return the waveform, and the divisor if its samples were integers written as floats, else None.
 
-        Raises :class:`AudioError`: some samples are not finite, or beyond every full scale.
+        Raises :class:`AudioError`: some samples are not finite, or exceed the full scale of 32 bits.
         """
         self._flush()
         only = len(self._pieces) == 1
@@ -79,8 +79,8 @@ class WaveformBuilder:
             raise AudioError(f"unreadable audio: samples of up to {peak:.3g}, and 1 is full scale")
         return waveform / np.float32(scale), scale
 
-    def _turn_to(self, rate_hz: int) -> None:
-        """Go on at another rate: files may be joined of several."""
+    def _set_rate(self, rate_hz: int) -> None:
+        """Continue at another rate: a file may be several files joined."""
         if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
             raise AudioError(f"unreadable audio: {rate_hz} Hz, and {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are allowed")
         if rate_hz != self._rate_hz:

@@ -1,4 +1,4 @@
-"""The recipe's ``augment``: what the student hears otherwise than its teacher (docs/augmentation.md)."""
+"""The recipe's ``augment``: changes to the student's input; the teacher gets the clean clip (docs/augmentation.md)."""
 
 from typing import Annotated
 
@@ -9,18 +9,20 @@ from askd_ray.files import check_place
 
 Decibels = Annotated[float, Field(ge=-100.0, le=100.0)]
 Seconds = Annotated[float, Field(ge=0.05, le=10.0)]
-Factor = Annotated[float, Field(ge=0.5, le=2.0, multiple_of=0.01)]  # hundredths: the resampling kernels stay small
+Factor = Annotated[
+    float, Field(ge=0.5, le=2.0, multiple_of=0.01)
+]  # in hundredths, so that the resampling kernels stay small
 
 
-def _in_order(name: str, bounds: tuple[float, float]) -> None:
+def _check_order(name: str, bounds: tuple[float, float]) -> None:
     if bounds[0] > bounds[1]:
-        raise ValueError(f"{name} is [least, most]: the first must not exceed the second")
+        raise ValueError(f"{name} is [min, max]: the first must not exceed the second")
 
 
 class Noise(Section):
-    """Noise behind a ``share`` of the utterances, the speech being ``snr_db`` ([least, most]) louder.
+    """Noise for a ``share`` of the utterances, at a signal-to-noise ratio of ``snr_db`` ([min, max]).
 
-    ``files`` is a pattern, such as ``noise/*.ogg``, and ``**`` stands for any folders; null takes synthetic noise.
+    ``files`` is a pattern such as ``noise/*.ogg``; ``**`` matches any folders. null takes synthetic noise.
     """
 
     share: Share = 0.0
@@ -29,22 +31,22 @@ class Noise(Section):
 
     @field_validator("files")
     @classmethod
-    def _on_a_disk(cls, given: str | None) -> str | None:
+    def _check_local_path(cls, given: str | None) -> str | None:
         return None if given is None else check_place(given)
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "Noise":
+    def _check_unread_fields(self) -> "Noise":
         if self.share == 0.0:
             self.refuse_unread(["snr_db", "files"], "the share is 0")
-        _in_order("snr_db", self.snr_db)
+        _check_order("snr_db", self.snr_db)
         return self
 
 
 class Reverb(Section):
-    """A room around a ``share`` of the utterances: they are convolved with a room impulse response.
+    """Reverberation for a ``share`` of the utterances: convolution with a room impulse response.
 
-    ``files`` is a pattern of recorded responses; null takes synthetic ones whose sound falls by 60 dB within ``rt60_s``
-    ([least, most]).
+    ``files`` is a pattern of recorded responses; null takes synthetic ones with a decay of 60 dB within ``rt60_s``
+    ([min, max]).
     """
 
     share: Share = 0.0
@@ -53,27 +55,27 @@ class Reverb(Section):
 
     @field_validator("files")
     @classmethod
-    def _on_a_disk(cls, given: str | None) -> str | None:
+    def _check_local_path(cls, given: str | None) -> str | None:
         return None if given is None else check_place(given)
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "Reverb":
+    def _check_unread_fields(self) -> "Reverb":
         if self.share == 0.0:
             self.refuse_unread(["rt60_s", "files"], "the share is 0")
         if self.files is not None:
-            self.refuse_unread(["rt60_s"], "the files have reverberation times of their own")
-        _in_order("rt60_s", self.rt60_s)
+            self.refuse_unread(["rt60_s"], "the files have their own reverberation times")
+        _check_order("rt60_s", self.rt60_s)
         return self
 
 
 class Telephone(Section):
-    """A telephone line for a ``share`` of the utterances: 300 to 3400 Hz, and 8 bits (mu-law) at 8 kHz."""
+    """A telephone line for a ``share`` of the utterances: 300 to 3400 Hz, 8-bit mu-law at 8 kHz."""
 
     share: Share = 0.0
 
 
 class SpecAugment(Section):
-    """Masks on the log-mel (arXiv 1904.08779): how many, and how wide at most. 0 masks switch it off."""
+    """Masks on the log-mel (arXiv 1904.08779): their number and largest width. 0 masks disable it."""
 
     freq_masks: Annotated[int, Field(ge=0)] = 2
     freq_width: Annotated[int, Field(ge=0, le=80)] = 15
@@ -81,7 +83,7 @@ class SpecAugment(Section):
     time_share: Share = 0.06
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "SpecAugment":
+    def _check_unread_fields(self) -> "SpecAugment":
         if self.freq_masks == 0:
             self.refuse_unread(["freq_width"], "there are no freq_masks")
         if self.time_masks == 0:
@@ -90,10 +92,10 @@ class SpecAugment(Section):
 
 
 class Augment(Section):
-    """What is done to a clip before the student hears it, in this order; each utterance draws anew in every epoch.
+    """The changes to the student's input, in this order; the random values are drawn again in every epoch.
 
-    ``speed``: the factors that one is drawn from (above 1: faster, and higher). ``gain_db`` ([least, most]) is added to
-    the level. ``spec`` masks the log-mel.
+    ``speed``: the factors to draw from (above 1: faster and higher). ``gain_db`` ([min, max]) is added to the level.
+    ``spec`` masks the log-mel.
     """
 
     speed: tuple[Factor, ...] = (1.0,)
@@ -104,24 +106,24 @@ class Augment(Section):
     spec: SpecAugment = SpecAugment()
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Augment":
+    def _check_speed_and_gain(self) -> "Augment":
         if not self.speed:
-            raise ValueError("speed is empty: [1.0] leaves it as it is")
-        _in_order("gain_db", self.gain_db)
+            raise ValueError("speed is empty: [1.0] keeps the speed unchanged")
+        _check_order("gain_db", self.gain_db)
         return self
 
     @property
     def changes_speed(self) -> bool:
-        """Whether a moment in what the student hears may be another moment in the teacher's clip."""
+        """Whether times in the student's clip may differ from those in the teacher's."""
         return set(self.speed) != {1.0}
 
     @property
     def changes_waveform(self) -> bool:
-        """Whether anything is done to a clip before the log-mel."""
+        """Whether anything changes the waveform before the log-mel."""
         shares = self.reverb.share, self.noise.share, self.telephone.share
         return self.changes_speed or any(shares) or any(self.gain_db)
 
     @property
     def is_off(self) -> bool:
-        """Whether the student hears just what the teacher hears."""
+        """Whether the student's input is never changed."""
         return not (self.changes_waveform or self.spec.freq_masks or self.spec.time_masks)

@@ -1,4 +1,4 @@
-"""A candidate of a search: a recipe with some values changed, and always a valid one."""
+"""A candidate of a search: the recipe with some values changed, always valid."""
 
 import itertools
 import random
@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from askd_ray.config.schema import Recipe
-from askd_ray.config.section import Unread
+from askd_ray.config.section import UnreadFieldError
 from askd_ray.config.tune import Between, Domain, Tune, Value, is_integer
 from askd_ray.errors import AskdError
 
-_DRAWS = 128
+_N_DRAWS = 128
 _START, _END = "objective.teacher_weight.start", "objective.teacher_weight.end"
 _WEIGHTS = (_START, _END, "objective.self_teacher.weight")
 
@@ -24,66 +24,68 @@ FieldValues = Mapping[str, Value]
 def with_values(recipe: Recipe, values: FieldValues) -> Recipe:
     """Return the recipe with a candidate's values.
 
-    What the candidate's kinds do not read is left at its default. A teacher's weight that is searched never rises, and
-    the self weight is cut to what it leaves.
+    Fields that the candidate's kinds do not read keep their defaults. A searched teacher weight never rises, and the
+    self-teacher's weight is limited so that both add up to at most 1.
 
-    Raises :class:`AskdError` when that is no valid recipe.
+    Raises :class:`AskdError` when the result is no valid recipe.
     """
-    return _fitted(recipe, values)[0]
+    return _apply(recipe, values)[0]
 
 
 def read_values(recipe: Recipe, values: FieldValues) -> dict[str, Value]:
-    """Return those of a candidate's values that its recipe reads, as they are there: weights may have been cut."""
-    candidate, dropped = _fitted(recipe, values)
+    """Return the candidate's values that its recipe reads, as the recipe has them: weights may have been limited."""
+    candidate, dropped = _apply(recipe, values)
     plain = candidate.model_dump()
     return {path: _value(plain, path) for path in values if not _is_below(path, dropped)}
 
 
-def _fitted(recipe: Recipe, values: FieldValues) -> tuple[Recipe, set[str]]:
-    """Return the recipe with the values, and the paths that were put back to their defaults."""
+def _apply(recipe: Recipe, values: FieldValues) -> tuple[Recipe, set[str]]:
+    """Return the recipe with the values, and the paths that were reset to their defaults."""
     plain, dropped = recipe.model_dump(), set[str]()
     for path, value in values.items():
-        section, name = _place(plain, path)
+        section, name = _section_of(plain, path)
         section[name] = value
-    _cut_weights(plain["objective"], values)
+    _limit_weights(plain["objective"], values)
     while True:
         try:
             return Recipe.model_validate(plain), dropped
         except ValidationError as error:
             unread = {path for details in error.errors() for path in _unread(details)}
             if not unread:
-                raise AskdError(_line(error.errors()[0])) from None
+                raise AskdError(_error_line(error.errors()[0])) from None
             for path in unread:
-                section, name = _place(plain, path)
+                section, name = _section_of(plain, path)
                 section[name] = _default(path)
             dropped |= unread
 
 
 def _unread(details: ErrorDetails) -> list[str]:
-    """Return the paths in the objective that nothing would read, where an error is about that."""
+    """Return the paths of the objective that nothing would read, if the error is about that."""
     error, where = details.get("ctx", {}).get("error"), [str(part) for part in details["loc"]]
-    if not isinstance(error, Unread) or where[:1] != ["objective"]:
+    if not isinstance(error, UnreadFieldError) or where[:1] != ["objective"]:
         return []
     return [".".join([*where, name]) for name in error.fields]
 
 
-def _line(details: ErrorDetails) -> str:
+def _error_line(details: ErrorDetails) -> str:
     where = ".".join(str(part) for part in details["loc"])
     return f"{where}: {details['msg']}".removeprefix(": ").replace("Value error, ", "")
 
 
-def _cut_weights(objective: dict[str, Any], values: FieldValues) -> None:
+def _limit_weights(objective: dict[str, Any], values: FieldValues) -> None:
     if not any(path in values for path in _WEIGHTS):
         return
-    teacher, own = objective["teacher_weight"], objective["self_teacher"]
+    teacher, self_teacher = objective["teacher_weight"], objective["self_teacher"]
     if _START in values or _END in values:
         teacher["end"] = min(teacher["end"], teacher["start"])
-    most = teacher["start"] if teacher["schedule"] == "constant" else max(teacher["start"], teacher["end"])
-    own["weight"] = min(own["weight"], 1.0 - most)
+    max_teacher_weight = (
+        teacher["start"] if teacher["schedule"] == "constant" else max(teacher["start"], teacher["end"])
+    )
+    self_teacher["weight"] = min(self_teacher["weight"], 1.0 - max_teacher_weight)
 
 
-def _place(plain: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
-    """Return the section of a plain recipe that a path leads into, and the name of the field there."""
+def _section_of(plain: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Return the section of a plain recipe that holds a path's field, and the name of the field."""
     *sections, name = path.split(".")
     for section in sections:
         plain = plain[section]
@@ -91,7 +93,7 @@ def _place(plain: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
 
 
 def _value(plain: dict[str, Any], path: str) -> Any:
-    section, name = _place(plain, path)
+    section, name = _section_of(plain, path)
     return section[name]
 
 
@@ -102,51 +104,53 @@ def _is_below(path: str, others: set[str]) -> bool:
 def check_space(recipe: Recipe) -> None:
     """Check that every candidate of the recipe's search is a valid recipe, and that some candidate reads each path.
 
-    Each path is tried alone with its values, or its ends, and then all of them together, at random.
+    Each path is tried alone with its values or bounds; then all paths are tried together, at random.
     Raises :class:`AskdError` that names the path.
     """
-    space, bare = recipe.tune.space, recipe.model_copy(update={"tune": Tune()})
+    space, without_search = recipe.tune.space, recipe.model_copy(update={"tune": Tune()})
     if not recipe.teacher.online and any(path.startswith("objective.temperature.") for path in space):
         raise AskdError(
-            "tune.space: objective.temperature cannot vary: cached soft labels have one baked in, and only "
-            "teacher.online=true does without"
+            "tune.space: objective.temperature cannot vary: cached soft labels are computed with one temperature; "
+            "only teacher.online=true allows others"
         )
     for path, domain in space.items():
-        for value in _corners(domain):
+        for value in _ends_or_values(domain):
             try:
-                with_values(bare, {path: value})
+                with_values(without_search, {path: value})
             except AskdError as error:
                 raise AskdError(f"tune.space: with {path} = {value!r}, {error}") from None
     rng, unread = random.Random(0), set(space)
-    for _ in range(_DRAWS):
-        values = {path: _drawn(path, domain, rng) for path, domain in space.items()}
+    for _ in range(_N_DRAWS):
+        values = {path: _draw(path, domain, rng) for path, domain in space.items()}
         try:
-            _, dropped = _fitted(bare, values)
+            _, dropped = _apply(without_search, values)
         except AskdError as error:
-            raise AskdError(f"tune.space: some of its paths do not go together: {error}") from None
+            raise AskdError(f"tune.space: some of its paths cannot be combined: {error}") from None
         unread -= {path for path, v in values.items() if not _is_below(path, dropped) and v != _default(path)}
     if unread:
-        raise AskdError(f"tune.space: no candidate would read {', '.join(sorted(unread))}: see what its kind is")
+        raise AskdError(
+            f"tune.space: no candidate would read {', '.join(sorted(unread))}: check the kind of its section"
+        )
 
 
 def grid(recipe: Recipe) -> list[dict[str, Value]]:
-    """Return every combination of the space's lists, those that make the same recipe only once."""
+    """Return every combination of the space's lists; of those that give the same recipe, only the first."""
     lists = {path: domain for path, domain in recipe.tune.space.items() if not isinstance(domain, Between)}
-    found: dict[str, dict[str, Value]] = {}
+    candidates: dict[str, dict[str, Value]] = {}
     for values in itertools.product(*lists.values()):
         candidate = dict(zip(lists, values, strict=True))
-        found.setdefault(with_values(recipe, candidate).model_dump_json(), candidate)
-    return list(found.values())
+        candidates.setdefault(with_values(recipe, candidate).model_dump_json(), candidate)
+    return list(candidates.values())
 
 
-def _corners(domain: Domain) -> tuple[Value, ...]:
+def _ends_or_values(domain: Domain) -> tuple[Value, ...]:
     return (domain.low, domain.high) if isinstance(domain, Between) else domain
 
 
-def _drawn(path: str, domain: Domain, rng: random.Random) -> Value:
-    """Return a value of a domain, its ends as often as what lies between."""
+def _draw(path: str, domain: Domain, rng: random.Random) -> Value:
+    """Draw a value of a domain; for a range, half of the draws are its bounds."""
     if not isinstance(domain, Between) or rng.random() < 0.5:
-        return rng.choice(_corners(domain))
+        return rng.choice(_ends_or_values(domain))
     value = rng.uniform(domain.low, domain.high)
     return round(value) if is_integer(path) else value
 

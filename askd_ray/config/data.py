@@ -1,4 +1,4 @@
-"""The recipe's ``data``: the sources, which of their rows are used, and which split each row goes to."""
+"""The recipe's ``data``: the sources, the limits of usable rows, and the splits."""
 
 from typing import Annotated, Literal
 
@@ -13,12 +13,12 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 class Data(Section):
     """How sources become shards (docs/prepare.md).
 
-    A row whose source says train, dev or test goes there. A split that no row is marked with is taken out of the
-    others by a hash, ``dev_share`` and ``test_share`` of them. ``split_by``: the hash is one of the ``speaker``, so
-    that no speaker is in two splits (of the ``text`` where no speaker is named), or always one of the ``text``.
+    A row whose source says train, dev or test goes to that split. If no row is marked dev (or test), a hash takes
+    ``dev_share`` (``test_share``) of the other rows. ``split_by``: ``speaker`` hashes the speaker (the text if no
+    speaker is named), so that no speaker is in two splits; ``text`` always hashes the text.
 
-    Rows are set aside whose audio is shorter or longer than ``min_duration_s`` and ``max_duration_s``, or whose text
-    has fewer or more characters a second of audio than ``chars_per_s`` ([least, most]; null switches that off).
+    Rows are set aside if their audio is shorter than ``min_duration_s`` or longer than ``max_duration_s``, or if their
+    text has fewer or more characters per second of audio than ``chars_per_s`` ([min, max]; null disables it).
     """
 
     sources: tuple[Source, ...] = ()
@@ -32,11 +32,11 @@ class Data(Section):
     max_quarantine_share: Share = 0.2
 
     @model_validator(mode="after")
-    def _something_is_left_to_train_on(self) -> "Data":
+    def _check_limits(self) -> "Data":
         if self.dev_share + self.test_share >= 1.0:
-            raise ValueError("dev_share + test_share must stay below 1: nothing would be left to train on")
+            raise ValueError("dev_share + test_share must be below 1: no train rows would remain")
         if self.min_duration_s > self.max_duration_s:
             raise ValueError(f"min_duration_s = {self.min_duration_s:g} exceeds max_duration_s: no clip would pass")
         if self.chars_per_s is not None and self.chars_per_s[0] > self.chars_per_s[1]:
-            raise ValueError("chars_per_s is [least, most]: the first must not exceed the second")
+            raise ValueError("chars_per_s is [min, max]: the first must not exceed the second")
         return self

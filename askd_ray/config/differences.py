@@ -1,4 +1,4 @@
-"""Which settings decide what a stage makes, and how two recipes differ in them."""
+"""The settings that decide the result of each stage, and how two recipes differ in them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ DECIDES: Mapping[str, tuple[str, ...]] = {
     "distill": ("student", "window", "augment", "objective", "train", "seed"),
     "evaluate": ("evaluate",),
 }
-"""The keys of a recipe, or whole sections, that decide a stage's result; earlier stages decide the rest of it."""
+"""The recipe's keys, or whole sections, that decide a stage's result, besides the keys of earlier stages."""
 
-_PLACEMENT = frozenset(f"train.{name}" for name in PLACEMENT)  # where a student is trained decides nothing
+_PLACEMENT = frozenset(f"train.{name}" for name in PLACEMENT)  # how a run is carried out decides no result
 _MAX_SHOWN = 80
 
 
 @dataclass(frozen=True)
 class SettingDifference:
-    """A key in which a stage's recorded recipe and another one differ, with both values."""
+    """A key in which the recorded recipe of a stage and a given one differ, with both values."""
 
     key: str
     recorded: Any
@@ -34,24 +34,24 @@ class SettingDifference:
 
     @property
     def recorded_text(self) -> str:
-        """The value that the stage was done with, for one line."""
+        """The recorded value, for one line."""
         return _shown(self.recorded)
 
     @property
     def given_text(self) -> str:
-        """The other value, for one line."""
+        """The given value, for one line."""
         return _shown(self.given)
 
 
 def differences(recorded: Recipe, given: Recipe, stage: str) -> list[SettingDifference]:
-    """Return in which of the keys that decide ``stage`` the recipe that it was done with and ``given`` differ."""
+    """Return the differences between the recorded recipe of ``stage`` and ``given``, in the keys that decide it."""
     before, now = plain(recorded), plain(given)
-    found = (d for key in DECIDES.get(stage, ()) for d in _compare(key, value_at(before, key), value_at(now, key)))
-    return [difference for difference in found if difference.key not in _PLACEMENT]
+    changed = (d for key in DECIDES.get(stage, ()) for d in _compare(key, value_at(before, key), value_at(now, key)))
+    return [difference for difference in changed if difference.key not in _PLACEMENT]
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as plain values, with absolute paths and without credentials: what two of them compare in."""
+    """Return a recipe as plain values with absolute paths and without credentials, for comparisons."""
     return without_secrets(with_absolute_paths(recipe)).model_dump(mode="json")
 
 
@@ -63,7 +63,7 @@ def value_at(values: Mapping[str, Any], key: str) -> Any:
 
 
 def copy_decided(source: Mapping[str, Any], target: dict[str, Any], stage: str) -> None:
-    """Copy the values of all keys that decide ``stage`` from one recipe's plain values into another's."""
+    """Copy the values of all keys that decide ``stage`` from one plain recipe into another."""
     for key in DECIDES[stage]:
         *sections, name = key.split(".")
         inner = target
@@ -83,8 +83,8 @@ def _compare(key: str, before: Any, now: Any) -> Iterator[SettingDifference]:
 
 
 def _shown(value: Any) -> str:
-    """Return a value for one line; of sources and test sets only where they lie."""
-    if isinstance(value, list) and value and all(isinstance(one, dict) and "path" in one for one in value):
-        value = ", ".join(str(one["path"]) for one in value)
+    """Return a value for one line; for sources and test sets only their paths."""
+    if isinstance(value, list) and value and all(isinstance(source, dict) and "path" in source for source in value):
+        value = ", ".join(str(source["path"]) for source in value)
     text = "null" if value is None else str(value).removesuffix(".0")
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

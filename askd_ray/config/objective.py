@@ -1,6 +1,6 @@
-"""The recipe's ``objective``: what is learnt from whom, and how that changes over a run (docs/objective.md).
+"""The recipe's ``objective``: the terms of the loss and how their weights change over a run (docs/objective.md).
 
-A preset fills in what a recipe leaves open, fixes what belongs to its method, and refuses what it would ignore.
+A preset fills in the fields that a recipe does not set, fixes those of its method, and refuses those it would ignore.
 """
 
 from typing import Annotated, Any, Literal, cast
@@ -8,22 +8,21 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, model_validator
 
 from askd_ray.config.presets import PRESETS, FieldValues
-from askd_ray.config.section import Positive, Section, Share, Unread
+from askd_ray.config.section import Positive, Section, Share, UnreadFieldError
 
 Shape = Literal["constant", "linear", "cosine", "exponential", "polynomial", "step", "sigmoid", "gap"]
 PresetName = Literal[
     "ce", "kd_distil_whisper_paper", "kd_distil_whisper_code", "adakd", "pskd", "self_kd", "askd", "askd_gap"
 ]
 SHARPNESS = {"exponential": 5.0, "polynomial": 2.0, "step": 4.0, "sigmoid": 10.0}
-"""Rate of the exponential, power of the polynomial, number of steps, steepness of the sigmoid: the defaults."""
+"""Defaults: rate of the exponential, power of the polynomial, number of steps, steepness of the sigmoid."""
 
 
 class TeacherWeight(Section):
-    """The weight ``a`` of the teacher: from ``start`` to its floor ``end`` while progress goes from 0 to ``until``.
+    """The weight ``a`` of the teacher: from ``start`` to its minimum ``end`` while progress goes from 0 to ``until``.
 
-    Where ``until`` lies beyond the self-teacher's ``switch`` the two phases overlap; where it lies before,
-    cross-entropy has the time between for itself. ``gap`` falls with the student's distance from the teacher instead
-    of with time.
+    If ``until`` is after the self-teacher's ``switch``, the two phases overlap; if it is before, cross-entropy has the
+    time between them. The schedule ``gap`` falls with the student's distance from the teacher, not with time.
     """
 
     schedule: Shape = "linear"
@@ -33,9 +32,9 @@ class TeacherWeight(Section):
     sharpness: Positive | None = None
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "TeacherWeight":
+    def _check_unread_fields(self) -> "TeacherWeight":
         if self.schedule not in SHARPNESS:
-            self.refuse_unread(["sharpness"], f"{', '.join(SHARPNESS)} read it, the schedule is {self.schedule}")
+            self.refuse_unread(["sharpness"], f"only {', '.join(SHARPNESS)} read it, the schedule is {self.schedule}")
         if self.schedule == "constant":
             self.refuse_unread(["end", "until"], "the schedule is constant")
         if self.schedule == "gap":
@@ -44,11 +43,11 @@ class TeacherWeight(Section):
 
 
 class SelfTeacherConfig(Section):
-    """The weight ``b`` of the student's own knowledge: ``weight`` from progress ``switch`` on, or rising to it.
+    """The self-teacher and its weight ``b``: ``weight`` from progress ``switch`` on, or rising to it.
 
-    ``snapshot``: the student frozen at ``switch``, and anew after each ``refresh`` of progress (0: never). ``ema``: the
-    running mean of its weights, with ``decay`` a step. ``previous_epoch``: what it said an epoch ago, its ``top_k``
-    log-probabilities a token (PS-KD); ``best``: the student with the best dev WER so far.
+    ``snapshot``: a copy of the student at ``switch``, renewed after each ``refresh`` of progress (0: never). ``ema``:
+    the moving average of the student's weights, with ``decay`` per step. ``previous_epoch``: the student's outputs one
+    epoch ago, ``top_k`` log-probabilities per token (PS-KD). ``best``: the student with the best dev WER so far.
     """
 
     kind: Literal["none", "snapshot", "ema", "previous_epoch", "best"] = "snapshot"
@@ -60,36 +59,36 @@ class SelfTeacherConfig(Section):
     top_k: Annotated[int, Field(ge=1, le=128)] = 32
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "SelfTeacherConfig":
+    def _check_unread_fields(self) -> "SelfTeacherConfig":
         why = f"the kind is {self.kind}"
-        own = {"snapshot": "refresh", "ema": "decay", "previous_epoch": "top_k"}
-        self.refuse_unread([field for kind, field in own.items() if kind != self.kind], why)
+        kind_fields = {"snapshot": "refresh", "ema": "decay", "previous_epoch": "top_k"}
+        self.refuse_unread([field for kind, field in kind_fields.items() if kind != self.kind], why)
         if self.kind == "none":
             self.refuse_unread(["weight", "schedule", "switch"], why)
         elif self.weight == 0.0:
-            self.refuse_unread(["schedule", "switch", *own.values()], "the weight is 0")
+            self.refuse_unread(["schedule", "switch", *kind_fields.values()], "the weight is 0")
         return self
 
 
 class Temperature(Section):
-    """The temperature T of both divergences. Cached soft labels have ``start`` baked in: they need a constant one."""
+    """The temperature T of both divergences. Cached soft labels are computed at ``start`` and need a constant one."""
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     start: Positive = 1.0
     end: Positive = 1.0
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "Temperature":
+    def _check_unread_fields(self) -> "Temperature":
         if self.schedule == "constant":
             self.refuse_unread(["end"], "the schedule is constant")
         return self
 
 
 class InstanceWeights(Section):
-    """How much a whole utterance's teacher counts (``w_i``).
+    """The weight ``w_i`` of the teacher's term for a whole utterance.
 
-    ``adakd`` (arXiv 2405.08019): ``exp(-exp(k (x - t) / 2))`` with x the teacher's loss on the utterance, t their mean
-    (or a percentile, 0 to 100) over the train split, and k falling linearly from ``k_start`` to ``k_end``.
+    ``adakd`` (arXiv 2405.08019): ``exp(-exp(k (x - t) / 2))``. x is the teacher's loss on the utterance, t the mean (or
+    a percentile, 0 to 100) of x over the train split, and k falls linearly from ``k_start`` to ``k_end``.
     """
 
     kind: Literal["uniform", "adakd"] = "uniform"
@@ -98,7 +97,7 @@ class InstanceWeights(Section):
     threshold: Literal["mean"] | float = "mean"
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "InstanceWeights":
+    def _check_unread_fields(self) -> "InstanceWeights":
         if self.kind == "uniform":
             self.refuse_unread(["k_start", "k_end", "threshold"], "the kind is uniform")
         if self.threshold != "mean" and not 0.0 <= self.threshold <= 100.0:
@@ -107,9 +106,9 @@ class InstanceWeights(Section):
 
 
 class TrustGate(Section):
-    """How much a token's teacher counts (``g_n``), by the probability p that it gives the reference token.
+    """The weight ``g_n`` of the teacher's term for a token; p is the teacher's probability of the reference token.
 
-    ``hard``: 1 where p reaches ``threshold``, else 0. ``soft``: p to the ``power``.
+    ``hard``: 1 if p reaches ``threshold``, else 0. ``soft``: p to the ``power``.
     """
 
     kind: Literal["none", "hard", "soft"] = "none"
@@ -117,7 +116,7 @@ class TrustGate(Section):
     power: Positive = 0.5
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "TrustGate":
+    def _check_unread_fields(self) -> "TrustGate":
         if self.kind != "hard":
             self.refuse_unread(["threshold"], f"the kind is {self.kind}")
         if self.kind != "soft":
@@ -126,9 +125,9 @@ class TrustGate(Section):
 
 
 class Divergence(Section):
-    """How far the student is from a teacher: the forward or reverse KL, or the generalised JSD with its ``beta``.
+    """The divergence between a teacher and the student: forward or reverse KL, or generalised JSD with ``beta``.
 
-    ``t_squared`` multiplies it by T^2, which keeps gradients comparable over temperatures.
+    ``t_squared`` multiplies it by T^2, which keeps gradients comparable between temperatures.
     """
 
     kind: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
@@ -136,7 +135,7 @@ class Divergence(Section):
     t_squared: bool = True
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "Divergence":
+    def _check_unread_fields(self) -> "Divergence":
         if self.kind != "jsd":
             self.refuse_unread(["beta"], f"the kind is {self.kind}")
         return self
@@ -145,8 +144,8 @@ class Divergence(Section):
 class HiddenStates(Section):
     """A loss between encoder states of student and teacher, added with ``weight``; needs ``teacher.online``.
 
-    ``layers`` pairs a student's layer with a teacher's (-1: after the last). Where widths differ, a projection is
-    learnt with the student and left behind.
+    ``layers`` pairs a student layer with a teacher layer (-1: after the last). If their widths differ, a projection is
+    trained with the student and dropped at the end.
     """
 
     kind: Literal["none", "mse", "cosine"] = "none"
@@ -154,7 +153,7 @@ class HiddenStates(Section):
     layers: tuple[tuple[int, int], ...] = ((-1, -1),)
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "HiddenStates":
+    def _check_unread_fields(self) -> "HiddenStates":
         if self.kind == "none":
             self.refuse_unread(["weight", "layers"], "the kind is none")
         elif not self.layers:
@@ -180,7 +179,7 @@ class Objective(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_the_preset(cls, values: Any) -> Any:
+    def _apply_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         given = cast(FieldValues, values)
@@ -188,7 +187,7 @@ class Objective(Section):
         return given if preset is None else _merged(preset.values, given)
 
     @model_validator(mode="after")
-    def _only_what_the_preset_reads(self) -> "Objective":
+    def _check_preset(self) -> "Objective":
         preset = PRESETS[self.preset]
         defaults = {name: field.default for name, field in Objective.model_fields.items() if name != "preset"}
         plain = {n: v.model_dump() if isinstance(v, Section) else v for n, v in defaults.items()}
@@ -197,51 +196,53 @@ class Objective(Section):
             is_open = any(f"{path}.".startswith(f"{prefix}.") for prefix in preset.open)
             if not is_open and value != fixed[path]:
                 raise ValueError(
-                    f"{path} = {value!r}: preset {self.preset} has it at {fixed[path]!r} ({preset.formula})"
+                    f"{path} = {value!r}: preset {self.preset} fixes it at {fixed[path]!r} ({preset.formula})"
                 )
         return self
 
     @model_validator(mode="after")
-    def _only_what_a_term_reads(self) -> "Objective":
+    def _check_unread_terms(self) -> "Objective":
         if not self.has_teacher:
             for name in ("instance_weights", "trust_gate"):
                 if getattr(self, name) != Objective.model_fields[name].default:
-                    raise Unread([name], f"{name} would be ignored: the teacher's weight is 0")
+                    raise UnreadFieldError([name], f"{name} would be ignored: the teacher's weight is 0")
             if not self.has_self_teacher and (self.temperature != Temperature() or self.divergence != Divergence()):
-                raise Unread(
+                raise UnreadFieldError(
                     ["temperature", "divergence"],
                     "temperature and divergence would be ignored: no teacher has a weight",
                 )
-        previous = self.has_self_teacher and self.self_teacher.kind == "previous_epoch"
-        if previous and self.temperature.schedule != "constant":
-            raise ValueError("temperature.schedule would mix with that of the previous epoch: it must be constant")
+        uses_previous_epoch = self.has_self_teacher and self.self_teacher.kind == "previous_epoch"
+        if uses_previous_epoch and self.temperature.schedule != "constant":
+            raise ValueError(
+                "temperature.schedule must be constant: self_teacher previous_epoch would mix two temperatures"
+            )
         return self
 
     @property
     def has_teacher(self) -> bool:
-        """Whether the teacher ever has a weight."""
+        """Whether the teacher's weight is ever above 0."""
         a = self.teacher_weight
         return a.start > 0.0 or (a.schedule != "constant" and a.end > 0.0)
 
     @property
     def has_self_teacher(self) -> bool:
-        """Whether the student's own knowledge ever has a weight."""
+        """Whether the self-teacher's weight is ever above 0."""
         return self.self_teacher.kind != "none" and self.self_teacher.weight > 0.0
 
 
-def _merged(below: FieldValues, above: FieldValues) -> FieldValues:
-    """Return nested values, those of ``above`` first."""
-    merged = dict(below)
-    for name, value in above.items():
+def _merged(lower_priority: FieldValues, higher_priority: FieldValues) -> FieldValues:
+    """Merge nested values; those of ``higher_priority`` win."""
+    merged = dict(lower_priority)
+    for name, value in higher_priority.items():
         value = value.model_dump() if isinstance(value, Section) else value
-        inner = below.get(name)
-        both = isinstance(inner, dict) and isinstance(value, dict)
-        merged[name] = _merged(cast(FieldValues, inner), cast(FieldValues, value)) if both else value
+        inner = lower_priority.get(name)
+        both_nested = isinstance(inner, dict) and isinstance(value, dict)
+        merged[name] = _merged(cast(FieldValues, inner), cast(FieldValues, value)) if both_nested else value
     return merged
 
 
 def _flat(values: FieldValues, prefix: str = "") -> FieldValues:
-    """Return nested values by dotted path."""
+    """Return nested values keyed by dotted path."""
     flat: FieldValues = {}
     for name, value in values.items():
         path = f"{prefix}{name}"

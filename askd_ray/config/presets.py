@@ -1,4 +1,4 @@
-"""The published objectives as settings of one objective. New ones go into :data:`PRESETS`.
+"""Published training objectives as presets of one configurable objective. Add new ones to :data:`PRESETS`.
 
 CE is the cross-entropy of the reference (or pseudo-label) token, KD and self-KD are ``T^2 D(teacher, student)`` and
 ``T^2 D(self, student)``, all summed over target tokens and divided by their number.
@@ -14,7 +14,7 @@ FieldValues = dict[str, Any]
 
 @dataclass(frozen=True)
 class Preset:
-    """A method: its formula, where it is from, the values it sets, and the paths that a recipe may set itself."""
+    """A method: its formula, its source, the values it sets, and the paths that a recipe may set."""
 
     formula: str
     source: str
@@ -25,11 +25,11 @@ class Preset:
 _NO_TEACHER: FieldValues = {"teacher_weight": {"schedule": "constant", "start": 0.0}}
 _NO_SELF: FieldValues = {"self_teacher": {"kind": "none"}}
 _ASKD_OPEN = ("teacher_weight", "self_teacher", "temperature", "instance_weights", "trust_gate", "divergence")
-_OWN_OPEN = ("temperature", "divergence")
+_SELF_KD_OPEN = ("temperature", "divergence")
 
 
 PRESETS: dict[str, Preset] = {
-    "ce": Preset("CE", "fine-tuning on the labels alone", {**_NO_TEACHER, **_NO_SELF}, ()),
+    "ce": Preset("CE", "fine-tuning on the labels only", {**_NO_TEACHER, **_NO_SELF}, ()),
     "kd_distil_whisper_paper": Preset(
         "1.0 CE + 0.8 KL at T = 2",
         "Distil-Whisper, arXiv 2311.00430, the paper",
@@ -77,7 +77,7 @@ PRESETS: dict[str, Preset] = {
         "(1 - b) CE + b self-KD",
         "the student as its only teacher",
         {**_NO_TEACHER, "self_teacher": {"kind": "snapshot"}},
-        ("self_teacher", *_OWN_OPEN),
+        ("self_teacher", *_SELF_KD_OPEN),
     ),
     "askd": Preset(
         "(1 - a - b) CE + a w_i g_n KD + b self-KD, a falling with time",

@@ -1,6 +1,6 @@
-"""The recipe: every setting of a run, typed, frozen, unknown keys refused.
+"""The recipe: all settings of a run, typed and frozen; unknown keys are refused.
 
-A recipe is read by :mod:`askd_ray.config.load`; every stage takes one. Fields carry their unit in their name.
+:mod:`askd_ray.config.load` reads a recipe; every stage takes one. Field names end with their unit.
 """
 
 import itertools
@@ -21,15 +21,15 @@ from askd_ray.config.tune import Tune
 from askd_ray.files import check_place
 
 Layers = tuple[int | tuple[int, ...], ...]
-"""Layers that are kept, by index, and lists of neighbours that become one layer."""
+"""Indices of layers to keep, and lists of neighbouring layers to merge into one."""
 
 
 class Teacher(Section):
-    """The model that is learnt from.
+    """The teacher model.
 
-    Its ``top_k`` log-probabilities a token are computed once, when `askd label` runs. With ``online`` it runs beside
-    the student instead, at every step in which it has a weight, and gives its whole distribution. Where
-    `train.use_gpu` is set, a copy of it that labels takes ``gpus_per_copy`` of a GPU: with 0.25 four share one.
+    `askd label` computes its ``top_k`` log-probabilities per token once. With ``online`` it runs beside the student
+    instead, at every step in which its weight is above 0, and gives its whole distribution. With `train.use_gpu`, each
+    copy that labels takes ``gpus_per_copy`` of a GPU: with 0.25 four copies share one.
     """
 
     model: str = "wheel:tiny.en"
@@ -39,31 +39,31 @@ class Teacher(Section):
     gpus_per_copy: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "Teacher":
+    def _check_unread_fields(self) -> "Teacher":
         if self.online:
             self.refuse_unread(["top_k"], "an online teacher gives its whole distribution")
         return self
 
 
 class Shrinking(Section):
-    """The layers that the student goes on with from progress ``at`` on, as indices into the student as it was built."""
+    """The layers that the student keeps from progress ``at`` on, as indices into the student at the start."""
 
     at: Annotated[float, Field(gt=0.0, lt=1.0)]
     encoder_layers: Layers | None = None
     decoder_layers: Layers | None = None
 
     @model_validator(mode="after")
-    def _something_goes(self) -> "Shrinking":
+    def _check_layers(self) -> "Shrinking":
         if self.encoder_layers is None and self.decoder_layers is None:
             raise ValueError(f"the shrinking at {self.at:g} names neither encoder_layers nor decoder_layers")
         return self
 
 
 class Student(Section):
-    """The student: the layers of ``init`` (default: of the teacher) that it keeps; null keeps all.
+    """The student: the layers that it keeps of ``init`` (default: the teacher); null keeps all.
 
-    An entry is the index of a layer, or a list of neighbours that become one layer: ``[0, [1, 2], 3]`` makes three of
-    four. ``shrink`` takes more away as the run goes by.
+    An entry is the index of a layer, or a list of neighbours to merge into one layer: ``[0, [1, 2], 3]`` turns four
+    layers into three. ``shrink`` removes more layers during the run.
     """
 
     init: str | None = None
@@ -72,20 +72,20 @@ class Student(Section):
     shrink: tuple[Shrinking, ...] = ()
 
     @model_validator(mode="after")
-    def _shrinks_in_order(self) -> "Student":
+    def _check_shrink_order(self) -> "Student":
         moments = [step.at for step in self.shrink]
         if any(later <= earlier for earlier, later in itertools.pairwise(moments)):
             raise ValueError(
-                f"shrink is at {', '.join(f'{at:g}' for at in moments)}: each must come after the one before"
+                f"shrink is at {', '.join(f'{at:g}' for at in moments)}: each must be later than the one before"
             )
         return self
 
 
 class Window(Section):
-    """What the student's encoder sees: the clip and some silence, not 30 s.
+    """The trimmed window of the student's encoder: the clip and some silence instead of 30 s.
 
     In training the silence is drawn from ``train_silence_s``; ``padded_share`` of the utterances get the whole 30 s,
-    so that engines that always pad can run the student too. ``silence_s`` is used for decoding.
+    so that engines that always pad can run the student too. Decoding uses ``silence_s``.
     """
 
     train_silence_s: tuple[Positive, Positive] = (0.1, 1.0)
@@ -93,16 +93,16 @@ class Window(Section):
     padded_share: Share = 0.01
 
     @model_validator(mode="after")
-    def _low_before_high(self) -> "Window":
+    def _check_order(self) -> "Window":
         if self.train_silence_s[0] > self.train_silence_s[1]:
-            raise ValueError("train_silence_s is [least, most]: the first must not exceed the second")
+            raise ValueError("train_silence_s is [min, max]: the first must not exceed the second")
         return self
 
 
 class Recipe(Section):
-    """A whole run. ``data_run`` names the run whose shards and labels it uses: many runs can share one labelling.
+    """All settings of a run. ``data_run`` names the run whose shards and labels it uses: runs can share labels.
 
-    Shards and labels lie under ``data_root``, a folder or a URI; by default under ``runs_root``, as all else does.
+    Shards and labels are under ``data_root``, a folder or a URI; by default under ``runs_root``, as everything else.
     """
 
     name: Name = "run"
@@ -125,68 +125,73 @@ class Recipe(Section):
 
     @field_validator("runs_root")
     @classmethod
-    def _on_a_disk(cls, given: str) -> str:
+    def _check_local_path(cls, given: str) -> str:
         return check_place(given)
 
     @field_validator("data_root")
     @classmethod
-    def _can_be_written_to(cls, given: str | None) -> str | None:
+    def _check_data_root(cls, given: str | None) -> str | None:
         return None if given is None else check_place(given, "s3", "gs")
 
     @model_validator(mode="after")
-    def _a_sharded_student_stays_one(self) -> "Recipe":
+    def _check_fsdp(self) -> "Recipe":
         if self.train.parallel == "ddp":
             return self
         if self.student.shrink:
             raise ValueError(
-                "train.parallel fsdp shards the student once: student.shrink cannot take layers away later"
+                "train.parallel fsdp shards the student at the start: student.shrink cannot remove layers later"
             )
-        own = self.objective.self_teacher.kind
-        if self.objective.has_self_teacher and own != "previous_epoch":
+        kind = self.objective.self_teacher.kind
+        if self.objective.has_self_teacher and kind != "previous_epoch":
             raise ValueError(
-                f"objective.self_teacher {own} copies the student, which train.parallel fsdp shards: take "
+                f"objective.self_teacher {kind} copies the student, which train.parallel fsdp shards: use "
                 "previous_epoch or none"
             )
         return self
 
     @model_validator(mode="after")
-    def _the_search_sees_no_test_set(self) -> "Recipe":
+    def _check_search(self) -> "Recipe":
         tested = {name for test in self.evaluate.sets for name in (test.domain, test.name)}
-        if seen := sorted(tested & set(self.tune.ood_domains)):
+        if shared_names := sorted(tested & set(self.tune.ood_domains)):
             raise ValueError(
-                f"tune.ood_domains and evaluate.sets both name {', '.join(seen)}: what is chosen by cannot be tested on"
+                f"tune.ood_domains and evaluate.sets both name {', '.join(shared_names)}: a selection set cannot be a "
+                "test set"
             )
         if not self.train.use_gpu:
             self.tune.refuse_unread(["gpus_per_trial"], "train.use_gpu is false")
         return self
 
     @model_validator(mode="after")
-    def _the_teacher_can_give_what_is_asked(self) -> "Recipe":
-        wants = self.objective
-        if not self.teacher.online and wants.has_teacher and wants.temperature.schedule != "constant":
+    def _check_teacher(self) -> "Recipe":
+        objective = self.objective
+        if not self.teacher.online and objective.has_teacher and objective.temperature.schedule != "constant":
             raise ValueError(
-                "objective.temperature changes over the run: cached soft labels have one temperature baked in; "
+                "objective.temperature changes over the run: cached soft labels are computed with one temperature; "
                 "make it constant, or set teacher.online=true"
             )
-        if self.teacher.online and wants.instance_weights.kind == "adakd":
+        if self.teacher.online and objective.instance_weights.kind == "adakd":
             raise ValueError(
-                "objective.instance_weights adakd needs the teacher's loss on every utterance beforehand: cached soft "
-                "labels have it, teacher.online=true does not"
+                "objective.instance_weights adakd needs the teacher's loss on every utterance before the training: "
+                "cached soft labels have it, teacher.online=true does not"
             )
-        if self.teacher.online and not wants.has_teacher and wants.hidden_states.kind == "none":
-            raise ValueError(f"teacher.online = True would be ignored: preset {wants.preset} gives it no weight")
-        if not self.teacher.online and wants.hidden_states.kind != "none":
+        if self.teacher.online and not objective.has_teacher and objective.hidden_states.kind == "none":
+            raise ValueError(f"teacher.online = True would be ignored: preset {objective.preset} gives it no weight")
+        if not self.teacher.online and objective.hidden_states.kind != "none":
             raise ValueError("objective.hidden_states needs the teacher beside the student: teacher.online=true")
-        if self.augment.changes_speed and wants.hidden_states.kind != "none":
+        if self.augment.changes_speed and objective.hidden_states.kind != "none":
             raise ValueError(
-                "objective.hidden_states compares the encoders moment by moment: augment.speed must be [1.0]"
+                "objective.hidden_states compares the encoders frame by frame: augment.speed must be [1.0]"
             )
         if self.augment.changes_speed and self.targets.timestamps:
-            raise ValueError("targets.timestamps are those of the clean clip: augment.speed must be [1.0]")
-        taps = [mine for mine, _ in wants.hidden_states.layers] if wants.hidden_states.kind != "none" else []
+            raise ValueError("targets.timestamps are times in the clean clip: augment.speed must be [1.0]")
+        taps = (
+            [student_layer for student_layer, _ in objective.hidden_states.layers]
+            if objective.hidden_states.kind != "none"
+            else []
+        )
         if any(step.encoder_layers is not None for step in self.student.shrink) and set(taps) - {-1}:
             raise ValueError(
-                f"objective.hidden_states.layers taps the student's encoder layers {taps}, and student.shrink changes "
-                "what they are: only -1 (after the last) stays what it is"
+                f"objective.hidden_states.layers names the student's encoder layers {taps}, and student.shrink changes "
+                "their numbers: only -1 (after the last) keeps its meaning"
             )
         return self

@@ -1,4 +1,4 @@
-"""What all parts of a recipe share: frozen, unknown keys refused, and no setting that nothing would read."""
+"""The base of all sections of a recipe: frozen, without unknown keys, and without settings that nothing would read."""
 
 from collections.abc import Iterable, Sequence
 from typing import Annotated
@@ -10,8 +10,8 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Unread(ValueError):  # noqa: N818  # nobody catches it but to leave the fields out
-    """Fields of a section whose values nothing would read."""
+class UnreadFieldError(ValueError):  # nobody catches it but to leave the fields out
+    """Fields of a section were set, but nothing would read them."""
 
     def __init__(self, fields: Sequence[str], message: str):
         super().__init__(message)
@@ -19,16 +19,16 @@ class Unread(ValueError):  # noqa: N818  # nobody catches it but to leave the fi
 
 
 class Section(BaseModel):
-    """Base of all parts of a recipe."""
+    """Base of all sections of a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def refuse_unread(self, fields: Iterable[str], why: str) -> None:
-        """Refuse a value for a field that nothing would read; its default is taken as not given.
+        """Refuse values other than the default for fields that nothing would read.
 
-        Raises :class:`Unread` that names the field and says ``why`` nothing reads it.
+        Raises :class:`UnreadFieldError` that names the field and the reason ``why`` nothing reads it.
         """
         for name in fields:
             default = type(self).model_fields[name].default
             if getattr(self, name) != default:
-                raise Unread([name], f"{name} = {getattr(self, name)!r} would be ignored: {why}")
+                raise UnreadFieldError([name], f"{name} = {getattr(self, name)!r} would be ignored: {why}")

@@ -1,4 +1,4 @@
-"""Where utterances come from."""
+"""A data source of the recipe: its files, their layout, and the rows to use."""
 
 from typing import Annotated, Literal, cast
 
@@ -34,30 +34,30 @@ RowField = Literal[
     "duration_s",
     "channel",
 ]
-"""What a row can say. ``duration_s`` says where the chunk ends that begins at ``start_s``."""
+"""The fields of a row. ``duration_s`` is the length of the chunk that begins at ``start_s``."""
 
-_NAMED_BY_THE_LAYOUT = ("lhotse", "librispeech", "kaldi")
+_KINDS_WITHOUT_COLUMNS = ("lhotse", "librispeech", "kaldi")
 
 
 class Source(Section):
-    """Where utterances come from: which rows are read, and how (docs/data.md).
+    """A source of utterances (docs/data.md).
 
-    ``path`` is a file, a folder, or a pattern of files (``data/train-{000..003}.tar``, ``data/**/*.parquet``), all of
-    them on a disk or at a URI (s3://, gs://, hf://datasets/USER/NAME), or ``cache:NAME`` for speech that ``askd fetch
-    speech NAME`` brought. ``domain``, ``language`` and ``licence`` fill in what the rows themselves do not say.
+    ``path`` is a file, a folder, or a pattern of files (``data/train-{000..003}.tar``, ``data/**/*.parquet``), on a
+    disk or at a URI (s3://, gs://, hf://datasets/USER/NAME), or ``cache:NAME`` for speech from ``askd fetch speech
+    NAME``. ``domain``, ``language`` and ``licence`` are the values of rows without their own.
 
-    ``columns`` names the column of a field, where its name is not the field's: ``{audio: audio_filepath}``. Columns
-    of a manifest that are not known are refused, unless ``unknown_columns`` is ``ignore``.
+    ``columns`` maps a field to its column, if the names differ: ``{audio: audio_filepath}``. Unknown columns of a
+    manifest are refused, unless ``unknown_columns`` is ``ignore``.
 
-    ``case``: ``sentence`` writes texts that are all in capitals as sentences are written. Whisper and its tokens know
-    few words in capitals: a student that is to write them unlearns much, and no teacher stands by it.
+    ``case``: ``sentence`` writes texts in capitals as sentences. Whisper's tokens cover few words in capitals: a
+    student trained with them would unlearn much, and the teacher does not write them.
 
-    Of its rows only those are read whose split is ``split`` (null: all of them), and of these a ``share``,
-    decided by a hash of their ids. Rows that the data mark as train, dev or test stay there. ``splits`` says what other
-    names mean (``{ood: test}``); ``hash`` leaves the rows to the hash of the recipe.
+    Only rows of the split ``split`` are read (null: all rows), and of these a ``share``, chosen by a hash of their ids.
+    Rows marked as train, dev or test keep their split. ``splits`` gives the meaning of other names (``{ood: test}``);
+    ``hash`` leaves the split of these rows to the recipe's hash.
 
-    ``channel`` is the one channel of its recordings that is read, counted from 0, where a row does not say it; ``mix``
-    is the mean of all.
+    ``channel`` is the channel of the recordings to read, counted from 0, for rows that do not name one; ``mix`` is the
+    mean of all channels.
     """
 
     path: Annotated[str, Field(pattern=r"^[^\x00]+$")]
@@ -77,13 +77,13 @@ class Source(Section):
 
     @field_validator("path")
     @classmethod
-    def _can_be_read(cls, given: str) -> str:
+    def _check_path(cls, given: str) -> str:
         return check_place(given, "s3", "gs", "hf")
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "Source":
+    def _check_unread_fields(self) -> "Source":
         if self.kind != "manifest":
             self.refuse_unread(["unknown_columns"], f"kind: {self.kind} ignores columns that it does not know")
-        if self.columns and self.kind in _NAMED_BY_THE_LAYOUT:
+        if self.columns and self.kind in _KINDS_WITHOUT_COLUMNS:
             raise ValueError(f"columns = {self.columns!r} would be ignored: kind: {self.kind} has no columns")
         return self

@@ -1,4 +1,4 @@
-"""Which recipe a command starts from: the one that it is given, else the run's own, else one that comes with askd."""
+"""Choose the recipe of a command: the given one, or else the recipe of the run, or else a default of the package."""
 
 import json
 import os
@@ -16,57 +16,57 @@ from askd_ray.files import local_path
 from askd_ray.progress import console
 
 RECIPE_FILE = "recipe.yaml"
-"""The run's own recipe, in its folder."""
+"""The recipe of a run, in its folder."""
 
 _IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in a job's process
 
 
 def start_recipe(stage: str, given: str | None, overrides: Sequence[str] = (), default: str = "demo") -> Recipe:
-    """Return the recipe that a command is to use, with absolute paths.
+    """Return the recipe for a command, with absolute paths.
 
-    A recipe that is ``given`` (a name or a file) counts as it is. Without one, a run that has begun goes on with its
-    own recipe, and a new run that shares another's data (``data_run``) starts from that one's; else ``default`` it is.
-    In all cases ``overrides`` change it. A search starts from the settings of the run's last one, whatever has been
-    trained since.
+    A ``given`` recipe (a name or a file) is used as it is. Without it, an existing run continues with its recipe, and
+    a new run that shares another run's data (``data_run``) starts from that run's recipe; otherwise ``default`` is
+    used. In all cases ``overrides`` are applied. A search starts from the settings of the run's last search, even if a
+    training has changed them since.
 
     Raises :class:`AskdError` as :func:`askd_ray.config.load.load_recipe` does.
     """
-    recipe = load_recipe(given, overrides) if given is not None else _own_recipe(stage, overrides, default)
+    recipe = load_recipe(given, overrides) if given is not None else _recipe_of_run(stage, overrides, default)
     if _IN_A_JOB in os.environ and not Path(recipe.runs_root).expanduser().is_absolute():
         raise AskdError(
             f"runs_root = {recipe.runs_root}: a Ray job runs in a copy of its folder that is deleted afterwards: give "
-            "an absolute path (--set runs_root=FOLDER), or use `askd submit`, which does"
+            "an absolute path (--set runs_root=FOLDER), or use `askd submit`, which makes it absolute"
         )
     return with_absolute_paths(recipe)
 
 
-def _own_recipe(stage: str, overrides: Sequence[str], default: str) -> Recipe:
-    named = read_values(default)
-    override(named, overrides)
-    root, name = named.get("runs_root", "runs"), named.get("name")
-    file = _recipe_file(root, name, named.get("data_run"))
+def _recipe_of_run(stage: str, overrides: Sequence[str], default: str) -> Recipe:
+    default_values = read_values(default)
+    override(default_values, overrides)
+    root, name = default_values.get("runs_root", "runs"), default_values.get("name")
+    file = _recipe_file(root, name, default_values.get("data_run"))
     if file is None:
         return load_recipe(default, overrides)
     values = read_values(str(file)) | {"name": name, "runs_root": root}
     if stage in ("tune", "demo") and file.parent.name == name:
-        _put_back_searched(values, file.parent / "tune.json")
-    console.print(f"recipe: {file}, which `--recipe {default}` or another would replace", markup=False)
+        _undo_search_result(values, file.parent / "tune.json")
+    console.print(f"recipe: {file} (use `--recipe {default}`, or another name, to replace it)", markup=False)
     return make_recipe(values, overrides, str(file))
 
 
 def _recipe_file(root: Any, *runs: Any) -> Path | None:
-    """Return the recipe of the first of the runs that has one. Values that are no names are refused later."""
+    """Return the recipe file of the first run that has one. Invalid names are refused later."""
     files = [local_path(root) / run / RECIPE_FILE for run in runs if isinstance(root, str) and isinstance(run, str)]
     return next((file for file in files if file.is_file()), None)
 
 
-def _put_back_searched(values: dict[str, Any], record: Path) -> None:
-    """Undo in a recipe what a training took over from the search that ``record`` tells of."""
+def _undo_search_result(values: dict[str, Any], record: Path) -> None:
+    """Reset the settings that a training took from a search to those before it; ``record`` is the search's record."""
     if not record.is_file():
         return
     try:
         searched = plain(Recipe.model_validate(json.loads(record.read_bytes())["recipe"]))
-    except ValidationError:  # another version's: the search is to be done again
+    except ValidationError:  # of another version: the search has to be repeated
         return
     for stage in ("tune", "distill"):
         copy_decided(searched, values, stage)

@@ -1,4 +1,4 @@
-"""The recipe's ``study``: objectives that are compared at equal budget (docs/study.md)."""
+"""The recipe's ``study``: a comparison of objectives at equal budget (docs/study.md)."""
 
 from typing import Annotated
 
@@ -10,10 +10,10 @@ from askd_ray.config.section import Count, Positive, Section
 
 
 class Study(Section):
-    """Objectives by name, each trained with each of ``seeds``; differences are taken to the one called ``against``.
+    """Objectives by name, each trained with each of ``seeds`` and compared with the one named ``against``.
 
-    Data, student, steps and all else are the recipe's, the same for all: only the objective differs. ``concurrent``
-    runs train at a time, each with ``cpus_per_run`` and, where ``train.use_gpu`` is set, ``gpus_per_run``.
+    Only the objective differs: data, student, steps and everything else are the recipe's. ``concurrent`` runs train at
+    the same time, each with ``cpus_per_run`` and, with ``train.use_gpu``, ``gpus_per_run``.
     """
 
     arms: Annotated[dict[Name, Objective], Field(min_length=2)]
@@ -24,9 +24,9 @@ class Study(Section):
     gpus_per_run: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Study":
+    def _check_arms(self) -> "Study":
         if self.against not in self.arms:
-            raise ValueError(f"against = {self.against!r} is none of the arms: {', '.join(self.arms)}")
+            raise ValueError(f"against = {self.against!r} is not one of the arms: {', '.join(self.arms)}")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds = {list(self.seeds)}: each seed once")
+            raise ValueError(f"seeds = {list(self.seeds)}: each seed may appear once")
         return self

@@ -1,4 +1,4 @@
-"""The recipe's ``targets``: what the student's text is, and which of the teacher's own texts are trusted."""
+"""The recipe's ``targets``: the target texts of the student, and the filters of the teacher's pseudo-labels."""
 
 from typing import Annotated, Literal
 
@@ -10,17 +10,15 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 
 
 class Targets(Section):
-    """The target text of the train utterances: the ``reference``, or ``pseudo``, the teacher's own decoding.
+    """The target text of the train utterances: the ``reference``, or ``pseudo``: the teacher's transcript.
 
-    ``prompt`` is text that stands before the transcript, as what was said earlier (``<|startofprev|>``). With
-    ``pseudo`` utterances need no text; ``beam_size`` 1 is greedy, and with ``timestamps`` the targets hold timestamp
-    tokens.
+    ``prompt`` is earlier text in front of the transcript (``<|startofprev|>``). With ``pseudo``, utterances need no
+    text; ``beam_size`` 1 is greedy decoding, and with ``timestamps`` the targets contain timestamp tokens.
 
-    What the teacher wrote is dropped, where there is a reference, if its word error rate exceeds ``max_wer``; where
-    there is none, if the mean log-probability of its tokens is below ``min_mean_log_prob``, if it shrinks to less than
-    a ``max_compression_ratio``-th under zlib, if a phrase of one to five words stands right behind itself more than
-    ``max_repeats`` times in a row, or if its characters a second lie outside ``chars_per_s`` ([least, most]). null
-    switches a filter off.
+    If there is a reference, a pseudo-label is dropped if its word error rate exceeds ``max_wer``. Without a reference,
+    it is dropped if the mean log-probability of its tokens is below ``min_mean_log_prob``, if its zlib compression
+    ratio exceeds ``max_compression_ratio``, if a phrase of one to five words follows itself more than ``max_repeats``
+    times in a row, or if its characters per second are outside ``chars_per_s`` ([min, max]). null disables a filter.
     """
 
     kind: Literal["reference", "pseudo"] = "reference"
@@ -34,10 +32,10 @@ class Targets(Section):
     chars_per_s: tuple[NotNegative, NotNegative] | None = (1.0, 30.0)
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "Targets":
+    def _check_unread_fields(self) -> "Targets":
         if self.kind == "reference":
             pseudo_only = [name for name in Targets.model_fields if name not in ("kind", "prompt")]
             self.refuse_unread(pseudo_only, "only targets.kind pseudo reads it")
         if self.chars_per_s is not None and self.chars_per_s[0] > self.chars_per_s[1]:
-            raise ValueError("chars_per_s is [least, most]: the first must not exceed the second")
+            raise ValueError("chars_per_s is [min, max]: the first must not exceed the second")
         return self

@@ -1,4 +1,4 @@
-"""Where a training's metrics go besides TensorBoard."""
+"""The recipe's ``tracking``: where the metrics of a training go besides TensorBoard."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -10,28 +10,28 @@ from askd_ray.files import local_path, scheme_of
 
 
 class Tracking(Section):
-    """MLflow, where ``mlflow`` names a folder (made where it is not there) or the address of a tracking server.
+    """MLflow: ``mlflow`` is a folder (created if missing) or the address of a tracking server; null disables it.
 
-    Recipe, metrics, report and bundle go into a run of ``experiment`` that bears the recipe's name. Who may write to a
-    server says MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment.
+    Recipe, metrics, report and bundle go into a run of ``experiment`` with the recipe's name. Credentials of a server
+    come from the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.
     """
 
     mlflow: str | None = None
     experiment: Annotated[str, Field(min_length=1)] = "askd"
 
     @model_validator(mode="after")
-    def _a_folder_or_a_server(self) -> "Tracking":
+    def _check_mlflow(self) -> "Tracking":
         if self.mlflow is None:
             self.refuse_unread(["experiment"], "tracking.mlflow names no store")
             return self
-        # The messages leave the value out: it may hold a password.
+        # The messages do not quote the value: it may hold a password.
         where = urlsplit(self.mlflow)
         is_uri = scheme_of(self.mlflow) is not None or "://" in self.mlflow
         if not self.mlflow or (is_uri and not (where.scheme in ("http", "https") and where.hostname)):
             raise ValueError("mlflow is a folder, or the address of a tracking server: http://HOST:PORT or https://...")
         if "://" in self.mlflow and (where.username is not None or where.query):
             raise ValueError(
-                "mlflow holds a name, a password or a query, and a recipe is no secret: give the bare address, and set "
+                "mlflow holds a name, a password or a query, but recipes are not secret: give only the address, set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             )
         if not is_uri:

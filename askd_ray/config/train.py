@@ -1,4 +1,4 @@
-"""The part of a recipe that says how the student is trained: steps, rates, workers, precision."""
+"""The recipe's ``train``: steps, learning rates, workers, precision."""
 
 from typing import Annotated, Literal
 
@@ -18,15 +18,15 @@ PLACEMENT = {
     "placement",
     "max_failures",
     "checkpoint_steps",
-    "not_finite",  # a run that was stopped by such a step has taken none: it may go on without
+    "not_finite",  # the run stops before such a step, so it may continue with the other setting
 }
-"""The fields of :class:`Train` that say how a run is carried out, and not what it makes: they may change on the way."""
+"""The fields of :class:`Train` that do not change the result of a run: they may change when a run is resumed."""
 
 
 class FrozenUntil(Section):
-    """The progress from which on a group of parameters is trained: 0 from the start, 1 never.
+    """The progress at which the training of a group of parameters begins: 0 at the start, 1 never.
 
-    ``embeddings`` are those of tokens and their positions, ``decoder`` is the rest of it.
+    ``embeddings`` are the decoder's token and position embeddings, ``decoder`` is the rest of the decoder.
     """
 
     encoder: Share = 0.0
@@ -35,16 +35,15 @@ class FrozenUntil(Section):
 
 
 class Train(Section):
-    """The loop. Learning rates rise over ``warmup_share`` of the run and then fall linearly to 0.
+    """The training loop. Learning rates rise over ``warmup_share`` of the run and then fall linearly to 0.
 
-    ``epochs`` may be a fraction. An optimizer step takes ``micro_batches`` micro-batches of at most
-    ``batch_utterances`` utterances, ``batch_audio_s`` seconds of padded windows and ``batch_tokens`` padded target
-    tokens each (null: one a worker). The ``workers`` share them out: with the same ``micro_batches``, how many workers
-    there are changes neither the steps nor, but for rounding, the student. ``domain_weights`` is how often an epoch
-    takes the utterances of a domain: 0.5 takes half of them in turn, 2 takes each twice; domains that are not named
-    weigh 1.
+    ``epochs`` may be a fraction. An optimizer step takes ``micro_batches`` micro-batches (null: one per worker), each
+    with at most ``batch_utterances`` utterances, ``batch_audio_s`` seconds of padded windows and ``batch_tokens``
+    padded target tokens. The ``workers`` divide them: with the same ``micro_batches``, the number of workers changes
+    neither the steps nor, except for rounding, the student. ``domain_weights`` is how often an epoch takes the
+    utterances of a domain: 0.5 takes each one every second epoch, 2 takes each twice per epoch; the default is 1.
 
-    Dev is scored ``evals_per_epoch`` times an epoch; after ``patience`` evaluations in a row without a better WER the
+    Dev is scored ``evals_per_epoch`` times per epoch; after ``patience`` evaluations in a row without a better WER the
     run ends. A checkpoint is written after each evaluation and after ``checkpoint_steps`` steps.
     """
 
@@ -52,13 +51,13 @@ class Train(Section):
     lr: Positive = 5e-5
     encoder_lr: Positive = 2e-5
     embedding_lr: Positive | None = None
-    """That of embeddings; null takes ``lr``."""
+    """The learning rate of the embeddings; null takes ``lr``."""
     frozen_until: FrozenUntil = Field(default_factory=FrozenUntil)
     weight_decay: Weight = 0.01
     warmup_share: Share = 0.1
     clip_norm: Positive = 1.0
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Score and keep the moving average of the weights instead of the last ones."""
+    """Score and keep the moving average of the weights instead of the last weights."""
     batch_utterances: Count = 8
     batch_audio_s: Positive = 30.0
     batch_tokens: Count = 1024
@@ -69,20 +68,20 @@ class Train(Section):
     patience: Count | None = None
     checkpoint_steps: Count = 100
     not_finite: Literal["stop", "skip"] = "stop"
-    """What to do after a step whose loss or gradient is not finite; the student is left alone either way."""
+    """What to do at a step whose loss or gradient is not finite; the student is not updated in either case."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward and backward pass (autocast); parameters and losses stay in float32."""
+    """Precision of the forward and backward pass (autocast); parameters and losses stay in float32."""
     gradient_checkpointing: bool = False
-    """Compute the layers' inner states again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
     workers: Count = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """What a worker holds: the whole student and online teacher, or a share of each of their parameters."""
+    """What each worker holds: the whole student and online teacher (ddp), or a shard of their parameters (fsdp)."""
     min_workers: Count | None = None
-    """With fewer than ``workers``, but these, the run goes on; null waits until all are there."""
+    """The run continues with at least this many workers; null waits until all ``workers`` are available."""
     cpus_per_worker: Positive = 0.5
     use_gpu: bool = False
     placement: Literal["PACK", "SPREAD"] = "PACK"
-    """Fill one node with workers before the next, or spread them evenly."""
+    """Fill one node with workers before the next (PACK), or spread them evenly (SPREAD)."""
     max_failures: Annotated[int, Field(ge=0)] = 2
 
     @property
@@ -91,7 +90,7 @@ class Train(Section):
         return self.micro_batches or self.workers
 
     @model_validator(mode="after")
-    def _every_worker_has_something_to_do(self) -> "Train":
+    def _check_workers(self) -> "Train":
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers = {self.min_workers} exceeds workers = {self.workers}")
         if self.workers > self.micro_batches_per_step:
@@ -102,13 +101,13 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
-    def _there_is_someone_to_share_with(self) -> "Train":
+    def _check_parallel(self) -> "Train":
         if self.workers == 1:
             self.refuse_unread(["parallel"], "there is one worker")
         return self
 
     @model_validator(mode="after")
-    def _something_is_trained(self) -> "Train":
+    def _check_frozen(self) -> "Train":
         if min(vars(self.frozen_until).values()) > 0.0:
             raise ValueError("frozen_until freezes encoder, decoder and embeddings at the start: one must be 0")
         return self

@@ -1,4 +1,4 @@
-"""The recipe's ``tune``: which values a search tries, how it finds them, and what it goes by (docs/search.md)."""
+"""The recipe's ``tune``: the search space, the searcher and scheduler, and the score of a search (docs/search.md)."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -12,18 +12,18 @@ from askd_ray.config.train import Train
 from askd_ray.errors import did_you_mean
 
 Value = bool | int | float | str | None
-"""What a searched field may be."""
+"""The type of a searched field's value."""
 
 
 class Between(Section):
-    """A number between two bounds, both included; ``log``: its logarithm is drawn evenly."""
+    """A number between two bounds, both included; ``log``: drawn evenly on a logarithmic scale."""
 
     low: float
     high: float
     log: bool = False
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> "Between":
+    def _check_bounds(self) -> "Between":
         if self.low >= self.high:
             raise ValueError(f"low = {self.low:g} must be below high = {self.high:g}")
         if self.log and self.low <= 0.0:
@@ -48,14 +48,14 @@ _SHAPES_STATE = ("objective.self_teacher.kind", "objective.self_teacher.top_k", 
 
 @cache
 def searchable() -> dict[str, TypeAdapter[Value]]:
-    """Return the paths that a search may vary, each with what validates its values.
+    """Return the paths that a search may vary, each with the validator of its values.
 
-    They are the numbers and names of ``objective``, but for the preset (`askd study` compares them), and the
+    They are the numbers and names of ``objective``, except the preset (`askd study` compares presets), and the
     learning rates of ``train``.
     """
     rates = {f"train.{name}": Train.model_fields[name] for name in _LEARNING_RATES}
     fields = {**dict(_leaves(Objective, "objective.")), **rates}
-    # The field brings its bounds along; pyright knows no annotations that are made at run time.
+    # The field holds the bounds; pyright does not understand annotations made at run time.
     kinds = {path: cast(Any, Annotated)[field.annotation, field] for path, field in fields.items()}
     return {path: TypeAdapter(kind) for path, kind in kinds.items() if path not in _NOT_SEARCHED}
 
@@ -70,24 +70,24 @@ def _leaves(section: type[Section], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _domain(path: str, given: Any) -> Domain:
-    """Return what a path may be; raises :class:`ValueError` that names the path."""
+    """Return the values to search for a path; raises :class:`ValueError` that names the path."""
     if path not in searchable():
         section = path.partition(".")[0]
-        allowed = "the fields of objective but its preset, and train.lr, train.encoder_lr, train.embedding_lr"
+        allowed = "the fields of objective except its preset, and train.lr, train.encoder_lr, train.embedding_lr"
         unknown = did_you_mean(path, list(searchable())) if section in ("objective", "train") else ""
-        raise ValueError(f"{path} is not searched: {allowed} can be{unknown}")
+        raise ValueError(f"{path} cannot be searched: only {allowed} can{unknown}")
     if isinstance(given, Mapping):
         given = _between(path, cast(Mapping[str, Any], given))
     if isinstance(given, Between):
         ends = [_checked(path, end) for end in (given.low, given.high)]
         if not all(type(end) in (int, float) for end in ends):
-            raise ValueError(f"{path} is no number: give a list of values")
+            raise ValueError(f"{path} is not a number: give a list of values")
         return given
     if not isinstance(given, list | tuple) or not given:
         raise ValueError(f"{path} = {given!r}: give a list of values, or {{low: ..., high: ..., log: true}}")
     values = tuple(_checked(path, value) for value in cast(list[Any], given))
     if len({repr(value) for value in values}) < len(values):
-        raise ValueError(f"{path} = {given!r}: each value once")
+        raise ValueError(f"{path} = {given!r}: each value may appear once")
     return values
 
 
@@ -108,27 +108,27 @@ def _checked(path: str, value: Any) -> Value:
 
 
 def is_integer(path: str) -> bool:
-    """Whether a searchable path takes whole numbers only."""
+    """Whether a searchable path takes only integers."""
     return searchable()[path].json_schema().get("type") == "integer"
 
 
 class Tune(Section):
     """The search: ``trials`` candidates, ``concurrent`` of them at a time, each trained for ``epochs``.
 
-    ``space`` says what varies, by path: a list of values, or ``{low, high}``, for a rate ``{low, high, log: true}``.
-    What a candidate's kinds do not read is left out of it, and weights are cut so that they never add up to more than
-    1 (:func:`~askd_ray.config.candidate.with_values`).
+    ``space`` maps a path to a list of values or to ``{low, high}``; for a learning rate ``{low, high, log: true}``.
+    Fields that a candidate's kinds do not read are left out, and weights are limited so that they add up to at most 1
+    (:func:`~askd_ray.config.candidate.with_values`).
 
-    ``searcher``: ``tpe`` learns from the trials before, ``random`` draws, ``grid`` tries every combination of lists.
-    ``scheduler``: ``asha`` ends a trial that does worse than others did at the same evaluation; ``pbt`` lets it go on
-    from a better one's checkpoint with values near that one's, so that values change on the way; ``none`` does neither.
+    ``searcher``: ``tpe`` learns from earlier trials, ``random`` draws, ``grid`` tries every combination of lists.
+    ``scheduler``: ``asha`` stops a trial that is worse than others at the same evaluation; ``pbt`` continues it from a
+    better trial's checkpoint with similar values, so that values change during a trial; ``none`` does neither.
 
-    Trials are scored on dev by WER; where ``ood_domains`` names some of its domains, by ``ood_weight`` times their WER
-    and the rest times that of the others.
+    Trials are scored by WER on dev. If ``ood_domains`` names some of dev's domains, the score is ``ood_weight`` times
+    their WER plus (1 - ``ood_weight``) times the WER of the others.
 
-    A trial takes ``cpus_per_trial``, and where `train.use_gpu` is set ``gpus_per_trial``; parts of one are allowed.
-    With ``share_features`` clips are decoded once for all trials, into files of 115 MB an hour of speech (230 MB where
-    they are augmented) that go when the search ends.
+    A trial takes ``cpus_per_trial`` and, with `train.use_gpu`, ``gpus_per_trial``; fractions are allowed. With
+    ``share_features`` clips are decoded once for all trials, into files of 115 MB per hour of speech (230 MB with
+    augmentation) that are deleted when the search ends.
     """
 
     trials: Count = 4
@@ -146,13 +146,13 @@ class Tune(Section):
 
     @field_validator("space", mode="before")
     @classmethod
-    def _paths_and_values(cls, given: Any) -> Any:
+    def _read_space(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or not given:
             raise ValueError("space maps paths, such as train.lr, to lists of values or {low: ..., high: ...}")
         return {str(path): _domain(str(path), domain) for path, domain in cast(Mapping[Any, Any], given).items()}
 
     @model_validator(mode="after")
-    def _searcher_and_scheduler_fit(self) -> "Tune":
+    def _check_scheduler(self) -> "Tune":
         if self.searcher == "grid":
             self.refuse_unread(["trials"], "searcher grid tries every combination")
             ranges = [path for path, domain in self.space.items() if isinstance(domain, Between)]
@@ -163,13 +163,13 @@ class Tune(Section):
         if self.searcher != "random":
             raise ValueError(f"scheduler pbt finds new values itself: searcher must be random, not {self.searcher}")
         if fixed := [path for path in self.space if path in _SHAPES_STATE]:
-            raise ValueError(f"scheduler pbt goes on from checkpoints, and {', '.join(fixed)} says what is in them")
+            raise ValueError(f"scheduler pbt continues from checkpoints, and {', '.join(fixed)} decides their contents")
         if self.trials < 2 or self.epochs * self.evals_per_epoch < 2:
             raise ValueError("scheduler pbt needs at least 2 trials, and 2 evaluations of each")
         return self
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "Tune":
+    def _check_unread_fields(self) -> "Tune":
         if not self.ood_domains:
             self.refuse_unread(["ood_weight"], "ood_domains is empty")
         return self

@@ -1,1 +1,1 @@
-"""Utterances: sources, shards, batches, and the stream that carries them to the training workers."""
+"""Utterances: sources, shards, batches, and the loader that feeds them to the training workers."""

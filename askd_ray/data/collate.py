@@ -1,4 +1,4 @@
-"""Planned utterances to batches: decode, augment, trim or pad, log-mel, mask; targets and soft labels beside them."""
+"""Make batches of planned utterances: decode, augment, trim or pad, log-mel, mask; add targets and soft labels."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, pad_batch
 from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, decoding_window_samples, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
-from askd_ray.data.features import Clip, Features, clips_of
+from askd_ray.data.features import Clip, Features, read_clips
 from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
 from askd_ray.data.plan import Planned, Planner, ReadTask, Row, unknown_domains
 from askd_ray.data.schema import IGNORED, Batch, Utterance
@@ -31,9 +31,9 @@ from askd_ray.location import Location, map_concurrently
 
 @dataclass(frozen=True)
 class BatchLoader:
-    """All that turns shards and labels into batches; the same on a laptop and in a Ray Data task.
+    """Makes batches of shards and labels, in the same way in a local process and in a Ray Data task.
 
-    ``teacher_n_mels`` is 0 where no online teacher wants the clean clips.
+    ``teacher_n_mels`` is 0 if no online teacher needs the clean clips.
     """
 
     shards: Location
@@ -46,21 +46,21 @@ class BatchLoader:
     augment: Augment
     seed: int
     features_folder: Path | None = None
-    """Where decoded clips are kept for others; null: nowhere."""
+    """A cache of decoded clips that other processes share; None disables it."""
 
     def planner(self) -> Planner:
-        """Check every label shard against its shard and return the planner over the rows that have labels.
+        """Check every label shard against its shard and return the planner for the rows that have labels.
 
-        Raises :class:`AskdError` when there are no shards, labels are missing or stale, or a domain that has a weight
-        is not there.
+        Raises :class:`AskdError` when there are no shards, labels are missing or stale, or ``domain_weights`` names a
+        domain without rows.
         """
         shards = map_concurrently(self._rows, shard_paths(self.shards, "train"))
         if not any(shards):
             raise AskdError(f"no train utterance in {self.labels} has labels: `askd label` says why each is left out")
-        unknown, there = unknown_domains(self.train.domain_weights, shards)
+        unknown, known = unknown_domains(self.train.domain_weights, shards)
         if unknown:
             raise AskdError(
-                f"train.domain_weights: no train utterance of {', '.join(unknown)}; there are: {', '.join(there)}"
+                f"train.domain_weights: no train utterance of {', '.join(unknown)}; there are: {', '.join(known)}"
             )
         return Planner(tuple(shards), self.train, self.window, self.augment, self.seed)
 
@@ -71,28 +71,27 @@ class BatchLoader:
         targets = read_table(labels, ["target_ids"]).column("target_ids")
         lengths = pc.call_function("list_value_length", [targets]).to_pylist()
         rows = read_table(path, ["id", "duration_s", "domain"]).to_pylist()
-        places = enumerate(zip(rows, lengths, strict=True))
-        return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in places if n)
+        indexed_rows = enumerate(zip(rows, lengths, strict=True))
+        return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in indexed_rows if n)
 
     def batches(self, task: ReadTask) -> Iterator[Batch]:
-        """Yield the batches of a task in order, made one after the other; see :meth:`batch_tasks`."""
+        """Make and yield the batches of a task in order; see :meth:`batch_tasks`."""
         return (make() for make in self.batch_tasks(task))
 
     def batch_tasks(self, task: ReadTask) -> Iterator[Callable[[], Batch]]:
-        """Read the shards of a task once and yield the functions that make its batches: any thread may call them.
+        """Read the shards of a task once and yield one function for each batch; any thread may call it.
 
-        Raises :class:`AskdError` when a shard is damaged, and the functions do when its audio cannot be decoded any
-        more.
+        Raises :class:`AskdError` when a shard is damaged; the functions raise it when audio cannot be decoded.
         """
-        wanted = sorted({p.shard for batch in task.batches for p in batch})
-        clips = {name: self._clips(self.shards / name) for name in wanted}
-        labels = {name: read_labels(self.labels / name, self.label_key["top_k"]) for name in wanted}
+        shard_names = sorted({p.shard for batch in task.batches for p in batch})
+        clips = {name: self._clips(self.shards / name) for name in shard_names}
+        labels = {name: read_labels(self.labels / name, self.label_key["top_k"]) for name in shard_names}
         for batch in task.batches:
             rows = [(clips[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
             yield partial(self._collate, rows, batch, task.epoch)
 
     def teacher_losses(self) -> NDArray[np.float32]:
-        """Return the teacher's mean loss on every train utterance that is not left out, in nats a token."""
+        """Return the teacher's mean loss on every train utterance that is not left out, in nats per token."""
         losses: list[float] = []
         for path in shard_paths(self.shards, "train"):
             table = read_table(self.labels / path.name, ["left_out", "teacher_loss"])
@@ -101,7 +100,7 @@ class BatchLoader:
 
     def _clips(self, shard: Location) -> list[Clip]:
         if self.features_folder is None:
-            return clips_of(shard)
+            return read_clips(shard)
         needs_waveforms = self.augment.changes_waveform or self.teacher_n_mels > 0
         return Features(self.features_folder, 0 if needs_waveforms else self.n_mels).clips(shard)
 
@@ -112,18 +111,18 @@ class BatchLoader:
         draws = [Draw(self.seed, epoch, clip.id, p.copy) for (clip, _), p in zip(rows, planned, strict=True)]
         log_mels, clean, lengths = list[torch.Tensor](), list[Waveform](), list[int]()
         for (clip, _), p, draw in zip(rows, planned, draws, strict=True):
-            log_mel, n_samples = clip.kept_log_mel(p.window_samples, n_frames), clip.n_samples
+            log_mel, n_samples = clip.cached_log_mel(p.window_samples, n_frames), clip.n_samples
             if log_mel is None:
                 clean.append(clip.waveform())
-                heard = augment(clean[-1], self.augment, draw)
-                log_mel, n_samples = clip_log_mel(heard[: p.window_samples], n_frames, self.n_mels), len(heard)
+                augmented = augment(clean[-1], self.augment, draw)
+                log_mel, n_samples = clip_log_mel(augmented[: p.window_samples], n_frames, self.n_mels), len(augmented)
             log_mels.append(log_mel)
             lengths.append(n_samples)
         batch = pad_batch(log_mels, n_frames)
         for row, n_samples, draw in zip(batch, lengths, draws, strict=True):
-            said = slice(0, min(n_samples // HOP_LENGTH, n_frames))
-            row[:, said] = spec_augment(row[:, said], self.augment.spec, draw.seed_of("mask"))
-        if self.teacher_n_mels:  # clean, and padded: what it hears when it labels. No log-mel is kept then
+            speech_frames = slice(0, min(n_samples // HOP_LENGTH, n_frames))
+            row[:, speech_frames] = spec_augment(row[:, speech_frames], self.augment.spec, draw.seed_of("mask"))
+        if self.teacher_n_mels:  # clean and padded, as `askd label` does it; the feature cache holds waveforms then
             padded = log_mel_windows(clean, [PADDED_SAMPLES] * len(rows), self.teacher_n_mels).numpy()
         else:
             padded = np.zeros((len(rows), 0, 0), np.float32)
@@ -132,9 +131,9 @@ class BatchLoader:
 
 
 def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a batch that lie along its tokens."""
+    """Return the arrays of a batch that have one position for each token."""
     n, k = len(labels), labels[0].top_ids.shape[1]
-    # The last prompt token already predicts the first target, so prompt and targets share one position.
+    # The last prompt token predicts the first target, so prompt and targets share one position.
     length = max(len(label.prompt_ids) - 1 + len(label.target_ids) for label in labels)
     decoder_ids = np.zeros((n, length), np.int64)
     targets = np.full((n, length), IGNORED, np.int64)
@@ -143,13 +142,13 @@ def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
     rest, token_loss = np.zeros((n, length), np.float32), np.zeros((n, length), np.float32)
     for i, label in enumerate(labels):
         prompt = label.prompt_ids
-        at = slice(len(prompt) - 1, len(prompt) - 1 + len(label.target_ids))
-        decoder_ids[i, : at.stop] = [*prompt, *label.target_ids[:-1]]
-        targets[i, at] = label.target_ids
-        top_ids[i, at] = label.top_ids
-        top_log_probs[i, at] = label.top_log_probs
-        rest[i, at] = label.rest_log_prob
-        token_loss[i, at] = label.token_loss
+        positions = slice(len(prompt) - 1, len(prompt) - 1 + len(label.target_ids))
+        decoder_ids[i, : positions.stop] = [*prompt, *label.target_ids[:-1]]
+        targets[i, positions] = label.target_ids
+        top_ids[i, positions] = label.top_ids
+        top_log_probs[i, positions] = label.top_log_probs
+        rest[i, positions] = label.rest_log_prob
+        token_loss[i, positions] = label.token_loss
     return {
         "decoder_ids": decoder_ids,
         "targets": targets,
@@ -161,7 +160,7 @@ def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
 
 
 def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0) -> Batch:
-    """Return the batch of a rank that has no data left while others have: one silent row whose loss counts nothing."""
+    """Return the batch for a rank that has no data while other ranks have: one silent row without any target token."""
     return Batch(
         ids=(),
         log_mel=np.zeros((1, n_mels, 2), np.float32),
@@ -176,7 +175,7 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0) -> Batch:
 
 
 def to_bytes(batch: Batch) -> bytes:
-    """Return a batch as safetensors, to travel through Ray's object store without pickle."""
+    """Return a batch as safetensors, for Ray's object store without pickle."""
     arrays = {name: value for name, value in vars(batch).items() if name != "ids"}
     names = np.frombuffer(json.dumps(batch.ids).encode(), np.uint8)
     return save({name: np.ascontiguousarray(a) for name, a in arrays.items()} | {"ids": names})
@@ -193,8 +192,8 @@ def evaluation_windows(
 ) -> Iterator[tuple[list[Utterance], torch.Tensor]]:
     """Yield utterances, sorted by length, with the log-mel ``(batch, n_mels, n_frames)`` of the engine's windows.
 
-    Only clips of one window share a batch: beside a longer clip, a clip would get more silence than it has when it is
-    served, and dev would not show a student that does not stop.
+    A batch holds only clips of the same window length. Next to a longer clip, a clip would get more silence than in
+    serving, and the dev WER would hide a student that does not stop.
     """
 
     def window_of(utterance: Utterance) -> int:

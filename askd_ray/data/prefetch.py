@@ -1,4 +1,4 @@
-"""Making the next batches while the current one is computed with."""
+"""Make the next batches in threads while the current one is used."""
 
 import queue
 import threading
@@ -13,12 +13,12 @@ from askd_ray.torch_setup import use_one_thread_here
 T = TypeVar("T")
 
 
-def prefetch(jobs: Iterable[Callable[[], T]], ahead: int, threads: int = 1) -> Iterator[T]:
-    """Yield what each of ``jobs`` returns, in their order; ``threads`` threads do up to ``ahead`` of them in advance.
+def prefetch(tasks: Iterable[Callable[[], T]], ahead: int, threads: int = 1) -> Iterator[T]:
+    """Call each of ``tasks`` and yield the results in order; ``threads`` threads work up to ``ahead`` items in advance.
 
-    One more thread takes the jobs from ``jobs``. An exception comes out where its item would. The threads end when the
-    jobs do, or when the iterator is closed. Torch computes with one thread in each of them, so that how many cores
-    there are changes no bit of what comes out.
+    Another thread iterates over ``tasks``. A task's exception is raised in place of its result. The threads end when
+    the tasks do, or when the iterator is closed. Torch uses one thread in each of them, so that the results do not
+    depend on the number of cores.
     """
     ready: queue.Queue[Future[T] | None] = queue.Queue(ahead)
     closed = threading.Event()
@@ -35,11 +35,11 @@ def prefetch(jobs: Iterable[Callable[[], T]], ahead: int, threads: int = 1) -> I
 
     def submit() -> None:
         try:
-            for job in jobs:
-                if not put(pool.submit(job)):
+            for task in tasks:
+                if not put(pool.submit(task)):
                     return
             put(None)
-        except BaseException as error:  # whatever it is, it belongs to whoever asks for the item
+        except BaseException as error:  # re-raised in the thread that takes the item
             failed: Future[T] = Future()
             failed.set_exception(error)
             put(failed)

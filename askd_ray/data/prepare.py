@@ -1,4 +1,4 @@
-"""The first stage: sources become shards, and what cannot be used is set aside with a reason."""
+"""The first stage: write sources as shards, and put unusable rows into a quarantine file with a reason."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from askd_ray.config.data import Data
 from askd_ray.config.load import without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.data.model_languages import languages_of_models, refuse_languages
-from askd_ray.data.prepared import Tally, notes, table, trouble_with_rows, trouble_with_splits
+from askd_ray.data.prepared import PrepareCounts, notes, rows_problem, splits_problem, table
 from askd_ray.data.row_check import NO_REFERENCE, NO_TEXT, Rejected, RowLimits, check_row, clean_row
 from askd_ray.data.schema import SPLITS, Utterance
 from askd_ray.data.shard_writer import ShardWriter
 from askd_ray.data.sources import SourceRow, read_rows, survey
-from askd_ray.data.split import Placement, place
+from askd_ray.data.split import SplitAssignment, assign_split
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
 from askd_ray.progress import bar, console
@@ -27,28 +27,27 @@ from askd_ray.runs import Run, stage_key
 from askd_ray.text.languages import language_code
 
 QUARANTINE = "quarantine.jsonl"
-"""Beside the shards: a line for every row that is not in them (id, source, reason, detail)."""
+"""The file beside the shards with one line for every row that was set aside (id, source, reason, detail)."""
 
-_AHEAD = 8  # rows that may wait decoded for their turn, a thread
+_AHEAD = 8  # decoded rows that may wait in the queue, per thread
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-Outcome = tuple[Utterance, Placement] | Rejected
-"""What becomes of a row."""
+Outcome = tuple[Utterance, SplitAssignment] | Rejected
+"""The result for one row."""
 
 
 def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """Write the recipe's sources as shards of its run; unless ``force``, finished work is not done again.
+    """Write the recipe's sources as shards of its run; finished work is repeated only with ``force``.
 
-    Rows without text are set aside, unless the recipe's targets are ``pseudo``: then they are train data.
+    Rows without text are set aside. With ``pseudo`` targets they become train data instead.
 
-    Returns ``{"read", "utterances": {split: n}, "minutes": {split: min}, "quarantined": {reason: n}}``, and of the
-    utterances: ``speakers`` and ``marked`` (there because the data say so), by split; ``languages``, by code;
-    ``speakers_in_several_splits``; and ``without_text``, how many of the train utterances have no text.
-    Raises :class:`AskdError`: no or unusable sources, no usable row, too many quarantined ones, a language that the
+    Returns ``{"read", "utterances": {split: n}, "minutes": {split: min}, "quarantined": {reason: n}}``, and for the
+    utterances: ``speakers`` and ``marked`` (the source names the split), by split; ``languages``, by code;
+    ``speakers_in_several_splits``; and ``without_text``, the number of train utterances without a text.
+    Raises :class:`AskdError`: no or unusable sources, no usable row, too many quarantined rows, a language that the
     teacher is known not to have, or no rows for a split that has a share and that a later stage needs. The shards are
-    then gone, and only the quarantine file may stay for reading. Raises :class:`OSError` where the folder cannot be
-    written.
+    then deleted, and only the quarantine file may remain. Raises :class:`OSError` if the folder cannot be written.
     """
     data, run = recipe.data, Run(recipe)
     if not data.sources:
@@ -61,25 +60,25 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     done = _finished(run, key, pseudo_key if pseudo else None)
     if done is not None and not force and _complete(run.shards, data, done):
         _refuse_languages(done["languages"], recipe)
-        _raise_trouble(trouble_with_splits(done, recipe))
+        _raise_problem(splits_problem(done, recipe))
         console.print(f"prepare: finished already, {sum(done['utterances'].values())} utterances in {run.shards}")
         return done
     begun = run.begin("prepare", force)
     run.forget("prepare")
     with run.shards.replaced() as folder:
         result = _fill(folder, recipe, surveyed.n_rows)
-        trouble = trouble_with_rows(result, data) or trouble_with_splits(result, recipe)
-        if trouble:
+        problem = rows_problem(result, data) or splits_problem(result, recipe)
+        if problem:
             map_concurrently(Location.delete, folder.files("*.parquet"))
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)
-    _raise_trouble(trouble, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
-    seen = result["without_text"] + sum(result["quarantined"].get(reason, 0) for reason in NO_REFERENCE.values())
-    return run.finish("prepare", pseudo_key if seen else key, result, begun)
+    _raise_problem(problem, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
+    n_textless = result["without_text"] + sum(result["quarantined"].get(reason, 0) for reason in NO_REFERENCE.values())
+    return run.finish("prepare", pseudo_key if n_textless else key, result, begun)
 
 
-def _raise_trouble(trouble: str | None, more: str = "") -> None:
-    if trouble:
-        raise AskdError(f"prepare: {trouble}{more}")
+def _raise_problem(problem: str | None, more: str = "") -> None:
+    if problem:
+        raise AskdError(f"prepare: {problem}{more}")
 
 
 def _check_languages_of_sources(data: Data) -> None:
@@ -96,7 +95,10 @@ def _refuse_languages(spoken: dict[str, int], recipe: Recipe, where: str = "prep
 
 
 def _finished(run: Run, key: str, pseudo_key: str | None) -> dict[str, Any] | None:
-    """Return the result of finished work that is what this would be: without rows that lack text both kinds agree."""
+    """Return the recorded result that is valid for this recipe.
+
+    If every row has a text, the results for ``reference`` and for ``pseudo`` targets are the same.
+    """
     done = run.finished("prepare", key)
     if pseudo_key is None or (done is not None and NO_TEXT not in done["quarantined"]):
         return done
@@ -104,17 +106,17 @@ def _finished(run: Run, key: str, pseudo_key: str | None) -> dict[str, Any] | No
 
 
 def _complete(folder: Location, data: Data, done: dict[str, Any]) -> bool:
-    """Whether all shards of a finished run are still there."""
+    """Whether all shards of a finished run still exist."""
     n_files = {split: -(-n // data.utterances_per_shard) for split, n in done["utterances"].items()}
     names = [file.name.partition("-")[0] for file in folder.files("*.parquet")]
     return {split: names.count(split) for split in SPLITS} == n_files
 
 
 def _fill(folder: Location, recipe: Recipe, n_rows: int | None) -> dict[str, Any]:
-    """Write shards and quarantine file into ``folder``, and return what was found."""
+    """Write shards and the quarantine file into ``folder``, and return the counts."""
     data, pseudo = recipe.data, recipe.targets.kind == "pseudo"
     writer = ShardWriter(folder, data.utterances_per_shard)
-    tally = Tally(counts=writer.counts, languages=writer.languages)
+    counts = PrepareCounts(by_split=writer.counts, languages=writer.languages)
     threads = min(4, os.cpu_count() or 1)
     with (
         ThreadPoolExecutor(threads) as pool,
@@ -124,24 +126,24 @@ def _fill(folder: Location, recipe: Recipe, n_rows: int | None) -> dict[str, Any
         rows = _without_repeated_ids(_rows(data, pseudo))
         outcomes = _in_order(pool, lambda row: _outcome(row, data, pseudo), rows, threads * _AHEAD)
         for outcome in _without_repeated_audio(outcomes):
-            tally.read += 1
+            counts.read += 1
             progress.advance()
             if isinstance(outcome, Rejected):
-                _set_aside(quarantine, outcome, tally)
+                _set_aside(quarantine, outcome, counts)
                 continue
-            utterance, placement = outcome
+            utterance, assignment = outcome
             if utterance.language not in writer.languages:
                 _refuse_languages({utterance.language: 1}, recipe, f"prepare: row {utterance.id}:")
-            writer.add(utterance, placement)
+            writer.add(utterance, assignment)
         for unusable in writer.finish():
-            _set_aside(quarantine, Rejected(unusable.id, unusable.path, NO_REFERENCE[unusable.split], ""), tally)
-    result = tally.result()
-    assert tally.read == sum(result["utterances"].values()) + tally.quarantined.total()
+            _set_aside(quarantine, Rejected(unusable.id, unusable.path, NO_REFERENCE[unusable.split], ""), counts)
+    result = counts.result()
+    assert counts.read == sum(result["utterances"].values()) + counts.quarantined.total()
     return result
 
 
-def _set_aside(quarantine: pa.NativeFile, rejected: Rejected, tally: Tally) -> None:
-    tally.quarantined[rejected.reason] += 1
+def _set_aside(quarantine: pa.NativeFile, rejected: Rejected, counts: PrepareCounts) -> None:
+    counts.quarantined[rejected.reason] += 1
     line = json.dumps(vars(rejected), ensure_ascii=False)
     quarantine.write(f"{line}\n".encode(errors="backslashreplace"))
 
@@ -159,7 +161,7 @@ def _without_repeated_ids(rows: Iterable[SourceRow]) -> Iterator[SourceRow | Rej
 
 
 def _without_repeated_audio(outcomes: Iterable[tuple[str, Outcome]]) -> Iterator[Outcome]:
-    """Set aside rows whose audio was there before: under another id, it could be in another split."""
+    """Set aside rows that repeat the audio of an earlier row: with another id, it could go to another split."""
     first_ids: dict[bytes, str] = {}
     for where, outcome in outcomes:
         if isinstance(outcome, Rejected):
@@ -173,31 +175,31 @@ def _without_repeated_audio(outcomes: Iterable[tuple[str, Outcome]]) -> Iterator
 
 
 def _outcome(row: SourceRow | Rejected, data: Data, pseudo: bool) -> tuple[str, Outcome]:
-    """Return where a row stands and what becomes of it; ids, audio and splits of other rows come into play later.
+    """Return a row's position in its source and its result; repeated ids and audio are checked elsewhere.
 
-    With ``pseudo`` targets it needs no text to be train data; to be scored against it does.
+    With ``pseudo`` targets train rows need no text; dev and test rows always need one.
     """
     cleaned = row if isinstance(row, Rejected) else clean_row(row)
     if isinstance(cleaned, Rejected):
         return cleaned.source, cleaned
     where = cleaned.where
-    placement = place(cleaned.split, cleaned.speaker, cleaned.text, data)
+    assignment = assign_split(cleaned.split, cleaned.speaker, cleaned.text, data)
     if not cleaned.text and not pseudo:
         return where, Rejected(cleaned.id, where, NO_TEXT, "")
-    if not cleaned.text and placement.split != "train" and not placement.spare:
-        return where, Rejected(cleaned.id, where, NO_REFERENCE[placement.split], "")
-    checked = check_row(cleaned, RowLimits.of(data), placement.split)
-    return where, checked if isinstance(checked, Rejected) else (checked, placement)
+    if not cleaned.text and assignment.split != "train" and not assignment.spare:
+        return where, Rejected(cleaned.id, where, NO_REFERENCE[assignment.split], "")
+    checked = check_row(cleaned, RowLimits.of(data), assignment.split)
+    return where, checked if isinstance(checked, Rejected) else (checked, assignment)
 
 
 def _in_order(
     pool: ThreadPoolExecutor, function: Callable[[_In], _Out], items: Iterable[_In], ahead: int
 ) -> Iterator[_Out]:
-    """Yield ``function`` of each item in the items' order, with at most ``ahead`` of them under way."""
-    under_way: deque[Future[_Out]] = deque()
+    """Yield ``function`` of each item in the items' order, with at most ``ahead`` calls in progress."""
+    futures: deque[Future[_Out]] = deque()
     for item in items:
-        under_way.append(pool.submit(function, item))
-        if len(under_way) >= ahead:
-            yield under_way.popleft().result()
-    while under_way:
-        yield under_way.popleft().result()
+        futures.append(pool.submit(function, item))
+        if len(futures) >= ahead:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()

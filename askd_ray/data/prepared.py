@@ -1,4 +1,4 @@
-"""What `askd prepare` found: counts for people and for the stages after it, and why the shards would be of no use."""
+"""The results of `askd prepare`: counts, notes for the user, and the problems that make the shards useless."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,46 +13,46 @@ from askd_ray.data.shard_writer import SplitCounts
 from askd_ray.progress import Table
 
 _USED_BY: dict[Split, str] = {
-    "train": "there is nothing to learn from",
+    "train": "`askd distill` needs train rows",
     "dev": "`askd distill` chooses the student on dev",
     "test": "evaluate.split is test",
 }
 
 
 @dataclass
-class Tally:
-    """What was read, and where it went."""
+class PrepareCounts:
+    """Counts of the rows read, of the quarantined ones by reason, and of the utterances by split and language."""
 
     read: int = 0
     quarantined: Counter[str] = field(default_factory=Counter[str])
-    counts: Mapping[Split, SplitCounts] = field(default_factory=dict[Split, SplitCounts])
+    by_split: Mapping[Split, SplitCounts] = field(default_factory=dict[Split, SplitCounts])
     languages: Counter[str] = field(default_factory=Counter[str])
 
     def result(self) -> dict[str, Any]:
-        """Return what the stage records: see :func:`~askd_ray.data.prepare.prepare`."""
-        speakers = Counter(name for counts in self.counts.values() for name in counts.speakers)
+        """Return the record of the stage: see :func:`~askd_ray.data.prepare.prepare`."""
+        speakers = Counter(name for counts in self.by_split.values() for name in counts.speakers)
         return {
             "read": self.read,
-            "utterances": {split: counts.utterances for split, counts in self.counts.items()},
-            "minutes": {split: round(counts.seconds / 60, 2) for split, counts in self.counts.items()},
-            "speakers": {split: len(counts.speakers) for split, counts in self.counts.items()},
-            "marked": {split: counts.marked for split, counts in self.counts.items()},
+            "utterances": {split: counts.utterances for split, counts in self.by_split.items()},
+            "minutes": {split: round(counts.seconds / 60, 2) for split, counts in self.by_split.items()},
+            "speakers": {split: len(counts.speakers) for split, counts in self.by_split.items()},
+            "marked": {split: counts.marked for split, counts in self.by_split.items()},
             "languages": dict(self.languages.most_common()),
             "speakers_in_several_splits": sum(n > 1 for n in speakers.values()),
             "quarantined": dict(self.quarantined.most_common()),
-            "without_text": self.counts["train"].without_text,
+            "without_text": self.by_split["train"].without_text,
         }
 
 
-def trouble_with_rows(result: Mapping[str, Any], data: Data) -> str | None:
-    """Return why too few of the rows can be used, or None."""
+def rows_problem(result: Mapping[str, Any], data: Data) -> str | None:
+    """Return the problem if too few of the rows can be used, else None."""
     read, reasons = result["read"], Counter[str](result["quarantined"])
     if read == 0:
         return "the sources hold no rows"
     top = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
     if reasons.total() == read:
         return f"none of {read} rows can be used ({top})"
-    # Nothing is wrong with rows that only the split they fall into cannot use.
+    # Rows that only their split cannot use do not count as bad.
     bad = reasons.total() - sum(reasons[reason] for reason in NO_REFERENCE.values())
     if bad > data.max_quarantine_share * read:
         allowed = f"data.max_quarantine_share = {data.max_quarantine_share:g}"
@@ -60,8 +60,8 @@ def trouble_with_rows(result: Mapping[str, Any], data: Data) -> str | None:
     return None
 
 
-def trouble_with_splits(result: Mapping[str, Any], recipe: Recipe) -> str | None:
-    """Return which split is empty although the recipe gives it a share and a later stage needs it, or None."""
+def splits_problem(result: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """Return the problem if a split is empty that has a share in the recipe and that a later stage needs, else None."""
     for split in _needed(recipe):
         if not result["utterances"][split] and _share(split, recipe.data) > 0.0:
             return (
@@ -71,23 +71,23 @@ def trouble_with_splits(result: Mapping[str, Any], recipe: Recipe) -> str | None
 
 
 def notes(result: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """Return what a person should know of the shards, a line each."""
+    """Return notes on the shards for the user, one line each."""
     lines: list[str] = []
     for split in _needed(recipe):
         if not result["utterances"][split] and _share(split, recipe.data) == 0.0:
-            lines.append(f"No {split} rows, as data.{split}_share = 0 has it, and {_USED_BY[split]}")
+            lines.append(f"No {split} rows, since data.{split}_share = 0, and {_USED_BY[split]}")
     if n := result["speakers_in_several_splits"]:
-        why = "they are split by text" if recipe.data.split_by == "text" else "their sources say so"
+        why = "the rows are split by text" if recipe.data.split_by == "text" else "the sources name these splits"
         lines.append(f"{n} speakers are in more than one split, since {why}")
     if n := result["without_text"]:
-        lines.append(f"{n} train utterances have no text: the teacher writes it")
+        lines.append(f"{n} train utterances have no text: the teacher transcribes them")
     if reasons := result["quarantined"]:
         lines.append(f"Set aside: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}")
     return lines
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """Return the splits and what decided them, as a table."""
+    """Return a table of the splits, with the rows marked in the data and the rows assigned by a hash."""
     shown = Table("split", title="Prepared", title_justify="left")
     for column in ("utterances", "minutes", "speakers", "marked in the data", "by hash"):
         shown.add_column(column, justify="right")
@@ -113,7 +113,7 @@ def _amount(result: Mapping[str, Any]) -> str:
 
 
 def _remedy(split: Split, result: Mapping[str, Any], data: Data) -> str:
-    """Return what the user can do about an empty split."""
+    """Return the user's options for an empty split."""
     ways: list[str] = []
     if n := result["quarantined"].get(NO_REFERENCE[split]):
         ways.append(f"give a text to the {n} rows of it that have none")

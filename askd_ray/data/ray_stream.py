@@ -1,7 +1,7 @@
-"""Ray Data carries the batches of one rank: tasks all over the cluster decode while the worker trains.
+"""Load the batches of one rank with Ray Data: tasks on the whole cluster decode while the worker trains.
 
-Each rank streams its own plan instead of a share of one dataset: ``streaming_split`` drops the rows that don't divide
-by the number of ranks and cannot start in the middle, and a plan does neither.
+Each rank reads its own plan, not a part of one shared dataset. ``streaming_split`` would drop rows that do not divide
+by the number of ranks, and it cannot resume in the middle of an epoch; a plan has neither problem.
 """
 
 import itertools
@@ -19,39 +19,39 @@ from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Batch
 from askd_ray.torch_setup import n_cores
 
-_CPUS_PER_TASK = 0.5  # leaves room beside the training workers, whatever the size of the machine
-_AHEAD = 8  # batches that wait in the worker, also while the next epoch's dataset starts
+_CPUS_PER_TASK = 0.5  # leaves CPUs for the training workers also on a small machine
+_AHEAD = 8  # batches that wait in the worker, for example while the next epoch's dataset starts
 
 
 def configure() -> None:
-    """Let Ray Data keep the order of its input in this process, and be quiet: our own bars say more."""
+    """Make Ray Data keep the order of its input in this process, and hide its progress bars and logs."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    # Errors of rows are raised: the log would only show them a second time, on pages.
+    # Errors in rows are raised; the log would only repeat them with long tracebacks.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def ray_batches(stream: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-    """Yield the micro-batches of a rank's tasks, in order, made by Ray Data tasks ahead of the training step.
+def ray_batches(loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+    """Yield the micro-batches of a rank's tasks in order; Ray Data tasks make them ahead of the training step.
 
-    An epoch is one dataset, so that only its plan is in memory, however long the run.
+    Each epoch is one dataset, so that only one epoch's plan is in memory.
     """
     epochs = (list(group) for _, group in itertools.groupby(tasks, key=lambda task: task.epoch))
-    yield from prefetch((job for epoch in epochs for job in _epoch(stream, epoch)), _AHEAD)
+    yield from prefetch((task for epoch in epochs for task in _epoch(loader, epoch)), _AHEAD)
 
 
-def _epoch(stream: BatchLoader, tasks: Sequence[ReadTask]) -> Iterator[Callable[[], Batch]]:
-    """Yield what makes the batches of an epoch of what Ray Data brings."""
+def _epoch(loader: BatchLoader, tasks: Sequence[ReadTask]) -> Iterator[Callable[[], Batch]]:
+    """Yield one function for each batch of an epoch; it deserialises the bytes that Ray Data delivers."""
 
     def load(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for batch in stream.batches(ReadTask.from_json(json.loads(item["task"]))):
+        for batch in loader.batches(ReadTask.from_json(json.loads(item["task"]))):
             yield {"batch": to_bytes(batch)}
 
     configure()
     items = [{"task": json.dumps(task.to_json())} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    # More tasks at a time than cores would only load torch more often: a small machine has two cores for everything.
-    map_concurrently = max(1, n_cores() // 4)
-    for row in dataset.flat_map(load, num_cpus=_CPUS_PER_TASK, concurrency=map_concurrently).iter_rows():
+    # More concurrent tasks would only load torch more often: a small machine has two cores for everything.
+    n_concurrent = max(1, n_cores() // 4)
+    for row in dataset.flat_map(load, num_cpus=_CPUS_PER_TASK, concurrency=n_concurrent).iter_rows():
         yield partial(from_bytes, row["batch"])

@@ -1,4 +1,4 @@
-"""What makes a row an utterance: its audio decodes to speech-like samples, its text and language can be used."""
+"""Check the rows of a source: the audio must decode and not be silent, and text and language must be usable."""
 
 import unicodedata
 from dataclasses import dataclass, replace
@@ -10,22 +10,22 @@ from askd_ray.config.data import Data
 from askd_ray.data.schema import SPLITS, Split, Utterance
 from askd_ray.data.sources import SourceRow
 from askd_ray.errors import AskdError
-from askd_ray.text.clean import clean, trouble_with_text
+from askd_ray.text.clean import clean, text_problem
 from askd_ray.text.languages import language_code
 
 NO_TEXT = "empty text"
-"""The reason of a row without text, where it has to have one."""
+"""The quarantine reason of a row without text, where a text is needed."""
 
 NO_REFERENCE: dict[Split, str] = {split: f"no reference for the {split} split" for split in SPLITS}
-"""The reasons of a row without text that only the split it falls into cannot use."""
+"""The quarantine reasons of a row without text that only its split cannot use."""
 
 SILENCE_PEAK = 1e-3
-"""A clip whose loudest sample stays below this (-60 dBFS) holds no speech."""
+"""A clip whose loudest sample stays below this (-60 dBFS) counts as silence."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that cannot be used, and why: ``reason`` is one of a few, ``detail`` says more."""
+    """A row that cannot be used: ``reason`` is one of a fixed list, ``detail`` is free text."""
 
     id: str
     source: str
@@ -35,7 +35,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class RowLimits:
-    """What the audio of a row must keep to; ``chars_per_s`` ([least, most]) is the text's pace."""
+    """The limits of a row's audio; ``chars_per_s`` (min, max) are characters of text a second."""
 
     min_duration_s: float
     max_duration_s: float
@@ -48,7 +48,7 @@ class RowLimits:
 
 
 class _UnusableError(ValueError):
-    """Why a row cannot be used."""
+    """The reason and the detail of a row that cannot be used."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
@@ -56,10 +56,10 @@ class _UnusableError(ValueError):
 
 
 def clean_row(row: SourceRow) -> SourceRow | Rejected:
-    """Return a row as it can be written and compared: clean texts, Whisper's code for the language.
+    """Return a row with cleaned texts and Whisper's language code.
 
-    A row is rejected whose source finds a problem with it, whose id is not on one line, whose text teaches nothing, and
-    whose language is unknown. Its text may be empty.
+    A row is rejected if it has a ``problem``, if its id has control characters, if its text is unusable, or if its
+    language is unknown. The text may be empty.
     """
     try:
         if row.problem:
@@ -68,9 +68,9 @@ def clean_row(row: SourceRow) -> SourceRow | Rejected:
         if any(unicodedata.category(character) == "Cc" for character in row.id):
             raise _UnusableError("unusable id", f"{row.id!a} holds control characters")
         text = clean(row.text)
-        trouble = trouble_with_text(text)
-        if trouble is not None:
-            raise _UnusableError(*trouble)
+        problem = text_problem(text)
+        if problem is not None:
+            raise _UnusableError(*problem)
         try:
             language = language_code(row.language)
         except AskdError as error:
@@ -81,9 +81,9 @@ def clean_row(row: SourceRow) -> SourceRow | Rejected:
 
 
 def check_row(row: SourceRow, limits: RowLimits, split: Split) -> Utterance | Rejected:
-    """Return a clean row as an utterance of ``split``, or the reason why its audio does not let it be one.
+    """Return a clean row as an utterance of ``split``, or the reason why its audio cannot be used.
 
-    Raises :class:`AskdError` when the store that holds the audio cannot be read.
+    Raises :class:`AskdError` when the storage of the audio cannot be read.
     """
     try:
         audio = row.read_audio(limits.max_duration_s)
@@ -117,8 +117,8 @@ def _check_waveform(waveform: Waveform, text: str, limits: RowLimits) -> None:
         raise _UnusableError("silence", f"the peak is {peak:.1g} of full scale")
     if not text or limits.chars_per_s is None:
         return
-    least, most = limits.chars_per_s
+    min_pace, max_pace = limits.chars_per_s
     pace = len(text) / seconds
-    if not least <= pace <= most:
-        reason = "too much text for the audio" if pace > most else "too little text for the audio"
-        raise _UnusableError(reason, f"{pace:.3g} characters a second, and {least:g} to {most:g} are allowed")
+    if not min_pace <= pace <= max_pace:
+        reason = "too much text for the audio" if pace > max_pace else "too little text for the audio"
+        raise _UnusableError(reason, f"{pace:.3g} characters a second, and {min_pace:g} to {max_pace:g} are allowed")

@@ -1,4 +1,4 @@
-"""What travels: utterances in shards, labels beside them, batches to the training step."""
+"""The schemas of shards and label shards, and the utterances and batches made of them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ SHARD_SCHEMA = pa.schema(
         ("content_hash", pa.string()),
     ]
 )
-"""A shard: one row an utterance."""
+"""A shard: one row for each utterance."""
 
 LABEL_SCHEMA = pa.schema(
     [
         ("content_hash", pa.string()),
-        ("prompt_ids", pa.list_(pa.int32())),  # what the decoder is given before the text
-        ("target_ids", pa.list_(pa.int32())),  # (n_tokens,): the text and the end token; empty when it is left out
-        ("left_out", pa.string()),  # why, where target_ids is empty
+        ("prompt_ids", pa.list_(pa.int32())),  # the decoder's prompt, before the text
+        ("target_ids", pa.list_(pa.int32())),  # (n_tokens,): the text and the end token; empty if left out
+        ("left_out", pa.string()),  # the reason, if target_ids is empty
         ("top_ids", pa.binary()),  # uint16 (n_tokens, k): Whisper's vocabularies have at most 51,866 tokens
         ("top_log_probs", pa.binary()),  # float16 (n_tokens, k)
-        ("rest_log_prob", pa.binary()),  # float16 (n_tokens,): log of the mass outside the top k
+        ("rest_log_prob", pa.binary()),  # float16 (n_tokens,): log of the probability outside the top k
         (
             "token_loss",
             pa.binary(),
@@ -63,7 +63,7 @@ class Utterance:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over audio, text and language: what the teacher's answer depends on, besides the teacher."""
+        """SHA-256 of audio, text and language, which decide the teacher's labels."""
         sha = hashlib.sha256(self.audio)
         sha.update(f"\0{self.language}\0{self.text}".encode())
         return sha.hexdigest()
@@ -71,14 +71,14 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one micro-batch of the student needs.
+    """One micro-batch for the student.
 
     ``log_mel`` (batch, n_mels, n_frames) float32; ``decoder_ids`` (batch, length) int64: the prompt, then the text;
-    ``targets`` (batch, length) int64: the text and the end token, -100 where no loss is taken; ``top_ids`` int64 and
+    ``targets`` (batch, length) int64: the text and the end token, -100 at positions without loss; ``top_ids`` int64 and
     ``top_log_probs`` float32 (batch, length, k), ``rest_log_prob`` float32 (batch, length): the teacher's soft labels
     at the same positions, and ``token_loss`` float32 (batch, length) its cross-entropy there (k = 0 and zeros for an
     online teacher); ``teacher_log_mel`` (batch, n_mels, 3000) float32: the clean clip in its padded window, for an
-    online teacher (otherwise 0 frames); ``ids`` names the utterances.
+    online teacher (otherwise 0 frames); ``ids``: the utterances' ids.
     """
 
     ids: tuple[str, ...]
@@ -98,4 +98,4 @@ class Batch:
 
 
 IGNORED = -100
-"""The target where no loss is taken (PyTorch's ``ignore_index``)."""
+"""The target of a position without loss (PyTorch's ``ignore_index``)."""

@@ -1,4 +1,4 @@
-"""Utterances to the shards of their splits, when only the end of the data tells where some of them go."""
+"""Write utterances to the shards of their splits; the split of some rows is known only at the end of the data."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 
 from askd_ray.data.schema import SPLITS, Split, Utterance
 from askd_ray.data.shards import read_table, to_table, to_utterances, write_table
-from askd_ray.data.split import Placement, speaker_name
+from askd_ray.data.split import SplitAssignment, normalize_speaker
 from askd_ray.location import Location
 
 
 @dataclass
 class SplitCounts:
-    """What a split holds; ``marked`` of its utterances are there because their sources say so."""
+    """Counts of one split; ``marked`` is the number of utterances whose source names the split."""
 
     utterances: int = 0
     seconds: float = 0.0
@@ -22,9 +22,9 @@ class SplitCounts:
 
 
 class ShardWriter:
-    """Writes the shards of a folder, ``utterances_per_shard`` in each, in the order in which utterances come.
+    """Writes the shards of a folder, ``utterances_per_shard`` in each, in the order of the utterances.
 
-    Spare ones (:class:`~askd_ray.data.split.Placement`) come last.
+    Spare utterances (:class:`~askd_ray.data.split.SplitAssignment`) come last.
     """
 
     def __init__(self, folder: Location, utterances_per_shard: int):
@@ -34,23 +34,24 @@ class ShardWriter:
         self._files: dict[Split, _Files] = {split: _Files(folder, split, size) for split in SPLITS}
         self._spare: dict[Split, _Files] = {split: _Files(folder, f"spare-{split}", size) for split in SPLITS}
 
-    def add(self, utterance: Utterance, placement: Placement) -> None:
-        """Take an utterance."""
-        if placement.spare:
-            self._spare[placement.split].add(utterance)
+    def add(self, utterance: Utterance, assignment: SplitAssignment) -> None:
+        """Add an utterance."""
+        if assignment.spare:
+            self._spare[assignment.split].add(utterance)
         else:
-            self._put(utterance, placement.split, placement.marked)
+            self._put(utterance, assignment.split, assignment.marked)
 
     def finish(self) -> list[Utterance]:
-        """Write what waits, and decide on the spare utterances: a split that no row is marked with is made of them.
+        """Write the remaining utterances, and assign the spare ones: to their split if no row is marked with that
+        split, else to train.
 
-        Returns those of them that no split can use, since they have no text.
+        Returns the spare utterances that cannot be used: those without text that would go to dev or test.
         """
         unusable: list[Utterance] = []
         for split, files in self._spare.items():
-            is_brought = self.counts[split].marked > 0
+            has_marked_rows = self.counts[split].marked > 0
             for utterance in files.drain():
-                if is_brought:
+                if has_marked_rows:
                     self._put(utterance, "train", marked=True)
                 elif utterance.text:
                     self._put(utterance, split, marked=False)
@@ -69,11 +70,11 @@ class ShardWriter:
         counts.marked += marked
         counts.without_text += not utterance.text
         if utterance.speaker:
-            counts.speakers.add(speaker_name(utterance.speaker))
+            counts.speakers.add(normalize_speaker(utterance.speaker))
 
 
 class _Files:
-    """Numbered Parquet files of utterances; the last of them waits in memory until it is full."""
+    """Numbered Parquet files of utterances; the last one stays in memory until it is full."""
 
     def __init__(self, folder: Location, name: str, size: int):
         self._folder, self._name, self._size = folder, name, size
@@ -92,7 +93,7 @@ class _Files:
             self._waiting = []
 
     def drain(self) -> Iterator[Utterance]:
-        """Yield all utterances in their order, and delete the files."""
+        """Yield all utterances in order, and delete the files."""
         for file in self._written:
             yield from to_utterances(read_table(file))
             file.delete()

@@ -1,4 +1,4 @@
-"""Reading and writing shards: Parquet files of utterances, one set a split."""
+"""Read and write shards: Parquet files of utterances, one set for each split."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ _sealed: set[Split] = set()
 
 @contextmanager
 def sealed(split: Split) -> Generator[None]:
-    """Let this process read nothing of a split while the block runs: what is chosen meanwhile cannot depend on it."""
+    """Forbid this process to read a split while the block runs, so that no choice can depend on that split."""
     _sealed.add(split)
     try:
         yield
@@ -28,7 +28,7 @@ def sealed(split: Split) -> Generator[None]:
 def _refuse_sealed(name: str) -> None:
     for split in _sealed:
         if fnmatchcase(name, f"{split}-*.parquet"):
-            raise PermissionError(f"{name}: the {split} split is not read here, lest something be chosen by it")
+            raise PermissionError(f"{name}: the {split} split is not read here: no choice may depend on it")
 
 
 def shard_paths(folder: Location, split: Split) -> list[Location]:
@@ -38,7 +38,7 @@ def shard_paths(folder: Location, split: Split) -> list[Location]:
     """
     files = folder.files()
     if folder / UNFINISHED in files:
-        raise AskdError(f"the shards in {folder} are unfinished: `askd prepare` was broken off there, run it again")
+        raise AskdError(f"the shards in {folder} are unfinished: `askd prepare` was interrupted there, run it again")
     paths = [file for file in files if fnmatchcase(file.name, f"{split}-*.parquet")]
     if not paths:
         raise AskdError(f"no {split} shards in {folder}: run `askd prepare` first, or give the {split} split a share")
@@ -46,7 +46,7 @@ def shard_paths(folder: Location, split: Split) -> list[Location]:
 
 
 def read_table(path: PathOrUri, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some of its columns.
+    """Read a Parquet file, or only some columns of it.
 
     Raises :class:`AskdError` when it is missing or damaged.
     """
@@ -57,7 +57,7 @@ def read_table(path: PathOrUri, columns: Sequence[str] | None = None) -> pa.Tabl
 
 
 def write_table(path: PathOrUri, table: pa.Table) -> None:
-    """Write a Parquet file, atomically."""
+    """Write a Parquet file atomically."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     Location.of(path).write_bytes(buffer.getvalue())
@@ -103,14 +103,14 @@ def to_utterances(table: pa.Table) -> list[Utterance]:
 
 
 def read_utterances(folder: Location, split: Split) -> list[Utterance]:
-    """Read all utterances of a split into memory: for dev and test sets."""
+    """Read all utterances of a split into memory; meant for dev and test."""
     return [u for path in shard_paths(folder, split) for u in to_utterances(read_table(path))]
 
 
 def waveform_of(utterance: Utterance) -> Waveform:
     """Decode the audio of a shard's row.
 
-    Raises :class:`AskdError` when it cannot be decoded: `askd prepare` let only good audio in, so the shard is damaged.
+    Raises :class:`AskdError` when it cannot be decoded: `askd prepare` checked the audio, so the shard is damaged.
     """
     try:
         return decode(utterance.audio)

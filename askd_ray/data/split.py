@@ -1,4 +1,4 @@
-"""Which split a row goes to: the one that its source says, and one that a hash decides where it says none."""
+"""Assign rows to splits: the split that the source names, or else one by a hash."""
 
 import re
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from askd_ray.config.data import Data
 from askd_ray.data.schema import Split
 from askd_ray.files import hash_fraction
 
-_PUNCTUATION = re.compile(r"[^\w']+")  # "Goodbye." and "goodbye" are the same prompt: one split
+_PUNCTUATION = re.compile(r"[^\w']+")  # "Goodbye." and "goodbye" are the same text: one split
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a row goes, and whether it is ``marked`` so by its source; otherwise a hash decided.
+class SplitAssignment:
+    """The split of a row. ``marked``: its source names this split; otherwise a hash decided.
 
-    ``spare``: its source says train, and the hash would have it in ``split``. That holds only if no row at all is
-    marked with that split; otherwise it is train data. Only the end of the data tells.
+    ``spare``: its source says train, but the hash says ``split``. The row goes to ``split`` if no row of the data is
+    marked with that split, and to train otherwise. This is known only at the end of the data.
     """
 
     split: Split
@@ -24,39 +24,39 @@ class Placement:
     spare: bool = False
 
 
-def place(mark: str, speaker: str, text: str, data: Data) -> Placement:
-    """Return where a row goes whose source says ``mark``: "train", "dev", "test", or "" where it says nothing."""
-    hashed = split_of(speaker, text, data)
+def assign_split(mark: str, speaker: str, text: str, data: Data) -> SplitAssignment:
+    """Return the split of a row; ``mark`` is the split in its source: "train", "dev", "test", or "" for none."""
+    hashed = hash_split(speaker, text, data)
     if mark == "train" and hashed != "train":
-        return Placement(hashed, spare=True)
-    return Placement(cast(Split, mark), marked=True) if mark else Placement(hashed)
+        return SplitAssignment(hashed, spare=True)
+    return SplitAssignment(cast(Split, mark), marked=True) if mark else SplitAssignment(hashed)
 
 
-def split_of(speaker: str, text: str, data: Data) -> Split:
-    """Return the split that a hash gives: of the speaker, or of the text where ``data.split_by`` says so or no speaker
-    is named. An utterance with nothing that a hash could decide on is train data.
+def hash_split(speaker: str, text: str, data: Data) -> Split:
+    """Return the split by a hash of the speaker, or of the text if ``data.split_by`` is ``text`` or no speaker is
+    named. An utterance with neither is train data.
 
-    Stable across runs, machines and sources: a speaker is in one split only, and so are the same words.
+    Stable across runs, machines and sources: a speaker is in one split only, and so is a text.
     """
-    if not name_of_split(speaker, text, data):
+    if not split_key(speaker, text, data):
         return "train"
-    at = hash_fraction(name_of_split(speaker, text, data))
-    if at < data.test_share:
+    fraction = hash_fraction(split_key(speaker, text, data))
+    if fraction < data.test_share:
         return "test"
-    return "dev" if at < data.test_share + data.dev_share else "train"
+    return "dev" if fraction < data.test_share + data.dev_share else "train"
 
 
-def name_of_split(speaker: str, text: str, data: Data) -> str:
-    """Return what the hash is one of: alike for what must stay together, whatever its case and white space.
+def split_key(speaker: str, text: str, data: Data) -> str:
+    """Return the string to hash, the same for all rows that must share a split; case and white space do not matter.
 
-    The first letter keeps a speaker apart from the text of the same letters.
+    The first letter separates a speaker from a text of the same letters.
     """
     if speaker and data.split_by == "speaker":
-        return f"s{speaker_name(speaker)}"
+        return f"s{normalize_speaker(speaker)}"
     words = " ".join(_PUNCTUATION.sub(" ", text.casefold()).split())
     return f"t{words}" if text else ""
 
 
-def speaker_name(speaker: str) -> str:
-    """Return what two spellings of one speaker have in common: "Alice " is "alice"."""
+def normalize_speaker(speaker: str) -> str:
+    """Return a speaker's name in lower case with single spaces: "Alice " is "alice"."""
     return " ".join(speaker.casefold().split())

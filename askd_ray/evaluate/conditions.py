@@ -12,7 +12,7 @@ import torch
 
 from askd_ray.audio.augment import draw_seed
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.effects import add_noise, cut_peaks, reverberate, sped_up, stretch, telephone, within_one
+from askd_ray.audio.effects import add_noise, cut_peaks, fit_length, reverberate, sped_up, telephone, within_one
 from askd_ray.audio.sounds import draw_noise, draw_room, synthetic_noises
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
@@ -93,9 +93,9 @@ def apply(
     rng = Random(draw_seed(seed, 0, utterance_id, condition.kind))
     match condition.kind:
         case "white":
-            changed = add_noise(clip, stretch(synthetic_noises()[0], len(clip), rng), condition.value)
+            changed = add_noise(clip, fit_length(synthetic_noises()[0], len(clip), rng), condition.value)
         case "noise":
-            changed = add_noise(clip, stretch(draw_noise(sounds.noise_files, rng), len(clip), rng), condition.value)
+            changed = add_noise(clip, fit_length(draw_noise(sounds.noise_files, rng), len(clip), rng), condition.value)
         case "babble":
             changed = add_noise(clip, _babble(sounds.voices, speaker, len(clip), rng), condition.value)
         case "room":
@@ -116,4 +116,4 @@ def _babble(voices: Sequence[Voice], speaker: str, n_samples: int, rng: Random) 
     if not others:
         raise AskdError(f"babble behind {speaker}: there is no voice of another speaker")
     drawn = rng.sample(others, min(N_BABBLE, len(others)))
-    return torch.stack([stretch(voice, n_samples, rng) for voice in drawn]).sum(0)
+    return torch.stack([fit_length(voice, n_samples, rng) for voice in drawn]).sum(0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from askd_ray.audio.augment import draw_seed
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.effects import stretch, within_one
+from askd_ray.audio.effects import fit_length, within_one
 from askd_ray.audio.sounds import recording, sound_files, synthetic_noises
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 
@@ -80,13 +80,13 @@ def _silence() -> Iterator[NonSpeech]:
     for seconds in _LENGTHS_S:
         n_samples = samples_of(seconds)
         yield _clip("silence", "digital", torch.zeros(n_samples))
-        white = stretch(synthetic_noises()[0], n_samples, _rng(f"floor {seconds}"))
+        white = fit_length(synthetic_noises()[0], n_samples, _rng(f"floor {seconds}"))
         yield _clip("silence", "floor", _at_level(white, _FLOOR_DB))
 
 
 def _synthetic_noises() -> Iterator[NonSpeech]:
     for i, (seconds, (number, noise)) in enumerate(product(_LENGTHS_S, enumerate(synthetic_noises()))):
-        part = stretch(noise, samples_of(seconds), _rng(f"noise {i}"))
+        part = fit_length(noise, samples_of(seconds), _rng(f"noise {i}"))
         yield _clip("noise", f"synthetic{number}", _at_level(part, _NOISE_DB[i % len(_NOISE_DB)]))
 
 
@@ -96,7 +96,7 @@ def _recorded_noises(pattern: str) -> Iterator[NonSpeech]:
     taken = files[:: -(-len(files) // _MAX_FILES)]
     for i, file in enumerate(taken):
         n_samples = samples_of(_LENGTHS_S[i % len(_LENGTHS_S)])
-        yield _clip("noise", f"{i:02d}-{file.stem}", stretch(recording(file), n_samples, _rng(f"noise {file.name}")))
+        yield _clip("noise", f"{i:02d}-{file.stem}", fit_length(recording(file), n_samples, _rng(f"noise {file.name}")))
 
 
 def _tones() -> Iterator[NonSpeech]:

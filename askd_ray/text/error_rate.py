@@ -1,4 +1,4 @@
-"""Word and character error rates with their counts, over whole sets: errors are summed before they are divided."""
+"""Word and character error rates over whole sets: errors are summed over the utterances and then divided."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ import jiwer
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Errors against ``n_reference`` words (or characters). Counts add up over utterances, ranks and shards."""
+    """Errors against ``n_reference`` words (or characters). Counts of utterances, ranks and shards can be added."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -20,12 +20,12 @@ class ErrorCounts:
 
     @property
     def errors(self) -> int:
-        """Substitutions, deletions and insertions."""
+        """The sum of substitutions, deletions and insertions."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
     def rate(self) -> float:
-        """Errors a reference word; not a number where there is no reference."""
+        """Errors per reference word (or character); NaN for an empty reference."""
         return self.errors / self.n_reference if self.n_reference else float("nan")
 
 
@@ -46,7 +46,7 @@ def count_character_errors(references: Sequence[str], hypotheses: Sequence[str])
 
 
 def count_each(references: Sequence[str], hypotheses: Sequence[str]) -> list[ErrorCounts]:
-    """Return the word errors of normalised texts, utterance by utterance."""
+    """Return the word errors of normalised texts, one count for each utterance."""
     if not references:
         return []
     out = jiwer.process_words(list(references), list(hypotheses))
@@ -62,7 +62,7 @@ def count_each(references: Sequence[str], hypotheses: Sequence[str]) -> list[Err
 
 
 def right_words(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[bool]]:
-    """Return of each word of each hypothesis whether the alignment with its reference finds it right."""
+    """Return for each word of each hypothesis whether it is right in the alignment with its reference."""
     if not references:
         return []
     out = jiwer.process_words(list(references), list(hypotheses))

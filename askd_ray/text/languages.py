@@ -1,4 +1,4 @@
-"""Whisper's languages, and the one way to read what people call them: ``en``, ``EN``, ``en-US``, ``english``."""
+"""Whisper's languages, and the conversion of their names to codes: ``en``, ``EN``, ``en-US``, ``english``."""
 
 import langcodes
 from langcodes.tag_parser import LanguageTagError
@@ -107,7 +107,7 @@ LANGUAGE_NAMES: dict[str, str] = {
     "su": "sundanese",
     "yue": "cantonese",
 }
-"""The names of Whisper's languages by their codes, as in openai/whisper's tokenizer.py."""
+"""The names of Whisper's languages by code, as in openai/whisper's tokenizer.py."""
 
 _OTHER_NAMES = {
     "burmese": "my",
@@ -123,18 +123,18 @@ _OTHER_NAMES = {
     "castilian": "es",
     "mandarin": "zh",
 }
-# Where Whisper's code is not the one that BCP 47 prefers.
+# Whisper's code where BCP 47 prefers another one.
 _WHISPER_CODES = {"jv": "jw", "fil": "tl", "nb": "no"}
 _MAX_QUOTED_CHARS = 50
 
 
 def language_code(name: str) -> str:
-    """Return Whisper's code of a language: of a code, a BCP 47 tag (``en-US``, ``en_US``), or an English name.
+    """Return Whisper's code of a language from a code, a BCP 47 tag (``en-US``, ``en_US``), or an English name.
 
-    Case and the white space around it do not matter. Codes are those of ISO 639-1, -2 or -3 (``en``, ``eng``). Of a tag
-    only the language counts: Whisper knows no regions and no scripts.
+    Case and surrounding white space do not matter. Codes are those of ISO 639-1, -2 or -3 (``en``, ``eng``). Only the
+    language part of a tag is used: Whisper has no regions and no scripts.
 
-    Raises :class:`AskdError` for whatever is none of Whisper's languages; an empty name is none either.
+    Raises :class:`AskdError` for a name that is not one of Whisper's languages, also for an empty one.
     """
     folded = " ".join(name.casefold().replace("_", " ").split())
     codes = {language: code for code, language in LANGUAGE_NAMES.items()} | _OTHER_NAMES
@@ -149,7 +149,7 @@ def language_code(name: str) -> str:
 
 
 def _code_of_tag(tag: str) -> str | None:
-    """Return Whisper's code for a BCP 47 tag, or None where it has none."""
+    """Return Whisper's code for a BCP 47 tag, or None."""
     try:
         language = langcodes.Language.get(langcodes.standardize_tag(tag, macro=True)).language
     except LanguageTagError:

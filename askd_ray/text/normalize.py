@@ -1,4 +1,4 @@
-"""Normalisation before scoring; raw texts are what is stored."""
+"""Text normalisation before scoring; stored texts are not normalised."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,14 +9,14 @@ from whisper_normalizer.english import EnglishTextNormalizer
 from askd_ray.config.evaluate import Normalizer
 
 UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
-"""Languages whose words nothing parts."""
+"""Languages written without spaces between words."""
 
 
 def normalizer(language: str, kind: Normalizer = "whisper") -> Callable[[str], str]:
-    """Return what makes texts comparable.
+    """Return the function that normalises texts of a language.
 
-    ``whisper`` is Whisper's English normaliser for ``en`` and its basic one for every other language, ``basic`` the
-    basic one for all (lower case, no punctuation), ``none`` leaves texts as they are.
+    ``whisper`` is Whisper's English normaliser for ``en`` and its basic one for other languages, ``basic`` the basic
+    one for all (lower case, no punctuation), ``none`` leaves texts unchanged.
     """
     if kind == "none":
         return str

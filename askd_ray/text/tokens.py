@@ -1,4 +1,4 @@
-"""Whisper's tokens: prompts, targets and texts, from a model's tokenizer.json."""
+"""Convert between text and Whisper's tokens, with a model's tokenizer.json."""
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -8,21 +8,21 @@ from tokenizers import Tokenizer
 
 from askd_ray.errors import AskdError
 
-MAX_TOKENS = 224  # half of Whisper's decoder positions; the other half is the prompt's
-MAX_PROMPT_TOKENS = MAX_TOKENS - 1  # of earlier text; <|startofprev|> takes one position
-TOKENS_AT_LEAST = 16
-TOKENS_PER_S = 15  # fast speech has about 5 words a second, and digits a token each
+MAX_TOKENS = 224  # half of Whisper's decoder positions; the other half is for the prompt
+MAX_PROMPT_TOKENS = MAX_TOKENS - 1  # of the prompt's text; <|startofprev|> takes one position
+MIN_TOKENS = 16
+TOKENS_PER_S = 15  # fast speech has about 5 words a second, and each digit is a token
 
 
 def max_tokens(window_s: float) -> int:
-    """Return how many tokens a window may produce: a model that does not stop must not run to the last position."""
-    return min(TOKENS_AT_LEAST + int(TOKENS_PER_S * window_s), MAX_TOKENS)
+    """Return the largest number of tokens to decode in a window; it limits a model that does not stop."""
+    return min(MIN_TOKENS + int(TOKENS_PER_S * window_s), MAX_TOKENS)
 
 
-@lru_cache(maxsize=4)  # a process opens few vocabularies, and each many times
+@lru_cache(maxsize=4)  # a process opens few vocabularies, but each one many times
 def _parse(tokenizer_json: bytes) -> Tokenizer:
     tokenizer = Tokenizer.from_buffer(tokenizer_json)
-    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text: it must not end the target
+    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text stays text and does not end the target
     return tokenizer
 
 
@@ -35,7 +35,7 @@ class Tokens:
 
     @property
     def file(self) -> Path:
-        """The tokenizer.json itself.
+        """The path of the tokenizer.json.
 
         Raises :class:`AskdError` when it is missing.
         """
@@ -46,7 +46,7 @@ class Tokens:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer itself."""
+        """The parsed tokenizer."""
         return _parse(self.file.read_bytes())
 
     @cached_property
@@ -80,10 +80,10 @@ class Tokens:
     def prompt(
         self, language: str = "en", prompt: str = "", timestamps: bool = False, task: str = "transcribe"
     ) -> tuple[int, ...]:
-        """Return the ids that a transcript starts with; ``prompt`` is text that was said before it.
+        """Return the token ids before a transcript; ``prompt`` is earlier text, given as context.
 
-        Raises :class:`AskdError` for a language or a task that the model does not know, and for more previous text than
-        fits.
+        Raises :class:`AskdError` for a language or a task that the model does not know, and for a prompt that is too
+        long.
         """
         before = [self.id_of("<|startofprev|>"), *self.encode(prompt)] if prompt.strip() else []
         if len(before) > MAX_PROMPT_TOKENS + 1:
@@ -100,30 +100,30 @@ class Tokens:
         return (*before, *(self.id_of(name) for name in names))
 
     def fit_prompt(self, prompt: str) -> str:
-        """Return the end of a text that fits before a transcript: OpenAI's API reads no more of a prompt either."""
+        """Return the end of a prompt that fits the model: OpenAI's API also drops the beginning."""
         ids = self.encode(prompt)
-        while len(ids) > MAX_PROMPT_TOKENS:  # the end of a text may have more tokens than were cut
+        while len(ids) > MAX_PROMPT_TOKENS:  # a decoded end may encode to more tokens
             prompt = self.decode(ids[-MAX_PROMPT_TOKENS:] if len(ids) > MAX_PROMPT_TOKENS + 1 else ids[2:])
             ids = self.encode(prompt)
         return prompt
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text as Whisper writes it: with a leading space, without special tokens."""
+        """Return the ids of a text in Whisper's form: with a leading space, without special tokens."""
         return self.tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of ids; special tokens and timestamps are left out."""
+        """Return the text of ids without special tokens and timestamps."""
         return self.tokenizer.decode([i for i in ids if i < self.end], skip_special_tokens=True).strip()
 
     def pieces(self, ids: list[int]) -> tuple[str, ...]:
-        """Return what each of the ids adds to the text, white space included.
+        """Return the text that each id adds, including white space.
 
-        Of several tokens that make one character, the last adds it, and the others nothing.
+        If several tokens make one character, the last of them adds it, and the others add "".
         """
         texts = [self.tokenizer.decode(ids[: n + 1], skip_special_tokens=True) for n in range(len(ids))]
         whole, pieces = "", list[str]()
         for text in texts:
-            ready = text.rstrip("\ufffd")  # what stands for an unfinished character
+            ready = text.rstrip("\ufffd")  # the mark of an unfinished character
             pieces.append(ready[len(whole) :] if ready.startswith(whole) else "")
             whole = ready if ready.startswith(whole) else whole
         return tuple(pieces)

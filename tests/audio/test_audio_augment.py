@@ -58,18 +58,18 @@ def test_the_seeds_of_a_first_copy_stay_what_they_were():
 
 @pytest.mark.parametrize("name", EACH)
 def test_every_draw_is_a_pure_function(clip: Waveform, name: str):
-    wanted, original = settings_of(**EACH[name]), clip.copy()
-    first = augment(clip, wanted, Draw(1, 0, "u"))
+    augmentation, original = settings_of(**EACH[name]), clip.copy()
+    first = augment(clip, augmentation, Draw(1, 0, "u"))
     torch.manual_seed(99), random.seed(99), np.random.seed(99)
     states = torch.random.get_rng_state(), random.getstate(), str(np.random.get_state())
-    again = augment(clip.copy(), wanted, Draw(1, 0, "u"))
+    again = augment(clip.copy(), augmentation, Draw(1, 0, "u"))
     assert torch.equal(states[0], torch.random.get_rng_state())
     assert states[1:] == (random.getstate(), str(np.random.get_state()))
     np.testing.assert_array_equal(again, first)
     np.testing.assert_array_equal(clip, original)
     others = [Draw(1, epoch, "u") for epoch in range(1, 8)] + [Draw(2, 0, "u"), Draw(1, 0, "v"), Draw(1, 0, "u", 1)]
     if name != "telephone":  # nothing is drawn of a line but whether it is there
-        assert any(not np.array_equal(augment(clip, wanted, draw), first) for draw in others)
+        assert any(not np.array_equal(augment(clip, augmentation, draw), first) for draw in others)
     assert first.dtype == np.float32 and np.isfinite(first).all() and np.abs(first).max() <= 1.0
     assert not np.array_equal(first, clip)
 
@@ -84,8 +84,10 @@ def test_by_default_nothing_is_done(clip: Waveform):
 
 @pytest.mark.parametrize("part", ["reverb", "noise", "telephone"])
 def test_a_share_of_the_utterances_is_changed(clip: Waveform, part: str):
-    wanted = settings_of(**{part: {"share": 0.3}})
-    changed = [not np.array_equal(augment(clip[:1600], wanted, Draw(0, 0, f"u{i}")), clip[:1600]) for i in range(200)]
+    augmentation = settings_of(**{part: {"share": 0.3}})
+    changed = [
+        not np.array_equal(augment(clip[:1600], augmentation, Draw(0, 0, f"u{i}")), clip[:1600]) for i in range(200)
+    ]
     assert 0.2 < np.mean(changed) < 0.4
 
 
@@ -107,14 +109,14 @@ factors = st.integers(50, 200).map(lambda hundredths: hundredths / 100)
 @given(st.integers(1, PADDED_SAMPLES), factors)
 def test_the_length_after_speeding_up_is_known_before(n_samples: int, factor: float):
     clip = np.zeros(n_samples, np.float32)
-    n_wanted = sped_up_samples(n_samples, factor)
+    n_expected = sped_up_samples(n_samples, factor)
     draw = Draw(0, 0, "u")
-    assert abs(n_wanted - n_samples / factor) <= 1.0 + 1e-6
-    fits = n_wanted <= PADDED_SAMPLES
+    assert abs(n_expected - n_samples / factor) <= 1.0 + 1e-6
+    fits = n_expected <= PADDED_SAMPLES
     assert speed_factor(settings_of(speed=[factor]), draw, n_samples) == (factor if fits else 1.0)
-    assert len(augment(clip, settings_of(speed=[factor]), draw)) == (n_wanted if fits else n_samples)
+    assert len(augment(clip, settings_of(speed=[factor]), draw)) == (n_expected if fits else n_samples)
     if n_samples < 2000:
-        assert Speed(SAMPLE_RATE_HZ, factor)(torch.from_numpy(clip))[0].shape == (n_wanted,)
+        assert Speed(SAMPLE_RATE_HZ, factor)(torch.from_numpy(clip))[0].shape == (n_expected,)
 
 
 def test_lengths_whose_fraction_32_bits_do_not_hold():
@@ -124,8 +126,8 @@ def test_lengths_whose_fraction_32_bits_do_not_hold():
     assert len(lost) > 20
     for n_samples, hundredths in lost[:: len(lost) // 10]:
         clip = np.zeros(n_samples, np.float32)
-        heard = augment(clip, settings_of(speed=[hundredths / 100]), Draw(0, 0, "u"))
-        assert len(heard) == sped_up_samples(n_samples, hundredths / 100)
+        result = augment(clip, settings_of(speed=[hundredths / 100]), Draw(0, 0, "u"))
+        assert len(result) == sped_up_samples(n_samples, hundredths / 100)
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
@@ -136,8 +138,8 @@ def test_speed_moves_the_pitch(factor: float):
 
 
 def test_each_speed_comes_as_often():
-    wanted = settings_of(speed=[0.9, 1.0, 1.1])
-    drawn = [speed_factor(wanted, Draw(0, i % 5, f"u{i // 5}"), 16_000) for i in range(900)]
+    augmentation = settings_of(speed=[0.9, 1.0, 1.1])
+    drawn = [speed_factor(augmentation, Draw(0, i % 5, f"u{i // 5}"), 16_000) for i in range(900)]
     assert [240 < drawn.count(factor) < 360 for factor in (0.9, 1.0, 1.1)] == [True] * 3
 
 
@@ -192,27 +194,27 @@ def test_the_synthetic_room_decays_by_sixty_decibels():
 
 def test_the_telephone_passes_its_band_only(clip: Waveform):
     white = np.random.default_rng(0).normal(0, 0.1, 64_000).astype(np.float32)
-    heard = augment(white, settings_of(telephone={"share": 1.0}), Draw(0, 0, "u"))
-    assert heard.shape == white.shape
-    frequencies, power = spectrum(heard)
+    result = augment(white, settings_of(telephone={"share": 1.0}), Draw(0, 0, "u"))
+    assert result.shape == white.shape
+    frequencies, power = spectrum(result)
     inside = power[(frequencies > 500) & (frequencies < 3000)].mean()
     assert power[frequencies > 4_000].mean() < 1e-5 * inside
     assert power[(frequencies > 20) & (frequencies < 100)].mean() < 0.05 * inside
     tone = np.sin(2 * np.pi * 5_000 * np.arange(32_000) / SAMPLE_RATE_HZ).astype(np.float32)
     assert level_db(augment(tone, settings_of(telephone={"share": 1.0}), Draw(0, 0, "u"))) < level_db(tone) - 50
-    heard = augment(clip, settings_of(telephone={"share": 1.0}), Draw(0, 0, "u"))
-    assert -6.0 < level_db(heard) - level_db(clip) < 1.0
+    result = augment(clip, settings_of(telephone={"share": 1.0}), Draw(0, 0, "u"))
+    assert -6.0 < level_db(result) - level_db(clip) < 1.0
     click = np.zeros(12_345, np.float32)
     click[5_000] = 0.9
-    heard = augment(click, settings_of(telephone={"share": 1.0}), Draw(0, 0, "u"))
-    assert abs(int(heard.argmax()) - 5_000) <= 2 and len(heard) == 12_345  # neither late nor turned round
+    result = augment(click, settings_of(telephone={"share": 1.0}), Draw(0, 0, "u"))
+    assert abs(int(result.argmax()) - 5_000) <= 2 and len(result) == 12_345  # neither late nor turned round
 
 
 def test_gain(clip: Waveform):
     quiet = clip * 0.05
     for gain_db in (-12.0, 6.0):
-        heard = augment(quiet, settings_of(gain_db=[gain_db, gain_db]), Draw(0, 0, "u"))
-        np.testing.assert_allclose(heard, quiet * 10 ** (gain_db / 20), rtol=1e-5)
+        result = augment(quiet, settings_of(gain_db=[gain_db, gain_db]), Draw(0, 0, "u"))
+        np.testing.assert_allclose(result, quiet * 10 ** (gain_db / 20), rtol=1e-5)
     drawn = [level_db(augment(quiet, settings_of(gain_db=[-6, 6]), Draw(0, 0, f"u{i}"))) for i in range(60)]
     assert min(drawn) < level_db(quiet) - 4 and max(drawn) > level_db(quiet) + 4
     assert np.abs(augment(clip, settings_of(gain_db=[60, 60]), Draw(0, 0, "u"))).max() == pytest.approx(1.0, abs=1e-6)
@@ -259,33 +261,33 @@ def test_noise_from_files_at_any_length(clip: Waveform, sounds: Path):
     assert [p.name for p in sound_files(f"{sounds}/noise-*")] == ["noise-a.ogg", "noise-b.wav"]
     assert recording(sounds / "noise-b.wav").shape == (16_000,)
     assert recording(sounds / "noise-b.wav") is recording(sounds / "noise-b.wav")
-    wanted = settings_of(noise={"share": 1.0, "snr_db": [10, 10], "files": f"{sounds}/noise-*"})
+    augmentation = settings_of(noise={"share": 1.0, "snr_db": [10, 10], "files": f"{sounds}/noise-*"})
     quiet = np.tile(clip, 4)[:50_000] * 0.05  # longer than both files
-    noises = [augment(quiet, wanted, Draw(0, 0, f"u{i}")) - quiet for i in range(6)]
+    noises = [augment(quiet, augmentation, Draw(0, 0, f"u{i}")) - quiet for i in range(6)]
     for noise in noises:
         assert level_db(quiet) - level_db(noise) == pytest.approx(10.0, abs=0.1)
         assert min(level_db(noise[at : at + 4_000]) for at in range(0, 48_000, 4_000)) > level_db(noise) - 3.0
     assert len({noise.tobytes() for noise in noises}) == 6
     kept = recording(sounds / "noise-b.wav").clone()
-    augment(quiet, wanted, Draw(0, 1, "u"))
+    augment(quiet, augmentation, Draw(0, 1, "u"))
     assert torch.equal(recording(sounds / "noise-b.wav"), kept)
 
 
-def test_a_stretch_of_digital_silence_adds_nothing(clip: Waveform, tmp_path: Path):
+def test_a_noise_of_digital_silence_adds_nothing(clip: Waveform, tmp_path: Path):
     soundfile.write(tmp_path / "noise.wav", np.zeros(200_000), 16_000)
-    wanted = settings_of(noise={"share": 1.0, "files": str(tmp_path / "*.wav")})
-    np.testing.assert_array_equal(augment(clip, wanted, Draw(0, 0, "u")), clip)
+    augmentation = settings_of(noise={"share": 1.0, "files": str(tmp_path / "*.wav")})
+    np.testing.assert_array_equal(augment(clip, augmentation, Draw(0, 0, "u")), clip)
 
 
 def test_a_room_from_a_file_does_not_delay_the_clip(sounds: Path):
-    wanted = settings_of(reverb={"share": 1.0, "files": f"{sounds}/rir-*.flac"})
+    augmentation = settings_of(reverb={"share": 1.0, "files": f"{sounds}/rir-*.flac"})
     impulse = np.zeros(10_000, np.float32)
     impulse[500] = 0.5
-    heard = augment(impulse, wanted, Draw(0, 0, "u"))
-    loudest = np.abs(heard).argsort()[-2:][::-1]
+    result = augment(impulse, augmentation, Draw(0, 0, "u"))
+    loudest = np.abs(result).argsort()[-2:][::-1]
     assert loudest.tolist() == [500, 2_500]
-    assert heard[2_500] / heard[500] == pytest.approx(0.3 / 0.8, rel=1e-3)
-    assert level_db(heard) == pytest.approx(level_db(impulse), abs=0.01)
+    assert result[2_500] / result[500] == pytest.approx(0.3 / 0.8, rel=1e-3)
+    assert level_db(result) == pytest.approx(level_db(impulse), abs=0.01)
 
 
 @pytest.mark.parametrize("n_room", [1, 2, 2_048, 2_050, 9_000, 40_000])
@@ -294,11 +296,11 @@ def test_a_room_is_a_convolution(clip: Waveform, tmp_path: Path, n_room: int):
     room = np.random.default_rng(0).normal(0, 0.1, n_room) * np.linspace(1, 0.1, n_room)
     room[0] = 0.9
     soundfile.write(tmp_path / "room.wav", room, 16_000, subtype="FLOAT")
-    wanted = settings_of(reverb={"share": 1.0, "files": str(tmp_path / "room.wav")})
+    augmentation = settings_of(reverb={"share": 1.0, "files": str(tmp_path / "room.wav")})
     quiet = clip * 0.1
-    heard = augment(quiet, wanted, Draw(0, 0, "u"))
+    result = augment(quiet, augmentation, Draw(0, 0, "u"))
     full = np.convolve(quiet.astype(np.float64), room)[: len(clip)]
-    np.testing.assert_allclose(heard, full * 10 ** ((level_db(quiet) - level_db(full)) / 20), atol=1e-5)
+    np.testing.assert_allclose(result, full * 10 ** ((level_db(quiet) - level_db(full)) / 20), atol=1e-5)
 
 
 def test_sounds_are_checked_before_the_run(sounds: Path):
@@ -323,6 +325,6 @@ def test_sounds_are_checked_before_the_run(sounds: Path):
 
 def test_a_sound_that_breaks_later_is_one_line(clip: Waveform, sounds: Path):
     shutil.copy(sounds / "README", sounds / "noise-c.wav")
-    wanted = settings_of(noise={"share": 1.0, "files": f"{sounds}/noise-c.wav"})
+    augmentation = settings_of(noise={"share": 1.0, "files": f"{sounds}/noise-c.wav"})
     with pytest.raises(AskdError, match=r"noise-c\.wav cannot be read as a noise or a room: unreadable audio"):
-        augment(clip, wanted, Draw(0, 0, "u"))
+        augment(clip, augmentation, Draw(0, 0, "u"))

@@ -18,30 +18,30 @@ def spans(*pairs: tuple[float, float]) -> list[Span]:
     return [Span(samples_of(a), samples_of(b)) for a, b in pairs]
 
 
-def seconds(found: list[Span]) -> list[tuple[float, float]]:
-    return [(s.start / 16_000, s.end / 16_000) for s in found]
+def seconds(chunks: list[Span]) -> list[tuple[float, float]]:
+    return [(s.start / 16_000, s.end / 16_000) for s in chunks]
 
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.tuples(st.floats(0.1, 50.0), st.floats(0.0, 6.0)), max_size=12))
-def test_all_speech_is_in_one_stretch_and_none_is_too_long(lengths: list[tuple[float, float]]):
+def test_all_speech_is_in_one_chunk_and_none_is_too_long(lengths: list[tuple[float, float]]):
     speech, at = list[Span](), 0
     for length, pause in lengths:
         speech.append(Span(at, at + samples_of(length)))
         at = speech[-1].end + samples_of(pause)
-    found = split_into_chunks(np.random.default_rng(0).standard_normal(at, dtype=np.float32), speech)
-    assert all(0 < s.n_samples <= samples_of(MAX_CHUNK_S) for s in found)
-    assert all(a.end <= b.start for a, b in pairwise(found))
+    chunks = split_into_chunks(np.random.default_rng(0).standard_normal(at, dtype=np.float32), speech)
+    assert all(0 < s.n_samples <= samples_of(MAX_CHUNK_S) for s in chunks)
+    assert all(a.end <= b.start for a, b in pairwise(chunks))
     covered = np.zeros(at, bool)
-    for stretch in found:
-        covered[stretch.start : stretch.end] = True
+    for chunk in chunks:
+        covered[chunk.start : chunk.end] = True
     for span in speech:
         assert covered[span.start : span.end].all()
     if at > samples_of(MAX_CHUNK_S):  # and no long pause
-        said = np.zeros(at, bool)
+        spoken = np.zeros(at, bool)
         for span in speech:
-            said[span.start : span.end] = True
-        silent = np.flatnonzero(covered & ~said)
+            spoken[span.start : span.end] = True
+        silent = np.flatnonzero(covered & ~spoken)
         runs = np.split(silent, np.flatnonzero(np.diff(silent) > 1) + 1)
         assert all(len(run) <= samples_of(LONG_PAUSE_S) + 1 for run in runs)
 

@@ -18,9 +18,9 @@ def cut_file(path, start_s, end_s, max_s):
         return cut(file, start_s, end_s, max_s)
 
 
-def test_a_stretch_is_the_slice(recording, tone):
-    stretch = decode(cut_file(recording, 0.5, 1.25, 30.0))
-    np.testing.assert_allclose(stretch, tone[8_000:20_000], atol=2**-14)
+def test_a_chunk_is_the_slice(recording, tone):
+    chunk = decode(cut_file(recording, 0.5, 1.25, 30.0))
+    np.testing.assert_allclose(chunk, tone[8_000:20_000], atol=2**-14)
 
 
 def test_without_an_end_it_goes_to_the_end(recording, tone):
@@ -28,26 +28,26 @@ def test_without_an_end_it_goes_to_the_end(recording, tone):
 
 
 @pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("mp4", "alac"), ("matroska", "pcm_s16le")])
-def test_stretches_of_what_only_ffmpeg_reads(tmp_path, encode_av, tone, container, codec):
+def test_chunks_of_what_only_ffmpeg_reads(tmp_path, encode_av, tone, container, codec):
     long = np.concatenate([np.zeros(5 * 16_000, np.float32), tone, np.zeros(16_000, np.float32)])
     path = tmp_path / "long"
     path.write_bytes(encode_av(long, container, codec))
-    stretch = decode(cut_file(path, 5.5, 6.5, 30.0))
-    assert len(stretch) == 16_000
-    assert np.corrcoef(stretch, tone[8_000:24_000])[0, 1] > 0.99
+    chunk = decode(cut_file(path, 5.5, 6.5, 30.0))
+    assert len(chunk) == 16_000
+    assert np.corrcoef(chunk, tone[8_000:24_000])[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(
     ("start_s", "end_s", "reason"),
     [
-        (0.5, 0.5, "unreadable audio: no stretch"),
-        (-1.0, 0.5, "unreadable audio: no stretch"),
+        (0.5, 0.5, "unreadable audio: no chunk"),
+        (-1.0, 0.5, "unreadable audio: no chunk"),
         (1.0, 3.0, "truncated: the recording ends before 3 s"),
         (5.0, None, "truncated: the recording ends before 5 s"),
         (0.0, 1.6, "longer than 1.5 s"),
     ],
 )
-def test_stretches_that_are_not_there(recording, start_s, end_s, reason):
+def test_chunks_that_are_not_there(recording, start_s, end_s, reason):
     with pytest.raises(AudioError, match=f"^{reason}"):
         cut_file(recording, start_s, end_s, max_s=1.5 if end_s == 1.6 else 30.0)
 
@@ -69,21 +69,21 @@ def test_flac_clips_what_is_too_loud():
 
 
 @pytest.mark.parametrize("loud_first", [True, False])
-def test_stretches_of_an_mp3_whose_length_nobody_wrote_down(tmp_path, loud_first):
-    """libsndfile guesses it from the first frames; stretches behind that were refused."""
+def test_chunks_of_an_mp3_whose_length_nobody_wrote_down(tmp_path, loud_first):
+    """libsndfile guesses it from the first frames; chunks behind that were refused."""
     noise = np.random.default_rng(0).uniform(-0.9, 0.9, 10 * 16_000).astype(np.float32)
     quiet = sweep(40.0) * np.float32(0.05)
     parts = [noise, quiet] if loud_first else [quiet, noise]
     path = tmp_path / "long.mp3"
     path.write_bytes(vbr_mp3(np.concatenate(parts)))
     start_s = 45.0 if loud_first else 35.0
-    stretch = decode(cut_file(path, start_s, start_s + 3.0, 30.0))
+    chunk = decode(cut_file(path, start_s, start_s + 3.0, 30.0))
     expected = quiet[35 * 16_000 : 38 * 16_000]
-    assert len(stretch) == 3 * 16_000
-    assert max(np.corrcoef(stretch[d : d + 40_000], expected[:40_000])[0, 1] for d in range(0, 4_000)) > 0.9
+    assert len(chunk) == 3 * 16_000
+    assert max(np.corrcoef(chunk[d : d + 40_000], expected[:40_000])[0, 1] for d in range(0, 4_000)) > 0.9
 
 
-def test_stretches_of_a_recording_from_a_pipe(tmp_path, tone):
+def test_chunks_of_a_recording_from_a_pipe(tmp_path, tone):
     for audio in (
         wav_declaring(tone, 0x7FFF_FFFF),
         wav_declaring(tone, 0),
@@ -95,17 +95,17 @@ def test_stretches_of_a_recording_from_a_pipe(tmp_path, tone):
         np.testing.assert_allclose(decode(cut_file(path, 1.5, 1.9, 30.0)), tone[24_000:30_400], atol=2**-13)
 
 
-def test_stretches_are_where_the_times_of_the_container_say(tmp_path, tone):
+def test_chunks_are_where_the_times_of_the_container_say(tmp_path, tone):
     long = np.concatenate([np.zeros(3 * 16_000, np.float32), tone])
     path = tmp_path / "gap.mkv"
     path.write_bytes(by_ffmpeg(long, "matroska", "pcm_s16le", gap_s=(2.0, 4.0)))
-    stretch = decode(cut_file(path, 7.5, 8.5, 30.0))
-    assert np.corrcoef(stretch, tone[8_000:24_000])[0, 1] > 0.99
+    chunk = decode(cut_file(path, 7.5, 8.5, 30.0))
+    assert np.corrcoef(chunk, tone[8_000:24_000])[0, 1] > 0.99
     before = decode(cut_file(path, 5.0, 7.5, 30.0))
     assert np.abs(before[: int(1.9 * 16_000)]).max() < 0.01
 
 
-def test_a_stretch_with_damage_is_refused(tmp_path):
+def test_a_chunk_with_damage_is_refused(tmp_path):
     path = tmp_path / "damaged.aac"
     path.write_bytes(damaged(by_ffmpeg(sweep(8.0), "adts", "aac")))
     with pytest.raises(AudioError, match=r"^damaged: packets lost: 1"):

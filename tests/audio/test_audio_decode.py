@@ -20,7 +20,7 @@ from audio_files import (
     wav_declaring,
     without_end,
 )
-from decoding_table import BEGIN, CASES, CUT, END, JOINED, PAGE, PLAIN, REFUSED, answer_to, table
+from decoding_table import BEGIN, CASES, CUT, END, JOINED, PAGE, PLAIN, REFUSED, decode_result, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,14 +125,14 @@ def test_an_mp4_without_its_index_says_why_it_is_unreadable(tone, encode_av):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_becomes_of_a_file(case):
     """Each line of the table in docs/serving.md."""
-    answer = answer_to(case.audio())
-    assert (answer.answer, answer.says) == (case.answer, case.says)
-    if case.answer != REFUSED:
-        assert answer.seconds == pytest.approx(case.seconds, abs=0.5 if "missing" in case.odd else 0.25)
+    decoded = decode_result(case.audio())
+    assert (decoded.result, decoded.reason) == (case.result, case.reason)
+    if case.result != REFUSED:
+        assert decoded.seconds == pytest.approx(case.seconds, abs=0.5 if "missing" in case.deviation else 0.25)
 
 
 def test_the_page_has_the_table():
-    """`python tests/decoding_table.py` writes it anew."""
+    """`python tests/decoding_table.py` updates it."""
     text = PAGE.read_text(encoding="utf-8")
     assert text.partition(BEGIN)[2].partition(END)[0] == table()
 
@@ -254,11 +254,11 @@ def test_what_ffmpeg_hears_is_heard(name, length_s, lie, at):
         allowed = {"cut": {"truncated", "unreadable audio"}, "damaged": {"damaged", "truncated", "unreadable audio"}}
         assert reason in allowed.get(lie, set()), error
         return
-    heard_s = [seconds_by_ffmpeg(audio)]
+    decoded_s = [seconds_by_ffmpeg(audio)]
     if lie == "joined":  # of some kinds FFmpeg hears only the first
-        heard_s.append(2 * seconds_by_ffmpeg(plain(name, length_s)))
+        decoded_s.append(2 * seconds_by_ffmpeg(plain(name, length_s)))
     silence_s = sum(float(re.findall(r"([\d.]+) s in all", message)[0]) for message in (*found.missing, *found.notes))
-    assert heard_s[-1] - 0.05 <= len(found.waveform) / 16_000 <= max(heard_s) + silence_s + 0.05
+    assert decoded_s[-1] - 0.05 <= len(found.waveform) / 16_000 <= max(decoded_s) + silence_s + 0.05
 
 
 @lru_cache(maxsize=64)

@@ -18,28 +18,31 @@ def chord(rate_hz: int, seconds: float = 1.5) -> np.ndarray:
 )
 def test_common_rates_are_what_torchaudio_makes_of_them(rate_hz, tolerance):
     """Its default filter lets more through where it ends: near 4 kHz of 8 kHz."""
-    there = chord(rate_hz)
-    here, theirs = resample(there, rate_hz), torchaudio.functional.resample(torch.from_numpy(there), rate_hz, 16_000)
-    assert here.shape == theirs.shape
-    np.testing.assert_allclose(here[300:-300], theirs.numpy()[300:-300], atol=tolerance)
+    waveform = chord(rate_hz)
+    actual, expected = (
+        resample(waveform, rate_hz),
+        torchaudio.functional.resample(torch.from_numpy(waveform), rate_hz, 16_000),
+    )
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual[300:-300], expected.numpy()[300:-300], atol=tolerance)
 
 
 @pytest.mark.parametrize("rate_hz", [8_001, 11_127, 16_001, 44_101, 47_999, 96_001])
 def test_odd_rates(rate_hz):
     t = np.arange(16_000) / 16_000
     expected = np.sin(2 * np.pi * 440 * t)
-    here = resample(np.sin(2 * np.pi * 440 * np.arange(rate_hz) / rate_hz).astype(np.float32), rate_hz)
-    assert len(here) == 16_000
-    np.testing.assert_allclose(here[400:-400], expected[400:-400], atol=5e-3)
+    actual = resample(np.sin(2 * np.pi * 440 * np.arange(rate_hz) / rate_hz).astype(np.float32), rate_hz)
+    assert len(actual) == 16_000
+    np.testing.assert_allclose(actual[400:-400], expected[400:-400], atol=5e-3)
 
 
 @pytest.mark.parametrize("rate_hz", [16_000, 8_000, 44_100, 44_101])
 def test_pieces_give_what_the_whole_gives(rate_hz):
-    there = chord(rate_hz)
+    waveform = chord(rate_hz)
     resampler = Resampler(rate_hz)
-    pieces = [resampler.push(piece) for piece in np.array_split(there, 13)]
+    pieces = [resampler.push(piece) for piece in np.array_split(waveform, 13)]
     joined = np.concatenate([*pieces, resampler.push(np.zeros(0, np.float32), last=True)])
-    np.testing.assert_array_equal(joined, resample(there, rate_hz))
+    np.testing.assert_array_equal(joined, resample(waveform, rate_hz))
 
 
 @pytest.mark.parametrize("n_samples", [1, 2, 7, 160, 12_345])

@@ -37,7 +37,7 @@ def test_it_is_silero(vad: Vad, recording: np.ndarray):
     """The same spans as silero's own function with its model for one frame at a time."""
     import torch
 
-    theirs = get_speech_timestamps(
+    expected = get_speech_timestamps(
         torch.from_numpy(recording),
         load_silero_vad(onnx=True),
         threshold=0.5,
@@ -46,7 +46,7 @@ def test_it_is_silero(vad: Vad, recording: np.ndarray):
         speech_pad_ms=200,
     )
     ours = vad.speech(recording, VadOptions(threshold=0.5, silence_s=0.3, padding_s=0.2))
-    assert ours == [Span(int(s["start"]), int(s["end"])) for s in theirs]
+    assert ours == [Span(int(s["start"]), int(s["end"])) for s in expected]
 
 
 @settings(max_examples=15, deadline=None)

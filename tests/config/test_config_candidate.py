@@ -10,7 +10,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.config.tune import DEFAULT_SPACE, Between, Value
 from askd_ray.distill.schedules import check
 
-A, OWN = "objective.teacher_weight", "objective.self_teacher"
+A, SELF_TEACHER = "objective.teacher_weight", "objective.self_teacher"
 share = st.floats(0, 1)
 anything = st.fixed_dictionaries(
     {
@@ -19,13 +19,13 @@ anything = st.fixed_dictionaries(
         f"{A}.end": share,
         f"{A}.sharpness": st.sampled_from([None, 3.0]),
         f"{A}.until": st.floats(0.1, 1),
-        f"{OWN}.kind": st.sampled_from(["none", "snapshot", "ema", "previous_epoch", "best"]),
-        f"{OWN}.weight": share,
-        f"{OWN}.schedule": st.sampled_from(["constant", "linear", "cosine"]),
-        f"{OWN}.switch": share,
-        f"{OWN}.refresh": share,
-        f"{OWN}.decay": share,
-        f"{OWN}.top_k": st.integers(1, 128),
+        f"{SELF_TEACHER}.kind": st.sampled_from(["none", "snapshot", "ema", "previous_epoch", "best"]),
+        f"{SELF_TEACHER}.weight": share,
+        f"{SELF_TEACHER}.schedule": st.sampled_from(["constant", "linear", "cosine"]),
+        f"{SELF_TEACHER}.switch": share,
+        f"{SELF_TEACHER}.refresh": share,
+        f"{SELF_TEACHER}.decay": share,
+        f"{SELF_TEACHER}.top_k": st.integers(1, 128),
         "objective.instance_weights.kind": st.sampled_from(["uniform", "adakd"]),
         "objective.instance_weights.k_start": st.floats(-20, 20),
         "objective.trust_gate.kind": st.sampled_from(["none", "hard", "soft"]),
@@ -52,32 +52,36 @@ def test_every_candidate_is_a_valid_recipe(values: dict[str, Value]):
 
 @settings(deadline=None)
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.floats(0.5, 0.9), st.floats(0, 0.4), st.floats(0, 0.3))
-def test_the_default_space_means_what_it_always_did(schedule: str, start: float, end: float, own: float):
-    values = dict(zip(DEFAULT_SPACE, (schedule, start, end, own), strict=True))
+def test_the_default_space_means_what_it_always_did(schedule: str, start: float, end: float, weight: float):
+    values = dict(zip(DEFAULT_SPACE, (schedule, start, end, weight), strict=True))
     objective = with_values(Recipe(), values).objective
     a = objective.teacher_weight
     assert (a.schedule, a.start) == (schedule, start)
     assert a.end == (end if schedule != "constant" else type(a)().end)
-    assert objective.self_teacher.weight == min(own, 1.0 - start)
+    assert objective.self_teacher.weight == min(weight, 1.0 - start)
 
 
 def test_what_is_not_read_is_left_out():
-    values: dict[str, Value] = {f"{A}.schedule": "constant", f"{A}.end": 0.3, f"{OWN}.kind": "ema"}
-    values |= {f"{OWN}.decay": 0.9, f"{OWN}.refresh": 0.1}
-    assert read_values(Recipe(), values) == {f"{A}.schedule": "constant", f"{OWN}.kind": "ema", f"{OWN}.decay": 0.9}
+    values: dict[str, Value] = {f"{A}.schedule": "constant", f"{A}.end": 0.3, f"{SELF_TEACHER}.kind": "ema"}
+    values |= {f"{SELF_TEACHER}.decay": 0.9, f"{SELF_TEACHER}.refresh": 0.1}
+    assert read_values(Recipe(), values) == {
+        f"{A}.schedule": "constant",
+        f"{SELF_TEACHER}.kind": "ema",
+        f"{SELF_TEACHER}.decay": 0.9,
+    }
     base = Recipe.model_validate({"objective": {"self_teacher": {"refresh": 0.2}, "teacher_weight": {"until": 0.7}}})
     objective = with_values(base, values).objective
     assert (objective.self_teacher.refresh, objective.teacher_weight.until) == (0.0, 1.0)
 
 
 def test_weights_are_cut_where_a_candidate_varies_them():
-    read = read_values(Recipe(), {f"{A}.start": 0.9, f"{A}.end": 0.95, f"{OWN}.weight": 0.3})
-    assert read == {f"{A}.start": 0.9, f"{A}.end": 0.9, f"{OWN}.weight": pytest.approx(0.1)}
+    read = read_values(Recipe(), {f"{A}.start": 0.9, f"{A}.end": 0.95, f"{SELF_TEACHER}.weight": 0.3})
+    assert read == {f"{A}.start": 0.9, f"{A}.end": 0.9, f"{SELF_TEACHER}.weight": pytest.approx(0.1)}
     rising = Recipe.model_validate(
         {"objective": {"teacher_weight": {"start": 0.2, "end": 0.6}, "self_teacher": {"weight": 0.3}}}
     )
     assert with_values(rising, {"train.lr": 1e-3}).objective == rising.objective
-    assert with_values(rising, {f"{OWN}.weight": 0.9}).objective.self_teacher.weight == pytest.approx(0.4)
+    assert with_values(rising, {f"{SELF_TEACHER}.weight": 0.9}).objective.self_teacher.weight == pytest.approx(0.4)
 
 
 def test_a_grid_has_each_candidate_once():

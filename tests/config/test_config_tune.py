@@ -19,8 +19,8 @@ def load(tmp_path: Path, tune: object, **sections: object) -> Recipe:
 
 def test_the_paths_are_numbers_and_names_of_the_objective_and_the_learning_rates():
     paths = set(searchable())
-    wanted = {"train.lr", "train.encoder_lr", "objective.teacher_weight.until", "objective.self_teacher.switch"}
-    assert wanted | {"objective.ce_weight", "objective.divergence.t_squared", *DEFAULT_SPACE} <= paths
+    expected = {"train.lr", "train.encoder_lr", "objective.teacher_weight.until", "objective.self_teacher.switch"}
+    assert expected | {"objective.ce_weight", "objective.divergence.t_squared", *DEFAULT_SPACE} <= paths
     assert not {path for path in paths if path.partition(".")[0] not in ("objective", "train")}
     assert not paths & {"objective.preset", "objective.hidden_states.layers", "train.epochs", "objective.divergence"}
     assert [path for path in paths if is_integer(path)] == ["objective.self_teacher.top_k"]
@@ -51,11 +51,14 @@ KIND = "objective.self_teacher.kind"
 WRONG = {
     "an empty space": ({"space": {}}, "tune.space: space maps paths"),
     "an unknown path": ({"space": {"objective.self_teacher.knd": [1]}}, f"did you mean '{KIND}'?"),
-    "the data": ({"space": {"data.dev_share": [0.1]}}, "data.dev_share is not searched: the fields of objective"),
-    "the teacher": ({"space": {"teacher.model": ["wheel:base"]}}, "teacher.model is not searched"),
-    "what it is judged by": ({"space": {"evaluate.normalizer": ["none"]}}, "evaluate.normalizer is not searched"),
-    "the preset": ({"space": {"objective.preset": ["ce"]}}, "objective.preset is not searched"),
-    "a list of layers": ({"space": {"objective.hidden_states.layers": [[[0, 0]]]}}, "layers is not searched"),
+    "the data": (
+        {"space": {"data.dev_share": [0.1]}},
+        "data.dev_share cannot be searched: only the fields of objective",
+    ),
+    "the teacher": ({"space": {"teacher.model": ["wheel:base"]}}, "teacher.model cannot be searched"),
+    "what it is judged by": ({"space": {"evaluate.normalizer": ["none"]}}, "evaluate.normalizer cannot be searched"),
+    "the preset": ({"space": {"objective.preset": ["ce"]}}, "objective.preset cannot be searched"),
+    "a list of layers": ({"space": {"objective.hidden_states.layers": [[[0, 0]]]}}, "layers cannot be searched"),
     "a name that is none": ({"space": {KIND: ["emma"]}}, f"{KIND} = 'emma': Input should be 'none', 'snapshot'"),
     "a value out of bounds": ({"space": {"train.lr": [0]}}, "train.lr = 0: Input should be greater than 0"),
     "an end out of bounds": (
@@ -63,14 +66,14 @@ WRONG = {
         "objective.self_teacher.switch = 1.5: Input should be less than or equal to 1",
     ),
     "a range of names": ({"space": {KIND: {"low": 0, "high": 1}}}, f"{KIND} = 0.0: Input should be"),
-    "a range of flags": ({"space": {"objective.divergence.t_squared": {"low": 0, "high": 1}}}, "is no number"),
+    "a range of flags": ({"space": {"objective.divergence.t_squared": {"low": 0, "high": 1}}}, "is not a number"),
     "ends in the wrong order": ({"space": {"train.lr": {"low": 2, "high": 1}}}, "low = 2 must be below high = 1"),
     "a logarithm of nothing": (
         {"space": {"objective.self_teacher.switch": {"low": 0, "high": 1, "log": True}}},
         "with log it must be above 0",
     ),
     "a range without an end": ({"space": {"train.lr": {"low": 1}}}, "train.lr.high: Field required"),
-    "a value twice": ({"space": {"train.lr": [1e-4, "1e-4", 0.0001]}}, "each value once"),
+    "a value twice": ({"space": {"train.lr": [1e-4, "1e-4", 0.0001]}}, "each value may appear once"),
     "no list": ({"space": {"train.lr": 1e-4}}, "train.lr = 0.0001: give a list of values, or {low: ..., high: ..."),
     "a grid of ranges": (
         {"searcher": "grid", "space": {"train.lr": {"low": 1e-5, "high": 1e-4}}},
@@ -80,7 +83,7 @@ WRONG = {
     "two that find values": ({"scheduler": "pbt"}, "searcher must be random, not tpe"),
     "another state on the way": (
         {"scheduler": "pbt", "searcher": "random", "space": {KIND: ["ema", "best"]}},
-        f"scheduler pbt goes on from checkpoints, and {KIND} says what is in them",
+        f"scheduler pbt continues from checkpoints, and {KIND} decides their contents",
     ),
     "nothing on the way": ({"scheduler": "pbt", "searcher": "random", "epochs": 0.5}, "2 evaluations of each"),
     "a weight of nothing": ({"ood_weight": 0.3}, "ood_weight = 0.3 would be ignored: ood_domains is empty"),
@@ -88,7 +91,10 @@ WRONG = {
         {"gpus_per_trial": 0.5},
         "gpus_per_trial = 0.5 would be ignored: train.use",
     ),
-    "one temperature, baked in": ({"space": {"objective.temperature.start": [1, 2]}}, "soft labels have one baked in"),
+    "one temperature, baked in": (
+        {"space": {"objective.temperature.start": [1, 2]}},
+        "soft labels are computed with one temperature",
+    ),
     "what no candidate reads": (
         {"space": {"objective.self_teacher.decay": [0.9, 0.99], "train.lr": [1e-4]}},
         "no candidate would read objective.self_teacher.decay",
@@ -109,7 +115,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, tune: object, message
 
 
 def test_what_a_preset_holds_is_not_searched(tmp_path: Path):
-    with pytest.raises(AskdError, match=r"train\.lr|self_teacher\.kind = 'ema': preset pskd has it at"):
+    with pytest.raises(AskdError, match=r"train\.lr|self_teacher\.kind = 'ema': preset pskd fixes it at"):
         load(tmp_path, {"space": {KIND: ["previous_epoch", "ema"]}}, objective={"preset": "pskd"})
     assert load(tmp_path, {}, objective={"preset": "pskd"}).tune.space == DEFAULT_SPACE  # until it is searched
 
@@ -118,7 +124,7 @@ def test_paths_that_do_not_go_together_are_found(tmp_path: Path):
     space = {"objective.self_teacher.kind": ["snapshot", "previous_epoch"]}
     assert load(tmp_path, {"space": space})
     space["objective.temperature.schedule"] = ["constant", "linear"]
-    with pytest.raises(AskdError, match="some of its paths do not go together: objective: temperature"):
+    with pytest.raises(AskdError, match="some of its paths cannot be combined: objective: temperature"):
         load(tmp_path, {"space": space}, teacher={"online": True})
 
 

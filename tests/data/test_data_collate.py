@@ -75,30 +75,30 @@ def by_id(batches: list[Batch], name: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("augmentation", [{}, {"speed": [0.9, 1.1], **LOUD}])
 def test_the_online_teacher_hears_the_clean_clip(batches, clips: list[Utterance], augmentation: dict[str, Any]):
-    heard = by_id(batches(augmentation, teacher_n_mels=80), "teacher_log_mel")
-    assert heard.keys() == {u.id for u in clips}
+    augmented = by_id(batches(augmentation, teacher_n_mels=80), "teacher_log_mel")
+    assert augmented.keys() == {u.id for u in clips}
     for utterance in clips:
         clean = log_mel_windows([waveform_of(utterance)], [PADDED_SAMPLES]).numpy()[0]
-        np.testing.assert_allclose(heard[utterance.id], clean, atol=1e-5)
+        np.testing.assert_allclose(augmented[utterance.id], clean, atol=1e-5)
 
 
 @pytest.mark.parametrize("augmentation", [{"spec": UNMASKED}, {"spec": UNMASKED, "speed": [0.9, 1.1], **LOUD}])
 def test_the_student_hears_the_augmented_clip(batches, clips: list[Utterance], augmentation: dict[str, Any]):
     settings = Recipe.model_validate({"augment": augmentation}).augment
-    heard, other_epoch = (by_id(batches(augmentation, epoch), "log_mel") for epoch in (2, 3))
+    augmented, other_epoch = (by_id(batches(augmentation, epoch), "log_mel") for epoch in (2, 3))
     for utterance in clips:
         waveform = augment(waveform_of(utterance), settings, Draw(3, 2, utterance.id))
-        n_frames = heard[utterance.id].shape[1]
+        n_frames = augmented[utterance.id].shape[1]
         alone = log_mel_windows([waveform], [n_frames * HOP_LENGTH]).numpy()[0]
-        np.testing.assert_allclose(heard[utterance.id], alone, atol=1e-5)
+        np.testing.assert_allclose(augmented[utterance.id], alone, atol=1e-5)
         if "noise" in augmentation:
             shared = slice(0, min(n_frames, other_epoch[utterance.id].shape[1]))
-            assert np.abs(heard[utterance.id][:, shared] - other_epoch[utterance.id][:, shared]).mean() > 0.01
+            assert np.abs(augmented[utterance.id][:, shared] - other_epoch[utterance.id][:, shared]).mean() > 0.01
 
 
 def test_threads_make_the_same_bits_in_the_same_order(batches, clips: list[Utterance]):
-    wanted = {"speed": [0.9, 1.1], **LOUD}
-    one, *others = (batches(wanted, threads=threads, batch_utterances=1) for threads in (1, 3, 3))
+    expected = {"speed": [0.9, 1.1], **LOUD}
+    one, *others = (batches(expected, threads=threads, batch_utterances=1) for threads in (1, 3, 3))
     assert [batch.ids for batch in one] == [batch.ids for batch in others[0]] and len(one) == len(clips)
     for other in others:
         for made, again in zip(one, other, strict=True):
@@ -108,11 +108,11 @@ def test_threads_make_the_same_bits_in_the_same_order(batches, clips: list[Utter
 
 def test_copies_in_an_epoch_are_heard_otherwise(batches, clips: list[Utterance]):
     made = batches({"spec": UNMASKED, "gain_db": [-20, 0]}, domain_weights={clips[0].domain: 2.0})
-    heard: dict[str, list[float]] = {u.id: [] for u in clips}
+    augmented: dict[str, list[float]] = {u.id: [] for u in clips}
     for batch in made:
         for name, log_mel in zip(batch.ids, batch.log_mel, strict=True):
-            heard[name].append(float(log_mel.max()))
-    assert all(len(both) == 2 and abs(both[0] - both[1]) > 1e-3 for both in heard.values())
+            augmented[name].append(float(log_mel.max()))
+    assert all(len(both) == 2 and abs(both[0] - both[1]) > 1e-3 for both in augmented.values())
 
 
 def test_masks_lie_on_the_augmented_clip(batches, clips: list[Utterance]):

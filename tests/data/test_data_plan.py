@@ -28,11 +28,11 @@ def planner(lengths: list[float], shard_size: int = 5, augment: Augment | None =
     return Planner(shards, settings_, Window(padded_share=0.1), augment or Augment(), seed=7)
 
 
-def lanes_of(plan: Planner, place: DataCursor = START) -> list[tuple[MicroBatch, ...]]:
-    """The run's steps from a place on, each with the micro-batches of all lanes."""
-    n = plan.train.n_lanes
-    per_lane = [[b for task in plan.tasks(place, lane, n) for b in task.batches] for lane in range(n)]
-    return list(zip(*per_lane, strict=True))
+def steps_of(plan: Planner, cursor: DataCursor = START) -> list[tuple[MicroBatch, ...]]:
+    """The run's steps from a cursor on, each with the micro-batches of all queues."""
+    n = plan.train.micro_batches_per_step
+    per_queue = [[b for task in plan.tasks(cursor, queue, n) for b in task.batches] for queue in range(n)]
+    return list(zip(*per_queue, strict=True))
 
 
 def places(batches: list[MicroBatch]) -> Counter[tuple[str, int]]:
@@ -40,11 +40,11 @@ def places(batches: list[MicroBatch]) -> Counter[tuple[str, int]]:
 
 
 durations = st.lists(st.floats(0.2, 29.0), min_size=1, max_size=60)
-lanes = st.integers(1, 4)
+queue_counts = st.integers(1, 4)
 
 
 @settings(max_examples=80, deadline=None)
-@given(durations, lanes, st.integers(1, 5))
+@given(durations, queue_counts, st.integers(1, 5))
 def test_every_utterance_is_in_just_one_micro_batch_of_an_epoch(lengths: list[float], n: int, world_size: int):
     plan = planner(lengths, micro_batches=n)
     everything = {(r.shard, r.index): 1 for rows in plan.shards for r in rows}
@@ -54,12 +54,12 @@ def test_every_utterance_is_in_just_one_micro_batch_of_an_epoch(lengths: list[fl
 
 
 @settings(max_examples=80, deadline=None)
-@given(durations, lanes, st.integers(1, 5))
+@given(durations, queue_counts, st.integers(1, 5))
 def test_how_many_workers_there_are_changes_no_step(lengths: list[float], n: int, world_size: int):
     plan = planner(lengths, micro_batches=n)
     per_step = plan.batches_per_step(world_size)
     ranks = [[b for task in plan.tasks(START, rank, world_size) for b in task.batches] for rank in range(world_size)]
-    expected = lanes_of(plan)
+    expected = steps_of(plan)
     assert len(expected) == len(list(plan.steps(START)))
     for number, step in enumerate(expected):
         taken = [b for rank in ranks for b in rank[number * per_step : (number + 1) * per_step]]
@@ -69,28 +69,28 @@ def test_how_many_workers_there_are_changes_no_step(lengths: list[float], n: int
 
 
 @settings(max_examples=80, deadline=None)
-@given(durations, lanes)
+@given(durations, queue_counts)
 def test_micro_batches_keep_within_their_bounds(lengths: list[float], n: int):
-    for batch in (b for step in lanes_of(planner(lengths, micro_batches=n)) for b in step if b):
+    for batch in (b for step in steps_of(planner(lengths, micro_batches=n)) for b in step if b):
         assert len(batch) <= 4
-        longest, most_tokens = (max(getattr(p, name) for p in batch) for name in ("window_samples", "n_tokens"))
+        longest, max_tokens = (max(getattr(p, name) for p in batch) for name in ("window_samples", "n_tokens"))
         assert longest <= PADDED_SAMPLES
-        assert len(batch) == 1 or (longest * len(batch) <= samples_of(35.0) and most_tokens * len(batch) <= 200)
+        assert len(batch) == 1 or (longest * len(batch) <= samples_of(35.0) and max_tokens * len(batch) <= 200)
 
 
 @settings(max_examples=80, deadline=None)
-@given(durations, lanes)
-def test_lanes_differ_by_one_micro_batch_at_most(lengths: list[float], n: int):
+@given(durations, queue_counts)
+def test_queues_differ_by_one_micro_batch_at_most(lengths: list[float], n: int):
     plan = planner(lengths, micro_batches=n)
-    groups = groupby(zip(plan.steps(START), lanes_of(plan), strict=True), lambda s: (s[0].next.epoch, s[0].next.group))
+    groups = groupby(zip(plan.steps(START), steps_of(plan), strict=True), lambda s: (s[0].next.epoch, s[0].next.group))
     for _, group in groups:
-        empty = [sum(not batch for batch in lane) for lane in zip(*(step for _, step in group), strict=True)]
+        empty = [sum(not batch for batch in queue) for queue in zip(*(step for _, step in group), strict=True)]
         assert max(empty) <= 1
 
 
 def test_a_lane_reads_few_shards_that_others_read_too():
     plan = planner([1.0 + i / 100 for i in range(160)], micro_batches=4, epochs=1)
-    read = [{p.shard for step in lanes_of(plan) for p in step[lane]} for lane in range(4)]
+    read = [{p.shard for step in steps_of(plan) for p in step[queue]} for queue in range(4)]
     assert len(set[str]().union(*read)) == 32
     assert sum(map(len, read)) <= 32 + 4 * 3
 
@@ -102,22 +102,22 @@ def test_the_plan_is_a_pure_function_and_differs_between_epochs_and_seeds():
         [b for task in plan.tasks(START, 0, 1) if task.epoch == epoch for b in task.batches] for epoch in range(2)
     )
     assert places(first) == places(second) and first != second
-    assert lanes_of(replace(plan, seed=8)) != lanes_of(plan)
+    assert steps_of(replace(plan, seed=8)) != steps_of(plan)
 
 
 @settings(max_examples=80, deadline=None)
-@given(durations, lanes, st.data())
+@given(durations, queue_counts, st.data())
 def test_a_resumed_run_takes_just_the_steps_that_are_left(lengths: list[float], n: int, data: st.DataObject):
     plan = planner(lengths, micro_batches=n)
-    steps, batches = list(plan.steps(START)), lanes_of(plan)
+    steps, batches = list(plan.steps(START)), steps_of(plan)
     done = data.draw(st.integers(1, len(steps)))
-    place = steps[done - 1].next
-    assert list(plan.steps(place)) == steps[done:]
-    assert lanes_of(plan, place) == batches[done:]
+    cursor = steps[done - 1].next
+    assert list(plan.steps(cursor)) == steps[done:]
+    assert steps_of(plan, cursor) == batches[done:]
 
 
 @settings(max_examples=80, deadline=None)
-@given(durations, lanes, st.floats(0.01, 3.0))
+@given(durations, queue_counts, st.floats(0.01, 3.0))
 def test_progress_rises_evenly_from_nothing_to_the_end(lengths: list[float], n: int, epochs: float):
     steps = list(planner(lengths, micro_batches=n, epochs=epochs).steps(START))
     assert steps[0].begins == 0.0 and steps[-1].ends == pytest.approx(1.0) and steps[-1].begins < 1.0
@@ -131,7 +131,7 @@ def test_a_fraction_of_an_epoch_is_its_first_steps(epochs: float, n_steps: int):
     lengths, rough = [1.0 + i / 100 for i in range(64)], Window(padded_share=0.0)
     whole = replace(planner(lengths, shard_size=64, epochs=3), window=rough)
     part = replace(planner(lengths, shard_size=64, epochs=epochs), window=rough)
-    assert lanes_of(part) == lanes_of(whole)[:n_steps]
+    assert steps_of(part) == steps_of(whole)[:n_steps]
     assert [s.next for s in part.steps(START)] == [s.next for s in whole.steps(START)][:n_steps]
 
 
@@ -170,7 +170,7 @@ def test_padding_is_what_is_computed_and_not_used():
 
 def test_the_window_is_the_clip_and_some_silence_or_thirty_seconds():
     plan = planner([2.0] * 400, shard_size=400, batch_utterances=8, epochs=1)
-    windows = [p.window_samples for step in lanes_of(plan) for b in step for p in b]
+    windows = [p.window_samples for step in steps_of(plan) for b in step for p in b]
     trimmed = [w for w in windows if w != PADDED_SAMPLES]
     assert 0.05 < 1 - len(trimmed) / len(windows) < 0.16  # a tenth, as the recipe says
     assert min(trimmed) >= samples_of(2.1) and max(trimmed) <= samples_of(3.02)
@@ -187,12 +187,12 @@ def test_the_window_is_that_of_the_clip_as_it_is_heard():
     lengths = [2.0] * 40 + [28.0] * 10
     settings_ = Augment(speed=(0.8, 1.25))
     plan = planner(lengths, shard_size=50, augment=settings_, batch_audio_s=1.0, epochs=1)
-    windows = {p.index: p.window_samples for step in lanes_of(plan) for b in step for p in b}
+    windows = {p.index: p.window_samples for step in steps_of(plan) for b in step for p in b}
     drawn = {r.index: speed_factor(settings_, Draw(7, 0, r.id), samples_of(r.duration_s)) for r in plan.shards[0]}
     assert {drawn[i] for i in range(40)} == {0.8, 1.25}
     assert {drawn[i] for i in range(40, 50)} == {1.0, 1.25}  # slowed down they would be longer than 30 s
     trimmed = {i: w for i, w in windows.items() if w != PADDED_SAMPLES}
     for index, window in trimmed.items():
-        heard_s = lengths[index] / drawn[index]
-        assert samples_of(heard_s + 0.1) <= window <= samples_of(heard_s + 1.02)
+        augmented_s = lengths[index] / drawn[index]
+        assert samples_of(augmented_s + 0.1) <= window <= samples_of(augmented_s + 1.02)
     assert len(trimmed) > 30

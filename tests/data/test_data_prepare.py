@@ -95,17 +95,17 @@ BAD_ROWS = {
 def test_each_bad_row_is_set_aside_with_its_reason(manifest, recipe, sound):
     bad = {**BAD_ROWS, "longer than 1 s": {"bytes": sound(1.01, container="FLAC")}}
     folder = manifest([{"id": "first"}, *bad.values(), {"bytes": None}, {"bytes": spoilt(gain=0.003)}])
-    mine = recipe(folder, max_duration_s=1.0, max_quarantine_share=0.9, **ALL_TRAIN)
-    result = prepare(mine)
+    run_recipe = recipe(folder, max_duration_s=1.0, max_quarantine_share=0.9, **ALL_TRAIN)
+    result = prepare(run_recipe)
     assert result["read"] == 10
     assert result["utterances"] == {"train": 2, "dev": 0, "test": 0}
     assert result["quarantined"] == dict(Counter([*bad, "unreadable audio"]).most_common())
-    lines = quarantine(Run(mine))
+    lines = quarantine(Run(run_recipe))
     assert [line["reason"] for line in lines] == [*bad, "unreadable audio"]
     assert all(set(line) == {"id", "source", "reason", "detail"} for line in lines)
     assert lines[0]["source"] == f"{folder / 'manifest.jsonl'}:2"
     assert lines[-1]["detail"].endswith("8.wav: No such file or directory")
-    assert [u.id for u in read_utterances(Run(mine).shards, "train")] == ["first", str(folder / "9.wav")]
+    assert [u.id for u in read_utterances(Run(run_recipe).shards, "train")] == ["first", str(folder / "9.wav")]
 
 
 def test_too_many_bad_rows_leave_the_quarantine_file_and_no_shards(manifest, recipe):
@@ -131,17 +131,17 @@ def test_just_the_allowed_share_passes(manifest, recipe):
     ("rows", "message"), [([], "the sources hold no rows"), ([{"text": ""}], r"none of 1 rows .*\(1 empty text\)")]
 )
 def test_nothing_to_use(manifest, recipe, rows, message):
-    mine = recipe(manifest(rows), max_quarantine_share=1.0)
+    run_recipe = recipe(manifest(rows), max_quarantine_share=1.0)
     with pytest.raises(AskdError, match=message):
-        prepare(mine)
-    assert Run(mine).record("prepare") is None
+        prepare(run_recipe)
+    assert Run(run_recipe).record("prepare") is None
 
 
 def test_no_sources(recipe):
-    mine = recipe()
+    run_recipe = recipe()
     with pytest.raises(AskdError, match=r"data\.sources is empty: --set data\.sources="):
-        prepare(mine)
-    assert not Run(mine).path.exists()
+        prepare(run_recipe)
+    assert not Run(run_recipe).path.exists()
 
 
 def with_damaged_tar(recipe, tar):
@@ -152,65 +152,65 @@ def with_damaged_tar(recipe, tar):
 
 
 def test_a_source_that_breaks_off_leaves_no_half_written_shards(manifest, recipe, tmp_path):
-    mine = recipe(manifest([{}] * 5), utterances_per_shard=1, **ALL_TRAIN)
+    run_recipe = recipe(manifest([{}] * 5), utterances_per_shard=1, **ALL_TRAIN)
     with pytest.raises(AskdError, match=r"x\.tar is damaged"):
-        prepare(with_damaged_tar(mine, tmp_path / "x.tar"))
-    assert [p.name for p in Run(mine).path.iterdir()] == ["recipe.yaml"]
+        prepare(with_damaged_tar(run_recipe, tmp_path / "x.tar"))
+    assert [p.name for p in Run(run_recipe).path.iterdir()] == ["recipe.yaml"]
 
 
 def test_finished_work_is_not_done_twice(manifest, recipe, sound, capsys):
     folder = manifest([{}, {}, {}])
-    mine = recipe(folder, utterances_per_shard=2, **ALL_TRAIN)
-    result = prepare(mine)
-    shard = Path(str(Run(mine).shards)) / "train-00000.parquet"
+    run_recipe = recipe(folder, utterances_per_shard=2, **ALL_TRAIN)
+    result = prepare(run_recipe)
+    shard = Path(str(Run(run_recipe).shards)) / "train-00000.parquet"
     written = shard.stat().st_ino
     capsys.readouterr()
-    assert prepare(mine) == result
+    assert prepare(run_recipe) == result
     assert "finished already, 3 utterances" in capsys.readouterr().out
     assert shard.stat().st_ino == written
 
-    assert prepare(mine, force=True) == result
+    assert prepare(run_recipe, force=True) == result
     assert shard.stat().st_ino != written
 
     shard.unlink()  # a shard is gone: the record alone is not trusted
-    prepare(mine)
+    prepare(run_recipe)
     assert shard.is_file()
 
     (folder / "2.wav").write_bytes(sound(5.0))  # other audio under the same name
-    assert prepare(mine)["minutes"] != result["minutes"]
+    assert prepare(run_recipe)["minutes"] != result["minutes"]
 
 
 def test_other_settings_are_other_work(manifest, recipe):
     folder = manifest([{}, {}, {}])
     prepare(recipe(folder, utterances_per_shard=2, **ALL_TRAIN))
-    mine = recipe(folder, utterances_per_shard=1, **ALL_TRAIN)
-    prepare(mine)
-    assert len(Run(mine).shards.files("*.parquet")) == 3  # and none of the earlier ones
+    run_recipe = recipe(folder, utterances_per_shard=1, **ALL_TRAIN)
+    prepare(run_recipe)
+    assert len(Run(run_recipe).shards.files("*.parquet")) == 3  # and none of the earlier ones
 
 
 def test_rows_keep_their_order_and_shards_their_bytes(manifest, recipe, sound):
     lengths = np.random.default_rng(1).uniform(0.3, 0.9, 40)
     folder = manifest([{"bytes": sound(s)} for s in lengths])
-    mine = recipe(folder, utterances_per_shard=16, **ALL_TRAIN)
-    prepare(mine)
-    rows = read_utterances(Run(mine).shards, "train")
+    run_recipe = recipe(folder, utterances_per_shard=16, **ALL_TRAIN)
+    prepare(run_recipe)
+    rows = read_utterances(Run(run_recipe).shards, "train")
     assert [u.id for u in rows] == [str(folder / f"{i}.wav") for i in range(40)]
-    shards = Run(mine).shards.files("*.parquet")
+    shards = Run(run_recipe).shards.files("*.parquet")
     first = [shard.read_bytes() for shard in shards]
-    prepare(mine, force=True)
+    prepare(run_recipe, force=True)
     assert [shard.read_bytes() for shard in shards] == first
 
 
 def test_a_speaker_is_in_one_split_only(manifest, recipe, sound):
     rows = [{"speaker": f"s{i % 12}", "bytes": sound(seed=i)} for i in range(48)]
     folders = [manifest(rows[:24], name="a"), manifest(rows[24:], name="b")]
-    mine = recipe(*folders, dev_share=0.3, test_share=0.3)
-    prepare(mine)
+    run_recipe = recipe(*folders, dev_share=0.3, test_share=0.3)
+    prepare(run_recipe)
     places = Counter(
         (u.speaker, split)
         for split in SPLITS
-        if Run(mine).shards.files(f"{split}-*")
-        for u in read_utterances(Run(mine).shards, split)
+        if Run(run_recipe).shards.files(f"{split}-*")
+        for u in read_utterances(Run(run_recipe).shards, split)
     )
     assert len({split for _, split in places}) == 3
     assert {count for count in places.values()} == {4}
@@ -219,29 +219,29 @@ def test_a_speaker_is_in_one_split_only(manifest, recipe, sound):
 @pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(manifest, recipe):
     """A limit on file size makes the kernel refuse the write, as a full disk does."""
-    mine = recipe(manifest([{}] * 8), **ALL_TRAIN)
+    run_recipe = recipe(manifest([{}] * 8), **ALL_TRAIN)
     code = (
         "import sys; from askd_ray.config.schema import Recipe; from askd_ray.data.prepare import prepare\n"
         "try: prepare(Recipe.model_validate_json(sys.argv[1]))\n"
         "except OSError as error: print('OSError', error); sys.exit(3)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, mine.model_dump_json()],
+        [sys.executable, "-c", code, run_recipe.model_dump_json()],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)),
     )
     assert done.returncode == 3, done.stderr
     assert "File too large" in done.stdout
-    assert [p.name for p in Run(mine).path.iterdir()] == ["recipe.yaml"]
+    assert [p.name for p in Run(run_recipe).path.iterdir()] == ["recipe.yaml"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, manifest):
     (tmp_path / "file").write_text("no folder")
     sources = [{"path": str(manifest([{}]))}]
-    mine = Recipe.model_validate({"runs_root": str(tmp_path / "file" / "runs"), "data": {"sources": sources}})
+    run_recipe = Recipe.model_validate({"runs_root": str(tmp_path / "file" / "runs"), "data": {"sources": sources}})
     with pytest.raises(OSError, match="Not a directory"):
-        prepare(mine)
+        prepare(run_recipe)
     assert (tmp_path / "file").read_text() == "no folder"
 
 
@@ -255,33 +255,33 @@ UNLABELLED = [
 QUARTERS = {"dev_share": 0.25, "test_share": 0.25}
 
 
-def of_kind(mine, kind):
-    return Recipe.model_validate({**mine.model_dump(mode="json"), "targets": {"kind": kind}})
+def with_targets_kind(run_recipe, kind):
+    return Recipe.model_validate({**run_recipe.model_dump(mode="json"), "targets": {"kind": kind}})
 
 
 def test_rows_without_text_are_train_data_where_the_teacher_writes_it(manifest, recipe):
     folder = manifest([{"text": "with text", "speaker": name} for name in ("alice", "carol", "erin")] + UNLABELLED)
-    mine = of_kind(recipe(folder, **QUARTERS), "pseudo")
-    result = prepare(mine)
+    run_recipe = with_targets_kind(recipe(folder, **QUARTERS), "pseudo")
+    result = prepare(run_recipe)
     assert result["read"] == 7
     assert result["utterances"] == {"train": 3, "dev": 1, "test": 1} and result["without_text"] == 2
     assert result["quarantined"] == {"no reference for the dev split": 1, "no reference for the test split": 1}
     assert sum(result["utterances"].values()) + sum(result["quarantined"].values()) == result["read"]
-    train = read_utterances(Run(mine).shards, "train")
+    train = read_utterances(Run(run_recipe).shards, "train")
     assert [(u.text, u.speaker) for u in train] == [("with text", "erin"), ("", ""), ("", "erin")]
-    assert [line["reason"] for line in quarantine(Run(mine))] == list(result["quarantined"])
+    assert [line["reason"] for line in quarantine(Run(run_recipe))] == list(result["quarantined"])
     for split in ("dev", "test"):
-        assert all(u.text for u in read_utterances(Run(mine).shards, split))
+        assert all(u.text for u in read_utterances(Run(run_recipe).shards, split))
 
 
 def test_a_split_that_cannot_use_a_row_does_not_make_it_a_bad_one(manifest, recipe):
     rows = [{"text": "", "speaker": name} for name in ("alice", "bob", "carol", "dave", "erin")]
     whole = [{"speaker": name, "text": "words"} for name in ("alice", "carol")]
     rows = [*whole, *rows]
-    mine = of_kind(recipe(manifest(rows), max_quarantine_share=0.0, **QUARTERS), "pseudo")
-    assert prepare(mine)["utterances"] == {"train": 1, "dev": 1, "test": 1}  # four of seven are set aside
+    run_recipe = with_targets_kind(recipe(manifest(rows), max_quarantine_share=0.0, **QUARTERS), "pseudo")
+    assert prepare(run_recipe)["utterances"] == {"train": 1, "dev": 1, "test": 1}  # four of seven are set aside
     folder = manifest([*rows, {"bytes": b"x"}], name="bad")
-    bad = of_kind(recipe(folder, max_quarantine_share=0.1, **QUARTERS), "pseudo")
+    bad = with_targets_kind(recipe(folder, max_quarantine_share=0.1, **QUARTERS), "pseudo")
     with pytest.raises(AskdError, match=r"1 of 8 rows can't be used .*max_quarantine_share = 0\.1"):
         prepare(bad, force=True)
 
@@ -289,17 +289,17 @@ def test_a_split_that_cannot_use_a_row_does_not_make_it_a_bad_one(manifest, reci
 def test_the_kind_of_targets_matters_only_where_text_is_missing(manifest, recipe, capsys):
     whole = recipe(manifest([{}, {}], name="whole"), **ALL_TRAIN)
     for kind in ("reference", "pseudo", "reference"):
-        prepare(of_kind(whole, kind))
+        prepare(with_targets_kind(whole, kind))
     assert capsys.readouterr().out.count("finished already") == 2
-    prepare(of_kind(whole, "pseudo"), force=True)
+    prepare(with_targets_kind(whole, "pseudo"), force=True)
     prepare(whole)
     assert "finished already" in capsys.readouterr().out
 
     some = recipe(manifest([{}, {"text": ""}], name="some"), max_quarantine_share=0.5, **ALL_TRAIN)
     some = some.model_copy(update={"name": "some"})
     for kind, n in (("reference", 1), ("pseudo", 2), ("reference", 1)):
-        assert prepare(of_kind(some, kind))["utterances"]["train"] == n
-        assert prepare(of_kind(some, kind))["utterances"]["train"] == n
+        assert prepare(with_targets_kind(some, kind))["utterances"]["train"] == n
+        assert prepare(with_targets_kind(some, kind))["utterances"]["train"] == n
     assert capsys.readouterr().out.count("finished already") == 3
 
 
@@ -308,19 +308,19 @@ def test_no_column_of_texts(manifest, recipe, tmp_path, sound):
     folder.mkdir()
     (folder / "manifest.jsonl").write_text('{"audio": "0.wav"}\n')
     (folder / "0.wav").write_bytes(sound())
-    mine = recipe(folder, **ALL_TRAIN)
+    run_recipe = recipe(folder, **ALL_TRAIN)
     with pytest.raises(AskdError, match="no column 'text'"):
-        prepare(mine)
-    assert prepare(of_kind(mine, "pseudo"))["without_text"] == 1
+        prepare(run_recipe)
+    assert prepare(with_targets_kind(run_recipe, "pseudo"))["without_text"] == 1
 
     table = pa.table({"audio": [{"bytes": sound(), "path": "0.wav"}]})
     pq.write_table(table, tmp_path / "rows.parquet")
     source = {"path": str(tmp_path / "rows.parquet"), "kind": "parquet"}
-    values = {**mine.model_dump(mode="json"), "name": "rows"}
+    values = {**run_recipe.model_dump(mode="json"), "name": "rows"}
     rows = Recipe.model_validate({**values, "data": {"sources": [source], **ALL_TRAIN}})
     with pytest.raises(AskdError, match="columns 'audio' and 'text'"):
         prepare(rows)
-    assert prepare(of_kind(rows, "pseudo"))["without_text"] == 1
+    assert prepare(with_targets_kind(rows, "pseudo"))["without_text"] == 1
 
 
 def test_shards_on_s3_are_those_of_a_folder(manifest, recipe, s3, capsys):
@@ -342,24 +342,24 @@ def test_shards_on_s3_are_those_of_a_folder(manifest, recipe, s3, capsys):
 
 def test_a_prepare_that_breaks_off_on_s3_is_not_trusted(manifest, recipe, s3, tmp_path):
     folder = manifest([{}] * 5)
-    mine = recipe(folder, utterances_per_shard=1, **ALL_TRAIN).model_copy(update={"data_root": s3("root")})
-    prepare(mine)
+    run_recipe = recipe(folder, utterances_per_shard=1, **ALL_TRAIN).model_copy(update={"data_root": s3("root")})
+    prepare(run_recipe)
     with pytest.raises(AskdError, match=r"x\.tar is damaged"):
-        prepare(with_damaged_tar(mine, tmp_path / "x.tar"))
-    assert Run(mine).record("prepare") is None
+        prepare(with_damaged_tar(run_recipe, tmp_path / "x.tar"))
+    assert Run(run_recipe).record("prepare") is None
     with pytest.raises(AskdError, match="are unfinished"):
-        read_utterances(Run(mine).shards, "train")
+        read_utterances(Run(run_recipe).shards, "train")
     (folder / "manifest.jsonl").write_text('{"audio": "0.wav", "text": "x"}\n')
-    assert prepare(mine)["read"] == 1
-    assert [u.text for u in read_utterances(Run(mine).shards, "train")] == ["x"]
+    assert prepare(run_recipe)["read"] == 1
+    assert [u.text for u in read_utterances(Run(run_recipe).shards, "train")] == ["x"]
 
 
 def test_too_many_bad_rows_on_s3_leave_the_quarantine_file_and_no_shards(manifest, recipe, s3):
-    mine = recipe(manifest([{}] * 3 + [{"text": ""}] * 2), utterances_per_shard=1, **ALL_TRAIN)
-    mine = mine.model_copy(update={"data_root": s3("root")})
+    run_recipe = recipe(manifest([{}] * 3 + [{"text": ""}] * 2), utterances_per_shard=1, **ALL_TRAIN)
+    run_recipe = run_recipe.model_copy(update={"data_root": s3("root")})
     with pytest.raises(
         AskdError, match=r"2 of 5 rows can't be used.*; s3://b\w+/root/mine/shards/quarantine\.jsonl lists"
     ):
-        prepare(mine)
-    assert [file.name for file in Run(mine).shards.files()] == ["quarantine.jsonl"]
-    assert len(quarantine(Run(mine))) == 2
+        prepare(run_recipe)
+    assert [file.name for file in Run(run_recipe).shards.files()] == ["quarantine.jsonl"]
+    assert len(quarantine(Run(run_recipe))) == 2

@@ -19,7 +19,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.prepare import prepare
 from askd_ray.data.schema import SPLITS, Utterance
 from askd_ray.data.shards import read_utterances
-from askd_ray.data.split import speaker_name
+from askd_ray.data.split import normalize_speaker
 from askd_ray.errors import AskdError
 from askd_ray.runs import Run
 
@@ -132,12 +132,12 @@ def test_few_speakers_are_told_at_once_and_split_by_text_on_demand(tmp_path: Pat
     assert not Run(Recipe(name="mine", runs_root=str(tmp_path / "runs"))).shards.files("*.parquet")
     result, _ = prepared(tmp_path, rows, data={"split_by": "text"})
     assert min(result["utterances"].values()) > 0 and result["speakers"] == {"train": 1, "dev": 1, "test": 1}
-    assert "1 speakers are in more than one split, since they are split by text" in capsys.readouterr().out
+    assert "1 speakers are in more than one split, since the rows are split by text" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("speaker", "message"),
-    [("alice", "no train rows among 2 .*nothing to learn from"), ("erin", "no dev rows among 2")],
+    [("alice", "no train rows among 2 .*`askd distill` needs train rows"), ("erin", "no dev rows among 2")],
 )
 def test_a_split_that_came_out_empty(tmp_path: Path, speaker: str, message: str):
     with pytest.raises(AskdError, match=f"prepare: {message}"):
@@ -157,7 +157,7 @@ def test_a_share_of_zero_is_a_choice_and_said(tmp_path: Path, capsys: pytest.Cap
     result, _ = prepared(tmp_path, [{}], data={"dev_share": 0.0, "test_share": 0.0})
     assert result["utterances"] == {"train": 1, "dev": 0, "test": 0}
     out = " ".join(capsys.readouterr().out.split())
-    assert "No dev rows, as data.dev_share = 0" in out and "No test rows, as data.test_share = 0" in out
+    assert "No dev rows, since data.dev_share = 0" in out and "No test rows, since data.test_share = 0" in out
 
 
 def test_the_same_recording_is_not_in_two_splits(tmp_path: Path):
@@ -241,6 +241,6 @@ def test_every_row_is_in_one_place_and_where_it_may_be(rows: list[dict[str, Any]
         assert u.split == "train" or u.text
         assert marks[u.id] in ("", u.split) or (marks[u.id] == "train" and u.split not in brought)
         if u.speaker and split_by == "speaker":
-            of_speaker[speaker_name(u.speaker)].add(marks[u.id] and "marked")
-            of_speaker[speaker_name(u.speaker)].add(u.split)
+            of_speaker[normalize_speaker(u.speaker)].add(marks[u.id] and "marked")
+            of_speaker[normalize_speaker(u.speaker)].add(u.split)
     assert all(len(places) == 2 for places in of_speaker.values() if "marked" not in places)  # "" and its split

@@ -62,7 +62,7 @@ def test_an_id_of_its_own_wins(manifest):
     assert [row.id for row in rows_of(manifest([{"id": "mine"}, {"id": 7}]))] == ["mine", "7"]
 
 
-def test_a_stretch_of_a_long_recording(manifest, sound):
+def test_a_chunk_of_a_long_recording(manifest, sound):
     folder = manifest([{"bytes": sound(2.0), "start_s": 0.5, "end_s": 1.25}, {"bytes": sound(2.0), "end_s": "0.5"}])
     first, second = rows_of(folder)
     assert first.id.endswith("0.wav@0.5-1.25")
@@ -72,7 +72,7 @@ def test_a_stretch_of_a_long_recording(manifest, sound):
     assert first.read_audio(30.0)[:4] == b"fLaC"
 
 
-def test_stretches_of_one_recording_have_ids_of_their_own(manifest, sound):
+def test_chunks_of_one_recording_have_different_ids(manifest, sound):
     rows = [{"audio": "long.wav", "bytes": sound(2.0), "start_s": s, "end_s": s + 1} for s in (0.0, 0.5)]
     assert len({row.id for row in rows_of(manifest(rows))}) == 2
 
@@ -421,9 +421,9 @@ def test_only_a_split_and_a_share_are_read(manifest):
 def test_texts_in_capitals_become_sentences(manifest):
     texts = [{"text": text} for text in ("THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123")]
     path = manifest(texts)
-    said = {case: [row.text for row in rows_of(path, case=case)] for case in ("as_is", "sentence")}
-    assert said["as_is"] == ["THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123"]
-    assert said["sentence"] == ["This is loud", "NASA said so", "Über allen", "123"]
+    texts_by_case = {case: [row.text for row in rows_of(path, case=case)] for case in ("as_is", "sentence")}
+    assert texts_by_case["as_is"] == ["THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123"]
+    assert texts_by_case["sentence"] == ["This is loud", "NASA said so", "Über allen", "123"]
 
 
 def test_rows_with_problems_are_quarantined_and_the_counts_add_up(tmp_path, sound):

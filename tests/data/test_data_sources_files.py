@@ -89,7 +89,7 @@ def test_patterns_and_braces(tmp_path, tar):
     for pattern, names in read.items():
         assert ids_of(tmp_path / pattern, "webdataset") == names
         assert survey([Source(path=str(tmp_path / pattern), kind="webdataset")]).fingerprint
-    with pytest.raises(AskdError, match=r"no file in it is like train-003\.tar"):
+    with pytest.raises(AskdError, match=r"no file in it matches train-003\.tar"):
         ids_of(tmp_path / "a/train-{000..003}.tar", "webdataset")
     with pytest.raises(AskdError, match=r"kind: manifest reads \.jsonl"):
         ids_of(tmp_path / "a/*.tar")

@@ -26,7 +26,7 @@ def write(root, files):
     return root
 
 
-def said(rows):
+def summaries(rows):
     return [(row.text, row.speaker, row.language, row.split) for row in rows]
 
 
@@ -46,7 +46,7 @@ def test_nemo(tmp_path, sound):
     files["train_manifest.json"] = "".join(json.dumps(line) + "\n" for line in lines)
     for path in (write(tmp_path, files), tmp_path / "train_manifest.json"):
         rows = rows_of(path, "nemo")
-        assert said(rows) == [("one", "7", "de", "train"), ("two", "", "en", "train")]
+        assert summaries(rows) == [("one", "7", "de", "train"), ("two", "", "en", "train")]
         assert rows[0].read_audio(30.0) == sound()
         assert decode(rows[1].read_audio(30.0)) == pytest.approx(decode(sound(2.0))[8_000:12_000], abs=2**-14)
 
@@ -58,7 +58,9 @@ def test_common_voice(tmp_path, sound):
         files[f"sv/{name}.tsv"] = f'{header}c{n}\t{n}.mp3\tx\t"Hej ""du"""\t2\tsv-SE\n'
     rows = rows_of(write(tmp_path, files), "common_voice")
     # validated.tsv holds the rows of the others too, and is read where the path names it.
-    assert said(rows) == [('Hej "du"', f"c{n}", "sv-SE", split) for n, split in ((1, "dev"), (2, "test"), (0, "train"))]
+    assert summaries(rows) == [
+        ('Hej "du"', f"c{n}", "sv-SE", split) for n, split in ((1, "dev"), (2, "test"), (0, "train"))
+    ]
     assert [row.read_audio(30.0) for row in rows] == [sound()] * 3
     assert rows[0].id == str(tmp_path / "sv/clips/1.mp3")
     assert [row.split for row in rows_of(tmp_path / "sv" / "validated.tsv", "common_voice")] == [""]
@@ -98,7 +100,9 @@ def test_librispeech(tmp_path, sound):
         files[f"{folder}/84/121/84-121.trans.txt"] = "84-121-0000 GO ON\n84-121-0001\n"
         files[f"{folder}/84/121/84-121-0000.flac"] = sound(container="FLAC")
     rows = rows_of(write(tmp_path / "LibriSpeech", files), "librispeech", case="sentence")
-    assert said(rows) == [(text, "84", "en", split) for split in ("dev", "test", "train") for text in ("Go on", "")]
+    assert summaries(rows) == [
+        (text, "84", "en", split) for split in ("dev", "test", "train") for text in ("Go on", "")
+    ]
     assert rows[0].read_audio(30.0) == sound(container="FLAC")
     assert rows[0].id == str(tmp_path / "LibriSpeech/dev-other/84/121/84-121-0000.flac")
     assert {row.split for row in rows_of(tmp_path / "LibriSpeech" / "test-clean", "librispeech")} == {"test"}
@@ -119,7 +123,7 @@ KALDI = {
 def test_kaldi(tmp_path, sound):
     write(tmp_path, {**KALDI, "audio/call1.wav": sound(2.0), "audio/t.wav": sound()})
     test, one, two, *broken = rows_of(tmp_path, "kaldi")
-    assert said([test, one, two]) == [
+    assert summaries([test, one, two]) == [
         ("whole file", "", "en", "test"),
         ("hello there", "alice", "en", "train"),
         ("goodbye", "alice", "de", "train"),
@@ -142,8 +146,8 @@ def test_kaldi(tmp_path, sound):
         ("text", None, r"train/text does not exist"),
         ("segments", "a-1 call1 0.0\n", r"segments:1: 3 words, and UTTERANCE RECORDING START END"),
         ("segments", "a-1 call1 0.0 soon\n", r"segments:1: end_s = 'soon': a number of seconds"),
-        ("utt2spk", "a-1 alice\na-1 bob\n", r"utt2spk:2: 'a-1' stands there twice"),
-        ("wav.scp", "call1 a.wav\ncall1 b.wav\n", r"wav\.scp:2: 'call1' stands there twice"),
+        ("utt2spk", "a-1 alice\na-1 bob\n", r"utt2spk:2: 'a-1' occurs twice"),
+        ("wav.scp", "call1 a.wav\ncall1 b.wav\n", r"wav\.scp:2: 'call1' occurs twice"),
     ],
 )
 def test_a_broken_kaldi_folder(tmp_path, name, text, message):
@@ -187,7 +191,7 @@ def test_lhotse(tmp_path, sound, stereo):
     packed = gzip.compress("".join(json.dumps(cut) + "\n" for cut in cuts).encode())
     write(tmp_path, {"cuts_train.jsonl.gz": packed, "call.wav": stereo(2.0), "mono.wav": sound(2.0)})
     rows = rows_of(tmp_path, "lhotse")
-    assert said(rows) == [
+    assert summaries(rows) == [
         *((text, f"s{i}", "de", "train") for i, text in enumerate(("one", "two", "all of it", "trimmed"), start=1)),
         ("", "", "en", "train"),
     ]
@@ -205,7 +209,7 @@ def test_lhotse(tmp_path, sound, stereo):
         (a_cut("a", [], recording=None), "no audio: a cut without a recording"),
         (
             a_cut("a", [], recording={"transforms": [{"name": "Speed"}]}),
-            "no audio: a recording that is to be transformed",
+            "no audio: a recording with transforms",
         ),
         (
             a_cut("a", [], recording={"sources": [{"type": "command", "channels": [0], "source": "rm x"}]}),

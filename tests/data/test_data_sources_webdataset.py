@@ -61,7 +61,7 @@ def test_samples_that_a_dot_in_their_names_makes_one_are_counted(tmp_path, sound
     assert len(collapsed) == len({row.id for row in collapsed}) == 3
     assert {row.problem for row in collapsed} == {
         "several samples under one key: a/rec.1.wav, a/rec.2.wav, a/rec.3.wav: "
-        "a key ends at the first dot of a name, and tells samples apart"
+        "the key of a sample is its name up to the first dot"
     }
     assert (good.text, good.path, good.problem) == ("four", "b.4.wav", "")
 

@@ -5,25 +5,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from askd_ray.config.data import Data
-from askd_ray.data.split import Placement, place, split_of
+from askd_ray.data.split import SplitAssignment, assign_split, hash_split
 
 
 def test_splits_are_the_same_on_every_machine():
     """From `printf salice | sha256sum`: its first bytes over their range. Another hash would move the held-out set."""
     data = Data(dev_share=0.25, test_share=0.25)
     names = ["alice", "bob", "carol", "dave", "erin", "frank"]
-    speakers = [split_of(name, "", data) for name in names]  # 0.37, 0.27, 0.24, 0.30, 0.56, 0.94
-    texts = [split_of("", name, data) for name in names]  # with t for s: 0.88, 0.69, 0.05, 0.14, 0.63, 0.07
+    speakers = [hash_split(name, "", data) for name in names]  # 0.37, 0.27, 0.24, 0.30, 0.56, 0.94
+    texts = [hash_split("", name, data) for name in names]  # with t for s: 0.88, 0.69, 0.05, 0.14, 0.63, 0.07
     assert speakers == ["dev", "dev", "test", "dev", "train", "train"]
     assert texts == ["train", "train", "test", "test", "train", "test"]
     by_text = data.model_copy(update={"split_by": "text"})
-    assert [split_of("alice", name, by_text) for name in names] == texts
+    assert [hash_split("alice", name, by_text) for name in names] == texts
 
 
 @pytest.mark.parametrize("spelling", ["Alice", "ALICE", " alice", "alice \n"])
 def test_a_speaker_is_one_however_it_is_spelt(spelling: str):
     data = Data(dev_share=0.25, test_share=0.25)
-    assert split_of(spelling, "", data) == "dev"
+    assert hash_split(spelling, "", data) == "dev"
 
 
 _words = st.text(alphabet="abcdeABCDE0", min_size=1, max_size=8)
@@ -34,28 +34,28 @@ def test_the_speaker_decides_and_only_without_one_the_words(
     speaker: str, one: str, other: str, dev: float, test: float
 ):
     data = Data(dev_share=dev, test_share=test)
-    assert split_of(speaker, one, data) == split_of(speaker, other, data)
-    assert split_of("", f"{one} {other}", data) == split_of("", f" {one.upper()}\t{other.lower()}\n", data)
+    assert hash_split(speaker, one, data) == hash_split(speaker, other, data)
+    assert hash_split("", f"{one} {other}", data) == hash_split("", f" {one.upper()}\t{other.lower()}\n", data)
 
 
 def test_shares_are_kept():
     data = Data(dev_share=0.1, test_share=0.2)
-    counts = Counter(split_of(f"speaker {i}", "", data) for i in range(5_000))
+    counts = Counter(hash_split(f"speaker {i}", "", data) for i in range(5_000))
     assert counts["dev"] / 5_000 == pytest.approx(0.1, abs=0.02)
     assert counts["test"] / 5_000 == pytest.approx(0.2, abs=0.02)
 
 
 def test_a_share_of_zero_is_none():
-    assert {split_of(f"{i}", "", Data(dev_share=0.0, test_share=0.0)) for i in range(500)} == {"train"}
+    assert {hash_split(f"{i}", "", Data(dev_share=0.0, test_share=0.0)) for i in range(500)} == {"train"}
 
 
 def test_what_the_source_says_wins_over_the_hash():
     data = Data(dev_share=0.25, test_share=0.25)  # alice dev, carol test, erin train
     for name in ("alice", "carol", "erin"):
-        assert place("test", name, "", data) == Placement("test", marked=True)
-        assert place("dev", name, "", data) == Placement("dev", marked=True)
-    assert place("train", "erin", "", data) == Placement("train", marked=True)
-    assert place("train", "alice", "", data) == Placement("dev", spare=True)
-    assert place("train", "carol", "", data) == Placement("test", spare=True)
-    assert place("", "alice", "", data) == Placement("dev")
-    assert place("", "", "", data) == Placement("train")  # nothing that a hash could decide on
+        assert assign_split("test", name, "", data) == SplitAssignment("test", marked=True)
+        assert assign_split("dev", name, "", data) == SplitAssignment("dev", marked=True)
+    assert assign_split("train", "erin", "", data) == SplitAssignment("train", marked=True)
+    assert assign_split("train", "alice", "", data) == SplitAssignment("dev", spare=True)
+    assert assign_split("train", "carol", "", data) == SplitAssignment("test", spare=True)
+    assert assign_split("", "alice", "", data) == SplitAssignment("dev")
+    assert assign_split("", "", "", data) == SplitAssignment("train")  # nothing that a hash could decide on

@@ -44,9 +44,9 @@ def test_most_errors_above_the_teacher_come_first(run: Run):
     assert [clip.title.split()[1] for clip in rates] == ["clip-5"]  # the teacher is as wrong as the student
     by_model = {transcript.model: transcript for transcript in above[0].transcripts}
     assert by_model["teacher"].errors == 0 and by_model["student"].errors == len(text["clip-3"].split())
-    assert all(word.heard == "" for word in by_model["student"].aligned)
+    assert all(word.hypothesis == "" for word in by_model["student"].aligned)
     (inserted,) = [word for word in above[1].transcripts[1].aligned if not word.is_right]
-    assert (inserted.said, inserted.heard) == ("", "uniform")
+    assert (inserted.reference, inserted.hypothesis) == ("", "uniform")
 
 
 def test_no_more_than_can_be_listened_to(run: Run):

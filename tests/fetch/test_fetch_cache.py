@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from askd_ray.fetch.cache import cache_root, damage
+from askd_ray.fetch.cache import cache_root, find_damage
 from askd_ray.files import sha256_of_file
 
 
@@ -19,8 +19,8 @@ def test_damage_names_the_first_file_that_is_not_as_it_was(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
     known = {name: sha256_of_file(tmp_path / name) for name in ("a", "b")}
-    assert damage(tmp_path, known) is None
+    assert find_damage(tmp_path, known) is None
     (tmp_path / "b").write_text("c")
-    assert damage(tmp_path, known) == f"{tmp_path / 'b'} is corrupt (its SHA-256 is not the expected one)"
+    assert find_damage(tmp_path, known) == f"{tmp_path / 'b'} is corrupt (its SHA-256 is not the expected one)"
     (tmp_path / "b").unlink()
-    assert damage(tmp_path, known) == f"{tmp_path / 'b'} is missing"
+    assert find_damage(tmp_path, known) == f"{tmp_path / 'b'} is missing"

@@ -50,7 +50,7 @@ def test_a_damaged_cache_is_found_and_the_message_says_how_to_mend_it(speech, ca
 
 
 def test_speech_that_was_not_fetched(cache):
-    with pytest.raises(AskdError, match=r"speech ivr is not in .*`askd fetch speech ivr` brings it"):
+    with pytest.raises(AskdError, match=r"speech ivr is not in .*`askd fetch speech ivr` fetches it"):
         speech_folder("ivr")
 
 

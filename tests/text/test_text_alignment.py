@@ -21,7 +21,9 @@ from askd_ray.text.error_rate import count_word_errors
 def test_hand_made_cases(reference: str, hypothesis: str, expected: list[tuple[str, str]]):
     aligned = align_words(reference, hypothesis)
     assert aligned == [AlignedWord(*pair) for pair in expected]
-    assert [word.is_right for word in aligned] == [said == heard for said, heard in expected]
+    assert [word.is_right for word in aligned] == [
+        reference_word == hypothesis_word for reference_word, hypothesis_word in expected
+    ]
 
 
 TEXTS = st.lists(st.sampled_from("abcd"), max_size=12).map(" ".join)
@@ -30,6 +32,6 @@ TEXTS = st.lists(st.sampled_from("abcd"), max_size=12).map(" ".join)
 @given(TEXTS, TEXTS)
 def test_no_word_is_lost_and_the_errors_are_those_that_are_scored(reference: str, hypothesis: str):
     aligned = align_words(reference, hypothesis)
-    assert " ".join(word.said for word in aligned if word.said) == reference
-    assert " ".join(word.heard for word in aligned if word.heard) == hypothesis
+    assert " ".join(word.reference for word in aligned if word.reference) == reference
+    assert " ".join(word.hypothesis for word in aligned if word.hypothesis) == hypothesis
     assert sum(not word.is_right for word in aligned) == count_word_errors([reference], [hypothesis]).errors

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from askd_ray.text.clean import clean, trouble_with_text
+from askd_ray.text.clean import clean, text_problem
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ def test_what_nobody_sees_goes(raw: str, expected: str):
     ],
 )
 def test_texts_that_teach_nothing(text: str, reason: str):
-    trouble = trouble_with_text(text)
-    assert trouble is not None and trouble[0] == reason
+    problem = text_problem(text)
+    assert problem is not None and problem[0] == reason
 
 
 @pytest.mark.parametrize("text", ["", "A & B;", "AT&T", "3 < 4 > 2", "5", "\u4f60\u597d", "\u0939\u093f\u0928\u094d"])
 def test_texts_that_pass(text: str):
-    assert trouble_with_text(text) is None
+    assert text_problem(text) is None
 
 
 @given(st.text())

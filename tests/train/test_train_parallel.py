@@ -208,9 +208,9 @@ def test_a_killed_run_goes_on_bitwise_with_shares_and_like_it_without(both_ways:
         ({"train": {"parallel": "fsdp"}}, "parallel = 'fsdp' would be ignored: there is one worker"),
         (
             {"objective": {}},
-            "self_teacher snapshot copies the student, which train.parallel fsdp shards: take previous",
+            "self_teacher snapshot copies the student, which train.parallel fsdp shards: use previous",
         ),
-        ({"student": {"shrink": [{"at": 0.5, "decoder_layers": [0]}]}}, "student.shrink cannot take layers away later"),
+        ({"student": {"shrink": [{"at": 0.5, "decoder_layers": [0]}]}}, "student.shrink cannot remove layers later"),
     ],
 )
 def test_what_shares_cannot_do_is_refused(changes: dict[str, Any], message: str):

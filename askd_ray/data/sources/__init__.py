@@ -1,4 +1,4 @@
-"""Where utterances come from: readers yield records, all alike, and one place turns them into rows (docs/data.md)."""
+"""Read utterances from data sources: each layout's reader yields records, which become rows (docs/data.md)."""
 
 from askd_ray.data.sources.read import Survey, read_rows, survey
 from askd_ray.data.sources.row import SourceRow

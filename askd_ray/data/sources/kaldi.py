@@ -1,4 +1,4 @@
-"""Reader of Kaldi's data folders: wav.scp, and beside it text, segments, utt2spk, utt2lang."""
+"""Reader of Kaldi's data folders: wav.scp, with text, segments, utt2spk and utt2lang beside it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ _COMMAND = "unreadable audio: wav.scp names a command, and none is run: write it
 
 
 @dataclass(frozen=True)
-class _Utterance:
-    """Where an utterance is in a recording; without ``times`` it is all of it."""
+class _KaldiUtterance:
+    """An utterance in a recording; without ``times`` it is the whole recording."""
 
     id: str
     recording: str
@@ -24,9 +24,9 @@ class _Utterance:
 
 
 def read_kaldi(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
-    """Yield the utterances of a folder: those of segments, or else those of wav.scp; then texts that have no audio.
+    """Yield the utterances of a folder: those of segments, or else those of wav.scp; then texts without audio.
 
-    Raises :class:`AskdError`: no text where ``needs_text``, a line of another form, or an id that stands there twice.
+    Raises :class:`AskdError`: no text although ``needs_text``, a malformed line, or a repeated id.
     """
     folder = file.location.parent
     texts = _mapping(folder / "text", required=needs_text)
@@ -44,18 +44,22 @@ def read_kaldi(source: Source, file: SourceFile, needs_text: bool) -> Iterator[S
         if not audio:
             problem = f"no audio: wav.scp has no recording {utterance.recording}"
         path = b"" if problem else audio
-        yield SourceRecord(values, utterance.where, path, id=f"{file.label_beside(utterance.id)}", problem=problem)
-    for left in texts:
+        yield SourceRecord(values, utterance.where, path, id=f"{file.label_of(utterance.id)}", problem=problem)
+    for utterance_id in texts:
         yield SourceRecord(
-            {}, f"{folder / 'text'}:{left}", b"", id=file.label_beside(left), problem="no audio: only a text"
+            {},
+            f"{folder / 'text'}:{utterance_id}",
+            b"",
+            id=file.label_of(utterance_id),
+            problem="no audio: only a text",
         )
 
 
-def _utterances(folder: Location, recordings: dict[str, str]) -> Iterator[_Utterance]:
+def _utterances(folder: Location, recordings: dict[str, str]) -> Iterator[_KaldiUtterance]:
     segments = folder / "segments"
     if not segments.is_file():
         for name in recordings:
-            yield _Utterance(name, name, f"{folder / 'wav.scp'}:{name}")
+            yield _KaldiUtterance(name, name, f"{folder / 'wav.scp'}:{name}")
         return
     with open_text(segments) as lines:
         for number, line in enumerate(lines, start=1):
@@ -64,19 +68,19 @@ def _utterances(folder: Location, recordings: dict[str, str]) -> Iterator[_Utter
                 raise AskdError(f"{where}: {len(cells)} words, and UTTERANCE RECORDING START END is needed")
             if cells:
                 end = cells[3:] if cells[3] != "-1" else []  # -1 is the end of the recording
-                yield _Utterance(cells[0], cells[1], where, (cells[2], *end))
+                yield _KaldiUtterance(cells[0], cells[1], where, (cells[2], *end))
 
 
 def _mapping(file: Location, required: bool) -> dict[str, str]:
-    """Return the lines of a file by their first word."""
+    """Return the lines of a file, keyed by their first word."""
     if not required and not file.is_file():
         return {}
-    found: dict[str, str] = {}
+    lines_by_id: dict[str, str] = {}
     with open_text(file) as lines:
         for number, line in enumerate(lines, start=1):
             name, _, rest = line.strip().partition(" ") if "\t" not in line else line.strip().partition("\t")
-            if name in found:
-                raise AskdError(f"{file}:{number}: {name!r} stands there twice")
+            if name in lines_by_id:
+                raise AskdError(f"{file}:{number}: {name!r} occurs twice")
             if name:
-                found[name] = rest.strip()
-    return found
+                lines_by_id[name] = rest.strip()
+    return lines_by_id

@@ -1,4 +1,4 @@
-"""Reader of Lhotse's cuts (cuts.jsonl.gz): each supervision of a cut is a row, cut out of the cut's recording."""
+"""Reader of Lhotse's cuts (cuts.jsonl.gz): each supervision of a cut becomes a row, a chunk of the cut's recording."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -12,7 +12,7 @@ _Json = Mapping[str, Any]
 
 
 def read_lhotse(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
-    """Yield a row for each supervision of each cut; a cut without one is a row without a text."""
+    """Yield a row for each supervision of each cut; a cut without supervisions becomes one row without a text."""
     for number, cut in read_table(file.location):
         where = f"{file.location}:{number}"
         try:
@@ -23,7 +23,7 @@ def read_lhotse(source: Source, file: SourceFile, needs_text: bool) -> Iterator[
 
 
 def _records(file: SourceFile, cut: _Json, where: str) -> list[SourceRecord]:
-    """Return the rows of a cut, all or none: a cut of another form raises what its values raise."""
+    """Return the rows of a cut; a malformed cut raises the error of its values, and none of its rows are returned."""
     name = f"{file.label}:{cut['id']}"
     audio, problem = _audio(cut)
     if problem:
@@ -55,13 +55,13 @@ def _n_channels(cut: _Json) -> int:
 
 
 def _audio(cut: _Json) -> tuple[str | bytes, str]:
-    """Return the path of a cut's recording, or why there is none."""
+    """Return the path of a cut's recording, or b"" and the reason why there is none."""
     kind, recording = cut.get("type", "MonoCut"), cast(_Json | None, cut.get("recording"))
     if kind not in ("MonoCut", "MultiCut", "Cut") or recording is None:
-        what = kind if recording is not None or kind == "MixedCut" else "cut without a recording"
-        return b"", f"no audio: a {what}, and cuts of recordings in files are needed"
+        description = kind if recording is not None or kind == "MixedCut" else "cut without a recording"
+        return b"", f"no audio: a {description}, and cuts of recordings in files are needed"
     if recording.get("transforms"):
-        return b"", "no audio: a recording that is to be transformed, and cuts of recordings in files are needed"
+        return b"", "no audio: a recording with transforms, and cuts of recordings in files are needed"
     sources = cast(Sequence[_Json], recording["sources"])
     if len(sources) != 1 or sources[0]["type"] not in ("file", "url"):
         types = ", ".join(str(source["type"]) for source in sources)

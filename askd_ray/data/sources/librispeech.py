@@ -9,7 +9,7 @@ from askd_ray.data.sources.record import SourceRecord
 
 
 def read_librispeech(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
-    """Yield the rows of a .trans.txt file; their audio, ID.flac, lie beside it."""
+    """Yield the rows of a .trans.txt file; the audio files ID.flac are in the same folder."""
     with open_text(file.location) as lines:
         for number, line in enumerate(lines, start=1):
             name, _, text = line.strip().partition(" ")

@@ -1,4 +1,4 @@
-"""Reader of LJSpeech's layout: metadata.csv holds ID|TEXT|NORMALISED TEXT, and the audio are wavs/ID.wav."""
+"""Reader of LJSpeech's layout: metadata.csv holds ID|TEXT|NORMALISED TEXT, and the audio files are wavs/ID.wav."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ _COLUMNS: tuple[str, ...] = ("id", "text", "normalized_text")
 def read_ljspeech(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
     """Yield the rows of a metadata.csv, which has no header and no quoting.
 
-    Raises :class:`AskdError` for lines of another form.
+    Raises :class:`AskdError` for malformed lines.
     """
     with open_text(file.location) as lines:
         for number, line in enumerate(lines, start=1):
@@ -25,5 +25,5 @@ def read_ljspeech(source: Source, file: SourceFile, needs_text: bool) -> Iterato
             if len(cells) not in (2, 3) or not cells[0]:
                 raise AskdError(f"{where}: {len(cells)} cells, and ID|TEXT or ID|TEXT|NORMALISED TEXT is needed")
             values = dict(zip(_COLUMNS, cells, strict=False))
-            name = values.pop("id")  # of one corpus: ids of rows name the source too
+            name = values.pop("id")  # unique in one corpus only; the row's id also names the source
             yield SourceRecord(values, where, f"wavs/{name}.wav")

@@ -1,4 +1,4 @@
-"""Readers of tables that name audio files: manifests, and the layouts that are a manifest with names of their own."""
+"""Readers of tables that name audio files: manifests, and layouts that are manifests with other column names."""
 
 import csv
 import gzip
@@ -18,15 +18,15 @@ from askd_ray.data.sources.record import SourceRecord, known_columns, names_of
 from askd_ray.errors import AskdError, did_you_mean
 from askd_ray.location import Location
 
-_CLIPS = {"common_voice": "clips"}  # the folder that audio lies in, where the rows leave it out
+_CLIPS = {"common_voice": "clips"}  # the audio folder, for layouts whose rows do not name it
 _MAX_QUOTED_COLUMNS = 12
 
 
 def read_manifest(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
     """Yield the rows of a JSONL, JSON, TSV or CSV file.
 
-    Raises :class:`AskdError` for broken lines, and for unknown or missing columns; without ``needs_text`` the column of
-    the texts may be missing.
+    Raises :class:`AskdError` for malformed lines, and for unknown or missing columns; the text column may be missing
+    unless ``needs_text``.
     """
     columns, checked = known_columns(source), set[str]()
     refuses = source.kind == "manifest" and source.unknown_columns == "refuse"
@@ -50,7 +50,7 @@ def read_manifest(source: Source, file: SourceFile, needs_text: bool) -> Iterato
 def read_table(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield number and values of each line of a JSONL, TSV or CSV file, or of each item of a JSON file's list.
 
-    Raises :class:`AskdError` for what is no such file.
+    Raises :class:`AskdError` for a malformed file.
     """
     suffix = PurePath(file.name.lower().removesuffix(".gz")).suffix
     records = {".jsonl": _json_lines, ".json": _json_file}.get(suffix, _table_lines)
@@ -59,9 +59,9 @@ def read_table(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
 
 @contextmanager
 def open_text(file: Location, newline: str | None = None) -> Generator[io.TextIOWrapper]:
-    """Open a text file, unpacked where its name ends with .gz; a byte order mark is left out.
+    """Open a text file; .gz files are decompressed, and a byte order mark is skipped.
 
-    Raises :class:`AskdError` when it cannot be read, or is not UTF-8 text.
+    Raises :class:`AskdError` when the file cannot be read, or is not UTF-8 text.
     """
     with file.explain("cannot be read", EOFError, zlib.error):
         stream = cast(BinaryIO, file.stream())
@@ -75,9 +75,9 @@ def open_text(file: Location, newline: str | None = None) -> Generator[io.TextIO
 
 
 def json_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """Return a JSON object.
+    """Parse a JSON object.
 
-    Raises :class:`AskdError` that starts with ``where`` for anything else, and for a name that stands in it twice.
+    Raises :class:`AskdError` that starts with ``where`` for anything else, and for a repeated name.
     """
     return _as_object(_parse(text, where), where)
 
@@ -99,7 +99,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_repeats(names: list[str]) -> None:
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"the name {name!r} stands there {count} times")
+        raise ValueError(f"the name {name!r} occurs {count} times")
 
 
 def _as_object(value: Any, where: str) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _json_lines(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _json_file(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the items of a list; NeMo's manifests end with .json, and are JSON lines."""
+    """Yield the items of a list, or of JSON lines: NeMo's manifests have the suffix .json."""
     with open_text(file) as lines:
         first = next((line for line in lines if line.strip()), "")
         if first.lstrip().startswith("["):
@@ -128,7 +128,7 @@ def _json_file(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _table_lines(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
     is_tsv = ".tsv" in file.name.lower()[-7:]
-    # In TSV a quotation mark is only a character, but for a cell that a writer of CSV has quoted as a whole.
+    # In TSV a quotation mark is an ordinary character, except around a whole cell, as CSV writers quote it.
     delimiter, quoting = ("\t", csv.QUOTE_NONE) if is_tsv else (",", csv.QUOTE_MINIMAL)
     with open_text(file, newline="") as lines:
         reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
@@ -156,13 +156,13 @@ _LOOKS_LIKE_AUDIO = re.compile(r"\.(wav|flac|ogg|opus|mp3|m4a|mp4|aac|webm|wma|a
 
 
 def _check_quotes(cells: list[str], where: str) -> None:
-    """Refuse a cell over several lines of which a later one looks like a row: a quotation mark is not closed."""
+    """Refuse a cell over several lines if a later line looks like a row: a quotation mark is probably not closed."""
     for cell in cells:
         _, *later = cell.splitlines() or [""]
         for line in later:
             if "," in line and _LOOKS_LIKE_AUDIO.search(line):
                 raise AskdError(
-                    f"{where}: a quoted cell goes on over the next line, which looks like a row ({line[:40]!r}): is a "
+                    f"{where}: a quoted cell continues on the next line, which looks like a row ({line[:40]!r}): is a "
                     "quotation mark not closed?"
                 )
 

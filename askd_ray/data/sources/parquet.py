@@ -1,4 +1,4 @@
-"""Reader of Parquet files: Hugging Face's layout, and audio as a path or as samples."""
+"""Reader of Parquet files: Hugging Face's layout, and audio as paths or as samples."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ from askd_ray.data.sources.record import SourceRecord, known_columns, names_of
 from askd_ray.errors import AskdError
 from askd_ray.location import Location
 
-_BATCH_ROWS = 16  # of audio in memory
-_BUFFER_BYTES = 4 << 20  # without one, the whole of a row group is read before it is decoded page by page
+_BATCH_ROWS = 16  # rows with audio in memory at a time
+_BUFFER_BYTES = 4 << 20  # without a buffer, a whole row group is read before its pages are decoded
 _FORMS = "struct<bytes, path>, struct<array, sampling_rate>, binary (a file's bytes) or string (a path)"
 _Value = Mapping[str, Any] | bytes | str | None
 
@@ -24,7 +24,7 @@ _Value = Mapping[str, Any] | bytes | str | None
 def read_parquet(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
     """Yield the rows of a Parquet file.
 
-    Raises :class:`AskdError`: damaged, no column of audio, or of texts where ``needs_text``, or audio in another form.
+    Raises :class:`AskdError`: damaged, no audio column, no text column although ``needs_text``, or unknown audio type.
     """
     with _open(file.location) as parquet:
         audio, columns = _columns(source, file, parquet.schema_arrow, needs_text)
@@ -41,13 +41,13 @@ def read_parquet(source: Source, file: SourceFile, needs_text: bool) -> Iterator
 
 
 def count_rows(file: Location) -> int:
-    """Return the number of rows that a Parquet file says it has."""
+    """Return the number of rows in a Parquet file's metadata."""
     with _open(file) as parquet:
         return parquet.metadata.num_rows
 
 
 def names_audio_files(source: Source, file: SourceFile) -> bool:
-    """Whether a Parquet file's audio are paths alone, which can be listed without reading any audio."""
+    """Whether a Parquet file holds only the paths of its audio, so that they can be listed without reading audio."""
     with _open(file.location) as parquet:
         name = names_of(source, "audio")[0]
         return name in parquet.schema_arrow.names and _is_text(parquet.schema_arrow.field(name).type)
@@ -61,8 +61,8 @@ def _open(file: Location) -> pq.ParquetFile:
 def _columns(source: Source, file: SourceFile, schema: pa.Schema, needs_text: bool) -> tuple[str, list[str]]:
     names = cast(list[str], schema.names)
     audio, texts = names_of(source, "audio")[0], names_of(source, "text")
-    found = next((name for name in texts if name in names), None)
-    if audio not in names or (needs_text and found is None):
+    text = next((name for name in texts if name in names), None)
+    if audio not in names or (needs_text and text is None):
         raise AskdError(
             f"{file.location}: columns {audio!r} and {' or '.join(map(repr, texts))} are needed, it has {names}: "
             "columns: {audio: NAME, text: NAME} names others"
@@ -80,23 +80,23 @@ def _columns(source: Source, file: SourceFile, schema: pa.Schema, needs_text: bo
 
 def _record(file: SourceFile, values: dict[str, Any], column: str, number: int) -> SourceRecord:
     where, default_id = f"{file.location}:{number}", f"{file.label}:{number}"
-    found = cast(_Value, values.pop(column))
-    if not isinstance(found, Mapping):
-        return SourceRecord(values, where, found if found else b"", id=default_id, problem="" if found else _NOTHING)
-    path = found.get("path") or ""
+    audio = cast(_Value, values.pop(column))
+    if not isinstance(audio, Mapping):
+        return SourceRecord(values, where, audio if audio else b"", id=default_id, problem="" if audio else _NO_AUDIO)
+    path = audio.get("path") or ""
     path = path.decode("utf-8", errors="surrogateescape") if isinstance(path, bytes) else path
-    data = found.get("bytes")
+    data = audio.get("bytes")
     if data:
         if isinstance(data, list):
             data = _joined(cast(list[Any], data))
         problem = "" if data else "unreadable audio: its bytes are no list of numbers from 0 to 255"
         return SourceRecord(values, where, data or b"", path, default_id, problem)
-    if found.get("array") is not None:
-        return _from_samples(values, where, default_id, path, found)
-    return SourceRecord(values, where, path or b"", path, default_id, "" if path else _NOTHING)
+    if audio.get("array") is not None:
+        return _from_samples(values, where, default_id, path, audio)
+    return SourceRecord(values, where, path or b"", path, default_id, "" if path else _NO_AUDIO)
 
 
-_NOTHING = "no audio: neither bytes nor a path in the row"
+_NO_AUDIO = "no audio: neither bytes nor a path in the row"
 
 
 def _joined(data: list[Any]) -> bytes | None:
@@ -107,12 +107,12 @@ def _joined(data: list[Any]) -> bytes | None:
 
 
 def _from_samples(
-    values: dict[str, Any], where: str, default_id: str, path: str, found: Mapping[str, Any]
+    values: dict[str, Any], where: str, default_id: str, path: str, audio: Mapping[str, Any]
 ) -> SourceRecord:
-    """Return samples in [-1, 1], or of 16 bits, as a WAV file of them."""
+    """Return a record whose audio, float samples in [-1, 1] or 16-bit integers, is a WAV file."""
     buffer = io.BytesIO()
     try:
-        samples, rate_hz = np.asarray(found["array"]), int(found["sampling_rate"])
+        samples, rate_hz = np.asarray(audio["array"]), int(audio["sampling_rate"])
         if samples.ndim != 1 or samples.dtype.kind not in "fi" or samples.size == 0:
             raise ValueError(f"an array of shape {samples.shape} of {samples.dtype}")
         if samples.dtype.kind == "i":
@@ -126,7 +126,7 @@ def _from_samples(
 
 
 def _to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Return the rows of a batch; texts that are not UTF-8 come as bytes."""
+    """Return the rows of a batch; if a text is not UTF-8, all texts of the batch are bytes."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""The rows of sources, and what can be said of them without reading their audio."""
+"""Read the rows of sources, and survey sources without reading their audio."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from askd_ray.files import digest, hash_fraction
 from askd_ray.location import Location, map_concurrently
 
 Reader = Callable[[Source, SourceFile, bool], Iterator[SourceRecord]]
-"""Yields the records of a file; the last argument says whether a column of texts is needed."""
+"""Yields the records of a file; the last argument, ``needs_text``, says whether a text column is required."""
 
 _READERS: dict[SourceKind, Reader] = {
     "parquet": read_parquet,
@@ -36,30 +36,30 @@ _HOLDS_AUDIO = ("parquet", "webdataset")  # the kinds whose rows cannot be read 
 
 @dataclass(frozen=True)
 class Survey:
-    """What can be said about sources without reading their audio. ``n_rows`` is None where only reading tells."""
+    """A fingerprint and the number of rows of sources; ``n_rows`` is None if it needs reading the audio."""
 
     fingerprint: str
     n_rows: int | None
 
 
 def survey(sources: Sequence[Source], needs_text: bool = True) -> Survey:
-    """Return a hash over names, sizes and times of the sources' files (and of those that their rows name), and a count.
+    """Return a hash of the names, sizes and times of all files of the sources, with audio files, and the row count.
 
-    Raises :class:`AskdError` for a source that is missing or that is no such source.
+    Raises :class:`AskdError` for a source that is missing or malformed.
     """
     stamps = _Stamps()
     files: dict[Location, tuple[int, int]] = {}
     counts: list[int | None] = []
     for source in sources:
-        found = source_files(source)
-        files |= {file.location: stamps.of(file.location) for file in found}
+        parts = source_files(source)
+        files |= {file.location: stamps.of(file.location) for file in parts}
         is_whole = source.split is None and source.share == 1.0
-        if _audio_lies_beside(source, found):
-            rows = [row.audio for row in _rows(source, found, needs_text)]
+        if _has_audio_files(source, parts):
+            rows = [row.audio for row in _rows(source, parts, needs_text)]
             files |= {audio: stamps.of(audio) for audio in rows if isinstance(audio, Location)}
             counts.append(len(rows) if is_whole else None)
         elif source.kind == "parquet" and is_whole:
-            counts += map_concurrently(count_rows, [file.location for file in found])
+            counts += map_concurrently(count_rows, [file.location for file in parts])
         else:
             counts.append(None)
     n_rows = None if None in counts else sum(n for n in counts if n is not None)
@@ -67,12 +67,12 @@ def survey(sources: Sequence[Source], needs_text: bool = True) -> Survey:
 
 
 def read_rows(source: Source, needs_text: bool = True) -> Iterator[SourceRow]:
-    """Yield the rows of a source, in its order. Audio in files is not read; audio in tars and Parquet comes along.
+    """Yield the rows of a source in order. Audio in tars and Parquet is included; audio files are not read yet.
 
-    A row that cannot be used comes with its ``problem``.
+    A row that cannot be used has a ``problem``.
 
-    Raises :class:`AskdError` for what makes the source unusable: missing, damaged, an unknown or missing column (a
-    column of texts only where ``needs_text``), a split that no row of it has.
+    Raises :class:`AskdError` if the whole source is unusable: missing, damaged, an unknown or missing column (the text
+    column only if ``needs_text``), or no row of the selected split.
     """
     yield from _rows(source, source_files(source), needs_text)
 
@@ -81,7 +81,7 @@ def _rows(source: Source, files: Sequence[SourceFile], needs_text: bool) -> Iter
     reader = _READERS.get(source.kind, read_manifest)
     names = names_by_field(source)
     others: dict[str, None] = {}
-    is_found = source.split is None
+    split_exists = source.split is None
     for file in files:
         for record in reader(source, file, needs_text):
             values = RecordValues(names, file, record)
@@ -89,29 +89,29 @@ def _rows(source: Source, files: Sequence[SourceFile], needs_text: bool) -> Iter
                 if len(others) < _MAX_NAMED:
                     others[values.split_name()] = None
                 continue
-            is_found = True
+            split_exists = True
             row = to_row(source, values)
             if hash_fraction(row.id) < source.share:
                 yield row
-    if not is_found and others:
-        there = ", ".join(repr(name) for name in others if name) or "no row says its split"
-        raise AskdError(f"source {files[0].label}: no row of the split {source.split!r}: there is {there}")
+    if not split_exists and others:
+        names = ", ".join(repr(name) for name in others if name) or "no row says its split"
+        raise AskdError(f"source {files[0].label}: no row of the split {source.split!r}: there is {names}")
 
 
-def _audio_lies_beside(source: Source, files: Sequence[SourceFile]) -> bool:
+def _has_audio_files(source: Source, files: Sequence[SourceFile]) -> bool:
     if source.kind == "parquet":
         return all(map_concurrently(lambda file: names_audio_files(source, file), files))
     return source.kind not in _HOLDS_AUDIO
 
 
 class _Stamps:
-    """Sizes and times of files, from one listing a folder: asking a store for each file would take hours."""
+    """Sizes and times of files, from one listing per folder: one request per file would take hours on a store."""
 
     def __init__(self) -> None:
         self._listed: dict[Location, dict[Location, tuple[int, int]]] = {}
 
     def of(self, file: Location) -> tuple[int, int]:
-        """Return size and time of a file; a missing one is a matter of its row."""
+        """Return size and time of a file; (-1, -1) if it is missing, which becomes a problem of its row."""
         if file.parent not in self._listed:
             self._listed[file.parent] = stamped(file.parent)
         return self._listed[file.parent].get(file, (-1, -1))

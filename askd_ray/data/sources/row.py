@@ -1,4 +1,4 @@
-"""One row of a source."""
+"""A row of a source, and reading its audio."""
 
 import errno
 import io
@@ -13,18 +13,17 @@ from askd_ray.data.schema import Split
 from askd_ray.location import Location
 
 MAX_BYTES = 1 << 29
-"""No clip of 30 s needs more, and several are in memory at a time."""
+"""The largest audio file: no clip of 30 s needs more, and several are in memory at a time."""
 
-_BUFFER_BYTES = 1 << 20  # of a recording that chunks are cut from: half a minute of it
+_BUFFER_BYTES = 1 << 20  # read buffer for long recordings: about half a minute of sound
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as its source gives it; nothing is known about its audio yet.
+    """A row as its source gives it; its audio is not checked yet.
 
-    ``where`` names file and line. ``split`` is what the data say of it, or "" where they leave that to the recipe's
-    hash. ``problem`` says why the row cannot be used ("" where nothing is known against it): a reason that fits a
-    quarantine file, and after a colon its detail.
+    ``where`` names file and line. ``split`` is the split in the data, or "" if the recipe's hash decides. ``problem``
+    is why the row cannot be used, as "REASON: DETAIL" for the quarantine file, or "".
     """
 
     id: str
@@ -43,10 +42,10 @@ class SourceRow:
     problem: str = ""
 
     def read_audio(self, max_s: float) -> bytes:
-        """Return the audio file's bytes, or as FLAC the chunk and the channel of it that the row names.
+        """Return the audio file's bytes, or the row's chunk and channel of it as FLAC.
 
-        Raises :class:`~askd_ray.audio.decode.AudioError` when it cannot be read, or the row cannot be used, and
-        :class:`AskdError` when it is its store that cannot be read.
+        Raises :class:`~askd_ray.audio.decode.AudioError` when the audio cannot be read or the row has a problem, and
+        :class:`AskdError` when the store itself cannot be read.
         """
         if self.problem:
             raise AudioError(self.problem)
@@ -57,7 +56,7 @@ class SourceRow:
             audio = self.audio if isinstance(self.audio, bytes) else self.audio.read_bytes(MAX_BYTES)
             if self.channel is None:
                 return audio
-            decode(audio, max_s)  # shows damage that one channel would not
+            decode(audio, max_s)  # finds damage that is not visible in one channel
             return self._cut(io.BytesIO(audio), max_s)
         except OSError as error:
             if error.errno == errno.EFBIG:
@@ -71,7 +70,7 @@ class SourceRow:
                 seekable = io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES)
                 return self._cut(cast(BinaryIO, seekable), max_s)
         except AudioError:
-            recording.is_file()  # decoders take a store that breaks off for damaged audio
+            recording.is_file()  # raises AskdError if the store failed; decoders report that as damaged audio
             raise
 
     def _cut(self, file: BinaryIO, max_s: float) -> bytes:

@@ -1,4 +1,4 @@
-"""Which split the data say that a row is of: in a column, in the name of a file, in the name of a folder."""
+"""Read the split of a row from a column, a file name or a folder name."""
 
 import re
 from typing import Literal
@@ -25,25 +25,25 @@ _FOLDER = re.compile(r"([a-z]+)([-_.](clean|other))?([-_.]?\d+)?", re.IGNORECASE
 
 
 def known_split(name: str) -> Split | None:
-    """Return the split that a name means (``validation``, ``train-clean-100``), or None: it names none, or several."""
+    """Return the split that a name means (``validation``, ``train-clean-100``), or None if it names none or several."""
     splits = _splits_in(name)
     return splits.pop() if len(splits) == 1 else None
 
 
 def split_in_path(folders: list[str], file_name: str) -> str:
-    """Return the name of a split as the name of a file says it, or the innermost of its folders, or ""."""
+    """Return the file name or else the innermost folder name that names a split, or ""."""
     stem = _SHARD_NUMBER.sub("", _SUFFIXES.sub("", file_name))
     return next((name for name in (stem, *reversed(folders)) if _splits_in(name)), "")
 
 
 def split_of_folder(name: str) -> str:
-    """Return the name of a folder that is named for a split and for nothing else, or ""."""
+    """Return the name of a folder if it names a split and nothing else, or ""."""
     match = _FOLDER.fullmatch(name)
     return name if match and match.group(1).lower() in _SPLITS else ""
 
 
 def is_selected(source: Source, name: str) -> bool:
-    """Whether a source's ``split`` selects the rows of the split ``name``."""
+    """Whether a source's ``split`` selects rows of the split ``name``."""
     if source.split is None or name == source.split:
         return True
     selected = _SPLITS.get(source.split.lower())
@@ -51,9 +51,9 @@ def is_selected(source: Source, name: str) -> bool:
 
 
 def split_to_keep(source: Source, name: str) -> Split | Literal[""]:
-    """Return the split that a row of the split ``name`` is of, or "" where the recipe's hash decides.
+    """Return the split of rows marked with ``name``, or "" if the recipe's hash decides.
 
-    Raises :class:`ValueError` for a name whose meaning is not known, unless the source selects its rows by that name.
+    Raises :class:`ValueError` for an unknown name, unless the source selects its rows by that name.
     """
     if name in source.splits:
         chosen = source.splits[name]

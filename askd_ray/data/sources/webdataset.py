@@ -1,4 +1,4 @@
-"""Reader of WebDataset tars: members whose names are the same up to the first dot are a sample."""
+"""Reader of WebDataset tars: members whose names are equal up to the first dot form a sample."""
 
 import tarfile
 import zlib
@@ -21,7 +21,7 @@ _MAX_NAMED = 3
 
 @dataclass(frozen=True)
 class _Member:
-    """A file in a tar. ``data`` is None for what holds no bytes of its own (a link), or too many."""
+    """A file in a tar. ``data`` is None for a link or a file that is too large."""
 
     name: str
     extension: str
@@ -29,7 +29,7 @@ class _Member:
 
 
 def read_webdataset(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
-    """Yield the samples of a tar as they come; nothing is unpacked, and a sample at a time is in memory.
+    """Yield the samples of a tar in order; nothing is unpacked to disk, and one sample at a time is in memory.
 
     Raises :class:`AskdError` for a damaged tar.
     """
@@ -58,26 +58,24 @@ def _data(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
 
 
 def _records(source: Source, file: SourceFile, key: str, members: list[_Member]) -> Iterator[SourceRecord]:
-    """Yield a sample; one that is several makes as many rows with a problem, so that none is lost from the counts."""
+    """Yield a sample's row; if several samples share the key, yield one row with a problem for each of them."""
     by_kind = [[m for m in members if m.extension.rpartition(".")[2] in ends] for ends in (_AUDIO, {_TEXT}, {"json"})]
     n_samples = max(map(len, by_kind))
     if n_samples > 1:
         clashing = max(by_kind, key=len)
-        named = ", ".join(member.name for member in clashing[:_MAX_NAMED])
-        problem = (
-            f"several samples under one key: {named}: a key ends at the first dot of a name, and tells samples apart"
-        )
+        names = ", ".join(member.name for member in clashing[:_MAX_NAMED])
+        problem = f"several samples under one key: {names}: the key of a sample is its name up to the first dot"
         for number, member in enumerate(clashing):
             where = f"{file.location}:{member.name}"
             yield SourceRecord({}, where, b"", member.name, f"{file.label}/{member.name}#{number}", problem)
         return
-    audio, text, described = (found[0] if found else None for found in by_kind)
+    audio, text, metadata = (members_of_kind[0] if members_of_kind else None for members_of_kind in by_kind)
     where = f"{file.location}:{key}"
     values: dict[str, Any] = {}
     problem = "" if audio else f"no audio: the sample is {', '.join(m.name for m in members[:_MAX_NAMED])}"
-    if described is not None and described.data is not None:
+    if metadata is not None and metadata.data is not None:
         try:
-            values = json_object(described.data, described.name)
+            values = json_object(metadata.data, metadata.name)
         except AskdError as error:
             problem = f"unreadable json: {error}"
     if text is not None and text.data is not None:

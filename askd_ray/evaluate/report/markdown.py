@@ -81,7 +81,7 @@ def _quoted(quoted: QuotedTranscript) -> str:
 
 def _word(word: AlignedWord) -> str:
     if word.is_right:
-        return word.said
-    if word.said and word.heard:
-        return f"[{word.said}→{word.heard}]"
-    return f"[-{word.said}]" if word.said else f"[+{word.heard}]"
+        return word.reference
+    if word.reference and word.hypothesis:
+        return f"[{word.reference}→{word.hypothesis}]"
+    return f"[-{word.reference}]" if word.reference else f"[+{word.hypothesis}]"

@@ -1,7 +1,7 @@
 """Normalisation before scoring; raw texts are what is stored."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
@@ -16,11 +16,17 @@ def normalizer(language: str, kind: Normalizer = "whisper") -> Callable[[str], s
     """Return what makes texts comparable.
 
     ``whisper`` is Whisper's English normaliser for ``en`` and its basic one for every other language, ``basic`` the
-    basic one for all (lower case, no punctuation), ``none`` leaves texts as they are.
+    basic one for all (lower case, no punctuation), ``none`` leaves texts as they are. Of the first two, words without a
+    letter or digit are left out: Whisper's English normaliser leaves a lone "." of "..." and a lone "$", which would
+    count as words.
     """
     if kind == "none":
         return str
-    return _english() if kind == "whisper" and language == "en" else _basic()
+    return partial(_normalize, _english() if kind == "whisper" and language == "en" else _basic())
+
+
+def _normalize(normalize: Callable[[str], str], text: str) -> str:
+    return " ".join(word for word in normalize(text).split() if any(char.isalnum() for char in word))
 
 
 @lru_cache(maxsize=1)

@@ -236,9 +236,9 @@ def violations(path: str, source: str, checks: tuple[Callable[[str, ast.Module],
 
 
 def too_long(path: str, source: str) -> list[str]:
-    most = MAX_JOB_LINES if path.startswith("jobs/") else MAX_MODULE_LINES
+    max_lines = MAX_JOB_LINES if path.startswith("jobs/") else MAX_MODULE_LINES
     lines = len(source.splitlines())
-    return [f"{path}: {lines} lines, at most {most} are allowed"] if lines > most else []
+    return [f"{path}: {lines} lines, at most {max_lines} are allowed"] if lines > max_lines else []
 
 
 def check_file(path: str, checks: tuple[Callable[[str, ast.Module], Iterator[str]], ...]) -> list[str]:

@@ -41,8 +41,8 @@ def test_what_a_benchmark_imports_is_there(path: str):
     """Nothing else runs them: a function that was renamed in the package would be found out weeks later."""
     tree = ast.parse((ROOT / "benchmarks" / path).read_text(encoding="utf-8"))
     imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("askd_ray")]
-    wanted = {(node.module or "", alias.name) for node in imports for alias in node.names}
-    assert sorted(f"{module}.{name}" for module, name in wanted if not is_there(module, name)) == []
+    names = {(node.module or "", alias.name) for node in imports for alias in node.names}
+    assert sorted(f"{module}.{name}" for module, name in names if not is_there(module, name)) == []
 
 
 def is_there(module: str, name: str) -> bool:

@@ -17,6 +17,8 @@ from askd_ray.config.tune import DEFAULT_SPACE
 from askd_ray.errors import AskdError, did_you_mean, without_credentials
 from askd_ray.files import local_path, scheme_of
 
+_RENAMED = {"train.least_workers": "train.min_workers"}
+
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package."""
@@ -193,6 +195,8 @@ def _explain(error: ErrorDetails) -> str:
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(location[:-1])
+        if key in _RENAMED:
+            return f"{key} is called {_RENAMED[key]} now"
         return f"unknown key {key!r}: allowed here are {', '.join(allowed)}{did_you_mean(location[-1], allowed)}"
     message = error["msg"].removeprefix("Value error, ")
     given = error["input"]

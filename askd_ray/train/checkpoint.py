@@ -20,6 +20,9 @@ from askd_ray.train.optim import Optimizer
 from askd_ray.train.parallel import gather_on_cpu, local_part
 from askd_ray.train.weight_ema import WeightEma
 
+FORMAT = 2
+"""Version of a checkpoint's layout; 1 had other names in its state."""
+
 _STATE = "state.json"
 _STUDENT, _OPTIMIZER = "student.safetensors", "optimizer.safetensors"
 _SELF_TEACHER, _EMA = "self_teacher.safetensors", "ema.safetensors"
@@ -37,8 +40,8 @@ class TrainState:
     step: int = 0
     progress: float = 0.0
     """The completed share of the run."""
-    place: DataCursor = field(default_factory=DataCursor)
-    """The data cursor: where the next step's data begins. It does not depend on the number of workers."""
+    cursor: DataCursor = field(default_factory=DataCursor)
+    """Where the next step's data begins. It does not depend on the number of workers."""
     shrunk: int = 0
     """The number of shrinkings that the student has gone through."""
     best_wer: float | None = None
@@ -49,7 +52,7 @@ class TrainState:
     """The number of evaluations since ``best_step``."""
     gap: dict[str, Any] = field(default_factory=dict[str, Any])
     """The running losses of the ``gap`` schedule (:meth:`~askd_ray.distill.schedules.Gap.state`)."""
-    own: Facts = field(default_factory=dict[str, Any])
+    self_teacher: Facts = field(default_factory=dict[str, Any])
     """The self-teacher's state besides its tensors."""
     scaler: dict[str, Any] = field(default_factory=dict[str, Any])
     """The state of the float16 gradient scaler; empty without one."""
@@ -88,7 +91,7 @@ def save_checkpoint(
             temporary.mkdir()
             for name, tensors in _tensor_files(objects, self_teacher):
                 save_file(gather_on_cpu(tensors, keep=True), temporary / name)
-            write_json(temporary / _STATE, dataclasses.asdict(train_state))
+            write_json(temporary / _STATE, {"format": FORMAT, **dataclasses.asdict(train_state)})
     except (OSError, SafetensorError) as error:
         raise AskdError(
             f"cannot write checkpoint {path} ({_one_line(error)}); the previous checkpoint is intact: free disk space "
@@ -100,7 +103,10 @@ def save_checkpoint(
 
 
 def latest_train_state(folder: Path) -> TrainState | None:
-    """Return the state of the newest complete checkpoint, or None when there is none."""
+    """Return the state of the newest complete checkpoint, or None when there is none.
+
+    Raises :class:`AskdError` when it has another format.
+    """
     folders = _checkpoints(folder)
     return _read_train_state(folders[-1]) if folders else None
 
@@ -119,7 +125,7 @@ def load_checkpoint(folder: Path, objects: TrainObjects, student_builder: Studen
         now, saved = objects.student.state_dict(), load_file(path / _STUDENT)
         objects.student.load_state_dict({name: local_part(saved[name], now[name]) for name in saved}, strict=True)
         _restore_optimizer(objects.optimizer, load_file(path / _OPTIMIZER))
-        objects.self_teacher.restore(_load_if_exists(path / _SELF_TEACHER), train_state.own, student_builder)
+        objects.self_teacher.restore(_load_if_exists(path / _SELF_TEACHER), train_state.self_teacher, student_builder)
         mean = {name: local_part(value, now[name]) for name, value in _load_if_exists(path / _EMA).items()}
         objects.ema.restore(mean, train_state.ema_steps, next(objects.student.parameters()).device)
         objects.scaler.load_state_dict(train_state.scaler)
@@ -141,8 +147,14 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _read_train_state(path: Path) -> TrainState:
     values = read_json(path / _STATE)
-    place = DataCursor(**values.pop("place"))
-    return TrainState(**values, place=place)
+    version = values.pop("format", 1)
+    if version != FORMAT:
+        raise AskdError(
+            f"checkpoint {path} has format {version}, and this version of askd resumes from format {FORMAT}: "
+            "--force starts the run again"
+        )
+    cursor = DataCursor(**values.pop("cursor"))
+    return TrainState(**values, cursor=cursor)
 
 
 def _tensor_files(objects: TrainObjects, self_teacher: Tensors) -> Iterator[tuple[str, Tensors]]:

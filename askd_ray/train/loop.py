@@ -135,10 +135,10 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Train from the last checkpoint to the end; return a summary, the same on every rank."""
         tracker = Tracker(self.folder, self.train_state.step) if self.context.rank == 0 else None
-        tasks = self.planner.tasks(self.train_state.place, self.context.rank, self.context.world_size)
+        tasks = self.planner.tasks(self.train_state.cursor, self.context.rank, self.context.world_size)
         batches = self.context.batches(self.loader, tasks)
         clock, stepper = Clock(), None
-        for step in self.planner.steps(self.train_state.place):
+        for step in self.planner.steps(self.train_state.cursor):
             if self._patience_is_over():
                 break
             with clock.waiting():
@@ -224,7 +224,7 @@ class Loop:
             self.gap.update(result.means["ce"], result.means["teacher_ce"])
             self.objects.ema.update(stepper.student)
         self.ledger.note(n_done + 1, step.epoch, [i for b in batches for i in b.ids], result.outcome)
-        self._update_state(step=n_done + 1, progress=step.ends, place=step.next)
+        self._update_state(step=n_done + 1, progress=step.ends, cursor=step.next)
         rates = {f"lr/{group['name']}": float(group["lr"]) for group in stepper.optimizer.param_groups}
         schedule = {"a": weights.teacher_weight, "b": weights.self_weight, "T": weights.temperature, "k": weights.k}
         return {**result.means, "grad_norm": result.grad_norm, "progress": step.ends, **schedule, **rates}
@@ -249,7 +249,7 @@ class Loop:
     def _save(self) -> None:
         """Write a checkpoint: first each rank writes its part of the ledger, then rank 0 writes everything else."""
         tensors, facts = self.objects.self_teacher.state()
-        self._update_state(gap=self.gap.state(), own=facts)
+        self._update_state(gap=self.gap.state(), self_teacher=facts)
         self.ledger.write(self.train_state.step)
         self._barrier()
         writes = self.context.rank == 0

@@ -132,16 +132,16 @@ def clear_stale_run(run: Run, key: str, force: bool) -> None:
 
     Raises :class:`AskdError` when the folder holds a training with other settings, unless ``force`` is set.
     """
+    if force:
+        remove(run.distill)
+        remove(run.path / "distill.json")
+        return
     train_state = latest_train_state(run.distill / CHECKPOINTS)
-    is_stale = run.record("distill") is not None or (train_state is not None and train_state.key != key)
-    if is_stale and not force:
+    if run.record("distill") is not None or (train_state is not None and train_state.key != key):
         raise AskdError(
             f"{run.distill} holds a student of other settings: give this run another name (--set name=...), or "
             "use --force to start over"
         )
-    if is_stale or force:
-        remove(run.distill)
-        remove(run.path / "distill.json")
 
 
 def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def test_recipes_are_frozen():
         ("train.workers=many", r"train\.workers = 'many': .*integer"),
         ("train={micro_batches: 2, workers: 3}", r"workers = 3 exceeds micro_batches = 2"),
         ("train={workers: 2, min_workers: 3}", r"min_workers = 3 exceeds workers = 2"),
+        ("train.least_workers=1", r"train\.least_workers is called train\.min_workers now"),
         ("train.frozen_until={encoder: 1, decoder: 0.5, embeddings: 0.1}", r"one must be 0"),
         ("train.lr=fast", r"train\.lr = 'fast': .*number"),
         (
@@ -161,7 +162,7 @@ def test_what_lies_on_a_disk_is_no_uri(setting: str, uri: str):
         load_recipe("demo", [*needs, f"{setting}={uri}"])
     line = str(caught.value)
     assert setting.rpartition(".")[0] in line and "\n" not in line
-    assert "path on a disk" in line or "no home folder" in line or "mlflow is a folder, or the address" in line
+    assert "path on this machine" in line or "no home folder" in line or "mlflow is a folder, or the address" in line
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,13 @@ def test_right_words_are_those_without_an_error(pairs):
 
 @pytest.mark.parametrize(
     ("language", "text", "normalised"),
-    [("en", "Mr. Smith, it's TWENTY-one!", "mister smith it is 21"), ("de", "Grüße, Welt!", "grüße welt ")],
+    [("en", "Mr. Smith, it's TWENTY-one!", "mister smith it is 21"), ("de", "Grüße, Welt!", "grüße welt")],
 )
 def test_normaliser_is_chosen_by_language(language, text, normalised):
     assert normalizer(language)(text) == normalised
 
 
 def test_the_kind_of_normaliser():
-    assert normalizer("en", "basic")("Mr. Smith, it's TWENTY-one!") == "mr smith it s twenty one "
+    assert normalizer("en", "basic")("Mr. Smith, it's TWENTY-one!") == "mr smith it s twenty one"
     assert normalizer("en", "none")("Mr. Smith ") == "Mr. Smith "
-    assert normalizer("de", "whisper")("Grüße!") == normalizer("de", "basic")("Grüße!") == "grüße "
+    assert normalizer("de", "whisper")("Grüße!") == normalizer("de", "basic")("Grüße!") == "grüße"

@@ -1,6 +1,6 @@
 # Every target sets up what it needs and leaves alone what is there already: see scripts/tasks.sh.
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep lint setup clean
+.PHONY: help demo test sweep lint docs setup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ sweep: ## the tests that `make test` leaves out: the training with every preset,
 
 lint: ## ruff, ruff format and pyright strict, as pre-commit and CI run them
 	@bash scripts/tasks.sh lint
+
+docs: ## build the documentation as a site, into site/
+	@bash scripts/tasks.sh docs
 
 setup: ## only install: everything that the demo, the tests and lint need, into .venv
 	@bash scripts/tasks.sh setup

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from askd_ray import stages
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import start_recipe
@@ -62,10 +63,7 @@ def fetch_speech(name: Annotated[str, typer.Argument(help="ivr")] = "ivr", force
 @app.command()
 def prepare(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Convert sources to Parquet shards, split by speaker; unusable rows go to quarantine.jsonl."""
-    loaded = _recipe_of("prepare", recipe, set_)
-    from askd_ray.data import prepare as stage
-
-    stage.prepare(loaded, force)
+    stages.prepare(_recipe_of("prepare", recipe, set_), force)
 
 
 @app.command()
@@ -80,59 +78,37 @@ def student(recipe: RecipeOption = None, set_: SetOption = None) -> None:
 @app.command()
 def label(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Run the teacher over the train shards once and store its top-k soft labels (Ray Data)."""
-    loaded = _recipe_of("label", recipe, set_)
-    from askd_ray.targets import ray_label
-
-    ray_label.label(loaded, force)
+    stages.label(_recipe_of("label", recipe, set_), force)
 
 
 @app.command()
 def distill(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Distil the student with ASKD (Ray Data and Ray Train)."""
-    loaded = _recipe_of("distill", recipe, set_)
-    from askd_ray.train import ray_trainer
-
-    ray_trainer.distill(loaded, force)
+    stages.distill(_recipe_of("distill", recipe, set_), force)
 
 
 @app.command()
 def tune(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Search decay schedules and self-distillation weights on dev (Ray Tune)."""
-    loaded = _recipe_of("tune", recipe, set_)
-    from askd_ray.tune import ray_tuner
-
-    ray_tuner.search(loaded, force)
+    stages.tune(_recipe_of("tune", recipe, set_), force)
 
 
 @app.command()
 def export(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Write the student's bundle: transformers and CTranslate2 folders, model card, hashes; verify each format."""
-    loaded = _recipe_of("export", recipe, set_)
-    from askd_ray.export import bundle
-    from askd_ray.train import report
-
-    bundle.export(loaded, force)
-    report.publish(loaded)
+    stages.export(_recipe_of("export", recipe, set_), force)
 
 
 @app.command()
 def evaluate(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Compare the student with its teacher and other models on held-out speech: WER with intervals, errors, speed."""
-    loaded = _recipe_of("evaluate", recipe, set_)
-    from askd_ray.evaluate import ray_evaluate as stage
-    from askd_ray.train import report
-
-    stage.evaluate(loaded, force)
-    report.publish(loaded)
+    stages.evaluate(_recipe_of("evaluate", recipe, set_), force)
 
 
 @app.command()
 def study(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Compare objectives with equal budgets over several seeds: train, evaluate and report all of them."""
-    loaded = _recipe_of("study", recipe, set_, "study_cpu")
-    from askd_ray import study as pipeline
-
-    pipeline.run_study(loaded, force)
+    stages.study(_recipe_of("study", recipe, set_, "study_cpu"), force)
 
 
 @app.command()
@@ -143,7 +119,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the evaluation of runs as an HTML page and as Markdown: verdict, tables, plots, worst utterances."""
-    from askd_ray.evaluate.report import write
+    from askd_ray.evaluation.report import write
 
     console.print(f"report: {write.report(runs, out)}")
 
@@ -227,7 +203,7 @@ def plot_schedule(
     out: Annotated[Path, typer.Option(help="The file of the plot.")] = Path("schedule.png"),
 ) -> None:
     """Plot a recipe's weights a and b, its temperature T and AdaKD's k over the training, as PNG."""
-    from askd_ray.distill import plot
+    from askd_ray.objective import plot
 
     console.print(f"schedule in {plot.plot_schedule(load_recipe(recipe, set_ or ()), out)}")
 

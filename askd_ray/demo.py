@@ -12,17 +12,15 @@ import httpx
 import psutil
 from rich.panel import Panel
 
+from askd_ray import stages
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.config.source import Source
-from askd_ray.data.prepare import prepare
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances
-from askd_ray.evaluate.hypotheses import STUDENT, TEACHER
-from askd_ray.evaluate.ray_evaluate import evaluate
-from askd_ray.evaluate.scores import Scores
-from askd_ray.evaluate.tables import speed_table, table
-from askd_ray.export.bundle import export
+from askd_ray.evaluation.hypotheses import STUDENT, TEACHER
+from askd_ray.evaluation.scores import Scores
+from askd_ray.evaluation.tables import speed_table, table
 from askd_ray.fetch.speech import fetch_speech
 from askd_ray.files import local_path, write_json
 from askd_ray.models.reference import resolve
@@ -32,10 +30,6 @@ from askd_ray.runs import Run
 from askd_ray.serve.listener import Address
 from askd_ray.serve.ray_app import serve_bundles, stop_serving
 from askd_ray.serve.settings import ServiceArgs
-from askd_ray.targets.ray_label import label
-from askd_ray.train.ray_trainer import distill
-from askd_ray.train.report import publish
-from askd_ray.tune.ray_tuner import search
 
 _PORT = 8000
 
@@ -52,21 +46,20 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
         resolve(recipe.teacher.model)
         connect()
         _print_stage("prepare", "convert audio and texts to shards, split by text")
-        prepare(recipe)
+        stages.prepare(recipe)
         _print_stage("label", "store the teacher's soft labels, once for all trainings")
-        label(recipe)
+        stages.label(recipe)
         _print_stage("tune", "search the decay and the self weight with short trials, scored on dev")
-        tuned = load_recipe(search(recipe)["best"])
+        tuned = load_recipe(stages.tune(recipe)["best"])
         disconnect()  # trial processes stay idle and keep their memory: train on a new cluster
         _print_stage("distill", "train the student with the best values")
-        distilled = distill(tuned)
+        distilled = stages.distill(tuned)
         disconnect()  # an idle cluster takes memory
         _print_stage("export", "write the bundle: transformers, CTranslate2 int8 and float16")
-        export(tuned)
+        stages.export(tuned)
         _print_stage("evaluate", "compare teacher and student on held-out speech")
-        scores = evaluate(tuned)
+        scores = stages.evaluate(tuned)
         run = Run(tuned)
-        publish(tuned)
         _print_stage("serve", "serve the student with the OpenAI audio API")
         answer = _serve_and_transcribe(run)
         disconnect()

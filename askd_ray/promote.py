@@ -1,20 +1,14 @@
 """`askd promote`: serves a bundle under a name, if its WER is lower than that of the served version."""
 
-from dataclasses import replace
 from pathlib import Path
 
-from askd_ray.errors import AskdError
-from askd_ray.evaluate.hypotheses import Hypothesis, read_hypotheses
-from askd_ray.evaluate.scores import DomainScores, score
-from askd_ray.evaluate.significance import RateDifference
+from askd_ray.evaluation.gate import check_gate
 from askd_ray.files import local_path
-from askd_ray.models.bundle import HYPOTHESES_FILE, check_hashes, read_bundle
+from askd_ray.models.bundle import check_hashes, read_bundle
 from askd_ray.progress import console
 from askd_ray.serve.engine import Hardware
 from askd_ray.serve.registry import Registry
 from askd_ray.serve.swap import load_verified
-
-_CANDIDATE, _CURRENT = "candidate", "current"
 
 
 def promote(bundle: Path, registry: Registry, name: str, force: bool = False) -> Path:
@@ -39,45 +33,3 @@ def promote(bundle: Path, registry: Registry, name: str, force: bool = False) ->
     registry.promote(name, version)
     console.print(f"{name}: version {version} is served from now on ({registry.folder})")
     return folder
-
-
-def check_gate(candidate: Path, current: Path) -> None:
-    """Compare two bundles on the utterances of both evaluations: a paired bootstrap, in domain and out of domain.
-
-    The candidate passes if the 95 % interval of its difference in macro WER is below 0 in at least one of the two, and
-    above 0 in none.
-
-    Raises :class:`AskdError` when the candidate does not pass, and when there is nothing to compare.
-    """
-    domains = _differences(candidate, current)
-    summary = ", ".join(
-        f"{domain.replace('_', ' ')} {100 * d['value']:+.2f} points ({100 * d['low']:+.2f} to {100 * d['high']:+.2f})"
-        for domain, d in domains.items()
-    )
-    console.print(f"WER difference to the served version: {summary}")
-    if not any(d["high"] < 0.0 for d in domains.values()) or any(d["low"] > 0.0 for d in domains.values()):
-        raise AskdError(
-            f"promote: {candidate} does not beat the served version, WER {summary}: the interval must be below 0 in "
-            "one domain and above 0 in none; --force promotes it anyway"
-        )
-
-
-def _differences(candidate: Path, current: Path) -> dict[str, RateDifference]:
-    by_model = {name: _hypotheses(bundle) for name, bundle in ((_CANDIDATE, candidate), (_CURRENT, current))}
-    shared = by_model[_CANDIDATE].keys() & by_model[_CURRENT].keys()
-    if not shared:
-        raise AskdError(
-            f"promote: the evaluations of {candidate} and {current} have no utterance in common: evaluate both on the "
-            "same sets (askd evaluate), or use --force"
-        )
-    rows = [replace(by_model[name][key], model=name) for name in by_model for key in sorted(shared)]
-    scores = score(rows, _CURRENT)
-    domains: dict[str, DomainScores | None] = {p: scores[p] for p in ("in_domain", "out_of_domain")}
-    return {p: d["macro"]["against_baseline"][_CANDIDATE] for p, d in domains.items() if d is not None}
-
-
-def _hypotheses(bundle: Path) -> dict[tuple[str, str, str], Hypothesis]:
-    """Return the hypotheses of a bundle's evaluation, by set, utterance id and reference."""
-    if not (bundle / HYPOTHESES_FILE).is_file():
-        raise AskdError(f"promote: {bundle} was not evaluated: run `askd evaluate` on it, or use --force")
-    return {(row.set, row.id, row.reference): row for row in read_hypotheses(bundle / HYPOTHESES_FILE)}

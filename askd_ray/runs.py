@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -219,6 +219,46 @@ class Run:
 
 def _listed(changed: list[SettingDifference]) -> str:
     return "; ".join(str(difference) for difference in changed)
+
+
+Result = dict[str, Any]
+"""What a stage returns and its record keeps."""
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """A stage of a run: whether it is finished, and how it is carried out. See :func:`run_stage`."""
+
+    run: Run
+    stage: str
+    key: str | Callable[[Result], str]
+    """The key of everything that decides the result (:func:`stage_key`), or a function that finds it in the result."""
+    done: Result | None
+    """The result, if the stage has finished with the same inputs and its files are still there."""
+    work: Callable[[], Result]
+    summary: Callable[[Result], str]
+    """What to say of a finished stage, in a few words."""
+    forgets: bool = True
+    """Whether the record of earlier work is removed before this work begins; otherwise the work removes it itself,
+    when it begins to replace files."""
+
+
+def run_stage(stage: StageWork, force: bool = False) -> Result:
+    """Return a stage's result: the recorded one if it has finished with the same inputs, else that of its work.
+
+    The recipe is written before the work and the record after it: a stage that was killed counts as not finished.
+
+    Raises :class:`AskdError` as :meth:`Run.begin` does, and what the work raises.
+    """
+    run, name = stage.run, stage.stage
+    if stage.done is not None and not force:
+        console.print(f"{name}: finished already ({stage.summary(stage.done)})", markup=False)
+        return stage.done
+    begun = run.begin(name, force)
+    if stage.forgets:
+        run.forget(name)
+    result = stage.work()
+    return run.finish(name, stage.key if isinstance(stage.key, str) else stage.key(result), result, begun)
 
 
 def stage_key(*inputs: Any) -> str:

@@ -3,27 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
+from askd_ray import stages
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.config.study import Study
-from askd_ray.data.prepare import prepare
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.bundle_scores import evaluation_of_one, publish_scores
-from askd_ray.evaluate.hypotheses import HYPOTHESES, NON_SPEECH, SCORES, TEACHER, read_hypotheses
-from askd_ray.evaluate.ray_evaluate import compare, speed_of
-from askd_ray.evaluate.report.write import report
-from askd_ray.evaluate.scores import Scores
-from askd_ray.evaluate.seeds import SeedComparison, compare_seeds
-from askd_ray.evaluate.sets import print_left_out, read_sets
-from askd_ray.evaluate.tables import speed_table
-from askd_ray.export.bundle import export
+from askd_ray.evaluation.bundle_scores import evaluation_of_one, publish_scores
+from askd_ray.evaluation.hypotheses import HYPOTHESES, NON_SPEECH, SCORES, TEACHER, read_hypotheses
+from askd_ray.evaluation.ray_evaluate import compare, speed_of
+from askd_ray.evaluation.report.write import report
+from askd_ray.evaluation.scores import Scores
+from askd_ray.evaluation.seeds import SeedComparison, compare_seeds
+from askd_ray.evaluation.sets import print_left_out, read_sets
+from askd_ray.evaluation.tables import speed_table
 from askd_ray.files import write_json
 from askd_ray.progress import Table, console
 from askd_ray.ray_cluster import disconnect
 from askd_ray.runs import Run
-from askd_ray.targets.ray_label import label
+from askd_ray.search.ray_study import train_runs
 from askd_ray.torch_setup import device_of
-from askd_ray.tune.ray_study import train_runs
 
 DOMAINS = ("in_domain", "out_of_domain")
 
@@ -41,15 +39,15 @@ def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
         raise AskdError(f"recipe {recipe.name}: the section study is missing: docs/study.md describes it")
     study, run = recipe.study, Run(recipe)
     runs = {f"{arm}-{seed}": _run_of(recipe, arm, seed) for arm in study.arms for seed in study.seeds}
-    prepare(recipe)
+    stages.prepare(recipe)
     by_temperature = {r.objective.temperature.start: r for r in runs.values()}
     for one in by_temperature.values():  # soft labels depend only on the temperature
-        label(one)
+        stages.label(one)
     begun = run.begin("study")
     train_runs(list(runs.values()), study, force)
     disconnect()
     for one in runs.values():
-        export(one)
+        stages.export(one)
     models = {TEACHER: recipe.teacher.model, **{name: str(Run(one).bundle) for name, one in runs.items()}}
     sets, left_out = read_sets(run)
     print_left_out(left_out)

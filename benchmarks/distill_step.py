@@ -39,15 +39,15 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.plan import DataCursor
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import waveform_of
-from askd_ray.distill.distiller import Distiller
-from askd_ray.distill.objective import TokenBatch, objective_sums
-from askd_ray.distill.online_teacher import OnlineTeacher
-from askd_ray.distill.references import Dense, TopK
-from askd_ray.distill.schedules import Weights
-from askd_ray.distill.self_teacher import build_self_teacher
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.objective.distiller import Distiller
+from askd_ray.objective.objective import TokenBatch, objective_sums
+from askd_ray.objective.online_teacher import OnlineTeacher
+from askd_ray.objective.references import Dense, TopK
+from askd_ray.objective.schedules import Weights
+from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
 from askd_ray.train.loop import make_batch_loader

@@ -25,8 +25,8 @@ from speech_rows import clips
 
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
-from askd_ray.evaluate.isolated import Isolated
-from askd_ray.evaluate.systems import open_system
+from askd_ray.evaluation.isolated import Isolated
+from askd_ray.evaluation.systems import open_system
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.progress import bar, console
 from askd_ray.text.error_rate import count_word_errors

@@ -26,14 +26,14 @@ from torch.amp.grad_scaler import GradScaler
 from askd_ray.config.schema import Recipe
 from askd_ray.data.plan import DataCursor
 from askd_ray.data.schema import Batch
-from askd_ray.distill.distiller import Distiller
-from askd_ray.distill.online_teacher import OnlineTeacher
-from askd_ray.distill.schedules import Weights
-from askd_ray.distill.self_teacher import build_self_teacher
-from askd_ray.distill.tensors import TensorBatch
 from askd_ray.models.cost import parts
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import DecoderOutput, EncoderOutput, WindowedWhisper, encode
+from askd_ray.objective.distiller import Distiller
+from askd_ray.objective.online_teacher import OnlineTeacher
+from askd_ray.objective.schedules import Weights
+from askd_ray.objective.self_teacher import build_self_teacher
+from askd_ray.objective.tensors import TensorBatch
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
 from askd_ray.train.context import PlainContext

@@ -12,8 +12,8 @@ import json
 
 from askd_ray.config.load import load_recipe
 from askd_ray.data.shards import read_utterances
-from askd_ray.evaluate.speed import measure_speed
-from askd_ray.evaluate.tables import speed_table
+from askd_ray.evaluation.speed import measure_speed
+from askd_ray.evaluation.tables import speed_table
 from askd_ray.progress import console
 from askd_ray.runs import Run
 

@@ -1,4 +1,4 @@
-"""Hooks of `make docs`: links from a page to files outside docs/ become the files' names, which is what a site can show."""
+"""Hooks of `make docs`: on the site, a link from a page to a file outside docs/ becomes the name of the file."""
 
 import re
 from typing import Any

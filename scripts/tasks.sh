@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The Makefile's targets: install what is missing, then run. `bash scripts/tasks.sh demo|test|sweep|lint|setup|clean`
+# The Makefile's targets: install what is missing, then run. `bash scripts/tasks.sh demo|test|sweep|lint|docs|setup|clean`
 #
 # PYTHON=python3.13   the Python for .venv (default: the first suitable one of the list below)
 # SPEECH=FOLDER       demo: a folder of speech with a manifest, instead of the IVR prompts from Debian's archive
@@ -130,8 +130,14 @@ lint() { # the same commands as in .pre-commit-config.yaml
     step 'lint: pyright (a minute)' env PYRIGHT_PYTHON_IGNORE_WARNINGS=1 "$PY" -m pyright
 }
 
+docs() {
+    install dev
+    step 'docs: is docs/recipe.md current?' "$PY" scripts/recipe_page.py --check
+    step 'docs: the site, into site/ (offline, strict)' env DISABLE_MKDOCS_2_WARNING=true "$PY" -m mkdocs build --strict --quiet
+}
+
 clean() {
-    rm -rf "$VENV" askd_ray.egg-info build .pytest_cache .ruff_cache .hypothesis
+    rm -rf "$VENV" askd_ray.egg-info build site .pytest_cache .ruff_cache .hypothesis
     find askd_ray jobs tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
     echo "removed $VENV and the tools' caches; runs/ and the downloads in ${ASKD_CACHE:-~/.cache/askd} stay"
 }
@@ -141,7 +147,8 @@ demo) demo ;;
 test) run_tests 'test: pytest (about half an hour on two cores)' ;;
 sweep) run_tests 'sweep: pytest -m sweep (up to 8 minutes on two cores)' -m sweep ;;
 lint) lint ;;
+docs) docs ;;
 setup) install dev ;;
 clean) clean ;;
-*) fail "no task '${1:-}': demo, test, sweep, lint, setup, clean" ;;
+*) fail "no task '${1:-}': demo, test, sweep, lint, docs, setup, clean" ;;
 esac

@@ -19,16 +19,16 @@ LAYERS = (
     ("models",),
     ("divergence",),
     ("targets",),
-    ("distill",),
+    ("objective",),
     ("train",),
-    ("tune",),
+    ("search",),
 )
 # The three ends of the pipeline import config to models, and neither the training nor one another.
-ENDS = ("evaluate", "export", "serve")
+ENDS = ("evaluation", "bundles", "serve")
 ABOVE_ENDS = LAYERS.index(("models",)) + 1  # beside the divergences, which they do not import
 FOLDERS = {folder: i for i, layer in enumerate(LAYERS) for folder in layer} | dict.fromkeys(ENDS, ABOVE_ENDS)
 FRONTS = tuple(
-    f"askd_ray/{name}.py" for name in ("cli", "__main__", "demo", "promote", "study")
+    f"askd_ray/{name}.py" for name in ("__init__", "__main__", "cli", "demo", "promote", "stages", "study")
 )  # may import everything
 # Top-level modules that every folder may import.
 BASE = {"errors", "files", "location", "progress", "runs", "torch_setup"}

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from askd_ray.config.objective import Objective
-from askd_ray.evaluate.hypotheses import CLEAN, Hypothesis
-from askd_ray.evaluate.scores import score
+from askd_ray.evaluation.hypotheses import CLEAN, Hypothesis
+from askd_ray.evaluation.scores import score
 from askd_ray.files import write_json
 from askd_ray.models.bundle import BUNDLE_FILE, hashes
 

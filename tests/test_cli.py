@@ -204,7 +204,7 @@ def test_later_stages_go_on_with_the_runs_own_recipe(capsys: Capture, speech: Pa
     assert "no model at './nowhere'" in fails(capsys, "label", *named, "--set", "teacher.model=./nowhere")
     for arguments in (["prepare", *named], ["prepare", "--recipe", str(run / "recipe.yaml")], ["prepare", *options]):
         main_ok(arguments)
-        assert "finished already, 12 utterances" in capsys.readouterr().out.replace("\n", " ")
+        assert "finished already (12 utterances" in capsys.readouterr().out.replace("\n", " ")
     line = fails(capsys, "label", "--recipe", "demo", *named)
     assert "data.sources = cache:ivr, but `askd prepare` ran with" in line and str(tmp_path / "data") in line
     line = fails(capsys, "prepare", "--recipe", "demo", *named)

@@ -1,16 +1,25 @@
-"""What the documents name exists: commands, options, make targets, links, and the files of README's tree."""
+"""Everything that the pages name exists: commands, options, make targets, links, files. Their examples run."""
 
 import itertools
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import typer
 import yaml
 from pydantic import BaseModel
 
 from askd_ray.cli import app
+from askd_ray.config.load import load_recipe
+from askd_ray.config.objective import Divergence, TeacherWeight
 from askd_ray.config.schema import Recipe
+from askd_ray.divergence.kinds import divergence, forward_kl
+from askd_ray.objective.schedules import teacher_weight
+from askd_ray.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -116,11 +125,50 @@ def test_relative_links_lead_somewhere(document: Path):
     assert [link for link in links if not (document.parent / link).exists()] == []
 
 
-def test_readme_names_commands_and_shows_the_tree():
+def test_readme_is_short_and_names_commands():
     text = README.read_text(encoding="utf-8")
-    assert len(commands_in(text)) >= 3
-    (tree,) = trees_of(text)
+    assert len(commands_in(text)) >= 3 and len(text.split()) < 900
+
+
+def test_contributing_shows_the_whole_tree():
+    (tree,) = trees_of((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert missing_in_tree(tree, ROOT) == []
+    folders = {path.name for path in (ROOT / "askd_ray").iterdir() if (path / "__init__.py").is_file()}
+    assert sorted(name for name in folders if f"\n  {name}/" not in tree) == []
+
+
+def test_the_examples_of_extending_run(tmp_path: Path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/extending.md").read_text(encoding="utf-8"), re.M | re.S)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/extending.md", "exec"), names)
+    try:
+        log_p, log_q = (torch.log_softmax(torch.tensor([row]), -1) for row in ([0.0, 1.0, 2.0], [1.0, 0.0, 0.5]))
+        settings = Divergence(kind="jsd", beta=0.3).model_copy(update={"kind": "symmetric_kl"})
+        expected = 0.3 * forward_kl(log_p, log_q) + 0.7 * forward_kl(log_q, log_p)
+        torch.testing.assert_close(divergence(settings, log_p, log_q), expected)
+        assert divergence(settings, log_p, log_p).item() == 0.0
+        falling = TeacherWeight(schedule="linear", start=0.8, end=0.2).model_copy(update={"schedule": "square_root"})
+        assert [teacher_weight(falling, u) for u in (0.0, 0.25, 1.0)] == pytest.approx([0.8, 0.5, 0.2])
+        recipe = load_recipe("demo", [f"runs_root={tmp_path}", "name=extended"])
+        assert names["count_words"](recipe) == names["count_words"](recipe) == {"words": 3}
+        assert Run(recipe).record("count_words") is not None
+    finally:
+        del names["DIVERGENCES"]["symmetric_kl"], names["SHAPES"]["square_root"]
+
+
+def test_the_recipe_page_is_current():
+    script = [sys.executable, str(ROOT / "scripts" / "recipe_page.py"), "--check"]
+    assert subprocess.run(script, cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly(tmp_path: Path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    pages = {path.name for path in (tmp_path / "site").glob("*.html")}
+    assert {"index.html", "api.html", "extending.html", "recipe.html"} <= pages
 
 
 def test_pre_commit_runs_what_make_lint_runs():
@@ -173,7 +221,7 @@ def test_the_check_of_links():
     ids=["indented", "drawn"],
 )
 def test_the_check_of_the_tree(tree: str, tmp_path: Path):
-    for name in ("askd_ray/cli.py", "askd_ray/audio/decode.py", "docs/LOG.md", "jobs/prepare.py"):
+    for name in ("askd_ray/cli.py", "askd_ray/audio/decode.py", "docs/LOG.md", "jobs/stage.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert trees_of(f"text\n```text\n{tree}\n```\n") == [f"{tree}\n"]

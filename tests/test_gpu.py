@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from small_run import utterances
 
+from askd_ray.bundles.bundle import export
 from askd_ray.config.schema import Recipe
 from askd_ray.data.prepare import prepare
 from askd_ray.data.shards import waveform_of
-from askd_ray.evaluate.ray_evaluate import evaluate
-from askd_ray.export.bundle import export
+from askd_ray.evaluation.ray_evaluate import evaluate
 from askd_ray.models.bundle import open_engine, read_bundle
 from askd_ray.ray_cluster import disconnect
 from askd_ray.targets.ray_label import label

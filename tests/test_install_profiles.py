@@ -183,7 +183,7 @@ for module in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_a_command_whose_extra_is_missing_names_it_in_one_line(pythons: dict[str, Path], tmp_path: Path):
-    done = run(pythons[""], "-c", MISSING, "askd_ray.tune.ray_tuner", "askd_ray.serve.ray_app", cwd=tmp_path)
+    done = run(pythons[""], "-c", MISSING, "askd_ray.search.ray_tuner", "askd_ray.serve.ray_app", cwd=tmp_path)
     assert [
         re.findall(r"not installed: pip install 'askd-ray\[(\w+)\]'", line) for line in done.stdout.splitlines()
     ] == [

@@ -10,14 +10,15 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
+from askd_ray.bundles.bundle import export
+from askd_ray.bundles.verify import check_hashes
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.data.prepare import prepare
 from askd_ray.data.shards import read_utterances
-from askd_ray.evaluate.ray_evaluate import evaluate
-from askd_ray.export.bundle import export
-from askd_ray.export.verify import check_hashes
+from askd_ray.evaluation.ray_evaluate import evaluate
 from askd_ray.runs import Run
+from askd_ray.search.ray_tuner import search
 from askd_ray.serve.listener import Address
 from askd_ray.serve.ray_app import serve_bundles, stop_serving
 from askd_ray.serve.settings import ServiceArgs
@@ -25,7 +26,6 @@ from askd_ray.targets.ray_label import label
 from askd_ray.train.ray_trainer import distill
 from askd_ray.train.report import publish
 from askd_ray.train.track import read_metrics
-from askd_ray.tune.ray_tuner import search
 
 pytestmark = pytest.mark.slow
 

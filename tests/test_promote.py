@@ -5,7 +5,7 @@ import pytest
 from serving import bundle_of
 
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.hypotheses import CLEAN, STUDENT, Hypothesis, write_hypotheses
+from askd_ray.evaluation.hypotheses import CLEAN, STUDENT, Hypothesis, write_hypotheses
 from askd_ray.files import read_json, write_json
 from askd_ray.models.bundle import BUNDLE_FILE, HYPOTHESES_FILE, hashes
 from askd_ray.promote import promote

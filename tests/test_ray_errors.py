@@ -23,18 +23,18 @@ from askd_ray.data.ray_stream import configure
 from askd_ray.data.schema import Split
 from askd_ray.data.shards import read_utterances, to_table, write_table
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.ray_evaluate import compare
-from askd_ray.evaluate.sets import EvalSet
+from askd_ray.evaluation.ray_evaluate import compare
+from askd_ray.evaluation.sets import EvalSet
 from askd_ray.files import write_json
 from askd_ray.ray_errors import from_text, keyboard_interrupt, user_error
 from askd_ray.runs import Run
+from askd_ray.search.ray_study import train_runs
+from askd_ray.search.ray_tuner import search
 from askd_ray.serve.listener import Address
 from askd_ray.serve.ray_app import serve_bundles, stop_serving
 from askd_ray.serve.settings import ServiceArgs
 from askd_ray.targets.ray_label import label
 from askd_ray.train.ray_trainer import distill
-from askd_ray.tune.ray_study import train_runs
-from askd_ray.tune.ray_tuner import search
 
 MENDABLE = AskdError("shard-0 is damaged")
 FULL = OSError(errno.ENOSPC, "No space left on device", "/cache/x")

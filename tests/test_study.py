@@ -7,11 +7,11 @@ import pytest
 from askd_ray.config.schema import Recipe
 from askd_ray.config.study import Study
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.hypotheses import CLEAN, Hypothesis, read_hypotheses
-from askd_ray.evaluate.scores import score
+from askd_ray.evaluation.gate import check_gate
+from askd_ray.evaluation.hypotheses import CLEAN, Hypothesis, read_hypotheses
+from askd_ray.evaluation.scores import score
 from askd_ray.files import read_json
 from askd_ray.models.bundle import HYPOTHESES_FILE, check_hashes
-from askd_ray.promote import check_gate
 from askd_ray.runs import Run
 from askd_ray.study import over_seeds, run_study
 from askd_ray.train.track import read_metrics

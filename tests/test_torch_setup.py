@@ -11,7 +11,7 @@ import torch
 from askd_ray import torch_setup
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
-from askd_ray.evaluate.systems import open_system, weights_hash
+from askd_ray.evaluation.systems import open_system, weights_hash
 from askd_ray.targets.pseudo_label import teacher_engine
 from askd_ray.torch_setup import device_of, n_cores, release_memory, usable_device
 from askd_ray.train import ray_trainer

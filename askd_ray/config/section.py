@@ -21,7 +21,7 @@ class UnreadFieldError(ValueError):  # nobody catches it but to leave the fields
 class Section(BaseModel):
     """Base of all sections of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     def refuse_unread(self, fields: Iterable[str], why: str) -> None:
         """Refuse values other than the default for fields that nothing would read.

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from askd_ray.data.split import SplitAssignment, assign_split
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
 from askd_ray.progress import bar, console
-from askd_ray.runs import Run, stage_key
+from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.text.languages import language_code
 
 QUARANTINE = "quarantine.jsonl"
@@ -37,7 +38,7 @@ Outcome = tuple[Utterance, SplitAssignment] | Rejected
 """The result for one row."""
 
 
-def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+def prepare(recipe: Recipe, force: bool = False) -> Result:
     """Write the recipe's sources as shards of its run; finished work is repeated only with ``force``.
 
     Rows without text are set aside. With ``pseudo`` targets they become train data instead.
@@ -58,22 +59,33 @@ def prepare(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     inputs = (without_secrets(recipe).data, surveyed.fingerprint)
     key, pseudo_key = stage_key(*inputs), stage_key(*inputs, "without text")
     done = _finished(run, key, pseudo_key if pseudo else None)
-    if done is not None and not force and _complete(run.shards, data, done):
+    if done is not None and not _complete(run.shards, data, done):
+        done = None
+    if done is not None and not force:
         _refuse_languages(done["languages"], recipe)
         _raise_problem(splits_problem(done, recipe))
-        console.print(f"prepare: finished already, {sum(done['utterances'].values())} utterances in {run.shards}")
-        return done
-    begun = run.begin("prepare", force)
-    run.forget("prepare")
+
+    def key_of(result: Result) -> str:
+        excluded = sum(result["quarantined"].get(reason, 0) for reason in NO_REFERENCE.values())
+        return pseudo_key if result["without_text"] + excluded else key
+
+    def summary(result: Result) -> str:
+        return f"{sum(result['utterances'].values())} utterances in {run.shards}"
+
+    work = partial(_prepare, run, surveyed.n_rows)
+    return run_stage(StageWork(run, "prepare", key_of, done, work, summary), force)
+
+
+def _prepare(run: Run, n_rows: int | None) -> Result:
+    recipe = run.recipe
     with run.shards.replaced() as folder:
-        result = _fill(folder, recipe, surveyed.n_rows)
-        problem = rows_problem(result, data) or splits_problem(result, recipe)
+        result = _fill(folder, recipe, n_rows)
+        problem = rows_problem(result, recipe.data) or splits_problem(result, recipe)
         if problem:
             map_concurrently(Location.delete, folder.files("*.parquet"))
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)
     _raise_problem(problem, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
-    n_textless = result["without_text"] + sum(result["quarantined"].get(reason, 0) for reason in NO_REFERENCE.values())
-    return run.finish("prepare", pseudo_key if n_textless else key, result, begun)
+    return result
 
 
 def _raise_problem(problem: str | None, more: str = "") -> None:

@@ -19,7 +19,7 @@ from askd_ray.models.reference import resolve
 from askd_ray.progress import Table, bar, console
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
-from askd_ray.runs import Run, stage_key
+from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.targets.kl_report import KlLost, kl_table, measure
 from askd_ray.targets.pseudo_label import teacher_engine
 from askd_ray.targets.soft_labels import kept_tokens, label_key
@@ -47,7 +47,7 @@ class _TeacherActor:
         return {"shard": row["shard"], "utterances": len(utterances)}
 
 
-def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+def label(recipe: Recipe, force: bool = False) -> Result:
     """Write the teacher's soft labels for every train shard of a run. A killed run resumes with the remaining shards.
 
     Returns and records ``utterances`` (their number), ``labelled`` (used for training), ``left_out`` (excluded,
@@ -69,13 +69,22 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     )
     are_done = map_concurrently(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
     todo = [s for s, is_done in zip(shards, are_done, strict=True) if not is_done]
-    done = run.finished("label", inputs)
-    if not todo and done is not None:
-        console.print(f"label: finished already ({done['utterances']} utterances in {run.labels})")
-        return done
-    begun = run.begin("label")
-    if todo:
-        _run_actors(run, todo, key)
+    done = None if todo else run.finished("label", inputs)
+
+    def work() -> Result:
+        if todo:
+            _run_actors(run, todo, key)
+        return _finish_labels(run, shards, teacher)
+
+    def summary(result: Result) -> str:
+        return f"{result['utterances']} utterances in {run.labels}"
+
+    return run_stage(StageWork(run, "label", inputs, done, work, summary, forgets=False))
+
+
+def _finish_labels(run: Run, shards: list[Location], teacher: Tokens) -> Result:
+    """Write the tokenizer beside complete labels, and return and print what they are."""
+    recipe = run.recipe
     # Readers of the labels need the tokenizer to decode the target ids.
     (run.labels / "tokenizer.json").write_bytes(teacher.file.read_bytes())
     result = _summary(run.labels, shards, kept_tokens(recipe))
@@ -86,7 +95,7 @@ def label(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     console.print(_table(result, recipe.teacher.model))
     if report:
         console.print(kl_table(report))
-    return run.finish("label", inputs, result, begun)
+    return result
 
 
 def _languages(shards: list[Location]) -> Counter[str]:

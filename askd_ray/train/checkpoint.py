@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch.amp.grad_scaler import GradScaler
 
 from askd_ray.data.plan import DataCursor
-from askd_ray.distill.self_teacher import Facts, SelfTeacher, StudentBuilder, Tensors
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, read_json, remove, write_json
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.objective.self_teacher import Facts, SelfTeacher, StudentBuilder, Tensors
 from askd_ray.train.optim import Optimizer
 from askd_ray.train.parallel import gather_on_cpu, local_part
 from askd_ray.train.weight_ema import WeightEma
@@ -51,7 +51,7 @@ class TrainState:
     no_better: int = 0
     """The number of evaluations since ``best_step``."""
     gap: dict[str, Any] = field(default_factory=dict[str, Any])
-    """The running losses of the ``gap`` schedule (:meth:`~askd_ray.distill.schedules.Gap.state`)."""
+    """The running losses of the ``gap`` schedule (:meth:`~askd_ray.objective.schedules.Gap.state`)."""
     self_teacher: Facts = field(default_factory=dict[str, Any])
     """The self-teacher's state besides its tensors."""
     scaler: dict[str, Any] = field(default_factory=dict[str, Any])

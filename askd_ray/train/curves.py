@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from askd_ray.config.schema import Recipe
-from askd_ray.distill.plot import figure_of
 from askd_ray.files import atomic_path
+from askd_ray.objective.plot import figure_of
 from askd_ray.train.plot import smooth
 from askd_ray.train.track import StepMetrics
 

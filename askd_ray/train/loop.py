@@ -20,13 +20,13 @@ from askd_ray.data.collate import BatchLoader
 from askd_ray.data.plan import Step
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_utterances
-from askd_ray.distill.distiller import Distiller
-from askd_ray.distill.online_teacher import OnlineTeacher, encoders_agree
-from askd_ray.distill.schedules import Gap, Progress, weights_at
-from askd_ray.distill.self_teacher import build_self_teacher
 from askd_ray.files import remove
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.objective.distiller import Distiller
+from askd_ray.objective.online_teacher import OnlineTeacher, encoders_agree
+from askd_ray.objective.schedules import Gap, Progress, weights_at
+from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label_key
 from askd_ray.torch_setup import release_memory, use_threads

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from askd_ray.distill.plot import figure_of
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path
+from askd_ray.objective.plot import figure_of
 from askd_ray.train.track import StepMetrics, read_metrics
 
 _SMOOTHING = 0.1  # the share of each new step in the running mean of the cross-entropy

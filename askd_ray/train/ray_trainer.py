@@ -22,23 +22,22 @@ from askd_ray.data.plan import Planner, ReadTask
 from askd_ray.data.ray_stream import ray_batches
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import shard_paths
-from askd_ray.distill import schedules
 from askd_ray.errors import AskdError
 from askd_ray.files import remove
 from askd_ray.models import cost
 from askd_ray.models.load import load_config
 from askd_ray.models.reference import resolve
 from askd_ray.models.student import layer_maps
+from askd_ray.objective import schedules
 from askd_ray.progress import Bar, bar, console
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import keyboard_interrupt, user_error
-from askd_ray.runs import Run, stage_key
+from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import device_of
 from askd_ray.train.checkpoint import latest_train_state
 from askd_ray.train.loop import CHECKPOINTS, Loop, make_batch_loader
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
-from askd_ray.train.report import publish
 from askd_ray.train.shrink import check_shrinkings
 from askd_ray.train.track import MetricsReader, StepMetrics
 
@@ -63,7 +62,7 @@ class RayTrainContext:
         ray.train.report(metrics)
 
 
-def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+def distill(recipe: Recipe, force: bool = False) -> Result:
     """Distil the student of a recipe into ``runs/<name>/distill``; a killed run resumes from its last checkpoint.
 
     Returns and records the loop's summary. Raises :class:`AskdError` when labels are missing or stale, or when the
@@ -72,24 +71,26 @@ def distill(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     recipe = with_absolute_paths(recipe)  # a worker has another working directory
     run = Run(recipe)
     key = distill_key(run)
-    done = run.finished("distill", key)
-    if done is not None and run.student.is_dir() and not force:
-        console.print(f"distill: finished already (dev WER {done['dev_wer']:.4f}, {run.student})")
-        return done
-    planner = check_inputs(recipe)
-    console.print(cost.line(cost.costs(recipe)))
-    padding = planner.padding()
-    console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
-    clear_stale_run(run, key, force)
-    begun = run.begin("distill")
-    connect(use_gpu=recipe.train.use_gpu)
-    with user_error():
-        result = _fit(recipe, run, key)
-    best = f"dev WER {result['dev_wer']:.4f} at step {result['best_step']} of {result['steps']}"
-    console.print(f"distilled: {best}, in {run.student}")
-    run.finish("distill", key, result, begun)
-    publish(recipe)
-    return result
+    done = run.finished("distill", key) if run.student.is_dir() else None
+    if done is None or force:
+        planner = check_inputs(recipe)
+        console.print(cost.line(cost.costs(recipe)))
+        padding = planner.padding()
+        console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
+        clear_stale_run(run, key, force)
+
+    def work() -> Result:
+        connect(use_gpu=recipe.train.use_gpu)
+        with user_error():
+            result = _fit(recipe, run, key)
+        best = f"dev WER {result['dev_wer']:.4f} at step {result['best_step']} of {result['steps']}"
+        console.print(f"distilled: {best}, in {run.student}")
+        return result
+
+    def summary(result: Result) -> str:
+        return f"dev WER {result['dev_wer']:.4f}, {run.student}"
+
+    return run_stage(StageWork(run, "distill", key, done, work, summary, forgets=False), force)
 
 
 def distill_key(run: Run) -> str:

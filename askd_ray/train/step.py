@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from askd_ray.config.train import Train
 from askd_ray.data.schema import Batch
-from askd_ray.distill.distiller import NAMES, Distiller
-from askd_ray.distill.schedules import Weights
-from askd_ray.distill.tensors import TensorBatch
 from askd_ray.errors import AskdError
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.objective.distiller import NAMES, Distiller
+from askd_ray.objective.schedules import Weights
+from askd_ray.objective.tensors import TensorBatch
 from askd_ray.train.ledger import TRAINED
 from askd_ray.train.parallel import clip_gradients
 
@@ -29,8 +29,8 @@ NOT_FINITE = "skipped: not finite"
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step over all ranks: the means of :data:`~askd_ray.distill.distiller.NAMES` over target tokens, and the norm of
-    the gradient before clipping. ``outcome`` is ``trained``, or the reason why the step was skipped.
+    """A step over all ranks: the means of :data:`~askd_ray.objective.distiller.NAMES` over target tokens, and the norm
+    of the gradient before clipping. ``outcome`` is ``trained``, or the reason why the step was skipped.
     """
 
     means: dict[str, float]

@@ -8,7 +8,7 @@ from askd_ray.config.candidate import check_space, grid, read_values, with_value
 from askd_ray.config.objective import Shape
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tune import DEFAULT_SPACE, Between, Value
-from askd_ray.distill.schedules import check
+from askd_ray.objective.schedules import check
 
 A, SELF_TEACHER = "objective.teacher_weight", "objective.self_teacher"
 share = st.floats(0, 1)

@@ -11,10 +11,10 @@ from askd_ray.config.load import dump_recipe, load_recipe
 from askd_ray.config.objective import Objective
 from askd_ray.config.presets import PRESETS
 from askd_ray.config.schema import Recipe
-from askd_ray.distill.instance_weights import instance_weights, trust_gate
-from askd_ray.distill.schedules import Progress, weights_at
 from askd_ray.divergence.kinds import divergence
 from askd_ray.errors import AskdError
+from askd_ray.objective.instance_weights import instance_weights, trust_gate
+from askd_ray.objective.schedules import Progress, weights_at
 
 # Another value for every field of an objective, one that is read wherever the field is.
 OTHER: dict[str, Any] = {

@@ -166,7 +166,7 @@ def test_finished_work_is_not_done_twice(manifest, recipe, sound, capsys):
     written = shard.stat().st_ino
     capsys.readouterr()
     assert prepare(run_recipe) == result
-    assert "finished already, 3 utterances" in capsys.readouterr().out
+    assert "finished already (3 utterances" in capsys.readouterr().out
     assert shard.stat().st_ino == written
 
     assert prepare(run_recipe, force=True) == result

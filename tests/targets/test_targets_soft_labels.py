@@ -14,11 +14,11 @@ from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_la
 from askd_ray.data.plan import DataCursor
 from askd_ray.data.schema import IGNORED, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
-from askd_ray.distill.references import TopK
 from askd_ray.divergence.kinds import forward_kl
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.objective.references import TopK
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.train.loop import make_batch_loader

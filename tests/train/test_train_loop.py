@@ -175,7 +175,7 @@ def test_every_schedule_and_self_teacher_resumes_exactly(
     labelled: Recipe, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Killed in the middle of the second epoch, with a checkpoint in each: the gap needs few steps to move here."""
-    monkeypatch.setattr("askd_ray.distill.schedules.Gap.FIRST_STEPS", 2)
+    monkeypatch.setattr("askd_ray.objective.schedules.Gap.FIRST_STEPS", 2)
     recipe = with_objective(labelled, OBJECTIVES[name], train={"evals_per_epoch": 2})
     Loop(recipe, PlainContext(CPU), tmp_path / "whole", "key").run()
     killed(recipe, tmp_path / "killed", 9)

@@ -20,13 +20,13 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import empty_batch, from_bytes, to_bytes
 from askd_ray.data.plan import DataCursor
 from askd_ray.data.schema import Batch
-from askd_ray.distill.distiller import Distiller
-from askd_ray.distill.online_teacher import OnlineTeacher
-from askd_ray.distill.schedules import Progress, Weights, weights_at
-from askd_ray.distill.self_teacher import build_self_teacher
-from askd_ray.distill.tensors import TensorBatch
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
+from askd_ray.objective.distiller import Distiller
+from askd_ray.objective.online_teacher import OnlineTeacher
+from askd_ray.objective.schedules import Progress, Weights, weights_at
+from askd_ray.objective.self_teacher import build_self_teacher
+from askd_ray.objective.tensors import TensorBatch
 from askd_ray.train.ledger import TRAINED
 from askd_ray.train.loop import make_batch_loader
 from askd_ray.train.shrink import StudentFactory

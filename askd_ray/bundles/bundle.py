@@ -1,0 +1,165 @@
+"""The stage `export`: writes the best student as a bundle that others can run.
+
+<run>/bundle/
+    transformers/           model.safetensors, tokenizer, preprocessor and generation configs
+    ctranslate2-int8/       for CPUs (faster-whisper, askd serve)
+    ctranslate2-float16/    for GPUs
+    reference/              a few dev clips, and the model's transcripts of them
+    licences/               licence texts of the teacher and of the data, if they have any
+    README.md               the model card
+    hypotheses.parquet      the student's hypotheses in its last evaluation
+    recipe.yaml             the recipe of the run
+    bundle.json             description, window, scores, and the SHA-256 of every other file
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from askd_ray.bundles.verify import verify
+from askd_ray.config.load import dump_recipe
+from askd_ray.config.schema import Recipe
+from askd_ray.data.schema import Utterance
+from askd_ray.data.shards import read_table, read_utterances, shard_paths, waveform_of
+from askd_ray.errors import AskdError
+from askd_ray.fetch.speech import speech_folder
+from askd_ray.files import atomic_path, read_json, write_json
+from askd_ray.location import Location
+from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, hashes
+from askd_ray.models.card import model_card
+from askd_ray.models.engine import Engine
+from askd_ray.models.load import convert_to_ctranslate2, quiet_transformers
+from askd_ray.models.reference import resolve
+from askd_ray.progress import console
+from askd_ray.runs import Result, Run, StageWork, git_sha, run_stage, stage_key, versions
+
+FORMAT = 1
+"""Version of bundle.json's layout."""
+
+_N_REFERENCE = 3  # dev clips that are stored in the bundle
+_N_CLIPS = 6  # dev clips that each format transcribes before the bundle is published
+
+
+def export(recipe: Recipe, force: bool = False) -> Result:
+    """Write the best student as a bundle, verify it on real dev clips, and publish it atomically.
+
+    Returns the bundle's folder, the student's size and the agreement of the formats.
+
+    Raises :class:`AskdError` without a student or dev shards, and when the formats disagree.
+    """
+    run = Run(recipe)
+    key = stage_key(recipe.window.silence_s, run.key("distill"))
+    done = run.finished("export", key) if (run.bundle / BUNDLE_FILE).is_file() else None
+    if done is None or force:
+        if not (run.student / "model.safetensors").is_file():
+            raise AskdError(f"no student in {run.student}: run `askd distill` first")
+        shard_paths(run.shards, "dev")  # raises where there are none
+    work = partial(_export, run)
+    # Until the new bundle is verified, the one before stays valid.
+    return run_stage(StageWork(run, "export", key, done, work, lambda _: str(run.bundle), forgets=False), force)
+
+
+def _export(run: Run) -> Result:
+    clips = read_utterances(run.shards, "dev")[:_N_CLIPS]
+    with quiet_transformers(), atomic_path(run.bundle) as temporary:
+        with console.status("Converting the student"):
+            _write(temporary, run, clips)
+        with console.status(f"Verifying every format on {len(clips)} clips"):
+            verified = verify(temporary, clips)
+        run.forget("export")
+    result = {
+        "bundle": str(run.bundle),
+        "params_m": read_json(run.bundle / BUNDLE_FILE)["params_m"],
+        "size_mb": {f.name: _size_mb(f) for f in sorted(run.bundle.iterdir()) if f.is_dir()},
+        **verified,
+    }
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in verified["agreement"].items())
+    console.print(f"exported: {run.bundle}; same text from {shares} of {verified['clips']} clips")
+    return result
+
+
+def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
+    """Write all files of the bundle into ``folder``."""
+    folder.mkdir()
+    shutil.copytree(run.student, folder / "transformers")
+    for quantization in ("int8", "float16"):
+        convert_to_ctranslate2(folder / "transformers", folder / f"ctranslate2-{quantization}", quantization)
+    _write_reference(folder, clips, run.recipe.window.silence_s)
+    _copy_licences(folder / "licences", run)
+    (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
+    description = _describe(folder, run)
+    (folder / CARD).write_text(model_card(description), encoding="utf-8")
+    write_json(folder / BUNDLE_FILE, {**description, "sha256": hashes(folder)})
+
+
+def _write_reference(folder: Path, clips: Sequence[Utterance], silence_s: float) -> None:
+    """Write a few clips and the model's transcripts, so that a loader can check that the bundle still works."""
+    engine = Engine(folder / "ctranslate2-int8", silence_s=silence_s)
+    (folder / REFERENCE).mkdir()
+    transcripts: list[dict[str, str]] = []
+    for number, clip in enumerate(sorted(clips, key=lambda clip: clip.duration_s)[:_N_REFERENCE]):
+        name = f"clip-{number}{Path(clip.path).suffix}"
+        (folder / REFERENCE / name).write_bytes(clip.audio)
+        text = engine.transcribe([waveform_of(clip)], clip.language)[0].text
+        transcripts.append({"file": name, "language": clip.language, "text": text})
+    write_json(folder / REFERENCE / "reference.json", transcripts)
+
+
+def _describe(folder: Path, run: Run) -> dict[str, Any]:
+    recipe = run.recipe
+    rows = [row for path in shard_paths(run.shards, "train") for row in _rows(path)]
+    return {
+        "format": FORMAT,
+        "name": recipe.name,
+        "teacher": recipe.teacher.model,
+        "window": {"silence_s": recipe.window.silence_s},
+        "languages": sorted({row["language"] for row in rows}),
+        "data": {
+            "utterances": len(rows),
+            "hours": round(sum(row["duration_s"] for row in rows) / 3600, 3),
+            "domains": dict(sorted(Counter(row["domain"] for row in rows).items())),
+            "licences": dict(sorted(Counter(row["licence"] for row in rows).items())),
+        },
+        "params_m": _params_m(folder / "transformers"),
+        "objective": recipe.objective.model_dump(mode="json"),
+        "epochs": recipe.train.epochs,
+        "scores": None,
+        "git_sha": git_sha(),
+        "versions": versions(),
+    }
+
+
+def _rows(path: Location) -> list[dict[str, Any]]:
+    return read_table(path, ["language", "licence", "domain", "duration_s"]).to_pylist()
+
+
+def _copy_licences(folder: Path, run: Run) -> None:
+    """Copy the licence texts of the teacher and of fetched speech, so that the model keeps its attribution."""
+    origins = {"teacher": resolve(run.used("label").teacher.model)}
+    for source in run.used("prepare").data.sources:
+        if source.path.startswith("cache:"):
+            name = source.path.removeprefix("cache:")
+            origins[f"data-{name}"] = speech_folder(name)
+    for name, origin in origins.items():
+        for file in sorted(origin.glob("LICEN[SC]E*")):
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / f"{name}-{file.name}")
+
+
+def _params_m(folder: Path) -> float:
+    """Return the number of stored weights in millions; tied weights are stored once."""
+    n = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            n += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
+    return round(n / 1e6, 3)
+
+
+def _size_mb(folder: Path) -> float:
+    return round(sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6, 1)

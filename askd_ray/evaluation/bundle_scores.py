@@ -1,0 +1,42 @@
+"""Writes the scores of an evaluation into the bundles that it scored; `askd promote` and the model card read them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from askd_ray.config.evaluate import Normalizer
+from askd_ray.evaluation.hypotheses import CLEAN, STUDENT, TEACHER, Hypothesis, to_table
+from askd_ray.evaluation.scores import score
+from askd_ray.models.bundle import add_scores
+
+
+def publish_scores(bundle: Path, evaluated: Mapping[str, Any], rows: Sequence[Hypothesis]) -> None:
+    """Write the scores and the student's hypotheses of clean clips into the student's bundle.
+
+    ``evaluated`` is the result of the stage `evaluate`; ``rows`` are its hypotheses.
+
+    Raises :class:`AskdError` when the bundle is missing or damaged.
+    """
+    add_scores(bundle, evaluated, to_table([row for row in rows if (row.model, row.condition) == (STUDENT, CLEAN)]))
+
+
+def evaluation_of_one(
+    evaluated: Mapping[str, Any], rows: Sequence[Hypothesis], model: str, normalizer: Normalizer
+) -> tuple[dict[str, Any], list[Hypothesis]]:
+    """Return the scores and hypotheses of one of many students, as if only this student had been evaluated.
+
+    In the result the student is called :data:`STUDENT`. The speed is that of the one student that was measured: all
+    students have the same shape.
+    """
+    names = {model: STUDENT, TEACHER: TEACHER}
+    student_rows = [replace(row, model=names[row.model]) for row in rows if row.model in names]
+    speed = evaluated["speed"]
+    measured = {name for name in speed["models"] if name in evaluated["models"] and name != TEACHER}
+    renamed = {
+        key: {STUDENT if name in measured else name: value for name, value in speed[key].items()}
+        for key in ("models", "speedup")
+    }
+    comparison = score(student_rows, TEACHER, normalizer)
+    scores = {**comparison, "speed": {**speed, **renamed}, "left_out": evaluated["left_out"]}
+    return scores, student_rows

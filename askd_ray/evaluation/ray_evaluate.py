@@ -1,0 +1,148 @@
+"""The stage `evaluate`: scores the student, its teacher and other models on held-out speech, with intervals."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+
+from askd_ray.audio.sounds import check_sound_files
+from askd_ray.audio.units import PADDED_S
+from askd_ray.config.evaluate import Evaluate
+from askd_ray.config.load import with_absolute_paths
+from askd_ray.config.schema import Recipe
+from askd_ray.data.model_languages import refuse_languages
+from askd_ray.data.schema import Utterance
+from askd_ray.errors import AskdError
+from askd_ray.evaluation.bundle_scores import publish_scores
+from askd_ray.evaluation.decode import Material, collect_hypotheses, decode_jobs
+from askd_ray.evaluation.hypotheses import (
+    HYPOTHESES,
+    NON_SPEECH,
+    SCORES,
+    STUDENT,
+    TEACHER,
+    read_hypotheses,
+    write_hypotheses,
+)
+from askd_ray.evaluation.latency import evenly
+from askd_ray.evaluation.ray_decode import decode
+from askd_ray.evaluation.scores import Scores, score
+from askd_ray.evaluation.sets import EvalSet, print_left_out, read_sets
+from askd_ray.evaluation.speculative import speculative_scores
+from askd_ray.evaluation.speed import measure_speed
+from askd_ray.evaluation.systems import is_url, languages_of, weights_hash
+from askd_ray.evaluation.tables import speed_table, table
+from askd_ray.files import write_json
+from askd_ray.models.bundle import check_hashes
+from askd_ray.models.load import load_whisper
+from askd_ray.progress import console
+from askd_ray.ray_cluster import connect, disconnect
+from askd_ray.ray_errors import user_error
+from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
+from askd_ray.torch_setup import Device, device_of
+
+PARTS = "parts"
+
+
+def evaluate(recipe: Recipe, force: bool = False) -> Result:
+    """Compare the exported student with its teacher and with the recipe's other models; return the scores.
+
+    Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate``, writes the scores into the bundle,
+    and prints tables. Clips that were decoded before are not decoded again.
+
+    Raises :class:`AskdError` for a missing or damaged bundle, and for an unusable model or set.
+    """
+    run = Run(with_absolute_paths(recipe))
+    folder, settings = run.path / "evaluate", recipe.evaluate
+    _check(settings)
+    run.result("export")
+    check_hashes(run.bundle)  # before the long work, not after it
+    device = device_of(recipe.train.use_gpu)
+    models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **settings.models}
+    sets, left_out = read_sets(run)
+    print_left_out(left_out)
+    weights = {name: weights_hash(reference, device) for name, reference in models.items()}
+    key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets])
+
+    def work() -> Result:
+        scores = compare(models, TEACHER, sets, settings, folder, device=device)
+        timed = {name: models[name] for name in (STUDENT, TEACHER)}
+        clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
+        speed = speed_of(timed, clips, settings, device)
+        drafting = _drafting(run, evenly(clips, settings.speed_clips)) if settings.speculative else None
+        result = {**scores, "speed": speed, "speculative": drafting, "left_out": left_out}
+        write_json(folder / SCORES, result)
+        return result
+
+    done = run.finished("evaluate", key)
+    result = run_stage(StageWork(run, "evaluate", key, done, work, lambda _: str(folder / SCORES)), force)
+    publish_scores(run.bundle, result, read_hypotheses(folder / HYPOTHESES))  # also into a bundle that is newer
+    console.print(table(cast(Scores, result)), speed_table(result["speed"]))
+    return result
+
+
+def _drafting(run: Run, clips: Sequence[Utterance]) -> dict[str, Any]:
+    """Measure speculative decoding: the teacher with the student as its draft model."""
+    teacher, student = (load_whisper(r) for r in (run.recipe.teacher.model, str(run.bundle / "transformers")))
+    short = [u for u in clips if u.duration_s <= PADDED_S]
+    return speculative_scores(teacher, student, short, run.recipe.window.silence_s)
+
+
+def compare(
+    models: Mapping[str, str],
+    baseline: str,
+    sets: Sequence[EvalSet],
+    settings: Evaluate,
+    folder: Path,
+    *,
+    device: Device = "cpu",
+) -> Scores:
+    """Decode every set with every model, clean and under the conditions, and return the scores.
+
+    Writes the raw texts to ``folder``.
+
+    Raises :class:`AskdError` before decoding when a model does not support a language of the sets.
+    """
+    _refuse_languages(models, sets)
+    jobs, material = decode_jobs(models, sets, settings, device), Material.of(sets, settings)
+    decode(jobs, material, folder / PARTS, device == "cuda")
+    rows = list(collect_hypotheses(jobs, material, folder / PARTS))
+    write_hypotheses(folder / HYPOTHESES, rows)
+    return score(rows, baseline, settings.normalizer)
+
+
+def speed_of(
+    models: Mapping[str, str], clips: Sequence[Utterance], settings: Evaluate, device: Device
+) -> dict[str, Any]:
+    """Measure speed against the teacher, in this process or on a GPU from Ray; disconnects from the cluster."""
+    if device == "cpu":
+        disconnect()  # an idle cluster uses CPU time and would disturb the measurement
+        return measure_speed(models, TEACHER, clips, settings)
+    connect(use_gpu=True)
+    with user_error():
+        task = ray.remote(num_gpus=1)(cast(Any, measure_speed))
+        speed = cast(dict[str, Any], ray.get(task.remote(models, TEACHER, clips, settings, device)))
+    disconnect()
+    return speed
+
+
+def _refuse_languages(models: Mapping[str, str], sets: Sequence[EvalSet]) -> None:
+    for chosen in sets:
+        set_languages = Counter(u.language for u in chosen.utterances)
+        for name, reference in models.items():
+            languages = languages_of(reference)
+            if languages is not None:
+                refuse_languages(set_languages, f"model {name}", languages, f"evaluate: set {chosen.name} has")
+
+
+def _check(settings: Evaluate) -> None:
+    for field in ("noise_files", "room_files"):
+        check_sound_files(f"evaluate.{field}", getattr(settings, field))
+    reserved = {STUDENT, TEACHER} & settings.models.keys()
+    if reserved:
+        raise AskdError(f"evaluate.models: the name {', '.join(reserved)} is reserved for the run: use another name")
+    for name, reference in settings.models.items():
+        if is_url(reference) and "#" not in reference:
+            raise AskdError(f"evaluate.models {name} = {reference}: the model name is missing: {reference}#NAME")

@@ -1,0 +1,157 @@
+"""The part of a report about speed and cost: speed-up, latency by length, throughput, and the hardware."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from askd_ray.evaluation.hypotheses import STUDENT
+from askd_ray.evaluation.report.document import Answer, Block, ReportSection, TableBlock, Text, count, percent
+from askd_ray.evaluation.report.plots import Curve, Kinds, Panel, draw_panels
+from askd_ray.evaluation.report.runs import Evaluated
+
+Speed = Mapping[str, Any]
+"""The result of :func:`askd_ray.evaluation.speed.measure_speed`, read from JSON."""
+SpeedByModel = Mapping[str, Mapping[str, Any]]
+"""The entry ``models`` of a :data:`Speed`, with the models' names in the report."""
+
+_COSTS = {
+    "rtfx": "RTFx",
+    "p50_ms": "latency p50, ms",
+    "p95_ms": "latency p95, ms",
+    "p99_ms": "latency p99, ms",
+    "first_call_ms": "first call, ms",
+    "open_s": "opening, s",
+    "memory_mb": "peak memory, MB",
+    "params_m": "parameters, M",
+    "multiply_adds_g": "multiply-adds, G",
+    "window": "window",
+}
+
+
+def _speeds(evaluated: Evaluated) -> dict[str, Speed]:
+    return {run: stored["speed"] for run, stored in evaluated.stored.items() if stored.get("speed")}
+
+
+def speed_answers(evaluated: Evaluated) -> Iterator[Answer]:
+    """Answer how many times as fast each student is as the reference of its speed measurement."""
+    speeds = _speeds(evaluated)
+    for student, run in evaluated.students.items():
+        speed = speeds.get(run, {"speedup": {}})
+        faster = speed["speedup"].get(student if len(evaluated.runs) == 1 else STUDENT)
+        if faster is None:
+            continue
+        on = speed["hardware"]
+        every, short = faster["all"], faster.get("short")
+        answer = f"{every['value']:.1f}x"
+        why = f"On the median of {count(speed['clips'], 'clip')} of all lengths: {_range(every)}"
+        if short and short["clips"] < speed["clips"]:
+            answer += f"; {short['value']:.1f}x on short clips"
+            why += (
+                f". On {count(short['clips'], 'clip')} under {speed['short_s']:g} s: {_range(short)}, "
+                f"{_figure(short['ms'])} ms against {_figure(short['baseline_ms'])} ms"
+            )
+        yield Answer(
+            f"How many times as fast as {speed['speedup_against']} is {student}?",
+            answer,
+            f"{why}. Measured on {on['cpu']} ({on['device']}, up to {count(on['threads'], 'thread')}), "
+            f"{speed['decoding']}.",
+            "good" if every["low"] > 1 else "bad" if every["high"] < 1 else "open",
+        )
+
+
+def _range(of: Mapping[str, float]) -> str:
+    return f"{of['value']:.2f} times as fast (95 %: {of['low']:.2f} to {of['high']:.2f})"
+
+
+def speed_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
+    """Yield a section for each timed run, with all models of that measurement, and one about speculative decoding."""
+    students = {run: student for student, run in evaluated.students.items()}
+    order, alone = evaluated.scores["models"], len(evaluated.runs) == 1
+    for number, (run, speed) in enumerate(_speeds(evaluated).items(), start=1):
+        named = {students.get(run, model) if model == STUDENT else model: of for model, of in speed["models"].items()}
+        models = {model: named[model] for model in sorted(named, key=lambda m: _place(order, m))}
+        kinds = {**evaluated.kinds, **{model: model for model in models if model not in order}}
+        blocks = (*_costs(speed, models), *_latency(models, kinds, f"latency-{number}"), *_throughput(models))
+        yield ReportSection("Speed and cost" if alone else f"Speed and cost: {run}", blocks)
+    for run, stored in evaluated.stored.items():
+        if stored.get("speculative"):
+            yield ReportSection(
+                "Speculative decoding" if alone else f"Speculative decoding: {run}",
+                (_drafting(stored["speculative"]),),
+            )
+
+
+def _drafting(found: Mapping[str, Any]) -> TableBlock:
+    threads = count(found["threads"], "thread")
+    accepted = "-" if found["acceptance_rate"] is None else percent(found["acceptance_rate"])
+    rows = (
+        ("clips with the same tokens as the teacher alone, %", percent(found["identical"])),
+        ("drafted tokens that the teacher accepts, %", f"{accepted} of {found['drafted']}"),
+        ("tokens per pass of the teacher", _figure(found["tokens_per_pass"])),
+        (
+            "median latency, ms",
+            f"{_figure(found['p50_ms']['speculative'])}, alone {_figure(found['p50_ms']['teacher'])}",
+        ),
+        ("times as fast", _range(found["speedup"])),
+        ("measured on", f"{count(found['clips'], 'clip')}, {found['device']}, {found['dtype']}, {threads}"),
+    )
+    caption = (
+        f"Speculative decoding: the student drafts {found['drafted_per_turn']} tokens per turn, the teacher checks them"
+    )
+    return TableBlock(caption, ("", "value"), rows)
+
+
+def _place(order: Sequence[str], model: str) -> int:
+    return order.index(model) if model in order else len(order)
+
+
+def _costs(speed: Speed, models: SpeedByModel) -> Iterator[Block]:
+    on = speed["hardware"]
+    yield Text(
+        f"{on['cpu']}, {count(on['cores'], 'core')}, up to {count(on['threads'], 'thread')}, device {on['device']}; "
+        f"{speed['decoding']}; {count(speed['clips'], 'clip')}, spread over all lengths. Each model ran in a separate "
+        f"process; they were warmed up and took turns. {', '.join(f'{p} {v}' for p, v in speed['versions'].items())}."
+    )
+    rows = [
+        (label, *(_figure(of.get(key)) for of in models.values()))
+        for key, label in _COSTS.items()
+        if any(key in of for of in models.values())
+    ]
+    yield TableBlock("Speed and cost, one clip at a time", ("", *models), tuple(rows))
+    yield Text(
+        "RTFx: seconds of audio transcribed per second. Multiply-adds: for a clip of 5 s in the model's window.",
+        remark=True,
+    )
+
+
+def _latency(models: SpeedByModel, kinds: Kinds, name: str) -> Iterator[Block]:
+    buckets = {model: of["by_duration"] for model, of in models.items()}
+    lengths = [f"{b['from_s']:g} to {b['to_s']:g} s" for b in next(iter(buckets.values()))]
+    curves = [
+        Curve(model, range(len(lengths)), [b[key] for b in by_length], dashed=dashed)
+        for model, by_length in buckets.items()
+        for key, dashed in (("p50_ms", ""), ("p95_ms", "p95"))
+    ]
+    panel = Panel("", "length of the clip", "latency, ms", curves, dict(enumerate(lengths)))
+    caption = "Latency by length of the clip: median (solid) and 95th percentile (dashed)."
+    yield from draw_panels(name, caption, [panel], kinds)
+    rows = [
+        (f"{length} ({count(b[i]['clips'], 'clip')})", model, *(_figure(b[i][f"p{p}_ms"]) for p in (50, 95, 99)))
+        for i, length in enumerate(lengths)
+        for model, b in buckets.items()
+    ]
+    head = ("length", "model", "p50, ms", "p95, ms", "p99, ms")
+    yield TableBlock("Latency by length of the clip", head, tuple(rows), n_labels=2)
+
+
+def _throughput(models: SpeedByModel) -> Iterator[Block]:
+    rates = {model: of["throughput"] for model, of in models.items() if of.get("throughput")}
+    sizes = list(dict.fromkeys(size for by_size in rates.values() for size in by_size))
+    if sizes:
+        rows = tuple((size, *(_figure(by_size.get(size)) for by_size in rates.values())) for size in sizes)
+        yield TableBlock("Throughput: seconds of audio per second, by batch size", ("clips", *rates), rows)
+
+
+def _figure(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

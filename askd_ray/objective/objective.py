@@ -1,0 +1,79 @@
+"""The objective of one batch, as sums over tokens: the training step divides once, by the global token count.
+
+``L = sum_n [c_n CE_n + a w_i g_n T^2 D(teacher, student)_n + b T^2 D(self, student)_n] / N`` with c_n = 1 - a - b
+(ASKD), 1 - a w_i g_n - b (AdaKD) or a constant (Distil-Whisper); see docs/objective.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from askd_ray.config.objective import Objective
+from askd_ray.divergence.kinds import divergence
+from askd_ray.objective.chunked import chunked_sums
+from askd_ray.objective.instance_weights import trust_gate
+from askd_ray.objective.references import Distribution, Reference
+from askd_ray.objective.schedules import Weights
+
+PARTS = ("loss", "ce", "kd", "self_kd", "teacher_ce", "teacher_share")
+"""The sums over target tokens: the loss, its parts before weighting (nats), the teacher's cross-entropy of the
+references, and ``w_i g_n``. A part with weight 0 is not computed and stays 0."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The target tokens of a batch, their utterances' instance weights ``w_i`` (both ``(n_tokens,)``), and teachers."""
+
+    targets: torch.Tensor
+    instance_weights: torch.Tensor
+    teacher: Reference | None
+    self_teacher: Reference | None
+
+
+def objective_sums(
+    settings: Objective,
+    weights: Weights,
+    tokens: TokenBatch,
+    student: tuple[torch.Tensor, torch.Tensor],
+    observe: Callable[[slice, torch.Tensor], None],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss, which carries the gradient, and the sums of :data:`PARTS` in float64; all 0 without tokens.
+
+    ``student``: its hidden states ``(n_tokens, d_model)`` and its projection ``(n_vocab, d_model)``. ``observe`` is
+    called with the student's log-probabilities at temperature T, a few rows at a time.
+    """
+    t = weights.temperature
+    scale = t**2 if settings.divergence.t_squared else 1.0
+    a = weights.teacher_weight if tokens.teacher is not None else 0.0
+    b = weights.self_weight if tokens.self_teacher is not None else 0.0
+
+    def sums_of(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        targets, w = tokens.targets[rows], tokens.instance_weights[rows]
+        logits = logits.float()
+        log_q = torch.log_softmax(logits, dim=-1)
+        log_q_soft = log_q if t == 1.0 else torch.log_softmax(logits / t, dim=-1)
+        observe(rows, log_q_soft.detach())
+        ce = -log_q.gather(1, targets[:, None])[:, 0]
+        kd = self_kd = teacher_ce = share = torch.zeros_like(ce)
+        if a > 0.0 and tokens.teacher is not None:
+            teacher = tokens.teacher.distribution(rows, targets, t)
+            teacher_ce, share = teacher.token_loss, w * trust_gate(settings.trust_gate, teacher.token_loss)
+            kd = scale * _divergence(settings, teacher, log_q_soft)
+        if b > 0.0 and tokens.self_teacher is not None:
+            self_kd = scale * _divergence(settings, tokens.self_teacher.distribution(rows, targets, t), log_q_soft)
+        loss = _ce_weight(settings, a, b, share) * ce + a * share * kd + b * self_kd
+        return torch.stack([part.sum() for part in (loss, ce, kd, self_kd, teacher_ce, share)])
+
+    return chunked_sums(*student, sums_of)
+
+
+def _divergence(settings: Objective, reference: Distribution, log_q: torch.Tensor) -> torch.Tensor:
+    return divergence(settings.divergence, reference.log_p, reference.of_student(log_q))
+
+
+def _ce_weight(settings: Objective, a: float, b: float, share: torch.Tensor) -> torch.Tensor | float:
+    """Return ``c_n``; ``share`` is ``w_i g_n`` of the tokens."""
+    if settings.ce_weight == "complement":
+        return 1.0 - a - b
+    return 1.0 - a * share - b if settings.ce_weight == "instance_complement" else settings.ce_weight

@@ -1,0 +1,120 @@
+"""The self-teacher ``previous_epoch``: the student's distributions of one epoch are soft labels in the next.
+
+PS-KD, arXiv 2006.12000; here with a top-k cache in memory.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from askd_ray.config.objective import SelfTeacherConfig as Settings
+from askd_ray.divergence.buckets import to_buckets
+from askd_ray.objective.references import Reference, TopK
+from askd_ray.objective.schedules import Progress
+from askd_ray.objective.tensors import TensorBatch
+
+
+@dataclass(frozen=True)
+class _CachedLabels:
+    """The labels of one utterance: ``ids`` int32 (n_tokens, k), and ``buckets`` float16 (n_tokens, k + 1).
+
+    The last bucket is the rest.
+    """
+
+    ids: torch.Tensor
+    buckets: torch.Tensor
+
+
+class PreviousEpoch:
+    """Caches the student's distributions during an epoch, and uses them as labels in the next epoch.
+
+    Each target token takes 6 bytes per kept token. Every rank holds the labels of all utterances, because the next
+    epoch assigns utterances to other ranks. The ranks exchange labels at the end of an epoch and for a checkpoint.
+    """
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self._epoch = 0
+        self._recording = False
+        self._previous_labels: dict[str, _CachedLabels] = {}
+        self._current_labels: dict[str, _CachedLabels] = {}
+        self._local_labels: dict[str, _CachedLabels] = {}  # of this rank, not yet exchanged
+        self._pieces: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def before_step(self, student: object, progress: Progress) -> None:
+        """At the start of an epoch, turn the labels of the last epoch into the reference."""
+        if progress.epoch > self._epoch:
+            self._exchange()
+            self._previous_labels, self._current_labels, self._epoch = self._current_labels, {}, progress.epoch
+        used_next = progress.epoch + 1 < progress.n_epochs
+        after_switch = (progress.epoch + 2) / progress.n_epochs > self.settings.switch
+        self._recording = self.settings.weight > 0.0 and used_next and after_switch
+
+    @torch.autocast("cpu", enabled=False)  # bfloat16 autocast cannot concatenate float16 tensors
+    def reference(self, batch: TensorBatch) -> Reference | None:
+        """Return the labels of a batch's target tokens; None in the first epoch."""
+        if not self._previous_labels:
+            return None
+        cached = [self._previous_labels[i] for i in batch.ids]
+        device, k = batch.targets.device, self.settings.top_k
+        ids = torch.cat([s.ids for s in cached] or [torch.zeros(0, k, dtype=torch.int32)]).to(device).long()
+        buckets = torch.cat([s.buckets for s in cached] or [torch.zeros(0, k + 1)]).to(device).float()
+        return TopK(ids, buckets[:, :-1], buckets[:, -1], buckets.new_zeros(len(buckets)))
+
+    @torch.autocast("cpu", enabled=False)
+    @torch.no_grad()
+    def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
+        """Keep the top k of a part of the batch; after its last part, split them by utterance."""
+        if not self._recording:
+            return
+        ids = log_q.topk(self.settings.top_k, dim=-1).indices
+        self._pieces.append((ids.int().cpu(), to_buckets(log_q, ids).half().cpu()))
+        lengths = batch.lengths.tolist()
+        if rows.stop < sum(lengths):
+            return
+        all_ids, all_buckets = (torch.cat(pieces) for pieces in zip(*self._pieces, strict=True))
+        self._pieces = []
+        start = 0
+        for utterance, length in zip(batch.ids, lengths, strict=False):  # an empty batch has a row without a name
+            rows = slice(start, start + length)
+            self._local_labels[utterance] = _CachedLabels(all_ids[rows].clone(), all_buckets[rows].clone())
+            start += length
+
+    def after_evaluation(self, student: object, better: bool) -> None:
+        """Do nothing: this self-teacher does not depend on dev scores."""
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return both caches and the epoch."""
+        self._exchange()
+        tensors: dict[str, torch.Tensor] = {}
+        for name, cache in (("before", self._previous_labels), ("now", self._current_labels)):
+            if cache:
+                tensors[f"{name}.ids"] = torch.cat([s.ids for s in cache.values()])
+                tensors[f"{name}.buckets"] = torch.cat([s.buckets for s in cache.values()])
+                tensors[f"{name}.lengths"] = torch.tensor([len(s.ids) for s in cache.values()])
+        return tensors, {"epoch": self._epoch, "before": list(self._previous_labels), "now": list(self._current_labels)}
+
+    def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any], student_builder: object) -> None:
+        """Restore what :meth:`state` returned."""
+        self._epoch = facts["epoch"]
+        self._previous_labels = _unpacked(tensors, facts["before"], "before")
+        self._current_labels = _unpacked(tensors, facts["now"], "now")
+
+    def _exchange(self) -> None:
+        shares: list[dict[str, _CachedLabels]] = [self._local_labels]
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            shares = [{}] * dist.get_world_size()
+            dist.all_gather_object(shares, self._local_labels)
+        for share in shares:
+            self._current_labels |= share
+        self._local_labels = {}
+
+
+def _unpacked(tensors: dict[str, torch.Tensor], utterances: list[str], name: str) -> dict[str, _CachedLabels]:
+    if not utterances:
+        return {}
+    lengths = tensors[f"{name}.lengths"].tolist()
+    ids, buckets = (tensors[f"{name}.{part}"].split(lengths) for part in ("ids", "buckets"))
+    return {u: _CachedLabels(i.clone(), b.clone()) for u, i, b in zip(utterances, ids, buckets, strict=True)}

@@ -1,0 +1,158 @@
+"""Self-teachers: the student's teacher is an earlier copy of itself, or its own distributions of the last epoch.
+
+A self-teacher holds no data while its weight is 0. Its data is part of every checkpoint.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from askd_ray.config.objective import SelfTeacherConfig as Settings
+from askd_ray.models.windows import WindowedWhisper
+from askd_ray.objective.previous_epoch import PreviousEpoch
+from askd_ray.objective.references import Dense, Reference
+from askd_ray.objective.schedules import Progress
+from askd_ray.objective.tensors import TensorBatch
+
+Tensors = dict[str, torch.Tensor]
+Facts = dict[str, Any]
+StudentBuilder = Callable[[int], WindowedWhisper]
+"""Builds the student with the layers that it has after the given number of shrinkings (models/student.py)."""
+
+
+class SelfTeacher(Protocol):
+    """The interface of a self-teacher for the training loop."""
+
+    def before_step(self, student: WindowedWhisper, progress: Progress) -> None:
+        """Follow the student. The loop calls this before each step."""
+        ...
+
+    def reference(self, batch: TensorBatch) -> Reference | None:
+        """Return the distributions for a batch's target tokens, or None while there are none: the weight is then 0."""
+        ...
+
+    def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
+        """Receive the student's log-probabilities ``(n, n_vocab)`` at the target tokens ``rows``."""
+        ...
+
+    def after_evaluation(self, student: WindowedWhisper, better: bool) -> None:
+        """Receive the result of a dev evaluation: ``better`` if the student has the best WER so far."""
+        ...
+
+    def state(self) -> tuple[Tensors, Facts]:
+        """Return the state for a checkpoint: tensors, and facts as JSON values. All ranks call it together."""
+        ...
+
+    def restore(self, tensors: Tensors, facts: Facts, student_builder: StudentBuilder) -> None:
+        """Restore what :meth:`state` returned."""
+        ...
+
+
+def build_self_teacher(settings: Settings, load_best: Callable[[], WindowedWhisper | None]) -> SelfTeacher:
+    """Return the self-teacher of a recipe.
+
+    ``load_best`` loads the student with the best dev WER; it returns None before the first evaluation.
+    """
+    if settings.kind == "previous_epoch":
+        return PreviousEpoch(settings)
+    if settings.kind == "best":
+        return Best(settings, load_best)
+    return Ema(settings) if settings.kind == "ema" else Snapshot(settings)
+
+
+class _Copy:
+    """A frozen copy of the student; subclasses decide when to copy and how to follow the student."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.model: WindowedWhisper | None = None
+        self.facts: Facts = {}
+
+    def copy_from(self, student: WindowedWhisper) -> None:
+        self.model = copy.deepcopy(student).eval().requires_grad_(False)
+
+    def is_due(self, progress: Progress) -> bool:
+        is_enabled = self.settings.kind != "none" and self.settings.weight > 0.0
+        return is_enabled and progress.u >= self.settings.switch
+
+    @torch.no_grad()
+    def reference(self, batch: TensorBatch) -> Reference | None:
+        if self.model is None:
+            return None
+        decoded = self.model(batch.log_mel, batch.decoder_ids)
+        return Dense(decoded.hidden[batch.valid], self.model.projection)
+
+    def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
+        """Do nothing: a copy does not depend on single batches."""
+
+    def after_evaluation(self, student: WindowedWhisper, better: bool) -> None:
+        """Do nothing: only :class:`Best` depends on dev scores."""
+
+    def state(self) -> tuple[Tensors, Facts]:
+        if self.model is None:
+            return {}, self.facts
+        return dict(self.model.state_dict()), {**self.facts, "shrunk": self.model.shrunk}
+
+    def restore(self, tensors: Tensors, facts: Facts, student_builder: StudentBuilder) -> None:
+        self.facts = dict(facts)
+        if tensors:
+            self.copy_from(student_builder(self.facts.pop("shrunk")))
+            assert self.model is not None
+            self.model.load_state_dict(tensors, strict=True)
+
+
+class Snapshot(_Copy):
+    """A copy of the student at the switch, renewed after every ``refresh`` of progress."""
+
+    def before_step(self, student: WindowedWhisper, progress: Progress) -> None:
+        """Take a snapshot if it is due."""
+        if not self.is_due(progress):
+            return
+        refresh = self.settings.refresh
+        number = math.floor((progress.u - self.settings.switch) / refresh + 1e-9) if refresh else 0
+        if number > self.facts.get("taken", -1):
+            self.copy_from(student)
+            self.facts = {"taken": number}
+
+
+class Ema(_Copy):
+    """The exponential moving average of the student's weights since the switch.
+
+    After a shrinking it restarts from a copy, because weights of different layers cannot be averaged.
+    """
+
+    @torch.no_grad()
+    def before_step(self, student: WindowedWhisper, progress: Progress) -> None:
+        """Move the average towards the student."""
+        if not self.is_due(progress):
+            return
+        if self.model is None or self.model.shrunk != student.shrunk:
+            self.copy_from(student)
+            return
+        for average, current in zip(self.model.parameters(), student.parameters(), strict=True):
+            average.lerp_(current.detach(), 1.0 - self.settings.decay)
+
+
+class Best(_Copy):
+    """A copy of the student with the best dev WER so far; there is none before the first evaluation."""
+
+    def __init__(self, settings: Settings, load_best: Callable[[], WindowedWhisper | None]):
+        super().__init__(settings)
+        self._load_best = load_best
+        self._due = False
+
+    def before_step(self, student: WindowedWhisper, progress: Progress) -> None:
+        """At the switch, load the best student so far."""
+        if self.is_due(progress) and not self._due:
+            self._due = True
+            best = self._load_best() if self.model is None else None
+            if best is not None:
+                self.copy_from(best)
+
+    def after_evaluation(self, student: WindowedWhisper, better: bool) -> None:
+        """Copy the student if it is the best so far."""
+        if self._due and better:
+            self.copy_from(student)

@@ -1,0 +1,63 @@
+"""The stages of the pipeline, each with what follows it: what a command, a job and a Python program call alike.
+
+Imports stand in the functions: each stage loads only what it needs, and `askd --help` nothing.
+"""
+
+from askd_ray.config.schema import Recipe
+from askd_ray.runs import Result
+
+
+def prepare(recipe: Recipe, force: bool = False) -> Result:
+    """Read the sources into shards (:func:`askd_ray.data.prepare.prepare`)."""
+    from askd_ray.data import prepare as stage
+
+    return stage.prepare(recipe, force)
+
+
+def label(recipe: Recipe, force: bool = False) -> Result:
+    """Compute targets and the teacher's soft labels (:func:`askd_ray.targets.ray_label.label`)."""
+    from askd_ray.targets import ray_label
+
+    return ray_label.label(recipe, force)
+
+
+def tune(recipe: Recipe, force: bool = False) -> Result:
+    """Search the recipe's space on dev (:func:`askd_ray.search.ray_tuner.search`)."""
+    from askd_ray.search import ray_tuner
+
+    return ray_tuner.search(recipe, force)
+
+
+def distill(recipe: Recipe, force: bool = False) -> Result:
+    """Train the student (:func:`askd_ray.train.ray_trainer.distill`) and write the run's report."""
+    from askd_ray.train import ray_trainer
+
+    return _published(recipe, ray_trainer.distill(recipe, force))
+
+
+def export(recipe: Recipe, force: bool = False) -> Result:
+    """Write the bundle (:func:`askd_ray.bundles.bundle.export`) and the run's report."""
+    from askd_ray.bundles import bundle
+
+    return _published(recipe, bundle.export(recipe, force))
+
+
+def evaluate(recipe: Recipe, force: bool = False) -> Result:
+    """Compare student and teacher (:func:`askd_ray.evaluation.ray_evaluate.evaluate`) and write the run's report."""
+    from askd_ray.evaluation import ray_evaluate
+
+    return _published(recipe, ray_evaluate.evaluate(recipe, force))
+
+
+def study(recipe: Recipe, force: bool = False) -> Result:
+    """Compare objectives over seeds (:func:`askd_ray.study.run_study`)."""
+    from askd_ray.study import run_study
+
+    return run_study(recipe, force)
+
+
+def _published(recipe: Recipe, result: Result) -> Result:
+    from askd_ray.train.report import publish
+
+    publish(recipe)
+    return result

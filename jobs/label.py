@@ -1,8 +1,0 @@
-"""Store the teacher's soft labels, as a Ray job of `ray job submit`; `askd submit` does the same with one command."""
-
-import sys
-
-from askd_ray.cli import main
-
-if __name__ == "__main__":
-    main(["label", *sys.argv[1:]])

@@ -1,0 +1,172 @@
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+from small_run import small_run
+
+from askd_ray.bundles.bundle import export
+from askd_ray.bundles.verify import verify
+from askd_ray.config.load import load_recipe
+from askd_ray.data.schema import Utterance
+from askd_ray.data.shards import read_utterances, waveform_of
+from askd_ray.errors import AskdError
+from askd_ray.files import read_json
+from askd_ray.models.bundle import REFERENCE, check_hashes, check_reference, open_engine, read_bundle
+from askd_ray.models.load import convert_to_ctranslate2, load_whisper, save_whisper
+from askd_ray.runs import Run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, speech: Path, weights: Path) -> Run:
+    """A run whose student is the untrained tiny.en."""
+    run = small_run(tmp_path_factory.mktemp("runs"), speech, data={"sources": [{"path": "cache:ivr"}]})
+    model, tokens = load_whisper(str(weights))
+    save_whisper(model, tokens, run.student)
+    run.finish("distill", "distilled", {"dev_wer": 0.1}, run.begin("distill"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run) -> dict[str, Any]:
+    return export(run.recipe)
+
+
+@pytest.fixture(scope="module")
+def clip(run: Run) -> Utterance:
+    return read_utterances(run.shards, "test")[0]
+
+
+def words(text: str) -> set[str]:
+    return {w.strip(".,").lower() for w in text.split()}
+
+
+def test_formats_agree_and_the_result_says_so(exported: dict[str, Any], run: Run):
+    assert exported["bundle"] == str(run.bundle)
+    assert exported["params_m"] == pytest.approx(37.76, abs=0.01)  # OpenAI: 39 M, its fixed positions counted
+    assert exported["agreement"]["transformers and float16"] == 1.0
+    assert exported["agreement"]["faster-whisper and int8"] >= 0.75
+    assert exported["size_mb"]["ctranslate2-int8"] < 0.6 * exported["size_mb"]["ctranslate2-float16"]
+    assert not [p for p in run.path.iterdir() if p.name.endswith((".tmp", ".old"))]
+
+
+def test_transformers_folder_in_transformers(exported: dict[str, Any], run: Run, clip: Utterance):
+    from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+    folder = run.bundle / "transformers"
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    inputs = processor(waveform_of(clip), sampling_rate=16_000, return_tensors="pt")
+    text = processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0]
+    assert len(words(text) & words(clip.text)) >= 0.6 * len(words(clip.text)), text
+
+
+@pytest.mark.parametrize("quantization", ["int8", "float16"])
+def test_ctranslate2_folders_in_stock_faster_whisper(
+    exported: dict[str, Any], run: Run, clip: Utterance, quantization: str
+):
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(str(run.bundle / f"ctranslate2-{quantization}"), device="cpu", compute_type="int8")
+    segments, _ = model.transcribe(io.BytesIO(clip.audio), language="en", beam_size=1)
+    text = "".join(segment.text for segment in segments)
+    assert len(words(text) & words(clip.text)) >= 0.6 * len(words(clip.text)), text
+
+
+def test_the_description_and_the_card(exported: dict[str, Any], run: Run):
+    description = read_json(run.bundle / "bundle.json")
+    assert description["name"] == "small"
+    assert description["window"] == {"silence_s": 0.3}
+    assert description["languages"] == ["en"]
+    assert description["data"]["licences"] == {"CC-BY-SA-3.0": 4}
+    assert description["scores"] is None
+    assert load_recipe(str(run.bundle / "recipe.yaml")) == run.recipe
+    card = (run.bundle / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == "openai/whisper-tiny.en"
+    assert front["language"] == ["en"]
+    assert "Not evaluated yet" in card and "CC-BY-SA-3.0: 4 utterances" in card
+    # Attribution travels with the model.
+    licences = {p.name: p.read_text() for p in (run.bundle / "licences").iterdir()}
+    assert "OpenAI" in licences["teacher-LICENSE.txt"] and "Allison Smith" in licences["data-ivr-LICENSE.txt"]
+
+
+def test_export_again_does_nothing(exported: dict[str, Any], run: Run):
+    before = (run.bundle / "bundle.json").stat().st_mtime_ns
+    assert export(run.recipe) == exported
+    assert (run.bundle / "bundle.json").stat().st_mtime_ns == before
+
+
+def test_reference_clips_travel_with_the_bundle(exported: dict[str, Any], run: Run):
+    expected = read_json(run.bundle / REFERENCE / "reference.json")
+    assert len(expected) == 3 and all(clip["text"] and clip["language"] == "en" for clip in expected)
+    assert check_reference(open_engine(read_bundle(run.bundle)), run.bundle) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ctranslate2-int8/model.bin", r"ctranslate2-int8/model\.bin is corrupt"),
+        ("README.md", r"README\.md is corrupt"),
+    ],
+)
+def test_a_changed_file(exported: dict[str, Any], run: Run, clip: Utterance, name: str, message: str):
+    path = run.bundle / name
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole + b"\0")
+        with pytest.raises(AskdError, match=message):
+            verify(run.bundle, [clip])
+        path.unlink()
+        with pytest.raises(AskdError, match="is missing"):
+            verify(run.bundle, [clip])
+    finally:
+        path.write_bytes(whole)
+    (run.bundle / "stray.bin").touch()
+    with pytest.raises(AskdError, match=r"stray\.bin is not part of it"):
+        check_hashes(run.bundle)
+    (run.bundle / "stray.bin").unlink()
+    assert check_hashes(run.bundle) > 10
+
+
+def test_no_bundle(tmp_path: Path):
+    with pytest.raises(AskdError, match="is no bundle"):
+        check_hashes(tmp_path)
+
+
+def test_a_conversion_that_went_wrong_is_not_published(
+    exported: dict[str, Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def wrong(source: Path, target: Path, quantization: str) -> None:
+        """Convert another model than the student."""
+        convert_to_ctranslate2(_spoilt(source, tmp_path / quantization), target, quantization)
+
+    before = read_json(run.bundle / "bundle.json")
+    monkeypatch.setattr("askd_ray.bundles.bundle.convert_to_ctranslate2", wrong)
+    with pytest.raises(AskdError, match="transformers and float16 differ in"):
+        export(run.recipe, force=True)
+    assert read_json(run.bundle / "bundle.json") == before
+    assert run.record("export") is not None
+    assert not [p for p in run.path.iterdir() if p.name.endswith((".tmp", ".old"))]
+
+
+def _spoilt(source: Path, folder: Path) -> Path:
+    """Copy a transformers folder; the copy's first convolution is noise."""
+    shutil.copytree(source, folder)
+    arrays = load_file(folder / "model.safetensors")
+    weight = arrays["model.encoder.conv1.weight"]
+    noise = np.random.default_rng(0).normal(0, float(weight.std()), weight.shape)
+    arrays["model.encoder.conv1.weight"] = noise.astype(np.float32)
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_no_student_yet(tmp_path: Path, speech: Path):
+    with pytest.raises(AskdError, match="run `askd distill` first"):
+        export(small_run(tmp_path, speech).recipe)

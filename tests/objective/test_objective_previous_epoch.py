@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from askd_ray.config.objective import SelfTeacherConfig
+from askd_ray.data.schema import IGNORED
+from askd_ray.divergence.buckets import to_buckets
+from askd_ray.divergence.kinds import forward_kl
+from askd_ray.objective.previous_epoch import PreviousEpoch
+from askd_ray.objective.schedules import Progress
+from askd_ray.objective.tensors import TensorBatch
+
+N_VOCAB = 9
+PSKD = SelfTeacherConfig(kind="previous_epoch", weight=0.8, schedule="linear", switch=0.0, top_k=4)
+LENGTHS = {"a": 3, "b": 1, "c": 2}
+
+
+def batch(*ids: str) -> TensorBatch:
+    targets = torch.full((max(1, len(ids)), 4), IGNORED)
+    for row, name in enumerate(ids):
+        targets[row, 1 : 1 + LENGTHS[name]] = 5
+    nothing = torch.zeros(0)
+    return TensorBatch(ids, nothing, nothing, targets, nothing, nothing, nothing, nothing, nothing)
+
+
+def random_log_probs(name: str, epoch: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(10 * epoch + ord(name))
+    return torch.log_softmax(torch.randn(LENGTHS[name], N_VOCAB, generator=g), -1)
+
+
+def observe(self_teacher: PreviousEpoch, epoch: int, *ids: str, chunk: int = 2) -> None:
+    log_q = torch.cat([random_log_probs(i, epoch) for i in ids]) if ids else torch.zeros(0, N_VOCAB)
+    for start in range(0, max(1, len(log_q)), chunk):
+        self_teacher.observe(batch(*ids), slice(start, start + chunk), log_q[start : start + chunk])
+
+
+def an_epoch(self_teacher: PreviousEpoch, epoch: int, *batches: tuple[str, ...]) -> None:
+    for i, ids in enumerate(batches):
+        self_teacher.before_step(None, Progress((epoch + i / len(batches)) / 3, epoch, 3))
+        observe(self_teacher, epoch, *ids)
+
+
+def assert_teaches(self_teacher: PreviousEpoch, epoch: int, *ids: str) -> None:
+    reference = self_teacher.reference(batch(*ids))
+    assert reference is not None
+    log_p = torch.cat([random_log_probs(i, epoch) for i in ids])
+    found = reference.distribution(slice(None), torch.zeros(len(log_p), dtype=torch.long), 1.0)
+    assert found.top_ids is not None
+    torch.testing.assert_close(found.log_p, to_buckets(log_p, log_p.topk(4, -1).indices), atol=5e-3, rtol=5e-3)
+    assert forward_kl(found.log_p, found.of_student(log_p)).abs().max() < 1e-3
+
+
+def test_an_epoch_teaches_the_next_one():
+    self_teacher = PreviousEpoch(PSKD)
+    an_epoch(self_teacher, 0, ("a", "b"), ("c",))
+    assert self_teacher.reference(batch("a")) is None
+    self_teacher.before_step(None, Progress(0.34, 1, 3))
+    assert_teaches(self_teacher, 0, "c", "a")
+    observe(self_teacher, 1, "c", "a")
+    assert_teaches(self_teacher, 0, "b", "a", "c")  # distributions of this epoch are used from the next epoch on
+    observe(self_teacher, 1, "b")
+    self_teacher.before_step(None, Progress(0.67, 2, 3))
+    assert_teaches(self_teacher, 1, "b", "c", "a")
+
+
+def test_in_a_training_in_bfloat16():
+    self_teacher = PreviousEpoch(PSKD)
+    with torch.autocast("cpu", torch.bfloat16):
+        an_epoch(self_teacher, 0, ("a", "b"), ("c",))
+        self_teacher.before_step(None, Progress(0.34, 1, 3))
+        assert_teaches(self_teacher, 0, "c", "a")
+
+
+def test_a_rank_without_data_has_a_reference_of_no_tokens():
+    self_teacher = PreviousEpoch(PSKD)
+    an_epoch(self_teacher, 0, ("a",), ())
+    self_teacher.before_step(None, Progress(0.4, 1, 3))
+    reference = self_teacher.reference(batch())
+    assert reference is not None
+    assert reference.distribution(slice(0, 64), torch.zeros(0, dtype=torch.long), 1.0).log_p.shape == (0, 5)
+
+
+@pytest.mark.parametrize("kept_in", [0, 1])
+def test_it_goes_on_where_it_was_kept(kept_in: int):
+    self_teacher, again = PreviousEpoch(PSKD), PreviousEpoch(PSKD)
+    if kept_in == 1:
+        an_epoch(self_teacher, 0, ("a", "b"), ("c",))
+    self_teacher.before_step(None, Progress(kept_in / 3, kept_in, 3))
+    observe(self_teacher, kept_in, "a", "c")
+    tensors, facts = self_teacher.state()
+    again.restore(tensors, facts, None)
+    again.before_step(None, Progress(kept_in / 3 + 0.1, kept_in, 3))
+    observe(again, kept_in, "b")
+    again.before_step(None, Progress((kept_in + 1) / 3, kept_in + 1, 3))
+    assert_teaches(again, kept_in, "a", "b", "c")
+
+
+def test_nothing_is_written_down_that_no_later_epoch_reads():
+    late = PreviousEpoch(PSKD.model_copy(update={"switch": 0.7}))
+    an_epoch(late, 0, ("a",))  # the switch is in the third epoch, which uses the labels of the second
+    assert late.state()[0] == {}
+    an_epoch(late, 1, ("a",))
+    assert late.state()[0] != {}
+    last = PreviousEpoch(PSKD)
+    an_epoch(last, 2, ("a",))
+    assert last.state()[0] == {}

@@ -1,0 +1,23 @@
+import io
+
+from rich.console import Console
+
+from askd_ray.config.tune import DEFAULT_SPACE
+from askd_ray.search.trials import column_names, table
+
+
+def test_a_column_is_called_by_the_last_part_that_tells_it_from_the_others():
+    paths = ["train.lr", "objective.teacher_weight.start", "objective.self_teacher.weight", "objective.preset"]
+    assert column_names(paths) == ["lr", "start", "weight", "preset"]
+    paths = ["objective.teacher_weight.schedule", "objective.self_teacher.schedule", "window.padded_share"]
+    assert column_names(paths) == ["teacher_weight\nschedule", "self_teacher\nschedule", "padded_share"]
+
+
+def test_the_default_search_fits_80_columns():
+    values = dict.fromkeys(DEFAULT_SPACE, 0.125)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table([{"state": "running", "score": 0.125, "evaluations": 3, "values": values}], "trials"))
+    text = console.export_text()
+    assert "…" not in text
+    for path in DEFAULT_SPACE:
+        assert path.rpartition(".")[2] in text

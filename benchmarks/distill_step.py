@@ -36,7 +36,7 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.objective import Objective
 from askd_ray.config.schema import Recipe
-from askd_ray.data.plan import DataCursor
+from askd_ray.data.sampler import DataCursor, length_grouped_sampler
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.fetch.weights import fetch_weights
@@ -50,7 +50,7 @@ from askd_ray.objective.schedules import Weights
 from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
-from askd_ray.train.loop import make_batch_loader
+from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
 
@@ -123,7 +123,11 @@ def _time(
 ) -> tuple[dict[str, list[float]], list[Batch]]:
     """Return the seconds of each step of each kind, alternating per batch, and the batches."""
     loader = make_batch_loader(recipe, n_mels=80)
-    batches = [batch for task in loader.planner().tasks(DataCursor(), 0, 1) for batch in loader.batches(task)]
+    batches = [
+        batch
+        for task in length_grouped_sampler(loader.labelled_rows(), loader).tasks(DataCursor(), 0, 1)
+        for batch in loader.batches(task)
+    ]
     audio = {u.id: u for u in utterances}
     step = {"a": _dense_step(recipe, 0), "b": _our_step(recipe, online=True), "c": _our_step(recipe, online=False)}
     if padded_texts:

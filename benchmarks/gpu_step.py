@@ -24,7 +24,7 @@ from speech_rows import clips
 from torch.amp.grad_scaler import GradScaler
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.plan import DataCursor
+from askd_ray.data.sampler import DataCursor, length_grouped_sampler
 from askd_ray.data.schema import Batch
 from askd_ray.models.cost import parts
 from askd_ray.models.load import load_whisper
@@ -37,7 +37,7 @@ from askd_ray.objective.tensors import TensorBatch
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import make_batch_loader
+from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
 
@@ -126,7 +126,9 @@ class Bench:
 
     def run(self, n_warm_up: int, n_steps: int) -> None:
         """Take steps on streamed batches; the first steps are not counted."""
-        batches = PlainContext(self._device).batches(self._loader, self._loader.planner().tasks(DataCursor(), 0, 1))
+        batches = PlainContext(self._device).batches(
+            self._loader, length_grouped_sampler(self._loader.labelled_rows(), self._loader).tasks(DataCursor(), 0, 1)
+        )
         with bar("steps", n_warm_up + n_steps, "step") as progress:
             for number in range(n_warm_up + n_steps):
                 if number == n_warm_up:

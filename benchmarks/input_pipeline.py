@@ -44,7 +44,7 @@ from askd_ray.audio.sounds import synthetic_noises
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.plan import DataCursor, ReadTask
+from askd_ray.data.sampler import DataCursor, ReadTask, length_grouped_sampler
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_table, shard_paths
 from askd_ray.fetch.weights import fetch_weights
@@ -52,7 +52,8 @@ from askd_ray.progress import bar, console
 from askd_ray.runs import Run
 from askd_ray.torch_setup import n_cores, use_threads
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop, make_batch_loader
+from askd_ray.train.inputs import make_batch_loader
+from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
 
 N_CORES = 2
@@ -139,7 +140,7 @@ def _recipe(root: str, noises: Sequence[Path], epochs: int) -> Recipe:
 def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, list[float]]:
     """Return the utterances per second in each round; a first round for warm-up does not count."""
     loader = make_batch_loader(recipe, n_mels=80)
-    tasks = list(loader.planner().tasks(DataCursor(), 0, 1))
+    tasks = list(length_grouped_sampler(loader.labelled_rows(), loader).tasks(DataCursor(), 0, 1))
     peer = _Peer(loader, noises)
     makers = {"datasets": peer.batches, OUR_BATCHES: peer.our_batches, "ours": partial(_our_batches, loader)}
     rates: dict[str, list[float]] = {name: [] for name in makers}

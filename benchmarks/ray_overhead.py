@@ -32,13 +32,14 @@ from speech_rows import clips
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.plan import DataCursor, ReadTask
+from askd_ray.data.sampler import DataCursor, ReadTask, length_grouped_sampler
 from askd_ray.data.schema import Batch
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop, make_batch_loader
+from askd_ray.train.inputs import make_batch_loader
+from askd_ray.train.loop import Loop
 
 KINDS = ("plain", "ray")
 KEY = b"steps in turn"
@@ -68,8 +69,8 @@ def main() -> None:
         }
         recipe = Recipe.model_validate(values)
         write_run(recipe, clips(options.data, n_clips))
-        planner = make_batch_loader(recipe, n_mels=80).planner()
-        n_steps = sum(1 for _ in planner.steps(DataCursor()))
+        sampler = length_grouped_sampler(make_batch_loader(recipe, n_mels=80).labelled_rows(), recipe)
+        n_steps = sum(1 for _ in sampler.steps(DataCursor()))
         with Listener(str(Path(root) / "socket"), "AF_UNIX", authkey=KEY) as listener:
             config = {"recipe": recipe.model_dump(mode="json"), "root": root, "socket": listener.address}
             process_settings, times = dict[str, dict[str, int]](), {kind: list[float]() for kind in KINDS}

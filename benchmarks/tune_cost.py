@@ -29,7 +29,7 @@ from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import write_labels
-from askd_ray.data.plan import ReadTask
+from askd_ray.data.sampler import ReadTask
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_table, shard_paths, to_table, to_utterances, write_table
 from askd_ray.fetch.weights import fetch_weights

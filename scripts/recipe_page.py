@@ -1,6 +1,6 @@
-"""Writes docs/recipe.md, the reference of all recipe keys, from the schema. With --check it only says if that is current.
+"""Writes docs/recipe.md, the reference of all recipe keys, from the schema; --check only says whether it is current.
 
-    python scripts/recipe_page.py [--check]
+python scripts/recipe_page.py [--check]
 """
 
 import argparse
@@ -19,8 +19,8 @@ from askd_ray.config.schema import Recipe
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
 INTRODUCTION = """# Recipe reference
 
-All keys of a recipe. `--set a.b=value` sets one; `askd presets` lists the objectives. This page is made from the schema by
-`python scripts/recipe_page.py`.
+All keys of a recipe. `--set a.b=value` sets one; `askd presets` lists the objectives.
+This page is made from the schema by `python scripts/recipe_page.py`.
 """
 
 
@@ -60,11 +60,13 @@ def text_of(section: type[BaseModel]) -> str:
 
 
 def markdown(text: str) -> str:
+    """Return reStructuredText's roles and literals as Markdown."""
     text = re.sub(r":[a-z]+:`~?([^`]+)`", lambda match: f"`{match[1].rpartition('.')[2]}`", text)
     return text.replace("``", "`")
 
 
 def row(path: str, name: str, field: FieldInfo, described: bool) -> str:
+    """Return a field as a row of its section's table."""
     cells = [f"`{path}.{name}`".replace("`.", "`"), type_of(field.annotation), default_of(field)]
     cells += [markdown(" ".join((field.description or "").split()))] if described else []
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
@@ -89,6 +91,7 @@ def type_of(annotation: Any) -> str:
 
 
 def default_of(field: FieldInfo) -> str:
+    """Return a field's default as it is written."""
     value = field.get_default(call_default_factory=True)
     if field.is_required():
         return "needed"
@@ -99,6 +102,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def main() -> None:
+    """Write the page, or check it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     if not parser.parse_args().check:

@@ -31,7 +31,7 @@ FRONTS = tuple(
     f"askd_ray/{name}.py" for name in ("__init__", "__main__", "cli", "demo", "promote", "stages", "study")
 )  # may import everything
 # Top-level modules that every folder may import.
-BASE = {"errors", "files", "location", "progress", "runs", "torch_setup"}
+BASE = {"errors", "files", "location", "progress", "randomness", "runs", "torch_setup"}
 BASE_IMPORTS = {"config", "errors", "files", "location", "progress"}
 
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES, MAX_PARAMETERS = 300, 60, 40, 8

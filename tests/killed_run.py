@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.plan import ReadTask
+from askd_ray.data.sampler import ReadTask
 from askd_ray.data.schema import Batch
 from askd_ray.train.context import PlainContext
 from askd_ray.train.ledger import read_ledger

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from askd_ray.audio.augment import Draw, augment, spec_augment
+from askd_ray.audio.augment import augment, spec_augment
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, pad_batch
 from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, decoding_window_samples, samples_of
@@ -22,11 +22,12 @@ from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, read_clips
 from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
-from askd_ray.data.plan import Planned, Planner, ReadTask, Row, unknown_domains
+from askd_ray.data.sampler import Planned, ReadTask, Row, unknown_domains
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import read_table, shard_paths, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
+from askd_ray.randomness import Draw
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class BatchLoader:
     features_folder: Path | None = None
     """A cache of decoded clips that other processes share; None disables it."""
 
-    def planner(self) -> Planner:
-        """Check every label shard against its shard and return the planner for the rows that have labels.
+    def labelled_rows(self) -> tuple[tuple[Row, ...], ...]:
+        """Check every label shard against its shard and return the rows that have labels, by shard: for a sampler.
 
         Raises :class:`AskdError` when there are no shards, labels are missing or stale, or ``domain_weights`` names a
         domain without rows.
@@ -62,7 +63,7 @@ class BatchLoader:
             raise AskdError(
                 f"train.domain_weights: no train utterance of {', '.join(unknown)}; there are: {', '.join(known)}"
             )
-        return Planner(tuple(shards), self.train, self.window, self.augment, self.seed)
+        return tuple(shards)
 
     def _rows(self, path: Location) -> tuple[Row, ...]:
         """Return the rows of a shard that have labels."""

@@ -10,13 +10,13 @@ from random import Random
 
 import torch
 
-from askd_ray.audio.augment import draw_seed
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.effects import add_noise, cut_peaks, fit_length, reverberate, sped_up, telephone, within_one
 from askd_ray.audio.sounds import draw_noise, draw_room, synthetic_noises
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
+from askd_ray.randomness import draw_seed
 
 N_BABBLE = 4  # voices at a time: more sound like plain noise; with fewer, single words can be understood
 _MAX_VOICES = 32  # clips of a set that make up the babble: 20 MB for clips of 10 s

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from askd_ray.audio.augment import draw_seed
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.effects import fit_length, within_one
 from askd_ray.audio.sounds import recording, sound_files, synthetic_noises
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
+from askd_ray.randomness import draw_seed
 
 _LENGTHS_S = (2.0, 5.0, 10.0, 20.0)
 _NOISE_DB = (-15.0, -30.0, -45.0)  # RMS levels below full scale, from a loud street to a quiet room

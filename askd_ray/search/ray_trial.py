@@ -14,7 +14,7 @@ from askd_ray.config.candidate import FieldValues, read_values, with_values
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tune import Tune
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.plan import ReadTask
+from askd_ray.data.sampler import ReadTask
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import sealed
 from askd_ray.files import remove

@@ -23,7 +23,7 @@ from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.load import dump_recipe, with_absolute_paths, without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tune import Between, Domain, Space, is_integer
-from askd_ray.data.plan import Planner
+from askd_ray.data.sampler import Sampler
 from askd_ray.data.shards import read_table, sealed, shard_paths
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, remove, write_json
@@ -83,7 +83,7 @@ def _search(recipe: Recipe, folder: Path, key: str, force: bool) -> Result:
     return {"trials": trials, "best": str(folder / "best.yaml")}
 
 
-def _check_domains(recipe: Recipe, planner: Planner) -> None:
+def _check_domains(recipe: Recipe, sampler: Sampler) -> None:
     """Check that dev has all ``tune.ood_domains`` and others, and that none of ``tune.ood_domains`` is trained on."""
     ood_domains = set(recipe.tune.ood_domains)
     if not ood_domains:
@@ -98,7 +98,7 @@ def _check_domains(recipe: Recipe, planner: Planner) -> None:
     if not dev_domains - ood_domains:
         raise AskdError("tune.ood_domains has all domains of dev: none would be in domain")
     weights = recipe.train.domain_weights
-    trained = {row.domain for rows in planner.shards for row in rows if weights.get(row.domain, 1.0) > 0.0}
+    trained = {row.domain for rows in sampler.shards for row in rows if weights.get(row.domain, 1.0) > 0.0}
     if trained_too := sorted(ood_domains & trained):
         raise AskdError(
             f"tune.ood_domains: {trained_too[0]} is in the training data too; exclude it with "

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.amp.grad_scaler import GradScaler
 
-from askd_ray.data.plan import DataCursor
+from askd_ray.data.sampler import DataCursor
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, read_json, remove, write_json
 from askd_ray.models.windows import WindowedWhisper

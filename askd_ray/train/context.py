@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.plan import ReadTask
 from askd_ray.data.prefetch import prefetch
+from askd_ray.data.sampler import ReadTask
 from askd_ray.data.schema import Batch
 from askd_ray.torch_setup import n_cores
 

@@ -13,11 +13,9 @@ import torch.distributed as dist
 from torch.amp.grad_scaler import GradScaler
 from transformers import WhisperForConditionalGeneration
 
-from askd_ray.audio.augment import draw_seed
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
-from askd_ray.data.collate import BatchLoader
-from askd_ray.data.plan import Step
+from askd_ray.data.sampler import SamplerFactory, Step, length_grouped_sampler
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_utterances
 from askd_ray.files import remove
@@ -27,13 +25,14 @@ from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.online_teacher import OnlineTeacher, encoders_agree
 from askd_ray.objective.schedules import Gap, Progress, weights_at
 from askd_ray.objective.self_teacher import build_self_teacher
+from askd_ray.randomness import draw_seed
 from askd_ray.runs import Run
-from askd_ray.targets.soft_labels import label_key
 from askd_ray.torch_setup import release_memory, use_threads
 from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_state, load_checkpoint, save_checkpoint
 from askd_ray.train.clock import Clock
 from askd_ray.train.context import Context
 from askd_ray.train.dev import dev_errors, dev_metrics
+from askd_ray.train.inputs import make_batch_loader, online_teacher_model
 from askd_ray.train.ledger import TRAINED, Ledger, account, read_ledger
 from askd_ray.train.optim import build_optimizer, freeze, lr_factor, set_lr
 from askd_ray.train.parallel import shard, unsharded_model, wrap_network
@@ -43,31 +42,6 @@ from askd_ray.train.track import Tracker
 from askd_ray.train.weight_ema import WeightEma
 
 BEST, CHECKPOINTS, LEDGER = "best", "checkpoints", "ledger"
-
-
-def make_batch_loader(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> BatchLoader:
-    """Return the loader of a recipe's train shards and labels."""
-    run = Run(recipe)
-    return BatchLoader(
-        shards=run.shards,
-        labels=run.labels,
-        label_key=label_key(recipe),
-        n_mels=n_mels,
-        teacher_n_mels=teacher_n_mels,
-        train=recipe.train,
-        window=recipe.window,
-        augment=recipe.augment,
-        seed=recipe.seed,
-    )
-
-
-def _online_teacher(recipe: Recipe) -> WindowedWhisper | None:
-    """Return the teacher that runs beside the student, or None unless the recipe sets ``teacher.online``."""
-    if not recipe.teacher.online:
-        return None
-    hidden_states = recipe.objective.hidden_states
-    layers = hidden_states.layers if hidden_states.kind != "none" else ()
-    return WindowedWhisper(load_whisper(recipe.teacher.model)[0], [teacher_layer for _, teacher_layer in layers])
 
 
 def is_evaluated(step: Step, train: Train) -> bool:
@@ -96,6 +70,7 @@ class Loop:
     context: Context
     folder: Path
     key: str
+    build_sampler: SamplerFactory = length_grouped_sampler
 
     def __post_init__(self) -> None:
         recipe, context, train = self.recipe, self.context, self.recipe.train
@@ -104,7 +79,7 @@ class Loop:
         self.train_state = latest_train_state(checkpoints) or TrainState(self.key)
         assert self.train_state.key == self.key, f"{checkpoints} is of another recipe"
         _check_same_step(self.train_state.step, context.world_size)
-        teacher_model = _online_teacher(recipe)
+        teacher_model = online_teacher_model(recipe)
         torch.manual_seed(recipe.seed)  # for the random initial weights of a projection to the teacher's width
         self.students = StudentFactory(recipe, teacher_model.whisper.config.d_model if teacher_model is not None else 0)
         student = self.students.build(self.train_state.shrunk).train()
@@ -116,8 +91,8 @@ class Loop:
         self.loader = make_batch_loader(recipe, student.whisper.config.num_mel_bins, clean_mels)
         student = self._to_device(student)
         self_teacher = build_self_teacher(recipe.objective.self_teacher, self._load_best)
-        self.planner = self.loader.planner()
-        check_shrinkings(recipe.student, self.planner)
+        self.sampler = self.build_sampler(self.loader.labelled_rows(), recipe)
+        check_shrinkings(recipe.student, self.sampler)
         self.dev = read_utterances(Run(recipe).shards, "dev")
         scaler = GradScaler(context.device.type, enabled=train.precision == "float16")
         optimizer = build_optimizer(student, train)
@@ -135,14 +110,14 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Train from the last checkpoint to the end; return a summary, the same on every rank."""
         tracker = Tracker(self.folder, self.train_state.step) if self.context.rank == 0 else None
-        tasks = self.planner.tasks(self.train_state.cursor, self.context.rank, self.context.world_size)
+        tasks = self.sampler.tasks(self.train_state.cursor, self.context.rank, self.context.world_size)
         batches = self.context.batches(self.loader, tasks)
         clock, stepper = Clock(), None
-        for step in self.planner.steps(self.train_state.cursor):
+        for step in self.sampler.steps(self.train_state.cursor):
             if self._patience_is_over():
                 break
             with clock.waiting():
-                micro_batches = list(islice(batches, self.planner.batches_per_step(self.context.world_size)))
+                micro_batches = list(islice(batches, self.sampler.batches_per_step(self.context.world_size)))
             if self._shrink_and_freeze(step) or stepper is None:
                 stepper = self._stepper()
             metrics = self._train_step(stepper, step, micro_batches)
@@ -167,9 +142,9 @@ class Loop:
     def summary(self) -> dict[str, Any]:
         """Return the result of the run."""
         run = Run(self.recipe)
-        n_labelled = sum(len(rows) for rows in self.planner.shards)
+        n_labelled = sum(len(rows) for rows in self.sampler.shards)
         prepared, labelled = ((run.record(stage) or {}).get("result") for stage in ("prepare", "label"))
-        padding = self.planner.padding()
+        padding = self.sampler.padding()
         return {
             "steps": self.train_state.step,
             "stopped": "patience" if self.train_state.progress < 1.0 else None,

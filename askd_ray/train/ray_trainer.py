@@ -18,8 +18,8 @@ from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import PLACEMENT
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.plan import Planner, ReadTask
 from askd_ray.data.ray_stream import ray_batches
+from askd_ray.data.sampler import ReadTask, Sampler, length_grouped_sampler
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import shard_paths
 from askd_ray.errors import AskdError
@@ -36,7 +36,8 @@ from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import device_of
 from askd_ray.train.checkpoint import latest_train_state
-from askd_ray.train.loop import CHECKPOINTS, Loop, make_batch_loader
+from askd_ray.train.inputs import make_batch_loader
+from askd_ray.train.loop import CHECKPOINTS, Loop
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
 from askd_ray.train.shrink import check_shrinkings
 from askd_ray.train.track import MetricsReader, StepMetrics
@@ -73,9 +74,9 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
     key = distill_key(run)
     done = run.finished("distill", key) if run.student.is_dir() else None
     if done is None or force:
-        planner = check_inputs(recipe)
+        sampler = check_inputs(recipe)
         console.print(cost.line(cost.costs(recipe)))
-        padding = planner.padding()
+        padding = sampler.padding()
         console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
         clear_stale_run(run, key, force)
 
@@ -100,7 +101,7 @@ def distill_key(run: Run) -> str:
     return stage_key(r.student, r.window, r.augment, r.objective, train, r.seed, run.key("label"))
 
 
-def check_inputs(recipe: Recipe) -> Planner:
+def check_inputs(recipe: Recipe) -> Sampler:
     """Check the inputs before any worker starts; return the plan of the run.
 
     Raises :class:`AskdError` when weights add up to more than 1, when noise files, room files, labels or splits are
@@ -111,8 +112,8 @@ def check_inputs(recipe: Recipe) -> Planner:
     check_installed(recipe.tracking)
     schedules.check(recipe.objective, recipe.train.epochs)
     check_sounds(recipe.augment)
-    planner = make_batch_loader(recipe, n_mels=80).planner()
-    check_shrinkings(recipe.student, planner)
+    sampler = length_grouped_sampler(make_batch_loader(recipe, n_mels=80).labelled_rows(), recipe)
+    check_shrinkings(recipe.student, sampler)
     shard_paths(run.shards, "dev")
     init = recipe.student.init
     layer_maps(recipe.student, load_config(init or recipe.teacher.model))
@@ -121,7 +122,7 @@ def check_inputs(recipe: Recipe) -> Planner:
             f"student.init = {init!r}: its vocabulary is not that of the teacher {recipe.teacher.model}; soft labels "
             "need one vocabulary: both English-only or both multilingual, of the same generation"
         )
-    return planner
+    return sampler
 
 
 def _vocabulary(model: str) -> dict[str, int]:

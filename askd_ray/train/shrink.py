@@ -3,7 +3,7 @@
 from transformers import WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Recipe, Student
-from askd_ray.data.plan import Planner
+from askd_ray.data.sampler import Sampler
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_config
 from askd_ray.models.reference import resolve
@@ -64,12 +64,12 @@ def due_shrinkings(settings: Student, progress: float) -> int:
     return sum(progress >= step.at - 1e-9 for step in settings.shrink)
 
 
-def check_shrinkings(settings: Student, planner: Planner) -> None:
+def check_shrinkings(settings: Student, sampler: Sampler) -> None:
     """Check that each shrinking has a step after it.
 
     Raises :class:`AskdError` when one is too late.
     """
-    if settings.shrink and due_shrinkings(settings, last := planner.last_progress()) < len(settings.shrink):
+    if settings.shrink and due_shrinkings(settings, last := sampler.last_progress()) < len(settings.shrink):
         raise AskdError(
             f"student.shrink at {settings.shrink[-1].at:g} is too late: the last step begins at {last:.3g} of the run"
         )

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torchaudio.functional import mask_along_axis
 from torchaudio.transforms import Speed
 
-from askd_ray.audio.augment import Draw, augment, draw_seed, spec_augment, speed_factor
+from askd_ray.audio.augment import augment, spec_augment, speed_factor
 from askd_ray.audio.decode import Waveform, decode
 from askd_ray.audio.effects import sped_up_samples
 from askd_ray.audio.sounds import check_sounds, recording, sound_files, synthetic_noises, synthetic_room
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
 from askd_ray.config.augment import Augment, SpecAugment
 from askd_ray.errors import AskdError
+from askd_ray.randomness import Draw, draw_seed
 
 ALL = {
     "speed": [0.9, 1.1],

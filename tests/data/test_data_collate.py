@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from small_run import utterances
 
-from askd_ray.audio.augment import Draw, augment, speed_factor
+from askd_ray.audio.augment import augment, speed_factor
 from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, window_samples
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import SoftLabels, write_labels
-from askd_ray.data.plan import DataCursor
 from askd_ray.data.prefetch import prefetch
+from askd_ray.data.sampler import DataCursor, length_grouped_sampler
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.location import Location
+from askd_ray.randomness import Draw
 
 UNMASKED = {"freq_masks": 0, "time_masks": 0}
 LOUD = {"noise": {"share": 1.0}, "reverb": {"share": 1.0}, "telephone": {"share": 1.0}, "gain_db": [-6, 6]}
@@ -61,7 +62,11 @@ def batches(clips: list[Utterance], tmp_path: Path):
             augment=recipe.augment,
             seed=3,
         )
-        tasks = [task for task in stream.planner().tasks(DataCursor(), 0, 1) if task.epoch == epoch]
+        tasks = [
+            task
+            for task in length_grouped_sampler(stream.labelled_rows(), stream).tasks(DataCursor(), 0, 1)
+            if task.epoch == epoch
+        ]
         if threads:
             return list(prefetch((job for task in tasks for job in stream.batch_tasks(task)), ahead=4, threads=threads))
         return [batch for task in tasks for batch in stream.batches(task)]

@@ -14,8 +14,8 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data import features
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import SoftLabels, write_labels
-from askd_ray.data.plan import DataCursor
 from askd_ray.data.prefetch import prefetch
+from askd_ray.data.sampler import DataCursor, length_grouped_sampler
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.location import Location
@@ -59,7 +59,7 @@ def batches(data: Path, kept: Path | None, teacher_n_mels: int = 0, **sections: 
         seed=3,
         features_folder=kept,
     )
-    tasks = stream.planner().tasks(DataCursor(), 0, 1)
+    tasks = length_grouped_sampler(stream.labelled_rows(), stream).tasks(DataCursor(), 0, 1)
     return list(prefetch((job for task in tasks for job in stream.batch_tasks(task)), ahead=4, threads=2))
 
 

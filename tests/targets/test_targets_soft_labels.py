@@ -11,7 +11,7 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_labels
-from askd_ray.data.plan import DataCursor
+from askd_ray.data.sampler import DataCursor, length_grouped_sampler
 from askd_ray.data.schema import IGNORED, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.divergence.kinds import forward_kl
@@ -21,7 +21,7 @@ from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.references import TopK
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
-from askd_ray.train.loop import make_batch_loader
+from askd_ray.train.inputs import make_batch_loader
 
 K = 8
 
@@ -141,7 +141,11 @@ def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: 
     made = label(model, tokens, utterances, with_prompt)
     write_labels(run.labels / "train-00000-of-00001.parquet", made, label_key(with_prompt))
     loader = make_batch_loader(with_prompt, n_mels=80)
-    (batch,) = (b for task in loader.planner().tasks(DataCursor(), 0, 1) for b in loader.batches(task))
+    (batch,) = (
+        b
+        for task in length_grouped_sampler(loader.labelled_rows(), loader).tasks(DataCursor(), 0, 1)
+        for b in loader.batches(task)
+    )
     by_id = {u.id: m for u, m in zip(utterances, made, strict=True)}
     with torch.no_grad():
         decoded = WindowedWhisper(model)(torch.from_numpy(batch.log_mel), torch.from_numpy(batch.decoder_ids))

@@ -25,7 +25,7 @@ from small_run import with_objective
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.plan import DataCursor, ReadTask, Step
+from askd_ray.data.sampler import DataCursor, ReadTask, Step
 from askd_ray.data.schema import Batch
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from askd_ray.config.presets import PRESETS
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import empty_batch, from_bytes, to_bytes
-from askd_ray.data.plan import DataCursor
+from askd_ray.data.sampler import DataCursor, length_grouped_sampler
 from askd_ray.data.schema import Batch
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
@@ -27,8 +27,8 @@ from askd_ray.objective.online_teacher import OnlineTeacher
 from askd_ray.objective.schedules import Progress, Weights, weights_at
 from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.objective.tensors import TensorBatch
+from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.ledger import TRAINED
-from askd_ray.train.loop import make_batch_loader
 from askd_ray.train.shrink import StudentFactory
 from askd_ray.train.step import OVERFLOW, Stepper, StepResult
 
@@ -39,7 +39,7 @@ VOCABULARY = 51864
 
 def a_batch(recipe: Recipe, teacher_n_mels: int = 0) -> Batch:
     stream = make_batch_loader(recipe, 80, teacher_n_mels)
-    tasks = stream.planner().tasks(DataCursor(), 0, 1)
+    tasks = length_grouped_sampler(stream.labelled_rows(), stream).tasks(DataCursor(), 0, 1)
     return next(b for t in tasks for b in stream.batches(t) if len(b.ids) == 3)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.plan import DataCursor
 from askd_ray.data.prepare import prepare
 from askd_ray.data.ray_stream import ray_batches
+from askd_ray.data.sampler import DataCursor, length_grouped_sampler
 from askd_ray.data.schema import SPLITS, Batch
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError
@@ -20,7 +20,8 @@ from askd_ray.location import Location
 from askd_ray.runs import Run
 from askd_ray.targets.ray_label import label
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop, make_batch_loader
+from askd_ray.train.inputs import make_batch_loader
+from askd_ray.train.loop import Loop
 from askd_ray.train.ray_trainer import check_inputs
 
 
@@ -64,7 +65,9 @@ def test_batches_from_s3_are_those_from_a_folder(
     assert {f.name for f in Run(there).labels.files()} == {f.name for f in Run(here).labels.files()}
 
     streams = [make_batch_loader(r, n_mels=80) for r in (here, there)]
-    tasks = [list(stream.planner().tasks(DataCursor(), 0, 1)) for stream in streams]
+    tasks = [
+        list(length_grouped_sampler(stream.labelled_rows(), stream).tasks(DataCursor(), 0, 1)) for stream in streams
+    ]
     assert tasks[0] == tasks[1]
     batches = [
         [batch for task in tasks[0] for batch in streams[0].batches(task)],
@@ -89,10 +92,10 @@ def test_a_truncated_shard_on_s3_is_named(labelled: Recipe, s3: Callable[[str], 
         for file in place.files():
             (Run(there).data_path / place.name / file.name).write_bytes(file.read_bytes())
     stream = make_batch_loader(there, n_mels=80)
-    tasks = list(stream.planner().tasks(DataCursor(), 0, 1))
+    tasks = list(length_grouped_sampler(stream.labelled_rows(), stream).tasks(DataCursor(), 0, 1))
     shard = Run(there).shards.files("train-*")[0]
     shard.write_bytes(shard.read_bytes()[:1000])
-    for read in (stream.planner, lambda: [list(stream.batches(task)) for task in tasks]):
+    for read in (stream.sampler, lambda: [list(stream.batches(task)) for task in tasks]):
         with pytest.raises(AskdError, match=rf"^s3://b\w+/runs/tiny/shards/{shard.name} is damaged") as caught:
             read()
         assert "\n" not in str(caught.value) and "mysecret" not in str(caught.value)

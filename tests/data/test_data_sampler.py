@@ -6,17 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askd_ray.audio.augment import Draw, speed_factor
+from askd_ray.audio.augment import speed_factor
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Window
 from askd_ray.config.train import Train
-from askd_ray.data.plan import DataCursor, MicroBatch, Planner, ReadTask, Row, Step
+from askd_ray.data.sampler import DataCursor, LengthGroupedSampler, MicroBatch, ReadTask, Row, Step
+from askd_ray.randomness import Draw
 
 START = DataCursor()
 
 
-def planner(lengths: list[float], shard_size: int = 5, augment: Augment | None = None, **train: object) -> Planner:
+def sampler(
+    lengths: list[float], shard_size: int = 5, augment: Augment | None = None, **train: object
+) -> LengthGroupedSampler:
     rows = [
         Row(f"train-{i // shard_size}", i % shard_size, f"u{i}", s, 2 + int(4 * s), "ab"[i % 2])
         for i, s in enumerate(lengths)
@@ -25,10 +28,10 @@ def planner(lengths: list[float], shard_size: int = 5, augment: Augment | None =
     shards = tuple(tuple(r for r in rows if r.shard == f"train-{s}") for s in range(n_shards))
     bounds = {"batch_utterances": 4, "batch_audio_s": 35.0, "batch_tokens": 200, "shuffle_shards": 2}
     settings_ = Train.model_validate({"epochs": 2} | bounds | train)
-    return Planner(shards, settings_, Window(padded_share=0.1), augment or Augment(), seed=7)
+    return LengthGroupedSampler(shards, settings_, Window(padded_share=0.1), augment or Augment(), seed=7)
 
 
-def steps_of(plan: Planner, cursor: DataCursor = START) -> list[tuple[MicroBatch, ...]]:
+def steps_of(plan: LengthGroupedSampler, cursor: DataCursor = START) -> list[tuple[MicroBatch, ...]]:
     """The run's steps from a cursor on, each with the micro-batches of all queues."""
     n = plan.train.micro_batches_per_step
     per_queue = [[b for task in plan.tasks(cursor, queue, n) for b in task.batches] for queue in range(n)]
@@ -46,7 +49,7 @@ queue_counts = st.integers(1, 4)
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts, st.integers(1, 5))
 def test_every_utterance_is_in_just_one_micro_batch_of_an_epoch(lengths: list[float], n: int, world_size: int):
-    plan = planner(lengths, micro_batches=n)
+    plan = sampler(lengths, micro_batches=n)
     everything = {(r.shard, r.index): 1 for rows in plan.shards for r in rows}
     tasks = [task for rank in range(world_size) for task in plan.tasks(START, rank, world_size)]
     for epoch in range(2):
@@ -56,7 +59,7 @@ def test_every_utterance_is_in_just_one_micro_batch_of_an_epoch(lengths: list[fl
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts, st.integers(1, 5))
 def test_how_many_workers_there_are_changes_no_step(lengths: list[float], n: int, world_size: int):
-    plan = planner(lengths, micro_batches=n)
+    plan = sampler(lengths, micro_batches=n)
     per_step = plan.batches_per_step(world_size)
     ranks = [[b for task in plan.tasks(START, rank, world_size) for b in task.batches] for rank in range(world_size)]
     expected = steps_of(plan)
@@ -71,7 +74,7 @@ def test_how_many_workers_there_are_changes_no_step(lengths: list[float], n: int
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts)
 def test_micro_batches_keep_within_their_bounds(lengths: list[float], n: int):
-    for batch in (b for step in steps_of(planner(lengths, micro_batches=n)) for b in step if b):
+    for batch in (b for step in steps_of(sampler(lengths, micro_batches=n)) for b in step if b):
         assert len(batch) <= 4
         longest, max_tokens = (max(getattr(p, name) for p in batch) for name in ("window_samples", "n_tokens"))
         assert longest <= PADDED_SAMPLES
@@ -81,7 +84,7 @@ def test_micro_batches_keep_within_their_bounds(lengths: list[float], n: int):
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts)
 def test_queues_differ_by_one_micro_batch_at_most(lengths: list[float], n: int):
-    plan = planner(lengths, micro_batches=n)
+    plan = sampler(lengths, micro_batches=n)
     groups = groupby(zip(plan.steps(START), steps_of(plan), strict=True), lambda s: (s[0].next.epoch, s[0].next.group))
     for _, group in groups:
         empty = [sum(not batch for batch in queue) for queue in zip(*(step for _, step in group), strict=True)]
@@ -89,14 +92,14 @@ def test_queues_differ_by_one_micro_batch_at_most(lengths: list[float], n: int):
 
 
 def test_a_lane_reads_few_shards_that_others_read_too():
-    plan = planner([1.0 + i / 100 for i in range(160)], micro_batches=4, epochs=1)
+    plan = sampler([1.0 + i / 100 for i in range(160)], micro_batches=4, epochs=1)
     read = [{p.shard for step in steps_of(plan) for p in step[queue]} for queue in range(4)]
     assert len(set[str]().union(*read)) == 32
     assert sum(map(len, read)) <= 32 + 4 * 3
 
 
 def test_the_plan_is_a_pure_function_and_differs_between_epochs_and_seeds():
-    plan = planner([1.0 + i / 10 for i in range(30)])
+    plan = sampler([1.0 + i / 10 for i in range(30)])
     assert list(plan.tasks(START, 0, 2)) == list(plan.tasks(START, 0, 2))
     first, second = (
         [b for task in plan.tasks(START, 0, 1) if task.epoch == epoch for b in task.batches] for epoch in range(2)
@@ -108,7 +111,7 @@ def test_the_plan_is_a_pure_function_and_differs_between_epochs_and_seeds():
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts, st.data())
 def test_a_resumed_run_takes_just_the_steps_that_are_left(lengths: list[float], n: int, data: st.DataObject):
-    plan = planner(lengths, micro_batches=n)
+    plan = sampler(lengths, micro_batches=n)
     steps, batches = list(plan.steps(START)), steps_of(plan)
     done = data.draw(st.integers(1, len(steps)))
     cursor = steps[done - 1].next
@@ -119,7 +122,7 @@ def test_a_resumed_run_takes_just_the_steps_that_are_left(lengths: list[float], 
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts, st.floats(0.01, 3.0))
 def test_progress_rises_evenly_from_nothing_to_the_end(lengths: list[float], n: int, epochs: float):
-    steps = list(planner(lengths, micro_batches=n, epochs=epochs).steps(START))
+    steps = list(sampler(lengths, micro_batches=n, epochs=epochs).steps(START))
     assert steps[0].begins == 0.0 and steps[-1].ends == pytest.approx(1.0) and steps[-1].begins < 1.0
     for one, two in pairwise(steps):
         assert two.begins > one.begins and two.begins == pytest.approx(one.ends)
@@ -129,14 +132,14 @@ def test_progress_rises_evenly_from_nothing_to_the_end(lengths: list[float], n: 
 @pytest.mark.parametrize(("epochs", "n_steps"), [(0.5, 8), (1.0, 16), (1.25, 20), (0.001, 1)])
 def test_a_fraction_of_an_epoch_is_its_first_steps(epochs: float, n_steps: int):
     lengths, rough = [1.0 + i / 100 for i in range(64)], Window(padded_share=0.0)
-    whole = replace(planner(lengths, shard_size=64, epochs=3), window=rough)
-    part = replace(planner(lengths, shard_size=64, epochs=epochs), window=rough)
+    whole = replace(sampler(lengths, shard_size=64, epochs=3), window=rough)
+    part = replace(sampler(lengths, shard_size=64, epochs=epochs), window=rough)
     assert steps_of(part) == steps_of(whole)[:n_steps]
     assert [s.next for s in part.steps(START)] == [s.next for s in whole.steps(START)][:n_steps]
 
 
 def test_domains_are_taken_as_often_as_they_weigh():
-    plan = planner([2.0] * 40, epochs=4, domain_weights={"a": 0.25, "b": 2.0})
+    plan = sampler([2.0] * 40, epochs=4, domain_weights={"a": 0.25, "b": 2.0})
     taken = Counter[tuple[int, str]]()
     copies = set[tuple[int, str, int]]()
     for task in plan.tasks(START, 0, 1):
@@ -151,17 +154,17 @@ def test_domains_are_taken_as_often_as_they_weigh():
 
 
 def test_the_last_progress_is_that_of_the_last_step():
-    plan = planner([1.0 + i / 10 for i in range(30)], epochs=1.5)
+    plan = sampler([1.0 + i / 10 for i in range(30)], epochs=1.5)
     assert plan.last_progress() == list(plan.steps(START))[-1].begins
 
 
 def test_tasks_travel_as_json():
-    task = next(planner([1.0, 2.0, 3.0]).tasks(START, 0, 1))
+    task = next(sampler([1.0, 2.0, 3.0]).tasks(START, 0, 1))
     assert ReadTask.from_json(task.to_json()) == task
 
 
 def test_padding_is_what_is_computed_and_not_used():
-    plan = planner([1.0, 1.0, 1.0, 3.0], epochs=1, batch_utterances=4)
+    plan = sampler([1.0, 1.0, 1.0, 3.0], epochs=1, batch_utterances=4)
     plan = replace(plan, window=Window(train_silence_s=(0.5, 0.5), padded_share=0.0))
     padding = plan.padding()
     assert padding.audio == pytest.approx(1 - (3 * 1.5 + 3.5) / (4 * 3.5), abs=0.01)
@@ -169,7 +172,7 @@ def test_padding_is_what_is_computed_and_not_used():
 
 
 def test_the_window_is_the_clip_and_some_silence_or_thirty_seconds():
-    plan = planner([2.0] * 400, shard_size=400, batch_utterances=8, epochs=1)
+    plan = sampler([2.0] * 400, shard_size=400, batch_utterances=8, epochs=1)
     windows = [p.window_samples for step in steps_of(plan) for b in step for p in b]
     trimmed = [w for w in windows if w != PADDED_SAMPLES]
     assert 0.05 < 1 - len(trimmed) / len(windows) < 0.16  # a tenth, as the recipe says
@@ -178,7 +181,7 @@ def test_the_window_is_the_clip_and_some_silence_or_thirty_seconds():
 
 
 def test_a_step_says_where_the_next_one_begins():
-    steps = list(planner([2.0] * 40).steps(START))
+    steps = list(sampler([2.0] * 40).steps(START))
     assert steps[0] == Step(0, 0.0, steps[1].begins, DataCursor(0, 0, 1))
     assert steps[-1].next.epoch == 1
 
@@ -186,7 +189,7 @@ def test_a_step_says_where_the_next_one_begins():
 def test_the_window_is_that_of_the_clip_as_it_is_heard():
     lengths = [2.0] * 40 + [28.0] * 10
     settings_ = Augment(speed=(0.8, 1.25))
-    plan = planner(lengths, shard_size=50, augment=settings_, batch_audio_s=1.0, epochs=1)
+    plan = sampler(lengths, shard_size=50, augment=settings_, batch_audio_s=1.0, epochs=1)
     windows = {p.index: p.window_samples for step in steps_of(plan) for b in step for p in b}
     drawn = {r.index: speed_factor(settings_, Draw(7, 0, r.id), samples_of(r.duration_s)) for r in plan.shards[0]}
     assert {drawn[i] for i in range(40)} == {0.8, 1.25}

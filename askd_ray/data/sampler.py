@@ -8,15 +8,16 @@ shards, so that few shards are read twice, and utterances of similar length shar
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from askd_ray.audio.augment import Draw, speed_factor
+from askd_ray.audio.augment import speed_factor
 from askd_ray.audio.effects import sped_up_samples
 from askd_ray.audio.units import PADDED_SAMPLES, samples_of, window_samples
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
+from askd_ray.randomness import Draw
 
 _POOL_BATCHES = 16  # this many micro-batches' worth of shuffled rows is sorted by length at a time
 
@@ -103,9 +104,60 @@ class Padding:
     tokens: float
 
 
+class Sampler(Protocol):
+    """Plans which utterances a run trains on, step by step: each method is a pure function of settings and rows."""
+
+    @property
+    def shards(self) -> tuple[tuple[Row, ...], ...]:
+        """The rows that it plans, by shard."""
+        ...
+
+    def steps(self, cursor: DataCursor) -> Iterator[Step]:
+        """Yield the steps of the run from a cursor on."""
+        ...
+
+    def tasks(self, cursor: DataCursor, rank: int, world_size: int) -> Iterator[ReadTask]:
+        """Yield a rank's tasks from a cursor on: :meth:`batches_per_step` micro-batches for each step, in order."""
+        ...
+
+    def batches_per_step(self, world_size: int) -> int:
+        """Return the number of micro-batches of each rank in a step; for the last ranks some may be empty."""
+        ...
+
+    def last_progress(self) -> float:
+        """Return the progress at which the last step of the run begins."""
+        ...
+
+    def padding(self) -> Padding:
+        """Return the share of padding in what the run computes, or in a sample of it."""
+        ...
+
+
+class SamplerSettings(Protocol):
+    """What a sampler reads of a recipe."""
+
+    @property
+    def train(self) -> Train: ...  # noqa: D102
+    @property
+    def window(self) -> Window: ...  # noqa: D102
+    @property
+    def augment(self) -> Augment: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+
+SamplerFactory = Callable[[tuple[tuple[Row, ...], ...], SamplerSettings], Sampler]
+"""Makes the sampler of a run from its labelled rows, by shard."""
+
+
+def length_grouped_sampler(shards: tuple[tuple[Row, ...], ...], settings: SamplerSettings) -> "LengthGroupedSampler":
+    """Return the sampler that every run uses: utterances of like length share a micro-batch."""
+    return LengthGroupedSampler(shards, settings.train, settings.window, settings.augment, settings.seed)
+
+
 @dataclass(frozen=True)
-class Planner:
-    """Plans a run over the rows of all shards."""
+class LengthGroupedSampler:
+    """The :class:`Sampler` that groups utterances of like length; see the module's description."""
 
     shards: tuple[tuple[Row, ...], ...]
     train: Train

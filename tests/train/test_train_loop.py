@@ -1,4 +1,5 @@
 import json
+import re
 import resource
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ from askd_ray.config.train import Train
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.sampler import DataCursor, ReadTask, Step
 from askd_ray.data.schema import Batch
+from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
@@ -50,6 +52,29 @@ def test_a_killed_run_ends_with_the_same_bits(labelled: Recipe, undisturbed: Pat
     killed(labelled, tmp_path, dies_after)
     Loop(labelled, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_sampler_of_another_kind_decides_the_order_and_resumes(labelled: Recipe, tmp_path: Path):
+    """The one of docs/extending.md: the shortest utterance first, one per step."""
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (block,) = [part for part in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "ShortestFirst" in part]
+    names: dict[str, Any] = {"__name__": "extending"}
+    exec(compile(block, "docs/extending.md", "exec"), names)
+    short = with_objective(labelled, {"self_teacher": {"kind": "none"}}, train={"checkpoint_steps": 2})
+
+    def run(folder: Path, context: PlainContext) -> None:
+        Loop(short, context, folder, "key", build_sampler=names["ShortestFirst"]).run()
+
+    run(tmp_path / "whole", PlainContext(CPU))
+    utterances = {u.id: u.duration_s for u in read_utterances(Run(short).shards, "train")}
+    trained = [row["id"] for row in sorted(ledger_of(tmp_path / "whole"), key=lambda row: row["step"])]
+    assert trained == sorted(utterances, key=lambda id_: (utterances[id_], id_))
+    dying = DyingContext(CPU)
+    dying.dies_after = 5
+    with pytest.raises(KilledError):
+        run(tmp_path / "killed", dying)
+    run(tmp_path / "killed", PlainContext(CPU))
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 # Steps of two micro-batches, with a checkpoint after every other one

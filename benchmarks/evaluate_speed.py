@@ -12,14 +12,12 @@ JSON at the end.
 """
 
 import argparse
-import io
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from faster_whisper import WhisperModel
 from rich.table import Table
 from speech_rows import clips
 
@@ -28,6 +26,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.evaluation.isolated import Isolated
 from askd_ray.evaluation.systems import open_system
 from askd_ray.models.load import ctranslate2_folder
+from askd_ray.models.stock import StockWhisper
 from askd_ray.progress import bar, console
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
@@ -54,13 +53,11 @@ class Stock:
     """faster-whisper with the settings of `askd evaluate`, also without timestamp tokens, which change texts."""
 
     def __init__(self, folder: str, threads: int):
-        self._model = WhisperModel(folder, device="cpu", compute_type="int8", cpu_threads=threads)
+        self._model = StockWhisper(Path(folder), threads, timestamps=False)
 
     def transcribe(self, rows: Sequence[Utterance]) -> list[str]:
         """Return the texts of clips."""
-        settings = {"beam_size": 1, "temperature": 0.0, "without_timestamps": True}
-        results = [self._model.transcribe(io.BytesIO(u.audio), language=u.language, **settings)[0] for u in rows]
-        return ["".join(segment.text for segment in segments).strip() for segments in results]
+        return [self._model.transcribe(u.audio, u.language) for u in rows]
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from askd_ray.bundles.formats import FORMATS
 from askd_ray.bundles.verify import verify
 from askd_ray.config.load import dump_recipe
 from askd_ray.config.schema import Recipe
@@ -34,7 +35,7 @@ from askd_ray.location import Location
 from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, hashes
 from askd_ray.models.card import model_card
 from askd_ray.models.engine import Engine
-from askd_ray.models.load import convert_to_ctranslate2, quiet_transformers
+from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console
 from askd_ray.runs import Result, Run, StageWork, git_sha, run_stage, stage_key, versions
@@ -87,9 +88,8 @@ def _export(run: Run) -> Result:
 def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
     """Write all files of the bundle into ``folder``."""
     folder.mkdir()
-    shutil.copytree(run.student, folder / "transformers")
-    for quantization in ("int8", "float16"):
-        convert_to_ctranslate2(folder / "transformers", folder / f"ctranslate2-{quantization}", quantization)
+    for form in FORMATS:
+        form.write(run.student, folder / form.name)
     _write_reference(folder, clips, run.recipe.window.silence_s)
     _copy_licences(folder / "licences", run)
     (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")

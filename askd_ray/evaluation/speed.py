@@ -13,10 +13,11 @@ from askd_ray.data.schema import Utterance
 from askd_ray.evaluation.isolated import Isolated
 from askd_ray.evaluation.latency import TimedTranscripts, evenly, percentile_ms, speedup, time_systems
 from askd_ray.evaluation.systems import bundle_info, cpu_model
-from askd_ray.evaluation.timed import EngineSystem, StockSystem
+from askd_ray.evaluation.timed import EngineSystem
 from askd_ray.files import local_path
 from askd_ray.models.cost import CLIP_S, parts
 from askd_ray.models.load import ctranslate2_folder, load_config
+from askd_ray.models.stock import StockWhisper
 from askd_ray.models.threads import allocate_threads
 from askd_ray.runs import versions
 from askd_ray.torch_setup import Device, n_cores
@@ -48,7 +49,7 @@ def measure_speed(
         }
         if settings.stock:
             folder = ctranslate2_folder(models[baseline])
-            systems[STOCK] = stack.enter_context(Isolated(StockSystem, folder, max_threads, device))
+            systems[STOCK] = stack.enter_context(Isolated(StockWhisper, folder, max_threads, device))
         first_s = {name: _first_call_s(system, clips[0]) for name, system in systems.items()}
         timings = time_systems(systems, clips, settings.repeats)
         costs = {name: _cost(models[name]) if name in models else {} for name in systems}

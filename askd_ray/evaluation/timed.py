@@ -1,9 +1,7 @@
 """Systems for speed measurements: from the bytes of an audio file to its text, everything included."""
 
-import io
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 from askd_ray.audio.decode import AudioError, Waveform, decode
@@ -11,7 +9,6 @@ from askd_ray.audio.units import PADDED_S
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.systems import bundle_info
 from askd_ray.models.bundle import open_engine
-from askd_ray.models.cublas import load_cublas
 from askd_ray.torch_setup import Device
 
 
@@ -41,23 +38,6 @@ class EngineSystem:
         begun = time.perf_counter()
         self._engine.transcribe([_waveform(audio) for audio in audios], language)
         return time.perf_counter() - begun
-
-
-class StockSystem:
-    """faster-whisper as it is usually run: greedy, in int8 on the CPU and in float16 on a GPU."""
-
-    def __init__(self, folder: Path, threads: int, device: Device):
-        from faster_whisper import WhisperModel  # imported here: it would count as memory of the other systems
-
-        if device == "cuda":
-            load_cublas()
-        compute_type = "int8" if device == "cpu" else "float16"
-        self._model = WhisperModel(str(folder), device=device, compute_type=compute_type, cpu_threads=threads)
-
-    def transcribe(self, audio: bytes, language: str) -> str:
-        """Decode the audio and transcribe it; the segments are a generator, which works while it is read."""
-        segments, _ = self._model.transcribe(io.BytesIO(audio), language=language, beam_size=1, temperature=0.0)
-        return "".join(segment.text for segment in segments).strip()
 
 
 def _waveform(audio: bytes) -> Waveform:

@@ -1,5 +1,6 @@
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from small_run import small_run
 
 from askd_ray.bundles.bundle import export
+from askd_ray.bundles.formats import FORMATS
 from askd_ray.bundles.verify import verify
 from askd_ray.config.load import load_recipe
 from askd_ray.data.schema import Utterance
@@ -148,7 +150,7 @@ def test_a_conversion_that_went_wrong_is_not_published(
         convert_to_ctranslate2(_spoilt(source, tmp_path / quantization), target, quantization)
 
     before = read_json(run.bundle / "bundle.json")
-    monkeypatch.setattr("askd_ray.bundles.bundle.convert_to_ctranslate2", wrong)
+    monkeypatch.setattr("askd_ray.bundles.formats.convert_to_ctranslate2", wrong)
     with pytest.raises(AskdError, match="transformers and float16 differ in"):
         export(run.recipe, force=True)
     assert read_json(run.bundle / "bundle.json") == before
@@ -165,6 +167,13 @@ def _spoilt(source: Path, folder: Path) -> Path:
     arrays["model.encoder.conv1.weight"] = noise.astype(np.float32)
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def test_a_further_format_is_verified_like_the_others(exported: dict[str, Any], run: Run):
+    again = replace(FORMATS[1], label="again", compared_with="int8", same_weights=True)
+    clips = read_utterances(run.shards, "dev")[:2]
+    agreement = verify(run.bundle, clips, (*FORMATS, again))["agreement"]
+    assert agreement["again and int8"] == agreement["again and int8, trimmed"] == 1.0
 
 
 def test_no_student_yet(tmp_path: Path, speech: Path):

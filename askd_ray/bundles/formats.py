@@ -1,0 +1,108 @@
+"""The formats of a bundle: how each is written from the student's transformers folder, and how it transcribes.
+
+To add one, extend :data:`FORMATS`; models/card.py says how it is used.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+from askd_ray.audio.logmel import log_mel_padded
+from askd_ray.data.schema import Utterance
+from askd_ray.data.shards import waveform_of
+from askd_ray.errors import AskdError
+from askd_ray.models.engine import Engine
+from askd_ray.models.load import convert_to_ctranslate2
+from askd_ray.text.tokens import MAX_TOKENS, Tokens
+
+Transcribe = Callable[[Path, Sequence[Utterance], float | None], list[str]]
+"""Returns the texts of clips from a format's folder, with trimmed windows of this much silence (s), or None: 30 s."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: its folder is called ``name``. ``label`` is its short name in results."""
+
+    name: str
+    label: str
+    write: Callable[[Path, Path], object]
+    """Writes the folder (second) from the student's transformers folder (first)."""
+    transcribe: Transcribe
+    trims: bool
+    """Whether it decodes trimmed windows."""
+    compared_with: str | None
+    """The label of the format whose texts it is compared with; None for the one that others are compared with."""
+    same_weights: bool = False
+    """Whether both have the same weights: then more than a fifth of the words being different is an error."""
+
+
+def _copy(transformers: Path, folder: Path) -> object:
+    return shutil.copytree(transformers, folder)
+
+
+def _convert(quantization: str, transformers: Path, folder: Path) -> object:
+    return convert_to_ctranslate2(transformers, folder, quantization)
+
+
+def _transcribe_with_engine(
+    compute_type: str, folder: Path, clips: Sequence[Utterance], silence_s: float | None
+) -> list[str]:
+    engine = Engine(folder, compute_type=compute_type, silence_s=silence_s)
+    return [engine.transcribe([waveform_of(clip)], clip.language)[0].text for clip in clips]
+
+
+@torch.no_grad()
+def _transcribe_with_transformers(folder: Path, clips: Sequence[Utterance], silence_s: float | None) -> list[str]:
+    """Transcribe with transformers, greedily, with weights rounded to float16 as in the float16 folder."""
+    assert silence_s is None, "transformers' encoder takes 30 s"
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+        model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype="float32").half().float().eval()
+    except (OSError, ValueError) as error:
+        raise AskdError(f"{folder} cannot be loaded by transformers: {' '.join(str(error).split())[:300]}") from None
+    model.generation_config.max_length = None  # max_new_tokens replaces it
+    multilingual = Tokens(folder).multilingual
+    texts: list[str] = []
+    for clip in clips:
+        # The processor would pad in another way.
+        features = log_mel_padded([waveform_of(clip)], model.config.num_mel_bins)
+        options = {"language": clip.language, "task": "transcribe"} if multilingual else {}
+        ids = model.generate(features, num_beams=1, do_sample=False, max_new_tokens=MAX_TOKENS, **options)
+        texts.append(processor.batch_decode(ids, skip_special_tokens=True)[0])
+    return texts
+
+
+# A CPU has no float16 arithmetic: it computes float16 weights in float32.
+FORMATS = (
+    Format(
+        "transformers",
+        "transformers",
+        _copy,
+        _transcribe_with_transformers,
+        trims=False,
+        compared_with="float16",
+        same_weights=True,
+    ),
+    Format(
+        "ctranslate2-int8",
+        "int8",
+        partial(_convert, "int8"),
+        partial(_transcribe_with_engine, "int8"),
+        trims=True,
+        compared_with="float16",
+    ),
+    Format(
+        "ctranslate2-float16",
+        "float16",
+        partial(_convert, "float16"),
+        partial(_transcribe_with_engine, "float32"),
+        trims=True,
+        compared_with=None,
+    ),
+)
+"""In the order in which they are written."""

@@ -133,7 +133,7 @@ lint() { # the same commands as in .pre-commit-config.yaml
 docs() {
     install dev
     step 'docs: is docs/recipe.md current?' "$PY" scripts/recipe_page.py --check
-    step 'docs: the site, into site/ (offline, strict)' env DISABLE_MKDOCS_2_WARNING=true "$PY" -m mkdocs build --strict --quiet
+    step 'docs: the site, into site/ (offline, strict)' env NO_MKDOCS_2_WARNING=1 "$PY" -m mkdocs build --strict --quiet
 }
 
 clean() {

@@ -27,12 +27,17 @@ This page is made from the schema by `python scripts/recipe_page.py`.
 def page() -> str:
     """Return the page: a heading and a table for each section, nested ones after their parents."""
     parts = [INTRODUCTION]
+    known = set[type[BaseModel]]()
     for path, section in sections(Recipe, ""):
+        if section in known:  # an arm of a study is an objective
+            continue
+        known.add(section)
         parts.append(f"\n## {f'`{path}`' if path else 'Top level'}\n\n{text_of(section)}\n")
         described = any(field.description for field in section.model_fields.values())
         columns = ["key", "type", "default", *["meaning"] * described]
         parts.append(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n")
-        parts += [row(path, name, field, described) for name, field in section.model_fields.items()]
+        fields = {name: f for name, f in section.model_fields.items() if type_of(f.annotation) != "section"}
+        parts += [row(path, name, field, described) for name, field in fields.items()]
     return "".join(parts)
 
 

@@ -134,6 +134,38 @@ def draw_panels(name: str, caption: str, panels: Sequence[Panel], kinds: Kinds) 
     return _draw(name, caption, 0.5 + 2.3 * len(panels), draw)
 
 
+def draw_points(
+    name: str,
+    caption: str,
+    points: Mapping[str, tuple[float, Interval]],
+    kinds: Kinds,
+    labels: tuple[str, str],
+    lines: Mapping[str, float],
+) -> tuple[Figure, ...]:
+    """Draw a point for each model: x on a logarithmic axis, y with its interval; ``labels`` are those of both axes.
+
+    ``lines`` are vertical lines with their names. Returns no figure without matplotlib.
+    """
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for model, (x, y) in points.items():
+            i = _number(kinds, kinds[model])
+            style = {"color": COLOURS[i], "marker": _MARKERS[i], "markersize": 6, "linestyle": "none", "capsize": 3}
+            axes.errorbar([x], [y.value], yerr=[[y.value - y.low], [y.high - y.value]], label=kinds[model], **style)
+        for label, x in lines.items():
+            axes.axvline(x, color=INK, linestyle=":", linewidth=1, label=label)
+        values = [x for x, _ in points.values()] + [*lines.values()]
+        _use_log_scale(axes, min(values))
+        axes.set_xlim(right=2.0 * max(values))
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        axes.grid(alpha=0.25)
+        _legend(figure)
+
+    return _draw(name, caption, 2.8, draw)
+
+
 def _draw_groups(
     name: str,
     caption: str,

@@ -5,7 +5,7 @@ from typing import Any
 
 from askd_ray.evaluation.hypotheses import STUDENT
 from askd_ray.evaluation.report.document import Answer, Block, ReportSection, TableBlock, Text, count, percent
-from askd_ray.evaluation.report.plots import Curve, Kinds, Panel, draw_panels
+from askd_ray.evaluation.report.plots import Curve, Kinds, Panel, draw_panels, draw_points, interval
 from askd_ray.evaluation.report.runs import Evaluated
 
 Speed = Mapping[str, Any]
@@ -70,7 +70,12 @@ def speed_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
         named = {students.get(run, model) if model == STUDENT else model: of for model, of in speed["models"].items()}
         models = {model: named[model] for model in sorted(named, key=lambda m: _place(order, m))}
         kinds = {**evaluated.kinds, **{model: model for model in models if model not in order}}
-        blocks = (*_costs(speed, models), *_latency(models, kinds, f"latency-{number}"), *_throughput(models))
+        blocks = (
+            *_against_wer(evaluated, models, kinds, f"speed-and-wer-{number}"),
+            *_costs(speed, models),
+            *_latency(models, kinds, f"latency-{number}"),
+            *_throughput(models),
+        )
         yield ReportSection("Speed and cost" if alone else f"Speed and cost: {run}", blocks)
     for run, stored in evaluated.stored.items():
         if stored.get("speculative"):
@@ -121,6 +126,18 @@ def _costs(speed: Speed, models: SpeedByModel) -> Iterator[Block]:
         "RTFx: seconds of audio transcribed per second. Multiply-adds: for a clip of 5 s in the model's window.",
         remark=True,
     )
+
+
+def _against_wer(evaluated: Evaluated, models: SpeedByModel, kinds: Kinds, name: str) -> Iterator[Block]:
+    """Draw latency against WER, in domain; a system that was timed and not scored is a line."""
+    in_domain = evaluated.scores["in_domain"]
+    if in_domain is None:
+        return
+    rates = in_domain["pooled"]["models"]
+    points = {model: (of["p50_ms"], interval(rates[model])) for model, of in models.items() if model in rates}
+    lines = {f"{model} (not scored)": of["p50_ms"] for model, of in models.items() if model not in rates}
+    caption = "Latency of the median clip against WER in domain, with its 95 % interval: the best is at the lower left."
+    yield from draw_points(name, caption, points, kinds, ("latency p50, ms", "WER, %"), lines)
 
 
 def _latency(models: SpeedByModel, kinds: Kinds, name: str) -> Iterator[Block]:

@@ -36,7 +36,8 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.objective import Objective
 from askd_ray.config.schema import Recipe
-from askd_ray.data.sampler import DataCursor, length_grouped_sampler
+from askd_ray.data.length_grouped import length_grouped_sampler
+from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.fetch.weights import fetch_weights

@@ -24,7 +24,8 @@ from speech_rows import clips
 from torch.amp.grad_scaler import GradScaler
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.sampler import DataCursor, length_grouped_sampler
+from askd_ray.data.length_grouped import length_grouped_sampler
+from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import Batch
 from askd_ray.models.cost import parts
 from askd_ray.models.load import load_whisper

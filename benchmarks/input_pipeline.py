@@ -44,7 +44,8 @@ from askd_ray.audio.sounds import synthetic_noises
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.sampler import DataCursor, ReadTask, length_grouped_sampler
+from askd_ray.data.length_grouped import length_grouped_sampler
+from askd_ray.data.sampler import DataCursor, ReadTask
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_table, shard_paths
 from askd_ray.fetch.weights import fetch_weights

@@ -32,7 +32,8 @@ from speech_rows import clips
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.sampler import DataCursor, ReadTask, length_grouped_sampler
+from askd_ray.data.length_grouped import length_grouped_sampler
+from askd_ray.data.sampler import DataCursor, ReadTask
 from askd_ray.data.schema import Batch
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.progress import bar, console

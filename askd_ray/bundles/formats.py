@@ -6,7 +6,6 @@ To add one, extend :data:`FORMATS`; models/card.py says how it is used.
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,14 +38,6 @@ class Format:
     """The label of the format whose texts it is compared with; None for the one that others are compared with."""
     same_weights: bool = False
     """Whether both have the same weights: then more than a fifth of the words being different is an error."""
-
-
-def _copy(transformers: Path, folder: Path) -> object:
-    return shutil.copytree(transformers, folder)
-
-
-def _convert(quantization: str, transformers: Path, folder: Path) -> object:
-    return convert_to_ctranslate2(transformers, folder, quantization)
 
 
 def _transcribe_with_engine(
@@ -82,7 +73,7 @@ FORMATS = (
     Format(
         "transformers",
         "transformers",
-        _copy,
+        shutil.copytree,
         _transcribe_with_transformers,
         trims=False,
         compared_with="float16",
@@ -91,16 +82,16 @@ FORMATS = (
     Format(
         "ctranslate2-int8",
         "int8",
-        partial(_convert, "int8"),
-        partial(_transcribe_with_engine, "int8"),
+        lambda source, folder: convert_to_ctranslate2(source, folder, "int8"),
+        lambda folder, clips, silence_s: _transcribe_with_engine("int8", folder, clips, silence_s),
         trims=True,
         compared_with="float16",
     ),
     Format(
         "ctranslate2-float16",
         "float16",
-        partial(_convert, "float16"),
-        partial(_transcribe_with_engine, "float32"),
+        lambda source, folder: convert_to_ctranslate2(source, folder, "float16"),
+        lambda folder, clips, silence_s: _transcribe_with_engine("float32", folder, clips, silence_s),
         trims=True,
         compared_with=None,
     ),

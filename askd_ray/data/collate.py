@@ -22,7 +22,8 @@ from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, read_clips
 from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
-from askd_ray.data.sampler import Planned, ReadTask, Row, unknown_domains
+from askd_ray.data.length_grouped import unknown_domains
+from askd_ray.data.sampler import Planned, ReadTask, Row
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import read_table, shard_paths, waveform_of
 from askd_ray.errors import AskdError

@@ -15,7 +15,8 @@ from transformers import WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
-from askd_ray.data.sampler import SamplerFactory, Step, length_grouped_sampler
+from askd_ray.data.length_grouped import length_grouped_sampler
+from askd_ray.data.sampler import SamplerFactory, Step
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_utterances
 from askd_ray.files import remove

@@ -18,8 +18,9 @@ from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import PLACEMENT
 from askd_ray.data.collate import BatchLoader
+from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.ray_stream import ray_batches
-from askd_ray.data.sampler import ReadTask, Sampler, length_grouped_sampler
+from askd_ray.data.sampler import ReadTask, Sampler
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import shard_paths
 from askd_ray.errors import AskdError

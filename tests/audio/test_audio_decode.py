@@ -132,7 +132,7 @@ def test_what_becomes_of_a_file(case):
 
 
 def test_the_page_has_the_table():
-    """`python tests/decoding_table.py` updates it."""
+    """`python tests/support/decoding_table.py` updates it."""
     text = PAGE.read_text(encoding="utf-8")
     assert text.partition(BEGIN)[2].partition(END)[0] == table()
 

@@ -14,8 +14,9 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data import features
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import SoftLabels, write_labels
+from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.prefetch import prefetch
-from askd_ray.data.sampler import DataCursor, length_grouped_sampler
+from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.location import Location

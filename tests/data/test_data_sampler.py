@@ -11,7 +11,8 @@ from askd_ray.audio.units import PADDED_SAMPLES, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Window
 from askd_ray.config.train import Train
-from askd_ray.data.sampler import DataCursor, LengthGroupedSampler, MicroBatch, ReadTask, Row, Step
+from askd_ray.data.length_grouped import LengthGroupedSampler
+from askd_ray.data.sampler import DataCursor, MicroBatch, ReadTask, Row, Step
 from askd_ray.randomness import Draw
 
 START = DataCursor()

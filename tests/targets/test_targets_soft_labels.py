@@ -11,7 +11,8 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_labels
-from askd_ray.data.sampler import DataCursor, length_grouped_sampler
+from askd_ray.data.length_grouped import length_grouped_sampler
+from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import IGNORED, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.divergence.kinds import forward_kl

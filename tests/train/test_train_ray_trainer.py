@@ -202,7 +202,7 @@ def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path,
 
 def on_dying_nodes(file: str, **environment: str) -> None:
     """Run the script dying_nodes.py on a recipe."""
-    script = Path(__file__).parent.parent / "dying_nodes.py"
+    script = Path(__file__).parents[1] / "support" / "dying_nodes.py"
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path, because socket paths have a length limit
         ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_TMPDIR": folder}
         done = subprocess.run(

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from askd_ray.config.presets import PRESETS
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import empty_batch, from_bytes, to_bytes
-from askd_ray.data.sampler import DataCursor, length_grouped_sampler
+from askd_ray.data.length_grouped import length_grouped_sampler
+from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import Batch
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from askd_ray.config.schema import Recipe
+from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.prepare import prepare
 from askd_ray.data.ray_stream import ray_batches
-from askd_ray.data.sampler import DataCursor, length_grouped_sampler
+from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import SPLITS, Batch
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError

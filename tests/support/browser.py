@@ -1,7 +1,8 @@
 """A real Chromium for tests of pages, and its pictures of them.
 
-`python tests/browser.py PAGE PICTURE` takes a picture of the upper part of a page, such as
-`python tests/browser.py runs/demo/evaluate/report.html docs/report.png`. `--whole`, `--dark` and `--width` change it.
+`python tests/support/browser.py PAGE PICTURE` takes a picture of the upper part of a page, such as
+`python tests/support/browser.py runs/demo/evaluate/report.html docs/report.png`. `--whole`, `--dark` and `--width`
+change it.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from kubernetes_schema import documents
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "cluster" / "kuberay"
 GPU = "nvidia.com/gpu"
 SECRET_NAME = re.compile(r"KEY|TOKEN|PASSWORD|SECRET", re.IGNORECASE)

@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = Path(os.environ.get("ASKD_KUBERAY_SCHEMAS") or ROOT.parent / "shared" / "data" / "kuberay")
 INTEGERS = {"int32": 2**31, "int64": 2**63}
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}

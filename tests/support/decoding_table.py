@@ -1,6 +1,6 @@
 """The cases of the decoding tests, and the table of them in docs/serving.md.
 
-python tests/decoding_table.py    # updates the table
+python tests/support/decoding_table.py    # updates the table
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from audio_files import (
 
 from askd_ray.audio.decode import AudioError, read_audio
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "serving.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 BEGIN, END = "<!-- decoding table -->\n", "<!-- end of the decoding table -->\n"
 SECONDS = 4.0
 WHOLE, NOTED, REFUSED = "read whole", "read with a note", "refused"

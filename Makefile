@@ -1,9 +1,9 @@
 # Every target sets up what it needs and leaves alone what is there already: see scripts/tasks.sh.
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep lint docs setup clean
+.PHONY: help demo test test-all lint docs setup clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## distil Whisper on real speech, compare, serve, transcribe (SPEECH=FOLDER: your own speech)
 	@bash scripts/tasks.sh demo
@@ -11,8 +11,8 @@ demo: ## distil Whisper on real speech, compare, serve, transcribe (SPEECH=FOLDE
 test: ## run the tests: real models and a real Ray cluster on this machine
 	@bash scripts/tasks.sh test
 
-sweep: ## the tests that `make test` leaves out: the training with every preset, schedule and self-teacher in turn
-	@bash scripts/tasks.sh sweep
+test-all: ## all tests, as CI runs them: also kills, several nodes, environments, studies
+	@bash scripts/tasks.sh test-all
 
 lint: ## ruff, ruff format and pyright strict, as pre-commit and CI run them
 	@bash scripts/tasks.sh lint

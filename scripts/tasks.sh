@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The Makefile's targets: install what is missing, then run. `bash scripts/tasks.sh demo|test|sweep|lint|docs|setup|clean`
+# The Makefile's targets: install what is missing, then run. `bash scripts/tasks.sh demo|test|test-all|lint|docs|setup|clean`
 #
 # PYTHON=python3.13   the Python for .venv (default: the first suitable one of the list below)
 # SPEECH=FOLDER       demo: a folder of speech with a manifest, instead of the IVR prompts from Debian's archive
@@ -144,11 +144,11 @@ clean() {
 
 case "${1:-}" in
 demo) demo ;;
-test) run_tests 'test: pytest (about half an hour on two cores)' ;;
-sweep) run_tests 'sweep: pytest -m sweep (up to 8 minutes on two cores)' -m sweep ;;
+test) run_tests 'test: pytest (about 8 minutes on two cores)' ;;
+test-all) run_tests 'test-all: pytest, all tests (about half an hour on two cores)' -m 'not gpu' ;;
 lint) lint ;;
 docs) docs ;;
 setup) install dev ;;
 clean) clean ;;
-*) fail "no task '${1:-}': demo, test, sweep, lint, docs, setup, clean" ;;
+*) fail "no task '${1:-}': demo, test, test-all, lint, docs, setup, clean" ;;
 esac

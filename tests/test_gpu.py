@@ -22,7 +22,7 @@ from askd_ray.text.error_rate import count_word_errors
 from askd_ray.torch_setup import Device
 from askd_ray.train.ray_trainer import distill
 
-DEVICES = [pytest.param("cpu", marks=pytest.mark.sweep), pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES = [pytest.param("cpu", marks=pytest.mark.full), pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=DEVICES)

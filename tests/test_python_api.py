@@ -56,4 +56,4 @@ def test_every_name_of_the_page_exists():
 @pytest.mark.slow
 def test_load_and_transcribe(weights: Path, speech: Path):
     result = askd.load(str(weights), threads=1).transcribe(speech / "audio" / "activated.flac")
-    assert result.text.strip(".") == "Activated" and result.words[0].start_s >= 0.0
+    assert result.text.strip(".").lower() == "activated" and result.words[0].start_s >= 0.0

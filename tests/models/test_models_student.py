@@ -153,7 +153,7 @@ def test_shrinkings_that_cannot_be_reached(weights: Path, decoders: tuple[Layers
 @pytest.mark.parametrize(
     "shrink, message",
     [
-        ([{"at": 0.5, "decoder_layers": [0]}, {"at": 0.5, "decoder_layers": [0]}], "after the one before"),
+        ([{"at": 0.5, "decoder_layers": [0]}, {"at": 0.5, "decoder_layers": [0]}], "later than the one before"),
         ([{"at": 1.0, "decoder_layers": [0]}], "less than 1"),
         ([{"at": 0.0, "decoder_layers": [0]}], "greater than 0"),
         ([{"at": 0.5}], "neither encoder_layers nor decoder_layers"),

@@ -194,7 +194,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_schedule_and_self_teacher_resumes_exactly(
     labelled: Recipe, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch

@@ -45,7 +45,7 @@ def runs(speech: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) 
     return found
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_handful_of_clips_is_learnt_by_heart(preset: str, runs: dict[float, Run], tmp_path: Path):
     settings: dict[str, Any] = {

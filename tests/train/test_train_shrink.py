@@ -76,7 +76,7 @@ def whole(
     return recipe, folder
 
 
-@pytest.mark.sweep
+@pytest.mark.full
 @pytest.mark.parametrize("dies_after", [4, 6, 8])
 def test_every_self_teacher_survives(whole: tuple[Recipe, Path], tmp_path: Path, dies_after: int):
     recipe, expected = whole

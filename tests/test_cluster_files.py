@@ -80,6 +80,7 @@ def deployed(config: Any, weights: Path, tmp_path: Path, **args: Any) -> Iterato
         stop_serving()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
     ray_session: None, weights: Path, speech: Path, tmp_path: Path
@@ -93,6 +94,7 @@ def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
         errors_are_json_through_the_proxy(url, wav(clip))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_config_of_the_ray_service_lets_in_whoever_has_a_key(ray_session: None, weights: Path, tmp_path: Path):
     config, keys = serve_configs()[1], tmp_path / "keys"

@@ -147,6 +147,7 @@ def run(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", PROFILES)
 def test_a_profile_imports_all_that_its_commands_need(extra: str, pythons: dict[str, Path], tmp_path: Path):
@@ -181,6 +182,7 @@ for module in sys.argv[1:]:
 """
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_command_whose_extra_is_missing_names_it_in_one_line(pythons: dict[str, Path], tmp_path: Path):
     done = run(pythons[""], "-c", MISSING, "askd_ray.search.ray_tuner", "askd_ray.serve.ray_app", cwd=tmp_path)
@@ -197,6 +199,7 @@ def test_a_command_whose_extra_is_missing_names_it_in_one_line(pythons: dict[str
         assert f"not installed: pip install 'askd-ray[{extra}]'" in line
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_plain_install_transcribes(pythons: dict[str, Path], tmp_path: Path, weights: Path, speech: Path):
     clip = str(speech / "audio" / "activated.flac")

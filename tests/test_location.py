@@ -148,6 +148,7 @@ def test_credentials_that_the_store_refuses(s3: Callable[[str], str], s3_server:
     assert not place.exists()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("call", [CALLS["list"], CALLS["table"], CALLS["write"]])
 def test_a_server_that_does_not_answer(unused_port: int, call: Callable[[Location], Any]):

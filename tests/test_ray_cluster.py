@@ -57,6 +57,7 @@ def test_the_token_is_looked_for_where_ray_does(tmp_path: Path, monkeypatch: pyt
     assert auth_token() == "variable"
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_cluster_of_ones_own_wants_a_token_and_leaves_none_at_home(tmp_path: Path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}

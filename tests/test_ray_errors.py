@@ -115,6 +115,7 @@ def in_a_constructor(function: Any) -> None:
     over_rows(compute=ray.data.ActorPoolStrategy(min_size=1, max_size=1))(Actor)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [over_rows(), generated, in_a_task, in_a_constructor])
 def test_errors_come_back_whole_from_each_way_to_run_something(ray_session: None, place: Callable[[Any], None]):
@@ -163,6 +164,7 @@ def one_line(stage: Callable[[], object], expected: str) -> None:
     assert type(caught.value) is AskdError and expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_labelling_actor(
     run: Run,
@@ -185,12 +187,14 @@ def test_a_labelling_actor(
     one_line(lambda: label(recipe, force=True), "damaged cannot be loaded")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_training_worker(run: Run, ray_session: None):
     spoil(run, "dev")
     one_line(lambda: distill(run.recipe), "u90")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_trial(run: Run, ray_session: None):
     spoil(run, "dev")
@@ -198,6 +202,7 @@ def test_a_trial(run: Run, ray_session: None):
     one_line(lambda: search(Recipe.model_validate({**run.recipe.model_dump(mode="json"), "tune": tune})), "u90")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_run_of_a_study(run: Run, ray_session: None):
     spoil(run, "dev")
@@ -205,6 +210,7 @@ def test_a_run_of_a_study(run: Run, ray_session: None):
     one_line(lambda: train_runs([run.recipe], Study(arms=arms, against="a")), "u90")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_decoding_actor(run: Run, tiny_model: Path, tmp_path: Path, ray_session: None):  # noqa: F811
     clips = EvalSet("dev", True, tuple(read_utterances(run.shards, "dev")))
@@ -213,6 +219,7 @@ def test_a_decoding_actor(run: Run, tiny_model: Path, tmp_path: Path, ray_sessio
     one_line(lambda: compare(models, "teacher", [clips], settings, tmp_path / "evaluate"), "damaged")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_replica(weights: Path, tmp_path: Path, ray_session: None, unused_port: int):
     (tmp_path / "ctranslate2-int8").symlink_to(weights)

@@ -70,6 +70,7 @@ def test_an_address_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch):
     assert "RAY_API_SERVER_ADDRESS" not in os.environ
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_job_gets_the_recipe_and_its_output_and_exit_code_come_back(
     dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -85,6 +86,7 @@ def test_a_job_gets_the_recipe_and_its_output_and_exit_code_come_back(
     assert Recipe.model_validate(yaml.safe_load(output)) == recipe
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_users_mistake_in_a_job_is_one_line_and_exit_code_2(
     dashboard: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -118,6 +120,7 @@ def test_the_submitting_environment_travels(tmp_path: Path, monkeypatch: pytest.
         assert environment["env_vars"]["PATH"].startswith(str(Path(sys.executable).parent) + os.pathsep)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_whole_pipeline_as_jobs_takes_a_recipe_that_git_ignores(
     dashboard: str, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -36,6 +36,7 @@ def recipe_of(folder: Path, speech: Path, **settings: Any) -> Recipe:
     return Recipe.model_validate(values | settings)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_arms_train_with_their_own_objective_on_the_same_data(tmp_path: Path, speech: Path, weights: Path):

@@ -142,6 +142,7 @@ def test_no_bundle(tmp_path: Path):
         check_hashes(tmp_path)
 
 
+@pytest.mark.full
 def test_a_conversion_that_went_wrong_is_not_published(
     exported: dict[str, Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

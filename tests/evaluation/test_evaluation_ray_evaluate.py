@@ -61,6 +61,7 @@ def without_timing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
         monkeypatch.setattr(ray_evaluate, "speed_table", lambda speed: "")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights: Path):
@@ -87,6 +88,7 @@ def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights:
         evaluate(with_(recipe, conditions=["babble@10"]))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_what_is_decoded_is_not_decoded_again(run: Run, monkeypatch: pytest.MonkeyPatch):

@@ -68,6 +68,7 @@ def counted(model: WhisperForConditionalGeneration, n_frames: int) -> dict[str, 
     return {module: sum(ops.values()) // 2 for module, ops in counter.get_flop_counts().items()}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("n_frames", [530, PADDED_FRAMES])
 def test_multiply_adds_are_those_that_torch_counts(weights: Path, n_frames: int):
     model, _ = load_whisper(str(weights))

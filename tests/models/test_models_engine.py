@@ -162,6 +162,7 @@ def test_a_damaged_model(weights: Path, tmp_path: Path):
         Engine(tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("silence_s", [None, 0.3])
 def test_the_probabilities_of_tokens(weights: Path, clips: list[Waveform], silence_s: float | None):

@@ -38,6 +38,7 @@ def padded(waveforms: list[Waveform]) -> torch.Tensor:
     return log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_converted_weights_say_what_ctranslate2_says(tiny_en: Model, weights: Path, waveforms: list[Waveform]):
     assert len(waveforms) == 20

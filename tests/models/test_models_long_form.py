@@ -71,6 +71,7 @@ def test_transcripts_are_joined():
     assert "".join(whole.token_texts).strip() == whole.text and whole.token_probs == (0.9, 0.8, 0.7, 0.5)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_long_recording_has_about_the_word_errors_of_its_parts(vad: Vad, weights: Path, speech: Path):
     rows = spoken(speech, 14)

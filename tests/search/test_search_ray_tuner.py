@@ -56,6 +56,7 @@ def test_the_default_search(searched, ray_session: None):
     assert reports(folder) == reported
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_grid_tries_every_combination_once_and_weighs_what_is_out_of_distribution(searched, ray_session: None):
     lists = {"objective.teacher_weight.schedule": ["constant", "linear"], "objective.teacher_weight.end": [0.1, 0.2]}
@@ -72,6 +73,7 @@ def test_a_grid_tries_every_combination_once_and_weighs_what_is_out_of_distribut
         assert min(apart) <= trial["dev_wer"] <= max(apart)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: None):
     space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "objective.teacher_weight.start": [0.5, 0.6, 0.7]}
@@ -98,6 +100,7 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
         assert trial_factors == pytest.approx([trial_factors[0]] * len(trial_factors)), step
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched, tmp_path: Path):
     n_trials = 5

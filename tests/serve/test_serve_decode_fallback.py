@@ -119,6 +119,7 @@ def repeated(speech: Path, n_times: int) -> list[tuple[Waveform, str]]:
     return found[:6]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_sentence_that_is_said_several_times_is_written_as_often(weights: Path, speech: Path):
     """With repeated trigrams forbidden, the repetitions had hallucinated words ("All circuits're busy now")."""
@@ -136,6 +137,7 @@ def test_a_sentence_that_is_said_several_times_is_written_as_often(weights: Path
     assert errors([transcript.text for transcript in guarded]) <= errors([transcript.text for transcript in plain])
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_loop_of_a_real_model_is_cut(weights: Path, speech: Path):
     """At twice its speed, this speech makes tiny.en loop up to the token limit."""

@@ -52,6 +52,7 @@ async def transcribe(service: TranscriptionService, waveform: np.ndarray, option
     return Transcription(tuple(s for chunk in chunks for s in chunk.segments), "en", len(waveform) / 16_000)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: LoadedModel, speech: Path):
     """Clips and a long recording together, in any batches; no request affects another one."""

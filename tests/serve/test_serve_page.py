@@ -96,6 +96,7 @@ def test_by_keyboard_alone(page: Page, url: str, recording: Path):
     expect(page.locator("#result")).to_be_visible(timeout=30_000)
 
 
+@pytest.mark.full
 def test_captions_come_while_the_microphone_runs(page: Page, url: str):
     page.goto(url)
     expect(page.locator("#model option")).to_have_count(1)

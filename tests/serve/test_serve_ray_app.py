@@ -144,6 +144,7 @@ def test_live_captions_through_the_openai_client(client: openai.OpenAI, clips: l
     assert deltas
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_an_engine_that_is_killed_costs_time_and_no_answer(client: openai.OpenAI, clips: list[tuple[Path, str]]):
     path, once = clips[0][0], client.with_options(max_retries=0)
@@ -203,6 +204,7 @@ def answers(url: str) -> bool:
     return False
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_termination_signal_waits_for_the_request_in_flight(
     weights: Path, clips: list[tuple[Path, str]], unused_port: int

@@ -28,6 +28,7 @@ def test_files_one_after_another(tmp_path: Path, weights: Path, speech: Path):
         next(transcribe_files(weights, [good, tmp_path / "gone.wav"]))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_file_in_a_language_by_any_of_its_names(weights: Path, tmp_path: Path, speech: Path):
     ((clip, _),) = spoken(speech)

@@ -95,6 +95,7 @@ def test_what_is_left_out_counts_nothing(
     assert kl_lost(teacher, teacher, clips[1:], [out], recipe) == []
 
 
+@pytest.mark.full
 def test_the_report_of_a_run_is_about_its_own_student(
     rows: tuple[list[Utterance], list[SoftLabels]],
     recipe: Recipe,

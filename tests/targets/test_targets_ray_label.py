@@ -40,6 +40,7 @@ def a_recipe(clips: Path, root: Path, **sections: object) -> Recipe:
     )
 
 
+@pytest.mark.full
 def test_pseudo_labels_from_unlabelled_clips(
     clips: Path, tmp_path: Path, weights: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ):
@@ -64,6 +65,7 @@ def test_pseudo_labels_from_unlabelled_clips(
     assert again["left_out"]["chars_per_s"] == 3 and again["labelled"] == result["labelled"] - 3
 
 
+@pytest.mark.full
 def test_nothing_is_left(clips: Path, tmp_path: Path, weights: Path, ray_session: None):
     lines = [json.loads(line) for line in (clips / "manifest.jsonl").read_text().splitlines()]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps({**line, "text": ""}) + "\n" for line in lines[:2]))

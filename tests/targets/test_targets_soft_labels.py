@@ -121,6 +121,7 @@ def test_a_text_is_needed_to_be_a_reference(utterances: list[Utterance], weights
     assert len(made.target_ids) == 0 and made.left_out == "no reference"
 
 
+@pytest.mark.full
 def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: Path, tmp_path: Path):
     """A batch from disk has prompt and text, and the teacher's forward pass on it gives the label's probabilities."""
     previous = "Welcome to the voice mail system. " * 12

@@ -101,6 +101,7 @@ def everything(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tu
     return recipe, folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dies_after", [3, 6, 9, 12])
 def test_a_run_goes_on_at_any_step_with_all_that_it_had(
     everything: tuple[Recipe, Path], tmp_path: Path, dies_after: int
@@ -143,6 +144,7 @@ def _two_ranks(rank: int, port: int, text: str, folder: str, dies_after: int) ->
     dist.destroy_process_group()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path: Path, unused_port: int):
     """One worker that resumes their run ends with the same student, except for rounding, and the same ledger."""
@@ -164,6 +166,7 @@ def _late_rank(rank: int, port: int, text: str, folders: tuple[str, str]) -> Non
     Loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folders[rank]), "key")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_ranks_that_see_different_checkpoints_do_not_go_on(labelled: Recipe, tmp_path: Path, unused_port: int):
     """As on a shared folder where one machine sees new files later than another."""
@@ -240,6 +243,7 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
     assert summary["utterances"] == counts
 
 
+@pytest.mark.full
 def test_without_a_better_wer_a_run_ends_early(labelled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rates = iter((5, 4, 4, 6))
     monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(next(rates), 0, 0, 10)})

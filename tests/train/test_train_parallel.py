@@ -141,6 +141,7 @@ def assert_about_the_same(folder: Path, expected: Path, file: str) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Recipe):
     """All gradients must be right, also that of the tied embeddings, which are used twice."""
@@ -189,6 +190,7 @@ def test_a_rank_without_dev_utterances_stops_nobody(both_ways: Path):
     assert words[0] == words[1] > 0
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_killed_run_goes_on_bitwise_with_shares_and_like_it_without(both_ways: Path, labelled: Recipe):
     """With two workers by fsdp or ddp, and with one worker."""

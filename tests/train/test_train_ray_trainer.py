@@ -87,6 +87,7 @@ def kill_worker() -> None:
     ray_processes("RayTrainWorker")[-1].send_signal(signal.SIGKILL)
 
 
+@pytest.mark.full
 def test_a_worker_that_is_killed_changes_nothing(recipe: Recipe, undisturbed: Path, ray_session: None):
     folder = Run(recipe).distill
 
@@ -97,6 +98,7 @@ def test_a_worker_that_is_killed_changes_nothing(recipe: Recipe, undisturbed: Pa
     assert summary["utterances"]["trained"] == N_CLIPS
 
 
+@pytest.mark.full
 def test_workers_that_die_too_often_end_the_run_with_one_line(
     recipe: Recipe, ray_session: None, command: list[str], capsys: pytest.CaptureFixture[str]
 ):
@@ -108,6 +110,7 @@ def test_workers_that_die_too_often_end_the_run_with_one_line(
     assert line.startswith("askd: training workers have died 1 times (train.max_failures = 0)")
 
 
+@pytest.mark.full
 def test_a_driver_that_is_killed_goes_on_with_the_same_command(
     recipe: Recipe, undisturbed: Path, command: list[str], tmp_path: Path
 ):
@@ -133,6 +136,7 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_command(
     assert psutil.wait_procs(cluster, timeout=60)[1] == []  # no process of the first driver is left
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_a_training_with_one_line_and_130(recipe: Recipe, command: list[str], tmp_path: Path):
     """By default, Ray Train would end the process with exit code 0, as if the training had finished."""
     folder, log_file = Run(recipe).distill, tmp_path / "said"
@@ -151,6 +155,7 @@ def test_ctrl_c_ends_a_training_with_one_line_and_130(recipe: Recipe, command: l
     assert psutil.wait_procs(cluster, timeout=60)[1] == []
 
 
+@pytest.mark.full
 def test_a_shard_that_is_truncated_while_it_is_read_ends_the_run_at_once_and_once_mended_it_goes_on(
     recipe: Recipe, undisturbed: Path, ray_session: None, command: list[str], capsys: pytest.CaptureFixture[str]
 ):
@@ -172,6 +177,7 @@ def test_a_shard_that_is_truncated_while_it_is_read_ends_the_run_at_once_and_onc
     assert_undisturbed(folder, undisturbed)
 
 
+@pytest.mark.full
 def test_nodes_that_die_change_neither_labels_nor_students(
     recipe: Recipe, small_shards: Recipe, undisturbed: Path, command: list[str]
 ):
@@ -184,6 +190,7 @@ def test_nodes_that_die_change_neither_labels_nor_students(
     assert attempts(Run(recipe).distill) == 2
 
 
+@pytest.mark.full
 def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path, tmp_path: Path):
     """Each node has room for one worker, and nothing replaces the node that dies."""
     values = recipe.model_dump(mode="json")

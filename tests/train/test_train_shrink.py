@@ -58,6 +58,7 @@ def undisturbed(shrinking: Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 # Before a checkpoint; with one from before the first shrinking; between the two; after the second
+@pytest.mark.full
 @pytest.mark.parametrize("dies_after", [pytest.param(1, marks=pytest.mark.slow), 4, 6, 8])
 def test_a_killed_run_ends_with_the_same_bits(shrinking: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
     killed(shrinking, tmp_path, dies_after)
@@ -178,6 +179,7 @@ def _rank(rank: int, port: int, text: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_two_ranks_shrink_together(shrinking: Recipe, tmp_path: Path, unused_port: int):
     recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"micro_batches": 2})

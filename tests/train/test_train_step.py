@@ -123,6 +123,7 @@ def _rank(rank: int, port: int, model: str, recipes: list[str], data: dict[str, 
 SHARES = [(["u0", "none"], ["u1", "u2"]), (["whole"], ["none"])]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path, unused_port: int):
     recipes = [of_preset(labelled, preset) for preset in PRESETS]

@@ -51,6 +51,7 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_batches_from_s3_are_those_from_a_folder(
     here: Recipe, s3: Callable[[str], str], ray_session: None, tmp_path: Path
@@ -96,7 +97,7 @@ def test_a_truncated_shard_on_s3_is_named(labelled: Recipe, s3: Callable[[str], 
     tasks = list(length_grouped_sampler(stream.labelled_rows(), stream).tasks(DataCursor(), 0, 1))
     shard = Run(there).shards.files("train-*")[0]
     shard.write_bytes(shard.read_bytes()[:1000])
-    for read in (stream.sampler, lambda: [list(stream.batches(task)) for task in tasks]):
+    for read in (stream.labelled_rows, lambda: [list(stream.batches(task)) for task in tasks]):
         with pytest.raises(AskdError, match=rf"^s3://b\w+/runs/tiny/shards/{shard.name} is damaged") as caught:
             read()
         assert "\n" not in str(caught.value) and "mysecret" not in str(caught.value)

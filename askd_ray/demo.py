@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 from importlib import metadata
@@ -151,6 +152,9 @@ def _print_summary(run: Run, summary: dict[str, Any], scores: dict[str, Any], an
         )
     )
     console.print(f"bundle   {run.bundle}\nsummary  {run.path / 'summary.json'}\nNext:", markup=False)
+    activate = Path(sys.executable).parent / "activate"
+    if "VIRTUAL_ENV" not in os.environ and activate.is_file():  # run by `make demo`: the shell does not know `askd`
+        console.print(f"  source {os.path.relpath(activate)}", markup=False)
     console.print(f"  askd serve --bundle {run.bundle}", markup=False)
     console.print(f"  askd transcribe --bundle {run.bundle} FILE.wav", markup=False)
     console.print("  askd prepare --set name=mine --set 'data.sources=[{path: FOLDER}]'   # then label, distill, ...")

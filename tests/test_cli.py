@@ -257,7 +257,8 @@ def test_ctrl_c_in_the_middle_of_a_stage(speech: Path, tmp_path: Path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and len(error.splitlines()) == 1 and error.startswith("askd: interrupted")
+    assert process.returncode == 130, error
+    assert len(error.splitlines()) == 1 and error.startswith("askd: interrupted")
     assert not (tmp_path / "t" / "prepare.json").exists()
     assert [path.name for path in (tmp_path / "t").iterdir()] == ["recipe.yaml"]
 

@@ -23,6 +23,11 @@ def prefetch(tasks: Iterable[Callable[[], T]], ahead: int, threads: int = 1) -> 
     ready: queue.Queue[Future[T] | None] = queue.Queue(ahead)
     closed = threading.Event()
     pool = ThreadPoolExecutor(threads, "prefetch", use_one_thread_here, (torch.get_num_threads(),))
+    # Until all threads have started, a thread that starts elsewhere could take over their number of threads.
+    started = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(started.wait)
+    started.wait()
 
     def put(item: Future[T] | None) -> bool:
         while not closed.is_set():

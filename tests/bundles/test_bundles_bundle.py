@@ -170,6 +170,7 @@ def _spoilt(source: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_further_format_is_verified_like_the_others(exported: dict[str, Any], run: Run):
     again = replace(FORMATS[1], label="again", compared_with="int8", same_weights=True)
     clips = read_utterances(run.shards, "dev")[:2]

@@ -67,7 +67,7 @@ def test_every_section_is_there_and_its_plots_beside_it(full: Run):
         "How to reproduce",
     ]
     pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown_of(page), re.MULTILINE)
-    assert len(pictures) == 6 == html_of(page).count("<svg")
+    assert len(pictures) == 7 == html_of(page).count("<svg")
     assert all((page.parent / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 

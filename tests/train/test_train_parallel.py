@@ -158,6 +158,7 @@ def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Rec
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_run_with_shares_ends_like_one_without(both_ways: Path):
     """With groups that are frozen at first, averaged weights, and gradient checkpointing."""
     for file in ("student", "optimizer", "ema", "self_teacher"):
@@ -169,6 +170,7 @@ def test_a_run_with_shares_ends_like_one_without(both_ways: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_teacher_beside_the_student_is_shared_out_too(both_ways: Path):
     found, expected = metrics_of(both_ways / "fsdp online"), metrics_of(both_ways / "ddp online")
     assert found[-1]["hidden"] > 0.0 and found[-1]["kd"] > 0.0
@@ -178,6 +180,7 @@ def test_a_teacher_beside_the_student_is_shared_out_too(both_ways: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_each_rank_holds_half_of_weights_moments_and_averages(both_ways: Path):
     for rank in range(2):
         noted = json.loads((both_ways / f"rank-{rank}.json").read_text())
@@ -185,6 +188,7 @@ def test_each_rank_holds_half_of_weights_moments_and_averages(both_ways: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_rank_without_dev_utterances_stops_nobody(both_ways: Path):
     words = [json.loads((both_ways / f"rank-{rank}.json").read_text())["words"] for rank in range(2)]
     assert words[0] == words[1] > 0

@@ -1,11 +1,9 @@
 """Transcription in this process: what `askd.load` returns and `askd transcribe` uses."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -17,8 +15,6 @@ from askd_ray.serve.transcription import Segment, Transcription
 from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService
 from askd_ray.text.languages import language_code
 from askd_ray.torch_setup import Device, usable_device
-
-_T = TypeVar("_T")
 
 
 class Transcriber:
@@ -57,7 +53,7 @@ class Transcriber:
         work = self._transcribe(audio, TranscribeOptions(self._model, language, decoding))
         # A thread of its own: in a notebook this one already runs an event loop.
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(_run, work).result()
+            return pool.submit(asyncio.run, work).result()
 
     async def _transcribe(self, audio: Path | str | bytes | Waveform, options: TranscribeOptions) -> Transcription:
         if isinstance(audio, np.ndarray):
@@ -95,16 +91,11 @@ def transcribe_files(
         yield file, transcriber.transcribe(file, language, words=False).text
 
 
-@dataclass(frozen=True)
 class _InProcessDecoder:
     """Decodes trusted files in this process, of any length, and refuses a file of which anything is missing."""
 
     async def decode(self, audio: bytes, max_s: float, partial: bool = False) -> DecodedAudio:
         return DecodedAudio(decode(audio))
-
-
-def _run(work: Coroutine[None, None, _T]) -> _T:
-    return asyncio.run(work)
 
 
 def _read(path: Path) -> bytes:

@@ -21,7 +21,7 @@ from audio_files import (
     without_end,
 )
 from decoding_table import BEGIN, CASES, CUT, END, JOINED, PAGE, PLAIN, REFUSED, decode_result, table
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from askd_ray.audio.decode import AudioError, decode, duration_s, read_audio
@@ -238,6 +238,7 @@ LIES: dict[str, Callable[[bytes, float], bytes]] = {
 
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
+@example(name="mp4 (ALAC)", length_s=2.9, lie="damaged", at=0.765625)
 @given(
     name=st.sampled_from(sorted(PLAIN)),
     length_s=st.sampled_from([0.3, 1.1, 2.9]),

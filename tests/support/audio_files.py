@@ -122,6 +122,6 @@ def seconds_by_ffmpeg(audio: bytes) -> float:
     seconds = 0.0
     with av.open(io.BytesIO(audio)) as container, contextlib.suppress(BlockingIOError):  # it waits for more
         for packet in container.demux(container.streams.audio[0]):
-            with contextlib.suppress(av.error.InvalidDataError, av.error.PermissionError):  # a damaged packet
+            with contextlib.suppress(av.error.FFmpegError):  # damaged packets fail in any way: even PatchWelcomeError
                 seconds += sum(frame.samples / frame.sample_rate for frame in packet.decode())
     return seconds

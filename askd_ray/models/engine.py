@@ -50,9 +50,10 @@ class Transcript:
     """The transcript of a clip.
 
     ``token_ids`` are without prompt and end token; ``avg_logprob`` is the mean log-probability of the tokens and the
-    end token, in nats; ``no_speech_prob`` is the model's estimate, which a student may have unlearnt. ``ended`` is
-    False if decoding reached its token limit before the model wrote the end token. ``language`` is the given or the
-    detected language.
+    end token, in nats. ``ended`` is False if decoding reached its token limit before the model wrote the end token.
+    ``language`` is the given or the detected language.
+
+    With :attr:`Decoding.no_speech`, ``no_speech_prob`` is the model's estimate, which a student may have unlearnt.
 
     With :attr:`Decoding.confidence`, ``token_texts`` has the text of each token, ``token_probs`` its probability, and
     ``token_times`` its start, in seconds from the clip's start; one additional time is the end of the last token.
@@ -61,7 +62,7 @@ class Transcript:
     text: str
     token_ids: tuple[int, ...]
     avg_logprob: float
-    no_speech_prob: float
+    no_speech_prob: float | None = None
     ended: bool = True
     token_texts: tuple[str, ...] = ()
     token_probs: tuple[float, ...] = ()
@@ -75,14 +76,16 @@ class Decoding:
 
     ``confidence`` also returns the probability and time of each token: the decoder reads the text once more, without
     timestamps, and the cross-attention of its alignment heads gives the times (dynamic time warping, as in
-    openai/whisper's timing.py). A ``temperature`` above 0 samples tokens. A sequence of ``no_repeat_ngram_size`` tokens
-    may occur only once in a text; 0 disables the rule.
+    openai/whisper's timing.py). ``no_speech`` also estimates whether the clip has no speech: one more projection to the
+    vocabulary, which takes most of a token's time. A ``temperature`` above 0 samples tokens. A sequence of
+    ``no_repeat_ngram_size`` tokens may occur only once in a text; 0 disables the rule.
     """
 
     beam_size: int = 1
     timestamps: bool = False
     prompt: str = ""
     confidence: bool = False
+    no_speech: bool = False
     task: Task = "transcribe"
     temperature: float = 0.0
     no_repeat_ngram_size: int = 0
@@ -199,7 +202,7 @@ class Engine:
             beam_size=decoding.beam_size,
             max_length=max_length,
             return_scores=True,
-            return_no_speech_prob=True,
+            return_no_speech_prob=decoding.no_speech,
             suppress_blank=True,
             suppress_tokens=[-1],  # those that the model's config.json names
             sampling_topk=0 if decoding.temperature else 1,
@@ -210,7 +213,10 @@ class Engine:
         if decoding.confidence:
             aligned = self._align(states, prompts, results, window)
         clips = zip(results, languages, aligned, strict=True)
-        return [self._transcript(result, max_new_tokens, spoken, alignment) for result, spoken, alignment in clips]
+        return [
+            self._transcript(result, max_new_tokens, spoken, alignment, decoding.no_speech)
+            for result, spoken, alignment in clips
+        ]
 
     def _log_mel(self, waveforms: Sequence[Waveform], window: int) -> torch.Tensor:
         if self._silence_s is None:
@@ -246,6 +252,7 @@ class Engine:
         max_new_tokens: int,
         language: str,
         alignment: _Alignment | None,
+        no_speech: bool,
     ) -> Transcript:
         ids = result.sequences_ids[0]
         # The score includes the end token's log-probability, but is divided by the number of tokens without it.
@@ -254,7 +261,7 @@ class Engine:
             text=self._tokens.decode(ids),
             token_ids=tuple(ids),
             avg_logprob=log_prob / (len(ids) + 1),
-            no_speech_prob=result.no_speech_prob,
+            no_speech_prob=result.no_speech_prob if no_speech else None,
             ended=len(ids) < max_new_tokens,
             token_texts=() if alignment is None else self._tokens.pieces(ids),
             token_probs=() if alignment is None else tuple(alignment.text_token_probs[: len(ids)]),

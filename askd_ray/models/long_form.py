@@ -29,9 +29,8 @@ def transcribe_long(engine: ClipEngine, vad: Vad, waveform: Waveform, language: 
 def join_transcripts(transcripts: Sequence[Transcript]) -> Transcript:
     """Join the transcripts of consecutive chunks; a single transcript is returned as it is.
 
-    ``avg_logprob`` is the mean over all tokens and end tokens, ``no_speech_prob`` the minimum over chunks, and
-    ``ended`` is True if it is True of all chunks. Token times are left out. Without chunks, the result is the
-    transcript of silence.
+    ``avg_logprob`` is the mean over all tokens and end tokens, and ``ended`` is True if it is True of all chunks. Token
+    times and ``no_speech_prob`` are left out. Without chunks, the result is the transcript of silence.
     """
     if len(transcripts) == 1:
         return transcripts[0]
@@ -41,7 +40,6 @@ def join_transcripts(transcripts: Sequence[Transcript]) -> Transcript:
         text=" ".join(t.text for t in transcripts if t.text),
         token_ids=tuple(i for t in transcripts for i in t.token_ids),
         avg_logprob=log_prob / max(sum(lengths), 1),
-        no_speech_prob=min((t.no_speech_prob for t in transcripts), default=1.0),
         ended=all(t.ended for t in transcripts),
         token_texts=tuple(text for t in transcripts for text in _with_leading_space(t.token_texts)),
         token_probs=tuple(prob for t in transcripts for prob in t.token_probs),

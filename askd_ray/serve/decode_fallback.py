@@ -60,9 +60,11 @@ def transcribe_with_fallback(
     The best transcript of a clip has the highest average log-probability of those that are not a loop. A speaker may
     repeat a sentence: if repeated trigrams were always forbidden, the model would hallucinate from the second "All
     circuits are busy now." on. So the third try runs only where the first was a loop, and there a text that repeats
-    itself is rejected too. The text is empty where it is improbable and the model detects no speech. A clip's text does
-    not depend on the other clips. With a temperature, tokens are sampled and there is one try.
+    itself is rejected too. The text is empty where it is improbable and the model detects no speech, which is estimated
+    only for doubtful clips. A clip's text does not depend on the other clips. With a temperature, tokens are sampled
+    and there is one try.
     """
+    decoding = replace(decoding, no_speech=decoding.no_speech or decoding.temperature > 0.0)
     transcripts = engine.transcribe(waveforms, language, decoding)
     if decoding.temperature:
         return [_silence(t) if is_hallucinated(t) else t for t in transcripts]
@@ -75,9 +77,10 @@ def transcribe_with_fallback(
     def decode_again(clips: Sequence[int], settings: Decoding) -> None:
         retries = engine.transcribe([waveforms[i] for i in clips], language, settings) if clips else []
         for i, retry in zip(clips, retries, strict=True):
-            transcripts[i] = max(transcripts[i], retry, key=lambda t: (not is_bad(i, t), t.avg_logprob))
+            best = max(transcripts[i], retry, key=lambda t: (not is_bad(i, t), t.avg_logprob))
+            transcripts[i] = replace(best, no_speech_prob=retry.no_speech_prob)
 
-    beam = replace(decoding, beam_size=_BEAM_SIZE)
+    beam = replace(decoding, beam_size=_BEAM_SIZE, no_speech=True)
     decode_again([i for i, t in enumerate(transcripts) if is_doubtful(t, clips_s[i])], beam)
     decode_again(
         [i for i, t in enumerate(transcripts) if loops[i] and is_bad(i, t)],
@@ -88,7 +91,7 @@ def transcribe_with_fallback(
 
 def is_hallucinated(transcript: Transcript) -> bool:
     """Whether the text is improbable and the model detects no speech."""
-    return transcript.avg_logprob < MIN_AVG_LOGPROB and transcript.no_speech_prob > NO_SPEECH_PROB
+    return transcript.avg_logprob < MIN_AVG_LOGPROB and (transcript.no_speech_prob or 0.0) > NO_SPEECH_PROB
 
 
 def _silence(transcript: Transcript) -> Transcript:

@@ -80,6 +80,7 @@ def _verbose(result: Transcription, words: bool, segments: bool, task: str) -> d
 
 
 def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    assert segment.no_speech_prob is not None, "forms.py asks for it with verbose_json"
     return {
         "id": number,
         "seek": round(segment.start_s * FRAMES_PER_S),

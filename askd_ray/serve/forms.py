@@ -115,8 +115,14 @@ def translation(parts: Iterable[FormPart], query: Iterable[str] = ()) -> tuple[b
 
 
 def _request(fields: TranslationFields, task: Task) -> TranscriptionRequest:
-    has_times = fields.response_format in ("verbose_json", "srt", "vtt")
-    decoding = Decoding(prompt=fields.prompt, confidence=has_times, temperature=fields.temperature, task=task)
+    verbose = fields.response_format == "verbose_json"
+    decoding = Decoding(
+        prompt=fields.prompt,
+        confidence=verbose or fields.response_format in ("srt", "vtt"),
+        no_speech=verbose,
+        temperature=fields.temperature,
+        task=task,
+    )
     return TranscriptionRequest(TranscribeOptions(fields.model, decoding=decoding), fields.response_format)
 
 

@@ -43,13 +43,14 @@ class Transcriber:
         """Transcribe an audio file (a path, or its bytes) or a waveform (16 kHz, mono, float32).
 
         ``language`` is a code, a tag or a name; None detects it. ``prompt`` is text that comes before the transcript.
-        ``words`` also gives times and probabilities of words, which takes a second pass of the decoder.
+        ``words`` also gives times and probabilities of words, and ``no_speech_prob``; it takes a second pass of the
+        decoder.
 
         Raises :class:`AskdError` for a file that is missing or cannot be decoded, an unknown language, and a prompt
         that is too long.
         """
         language = None if language is None else language_code(language)
-        decoding = Decoding(prompt=prompt, confidence=words)
+        decoding = Decoding(prompt=prompt, confidence=words, no_speech=words)
         work = self._transcribe(audio, TranscribeOptions(self._model, language, decoding))
         # A thread of its own: in a notebook this one already runs an event loop.
         with ThreadPoolExecutor(1) as pool:

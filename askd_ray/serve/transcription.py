@@ -29,7 +29,8 @@ class Word:
 class Segment:
     """A part of the text that reads as one subtitle; ``text`` begins with the white space that precedes it.
 
-    ``avg_logprob`` (nats per token) and ``no_speech_prob`` are those of the segment's chunk.
+    ``avg_logprob`` (nats per token) and ``no_speech_prob`` (None if it was not asked for) are those of the segment's
+    chunk.
     """
 
     text: str
@@ -38,7 +39,7 @@ class Segment:
     token_ids: tuple[int, ...]
     temperature: float
     avg_logprob: float
-    no_speech_prob: float
+    no_speech_prob: float | None
     words: tuple[Word, ...] = ()
 
     @property

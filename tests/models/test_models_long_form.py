@@ -56,7 +56,7 @@ def test_a_short_clip_is_the_engines_own(vad: Vad, speech: Path):
 
 def test_where_nobody_speaks_the_model_is_not_asked(vad: Vad):
     engine = RecordingEngine()
-    assert transcribe_long(engine, vad, np.zeros(SAMPLE_RATE_HZ, np.float32)) == Transcript("", (), 0.0, 1.0)
+    assert transcribe_long(engine, vad, np.zeros(SAMPLE_RATE_HZ, np.float32)) == Transcript("", (), 0.0)
     assert transcribe_long(engine, vad, np.zeros(0, np.float32)).text == ""
     assert engine.clips == []
 
@@ -67,7 +67,7 @@ def test_transcripts_are_joined():
     whole = join_transcripts([first, Transcript("", (), 0.0, 0.9), second])
     assert (whole.text, whole.token_ids) == ("One two three", (1, 2, 3, 4))
     assert whole.avg_logprob == pytest.approx((4 * -0.2 + 0.0 + 2 * -0.8) / 7)
-    assert (whole.no_speech_prob, whole.ended) == (0.1, False)
+    assert (whole.no_speech_prob, whole.ended) == (None, False)
     assert "".join(whole.token_texts).strip() == whole.text and whole.token_probs == (0.9, 0.8, 0.7, 0.5)
 
 

@@ -21,7 +21,8 @@ ONCE_MORE = Transcript("Busy now. " * 11, tuple(range(33)), -0.3, 0.0)
 RUNAWAY = Transcript("and so on and", (1,), -0.05, 0.0, ended=False)
 GUESS = Transcript("Thanks for watching!", (1,), -1.5, 0.9)
 FAINT = Transcript("Perhaps.", (1,), -1.2, 0.1)
-BEAM, UNREPEATED = replace(GREEDY, beam_size=5), replace(GREEDY, beam_size=5, no_repeat_ngram_size=3)
+BEAM = replace(GREEDY, beam_size=5, no_speech=True)
+UNREPEATED = replace(BEAM, no_repeat_ngram_size=3)
 
 
 class Scripted:
@@ -79,7 +80,7 @@ def test_the_most_probable_of_the_faint_is_kept():
 
 
 def test_a_guess_where_the_model_hears_no_speech_is_silence():
-    engine = Scripted({0: GUESS}, {0: GUESS})
+    engine = Scripted({0: replace(GUESS, no_speech_prob=None)}, {0: GUESS})
     (transcript,) = transcribe_with_fallback(engine, clips(1), "de", GREEDY)
     assert (transcript.text, transcript.token_ids) == ("", ())
 

@@ -42,6 +42,7 @@ from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper
+from askd_ray.models.whisper_student import WhisperStudent
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.objective import TokenBatch, objective_sums
@@ -153,7 +154,7 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
     """Distil-Whisper's step with transformers' forward passes; its texts are padded to ``n_tokens`` tokens or more."""
     student, teacher = (load_whisper(recipe.teacher.model)[0] for _ in range(2))
     student.train()
-    optimizer = build_optimizer(WindowedWhisper(student), recipe.train)
+    optimizer = build_optimizer(WhisperStudent(student), recipe.train)
 
     def step(batch: Batch) -> None:
         padding = (0, max(0, n_tokens - batch.decoder_ids.shape[1]))
@@ -183,7 +184,7 @@ def dense_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, targets: torc
 
 
 def _our_step(recipe: Recipe, online: bool) -> Callable[[Batch], None]:
-    student = WindowedWhisper(load_whisper(recipe.teacher.model)[0]).train()
+    student = WhisperStudent(load_whisper(recipe.teacher.model)[0]).train()
     teacher = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]), False) if online else None
     objective = recipe.objective
     distiller = Distiller(objective, build_self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)

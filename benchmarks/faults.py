@@ -47,9 +47,10 @@ from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.progress import console
 from askd_ray.runs import Run
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
 from askd_ray.train.ledger import read_ledger
-from askd_ray.train.loop import CHECKPOINTS, LEDGER, Loop
+from askd_ray.train.loop import CHECKPOINTS, LEDGER
 from askd_ray.train.track import read_metrics
 
 KINDS = ("worker", "driver", "node")
@@ -151,7 +152,7 @@ def _write_run(root: Path, workers: int) -> Recipe:
 
 def _run_undisturbed(recipe: Recipe, folder: Path) -> None:
     if recipe.train.workers == 1:
-        Loop(recipe, PlainContext(torch.device("cpu")), folder, "undisturbed").run()
+        build_loop(recipe, PlainContext(torch.device("cpu")), folder, "undisturbed").run()
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -162,7 +163,7 @@ def _run_undisturbed(recipe: Recipe, folder: Path) -> None:
 def _rank(rank: int, world_size: int, port: int, text: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     context = PlainContext(torch.device("cpu"), rank, world_size)
-    Loop(Recipe.model_validate_json(text), context, Path(folder), "undisturbed").run()
+    build_loop(Recipe.model_validate_json(text), context, Path(folder), "undisturbed").run()
     dist.destroy_process_group()
 
 

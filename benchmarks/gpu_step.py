@@ -29,7 +29,9 @@ from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import Batch
 from askd_ray.models.cost import parts
 from askd_ray.models.load import load_whisper
-from askd_ray.models.windows import DecoderOutput, EncoderOutput, WindowedWhisper, encode
+from askd_ray.models.student import DecoderOutput, EncoderOutput
+from askd_ray.models.whisper_student import WhisperStudent
+from askd_ray.models.windows import WindowedWhisper, encode
 from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.online_teacher import OnlineTeacher
 from askd_ray.objective.schedules import Weights
@@ -112,16 +114,16 @@ class Bench:
 
     def __init__(self, recipe: Recipe, device: torch.device):
         self._recipe, self._device = recipe, device
-        self._student = WindowedWhisper(load_whisper(recipe.teacher.model)[0]).to(device).train()
+        self._student = WhisperStudent(load_whisper(recipe.teacher.model)[0]).to(device).train()
         online, clean_mels = None, 0
         if recipe.teacher.online:
             online = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]).to(device), False)
-            clean_mels = self._student.whisper.config.num_mel_bins
+            clean_mels = self._student.n_mels
         self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None)
         self._distiller = Distiller(recipe.objective, self_teacher, online, 0.0)
         optimizer, scaler = build_optimizer(self._student, recipe.train), GradScaler(device.type, enabled=False)
         self._stepper = Stepper(self._student, self._student, optimizer, self._distiller, recipe.train, scaler)
-        self._loader = make_batch_loader(recipe, self._student.whisper.config.num_mel_bins, clean_mels)
+        self._loader = make_batch_loader(recipe, self._student.n_mels, clean_mels)
         self._taken: list[Batch] = []
         self._waited_s = self._took_s = 0.0
 

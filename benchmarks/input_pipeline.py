@@ -52,9 +52,9 @@ from askd_ray.fetch.weights import fetch_weights
 from askd_ray.progress import bar, console
 from askd_ray.runs import Run
 from askd_ray.torch_setup import n_cores, use_threads
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
 from askd_ray.train.inputs import make_batch_loader
-from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
 
 N_CORES = 2
@@ -240,7 +240,7 @@ def _wait(folder: Path) -> float:
 
 def _plain_wait(recipe: Recipe) -> float:
     run = Run(_trained(recipe, "plain"))
-    Loop(run.recipe, PlainContext(torch.device("cpu")), run.distill, "plain").run()
+    build_loop(run.recipe, PlainContext(torch.device("cpu")), run.distill, "plain").run()
     return _wait(run.distill)
 
 

@@ -38,9 +38,9 @@ from askd_ray.data.schema import Batch
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
 from askd_ray.train.inputs import make_batch_loader
-from askd_ray.train.loop import Loop
 
 KINDS = ("plain", "ray")
 KEY = b"steps in turn"
@@ -146,7 +146,7 @@ def _run_plain(config: dict[str, Any]) -> None:
             return _handed_over("plain", config["socket"], super().batches(loader, tasks))
 
     context = Plain(torch.device("cpu"))
-    Loop(Recipe.model_validate(config["recipe"]), context, Path(config["root"]) / "plain", "plain").run()
+    build_loop(Recipe.model_validate(config["recipe"]), context, Path(config["root"]) / "plain", "plain").run()
 
 
 def _run_ray(config: dict[str, Any]) -> None:
@@ -180,7 +180,7 @@ def ray_worker(config: dict[str, Any]) -> None:
             made = PlainContext(self.device).batches(loader, tasks)
             return _handed_over("ray", config["socket"], made)
 
-    Loop(Recipe.model_validate(config["recipe"]), InRay(use_gpu=False), Path(config["root"]) / "ray", "ray").run()
+    build_loop(Recipe.model_validate(config["recipe"]), InRay(use_gpu=False), Path(config["root"]) / "ray", "ray").run()
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from speech_rows import clips
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import LabelKey, SoftLabels, read_labels, write_labels
+from askd_ray.models.layer_map import build_student
 from askd_ray.models.load import load_whisper
-from askd_ray.models.student import build_student
 from askd_ray.progress import console
 from askd_ray.targets.kl_report import REPORTED_KS, kl_lost, kl_table
 from askd_ray.targets.soft_labels import label, label_key

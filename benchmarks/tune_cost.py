@@ -39,8 +39,8 @@ from askd_ray.progress import bar, console
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.torch_setup import usable_device, use_threads
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop
 
 DEV_SHARE = 6  # every sixth clip, the same ratio as in the recipe `demo`
 
@@ -116,7 +116,7 @@ def _train(recipe: Recipe, root: Path, features: Path | None) -> float:
     context = Sharing(torch.device(usable_device(recipe.train.use_gpu)))
     context.features = features
     begun = time.perf_counter()
-    Loop(recipe, context, root / "trial", "trial").run()
+    build_loop(recipe, context, root / "trial", "trial").run()
     took = time.perf_counter() - begun
     remove(root / "trial")
     return took

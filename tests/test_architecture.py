@@ -95,6 +95,12 @@ BAD = {
     "config imports runs": ("askd_ray/config/load.py", "from askd_ray.runs import Run", "may not import runs"),
     "the base imports a folder": ("askd_ray/files.py", "from askd_ray.data import shards", "files may not import data"),
     "a ray base module imports a folder": ("askd_ray/ray_jobs.py", "from askd_ray.train import loop", "may not import"),
+    "a Whisper in the loop": (LOOP, "from transformers import WhisperConfig", "by models/student.py only"),
+    "a kind of student in the objective": (
+        "askd_ray/objective/distiller.py",
+        "from askd_ray.models.windows import WindowedWhisper",
+        "by models/student.py only",
+    ),
     "a long function": (LOOP, "def f():\n" + "    x = 1\n" * 60, "f has 61 lines"),
     "many parameters": (LOOP, "class C:\n    def f(self, a, b, c, d, e, g, h, *, i, j): pass", "f has 9 parameters"),
     "work at import": (LOOP, "MODEL = load('tiny')", "happens at import: load('tiny')"),
@@ -133,6 +139,7 @@ GOOD = {
         RAY,
         "import ray\nfrom askd_ray.ray_cluster import connect\nfrom askd_ray.data import ray_stream",
     ),
+    "a kind of student where it is chosen": ("askd_ray/train/build.py", "from askd_ray.models.windows import encode"),
     "the command line": ("askd_ray/cli.py", "def f():\n    from askd_ray.serve import ray_app"),
     "descriptions": (
         LOOP,

@@ -8,8 +8,8 @@ from transformers import WhisperConfig
 
 from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, samples_of, window_samples
 from askd_ray.config.schema import Layers, Recipe, Shrinking
+from askd_ray.models.layer_map import config_after, layer_maps
 from askd_ray.models.load import load_config
-from askd_ray.models.student import config_after, layer_maps
 from askd_ray.progress import Table
 
 CLIP_S = 5.0

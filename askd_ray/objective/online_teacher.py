@@ -5,7 +5,8 @@ from torch.nn import functional
 
 from askd_ray.config.objective import HiddenStates
 from askd_ray.config.schema import Recipe
-from askd_ray.models.windows import DecoderOutput, EncoderOutput, WindowedWhisper
+from askd_ray.models.student import DecoderOutput, EncoderOutput, Student
+from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.tensors import TensorBatch
 
 
@@ -19,6 +20,11 @@ class OnlineTeacher:
         self.model = model.eval().requires_grad_(False)
         self.shares_encoder = shares_encoder
 
+    @property
+    def n_mels(self) -> int:
+        """The number of mel channels of the clean windows that it needs; 0 if it needs none."""
+        return 0 if self.shares_encoder else self.model.n_mels
+
     @torch.no_grad()
     def __call__(self, batch: TensorBatch, student: EncoderOutput) -> DecoderOutput:
         """Return the teacher's hidden states at every position; ``student`` is the student's encoder output."""
@@ -26,7 +32,7 @@ class OnlineTeacher:
         return self.model(batch.teacher_log_mel, batch.decoder_ids, encoded)
 
 
-def encoders_agree(recipe: Recipe, student: WindowedWhisper, teacher: WindowedWhisper) -> bool:
+def encoders_agree(recipe: Recipe, student: Student, teacher: WindowedWhisper) -> bool:
     """Whether both encoders compute the same states throughout the run, so that only one of them has to run.
 
     This requires equal weights (compared tensor by tensor) that never change, and equal input: every window padded and
@@ -36,6 +42,8 @@ def encoders_agree(recipe: Recipe, student: WindowedWhisper, teacher: WindowedWh
     frozen = recipe.train.frozen_until.encoder == 1.0
     stays = frozen and all(step.encoder_layers is None for step in recipe.student.shrink)
     if not (stays and same_input and recipe.objective.hidden_states.kind == "none"):
+        return False
+    if not isinstance(student, WindowedWhisper):
         return False
     student_weights, teacher_weights = (model.whisper.model.encoder.state_dict() for model in (student, teacher))
     if student_weights.keys() != teacher_weights.keys():

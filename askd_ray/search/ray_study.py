@@ -14,8 +14,8 @@ from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Run
 from askd_ray.torch_setup import usable_device, use_threads
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop
 from askd_ray.train.ray_trainer import check_inputs, clear_stale_run, distill_key
 
 _RETRIES = 2  # of a run whose process or machine died: it resumes from its last checkpoint
@@ -57,6 +57,6 @@ def _train(recipe_json: str, key: str, concurrent: int) -> dict[str, Any]:
     run = Run(recipe)
     begun = run.begin("distill")
     context = PlainContext(torch.device(usable_device(recipe.train.use_gpu)))
-    loop = Loop(recipe, context, run.distill, key)
+    loop = build_loop(recipe, context, run.distill, key)
     use_threads(processes=concurrent)
     return run.finish("distill", key, loop.run(), begun)

@@ -19,6 +19,7 @@ from askd_ray.data.schema import Batch
 from askd_ray.data.shards import sealed
 from askd_ray.files import remove
 from askd_ray.torch_setup import usable_device, use_threads
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
 from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
@@ -38,7 +39,7 @@ def run_trial(recipe: Recipe, values: FieldValues, search: Path, key: str) -> No
         _restore_checkpoint(folder)
     context = TuneContext(recipe, values, folder, search / "features" if recipe.tune.share_features else None)
     with sealed("test"):
-        loop = Loop(with_values(recipe, values), context, folder, key)
+        loop = build_loop(with_values(recipe, values), context, folder, key)
         use_threads(processes=recipe.tune.concurrent)
         if not is_pbt:
             _report_last_evaluation(loop)
@@ -87,6 +88,6 @@ def _report_last_evaluation(loop: Loop) -> None:
     """Report the last evaluation of an interrupted trial again: Ray Tune may not have received it."""
     train_state = loop.train_state
     evaluations = [line for line in read_metrics(loop.folder) if "dev_wer" in line and line["step"] <= train_state.step]
-    has_final_layers = train_state.shrunk == len(loop.recipe.student.shrink) and train_state.best_step is not None
+    has_final_layers = train_state.shrunk == len(loop.recipe.student.shrink) and loop.best.step is not None
     if evaluations and has_final_layers:
         loop.context.report(evaluations[-1])

@@ -16,8 +16,8 @@ from askd_ray.divergence.buckets import to_buckets
 from askd_ray.divergence.kinds import forward_kl
 from askd_ray.errors import AskdError
 from askd_ray.location import PathOrUri
+from askd_ray.models.layer_map import build_student
 from askd_ray.models.load import load_whisper
-from askd_ray.models.student import build_student
 from askd_ray.progress import Table
 from askd_ray.targets.soft_labels import forced_logits
 from askd_ray.torch_setup import usable_device, use_threads

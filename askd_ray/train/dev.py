@@ -4,50 +4,43 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-from transformers import WhisperForConditionalGeneration
 
-from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import evaluation_windows
 from askd_ray.data.schema import Utterance
-from askd_ray.models.generate import greedy
+from askd_ray.models.student import Student, StudentKind
 from askd_ray.text.error_rate import ErrorCounts, count_word_errors
 from askd_ray.text.normalize import normalizer
-from askd_ray.text.tokens import Tokens
 from askd_ray.train.context import Context
 
 _BATCH_SIZE = 8  # on a CPU, larger batches lose more by padding and finished rows than they gain
 
 
+@torch.no_grad()
 def dev_errors(
-    model: WhisperForConditionalGeneration,
-    tokens: Tokens,
+    student: Student,
+    student_kind: StudentKind,
     utterances: Sequence[Utterance],
-    recipe: Recipe,
+    silence_s: float,
     context: Context,
 ) -> dict[str, ErrorCounts]:
     """Return the word errors of greedy transcripts in trimmed windows, by domain, summed over all ranks.
 
-    Decoding starts with the prompt of the recipe's targets, as the student was trained.
-
     Every rank makes exactly one all-reduce at the end, so ranks with fewer utterances cannot block the others.
     """
-    was_training = model.training
-    model.eval()
+    was_training = student.training
+    student.eval()
     rank_utterances = utterances[context.rank :: context.world_size]
     counts = {domain: ErrorCounts() for domain in sorted({u.domain for u in utterances})}
-    for batch, log_mel in evaluation_windows(
-        rank_utterances, recipe.window.silence_s, model.config.num_mel_bins, _BATCH_SIZE
-    ):
+    for batch, log_mel in evaluation_windows(rank_utterances, silence_s, student.n_mels, _BATCH_SIZE):
         # One decode per language, because the prompt contains the language.
         for language in sorted({u.language for u in batch}):
             rows = [i for i, u in enumerate(batch) if u.language == language]
-            prompt = tokens.prompt(language, recipe.targets.prompt, recipe.targets.timestamps)
-            ids = greedy(model, tokens, log_mel[rows].to(context.device), prompt)
+            transcripts = student_kind.transcribe(student, log_mel[rows].to(context.device), language)
             normalize = normalizer(language)
-            for i, row in zip(rows, ids, strict=True):
-                errors = count_word_errors([normalize(batch[i].text)], [normalize(tokens.decode(row))])
+            for i, transcript in zip(rows, transcripts, strict=True):
+                errors = count_word_errors([normalize(batch[i].text)], [normalize(transcript)])
                 counts[batch[i].domain] += errors
-    model.train(was_training)
+    student.train(was_training)
     sums = [[c.substitutions, c.deletions, c.insertions, c.n_reference] for c in counts.values()]
     totals = torch.tensor(sums, device=context.device)  # NCCL cannot reduce tensors on the CPU
     if context.world_size > 1:

@@ -4,7 +4,6 @@ Checkpoints always hold full tensors under the same names, so a run may resume w
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -13,16 +12,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import WhisperForConditionalGeneration
 
-from askd_ray.models.empty import empty_whisper
-from askd_ray.models.windows import WindowedWhisper
+from askd_ray.models.student import Student, StudentKind
 
 Tensors = dict[str, torch.Tensor]
 
 
-def shard(model: WindowedWhisper, device: torch.device) -> WindowedWhisper:
-    """Distribute a model on the CPU over all ranks, in place; return it, now on ``device``.
+def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> None:
+    """Distribute a model on the CPU over all ranks, in place; it is then on ``device``.
 
     A layer is gathered only while it computes, forward or backward. Parameters outside the layers (embeddings,
     convolutions, the last norms) stay gathered from the forward pass to the end of the backward pass, because the
@@ -31,14 +28,12 @@ def shard(model: WindowedWhisper, device: torch.device) -> WindowedWhisper:
     2 bytes a parameter on each rank.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for part in (model.whisper.model.encoder, model.whisper.model.decoder):
-        for layer in part.layers:
-            fully_shard(layer, mesh=mesh)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    return model
 
 
-def wrap_network(student: WindowedWhisper, world_size: int) -> nn.Module:
+def wrap_network(student: Student, world_size: int) -> nn.Module:
     """Return the module that the training calls; it averages gradients over ranks.
 
     A sharded student averages after every micro-batch, so that no rank has to hold the gradients of all parameters.
@@ -78,17 +73,15 @@ def gather_on_cpu(tensors: Tensors, keep: bool) -> Tensors:
 
 
 @torch.no_grad()
-def unsharded_model(student: WindowedWhisper) -> WhisperForConditionalGeneration:
-    """Return a student's model that each rank can decode with by itself: a full copy if the student is sharded.
+def unsharded(student: Student, student_kind: StudentKind) -> Student:
+    """Return a student that each rank can decode with by itself: a full copy if the student is sharded.
 
-    A sharded model would wait for the other ranks at every token, and each rank decodes a different number of tokens.
+    A sharded student would wait for the other ranks at every token, and each rank decodes a different number of tokens.
     """
     if not isinstance(student, FSDPModule):
-        return student.whisper
-    model = empty_whisper(student.whisper.config)
-    model.generation_config = student.whisper.generation_config
-    target = model.state_dict()
-    for name, tensor in student.whisper.state_dict().items():
+        return student
+    full = student_kind.empty_like(student)
+    target = full.state_dict()
+    for name, tensor in student.state_dict().items():
         target[name].copy_(full_tensor(tensor))
-    cast(nn.Module, model).to(next(student.parameters()).device)
-    return model.eval()
+    return full.to(next(student.parameters()).device).eval()

@@ -26,19 +26,16 @@ from askd_ray.data.shards import shard_paths
 from askd_ray.errors import AskdError
 from askd_ray.files import remove
 from askd_ray.models import cost
-from askd_ray.models.load import load_config
-from askd_ray.models.reference import resolve
-from askd_ray.models.student import layer_maps
 from askd_ray.objective import schedules
 from askd_ray.progress import Bar, bar, console
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import keyboard_interrupt, user_error
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
-from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import device_of
+from askd_ray.train.build import build_loop, student_kind
 from askd_ray.train.checkpoint import latest_train_state
 from askd_ray.train.inputs import make_batch_loader
-from askd_ray.train.loop import CHECKPOINTS, Loop
+from askd_ray.train.loop import CHECKPOINTS
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
 from askd_ray.train.shrink import check_shrinkings
 from askd_ray.train.track import MetricsReader, StepMetrics
@@ -76,7 +73,7 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
     done = run.finished("distill", key) if run.student.is_dir() else None
     if done is None or force:
         sampler = check_inputs(recipe)
-        console.print(cost.line(cost.costs(recipe)))
+        console.print(cost.line(student_kind(recipe).costs()))
         padding = sampler.padding()
         console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
         clear_stale_run(run, key, force)
@@ -116,18 +113,8 @@ def check_inputs(recipe: Recipe) -> Sampler:
     sampler = length_grouped_sampler(make_batch_loader(recipe, n_mels=80).labelled_rows(), recipe)
     check_shrinkings(recipe.student, sampler)
     shard_paths(run.shards, "dev")
-    init = recipe.student.init
-    layer_maps(recipe.student, load_config(init or recipe.teacher.model))
-    if init is not None and _vocabulary(init) != _vocabulary(recipe.teacher.model):
-        raise AskdError(
-            f"student.init = {init!r}: its vocabulary is not that of the teacher {recipe.teacher.model}; soft labels "
-            "need one vocabulary: both English-only or both multilingual, of the same generation"
-        )
+    student_kind(recipe)
     return sampler
-
-
-def _vocabulary(model: str) -> dict[str, int]:
-    return Tokens(resolve(model)).tokenizer.get_vocab()
 
 
 def clear_stale_run(run: Run, key: str, force: bool) -> None:
@@ -193,7 +180,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """Run the loop; returns its summary."""
     with user_error():
         recipe = Recipe.model_validate(config["recipe"])
-        return Loop(recipe, RayTrainContext(recipe.train.use_gpu), Path(config["folder"]), config["key"]).run()
+        return build_loop(recipe, RayTrainContext(recipe.train.use_gpu), Path(config["folder"]), config["key"]).run()
 
 
 class _NoRetries(UserCallback):
@@ -235,7 +222,8 @@ class _progress:  # noqa: N801  # a context manager, used like a function
 
 
 def _update(progress: Bar, last: StepMetrics, scored: StepMetrics | None) -> None:
-    note = f"loss {last['loss']:.3f}  a {last['a']:.2f}  b {last['b']:.2f}  lr {last['lr/decoder']:.1e}"
+    lr = max(value for name, value in last.items() if name.startswith("lr/"))
+    note = f"loss {last['loss']:.3f}  a {last['a']:.2f}  b {last['b']:.2f}  lr {lr:.1e}"
     if scored is not None:
         note += f"  dev WER {scored['dev_wer']:.3f}  {scored['utterances_per_s']:.1f} utt/s"
     progress.update(last["step"], note, total=round(last["step"] / last["progress"]))

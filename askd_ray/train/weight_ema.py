@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from askd_ray.models.windows import WindowedWhisper
+from askd_ray.models.student import Student
 
 Tensors = dict[str, torch.Tensor]
 
@@ -23,7 +23,7 @@ class WeightEma:
         self._n_steps = 0
 
     @torch.no_grad()
-    def update(self, student: WindowedWhisper) -> None:
+    def update(self, student: Student) -> None:
         """Add the weights after a step to the average."""
         if self._decay is None:
             return
@@ -36,7 +36,7 @@ class WeightEma:
                 self._mean[name].lerp_(parameter.detach(), share)
 
     @contextmanager
-    def applied(self, student: WindowedWhisper) -> Generator[None]:
+    def applied(self, student: Student) -> Generator[None]:
         """Give the student the averaged weights within the block."""
         if not self._mean:
             yield
@@ -48,7 +48,7 @@ class WeightEma:
             self._swap(student)
 
     @torch.no_grad()
-    def _swap(self, student: WindowedWhisper) -> None:
+    def _swap(self, student: Student) -> None:
         """Swap the averages and the student's weights, in place: a sharded parameter's storage cannot be replaced."""
         for name, parameter in student.named_parameters():
             current = parameter.detach().clone()

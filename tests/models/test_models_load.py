@@ -13,9 +13,9 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.errors import AskdError
 from askd_ray.models.generate import greedy
+from askd_ray.models.layer_map import keep_layers
 from askd_ray.models.load import ctranslate2_folder, load_whisper, save_whisper
 from askd_ray.models.reference import fingerprint
-from askd_ray.models.student import keep_layers
 from askd_ray.models.windows import WindowedWhisper, encode
 from askd_ray.text.tokens import Tokens
 

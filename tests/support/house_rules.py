@@ -34,6 +34,10 @@ FRONTS = tuple(
 BASE = {"errors", "files", "location", "progress", "randomness", "runs", "torch_setup"}
 BASE_IMPORTS = {"config", "errors", "files", "location", "progress"}
 
+# Modules of the training and of the objective that know the kinds of students; the others import these models only.
+KNOW_STUDENT_KINDS = ("askd_ray/train/build.py", "askd_ray/objective/online_teacher.py")
+KIND_INDEPENDENT = ("askd_ray.models.student.", "askd_ray.models.cost")
+
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES, MAX_PARAMETERS = 300, 60, 40, 8
 
 # Calls that only describe something, so they may stand at module level.
@@ -109,6 +113,14 @@ def trouble_with_import(path: str, imported_parts: list[str], about_ray: bool) -
     else:
         allowed = target == folder or (FOLDERS[target] < FOLDERS[folder] and target not in ENDS)
     return None if allowed else f"{'/'.join(here) or 'the package'} may not import {target}"
+
+
+def check_student_kinds(path: str, tree: ast.Module) -> Iterator[str]:
+    """The training and the objective know a student by models/student.py only."""
+    if path.startswith(("askd_ray/train/", "askd_ray/objective/")) and path not in KNOW_STUDENT_KINDS:
+        for line, name in imported(tree):
+            if name.startswith(("transformers", "askd_ray.models.")) and not name.startswith(KIND_INDEPENDENT):
+                yield f"{path}:{line}: imports {name}: students are known by models/student.py only"
 
 
 def check_sizes(path: str, tree: ast.Module) -> Iterator[str]:
@@ -226,7 +238,14 @@ def asserts(function: ast.AST, helpers: set[str]) -> bool:
     return False
 
 
-PACKAGE_CHECKS = (check_imports, check_sizes, check_docstrings, check_nothing_happens_at_import, check_bans)
+PACKAGE_CHECKS = (
+    check_imports,
+    check_student_kinds,
+    check_sizes,
+    check_docstrings,
+    check_nothing_happens_at_import,
+    check_bans,
+)
 JOB_CHECKS = (check_sizes, check_docstrings, check_nothing_happens_at_import, check_bans)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.sampler import ReadTask
 from askd_ray.data.schema import Batch
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
 from askd_ray.train.ledger import read_ledger
-from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
 
 CPU = torch.device("cpu")
@@ -36,12 +37,12 @@ class DyingContext(PlainContext):
             yield batch
 
 
-def killed(recipe: Recipe, folder: Path, dies_after: int) -> None:
-    """Run a recipe's loop into a folder until it dies after ``dies_after`` batches."""
+def killed(recipe: Recipe, folder: Path, dies_after: int, **parts: Any) -> None:
+    """Run a recipe's loop, with other parts, into a folder until it dies after ``dies_after`` batches."""
     context = DyingContext(CPU)
     context.dies_after = dies_after
     with pytest.raises(KilledError):
-        Loop(recipe, context, folder, "key").run()
+        build_loop(recipe, context, folder, "key", **parts).run()
 
 
 def checkpoint(folder: Path, file: str = "student") -> dict[str, torch.Tensor]:

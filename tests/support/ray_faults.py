@@ -20,8 +20,8 @@ from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.torch_setup import use_threads
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop
 from askd_ray.train.track import read_metrics
 
 N_CLIPS, EPOCHS, STEPS = 14, 3, 21
@@ -56,7 +56,7 @@ def plain_two_ranks(recipe: Recipe, folder: Path, port: int) -> None:
 
 def _rank(rank: int, port: int, text: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    Loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folder), "key").run()
+    build_loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folder), "key").run()
     dist.destroy_process_group()
 
 

@@ -13,6 +13,7 @@ from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.models.engine import Engine
 from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
+from askd_ray.models.whisper_student import WhisperStudentKind
 from askd_ray.runs import Run
 from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.text.normalize import normalizer
@@ -23,16 +24,17 @@ from askd_ray.train.dev import dev_errors, dev_metrics
 def test_dev_is_decoded_as_the_student_was_taught(labelled: Recipe):
     targets = {"kind": "pseudo", "prompt": "as before", "timestamps": True}
     recipe = Recipe.model_validate({**labelled.model_dump(mode="json"), "targets": targets})
-    model, tokens = load_whisper(recipe.teacher.model)
+    kind = WhisperStudentKind(recipe)
+    student, tokens = kind.build(0), load_whisper(recipe.teacher.model)[1]
     asked: list[list[int]] = []
 
     def listen(_: torch.nn.Module, __: Any, kwargs: dict[str, torch.Tensor]) -> None:
         if kwargs["input_ids"].shape[1] > 1:
             asked.extend(kwargs["input_ids"].tolist())
 
-    model.model.decoder.register_forward_pre_hook(listen, with_kwargs=True)
+    student.whisper.model.decoder.register_forward_pre_hook(listen, with_kwargs=True)
     utterances = read_utterances(Run(labelled).shards, "dev")
-    errors = dev_errors(model, tokens, utterances, recipe, PlainContext(CPU))
+    errors = dev_errors(student, kind, utterances, recipe.window.silence_s, PlainContext(CPU))
     assert asked == [list(tokens.prompt("en", "as before", timestamps=True))] * len(utterances)
     assert errors["tones"].n_reference > 0
 
@@ -53,15 +55,15 @@ def test_dev_is_decoded_as_the_engine_decodes_it(weights: Path, speech: Path):
 
 
 def test_errors_are_counted_by_domain(labelled: Recipe):
-    model, tokens = load_whisper(labelled.teacher.model)
+    kind = WhisperStudentKind(labelled)
+    student, silence_s = kind.build(0), labelled.window.silence_s
     first, *others = read_utterances(Run(labelled).shards, "dev")
     mixed = [replace(first, domain="calls"), *others]
     context = PlainContext(CPU)
-    errors = dev_errors(model, tokens, mixed, labelled, context)
+    errors = dev_errors(student, kind, mixed, silence_s, context)
     assert list(errors) == ["calls", "tones"]
-    assert (
-        sum(errors.values(), ErrorCounts()) == dev_errors(model, tokens, [first, *others], labelled, context)["tones"]
-    )
+    unmixed = dev_errors(student, kind, [first, *others], silence_s, context)
+    assert sum(errors.values(), ErrorCounts()) == unmixed["tones"]
     assert errors["calls"].n_reference == len(normalizer("en")(first.text).split())
 
 

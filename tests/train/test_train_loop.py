@@ -1,5 +1,4 @@
 import json
-import re
 import resource
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from extending import example
 from killed_run import (
     CPU,
     DyingContext,
@@ -33,9 +33,10 @@ from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
 from askd_ray.text.error_rate import ErrorCounts
+from askd_ray.train.build import build_loop
 from askd_ray.train.checkpoint import TrainState, save_checkpoint
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop, is_evaluated
+from askd_ray.train.loop import is_evaluated
 from askd_ray.train.ray_trainer import check_inputs
 from askd_ray.train.track import read_metrics
 
@@ -43,37 +44,27 @@ from askd_ray.train.track import read_metrics
 @pytest.fixture(scope="module")
 def undisturbed(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    Loop(labelled, PlainContext(CPU), folder, "key").run()
+    build_loop(labelled, PlainContext(CPU), folder, "key").run()
     return folder
 
 
 @pytest.mark.parametrize("dies_after", [2, 6, 8])  # before the first checkpoint; after it; after the snapshot's refresh
 def test_a_killed_run_ends_with_the_same_bits(labelled: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
     killed(labelled, tmp_path, dies_after)
-    Loop(labelled, PlainContext(CPU), tmp_path, "key").run()
+    build_loop(labelled, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, undisturbed)
 
 
 def test_a_sampler_of_another_kind_decides_the_order_and_resumes(labelled: Recipe, tmp_path: Path):
     """The one of docs/extending.md: the shortest utterance first, one per step."""
-    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-    (block,) = [part for part in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "ShortestFirst" in part]
-    names: dict[str, Any] = {"__name__": "extending"}
-    exec(compile(block, "docs/extending.md", "exec"), names)
+    sampler: Any = example("ShortestFirst")
     short = with_objective(labelled, {"self_teacher": {"kind": "none"}}, train={"checkpoint_steps": 2})
-
-    def run(folder: Path, context: PlainContext) -> None:
-        Loop(short, context, folder, "key", build_sampler=names["ShortestFirst"]).run()
-
-    run(tmp_path / "whole", PlainContext(CPU))
+    build_loop(short, PlainContext(CPU), tmp_path / "whole", "key", build_sampler=sampler).run()
     utterances = {u.id: u.duration_s for u in read_utterances(Run(short).shards, "train")}
     trained = [row["id"] for row in sorted(ledger_of(tmp_path / "whole"), key=lambda row: row["step"])]
     assert trained == sorted(utterances, key=lambda id_: (utterances[id_], id_))
-    dying = DyingContext(CPU)
-    dying.dies_after = 5
-    with pytest.raises(KilledError):
-        run(tmp_path / "killed", dying)
-    run(tmp_path / "killed", PlainContext(CPU))
+    killed(short, tmp_path / "killed", 5, build_sampler=sampler)
+    build_loop(short, PlainContext(CPU), tmp_path / "killed", "key", build_sampler=sampler).run()
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -97,7 +88,7 @@ def everything(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tu
     """An undisturbed run with everything that a checkpoint has to store."""
     recipe = with_objective(labelled, {"self_teacher": {"kind": "ema", "switch": 0.2}}, train=EVERYTHING)
     folder = tmp_path_factory.mktemp("everything")
-    Loop(recipe, PlainContext(CPU), folder, "key").run()
+    build_loop(recipe, PlainContext(CPU), folder, "key").run()
     return recipe, folder
 
 
@@ -108,13 +99,13 @@ def test_a_run_goes_on_at_any_step_with_all_that_it_had(
 ):
     recipe, expected = everything
     killed(recipe, tmp_path, dies_after)
-    Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, expected)
 
 
 def test_the_averaged_weights_are_scored_and_kept(labelled: Recipe, tmp_path: Path):
     recipe = with_objective(labelled, {}, train={"ema_decay": 0.9, "epochs": 1})
-    Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     mean, last = checkpoint(tmp_path, "ema"), checkpoint(tmp_path)
     best = load_whisper(str(tmp_path / "best"))[0].state_dict()
     name = "model.decoder.layers.0.fc1.weight"
@@ -127,7 +118,7 @@ def test_frozen_groups_are_trained_from_their_moment_on(labelled: Recipe, tmp_pa
     killed(recipe, tmp_path, 5)  # after the checkpoint at the end of the first of two epochs
     start = {f"whisper.{n}": p for n, p in load_whisper(recipe.teacher.model)[0].state_dict().items()}
     half = checkpoint(tmp_path)
-    Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     end = checkpoint(tmp_path)
     for part, moved in (("encoder.conv1", (False, True)), ("embed_tokens", (False, False)), ("fc1", (True, True))):
         name = next(n for n in start if part in n and ("decoder" in n or part == "encoder.conv1"))
@@ -140,7 +131,7 @@ def _two_ranks(rank: int, port: int, text: str, folder: str, dies_after: int) ->
     context = DyingContext(CPU, rank, 2)
     context.dies_after = dies_after
     with suppress(KilledError):
-        Loop(Recipe.model_validate_json(text), context, Path(folder), "key").run()
+        build_loop(Recipe.model_validate_json(text), context, Path(folder), "key").run()
     dist.destroy_process_group()
 
 
@@ -154,7 +145,7 @@ def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path:
         mp.spawn(_two_ranks, (unused_port, text, str(tmp_path / folder), dies_after), nprocs=2)
     mp.spawn(_two_ranks, (unused_port, text, str(tmp_path / "killed"), 99), nprocs=2)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
-    summary = Loop(recipe, PlainContext(CPU), tmp_path / "handed_over", "key").run()
+    summary = build_loop(recipe, PlainContext(CPU), tmp_path / "handed_over", "key").run()
     assert summary["workers"] == 1 and summary["utterances"]["steps_of"] == {"trained": 28}
     assert ledger_of(tmp_path / "handed_over") == ledger_of(tmp_path / "whole")
     for name, value in checkpoint(tmp_path / "whole").items():
@@ -163,7 +154,7 @@ def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path:
 
 def _late_rank(rank: int, port: int, text: str, folders: tuple[str, str]) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    Loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folders[rank]), "key")
+    build_loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folders[rank]), "key")
 
 
 @pytest.mark.full
@@ -205,9 +196,9 @@ def test_every_schedule_and_self_teacher_resumes_exactly(
     """Killed in the middle of the second epoch, with a checkpoint in each: the gap needs few steps to move here."""
     monkeypatch.setattr("askd_ray.objective.schedules.Gap.FIRST_STEPS", 2)
     recipe = with_objective(labelled, OBJECTIVES[name], train={"evals_per_epoch": 2})
-    Loop(recipe, PlainContext(CPU), tmp_path / "whole", "key").run()
+    build_loop(recipe, PlainContext(CPU), tmp_path / "whole", "key").run()
     killed(recipe, tmp_path / "killed", 9)
-    Loop(recipe, PlainContext(CPU), tmp_path / "killed", "key").run()
+    build_loop(recipe, PlainContext(CPU), tmp_path / "killed", "key").run()
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     metrics = metrics_of(tmp_path / "whole")
     if recipe.objective.has_self_teacher and name != "best":
@@ -236,7 +227,7 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
                 seen.extend(batch.ids)
                 yield batch
 
-    summary = Loop(labelled, Recording(CPU), tmp_path, "key").run()
+    summary = build_loop(labelled, Recording(CPU), tmp_path, "key").run()
     assert sorted(seen) == sorted([f"u{i}" for i in range(14)] * 2)
     assert sorted(str(row["id"]) for row in ledger_of(tmp_path)) == sorted(seen)
     counts = {"read": 14, "trained": 14, "not_reached": 0, "unaccounted": 0, "steps_of": {"trained": 28}}
@@ -248,9 +239,9 @@ def test_without_a_better_wer_a_run_ends_early(labelled: Recipe, tmp_path: Path,
     rates = iter((5, 4, 4, 6))
     monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(next(rates), 0, 0, 10)})
     recipe = with_objective(labelled, {}, train={"epochs": 9, "patience": 2})
-    summary = Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    summary = build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     assert (summary["stopped"], summary["best_step"], summary["steps"]) == ("patience", 10, 20)
-    assert Loop(recipe, PlainContext(CPU), tmp_path, "key").run() == summary  # an ended run does not continue
+    assert build_loop(recipe, PlainContext(CPU), tmp_path, "key").run() == summary  # an ended run does not continue
 
 
 @pytest.mark.parametrize(
@@ -316,11 +307,11 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone
                 batch.log_mel[:] = float("nan")
                 yield batch
 
-    loop = Loop(labelled, Poisoned(CPU), tmp_path, "key")
-    before = {n: p.clone() for n, p in loop.model.named_parameters()}
+    loop = build_loop(labelled, Poisoned(CPU), tmp_path, "key")
+    before = {n: p.clone() for n, p in loop.objects.student.named_parameters()}
     with pytest.raises(AskdError, match=r"step of u\d+.*not finite"):
         loop.run()
-    assert all(torch.equal(p, before[n]) for n, p in loop.model.named_parameters())
+    assert all(torch.equal(p, before[n]) for n, p in loop.objects.student.named_parameters())
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted_where_the_recipe_says_so(labelled: Recipe, tmp_path: Path):
@@ -332,7 +323,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_where_the_recipe_says_
                 yield batch
 
     recipe = with_objective(labelled, {}, train={"epochs": 1, "not_finite": "skip"})
-    summary = Loop(recipe, Poisoned(CPU), tmp_path, "key").run()
+    summary = build_loop(recipe, Poisoned(CPU), tmp_path, "key").run()
     counts = summary["utterances"]
     skipped = {str(row["id"]) for row in ledger_of(tmp_path) if row["outcome"] == "skipped: not finite"}
     assert {row["step"] for row in ledger_of(tmp_path) if row["id"] in skipped} == {3}
@@ -345,7 +336,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
     labelled: Recipe, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A limit on the file size makes a real write of the second checkpoint fail, as on a full disk."""
-    loop, written = Loop(labelled, PlainContext(CPU), tmp_path, "key"), list[int]()
+    loop, written = build_loop(labelled, PlainContext(CPU), tmp_path, "key"), list[int]()
 
     def save(folder: Path, train_state: TrainState, *rest: Any) -> None:
         written.append(train_state.step)
@@ -365,7 +356,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
         signal.signal(signal.SIGXFSZ, handler)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
     monkeypatch.undo()
-    Loop(labelled, PlainContext(CPU), tmp_path, "key").run()
+    build_loop(labelled, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, undisturbed)
 
 
@@ -377,4 +368,4 @@ def test_a_damaged_checkpoint_is_named(labelled: Recipe, undisturbed: Path, tmp_
         (target / file.name).write_bytes(file.read_bytes()[: 100 if file.suffix == ".safetensors" else None])
     assert json.loads((target / "state.json").read_text())["step"] > 0
     with pytest.raises(AskdError, match="is damaged"):
-        Loop(labelled, PlainContext(CPU), tmp_path, "key")
+        build_loop(labelled, PlainContext(CPU), tmp_path, "key")

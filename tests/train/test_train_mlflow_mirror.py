@@ -12,8 +12,8 @@ from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
 from askd_ray.runs import Run
 from askd_ray.train import mlflow_mirror
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop
 from askd_ray.train.mlflow_mirror import MlflowRun, flatten_recipe, mirrored, send_finished_run
 from askd_ray.train.ray_trainer import check_inputs
 from askd_ray.train.track import Tracker, read_metrics
@@ -71,12 +71,12 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     context = DyingContext(CPU)
     context.dies_after = 8
     with pytest.raises(KilledError), mirrored(run):
-        Loop(run.recipe, context, run.distill, "key").run()
+        build_loop(run.recipe, context, run.distill, "key").run()
     first = MlflowRun(run)
     first.send_metrics()
     assert client.get_run(first.id).data.metrics["step"] == 8
 
-    loop = Loop(run.recipe, PlainContext(CPU), run.distill, "key")
+    loop = build_loop(run.recipe, PlainContext(CPU), run.distill, "key")
     assert 0 < loop.train_state.step < 8
     with mirrored(run):
         result = loop.run()

@@ -23,11 +23,12 @@ from askd_ray.data.shards import read_table, read_utterances, shard_paths, to_ut
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
 from askd_ray.train.dev import dev_errors
 from askd_ray.train.loop import Loop
 from askd_ray.train.optim import build_optimizer
-from askd_ray.train.parallel import unsharded_model
+from askd_ray.train.parallel import unsharded
 
 # Four micro-batches a step, two a rank, and empty ones in the last step of an epoch
 STEPS = {"batch_utterances": 1, "micro_batches": 4, "workers": 2, "checkpoint_steps": 2}
@@ -79,7 +80,7 @@ def plain_sgd(student: Any, settings: Any) -> torch.optim.Optimizer:
 def run(recipe: Recipe, rank: int, folder: Path, dies_after: int = 999) -> Loop:
     context = DyingContext(CPU, rank, 2)
     context.dies_after = dies_after
-    loop = Loop(recipe, context, folder, "key")
+    loop = build_loop(recipe, context, folder, "key")
     with suppress(KilledError):
         loop.run()
     return loop
@@ -93,7 +94,7 @@ def _rank(rank: int, port: int, texts: dict[str, str], root: Path) -> None:
     recipes = {name: Recipe.model_validate_json(text) for name, text in texts.items()}
     for way in WAYS:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("askd_ray.train.loop.build_optimizer", plain_sgd)
+            patch.setattr("askd_ray.train.build.build_optimizer", plain_sgd)
             run(recipes[f"{way} sgd"], rank, root / f"{way} sgd")
         run(recipes[f"{way} online"], rank, root / f"{way} online")
         loop = run(recipes[f"{way} kept"], rank, root / f"{way} kept")
@@ -110,7 +111,7 @@ def _rank(rank: int, port: int, texts: dict[str, str], root: Path) -> None:
 
 def _note(loop: Loop, rank: int, root: Path) -> None:
     """Write the share that a rank holds, and its score on a dev split without utterances for the second rank."""
-    student, optimizer = loop.objects.student, loop.objects.optimizer
+    student, optimizer, kind = loop.objects.student, loop.objects.optimizer, loop.student_kind
     assert isinstance(student, FSDPModule)
     moments = [state["exp_avg"] for state in optimizer.state.values()]
     shares = [
@@ -118,7 +119,7 @@ def _note(loop: Loop, rank: int, root: Path) -> None:
         for tensors in (list(student.parameters()), moments, loop.objects.ema.state()[0].values())
     ]
     dev = read_utterances(Run(loop.recipe).shards, "dev")[:1]
-    errors = dev_errors(unsharded_model(student), loop.students.tokens, dev, loop.recipe, loop.context)
+    errors = dev_errors(unsharded(student, kind), kind, dev, loop.recipe.window.silence_s, loop.context)
     (root / f"rank-{rank}.json").write_text(json.dumps({"shares": shares, "words": errors["tones"].n_reference}))
 
 
@@ -202,7 +203,7 @@ def test_a_killed_run_goes_on_bitwise_with_shares_and_like_it_without(both_ways:
     (stood,) = (both_ways / "killed" / "checkpoints").iterdir()
     assert stood.name == "step-00000004"
     assert_same_run(both_ways / "fsdp then", whole)
-    Loop(recipes(labelled)["ddp kept"], PlainContext(CPU), both_ways / "killed", "key").run()
+    build_loop(recipes(labelled)["ddp kept"], PlainContext(CPU), both_ways / "killed", "key").run()
     for folder in (both_ways / "ddp then", both_ways / "killed"):
         for file in ("student", "optimizer", "ema", "self_teacher"):
             assert_about_the_same(folder, whole, file)

@@ -16,8 +16,8 @@ from askd_ray.data.shards import to_table, write_table
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop
 
 N_CLIPS, N_COPIES = (
     3,
@@ -57,5 +57,5 @@ def test_a_handful_of_clips_is_learnt_by_heart(preset: str, runs: dict[float, Ru
     }
     temperature = 2.0 if preset.startswith("kd_distil_whisper") else 1.0
     recipe = Recipe.model_validate({**runs[temperature].recipe.model_dump(), **settings})
-    summary = Loop(recipe, PlainContext(torch.device("cpu")), tmp_path, "key").run()
+    summary = build_loop(recipe, PlainContext(torch.device("cpu")), tmp_path, "key").run()
     assert summary["dev_wer"] == 0.0

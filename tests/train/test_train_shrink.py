@@ -16,12 +16,14 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.sampler import DataCursor
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper, save_whisper
+from askd_ray.models.whisper_student import WhisperStudentKind
 from askd_ray.text.error_rate import ErrorCounts
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
-from askd_ray.train.loop import Loop, is_evaluated
+from askd_ray.train.loop import is_evaluated
 from askd_ray.train.optim import build_optimizer, freeze
 from askd_ray.train.ray_trainer import check_inputs
-from askd_ray.train.shrink import StudentFactory, due_shrinkings
+from askd_ray.train.shrink import due_shrinkings, shrink
 from askd_ray.train.track import read_metrics
 
 # Of ten steps, counted from 0: shrinkings before steps 3 and 6. Dev is scored when 3, 5, 8 and 10 are done.
@@ -48,7 +50,7 @@ def shrinking(labelled: Recipe, tiny_model: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def undisturbed(shrinking: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    loop = Loop(shrinking, PlainContext(CPU), folder, "key")
+    loop = build_loop(shrinking, PlainContext(CPU), folder, "key")
     steps = list(loop.sampler.steps(DataCursor()))
     assert [due_shrinkings(shrinking.student, s.begins) for s in steps] == [0] * 3 + [1] * 3 + [2] * 4
     assert [i for i, s in enumerate(steps, 1) if is_evaluated(s, shrinking.train)] == [3, 5, 8, 10]
@@ -62,7 +64,7 @@ def undisturbed(shrinking: Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize("dies_after", [pytest.param(1, marks=pytest.mark.slow), 4, 6, 8])
 def test_a_killed_run_ends_with_the_same_bits(shrinking: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
     killed(shrinking, tmp_path, dies_after)
-    Loop(shrinking, PlainContext(CPU), tmp_path, "key").run()
+    build_loop(shrinking, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, undisturbed)
 
 
@@ -73,7 +75,7 @@ def whole(
     """An undisturbed run with each of the other self-teachers."""
     recipe = with_objective(shrinking, {"self_teacher": {"kind": request.param, "switch": 0.2, "weight": 0.3}})
     folder = tmp_path_factory.mktemp("whole")
-    Loop(recipe, PlainContext(CPU), folder, "key").run()
+    build_loop(recipe, PlainContext(CPU), folder, "key").run()
     return recipe, folder
 
 
@@ -82,7 +84,7 @@ def whole(
 def test_every_self_teacher_survives(whole: tuple[Recipe, Path], tmp_path: Path, dies_after: int):
     recipe, expected = whole
     killed(recipe, tmp_path, dies_after)
-    Loop(recipe, PlainContext(CPU), tmp_path, "key").run()
+    build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, expected)
     assert read_metrics(expected)[-1]["self_kd"] > 0.0
 
@@ -93,17 +95,20 @@ def test_what_is_left_is_what_was_asked_for(shrinking: Recipe, undisturbed: Path
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert summary["params_m"] == round(sum(p.numel() for p in student.parameters()) / 1e6, 2)
     assert summary["best_step"] in (8, 10)
-    again = Loop(shrinking, PlainContext(CPU), undisturbed, "key")  # a finished run, resumed
+    again = build_loop(shrinking, PlainContext(CPU), undisturbed, "key")  # a finished run, resumed
     assert again.summary() == summary
 
 
 def test_a_deeper_snapshot_survives_a_resume(shrinking: Recipe, tmp_path: Path):
     killed(shrinking, tmp_path, 8)
     before = checkpoint(tmp_path, "self_teacher")
-    loop = Loop(shrinking, PlainContext(CPU), tmp_path, "key")
+    loop = build_loop(shrinking, PlainContext(CPU), tmp_path, "key")
     self_teacher: Any = loop.distiller.self_teacher
     assert (loop.objects.student.shrunk, self_teacher.model.shrunk) == (2, 0)
-    assert len(self_teacher.model.whisper.model.decoder.layers) == 4 and len(loop.model.model.decoder.layers) == 2
+    assert (
+        len(self_teacher.model.whisper.model.decoder.layers) == 4
+        and len(loop.objects.student.whisper.model.decoder.layers) == 2
+    )
     assert all(torch.equal(value, before[name]) for name, value in self_teacher.model.state_dict().items())
 
 
@@ -111,8 +116,8 @@ def test_a_deeper_snapshot_survives_a_resume(shrinking: Recipe, tmp_path: Path):
 def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Recipe, tmp_path: Path):
     recipe = with_objective(shrinking, {"self_teacher": {"kind": "ema", "switch": 0.1, "decay": 0.5}})
     killed(recipe, tmp_path, 6)
-    assert Loop(recipe, PlainContext(CPU), tmp_path, "key").distiller.self_teacher.model.shrunk == 1  # type: ignore[attr-defined]
-    loop = Loop(recipe, PlainContext(CPU), tmp_path, "key")
+    assert build_loop(recipe, PlainContext(CPU), tmp_path, "key").distiller.self_teacher.model.shrunk == 1  # type: ignore[attr-defined]
+    loop = build_loop(recipe, PlainContext(CPU), tmp_path, "key")
     loop.run()
     self_teacher: Any = loop.distiller.self_teacher
     assert self_teacher.model.shrunk == 2
@@ -124,8 +129,8 @@ def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Reci
 
 def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrinking: Recipe):
     recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"frozen_until": {"encoder": 0.9}})
-    students = StudentFactory(recipe, teacher_width=0)
-    student = students.build(0)
+    kind = WhisperStudentKind(recipe)
+    student = kind.build(0)
     optimizer = build_optimizer(student, recipe.train)
     assert freeze(optimizer, recipe.train, 0.5)
     torch.manual_seed(0)
@@ -133,7 +138,7 @@ def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrink
         for parameter in student.parameters():
             parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
         optimizer.step()
-    smaller, fresh = students.shrink(*students.shrink(student, optimizer))
+    smaller, fresh = shrink(kind, *shrink(kind, student, optimizer, recipe.train), recipe.train)
     assert smaller.shrunk == 2
     old, new = dict(student.named_parameters()), dict(smaller.named_parameters())
     layers = "whisper.model.decoder.layers"
@@ -158,7 +163,7 @@ def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: 
     rates = iter((1, 2, 8, 6))
     monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(next(rates), 0, 0, 10)})
     context = PlainContext(CPU)
-    summary = Loop(shrinking, context, tmp_path, "key").run()
+    summary = build_loop(shrinking, context, tmp_path, "key").run()
     assert (summary["dev_wer"], summary["best_step"]) == (0.6, 10)
     assert load_whisper(str(tmp_path / "best"))[0].config.decoder_layers == 2
     assert [report["dev_wer"] for report in context.reports] == [0.8, 0.6]  # a search does not score larger students
@@ -173,7 +178,7 @@ def test_a_shrinking_after_the_last_step_is_refused(shrinking: Recipe):
 
 def _rank(rank: int, port: int, text: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    loop = Loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folder) / "run", "key")
+    loop = build_loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folder) / "run", "key")
     summary = loop.run()
     torch.save((summary, loop.objects.student.state_dict()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

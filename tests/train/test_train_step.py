@@ -22,7 +22,7 @@ from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import Batch
 from askd_ray.models.load import load_whisper
-from askd_ray.models.windows import WindowedWhisper
+from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
 from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.online_teacher import OnlineTeacher
 from askd_ray.objective.schedules import Progress, Weights, weights_at
@@ -30,7 +30,6 @@ from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.objective.tensors import TensorBatch
 from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.ledger import TRAINED
-from askd_ray.train.shrink import StudentFactory
 from askd_ray.train.step import OVERFLOW, Stepper, StepResult
 
 CPU = torch.device("cpu")
@@ -49,7 +48,7 @@ def rows(batch: Batch, keep: slice) -> Batch:
     return Batch(ids=batch.ids[keep], **arrays)
 
 
-def other(student: WindowedWhisper) -> WindowedWhisper:
+def other(student: WhisperStudent) -> WhisperStudent:
     """A model with different outputs."""
     model = copy.deepcopy(student)
     with torch.no_grad():
@@ -57,7 +56,7 @@ def other(student: WindowedWhisper) -> WindowedWhisper:
     return model
 
 
-def distiller(recipe: Recipe, student: WindowedWhisper, whole: Batch) -> tuple[Distiller, Weights]:
+def distiller(recipe: Recipe, student: WhisperStudent, whole: Batch) -> tuple[Distiller, Weights]:
     """The recipe's objective late in its run, with a self-teacher that is ready."""
     self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None)
     online = OnlineTeacher(other(student), shares_encoder=False) if recipe.teacher.online else None
@@ -72,7 +71,7 @@ def distiller(recipe: Recipe, student: WindowedWhisper, whole: Batch) -> tuple[D
 
 
 def sgd_step(
-    network: torch.nn.Module, student: WindowedWhisper, recipe: Recipe, batches: list[Batch], whole: Batch
+    network: torch.nn.Module, student: WhisperStudent, recipe: Recipe, batches: list[Batch], whole: Batch
 ) -> StepResult:
     """One step on some micro-batches; the gradient stays in the parameters."""
     made, weights = distiller(recipe, student, whole)
@@ -84,7 +83,7 @@ def sgd_step(
 
 def gradients(recipe: Recipe, model: Path, batches: list[Batch], whole: Batch) -> dict[str, torch.Tensor]:
     """The gradients of a step on some micro-batches."""
-    student = WindowedWhisper(load_whisper(str(model))[0])
+    student = WhisperStudent(load_whisper(str(model))[0])
     sgd_step(student, student, recipe, batches, whole)
     return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
 
@@ -111,7 +110,7 @@ def _rank(rank: int, port: int, model: str, recipes: list[str], data: dict[str, 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     batches = {name: from_bytes(batch) for name, batch in data.items()}
     for number, (text, step) in enumerate(itertools.product(recipes, SHARES)):
-        student = WindowedWhisper(load_whisper(model)[0])
+        student = WhisperStudent(load_whisper(model)[0])
         network = DistributedDataParallel(student)
         rank_batches = [batches[name] for name in step[rank]]
         result = sgd_step(network, student, Recipe.model_validate_json(text), rank_batches, batches["whole"])
@@ -133,7 +132,7 @@ def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path,
     sent = {name: to_bytes(b) for name, b in data.items()}
     mp.spawn(_rank, (unused_port, str(tiny_model), texts, sent, str(tmp_path)), nprocs=2)
     for number, recipe in enumerate(recipes):
-        student = WindowedWhisper(load_whisper(str(tiny_model))[0])
+        student = WhisperStudent(load_whisper(str(tiny_model))[0])
         alone = sgd_step(student, student, recipe, [batch], batch)
         for rank, share in itertools.product(range(2), range(2)):
             loss, parameters = torch.load(tmp_path / f"{rank}-{2 * number + share}.pt", weights_only=False)
@@ -159,7 +158,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(labelled: Rec
     whole, kept, found = a_batch(labelled), list[int](), list[dict[str, torch.Tensor]]()
     for checkpointing in (False, True):
         recipe = with_objective(labelled, {}, train={"gradient_checkpointing": checkpointing})
-        student = StudentFactory(recipe, 0).build(0).train()
+        student = WhisperStudentKind(recipe).build(0).train()
         n_bytes = 0
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -179,7 +178,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(labelled: Rec
 def test_float16_overflow_costs_a_step_and_not_the_run(labelled: Recipe, tiny_model: Path):
     """A scale that is too large makes gradients infinite: the step is skipped, and the scale halved."""
     recipe = with_objective(labelled, {}, train={"precision": "float16"})
-    whole, student = a_batch(labelled), WindowedWhisper(load_whisper(str(tiny_model))[0])
+    whole, student = a_batch(labelled), WhisperStudent(load_whisper(str(tiny_model))[0])
     made, weights = distiller(recipe, student, whole)
     scaler = GradScaler("cpu", init_scale=2.0**40)
     stepper = Stepper(student, student, torch.optim.SGD(student.parameters(), lr=0.1), made, recipe.train, scaler)
@@ -198,7 +197,7 @@ def test_attention_is_fused(labelled: Recipe):
 def test_an_online_teacher_equals_a_cache_of_all_tokens(labelled: Recipe, tiny_model: Path):
     online = with_objective(labelled, {"trust_gate": {"kind": "soft"}}, teacher={"online": True, "top_k": 32})
     cached = with_objective(labelled, {"trust_gate": {"kind": "soft"}})
-    student = WindowedWhisper(load_whisper(str(tiny_model))[0])
+    student = WhisperStudent(load_whisper(str(tiny_model))[0])
     batch = a_batch(labelled)
     padded = np.random.default_rng(0).standard_normal((3, 80, 3000)).astype(np.float32)
     batch = Batch(**{**vars(batch), "teacher_log_mel": padded})
@@ -229,7 +228,7 @@ def test_an_online_teacher_equals_a_cache_of_all_tokens(labelled: Recipe, tiny_m
 
 
 def test_the_online_teacher_does_not_run_while_its_weight_is_zero(labelled: Recipe, tiny_model: Path):
-    student = WindowedWhisper(load_whisper(str(tiny_model))[0])
+    student = WhisperStudent(load_whisper(str(tiny_model))[0])
     batch, objective = a_batch(labelled), labelled.objective
     teacher = OnlineTeacher(other(student), shares_encoder=False)
     made = Distiller(objective, build_self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)

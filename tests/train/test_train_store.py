@@ -20,9 +20,9 @@ from askd_ray.errors import AskdError
 from askd_ray.location import Location
 from askd_ray.runs import Run
 from askd_ray.targets.ray_label import label
+from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
 from askd_ray.train.inputs import make_batch_loader
-from askd_ray.train.loop import Loop
 from askd_ray.train.ray_trainer import check_inputs
 
 
@@ -81,10 +81,10 @@ def test_batches_from_s3_are_those_from_a_folder(
         assert len(others) == len(batches[0]) and all(map(same, batches[0], others))
 
     check_inputs(there)
-    loops = [Loop(r, PlainContext(torch.device("cpu")), tmp_path / r.name, "key") for r in (here, there)]
+    loops = [build_loop(r, PlainContext(torch.device("cpu")), tmp_path / r.name, "key") for r in (here, there)]
     summaries = [loop.run() for loop in loops]
     assert summaries[0]["dev_wer"] == summaries[1]["dev_wer"]
-    weights = zip(*(loop.model.state_dict().values() for loop in loops), strict=True)
+    weights = zip(*(loop.objects.student.state_dict().values() for loop in loops), strict=True)
     assert all(torch.equal(one, other) for one, other in weights)
 
 

@@ -12,8 +12,8 @@ from askd_ray.audio.decode import decode
 from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.config.schema import Layers, Student
 from askd_ray.errors import AskdError
+from askd_ray.models.layer_map import LayerMap, apply_layer_map, build_student, keep_layers, layer_maps, unmerged_groups
 from askd_ray.models.load import load_config, load_whisper
-from askd_ray.models.student import LayerMap, apply_layer_map, build_student, keep_layers, layer_maps, unmerged_groups
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.text.tokens import Tokens
 

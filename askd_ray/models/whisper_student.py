@@ -1,0 +1,138 @@
+"""The Whisper student: a Whisper on trimmed windows, with the layers that the recipe keeps."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import WhisperForConditionalGeneration
+
+from askd_ray.config.schema import Recipe
+from askd_ray.errors import AskdError
+from askd_ray.models import cost
+from askd_ray.models.empty import empty_whisper
+from askd_ray.models.generate import greedy
+from askd_ray.models.layer_map import apply_layer_map, build_student, layer_maps
+from askd_ray.models.load import load_config, load_whisper, save_whisper
+from askd_ray.models.reference import resolve
+from askd_ray.models.student import EncoderOutput, Student
+from askd_ray.models.windows import WindowedWhisper
+from askd_ray.text.tokens import Tokens
+
+_ENCODER, _EMBEDDINGS = "whisper.model.encoder.", "whisper.model.decoder.embed_"
+_SINUSOIDS = "whisper.model.encoder.embed_positions.weight"  # computed, not learnt
+
+
+class WhisperStudent(WindowedWhisper, Student):
+    """A Whisper that is trained.
+
+    ``widths``: the teacher's width for each of the ``tapped_layers``; where it differs from the student's, a learnt
+    projection maps the states to it. These projections are not saved with the student.
+    """
+
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration,
+        tapped_layers: Sequence[int] = (),
+        widths: Sequence[int] = (),
+        shrunk: int = 0,
+    ):
+        super().__init__(model, tapped_layers)
+        self.shrunk = shrunk
+        self.widths = tuple(widths)
+        width = model.config.d_model
+        self.to_widths = nn.ModuleList(nn.Identity() if w == width else nn.Linear(width, w) for w in widths)
+
+    def encode(self, log_mel: torch.Tensor) -> EncoderOutput:
+        """Return the encoder states, the tapped ones in the teacher's width."""
+        encoded = super().encode(log_mel)
+        tapped = tuple(to(states) for to, states in zip(self.to_widths, encoded.tapped, strict=True))
+        return EncoderOutput(encoded.states, tapped)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters by group; projections to the teacher's width belong to the decoder's group."""
+        groups: dict[str, list[nn.Parameter]] = {"encoder": [], "decoder": [], "embeddings": []}
+        for name, parameter in self.named_parameters():
+            if name != _SINUSOIDS:
+                groups[_group_of(name)].append(parameter)
+        return groups
+
+    @property
+    def n_params(self) -> int:
+        """The number of parameters of the Whisper."""
+        return sum(parameter.numel() for parameter in self.whisper.parameters())
+
+
+def _group_of(parameter: str) -> str:
+    if parameter.startswith(_ENCODER):
+        return "encoder"
+    return "embeddings" if parameter.startswith(_EMBEDDINGS) else "decoder"
+
+
+class WhisperStudentKind:
+    """Builds a recipe's Whisper student, before and after each shrinking; saves, loads and decodes it.
+
+    ``teacher_width`` is the width of an online teacher's encoder states, for the loss between encoder states.
+    Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged, or when the vocabulary of
+    ``student.init`` is not the teacher's.
+    """
+
+    def __init__(self, recipe: Recipe, teacher_width: int = 0):
+        init, teacher = recipe.student.init, recipe.teacher.model
+        self._recipe, self._width = recipe, teacher_width
+        self._shrinkings = layer_maps(recipe.student, load_config(init or teacher))[1:]
+        self._tokens = Tokens(resolve(init or teacher))
+        if init is not None and _vocabulary(self._tokens) != _vocabulary(Tokens(resolve(teacher))):
+            raise AskdError(
+                f"student.init = {init!r}: its vocabulary is not that of the teacher {teacher}; soft labels "
+                "need one vocabulary: both English-only or both multilingual, of the same generation"
+            )
+
+    def build(self, n_shrunk: int) -> WhisperStudent:
+        """Return the untrained student with the layers that it has after ``n_shrunk`` shrinkings."""
+        recipe = self._recipe
+        return self._wrap(build_student(recipe.student, recipe.teacher.model, n_shrunk)[0], n_shrunk)
+
+    def empty_like(self, student: WhisperStudent) -> WhisperStudent:
+        """Return a student with the same tensors, on the CPU and uninitialised; it decodes like ``student``."""
+        model = empty_whisper(student.whisper.config)
+        model.generation_config = student.whisper.generation_config
+        return WhisperStudent(model, student.tapped_layers, student.widths, student.shrunk)
+
+    def shrink(self, student: WhisperStudent) -> tuple[WhisperStudent, Callable[[str], Sequence[str]]]:
+        """Return the student after its next shrinking, and the function from its parameters to their sources."""
+        layer_map = self._shrinkings[student.shrunk]
+        smaller = self._wrap(apply_layer_map(student.whisper, layer_map), student.shrunk + 1)
+        smaller.to_widths = student.to_widths
+        return smaller, layer_map.sources
+
+    def save(self, student: WhisperStudent, folder: Path) -> None:
+        """Write a transformers folder, atomically."""
+        save_whisper(student.whisper, self._tokens, folder)
+
+    def load(self, folder: Path, n_shrunk: int) -> WhisperStudent:
+        """Return the student that :meth:`save` wrote."""
+        return self._wrap(load_whisper(str(folder))[0], n_shrunk)
+
+    def transcribe(self, student: WhisperStudent, log_mel: torch.Tensor, language: str) -> list[str]:
+        """Return greedy transcripts. Decoding starts with the prompt of the recipe's targets, as in training."""
+        targets = self._recipe.targets
+        prompt = self._tokens.prompt(language, targets.prompt, targets.timestamps)
+        return [self._tokens.decode(ids) for ids in greedy(student.whisper, self._tokens, log_mel, prompt)]
+
+    def costs(self) -> list[cost.Cost]:
+        """Return the costs of the teacher, of the initial student, and of the student after each shrinking."""
+        return cost.costs(self._recipe)
+
+    def _wrap(self, model: WhisperForConditionalGeneration, n_shrunk: int) -> WhisperStudent:
+        """Return the student around a model that has ``n_shrunk`` shrinkings behind it."""
+        hidden_states = self._recipe.objective.hidden_states
+        layers = hidden_states.layers if hidden_states.kind != "none" else ()
+        if self._recipe.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        tapped_layers = [student_layer for student_layer, _ in layers]
+        return WhisperStudent(model, tapped_layers, [self._width] * len(layers), n_shrunk)
+
+
+def _vocabulary(tokens: Tokens) -> dict[str, int]:
+    return tokens.tokenizer.get_vocab()

@@ -1,0 +1,57 @@
+"""The best student of a run: its score since the last shrinking, and the folder with its weights."""
+
+from pathlib import Path
+
+from askd_ray.files import remove
+from askd_ray.models.student import Student, StudentKind
+from askd_ray.train.checkpoint import TrainState
+
+BEST = "best"
+
+
+class BestStudent:
+    """The student with the lowest dev WER since the last shrinking.
+
+    During the run the name of its folder has its step, so that each checkpoint finds the student that was the best.
+    """
+
+    def __init__(self, folder: Path, student_kind: StudentKind, train_state: TrainState):
+        self._folder, self._student_kind, self._shrunk = folder, student_kind, train_state.shrunk
+        self.wer, self.step, self.no_better = train_state.best_wer, train_state.best_step, train_state.no_better
+
+    @property
+    def path(self) -> Path:
+        """The folder of the best student during the run."""
+        return self._folder / f"{BEST}-step-{self.step or 0:08d}"
+
+    def receive(self, wer: float, step: int) -> bool:
+        """Receive the dev WER after a step; return whether it is the lowest so far."""
+        better = self.wer is None or wer < self.wer
+        if better:
+            self.wer, self.step = wer, step
+        self.no_better = 0 if better else self.no_better + 1
+        return better
+
+    def restart(self, shrunk: int) -> None:
+        """Forget the best student after a shrinking: it has more layers than the recipe asks for."""
+        self.wer, self.step, self.no_better, self._shrunk = None, None, 0, shrunk
+
+    def save(self, student: Student) -> None:
+        """Write the best student."""
+        self._student_kind.save(student, self.path)
+
+    def load(self) -> Student | None:
+        """Return the best student, on the CPU; None before the first evaluation."""
+        return None if self.step is None else self._student_kind.load(self.path, self._shrunk)
+
+    def remove_others(self) -> None:
+        """Remove the folders of earlier best students, and half-written folders of a killed process."""
+        for student in self._folder.glob(f"*{BEST}-step-*"):
+            if student != self.path:
+                remove(student)
+
+    def finish(self) -> None:
+        """At the end of the run, give the folder its final name."""
+        if self.path.is_dir():
+            remove(self._folder / BEST)
+            self.path.rename(self._folder / BEST)

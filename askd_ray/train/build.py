@@ -1,0 +1,149 @@
+"""Build the training of a recipe. Only this module of the training knows which kinds of students there are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.collate import BatchLoader
+from askd_ray.data.length_grouped import length_grouped_sampler
+from askd_ray.data.sampler import SamplerFactory
+from askd_ray.data.shards import read_utterances
+from askd_ray.models.load import load_whisper
+from askd_ray.models.student import Student, StudentKind
+from askd_ray.models.whisper_student import WhisperStudentKind
+from askd_ray.models.windows import WindowedWhisper
+from askd_ray.objective.distiller import Distiller
+from askd_ray.objective.online_teacher import OnlineTeacher, encoders_agree
+from askd_ray.objective.schedules import Gap
+from askd_ray.objective.self_teacher import build_self_teacher
+from askd_ray.runs import Run
+from askd_ray.torch_setup import use_threads
+from askd_ray.train.best import BestStudent
+from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_state, load_checkpoint
+from askd_ray.train.context import Context
+from askd_ray.train.inputs import make_batch_loader
+from askd_ray.train.ledger import Ledger
+from askd_ray.train.loop import CHECKPOINTS, LEDGER, Loop
+from askd_ray.train.optim import build_optimizer
+from askd_ray.train.parallel import shard
+from askd_ray.train.shrink import check_shrinkings
+from askd_ray.train.weight_ema import WeightEma
+
+StudentKindFactory = Callable[[Recipe, int], StudentKind]
+"""Makes the kind of a recipe's student; the number is the width of an online teacher's encoder states, or 0."""
+
+
+def student_kind(recipe: Recipe, teacher_width: int = 0) -> StudentKind:
+    """Return the kind of a recipe's student.
+
+    Raises :class:`AskdError` when the recipe asks for a student that cannot be built.
+    """
+    return WhisperStudentKind(recipe, teacher_width)
+
+
+def build_loop(
+    recipe: Recipe,
+    context: Context,
+    folder: Path,
+    key: str,
+    build_sampler: SamplerFactory = length_grouped_sampler,
+    build_kind: StudentKindFactory = student_kind,
+) -> Loop:
+    """Return the training of a recipe's student into ``folder`` on one rank, ready to start or to resume.
+
+    ``key`` identifies the inputs (see runs.py). Raises :class:`AskdError` when the inputs or the checkpoint cannot be
+    used.
+    """
+    use_threads(processes=context.world_size)
+    train_state = latest_train_state(folder / CHECKPOINTS) or TrainState(key)
+    assert train_state.key == key, f"{folder} is of another recipe"
+    _check_same_step(train_state.step, context.world_size)
+    teacher_model = _online_teacher_model(recipe)
+    torch.manual_seed(recipe.seed)  # for the random initial weights of a projection to the teacher's width
+    kind = build_kind(recipe, teacher_model.whisper.config.d_model if teacher_model is not None else 0)
+    student = kind.build(train_state.shrunk).train()
+    teacher = _online_teacher(recipe, context, student, teacher_model)
+    loader = make_batch_loader(recipe, student.n_mels, teacher.n_mels if teacher is not None else 0)
+    _to_device(recipe, context, student, student.layers())
+    sampler = build_sampler(loader.labelled_rows(), recipe)
+    check_shrinkings(recipe.student, sampler)
+    best = BestStudent(folder, kind, train_state)
+    self_teacher = build_self_teacher(recipe.objective.self_teacher, best.load)
+    objects = TrainObjects(
+        student,
+        build_optimizer(student, recipe.train),
+        self_teacher,
+        WeightEma(recipe.train.ema_decay),
+        GradScaler(context.device.type, enabled=recipe.train.precision == "float16"),
+    )
+    load_checkpoint(folder / CHECKPOINTS, objects, lambda n_shrunk: kind.build(n_shrunk).to(context.device))
+    return Loop(
+        recipe=recipe,
+        context=context,
+        folder=folder,
+        student_kind=kind,
+        loader=loader,
+        sampler=sampler,
+        dev=read_utterances(Run(recipe).shards, "dev"),
+        distiller=Distiller(recipe.objective, self_teacher, teacher, _adakd_threshold(recipe, loader)),
+        objects=objects,
+        best=best,
+        gap=Gap(**train_state.gap),
+        ledger=Ledger(folder / LEDGER, context.rank, train_state.step),
+        train_state=train_state,
+    )
+
+
+def _check_same_step(step: int, world_size: int) -> None:
+    """Check that all ranks resume from the same step: on a shared folder, a machine may see a new checkpoint late.
+
+    Raises :class:`RuntimeError`, so that Ray Train tries again.
+    """
+    steps = [step] * world_size
+    if world_size > 1:
+        dist.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        raise RuntimeError(f"the workers see checkpoints of different steps: {steps}")
+
+
+def _online_teacher_model(recipe: Recipe) -> WindowedWhisper | None:
+    """Return the teacher that runs beside the student, or None unless the recipe sets ``teacher.online``."""
+    if not recipe.teacher.online:
+        return None
+    hidden_states = recipe.objective.hidden_states
+    layers = hidden_states.layers if hidden_states.kind != "none" else ()
+    return WindowedWhisper(load_whisper(recipe.teacher.model)[0], [teacher_layer for _, teacher_layer in layers])
+
+
+def _online_teacher(
+    recipe: Recipe, context: Context, student: Student, model: WindowedWhisper | None
+) -> OnlineTeacher | None:
+    """Return the online teacher on this rank's device; ``student`` is still on the CPU."""
+    if model is None:
+        return None
+    teacher = OnlineTeacher(model, encoders_agree(recipe, student, model))
+    _to_device(recipe, context, model, model.layers())
+    return teacher
+
+
+def _to_device(recipe: Recipe, context: Context, model: nn.Module, layers: list[nn.Module]) -> None:
+    """Move a model to this rank's device: the whole model, or with FSDP this rank's part."""
+    if recipe.train.parallel == "fsdp" and context.world_size > 1:
+        shard(model, layers, context.device)
+    else:
+        model.to(context.device)
+
+
+def _adakd_threshold(recipe: Recipe, loader: BatchLoader) -> float:
+    """Return AdaKD's threshold t, computed from the teacher's losses on the train split."""
+    settings = recipe.objective.instance_weights
+    if settings.kind == "uniform":
+        return 0.0
+    losses = loader.teacher_losses()
+    return float(losses.mean() if settings.threshold == "mean" else np.percentile(losses, settings.threshold))

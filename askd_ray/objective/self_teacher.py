@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from askd_ray.config.objective import SelfTeacherConfig as Settings
 from askd_ray.models.student import Student
@@ -124,7 +125,6 @@ class Ema(_Copy):
     After a shrinking it restarts from a copy, because weights of different layers cannot be averaged.
     """
 
-    @torch.no_grad()
     def before_step(self, student: Student, progress: Progress) -> None:
         """Move the average towards the student."""
         if not self.is_due(progress):
@@ -132,8 +132,9 @@ class Ema(_Copy):
         if self.model is None or self.model.shrunk != student.shrunk:
             self.copy_from(student)
             return
-        for average, current in zip(self.model.parameters(), student.parameters(), strict=True):
-            average.lerp_(current.detach(), 1.0 - self.settings.decay)
+        # Not AveragedModel: its checkpoint counts the averages and renames the weights.
+        average = get_ema_multi_avg_fn(self.settings.decay)
+        average(tuple(self.model.parameters()), tuple(student.parameters()), None)
 
 
 class Best(_Copy):

@@ -64,6 +64,7 @@ def local_part(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def gather_on_cpu(tensors: Tensors, keep: bool) -> Tensors:
     """Return full copies on the CPU. A rank without ``keep`` only contributes its parts and returns nothing."""
+    # Not torch's get_model_state_dict: averages and labels are no module's state, and it does not copy plain tensors.
     gathered: Tensors = {}
     for name, tensor in tensors.items():
         full = full_tensor(tensor.detach())

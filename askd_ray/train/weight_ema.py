@@ -29,6 +29,7 @@ class WeightEma:
             return
         self._n_steps += 1
         share = 1.0 - min(self._decay, (1 + self._n_steps) / (10 + self._n_steps))
+        # Not torch's AveragedModel: it copies the student, and a sharded student cannot be copied.
         for name, parameter in student.named_parameters():
             if name not in self._mean:
                 self._mean[name] = parameter.detach().clone()

@@ -31,7 +31,7 @@ class DecoderOutput:
     encoded: EncoderOutput
 
 
-class Student(nn.Module, ABC):
+class StudentModel(nn.Module, ABC):
     """A student's network. It returns hidden states, not logits: the objective computes logits a few tokens at a time.
 
     Every parameter and buffer is part of a checkpoint. A self-teacher may be a deep copy of the student.
@@ -74,15 +74,15 @@ class Student(nn.Module, ABC):
 class StudentKind(Protocol):
     """What the training does with a recipe's students besides training them. ``student`` is one that it has built."""
 
-    def build(self, n_shrunk: int) -> Student:
+    def build(self, n_shrunk: int) -> StudentModel:
         """Return the untrained student, on the CPU, with the layers that it has after ``n_shrunk`` shrinkings."""
         ...
 
-    def empty_like(self, student: Any) -> Student:
+    def empty_like(self, student: Any) -> StudentModel:
         """Return a student with the same tensors, on the CPU and uninitialised, that decodes like ``student``."""
         ...
 
-    def shrink(self, student: Any) -> tuple[Student, Callable[[str], Sequence[str]]]:
+    def shrink(self, student: Any) -> tuple[StudentModel, Callable[[str], Sequence[str]]]:
         """Return a student after its next shrinking, on the CPU.
 
         The function returns, for a parameter's name, the names of the parameters that it was made of.
@@ -93,7 +93,7 @@ class StudentKind(Protocol):
         """Write a student to a folder, atomically."""
         ...
 
-    def load(self, folder: Path, n_shrunk: int) -> Student:
+    def load(self, folder: Path, n_shrunk: int) -> StudentModel:
         """Return the student that :meth:`save` wrote, on the CPU; it has ``n_shrunk`` shrinkings behind it."""
         ...
 

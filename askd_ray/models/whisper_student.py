@@ -15,7 +15,7 @@ from askd_ray.models.generate import greedy
 from askd_ray.models.layer_map import apply_layer_map, build_student, layer_maps
 from askd_ray.models.load import load_config, load_whisper, save_whisper
 from askd_ray.models.reference import resolve
-from askd_ray.models.student import EncoderOutput, Student
+from askd_ray.models.student import EncoderOutput, StudentModel
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.text.tokens import Tokens
 
@@ -23,7 +23,7 @@ _ENCODER, _EMBEDDINGS = "whisper.model.encoder.", "whisper.model.decoder.embed_"
 _SINUSOIDS = "whisper.model.encoder.embed_positions.weight"  # computed, not learnt
 
 
-class WhisperStudent(WindowedWhisper, Student):
+class WhisperStudent(WindowedWhisper, StudentModel):
     """A Whisper that is trained.
 
     ``widths``: the teacher's width for each of the ``tapped_layers``; where it differs from the student's, a learnt

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from askd_ray.config.objective import Objective
-from askd_ray.models.student import DecoderOutput, Student
+from askd_ray.models.student import DecoderOutput, StudentModel
 from askd_ray.objective.instance_weights import instance_weights
 from askd_ray.objective.objective import PARTS, TokenBatch, objective_sums
 from askd_ray.objective.online_teacher import OnlineTeacher, hidden_state_loss
@@ -26,7 +26,7 @@ class Distiller:
         self.settings, self.self_teacher, self.online, self.threshold = settings, self_teacher, online, threshold
 
     def sums(
-        self, network: nn.Module, student: Student, batch: TensorBatch, weights: Weights
+        self, network: nn.Module, student: StudentModel, batch: TensorBatch, weights: Weights
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, which carries the gradient, and the sums of :data:`NAMES` over target tokens, float64.
 

@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from askd_ray.config.objective import HiddenStates
 from askd_ray.config.schema import Recipe
-from askd_ray.models.student import DecoderOutput, EncoderOutput, Student
+from askd_ray.models.student import DecoderOutput, EncoderOutput, StudentModel
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.tensors import TensorBatch
 
@@ -32,7 +32,7 @@ class OnlineTeacher:
         return self.model(batch.teacher_log_mel, batch.decoder_ids, encoded)
 
 
-def encoders_agree(recipe: Recipe, student: Student, teacher: WindowedWhisper) -> bool:
+def encoders_agree(recipe: Recipe, student: StudentModel, teacher: WindowedWhisper) -> bool:
     """Whether both encoders compute the same states throughout the run, so that only one of them has to run.
 
     This requires equal weights (compared tensor by tensor) that never change, and equal input: every window padded and

@@ -12,7 +12,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from askd_ray.config.objective import SelfTeacherConfig as Settings
-from askd_ray.models.student import Student
+from askd_ray.models.student import StudentModel
 from askd_ray.objective.previous_epoch import PreviousEpoch
 from askd_ray.objective.references import Dense, Reference
 from askd_ray.objective.schedules import Progress
@@ -20,14 +20,14 @@ from askd_ray.objective.tensors import TensorBatch
 
 Tensors = dict[str, torch.Tensor]
 Facts = dict[str, Any]
-StudentBuilder = Callable[[int], Student]
+StudentBuilder = Callable[[int], StudentModel]
 """Builds the student with the layers that it has after the given number of shrinkings."""
 
 
 class SelfTeacher(Protocol):
     """The interface of a self-teacher for the training loop."""
 
-    def before_step(self, student: Student, progress: Progress) -> None:
+    def before_step(self, student: StudentModel, progress: Progress) -> None:
         """Follow the student. The loop calls this before each step."""
         ...
 
@@ -39,7 +39,7 @@ class SelfTeacher(Protocol):
         """Receive the student's log-probabilities ``(n, n_vocab)`` at the target tokens ``rows``."""
         ...
 
-    def after_evaluation(self, student: Student, better: bool) -> None:
+    def after_evaluation(self, student: StudentModel, better: bool) -> None:
         """Receive the result of a dev evaluation: ``better`` if the student has the best WER so far."""
         ...
 
@@ -52,7 +52,7 @@ class SelfTeacher(Protocol):
         ...
 
 
-def build_self_teacher(settings: Settings, load_best: Callable[[], Student | None]) -> SelfTeacher:
+def build_self_teacher(settings: Settings, load_best: Callable[[], StudentModel | None]) -> SelfTeacher:
     """Return the self-teacher of a recipe.
 
     ``load_best`` loads the student with the best dev WER; it returns None before the first evaluation.
@@ -69,10 +69,10 @@ class _Copy:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.model: Student | None = None
+        self.model: StudentModel | None = None
         self.facts: Facts = {}
 
-    def copy_from(self, student: Student) -> None:
+    def copy_from(self, student: StudentModel) -> None:
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
 
     def is_due(self, progress: Progress) -> bool:
@@ -89,7 +89,7 @@ class _Copy:
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
         """Do nothing: a copy does not depend on single batches."""
 
-    def after_evaluation(self, student: Student, better: bool) -> None:
+    def after_evaluation(self, student: StudentModel, better: bool) -> None:
         """Do nothing: only :class:`Best` depends on dev scores."""
 
     def state(self) -> tuple[Tensors, Facts]:
@@ -108,7 +108,7 @@ class _Copy:
 class Snapshot(_Copy):
     """A copy of the student at the switch, renewed after every ``refresh`` of progress."""
 
-    def before_step(self, student: Student, progress: Progress) -> None:
+    def before_step(self, student: StudentModel, progress: Progress) -> None:
         """Take a snapshot if it is due."""
         if not self.is_due(progress):
             return
@@ -125,7 +125,7 @@ class Ema(_Copy):
     After a shrinking it restarts from a copy, because weights of different layers cannot be averaged.
     """
 
-    def before_step(self, student: Student, progress: Progress) -> None:
+    def before_step(self, student: StudentModel, progress: Progress) -> None:
         """Move the average towards the student."""
         if not self.is_due(progress):
             return
@@ -140,12 +140,12 @@ class Ema(_Copy):
 class Best(_Copy):
     """A copy of the student with the best dev WER so far; there is none before the first evaluation."""
 
-    def __init__(self, settings: Settings, load_best: Callable[[], Student | None]):
+    def __init__(self, settings: Settings, load_best: Callable[[], StudentModel | None]):
         super().__init__(settings)
         self._load_best = load_best
         self._due = False
 
-    def before_step(self, student: Student, progress: Progress) -> None:
+    def before_step(self, student: StudentModel, progress: Progress) -> None:
         """At the switch, load the best student so far."""
         if self.is_due(progress) and not self._due:
             self._due = True
@@ -153,7 +153,7 @@ class Best(_Copy):
             if best is not None:
                 self.copy_from(best.to(next(student.parameters()).device))
 
-    def after_evaluation(self, student: Student, better: bool) -> None:
+    def after_evaluation(self, student: StudentModel, better: bool) -> None:
         """Copy the student if it is the best so far."""
         if self._due and better:
             self.copy_from(student)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from askd_ray.files import remove
-from askd_ray.models.student import Student, StudentKind
+from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.train.checkpoint import TrainState
 
 BEST = "best"
@@ -36,11 +36,11 @@ class BestStudent:
         """Forget the best student after a shrinking: it has more layers than the recipe asks for."""
         self.wer, self.step, self.no_better, self._shrunk = None, None, 0, shrunk
 
-    def save(self, student: Student) -> None:
+    def save(self, student: StudentModel) -> None:
         """Write the best student."""
         self._student_kind.save(student, self.path)
 
-    def load(self) -> Student | None:
+    def load(self) -> StudentModel | None:
         """Return the best student, on the CPU; None before the first evaluation."""
         return None if self.step is None else self._student_kind.load(self.path, self._shrunk)
 

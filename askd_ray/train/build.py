@@ -15,7 +15,7 @@ from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import SamplerFactory
 from askd_ray.data.shards import read_utterances
 from askd_ray.models.load import load_whisper
-from askd_ray.models.student import Student, StudentKind
+from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.models.whisper_student import WhisperStudentKind
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.distiller import Distiller
@@ -122,7 +122,7 @@ def _online_teacher_model(recipe: Recipe) -> WindowedWhisper | None:
 
 
 def _online_teacher(
-    recipe: Recipe, context: Context, student: Student, model: WindowedWhisper | None
+    recipe: Recipe, context: Context, student: StudentModel, model: WindowedWhisper | None
 ) -> OnlineTeacher | None:
     """Return the online teacher on this rank's device; ``student`` is still on the CPU."""
     if model is None:

@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from askd_ray.data.sampler import DataCursor
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, read_json, remove, write_json
-from askd_ray.models.student import Student
+from askd_ray.models.student import StudentModel
 from askd_ray.objective.self_teacher import Facts, SelfTeacher, StudentBuilder, Tensors
 from askd_ray.train.optim import Optimizer
 from askd_ray.train.parallel import gather_on_cpu, local_part
@@ -64,7 +64,7 @@ class TrainState:
 class TrainObjects:
     """The objects of a run whose tensors a checkpoint holds."""
 
-    student: Student
+    student: StudentModel
     optimizer: Optimizer
     self_teacher: SelfTeacher
     ema: WeightEma

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from askd_ray.data.collate import evaluation_windows
 from askd_ray.data.schema import Utterance
-from askd_ray.models.student import Student, StudentKind
+from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.text.error_rate import ErrorCounts, count_word_errors
 from askd_ray.text.normalize import normalizer
 from askd_ray.train.context import Context
@@ -17,7 +17,7 @@ _BATCH_SIZE = 8  # on a CPU, larger batches lose more by padding and finished ro
 
 @torch.no_grad()
 def dev_errors(
-    student: Student,
+    student: StudentModel,
     student_kind: StudentKind,
     utterances: Sequence[Utterance],
     silence_s: float,

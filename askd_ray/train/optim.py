@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 
 from askd_ray.config.train import Train
-from askd_ray.models.student import Student
+from askd_ray.models.student import StudentModel
 
 Optimizer = torch.optim.AdamW
 
 
-def build_optimizer(student: Student, settings: Train) -> Optimizer:
+def build_optimizer(student: StudentModel, settings: Train) -> Optimizer:
     """Return AdamW over all trainable parameters; :func:`set_lr` scales each group's ``initial_lr``."""
     rates = {"encoder": settings.encoder_lr, "decoder": settings.lr, "embeddings": settings.embedding_lr or settings.lr}
     groups = student.parameter_groups().items()

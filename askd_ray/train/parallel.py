@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from askd_ray.models.student import Student, StudentKind
+from askd_ray.models.student import StudentKind, StudentModel
 
 Tensors = dict[str, torch.Tensor]
 
@@ -33,7 +33,7 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
-def wrap_network(student: Student, world_size: int) -> nn.Module:
+def wrap_network(student: StudentModel, world_size: int) -> nn.Module:
     """Return the module that the training calls; it averages gradients over ranks.
 
     A sharded student averages after every micro-batch, so that no rank has to hold the gradients of all parameters.
@@ -74,7 +74,7 @@ def gather_on_cpu(tensors: Tensors, keep: bool) -> Tensors:
 
 
 @torch.no_grad()
-def unsharded(student: Student, student_kind: StudentKind) -> Student:
+def unsharded(student: StudentModel, student_kind: StudentKind) -> StudentModel:
     """Return a student that each rank can decode with by itself: a full copy if the student is sharded.
 
     A sharded student would wait for the other ranks at every token, and each rank decodes a different number of tokens.

@@ -4,13 +4,13 @@ from askd_ray.config.schema import Student as Settings
 from askd_ray.config.train import Train
 from askd_ray.data.sampler import Sampler
 from askd_ray.errors import AskdError
-from askd_ray.models.student import Student, StudentKind
+from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.train.optim import Optimizer, build_optimizer, carry_over
 
 
 def shrink(
-    student_kind: StudentKind, student: Student, optimizer: Optimizer, settings: Train
-) -> tuple[Student, Optimizer]:
+    student_kind: StudentKind, student: StudentModel, optimizer: Optimizer, settings: Train
+) -> tuple[StudentModel, Optimizer]:
     """Return the student after its next shrinking, and its optimizer.
 
     A layer that stays keeps its optimizer moments; a merged layer gets the mean of its source layers' moments.

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from askd_ray.config.train import Train
 from askd_ray.data.schema import Batch
 from askd_ray.errors import AskdError
-from askd_ray.models.student import Student
+from askd_ray.models.student import StudentModel
 from askd_ray.objective.distiller import NAMES, Distiller
 from askd_ray.objective.schedules import Weights
 from askd_ray.objective.tensors import TensorBatch
@@ -47,7 +47,7 @@ class Stepper:
     """
 
     network: nn.Module
-    student: Student
+    student: StudentModel
     optimizer: torch.optim.Optimizer
     distiller: Distiller
     settings: Train

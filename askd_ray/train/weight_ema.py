@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from askd_ray.models.student import Student
+from askd_ray.models.student import StudentModel
 
 Tensors = dict[str, torch.Tensor]
 
@@ -23,7 +23,7 @@ class WeightEma:
         self._n_steps = 0
 
     @torch.no_grad()
-    def update(self, student: Student) -> None:
+    def update(self, student: StudentModel) -> None:
         """Add the weights after a step to the average."""
         if self._decay is None:
             return
@@ -37,7 +37,7 @@ class WeightEma:
                 self._mean[name].lerp_(parameter.detach(), share)
 
     @contextmanager
-    def applied(self, student: Student) -> Generator[None]:
+    def applied(self, student: StudentModel) -> Generator[None]:
         """Give the student the averaged weights within the block."""
         if not self._mean:
             yield
@@ -49,7 +49,7 @@ class WeightEma:
             self._swap(student)
 
     @torch.no_grad()
-    def _swap(self, student: Student) -> None:
+    def _swap(self, student: StudentModel) -> None:
         """Swap the averages and the student's weights, in place: a sharded parameter's storage cannot be replaced."""
         for name, parameter in student.named_parameters():
             current = parameter.detach().clone()

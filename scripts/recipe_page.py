@@ -5,18 +5,23 @@ python scripts/recipe_page.py [--check]
 
 import argparse
 import inspect
+import json
 import re
 import sys
 import types
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from askd_ray.config.schema import Recipe
+from askd_ray.config.variants import Variants
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "recipe.md"
+PLAIN_TYPES = {str: "text", int: "integer", float: "number", bool: "`true`, `false`"}
 INTRODUCTION = """# Recipe reference
 
 All keys of a recipe. `--set a.b=value` sets one; `askd presets` lists the objectives.
@@ -26,28 +31,43 @@ This page is made from the schema by `python scripts/recipe_page.py`.
 
 def page() -> str:
     """Return the page: a heading and a table for each section, nested ones after their parents."""
-    parts = [INTRODUCTION]
-    known = set[type[BaseModel]]()
-    for path, section in sections(Recipe, ""):
-        if section in known:  # an arm of a study is an objective
+    return INTRODUCTION + "".join(parts("", Recipe, {}))
+
+
+def parts(path: str, section: type[BaseModel], known: dict[type[BaseModel], str]) -> Iterator[str]:
+    """Yield a section's text and those below it; ``known`` holds the paths of the sections before it."""
+    if section in known:  # an arm of a study is an objective
+        return
+    known[section] = path
+    fields, text = section.model_fields, text_of(section)
+    for base in section.__bases__:
+        if base in known:
+            fields = {name: field for name, field in fields.items() if name not in base.model_fields}
+            text += f"\n\nIt has the keys of `{known[base]}`, and these:"
+    yield f"\n## {f'`{path}`' if path else 'Top level'}\n\n{text}\n{table(path, fields)}"
+    for name, field in fields.items():
+        inner, variants = f"{path}.{name}".lstrip("."), Variants.of(field)
+        if variants is not None:
+            yield union(inner, field, variants)
             continue
-        known.add(section)
-        parts.append(f"\n## {f'`{path}`' if path else 'Top level'}\n\n{text_of(section)}\n")
-        described = any(field.description for field in section.model_fields.values())
-        columns = ["key", "type", "default", *["meaning"] * described]
-        parts.append(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n")
-        fields = {name: f for name, f in section.model_fields.items() if type_of(f.annotation) != "section"}
-        parts += [row(path, name, field, described) for name, field in fields.items()]
-    return "".join(parts)
+        for model, suffix in models_in(field.annotation):
+            yield from parts(f"{inner}{suffix}", model, known)
 
 
-def sections(section: type[BaseModel], path: str) -> list[tuple[str, type[BaseModel]]]:
-    """Return a section and those below it, with their paths; `[]` stands for the items of a list."""
-    found = [(path, section)]
-    for name, field in section.model_fields.items():
-        for inner, suffix in models_in(field.annotation):
-            found += sections(inner, f"{path}.{name}{suffix}".lstrip("."))
-    return found
+def union(path: str, field: FieldInfo, variants: Variants) -> str:
+    """Return the text of a field with variants: one heading and table for each."""
+    text = f"\n## `{path}`\n\n{description_of(field)} Its keys depend on `{variants.tag}`.\n"
+    for section in dict.fromkeys(variants.sections.values()):
+        values = ", ".join(f"`{value}`" for value, other in variants.sections.items() if other is section)
+        rest = {name: f for name, f in section.model_fields.items() if name != variants.tag}
+        text += f"\n### `{path}.{variants.tag}`: {values}\n\n{text_of(section)}\n{table(path, rest)}"
+    return text
+
+
+def table(path: str, fields: Mapping[str, FieldInfo]) -> str:
+    """Return the table of a section's fields, or nothing if it has none."""
+    rows = [row(path, name, field) for name, field in fields.items()]
+    return "".join(["\n| key | type | default | meaning |\n|---|---|---|---|\n", *rows]) if rows else ""
 
 
 def models_in(annotation: Any, suffix: str = "") -> list[tuple[type[BaseModel], str]]:
@@ -70,11 +90,23 @@ def markdown(text: str) -> str:
     return text.replace("``", "`")
 
 
-def row(path: str, name: str, field: FieldInfo, described: bool) -> str:
+def row(path: str, name: str, field: FieldInfo) -> str:
     """Return a field as a row of its section's table."""
-    cells = [f"`{path}.{name}`".replace("`.", "`"), type_of(field.annotation), default_of(field)]
-    cells += [markdown(" ".join((field.description or "").split()))] if described else []
+    variants = Variants.of(field)
+    if variants is not None:
+        kind, default = (
+            f"by `{variants.tag}`",
+            f"`{getattr(field.get_default(call_default_factory=True), variants.tag)}`",
+        )
+    else:
+        kind, default = type_of(field.annotation), default_of(field)
+    cells = [f"`{path}.{name}`".replace("`.", "`"), kind, default, description_of(field)]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def description_of(field: FieldInfo) -> str:
+    """Return a field's docstring as one line of Markdown."""
+    return markdown(" ".join((field.description or "").split()))
 
 
 def type_of(annotation: Any) -> str:
@@ -92,7 +124,7 @@ def type_of(annotation: Any) -> str:
         return f"mapping to {type_of(arguments[1])}"
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return "section"
-    return getattr(annotation, "__name__", str(annotation))
+    return PLAIN_TYPES[annotation]
 
 
 def default_of(field: FieldInfo) -> str:
@@ -102,7 +134,7 @@ def default_of(field: FieldInfo) -> str:
         return "needed"
     if isinstance(value, BaseModel):
         return ""
-    text = "null" if value is None else str(value) if not isinstance(value, tuple) else str(list(value))
+    text = value if isinstance(value, str) and value else json.dumps(to_jsonable_python(value))
     return f"`{text}`" if len(text) <= 60 else "see the schema"
 
 

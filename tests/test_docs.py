@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from askd_ray.cli import app
 from askd_ray.config.load import load_recipe
-from askd_ray.config.objective import Divergence, TeacherWeight
+from askd_ray.config.objective import JsdDivergence
+from askd_ray.config.schedules import FallingWeight
 from askd_ray.config.schema import Recipe
 from askd_ray.divergence.kinds import divergence, forward_kl
 from askd_ray.objective.schedules import teacher_weight
@@ -69,8 +70,7 @@ def has_field(section: type[BaseModel], names: list[str]) -> bool:
     field = section.model_fields.get(names[0])
     if field is None or len(names) == 1:
         return field is not None
-    inner = field.annotation
-    return isinstance(inner, type) and issubclass(inner, BaseModel) and has_field(inner, names[1:])
+    return any(has_field(inner, names[1:]) for inner in sections_in(field.annotation))
 
 
 def links_in(text: str) -> list[str]:
@@ -144,17 +144,24 @@ def test_the_examples_of_extending_run(tmp_path: Path):
         exec(compile(block, "docs/extending.md", "exec"), names)
     try:
         log_p, log_q = (torch.log_softmax(torch.tensor([row]), -1) for row in ([0.0, 1.0, 2.0], [1.0, 0.0, 0.5]))
-        settings = Divergence(kind="jsd", beta=0.3).model_copy(update={"kind": "symmetric_kl"})
+        settings = JsdDivergence(beta=0.3).model_copy(update={"kind": "symmetric_kl"})
         expected = 0.3 * forward_kl(log_p, log_q) + 0.7 * forward_kl(log_q, log_p)
         torch.testing.assert_close(divergence(settings, log_p, log_q), expected)
         assert divergence(settings, log_p, log_p).item() == 0.0
-        falling = TeacherWeight(schedule="linear", start=0.8, end=0.2).model_copy(update={"schedule": "square_root"})
+        falling = FallingWeight(start=0.8, end=0.2).model_copy(update={"schedule": "square_root"})
         assert [teacher_weight(falling, u) for u in (0.0, 0.25, 1.0)] == pytest.approx([0.8, 0.5, 0.2])
         recipe = load_recipe("demo", [f"runs_root={tmp_path}", "name=extended"])
         assert names["count_words"](recipe) == names["count_words"](recipe) == {"words": 3}
         assert Run(recipe).record("count_words") is not None
     finally:
         del names["DIVERGENCES"]["symmetric_kl"], names["SHAPES"]["square_root"]
+
+
+def sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that a type names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_in(argument)]
 
 
 def test_the_recipe_page_is_current():

@@ -20,14 +20,14 @@ def _check_order(name: str, bounds: tuple[float, float]) -> None:
 
 
 class Noise(Section):
-    """Noise for a ``share`` of the utterances, at a signal-to-noise ratio of ``snr_db`` ([min, max]).
-
-    ``files`` is a pattern such as ``noise/*.ogg``; ``**`` matches any folders. null takes synthetic noise.
-    """
+    """Noise added to the clip."""
 
     share: Share = 0.0
+    """The share of the utterances, from 0 to 1; 0 disables it."""
     snr_db: tuple[Decibels, Decibels] = (5.0, 20.0)
+    """The signal-to-noise ratio in dB, drawn from [min, max]."""
     files: str | None = None
+    """A pattern of noise files such as ``noise/*.ogg``; ``**`` matches any folders. null takes synthetic noise."""
 
     @field_validator("files")
     @classmethod
@@ -43,15 +43,14 @@ class Noise(Section):
 
 
 class Reverb(Section):
-    """Reverberation for a ``share`` of the utterances: convolution with a room impulse response.
-
-    ``files`` is a pattern of recorded responses; null takes synthetic ones with a decay of 60 dB within ``rt60_s``
-    ([min, max]).
-    """
+    """Reverberation: the clip convolved with a room impulse response."""
 
     share: Share = 0.0
+    """The share of the utterances, from 0 to 1; 0 disables it."""
     rt60_s: tuple[Seconds, Seconds] = (0.2, 0.8)
+    """The time in seconds in which a synthetic response decays by 60 dB, drawn from [min, max]."""
     files: str | None = None
+    """A pattern of recorded responses; null takes synthetic ones."""
 
     @field_validator("files")
     @classmethod
@@ -69,18 +68,23 @@ class Reverb(Section):
 
 
 class Telephone(Section):
-    """A telephone line for a ``share`` of the utterances: 300 to 3400 Hz, 8-bit mu-law at 8 kHz."""
+    """A telephone line: 300 to 3400 Hz, 8-bit mu-law at 8 kHz."""
 
     share: Share = 0.0
+    """The share of the utterances, from 0 to 1; 0 disables it."""
 
 
 class SpecAugment(Section):
-    """Masks on the log-mel (arXiv 1904.08779): their number and largest width. 0 masks disable it."""
+    """Masks on the log-mel (SpecAugment, arXiv 1904.08779)."""
 
     freq_masks: Annotated[int, Field(ge=0)] = 2
+    """The number of masked frequency bands; 0 disables them."""
     freq_width: Annotated[int, Field(ge=0, le=80)] = 15
+    """The largest width of a band, in mel bins."""
     time_masks: Annotated[int, Field(ge=0)] = 2
+    """The number of masked time spans; 0 disables them."""
     time_share: Share = 0.06
+    """The largest length of a span, as a share of the clip."""
 
     @model_validator(mode="after")
     def _check_unread_fields(self) -> "SpecAugment":
@@ -92,18 +96,20 @@ class SpecAugment(Section):
 
 
 class Augment(Section):
-    """The changes to the student's input, in this order; the random values are drawn again in every epoch.
-
-    ``speed``: the factors to draw from (above 1: faster and higher). ``gain_db`` ([min, max]) is added to the level.
-    ``spec`` masks the log-mel.
-    """
+    """The changes to the student's input, in this order; the random values are drawn again in every epoch."""
 
     speed: tuple[Factor, ...] = (1.0,)
+    """The speed factors to draw from, in hundredths from 0.5 to 2; above 1: faster and higher."""
     reverb: Reverb = Reverb()
+    """Reverberation."""
     noise: Noise = Noise()
+    """Noise."""
     telephone: Telephone = Telephone()
+    """A telephone line."""
     gain_db: tuple[Decibels, Decibels] = (0.0, 0.0)
+    """The change of the level in dB, drawn from [min, max]."""
     spec: SpecAugment = SpecAugment()
+    """Masks on the log-mel."""
 
     @model_validator(mode="after")
     def _check_speed_and_gain(self) -> "Augment":

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
+from askd_ray.config.explain import explain
+from askd_ray.config.objective import TERMS, Objective
 from askd_ray.config.schema import Recipe
-from askd_ray.config.section import UnreadFieldError
 from askd_ray.config.tune import Between, Domain, Tune, Value, is_integer
+from askd_ray.config.variants import Variants
 from askd_ray.errors import AskdError
 
 _N_DRAWS = 128
@@ -40,48 +41,56 @@ def read_values(recipe: Recipe, values: FieldValues) -> dict[str, Value]:
 
 
 def _apply(recipe: Recipe, values: FieldValues) -> tuple[Recipe, set[str]]:
-    """Return the recipe with the values, and the paths that were reset to their defaults."""
-    plain, dropped = recipe.model_dump(), set[str]()
+    """Return the recipe with the values, and the paths that it does not read: they were left out."""
+    plain = recipe.model_dump()
     for path, value in values.items():
         section, name = _section_of(plain, path)
         section[name] = value
-    _limit_weights(plain["objective"], values)
-    while True:
-        try:
-            return Recipe.model_validate(plain), dropped
-        except ValidationError as error:
-            unread = {path for details in error.errors() for path in _unread(details)}
-            if not unread:
-                raise AskdError(_error_line(error.errors()[0])) from None
-            for path in unread:
-                section, name = _section_of(plain, path)
-                section[name] = _default(path)
-            dropped |= unread
+    objective = plain["objective"]
+    unread = _leave_out_unread(objective)
+    _limit_weights(objective, values)
+    unread |= _leave_out_unweighted(objective["self_teacher"])
+    terms = {name: objective.pop(name) for name in TERMS}
+    try:
+        unread_terms = Recipe.model_validate(plain).objective.unread_terms
+        objective |= {name: term for name, term in terms.items() if name not in unread_terms}
+        return Recipe.model_validate(plain), unread | {f"objective.{name}" for name in unread_terms}
+    except ValidationError as error:
+        raise AskdError(explain(error)) from None
 
 
-def _unread(details: ErrorDetails) -> list[str]:
-    """Return the paths of the objective that nothing would read, if the error is about that."""
-    error, where = details.get("ctx", {}).get("error"), [str(part) for part in details["loc"]]
-    if not isinstance(error, UnreadFieldError) or where[:1] != ["objective"]:
-        return []
-    return [".".join([*where, name]) for name in error.fields]
+def _leave_out_unread(objective: dict[str, Any]) -> set[str]:
+    """Reduce each section to the fields of its kind, with defaults for those not given; return the other paths."""
+    unread = set[str]()
+    for name, field in Objective.model_fields.items():
+        variants = Variants.of(field)
+        chosen = variants.chosen(objective[name]) if variants is not None else None
+        if chosen is not None:
+            given = objective[name]
+            objective[name] = {key: given.get(key, read.default) for key, read in chosen.model_fields.items()}
+            unread |= {f"objective.{name}.{key}" for key in given.keys() - objective[name].keys()}
+    return unread
 
 
-def _error_line(details: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in details["loc"])
-    return f"{where}: {details['msg']}".removeprefix(": ").replace("Value error, ", "")
+def _leave_out_unweighted(self_teacher: dict[str, Any]) -> set[str]:
+    """Leave out what a self-teacher without weight does not read; return the paths."""
+    if self_teacher.get("weight") != 0.0:
+        return set()
+    unread = self_teacher.keys() - {"kind", "weight"}
+    for name in unread:
+        del self_teacher[name]
+    return {f"objective.self_teacher.{name}" for name in unread}
 
 
 def _limit_weights(objective: dict[str, Any], values: FieldValues) -> None:
     if not any(path in values for path in _WEIGHTS):
         return
     teacher, self_teacher = objective["teacher_weight"], objective["self_teacher"]
-    if _START in values or _END in values:
+    if "end" in teacher and (_START in values or _END in values):
         teacher["end"] = min(teacher["end"], teacher["start"])
-    max_teacher_weight = (
-        teacher["start"] if teacher["schedule"] == "constant" else max(teacher["start"], teacher["end"])
-    )
-    self_teacher["weight"] = min(self_teacher["weight"], 1.0 - max_teacher_weight)
+    if "weight" in self_teacher:
+        max_teacher_weight = max(teacher["start"], teacher.get("end", 0.0))
+        self_teacher["weight"] = min(self_teacher["weight"], 1.0 - max_teacher_weight)
 
 
 def _section_of(plain: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
@@ -126,7 +135,7 @@ def check_space(recipe: Recipe) -> None:
             _, dropped = _apply(without_search, values)
         except AskdError as error:
             raise AskdError(f"tune.space: some of its paths cannot be combined: {error}") from None
-        unread -= {path for path, v in values.items() if not _is_below(path, dropped) and v != _default(path)}
+        unread -= {path for path in values if not _is_below(path, dropped)}
     if unread:
         raise AskdError(
             f"tune.space: no candidate would read {', '.join(sorted(unread))}: check the kind of its section"
@@ -153,11 +162,3 @@ def _draw(path: str, domain: Domain, rng: random.Random) -> Value:
         return rng.choice(_ends_or_values(domain))
     value = rng.uniform(domain.low, domain.high)
     return round(value) if is_integer(path) else value
-
-
-def _default(path: str) -> Any:
-    section: Any = Recipe
-    *sections, name = path.split(".")
-    for part in sections:
-        section = section.model_fields[part].annotation
-    return section.model_fields[name].default

@@ -14,22 +14,28 @@ class Data(Section):
     """How sources become shards (docs/prepare.md).
 
     A row whose source says train, dev or test goes to that split. If no row is marked dev (or test), a hash takes
-    ``dev_share`` (``test_share``) of the other rows. ``split_by``: ``speaker`` hashes the speaker (the text if no
-    speaker is named), so that no speaker is in two splits; ``text`` always hashes the text.
-
-    Rows are set aside if their audio is shorter than ``min_duration_s`` or longer than ``max_duration_s``, or if their
-    text has fewer or more characters per second of audio than ``chars_per_s`` ([min, max]; null disables it).
+    ``dev_share`` (``test_share``) of the other rows. Rows outside of the limits are set aside and counted.
     """
 
     sources: tuple[Source, ...] = ()
+    """The sources of utterances."""
     dev_share: Share = 0.1
+    """The share of the rows without a split that become dev, from 0 to 1."""
     test_share: Share = 0.1
+    """The share of the rows without a split that become test, from 0 to 1."""
     split_by: Literal["speaker", "text"] = "speaker"
+    """What the hash reads: the speaker (the text if no speaker is named), so that no speaker is in two splits, or
+    always the text."""
     utterances_per_shard: Count = 64
+    """The number of utterances in a shard."""
     min_duration_s: NotNegative = 0.1
+    """The shortest audio of a row, in seconds."""
     max_duration_s: Annotated[float, Field(gt=0.0, le=30.0)] = 30.0
+    """The longest audio of a row, in seconds, up to 30."""
     chars_per_s: tuple[NotNegative, NotNegative] | None = (0.2, 30.0)
+    """The characters of text per second of audio that a row may have, [min, max]; null disables the limit."""
     max_quarantine_share: Share = 0.2
+    """The stage fails if more than this share of the rows cannot be used."""
 
     @model_validator(mode="after")
     def _check_limits(self) -> "Data":

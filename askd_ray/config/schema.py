@@ -27,16 +27,20 @@ Layers = tuple[int | tuple[int, ...], ...]
 class Teacher(Section):
     """The teacher model.
 
-    `askd label` computes its ``top_k`` log-probabilities per token once. With ``online`` it runs beside the student
-    instead, at every step in which its weight is above 0, and gives its whole distribution. With `train.use_gpu`, each
-    copy that labels takes ``gpus_per_copy`` of a GPU: with 0.25 four copies share one.
+    `askd label` computes its soft labels once. With ``online`` it runs beside the student instead, at every step in
+    which its weight is above 0, and gives its whole distribution.
     """
 
     model: str = "wheel:tiny.en"
+    """A hub id, a transformers folder, or ``wheel:NAME``."""
     online: bool = False
+    """Run the teacher beside the student."""
     top_k: Annotated[int, Field(ge=1, le=128)] = 32
+    """The number of log-probabilities to keep for each token, up to 128, besides the rest."""
     batch_size: Count = 8
+    """The number of utterances that a copy labels at once."""
     gpus_per_copy: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """The part of a GPU that each copy takes for labelling, with ``train.use_gpu``; 0.25: four copies share one."""
 
     @model_validator(mode="after")
     def _check_unread_fields(self) -> "Teacher":
@@ -46,11 +50,14 @@ class Teacher(Section):
 
 
 class Shrinking(Section):
-    """The layers that the student keeps from progress ``at`` on, as indices into the student at the start."""
+    """A removal of layers during the run. Layers are indices into the student at the start."""
 
     at: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """The progress of the run, between 0 and 1."""
     encoder_layers: Layers | None = None
+    """The encoder layers that the student keeps; null keeps all."""
     decoder_layers: Layers | None = None
+    """The decoder layers that the student keeps; null keeps all."""
 
     @model_validator(mode="after")
     def _check_layers(self) -> "Shrinking":
@@ -60,16 +67,20 @@ class Shrinking(Section):
 
 
 class Student(Section):
-    """The student: the layers that it keeps of ``init`` (default: the teacher); null keeps all.
+    """The student and its layers.
 
     An entry is the index of a layer, or a list of neighbours to merge into one layer: ``[0, [1, 2], 3]`` turns four
-    layers into three. ``shrink`` removes more layers during the run.
+    layers into three.
     """
 
     init: str | None = None
+    """The model that it starts from; null: the teacher."""
     encoder_layers: Layers | None = None
+    """The encoder layers that it keeps; null keeps all."""
     decoder_layers: Layers | None = None
+    """The decoder layers that it keeps; null keeps all."""
     shrink: tuple[Shrinking, ...] = ()
+    """Removals of more layers during the run."""
 
     @model_validator(mode="after")
     def _check_shrink_order(self) -> "Student":
@@ -82,15 +93,15 @@ class Student(Section):
 
 
 class Window(Section):
-    """The trimmed window of the student's encoder: the clip and some silence instead of 30 s.
-
-    In training the silence is drawn from ``train_silence_s``; ``padded_share`` of the utterances get the whole 30 s,
-    so that engines that always pad can run the student too. Decoding uses ``silence_s``.
-    """
+    """The trimmed window of the student's encoder: the clip and some silence instead of 30 s."""
 
     train_silence_s: tuple[Positive, Positive] = (0.1, 1.0)
+    """The silence after a clip in training, in seconds, drawn from [min, max]."""
     silence_s: Positive = 0.3
+    """The silence after a clip in decoding, in seconds."""
     padded_share: Share = 0.01
+    """The share of the train utterances that get the whole 30 s, so that engines that always pad can run the
+    student."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "Window":
@@ -100,28 +111,42 @@ class Window(Section):
 
 
 class Recipe(Section):
-    """All settings of a run. ``data_run`` names the run whose shards and labels it uses: runs can share labels.
-
-    Shards and labels are under ``data_root``, a folder or a URI; by default under ``runs_root``, as everything else.
-    """
+    """All settings of a run."""
 
     name: Name = "run"
+    """The name of the run; its folder is ``runs_root/name``."""
     data_run: Name | None = None
+    """The run whose shards and labels it uses: runs can share them. null: this run."""
     seed: int = 0
+    """The seed of everything random."""
     runs_root: str = "runs"
+    """The folder of all runs."""
     data_root: str | None = None
+    """The folder, or s3:// or gs:// URI, of shards and labels; null: ``runs_root``."""
     data: Data = Field(default_factory=Data)
+    """The sources, and how they become shards."""
     teacher: Teacher = Teacher()
+    """The teacher model."""
     targets: Targets = Field(default_factory=Targets)
+    """The target texts."""
     student: Student = Student()
+    """The student and its layers."""
     window: Window = Window()
+    """The trimmed window of the student's encoder."""
     augment: Augment = Field(default_factory=Augment)
+    """The changes to the student's input."""
     objective: Objective = Field(default_factory=Objective)
+    """The loss."""
     train: Train = Field(default_factory=Train)
+    """The training."""
     tracking: Tracking = Field(default_factory=Tracking)
+    """MLflow."""
     tune: Tune = Field(default_factory=Tune)
+    """The search of `askd tune`."""
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    """The evaluation."""
     study: Study | None = None
+    """The comparison of objectives of `askd study`; null: none."""
 
     @field_validator("runs_root")
     @classmethod

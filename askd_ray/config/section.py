@@ -1,6 +1,6 @@
 """The base of all sections of a recipe: frozen, without unknown keys, and without settings that nothing would read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,14 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
-
-
-class UnreadFieldError(ValueError):  # nobody catches it but to leave the fields out
-    """Fields of a section were set, but nothing would read them."""
-
-    def __init__(self, fields: Sequence[str], message: str):
-        super().__init__(message)
-        self.fields = tuple(fields)
 
 
 class Section(BaseModel):
@@ -26,9 +18,9 @@ class Section(BaseModel):
     def refuse_unread(self, fields: Iterable[str], why: str) -> None:
         """Refuse values other than the default for fields that nothing would read.
 
-        Raises :class:`UnreadFieldError` that names the field and the reason ``why`` nothing reads it.
+        Raises :class:`ValueError` that names the field and the reason ``why`` nothing reads it.
         """
         for name in fields:
             default = type(self).model_fields[name].default
             if getattr(self, name) != default:
-                raise UnreadFieldError([name], f"{name} = {getattr(self, name)!r} would be ignored: {why}")
+                raise ValueError(f"{name} = {getattr(self, name)!r} would be ignored: {why}")

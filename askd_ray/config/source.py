@@ -40,40 +40,36 @@ _KINDS_WITHOUT_COLUMNS = ("lhotse", "librispeech", "kaldi")
 
 
 class Source(Section):
-    """A source of utterances (docs/data.md).
-
-    ``path`` is a file, a folder, or a pattern of files (``data/train-{000..003}.tar``, ``data/**/*.parquet``), on a
-    disk or at a URI (s3://, gs://, hf://datasets/USER/NAME), or ``cache:NAME`` for speech from ``askd fetch speech
-    NAME``. ``domain``, ``language`` and ``licence`` are the values of rows without their own.
-
-    ``columns`` maps a field to its column, if the names differ: ``{audio: audio_filepath}``. Unknown columns of a
-    manifest are refused, unless ``unknown_columns`` is ``ignore``.
-
-    ``case``: ``sentence`` writes texts in capitals as sentences. Whisper's tokens cover few words in capitals: a
-    student trained with them would unlearn much, and the teacher does not write them.
-
-    Only rows of the split ``split`` are read (null: all rows), and of these a ``share``, chosen by a hash of their ids.
-    Rows marked as train, dev or test keep their split. ``splits`` gives the meaning of other names (``{ood: test}``);
-    ``hash`` leaves the split of these rows to the recipe's hash.
-
-    ``channel`` is the channel of the recordings to read, counted from 0, for rows that do not name one; ``mix`` is the
-    mean of all channels.
-    """
+    """A source of utterances (docs/data.md)."""
 
     path: Annotated[str, Field(pattern=r"^[^\x00]+$")]
+    """A file, a folder, or a pattern of files (``data/train-{000..003}.tar``, ``data/**/*.parquet``), on a disk or at a
+    URI (s3://, gs://, hf://datasets/USER/NAME), or ``cache:NAME`` for speech from `askd fetch speech NAME`."""
     kind: SourceKind = "manifest"
+    """The layout of the files."""
     columns: dict[RowField, str] = Field(default_factory=lambda: cast(dict[RowField, str], {}))
+    """Maps a field to its column, if the names differ: ``{audio: audio_filepath}``."""
     unknown_columns: Literal["refuse", "ignore"] = "refuse"
+    """What to do with columns of a manifest that are no fields."""
     domain: str = "default"
+    """The domain of rows that do not name one."""
     language: str = "en"
+    """The language of rows that do not name one, as a code such as en."""
     licence: str = "unknown"
+    """The licence of rows that do not name one."""
     case: Literal["as_is", "sentence"] = "as_is"
+    """``sentence`` writes texts in capitals as sentences: Whisper's tokens cover few words in capitals, and the teacher
+    does not write them."""
     split: str | None = None
+    """Only rows of this split are read; null: all rows. Rows marked as train, dev or test keep their split."""
     splits: dict[str, Literal["train", "dev", "test", "hash"]] = Field(
         default_factory=lambda: cast(dict[str, Literal["train", "dev", "test", "hash"]], {})
     )
+    """The meaning of other names of splits: ``{ood: test}``; ``hash`` leaves these rows to the recipe's hash."""
     share: Share = 1.0
+    """The share of the rows to read, from 0 to 1, chosen by a hash of their ids."""
     channel: Literal["mix"] | Annotated[int, Field(ge=0, le=255)] = "mix"
+    """The channel to read, counted from 0, for rows that do not name one; ``mix`` is the mean of all channels."""
 
     @field_validator("path")
     @classmethod

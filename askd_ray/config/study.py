@@ -10,18 +10,20 @@ from askd_ray.config.section import Count, Positive, Section
 
 
 class Study(Section):
-    """Objectives by name, each trained with each of ``seeds`` and compared with the one named ``against``.
-
-    Only the objective differs: data, student, steps and everything else are the recipe's. ``concurrent`` runs train at
-    the same time, each with ``cpus_per_run`` and, with ``train.use_gpu``, ``gpus_per_run``.
-    """
+    """A comparison of objectives; data, student, steps and everything else are the recipe's."""
 
     arms: Annotated[dict[Name, Objective], Field(min_length=2)]
+    """The objectives by name, at least two."""
     against: Name
+    """The name of the arm that the others are compared with."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    """Each arm is trained with each of these seeds."""
     concurrent: Count = 1
+    """How many runs train at the same time."""
     cpus_per_run: Positive = 1.0
+    """The CPUs that Ray reserves for a run."""
     gpus_per_run: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """The GPUs that Ray reserves for a run, up to 1, with ``train.use_gpu``."""
 
     @model_validator(mode="after")
     def _check_arms(self) -> "Study":

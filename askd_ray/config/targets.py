@@ -12,24 +12,28 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 class Targets(Section):
     """The target text of the train utterances: the ``reference``, or ``pseudo``: the teacher's transcript.
 
-    ``prompt`` is earlier text in front of the transcript (``<|startofprev|>``). With ``pseudo``, utterances need no
-    text; ``beam_size`` 1 is greedy decoding, and with ``timestamps`` the targets contain timestamp tokens.
-
-    If there is a reference, a pseudo-label is dropped if its word error rate exceeds ``max_wer``. Without a reference,
-    it is dropped if the mean log-probability of its tokens is below ``min_mean_log_prob``, if its zlib compression
-    ratio exceeds ``max_compression_ratio``, if a phrase of one to five words follows itself more than ``max_repeats``
-    times in a row, or if its characters per second are outside ``chars_per_s`` ([min, max]). null disables a filter.
+    With ``pseudo``, utterances need no text. If there is a reference, ``max_wer`` filters the transcripts; without a
+    reference, the other filters do. null disables a filter.
     """
 
     kind: Literal["reference", "pseudo"] = "reference"
+    """Which text."""
     prompt: str = ""
+    """Earlier text in front of the transcript (``<|startofprev|>``)."""
     timestamps: bool = False
+    """Whether the targets contain timestamp tokens."""
     beam_size: Count = 1
+    """The number of beams of the teacher's decoding; 1 is greedy."""
     max_wer: NotNegative | None = 0.1
+    """The highest word error rate of a transcript against its reference, as a fraction."""
     min_mean_log_prob: Annotated[float, Field(le=0.0)] | None = -1.0
+    """The lowest mean log-probability of a transcript's tokens, in nats."""
     max_compression_ratio: Positive | None = 2.4
+    """The highest zlib compression ratio of a transcript."""
     max_repeats: Annotated[int, Field(ge=0)] | None = 3
+    """How often a phrase of one to five words may follow itself in a row."""
     chars_per_s: tuple[NotNegative, NotNegative] | None = (1.0, 30.0)
+    """The characters per second of audio, [min, max]."""
 
     @model_validator(mode="after")
     def _check_unread_fields(self) -> "Targets":

@@ -10,14 +10,16 @@ from askd_ray.files import local_path, scheme_of
 
 
 class Tracking(Section):
-    """MLflow: ``mlflow`` is a folder (created if missing) or the address of a tracking server; null disables it.
+    """MLflow: recipe, metrics, report and bundle go into a run with the recipe's name.
 
-    Recipe, metrics, report and bundle go into a run of ``experiment`` with the recipe's name. Credentials of a server
-    come from the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.
+    Credentials of a server come from the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or
+    MLFLOW_TRACKING_TOKEN.
     """
 
     mlflow: str | None = None
+    """A folder (created if missing), or the address of a tracking server; null disables MLflow."""
     experiment: Annotated[str, Field(min_length=1)] = "askd"
+    """The name of the experiment."""
 
     @model_validator(mode="after")
     def _check_mlflow(self) -> "Tracking":

@@ -5,10 +5,12 @@ from functools import cache
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from askd_ray.config.objective import Objective
 from askd_ray.config.section import Count, Positive, Section, Share
 from askd_ray.config.train import Train
+from askd_ray.config.variants import Variants
 from askd_ray.errors import did_you_mean
 
 Value = bool | int | float | str | None
@@ -16,11 +18,14 @@ Value = bool | int | float | str | None
 
 
 class Between(Section):
-    """A number between two bounds, both included; ``log``: drawn evenly on a logarithmic scale."""
+    """A range of numbers."""
 
     low: float
+    """The lower bound, included."""
     high: float
+    """The upper bound, included."""
     log: bool = False
+    """Draw evenly on a logarithmic scale."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> "Between":
@@ -60,10 +65,16 @@ def searchable() -> dict[str, TypeAdapter[Value]]:
     return {path: TypeAdapter(kind) for path, kind in kinds.items() if path not in _NOT_SEARCHED}
 
 
-def _leaves(section: type[Section], prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the paths below a section with their fields; of a union, those of all its sections and its tag."""
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
+        variants, kind = Variants.of(field), field.annotation
+        if variants is not None:
+            for variant in variants.sections.values():
+                yield from _leaves(variant, f"{prefix}{name}.")
+            kinds = cast(Any, Literal[tuple(variants.sections)])
+            yield f"{prefix}{name}.{variants.tag}", FieldInfo.from_annotation(kinds)
+        elif isinstance(kind, type) and issubclass(kind, Section):
             yield from _leaves(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
@@ -113,36 +124,37 @@ def is_integer(path: str) -> bool:
 
 
 class Tune(Section):
-    """The search: ``trials`` candidates, ``concurrent`` of them at a time, each trained for ``epochs``.
+    """The search of `askd tune` (docs/search.md): candidates are trained briefly and scored by WER on dev.
 
-    ``space`` maps a path to a list of values or to ``{low, high}``; for a learning rate ``{low, high, log: true}``.
-    Fields that a candidate's kinds do not read are left out, and weights are limited so that they add up to at most 1
-    (:func:`~askd_ray.config.candidate.with_values`).
-
-    ``searcher``: ``tpe`` learns from earlier trials, ``random`` draws, ``grid`` tries every combination of lists.
-    ``scheduler``: ``asha`` stops a trial that is worse than others at the same evaluation; ``pbt`` continues it from a
-    better trial's checkpoint with similar values, so that values change during a trial; ``none`` does neither.
-
-    Trials are scored by WER on dev. If ``ood_domains`` names some of dev's domains, the score is ``ood_weight`` times
-    their WER plus (1 - ``ood_weight``) times the WER of the others.
-
-    A trial takes ``cpus_per_trial`` and, with `train.use_gpu`, ``gpus_per_trial``; fractions are allowed. With
-    ``share_features`` clips are decoded once for all trials, into files of 115 MB per hour of speech (230 MB with
-    augmentation) that are deleted when the search ends.
+    Fields that a candidate's kinds do not read are left out, and weights are limited so that they add up to at most 1.
     """
 
     trials: Count = 4
+    """The number of candidates."""
     epochs: Positive = 2
+    """The length of a trial, in epochs."""
     evals_per_epoch: Count = 2
+    """The number of dev evaluations per epoch."""
     concurrent: Count = 1
+    """The number of trials at the same time."""
     cpus_per_trial: Positive = 1.0
+    """The CPUs that Ray reserves for a trial."""
     gpus_per_trial: Positive = 1.0
+    """The GPUs that Ray reserves for a trial, with ``train.use_gpu``; 0.25: four trials share one."""
     space: Space = Field(default_factory=DEFAULT_SPACE.copy)
+    """Maps a path to a list of values or to ``{low, high}``; for a learning rate to ``{low, high, log: true}``."""
     searcher: Literal["tpe", "random", "grid"] = "tpe"
+    """``tpe`` learns from earlier trials, ``random`` draws, ``grid`` tries every combination of lists."""
     scheduler: Literal["asha", "pbt", "none"] = "asha"
+    """``asha`` stops a trial that is worse than others at the same evaluation; ``pbt`` continues it from a better
+    trial's checkpoint with similar values, so that values change during a trial; ``none`` does neither."""
     ood_domains: tuple[str, ...] = ()
+    """Domains of dev that are not in the training data, for the score."""
     ood_weight: Share = 0.5
+    """The score is this times the WER of ``ood_domains`` plus the rest times the WER of the others, from 0 to 1."""
     share_features: bool = True
+    """Decode clips once for all trials, into files of 115 MB per hour of speech (230 MB with augmentation) that are
+    deleted when the search ends."""
 
     @field_validator("space", mode="before")
     @classmethod

@@ -1,6 +1,6 @@
 """Divergences between two distributions over tokens, one value per token, in nats.
 
-To add one, extend :data:`DIVERGENCES`, and the kinds of :class:`askd_ray.config.objective.Divergence`.
+To add one, extend :data:`DIVERGENCES`, and the sections of ``Divergence`` in config/objective.py.
 
 They take log-probabilities ``(n_tokens, n)``: of the whole vocabulary, or of the buckets of
 :func:`~askd_ray.divergence.buckets.to_buckets`.
@@ -33,15 +33,15 @@ def jensen_shannon(log_p: torch.Tensor, log_q: torch.Tensor, beta: float) -> tor
     return beta * forward_kl(log_p, log_m) + (1.0 - beta) * forward_kl(log_q, log_m)
 
 
-DIVERGENCES: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
-    "forward_kl": lambda log_p, log_q, _: forward_kl(log_p, log_q),
-    "reverse_kl": lambda log_p, log_q, _: reverse_kl(log_p, log_q),
+DIVERGENCES: dict[str, Callable[..., torch.Tensor]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
     "jsd": jensen_shannon,
 }
-"""By the recipe's ``objective.divergence.kind``: a function of the teacher's and the student's log-probabilities and
-``beta``. Its value is 0 with a gradient of 0 where both are equal."""
+"""By the recipe's ``objective.divergence.kind``: a function of the teacher's and the student's log-probabilities, and
+of the recipe's parameters by name. Its value is 0 with a gradient of 0 where both are equal."""
 
 
 def divergence(settings: Divergence, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """Return the recipe's divergence of a student q from a teacher p: ``(n_tokens,)``."""
-    return DIVERGENCES[settings.kind](log_p, log_q, settings.beta)
+    return DIVERGENCES[settings.kind](log_p, log_q, **settings.model_dump(exclude={"kind", "t_squared"}))

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from askd_ray.config.objective import HiddenStates
+from askd_ray.config.objective import HiddenStatesLoss
 from askd_ray.config.schema import Recipe
 from askd_ray.models.student import DecoderOutput, EncoderOutput, StudentModel
 from askd_ray.models.windows import WindowedWhisper
@@ -52,7 +52,7 @@ def encoders_agree(recipe: Recipe, student: StudentModel, teacher: WindowedWhisp
 
 
 def hidden_state_loss(
-    settings: HiddenStates, student: EncoderOutput, teacher: EncoderOutput, lengths: torch.Tensor
+    settings: HiddenStatesLoss, student: EncoderOutput, teacher: EncoderOutput, lengths: torch.Tensor
 ) -> torch.Tensor:
     """Return the loss between the tapped encoder states, summed over target tokens like every other term.
 

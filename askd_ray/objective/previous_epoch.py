@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from askd_ray.config.objective import SelfTeacherConfig as Settings
+from askd_ray.config.self_teacher import PreviousEpochConfig
 from askd_ray.divergence.buckets import to_buckets
 from askd_ray.objective.references import Reference, TopK
 from askd_ray.objective.schedules import Progress
@@ -34,7 +34,7 @@ class PreviousEpoch:
     epoch assigns utterances to other ranks. The ranks exchange labels at the end of an epoch and for a checkpoint.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: PreviousEpochConfig):
         self.settings = settings
         self._epoch = 0
         self._recording = False

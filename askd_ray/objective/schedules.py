@@ -8,14 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from askd_ray.config.objective import (
-    SHARPNESS,
-    InstanceWeights,
-    Objective,
-    SelfTeacherConfig,
-    TeacherWeight,
-    Temperature,
-)
+from askd_ray.config.objective import InstanceWeights, Objective
+from askd_ray.config.schedules import SHARPNESS, SharpWeight, TeacherWeight, Temperature
+from askd_ray.config.self_teacher import SelfTeacherConfig
 from askd_ray.errors import AskdError
 
 
@@ -29,7 +24,6 @@ def _sigmoid(v: float, steepness: float) -> float:
 
 
 SHAPES: dict[str, Callable[[float, float], float]] = {
-    "constant": lambda v, _: 1.0,
     "linear": lambda v, _: 1.0 - v,
     "cosine": lambda v, _: 0.5 * (1.0 + math.cos(math.pi * v)),
     "exponential": _exponential,
@@ -37,7 +31,7 @@ SHAPES: dict[str, Callable[[float, float], float]] = {
     "step": lambda v, n: max(0.0, 1.0 - math.floor(v * n + 1e-9) / n),
     "sigmoid": _sigmoid,
 }
-"""Each falls from 1 at v = 0 to 0 at v = 1 (``constant`` stays at 1); the second argument is its sharpness."""
+"""Each falls from 1 at v = 0 to 0 at v = 1; the second argument is its sharpness."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +96,12 @@ class Gap:
 
 def teacher_weight(settings: TeacherWeight, u: float, gap: float = 1.0) -> float:
     """Return ``a`` at progress ``u``: from ``start`` to ``end``, reached at ``until``; ``gap`` is :attr:`Gap.value`."""
+    if settings.schedule == "constant":
+        return settings.start
     if settings.schedule == "gap":
         shape = gap
     else:
-        sharpness = settings.sharpness or SHARPNESS.get(settings.schedule, 0.0)
+        sharpness = settings.sharpness or SHARPNESS[settings.schedule] if isinstance(settings, SharpWeight) else 0.0
         shape = SHAPES[settings.schedule](min(u / settings.until, 1.0), sharpness)
     return settings.end + (settings.start - settings.end) * shape
 

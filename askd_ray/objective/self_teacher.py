@@ -6,12 +6,12 @@ A self-teacher holds no data while its weight is 0. Its data is part of every ch
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from askd_ray.config.objective import SelfTeacherConfig as Settings
+from askd_ray.config.self_teacher import BestConfig, EmaConfig, SelfTeacherConfig, SnapshotConfig
 from askd_ray.models.student import StudentModel
 from askd_ray.objective.previous_epoch import PreviousEpoch
 from askd_ray.objective.references import Dense, Reference
@@ -20,6 +20,7 @@ from askd_ray.objective.tensors import TensorBatch
 
 Tensors = dict[str, torch.Tensor]
 Facts = dict[str, Any]
+Config = TypeVar("Config", SnapshotConfig, EmaConfig, BestConfig)
 StudentBuilder = Callable[[int], StudentModel]
 """Builds the student with the layers that it has after the given number of shrinkings."""
 
@@ -52,22 +53,28 @@ class SelfTeacher(Protocol):
         ...
 
 
-def build_self_teacher(settings: Settings, load_best: Callable[[], StudentModel | None]) -> SelfTeacher:
+def build_self_teacher(settings: SelfTeacherConfig, load_best: Callable[[], StudentModel | None]) -> SelfTeacher:
     """Return the self-teacher of a recipe.
 
     ``load_best`` loads the student with the best dev WER; it returns None before the first evaluation.
     """
-    if settings.kind == "previous_epoch":
-        return PreviousEpoch(settings)
-    if settings.kind == "best":
-        return Best(settings, load_best)
-    return Ema(settings) if settings.kind == "ema" else Snapshot(settings)
+    match settings.kind:
+        case "none":
+            return Snapshot(SnapshotConfig(weight=0.0))  # it is never taken
+        case "snapshot":
+            return Snapshot(settings)
+        case "ema":
+            return Ema(settings)
+        case "previous_epoch":
+            return PreviousEpoch(settings)
+        case "best":
+            return Best(settings, load_best)
 
 
-class _Copy:
+class _Copy(Generic[Config]):
     """A frozen copy of the student; subclasses decide when to copy and how to follow the student."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Config):
         self.settings = settings
         self.model: StudentModel | None = None
         self.facts: Facts = {}
@@ -76,8 +83,7 @@ class _Copy:
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
 
     def is_due(self, progress: Progress) -> bool:
-        is_enabled = self.settings.kind != "none" and self.settings.weight > 0.0
-        return is_enabled and progress.u >= self.settings.switch
+        return self.settings.weight > 0.0 and progress.u >= self.settings.switch
 
     @torch.no_grad()
     def reference(self, batch: TensorBatch) -> Reference | None:
@@ -105,7 +111,7 @@ class _Copy:
             self.model.load_state_dict(tensors, strict=True)
 
 
-class Snapshot(_Copy):
+class Snapshot(_Copy[SnapshotConfig]):
     """A copy of the student at the switch, renewed after every ``refresh`` of progress."""
 
     def before_step(self, student: StudentModel, progress: Progress) -> None:
@@ -119,7 +125,7 @@ class Snapshot(_Copy):
             self.facts = {"taken": number}
 
 
-class Ema(_Copy):
+class Ema(_Copy[EmaConfig]):
     """The exponential moving average of the student's weights since the switch.
 
     After a shrinking it restarts from a copy, because weights of different layers cannot be averaged.
@@ -137,10 +143,10 @@ class Ema(_Copy):
         average(tuple(self.model.parameters()), tuple(student.parameters()), None)
 
 
-class Best(_Copy):
+class Best(_Copy[BestConfig]):
     """A copy of the student with the best dev WER so far; there is none before the first evaluation."""
 
-    def __init__(self, settings: Settings, load_best: Callable[[], StudentModel | None]):
+    def __init__(self, settings: BestConfig, load_best: Callable[[], StudentModel | None]):
         super().__init__(settings)
         self._load_best = load_best
         self._due = False

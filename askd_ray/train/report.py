@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from askd_ray.config.load import dump_recipe, with_absolute_paths
 from askd_ray.config.presets import PRESETS
+from askd_ray.config.schedules import TeacherWeight, Temperature
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import SPLITS
 from askd_ray.errors import AskdError
@@ -157,15 +158,13 @@ def _training(recipe: Recipe, result: StageRecord) -> str:
         ),
     ]
     if objective.has_teacher:
-        weight = objective.teacher_weight
-        rows.append(("a, the teacher's weight", _from_to(weight.schedule, weight.start, weight.end)))
-    if objective.has_self_teacher:
-        self_teacher = objective.self_teacher
+        rows.append(("a, the teacher's weight", _from_to(objective.teacher_weight)))
+    self_teacher = objective.self_teacher
+    if self_teacher.kind != "none" and objective.has_self_teacher:
         weight = f"{self_teacher.weight:g} {self_teacher.schedule} from {self_teacher.switch:.0%} of the run on"
         rows.append(("b, the self-teacher's weight", f"{self_teacher.kind}, {weight}"))
-    temperature = objective.temperature
     rows += [
-        ("T, temperature", _from_to(temperature.schedule, temperature.start, temperature.end)),
+        ("T, temperature", _from_to(objective.temperature)),
         ("targets", recipe.targets.kind),
         (
             "length",
@@ -204,8 +203,10 @@ def _student(recipe: Recipe) -> str:
     return ", ".join([*(layers or ["all layers"]), *shrunk, *frozen])
 
 
-def _from_to(schedule: str, start: float, end: float) -> str:
-    return f"{start:g} throughout" if schedule == "constant" else f"{schedule} from {start:g} to {end:g}"
+def _from_to(value: TeacherWeight | Temperature) -> str:
+    if value.schedule == "constant":
+        return f"{value.start:g} throughout"
+    return f"{value.schedule} from {value.start:g} to {value.end:g}"
 
 
 def _data(run: Run, prepared: StageRecord | None, labelled: StageRecord | None) -> str:

@@ -5,16 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askd_ray.config.candidate import check_space, grid, read_values, with_values
-from askd_ray.config.objective import Shape
+from askd_ray.config.objective import Objective
+from askd_ray.config.schedules import ConstantWeight
 from askd_ray.config.schema import Recipe
+from askd_ray.config.self_teacher import EmaConfig, SnapshotConfig
 from askd_ray.config.tune import DEFAULT_SPACE, Between, Value
+from askd_ray.config.variants import Variants
 from askd_ray.objective.schedules import check
 
 A, SELF_TEACHER = "objective.teacher_weight", "objective.self_teacher"
+VARIANTS = {name: v for name, field in Objective.model_fields.items() if (v := Variants.of(field))}
+SCHEDULES = list(VARIANTS["teacher_weight"].sections)
 share = st.floats(0, 1)
 anything = st.fixed_dictionaries(
     {
-        f"{A}.schedule": st.sampled_from(Shape.__args__),
+        f"{A}.schedule": st.sampled_from(SCHEDULES),
         f"{A}.start": share,
         f"{A}.end": share,
         f"{A}.sharpness": st.sampled_from([None, 3.0]),
@@ -57,8 +62,8 @@ def test_the_default_space_means_what_it_always_did(schedule: str, start: float,
     objective = with_values(Recipe(), values).objective
     a = objective.teacher_weight
     assert (a.schedule, a.start) == (schedule, start)
-    assert a.end == (end if schedule != "constant" else type(a)().end)
-    assert objective.self_teacher.weight == min(weight, 1.0 - start)
+    assert a.schedule == "constant" or a.end == end
+    assert objective.self_teacher.kind == "snapshot" and objective.self_teacher.weight == min(weight, 1.0 - start)
 
 
 def test_what_is_not_read_is_left_out():
@@ -71,7 +76,16 @@ def test_what_is_not_read_is_left_out():
     }
     base = Recipe.model_validate({"objective": {"self_teacher": {"refresh": 0.2}, "teacher_weight": {"until": 0.7}}})
     objective = with_values(base, values).objective
-    assert (objective.self_teacher.refresh, objective.teacher_weight.until) == (0.0, 1.0)
+    assert objective.self_teacher == EmaConfig(weight=1.0 - 0.8, decay=0.9)
+    assert objective.teacher_weight == ConstantWeight(start=base.objective.teacher_weight.start)
+
+
+def test_what_has_no_weight_is_left_out():
+    values: dict[str, Value] = {f"{SELF_TEACHER}.weight": 0.0, f"{SELF_TEACHER}.switch": 0.3, f"{A}.start": 0.0}
+    values["objective.trust_gate.kind"] = "hard"
+    assert read_values(Recipe(), values) == {f"{SELF_TEACHER}.weight": 0.0, f"{A}.start": 0.0}
+    values[f"{A}.start"] = 0.5
+    assert read_values(Recipe(), values).keys() == values.keys() - {f"{SELF_TEACHER}.switch"}
 
 
 def test_weights_are_cut_where_a_candidate_varies_them():
@@ -81,7 +95,8 @@ def test_weights_are_cut_where_a_candidate_varies_them():
         {"objective": {"teacher_weight": {"start": 0.2, "end": 0.6}, "self_teacher": {"weight": 0.3}}}
     )
     assert with_values(rising, {"train.lr": 1e-3}).objective == rising.objective
-    assert with_values(rising, {f"{SELF_TEACHER}.weight": 0.9}).objective.self_teacher.weight == pytest.approx(0.4)
+    self_teacher = with_values(rising, {f"{SELF_TEACHER}.weight": 0.9}).objective.self_teacher
+    assert self_teacher == SnapshotConfig(weight=1.0 - 0.6)
 
 
 def test_a_grid_has_each_candidate_once():

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from askd_ray.config.load import dump_recipe, load_recipe
 from askd_ray.config.objective import Objective
 from askd_ray.config.presets import PRESETS
 from askd_ray.config.schema import Recipe
+from askd_ray.config.variants import Variants
 from askd_ray.divergence.kinds import divergence
 from askd_ray.errors import AskdError
 from askd_ray.objective.instance_weights import instance_weights, trust_gate
@@ -63,17 +65,21 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     return value
 
 
-DEFAULTS = flat(Objective().model_dump())
+VARIANTS = {name: v for name, field in Objective.model_fields.items() if (v := Variants.of(field))}
+DEFAULTS = {
+    f"{name}.{key}": field.default
+    for name, v in VARIANTS.items()
+    for section in v.sections.values()
+    for key, field in section.model_fields.items()
+} | flat(Objective().model_dump())
 
 
 def behaviour(o: Objective) -> list[Any]:
     """What the training would do differently: weights over the run, and what each part makes of fixed inputs."""
     points = [Progress.at(u / 40, 4.0) for u in range(41)]
     log_p, log_q = (torch.log_softmax(torch.linspace(0, s, 7)[None], -1) for s in (3.0, -1.0))
-    loss, t = torch.tensor([0.1, 0.5, 2.0]), 50.0 if o.instance_weights.threshold == "mean" else 75.0
-    self_teacher = o.self_teacher
-    copying = self_teacher.kind if o.has_self_teacher else "none"
-    hidden = o.hidden_states
+    loss, w = torch.tensor([0.1, 0.5, 2.0]), o.instance_weights
+    t = 75.0 if w.kind == "adakd" and w.threshold != "mean" else 50.0
     return [
         [weights_at(o, p, gap=(1.0 - p.u) ** 2) for p in points],
         o.ce_weight,
@@ -81,20 +87,20 @@ def behaviour(o: Objective) -> list[Any]:
         divergence(o.divergence, log_p, log_q).tolist(),
         instance_weights(o.instance_weights, loss, t / 100, 5.0).tolist(),
         trust_gate(o.trust_gate, loss).tolist(),
-        [copying, self_teacher.refresh, self_teacher.decay, self_teacher.top_k],
-        [hidden.kind, hidden.weight, hidden.layers],
+        o.self_teacher if o.has_self_teacher else None,
+        o.hidden_states,
     ]
 
 
 def test_there_is_another_value_for_every_field():
-    assert set(OTHER) == set(flat(Objective().model_dump(exclude={"preset"})))
+    assert {*OTHER, "preset"} == {*DEFAULTS}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("path", OTHER)
 def test_a_field_that_a_preset_accepts_changes_the_training_and_others_are_refused(preset: str, path: str):
     plain = Objective(preset=preset)  # type: ignore[arg-type]
-    other = DEFAULTS[path] if flat(plain.model_dump())[path] == OTHER[path] else OTHER[path]
+    other = DEFAULTS[path] if flat(plain.model_dump()).get(path) == OTHER[path] else OTHER[path]
     values = nested(path, other)
     if path == "temperature.schedule":  # nothing moves between equal ends
         values["temperature"]["end"] = 1.7
@@ -103,7 +109,7 @@ def test_a_field_that_a_preset_accepts_changes_the_training_and_others_are_refus
     except ValueError as error:
         message = str(error)
         assert path.rsplit(".", maxsplit=1)[-1] in message or path.split(".")[0] in message
-        assert any(word in message for word in ("fixes it at", "would be ignored", "must be constant"))
+        assert any(word in message for word in ("fixes it at", "would be ignored", "must be constant", "not permitted"))
         return
     assert flat(changed.model_dump())[path] == other
     assert behaviour(changed) != behaviour(plain)
@@ -131,8 +137,23 @@ CONTRADICTIONS = {
         "objective.preset=ce",
         "objective.teacher_weight.start=0.5",
     ],
-    r"self_teacher: decay = 0\.9 would be ignored: the kind is snapshot": ["objective.self_teacher.decay=0.9"],
-    r"sharpness = 2\.0 would be ignored: .*the schedule is linear": ["objective.teacher_weight.sharpness=2"],
+    r"objective\.self_teacher\.decay: unknown with kind snapshot: allowed here are .*; kind ema reads decay": [
+        "objective.self_teacher.decay=0.9"
+    ],
+    r"sharpness: unknown with schedule linear: .*; schedule exponential or .* reads sharpness": [
+        "objective.teacher_weight.sharpness=2"
+    ],
+    r"unknown key 'objective\.divergence\.bta': allowed here are beta, .*; did you mean 'beta'": [
+        "objective.divergence={kind: jsd, bta: 0.2}"
+    ],
+    r"objective\.divergence\.beta = 2: Input should be less than 1": ["objective.divergence={kind: jsd, beta: 2}"],
+    r"objective\.trust_gate\.kind = 'sft': Input should be one of 'none', .*; did you mean 'soft'": [
+        "objective.trust_gate.kind=sft"
+    ],
+    r"objective\.trust_gate = 'soft': Input should be a valid dictionary": ["objective.trust_gate=soft"],
+    r"study\.arms\.a\.divergence\.beta: unknown with kind reverse_kl": [
+        "study={against: a, arms: {a: {divergence: {kind: reverse_kl, beta: 0.1}}, b: {}}}"
+    ],
     r"trust_gate would be ignored: the teacher's weight is 0": [*NO_TEACHER, "objective.trust_gate.kind=hard"],
     r"computed with one temperature.*teacher\.online=true": ["objective.temperature={schedule: linear, end: 2}"],
     r"adakd needs the teacher's loss": ["objective.preset=adakd", "teacher.online=true"],
@@ -140,6 +161,21 @@ CONTRADICTIONS = {
     r"hidden_states needs the teacher beside .*teacher\.online=true": ["objective.hidden_states.kind=mse"],
     r"top_k = 8 would be ignored": ["teacher.online=true", "teacher.top_k=8"],
 }
+
+
+def test_a_recipe_that_was_written_out_can_have_another_kind():
+    written = yaml.safe_load(
+        dump_recipe(
+            Recipe.model_validate({"objective": {"hidden_states": {"kind": "mse"}}, "teacher": {"online": True}})
+        )
+    )
+    written["objective"]["self_teacher"]["kind"] = "ema"
+    written["objective"]["hidden_states"]["kind"] = "none"
+    written["teacher"]["online"] = False
+    assert Recipe.model_validate(written) == Recipe.model_validate({"objective": {"self_teacher": {"kind": "ema"}}})
+    written["objective"]["self_teacher"]["refresh"] = 0.2
+    with pytest.raises(ValueError, match=r"refresh\n.*not permitted"):
+        Recipe.model_validate(written)
 
 
 @pytest.mark.parametrize("message", CONTRADICTIONS)

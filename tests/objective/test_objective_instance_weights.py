@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from askd_ray.config.objective import InstanceWeights, TrustGate
+from askd_ray.config.objective import AdaKd, HardGate, NoGate, SoftGate
 from askd_ray.objective.instance_weights import instance_weights, trust_gate
 
-ADAKD = InstanceWeights(kind="adakd")
+ADAKD = AdaKd()
 
 
 PUBLISHED = {
@@ -45,7 +45,7 @@ def test_easy_samples_come_first_and_hard_ones_later():
 
 def test_gates():
     loss = -torch.log(torch.tensor([0.9, 0.25, 0.001]))
-    assert trust_gate(TrustGate(), loss).tolist() == [1.0, 1.0, 1.0]
-    assert trust_gate(TrustGate(kind="hard", threshold=0.2), loss).tolist() == [1.0, 1.0, 0.0]
-    soft = trust_gate(TrustGate(kind="soft", power=0.5), loss)
+    assert trust_gate(NoGate(), loss).tolist() == [1.0, 1.0, 1.0]
+    assert trust_gate(HardGate(threshold=0.2), loss).tolist() == [1.0, 1.0, 0.0]
+    soft = trust_gate(SoftGate(power=0.5), loss)
     torch.testing.assert_close(soft, torch.tensor([0.9, 0.25, 0.001]).sqrt())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from askd_ray.config.objective import SelfTeacherConfig
+from askd_ray.config.self_teacher import PreviousEpochConfig
 from askd_ray.data.schema import IGNORED
 from askd_ray.divergence.buckets import to_buckets
 from askd_ray.divergence.kinds import forward_kl
@@ -10,7 +10,7 @@ from askd_ray.objective.schedules import Progress
 from askd_ray.objective.tensors import TensorBatch
 
 N_VOCAB = 9
-PSKD = SelfTeacherConfig(kind="previous_epoch", weight=0.8, schedule="linear", switch=0.0, top_k=4)
+PSKD = PreviousEpochConfig(weight=0.8, schedule="linear", switch=0.0, top_k=4)
 LENGTHS = {"a": 3, "b": 1, "c": 2}
 
 

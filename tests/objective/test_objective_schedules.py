@@ -1,12 +1,15 @@
 import math
 from itertools import pairwise
-from typing import get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from askd_ray.config.objective import SHARPNESS, Objective, SelfTeacherConfig, Shape, TeacherWeight, Temperature
+from askd_ray.config.objective import Objective
+from askd_ray.config.schedules import SHARPNESS, ConstantWeight, FallingWeight, TeacherWeight
+from askd_ray.config.self_teacher import EmaConfig, NoSelfTeacher, SnapshotConfig
+from askd_ray.config.variants import Variants
 from askd_ray.errors import AskdError
 from askd_ray.objective.schedules import (
     SHAPES,
@@ -19,7 +22,11 @@ from askd_ray.objective.schedules import (
     weights_at,
 )
 
-FALLING = sorted(set(SHAPES) - {"constant"})
+FALLING = sorted(SHAPES)
+
+
+def falling(**settings: Any) -> TeacherWeight:
+    return Objective.model_validate({"teacher_weight": settings}).teacher_weight
 
 
 def at(u: float, epochs: float = 4.0) -> Progress:
@@ -27,13 +34,14 @@ def at(u: float, epochs: float = 4.0) -> Progress:
 
 
 def test_every_shape_that_a_recipe_can_name_is_there():
-    assert set(get_args(Shape)) == set(SHAPES) | {"gap"}
-    assert set(SHARPNESS) < set(SHAPES)
+    variants = Variants.of(Objective.model_fields["teacher_weight"])
+    assert variants is not None and variants.sections.keys() == {*SHAPES, "constant", "gap"}
+    assert variants.readers("sharpness") == list(SHARPNESS)
 
 
 @pytest.mark.parametrize("schedule", FALLING)
 def test_shapes_go_from_start_to_end(schedule: str):
-    settings = TeacherWeight(schedule=schedule, start=0.8, end=0.16, until=0.5)  # type: ignore[arg-type]
+    settings = falling(schedule=schedule, start=0.8, end=0.16, until=0.5)
     assert teacher_weight(settings, 0.0) == pytest.approx(0.8)
     assert teacher_weight(settings, 0.5) == pytest.approx(0.16)
     assert teacher_weight(settings, 1.0) == pytest.approx(0.16)
@@ -41,7 +49,7 @@ def test_shapes_go_from_start_to_end(schedule: str):
 
 def test_values_a_third_of_the_way():
     low, third, high = (1.0 / (1.0 + math.exp(10.0 * (v - 0.5))) for v in (0.0, 1 / 3, 1.0))  # the logistic function
-    found = {s: teacher_weight(TeacherWeight(schedule=s, start=1.0, end=0.0), 1 / 3) for s in FALLING}  # type: ignore[arg-type]
+    found = {s: teacher_weight(falling(schedule=s, start=1.0, end=0.0), 1 / 3) for s in FALLING}
     by_hand = {
         "linear": 2 / 3,
         "cosine": 0.75,
@@ -62,7 +70,7 @@ def test_sharpness_is_rate_power_steps_or_steepness():
         ("sigmoid", 40.0): 0.5,
     }
     for (schedule, sharpness), expected in values.items():
-        settings = TeacherWeight(schedule=schedule, start=1.0, end=0.0, sharpness=sharpness)  # type: ignore[arg-type]
+        settings = falling(schedule=schedule, start=1.0, end=0.0, sharpness=sharpness)
         assert teacher_weight(settings, 0.5) == pytest.approx(expected)
 
 
@@ -78,23 +86,26 @@ def test_the_weight_falls_and_stays_between_its_ends(
     schedule: str, u: float, start: float, end: float, until: float, sharpness: float
 ):
     start, end = max(start, end), min(start, end)
-    changing = {} if schedule == "constant" else {"end": end, "until": until}
     sharp = {"sharpness": sharpness} if schedule in SHARPNESS else {}
-    settings = TeacherWeight(schedule=schedule, start=start, **changing, **sharp)  # type: ignore[arg-type]
-    assert min(start, settings.end) - 1e-9 <= teacher_weight(settings, u) <= start + 1e-9
+    settings = falling(schedule=schedule, start=start, end=end, until=until, **sharp)
+    assert end - 1e-9 <= teacher_weight(settings, u) <= start + 1e-9
     assert teacher_weight(settings, u) >= teacher_weight(settings, min(1.0, u + 0.1)) - 1e-9
 
 
+def test_a_constant_weight_is_exact():
+    assert teacher_weight(ConstantWeight(start=0.7), 0.9) == 0.7
+
+
 def test_self_weight_waits_for_the_switch():
-    settings = SelfTeacherConfig(kind="snapshot", weight=0.2, switch=0.5)
+    settings = SnapshotConfig(weight=0.2, switch=0.5)
     assert [self_weight(settings, at(u)) for u in (0.0, 0.49, 0.5, 1.0)] == [0.0, 0.0, 0.2, 0.2]
-    assert self_weight(SelfTeacherConfig(kind="none"), at(1.0)) == 0.0
+    assert self_weight(NoSelfTeacher(), at(1.0)) == 0.0
 
 
 def test_self_weight_rises_from_the_switch():
-    linear = SelfTeacherConfig(kind="ema", weight=0.4, switch=0.5, schedule="linear")
+    linear = EmaConfig(weight=0.4, switch=0.5, schedule="linear")
     assert [self_weight(linear, at(u)) for u in (0.4, 0.5, 0.75, 1.0)] == pytest.approx([0.0, 0.0, 0.2, 0.4])
-    cosine = SelfTeacherConfig(kind="ema", weight=0.4, switch=0.0, schedule="cosine")
+    cosine = EmaConfig(weight=0.4, switch=0.0, schedule="cosine")
     assert [self_weight(cosine, at(u)) for u in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.0, 0.0585786, 0.2, 0.4])
 
 
@@ -107,7 +118,8 @@ def test_ps_kd_s_weight_follows_the_epochs():
 
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.floats(0, 1), st.floats(0.5, 4), st.floats(0.5, 4))
 def test_the_temperature_stays_between_its_ends(schedule: str, u: float, start: float, end: float):
-    settings = Temperature(schedule=schedule, start=start, **({} if schedule == "constant" else {"end": end}))  # type: ignore[arg-type]
+    values = {"schedule": schedule, "start": start} | ({} if schedule == "constant" else {"end": end})
+    settings = Objective.model_validate({"temperature": values}).temperature
     assert temperature(settings, 0.0) == pytest.approx(start)
     if schedule != "constant":
         assert temperature(settings, 1.0) == pytest.approx(end)
@@ -122,11 +134,11 @@ def test_progress_lies_in_an_epoch_of_the_run(u: float, epochs: float):
 
 def test_weights_that_exceed_one_are_refused_with_the_place():
     early = Objective(
-        teacher_weight=TeacherWeight(start=0.9, end=0.5), self_teacher=SelfTeacherConfig(weight=0.3, switch=0.0)
+        teacher_weight=FallingWeight(start=0.9, end=0.5), self_teacher=SnapshotConfig(weight=0.3, switch=0.0)
     )
     with pytest.raises(AskdError, match=r"exceed 1 at progress 0\.00"):
         check(early, 2.0)
-    late = early.model_copy(update={"self_teacher": SelfTeacherConfig(weight=0.3, switch=0.6)})
+    late = early.model_copy(update={"self_teacher": SnapshotConfig(weight=0.3, switch=0.6)})
     check(late, 2.0)
     weights = weights_at(late, at(0.6))
     assert weights.teacher_weight + weights.self_weight <= 1.0

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from askd_ray.config.objective import SelfTeacherConfig
+from askd_ray.config.objective import Objective
 from askd_ray.objective.schedules import Progress
 from askd_ray.objective.self_teacher import build_self_teacher
 
@@ -27,7 +27,8 @@ def held(self_teacher: Any) -> float | None:
 
 
 def make(best: Student | None = None, **settings: Any) -> Any:
-    return build_self_teacher(SelfTeacherConfig(**settings), lambda: best)  # type: ignore[arg-type,return-value]
+    config = Objective.model_validate({"self_teacher": settings}).self_teacher
+    return build_self_teacher(config, lambda: best)  # type: ignore[arg-type,return-value]
 
 
 @pytest.mark.parametrize("kind", ["snapshot", "ema", "best", "previous_epoch"])

@@ -1,0 +1,89 @@
+"""The recipe's schedules: how the teacher's weight and the temperature change over a run (docs/objective.md)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from askd_ray.config.section import Positive, Section, Share
+
+SHARPNESS = {"exponential": 5.0, "polynomial": 2.0, "step": 4.0, "sigmoid": 10.0}
+"""Defaults: rate of the exponential, power of the polynomial, number of steps, steepness of the sigmoid."""
+
+Until = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class ConstantWeight(Section):
+    """A constant weight."""
+
+    schedule: Literal["constant"] = "constant"
+    """How the weight changes over the run."""
+    start: Share = 0.8
+    """The weight, from 0 to 1."""
+
+
+class FallingWeight(Section):
+    """A weight that falls with time."""
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the weight changes over the run."""
+    start: Share = 0.8
+    """The weight at the start of the run, from 0 to 1."""
+    end: Share = 0.16
+    """The weight from ``until`` on, from 0 to 1."""
+    until: Until = 1.0
+    """The progress of the run, up to 1, at which the weight reaches ``end``."""
+
+
+class SharpWeight(Section):
+    """A weight that falls with time, by a curve whose sharpness can be set."""
+
+    schedule: Literal["exponential", "polynomial", "step", "sigmoid"] = "exponential"
+    """How the weight changes over the run."""
+    start: Share = 0.8
+    """The weight at the start of the run, from 0 to 1."""
+    end: Share = 0.16
+    """The weight from ``until`` on, from 0 to 1."""
+    until: Until = 1.0
+    """The progress of the run, up to 1, at which the weight reaches ``end``."""
+    sharpness: Positive | None = None
+    """Rate of ``exponential`` (null: 5), power of ``polynomial`` (2), number of steps (4), steepness of ``sigmoid``
+    (10)."""
+
+
+class GapWeight(Section):
+    """A weight that falls with the student's distance from the teacher, not with time."""
+
+    schedule: Literal["gap"] = "gap"
+    """How the weight changes over the run."""
+    start: Share = 0.8
+    """The weight at the first distance, from 0 to 1."""
+    end: Share = 0.16
+    """The weight at a distance of 0, from 0 to 1."""
+
+
+TeacherWeight = Annotated[ConstantWeight | FallingWeight | SharpWeight | GapWeight, Field(discriminator="schedule")]
+"""The weight ``a`` of the teacher."""
+
+
+class ConstantTemperature(Section):
+    """A constant temperature. Cached soft labels are computed at ``start`` and need it."""
+
+    schedule: Literal["constant"] = "constant"
+    """How the temperature changes over the run."""
+    start: Positive = 1.0
+    """The temperature."""
+
+
+class ChangingTemperature(Section):
+    """A temperature that changes over the run; it needs ``teacher.online``."""
+
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the temperature changes over the run."""
+    start: Positive = 1.0
+    """The temperature at the start of the run."""
+    end: Positive = 1.0
+    """The temperature at its end."""
+
+
+Temperature = Annotated[ConstantTemperature | ChangingTemperature, Field(discriminator="schedule")]
+"""The temperature T of both divergences."""

@@ -54,7 +54,7 @@ def connect(num_cpus: int | None = None, *, use_gpu: bool = False) -> None:
         else:
             _start(num_cpus)
     if use_gpu and not address and not ray.cluster_resources().get("GPU"):
-        raise AskdError("train.use_gpu needs a GPU, but Ray finds none on this machine: check CUDA_VISIBLE_DEVICES")
+        raise AskdError("train.workers.gpu needs a GPU, but Ray finds none on this machine: check CUDA_VISIBLE_DEVICES")
 
 
 def disconnect() -> None:

@@ -51,7 +51,7 @@ def run_study(recipe: Recipe, force: bool = False) -> dict[str, Any]:
     models = {TEACHER: recipe.teacher.model, **{name: str(Run(one).bundle) for name, one in runs.items()}}
     sets, left_out = read_sets(run)
     print_left_out(left_out)
-    folder, settings, device = run.path / "evaluate", recipe.evaluate, device_of(recipe.train.use_gpu)
+    folder, settings, device = run.path / "evaluate", recipe.evaluate, device_of(recipe.train.workers.gpu)
     scores = compare(models, TEACHER, sets, settings, folder, device=device)
     clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
     first = next(iter(runs))  # all students have the same shape
@@ -82,8 +82,8 @@ def _run_of(recipe: Recipe, arm: str, seed: int) -> Recipe:
         "data_root": recipe.data_root or str(run.path.parent),
         "data_run": recipe.data_run or recipe.name,
         "study": None,
+        "train": recipe.train.on_one_worker().model_dump(mode="json"),
     }
-    values["train"] |= {"workers": 1, "min_workers": None, "micro_batches": recipe.train.micro_batches_per_step}
     return Recipe.model_validate(values)
 
 

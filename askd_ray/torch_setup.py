@@ -23,7 +23,7 @@ def n_cores() -> int:
 
 
 def device_of(use_gpu: bool) -> Device:
-    """Return the device of a recipe's stages: a GPU only if ``train.use_gpu`` is true.
+    """Return the device of a recipe's stages: a GPU only if ``train.workers.gpu`` is true.
 
     In a Ray worker, "cuda" is the GPU that Ray assigned: the worker sees no other GPU.
     """
@@ -50,8 +50,8 @@ def check_cuda() -> None:
         built = f"torch {torch.__version__} is built for CUDA {cuda}" if cuda else "this torch is built for CPUs only"
         raise AskdError(
             f"a GPU is required, but this machine has no GPU that torch can use (no NVIDIA GPU, or its driver is too "
-            f"old; {built}; docs/install.md): use --set train.use_gpu=false or --device cpu, or set RAY_ADDRESS to a "
-            "cluster with GPUs"
+            f"old; {built}; docs/install.md): use --set train.workers.gpu=false or --device cpu, or set RAY_ADDRESS to "
+            "a cluster with GPUs"
         )
 
 

@@ -115,7 +115,7 @@ def _recipe(root: str, batch_size: int) -> Recipe:
         "runs_root": root,
         "teacher": {"model": str(fetch_weights("tiny.en"))},
         "window": {"padded_share": 0.0},
-        "train": {"batch_utterances": batch_size, "batch_audio_s": 480.0, "epochs": 1},
+        "train": {"batching": {"utterances": batch_size, "audio_s": 480.0}, "epochs": 1},
     }
     return Recipe.model_validate(values)
 
@@ -154,7 +154,7 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
     """Distil-Whisper's step with transformers' forward passes; its texts are padded to ``n_tokens`` tokens or more."""
     student, teacher = (load_whisper(recipe.teacher.model)[0] for _ in range(2))
     student.train()
-    optimizer = build_optimizer(WhisperStudent(student), recipe.train)
+    optimizer = build_optimizer(WhisperStudent(student), recipe.train.optimizer)
 
     def step(batch: Batch) -> None:
         padding = (0, max(0, n_tokens - batch.decoder_ids.shape[1]))
@@ -167,7 +167,7 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
         loss = dense_loss(logits, teacher_logits, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.train.clip_norm)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.train.optimizer.clip_norm)
         optimizer.step()
 
     return step
@@ -188,7 +188,7 @@ def _our_step(recipe: Recipe, online: bool) -> Callable[[Batch], None]:
     teacher = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]), False) if online else None
     objective = recipe.objective
     distiller = Distiller(objective, build_self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
-    optimizer, no_scaler = build_optimizer(student, recipe.train), GradScaler("cpu", enabled=False)
+    optimizer, no_scaler = build_optimizer(student, recipe.train.optimizer), GradScaler("cpu", enabled=False)
     stepper = Stepper(student, student, optimizer, distiller, recipe.train, no_scaler)
 
     def step(batch: Batch) -> None:

@@ -136,13 +136,11 @@ def _write_run(root: Path, workers: int) -> Recipe:
             "teacher": {"model": str(root / "model"), "top_k": 8},
             "window": {"padded_share": 0.0},
             "train": {
-                "workers": workers,
-                "micro_batches": 2,
-                "batch_utterances": 1,
                 "epochs": EPOCHS,
                 "checkpoint_steps": 3,
-                "shuffle_shards": 2,
-                "lr": 1e-3,
+                "optimizer": {"lr": 1e-3},
+                "batching": {"utterances": 1, "micro_batches": 2, "shuffle_shards": 2},
+                "workers": {"count": workers},
             },
         }
     )
@@ -151,13 +149,17 @@ def _write_run(root: Path, workers: int) -> Recipe:
 
 
 def _run_undisturbed(recipe: Recipe, folder: Path) -> None:
-    if recipe.train.workers == 1:
+    if recipe.train.workers.count == 1:
         build_loop(recipe, PlainContext(torch.device("cpu")), folder, "undisturbed").run()
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_rank, (recipe.train.workers, port, recipe.model_dump_json(), str(folder)), nprocs=recipe.train.workers)
+    mp.spawn(
+        _rank,
+        (recipe.train.workers.count, port, recipe.model_dump_json(), str(folder)),
+        nprocs=recipe.train.workers.count,
+    )
 
 
 def _rank(rank: int, world_size: int, port: int, text: str, folder: str) -> None:

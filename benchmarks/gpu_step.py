@@ -92,9 +92,11 @@ def _recipe(root: str, device: torch.device, batch_utterances: int, online: bool
         "teacher": {"model": "wheel:base" if device.type == "cuda" else "wheel:tiny.en", "online": online},
         "train": {
             "epochs": 1000,
-            "batch_utterances": batch_utterances,
-            "batch_audio_s": 15.0 * batch_utterances,
-            "batch_tokens": 128 * batch_utterances,
+            "batching": {
+                "utterances": batch_utterances,
+                "audio_s": 15.0 * batch_utterances,
+                "tokens": 128 * batch_utterances,
+            },
             "precision": "bfloat16" if device.type == "cuda" else "float32",
         },
     }
@@ -121,7 +123,10 @@ class Bench:
             clean_mels = self._student.n_mels
         self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None)
         self._distiller = Distiller(recipe.objective, self_teacher, online, 0.0)
-        optimizer, scaler = build_optimizer(self._student, recipe.train), GradScaler(device.type, enabled=False)
+        optimizer, scaler = (
+            build_optimizer(self._student, recipe.train.optimizer),
+            GradScaler(device.type, enabled=False),
+        )
         self._stepper = Stepper(self._student, self._student, optimizer, self._distiller, recipe.train, scaler)
         self._loader = make_batch_loader(recipe, self._student.n_mels, clean_mels)
         self._taken: list[Batch] = []

@@ -25,7 +25,7 @@ def write_run(recipe: Recipe, utterances: Sequence[Utterance]) -> float:
     short = sorted(utterances, key=lambda u: u.duration_s)[:N_DEV]
     write_table(run.shards / "dev-00000-of-00001.parquet", to_table(short))
     model, tokens = load_whisper(recipe.teacher.model)
-    model.to(usable_device(recipe.train.use_gpu))
+    model.to(usable_device(recipe.train.workers.gpu))
     parts = [utterances[start : start + size] for start in range(0, len(utterances), size)]
     took, n_tokens, loss = 0.0, 0, 0.0
     with bar("soft labels", len(parts), "shard") as progress:

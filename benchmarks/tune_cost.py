@@ -113,7 +113,7 @@ def _run(root: Path, data: Path | None, n_clips: int, epochs: float) -> Recipe:
 
 def _train(recipe: Recipe, root: Path, features: Path | None) -> float:
     """Run a trial as `askd tune` does; return its seconds."""
-    context = Sharing(torch.device(usable_device(recipe.train.use_gpu)))
+    context = Sharing(torch.device(usable_device(recipe.train.workers.gpu)))
     context.features = features
     begun = time.perf_counter()
     build_loop(recipe, context, root / "trial", "trial").run()
@@ -131,7 +131,7 @@ def _alone(recipe: Recipe, root: Path) -> dict[str, float]:
     run = Run(recipe)
     begun = time.perf_counter()
     model, tokens = load_whisper(recipe.teacher.model)
-    model.to(usable_device(recipe.train.use_gpu))
+    model.to(usable_device(recipe.train.workers.gpu))
     for shard in shard_paths(run.shards, "train"):
         write_labels(
             run.labels / shard.name, label(model, tokens, to_utterances(read_table(shard)), recipe), label_key(recipe)

@@ -18,6 +18,7 @@ from askd_ray.config.load import load_recipe
 from askd_ray.config.objective import JsdDivergence
 from askd_ray.config.schedules import FallingWeight
 from askd_ray.config.schema import Recipe
+from askd_ray.config.section import Section
 from askd_ray.divergence.kinds import divergence, forward_kl
 from askd_ray.objective.schedules import teacher_weight
 from askd_ray.runs import Run
@@ -157,11 +158,27 @@ def test_the_examples_of_extending_run(tmp_path: Path):
         del names["DIVERGENCES"]["symmetric_kl"], names["SHAPES"]["square_root"]
 
 
+def without_meaning(section: type[BaseModel], path: str) -> list[str]:
+    """Return the fields of a section, and of the sections in its fields, that have no docstring."""
+    found = [f"{path}.{name}" for name, field in section.model_fields.items() if not field.description]
+    for name, field in section.model_fields.items():
+        found += [key for inner in sections_in(field.annotation) for key in without_meaning(inner, f"{path}.{name}")]
+    return found
+
+
 def sections_in(annotation: Any) -> list[type[BaseModel]]:
     """Return the sections that a type names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for argument in get_args(annotation) for section in sections_in(argument)]
+
+
+def test_every_field_of_a_recipe_has_a_docstring():
+    class Silent(Section):
+        x: int = 0
+
+    assert without_meaning(Silent, "silent") == ["silent.x"]
+    assert without_meaning(Recipe, "recipe") == []
 
 
 def test_the_recipe_page_is_current():

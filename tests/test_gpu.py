@@ -37,14 +37,14 @@ def recipe_of(folder: Path, speech: Path, device: Device) -> Recipe:
     (folder / "clips").mkdir()
     rows = [{**line, "audio": str(speech / line["audio"])} for line in lines]
     (folder / "clips" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    on_gpu = {"use_gpu": True, "precision": "bfloat16"} if device == "cuda" else {}
+    on_gpu = {"workers": {"gpu": True}, "precision": "bfloat16"} if device == "cuda" else {}
     return Recipe.model_validate(
         {
             "name": "small",
             "runs_root": str(folder),
             "data": {"sources": [{"path": str(folder / "clips")}], "dev_share": 0.3, "test_share": 0.3},
             "targets": {"kind": "pseudo"},
-            "train": {"epochs": 1, "batch_utterances": 4, "lr": 1e-5, **on_gpu},
+            "train": {"epochs": 1, "batching": {"utterances": 4}, "optimizer": {"lr": 1e-5}, **on_gpu},
             "evaluate": {"speed_clips": 2},
         }
     )

@@ -61,7 +61,12 @@ def recipe(few_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 "utterances_per_shard": 4,
             },
             "window": {"padded_share": 0.0},
-            "train": {"workers": 2, "epochs": 1, "batch_utterances": 4, "lr": 1e-5, "encoder_lr": 5e-6},
+            "train": {
+                "epochs": 1,
+                "optimizer": {"lr": 1e-5, "encoder_lr": 5e-6},
+                "batching": {"utterances": 4},
+                "workers": {"count": 2},
+            },
             "tracking": {"mlflow": "mlflow"},
             "tune": {"trials": 2, "epochs": 0.5, "evals_per_epoch": 1},
             "evaluate": {"stock": False},

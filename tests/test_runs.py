@@ -58,7 +58,7 @@ def test_a_later_stage_refuses_what_an_earlier_one_was_not_done_with(
     root: Path, finished: list[str], stage: str, setting: str, expected: str
 ):
     done(a_run(root), *finished)
-    a_run(root, "train.workers=3", "teacher.batch_size=3").check_earlier(stage)
+    a_run(root, "train.workers.count=3", "teacher.batch_size=3").check_earlier(stage)
     with pytest.raises(AskdError) as caught:
         a_run(root, setting).check_earlier(stage)
     assert expected in str(caught.value) and "\n" not in str(caught.value)

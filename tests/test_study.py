@@ -29,7 +29,7 @@ def recipe_of(folder: Path, speech: Path, **settings: Any) -> Recipe:
         "runs_root": str(folder),
         "data": {"sources": [{"path": str(folder / "clips")}], "dev_share": 0.3, "test_share": 0.3},
         "window": {"padded_share": 0.0},
-        "train": {"epochs": 1, "batch_utterances": 4, "lr": 1e-5},
+        "train": {"epochs": 1, "batching": {"utterances": 4}, "optimizer": {"lr": 1e-5}},
         "evaluate": {"stock": False, "speed_clips": 2},
         "study": {"arms": ARMS, "against": "distil", "seeds": [0, 7], "concurrent": 2, "cpus_per_run": 0.5},
     }

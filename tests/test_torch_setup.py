@@ -56,11 +56,11 @@ def test_a_gpu_that_torch_cannot_use_is_said_in_one_line(monkeypatch: pytest.Mon
         monkeypatch.setattr(torch.version, "cuda", cuda)
         with pytest.raises(AskdError, match=why) as caught:
             usable_device(True)
-        assert "\n" not in str(caught.value) and "--set train.use_gpu=false" in str(caught.value)
+        assert "\n" not in str(caught.value) and "--set train.workers.gpu=false" in str(caught.value)
 
 
 def test_the_device_is_decided_in_one_place():
-    """A recipe without ``train.use_gpu`` took the first GPU, beside what Ray granted to others."""
+    """A recipe without ``train.workers.gpu`` took the first GPU, beside what Ray granted to others."""
     package = Path(torch_setup.__file__).parent
     asking = {p.name for p in package.rglob("*.py") if re.search(r"torch\.cuda|get_cuda_device_count", p.read_text())}
     assert asking == {"torch_setup.py"}

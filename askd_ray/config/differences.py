@@ -17,7 +17,7 @@ DECIDES: Mapping[str, tuple[str, ...]] = {
 }
 """The recipe's keys, or whole sections, that decide a stage's result, besides the keys of earlier stages."""
 
-_PLACEMENT = frozenset(f"train.{name}" for name in PLACEMENT)  # how a run is carried out decides no result
+_PLACEMENT = tuple(f"train.{name}." for name in PLACEMENT)  # how a run is carried out decides no result
 _MAX_SHOWN = 80
 
 
@@ -47,7 +47,7 @@ def differences(recorded: Recipe, given: Recipe, stage: str) -> list[SettingDiff
     """Return the differences between the recorded recipe of ``stage`` and ``given``, in the keys that decide it."""
     before, now = plain(recorded), plain(given)
     changed = (d for key in DECIDES.get(stage, ()) for d in _compare(key, value_at(before, key), value_at(now, key)))
-    return [difference for difference in changed if difference.key not in _PLACEMENT]
+    return [difference for difference in changed if not f"{difference.key}.".startswith(_PLACEMENT)]
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Teacher(Section):
     batch_size: Count = 8
     """The number of utterances that a copy labels at once."""
     gpus_per_copy: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """The part of a GPU that each copy takes for labelling, with ``train.use_gpu``; 0.25: four copies share one."""
+    """The part of a GPU that each copy takes for labelling, with ``train.workers.gpu``; 0.25: four copies share one."""
 
     @model_validator(mode="after")
     def _check_unread_fields(self) -> "Teacher":
@@ -160,16 +160,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_fsdp(self) -> "Recipe":
-        if self.train.parallel == "ddp":
+        if self.train.workers.parallel == "ddp":
             return self
         if self.student.shrink:
             raise ValueError(
-                "train.parallel fsdp shards the student at the start: student.shrink cannot remove layers later"
+                "train.workers.parallel fsdp shards the student at the start: student.shrink cannot remove layers later"
             )
         kind = self.objective.self_teacher.kind
         if self.objective.has_self_teacher and kind != "previous_epoch":
             raise ValueError(
-                f"objective.self_teacher {kind} copies the student, which train.parallel fsdp shards: use "
+                f"objective.self_teacher {kind} copies the student, which train.workers.parallel fsdp shards: use "
                 "previous_epoch or none"
             )
         return self
@@ -182,8 +182,8 @@ class Recipe(Section):
                 f"tune.ood_domains and evaluate.sets both name {', '.join(shared_names)}: a selection set cannot be a "
                 "test set"
             )
-        if not self.train.use_gpu:
-            self.tune.refuse_unread(["gpus_per_trial"], "train.use_gpu is false")
+        if not self.train.workers.gpu:
+            self.tune.refuse_unread(["gpus_per_trial"], "train.workers.gpu is false")
         return self
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ class Study(Section):
     cpus_per_run: Positive = 1.0
     """The CPUs that Ray reserves for a run."""
     gpus_per_run: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """The GPUs that Ray reserves for a run, up to 1, with ``train.use_gpu``."""
+    """The GPUs that Ray reserves for a run, up to 1, with ``train.workers.gpu``."""
 
     @model_validator(mode="after")
     def _check_arms(self) -> "Study":

@@ -8,8 +8,9 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator, model
 from pydantic.fields import FieldInfo
 
 from askd_ray.config.objective import Objective
+from askd_ray.config.renamed import RENAMED
 from askd_ray.config.section import Count, Positive, Section, Share
-from askd_ray.config.train import Train
+from askd_ray.config.train import Optimization
 from askd_ray.config.variants import Variants
 from askd_ray.errors import did_you_mean
 
@@ -46,7 +47,7 @@ DEFAULT_SPACE: Space = {
     "objective.self_teacher.weight": Between(low=0.0, high=0.3),
 }
 
-_LEARNING_RATES = ("lr", "encoder_lr", "embedding_lr")
+_LEARNING_RATES = tuple(f"train.optimizer.{name}" for name in ("lr", "encoder_lr", "embedding_lr"))
 _NOT_SEARCHED = ("objective.preset", "objective.hidden_states.layers")
 _SHAPES_STATE = ("objective.self_teacher.kind", "objective.self_teacher.top_k", "objective.hidden_states.kind")
 
@@ -56,9 +57,9 @@ def searchable() -> dict[str, TypeAdapter[Value]]:
     """Return the paths that a search may vary, each with the validator of its values.
 
     They are the numbers and names of ``objective``, except the preset (`askd study` compares presets), and the
-    learning rates of ``train``.
+    learning rates.
     """
-    rates = {f"train.{name}": Train.model_fields[name] for name in _LEARNING_RATES}
+    rates = {path: Optimization.model_fields[path.rpartition(".")[2]] for path in _LEARNING_RATES}
     fields = {**dict(_leaves(Objective, "objective.")), **rates}
     # The field holds the bounds; pyright does not understand annotations made at run time.
     kinds = {path: cast(Any, Annotated)[field.annotation, field] for path, field in fields.items()}
@@ -84,7 +85,9 @@ def _domain(path: str, given: Any) -> Domain:
     """Return the values to search for a path; raises :class:`ValueError` that names the path."""
     if path not in searchable():
         section = path.partition(".")[0]
-        allowed = "the fields of objective except its preset, and train.lr, train.encoder_lr, train.embedding_lr"
+        if path in RENAMED:
+            raise ValueError(f"{path} is called {RENAMED[path]} now")
+        allowed = f"the fields of objective except its preset, and {', '.join(_LEARNING_RATES)}"
         unknown = did_you_mean(path, list(searchable())) if section in ("objective", "train") else ""
         raise ValueError(f"{path} cannot be searched: only {allowed} can{unknown}")
     if isinstance(given, Mapping):
@@ -140,7 +143,7 @@ class Tune(Section):
     cpus_per_trial: Positive = 1.0
     """The CPUs that Ray reserves for a trial."""
     gpus_per_trial: Positive = 1.0
-    """The GPUs that Ray reserves for a trial, with ``train.use_gpu``; 0.25: four trials share one."""
+    """The GPUs that Ray reserves for a trial, with ``train.workers.gpu``; 0.25: four trials share one."""
     space: Space = Field(default_factory=DEFAULT_SPACE.copy)
     """Maps a path to a list of values or to ``{low, high}``; for a learning rate to ``{low, high, log: true}``."""
     searcher: Literal["tpe", "random", "grid"] = "tpe"
@@ -160,7 +163,9 @@ class Tune(Section):
     @classmethod
     def _read_space(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or not given:
-            raise ValueError("space maps paths, such as train.lr, to lists of values or {low: ..., high: ...}")
+            raise ValueError(
+                "space maps paths, such as train.optimizer.lr, to lists of values or {low: ..., high: ...}"
+            )
         return {str(path): _domain(str(path), domain) for path, domain in cast(Mapping[Any, Any], given).items()}
 
     @model_validator(mode="after")

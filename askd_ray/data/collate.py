@@ -59,10 +59,11 @@ class BatchLoader:
         shards = map_concurrently(self._rows, shard_paths(self.shards, "train"))
         if not any(shards):
             raise AskdError(f"no train utterance in {self.labels} has labels: `askd label` says why each is left out")
-        unknown, known = unknown_domains(self.train.domain_weights, shards)
+        unknown, known = unknown_domains(self.train.batching.domain_weights, shards)
         if unknown:
             raise AskdError(
-                f"train.domain_weights: no train utterance of {', '.join(unknown)}; there are: {', '.join(known)}"
+                f"train.batching.domain_weights: no train utterance of {', '.join(unknown)}; "
+                f"there are: {', '.join(known)}"
             )
         return tuple(shards)
 

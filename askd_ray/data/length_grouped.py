@@ -1,6 +1,6 @@
 """The sampler of every run: which utterance is in which micro-batch is a pure function of (seed, epoch).
 
-A step takes ``train.micro_batches`` micro-batches, one from each of as many queues. The workers divide the queues, so
+A step takes ``micro_batches`` micro-batches, one from each of as many queues. The workers divide the queues, so
 the number of workers changes neither the batches nor the gradient. Planning needs only durations and token counts, and
 works group by group: a group is a few shards that are shuffled together. Within a group each queue takes neighbouring
 shards, so that few shards are read twice, and utterances of similar length share a batch, so that padding is short.
@@ -87,7 +87,7 @@ class LengthGroupedSampler:
             rng = random.Random(f"{self.seed}/{epoch}")
             order = list(range(len(self.shards)))
             rng.shuffle(order)
-            size, done = self.train.shuffle_shards * self.train.micro_batches_per_step, 0
+            size, done = self.train.batching.shuffle_shards * self.train.micro_batches_per_step, 0
             for number, start in enumerate(range(0, len(order), size)):
                 rows = [row for shard in order[start : start + size] for row in self.shards[shard]]
                 begins, done = epoch + done / n_rows, done + len(rows)
@@ -116,7 +116,7 @@ class LengthGroupedSampler:
 
     def _copies(self, row: Row, epoch: int) -> list[Planned]:
         """Return as many copies of a row as its domain's weight asks for; 0.3 gives a copy in three of ten epochs."""
-        weight = self.train.domain_weights.get(row.domain, 1.0)
+        weight = self.train.batching.domain_weights.get(row.domain, 1.0)
         turn = Draw(self.seed, 0, row.id).rng("turn").random() if weight % 1.0 else 0.0
         n_copies = math.floor(turn + weight * (epoch + 1)) - math.floor(turn + weight * epoch)
         return [
@@ -138,13 +138,13 @@ class LengthGroupedSampler:
 
     def _fill(self, row: Planned) -> float:
         """Return the share of a micro-batch that a row fills."""
-        train = self.train
-        audio, tokens = row.window_samples / samples_of(train.batch_audio_s), row.n_tokens / train.batch_tokens
-        return min(1.0, max(1 / train.batch_utterances, audio, tokens))
+        limits = self.train.batching
+        audio, tokens = row.window_samples / samples_of(limits.audio_s), row.n_tokens / limits.tokens
+        return min(1.0, max(1 / limits.utterances, audio, tokens))
 
     def _batches(self, rows: list[Planned], rng: random.Random) -> list[MicroBatch]:
         rng.shuffle(rows)
-        pool = self.train.batch_utterances * _POOL_BATCHES
+        pool = self.train.batching.utterances * _POOL_BATCHES
         batches: list[MicroBatch] = []
         for start in range(0, len(rows), pool):
             batches += self._cut_into_batches(
@@ -154,14 +154,14 @@ class LengthGroupedSampler:
 
     def _cut_into_batches(self, rows: Sequence[Planned]) -> list[MicroBatch]:
         """Cut rows, sorted by length, into micro-batches within the limits of utterances, padded audio and tokens."""
-        train, batches, max_tokens = self.train, list[list[Planned]](), 0
+        limits, batches, max_tokens = self.train.batching, list[list[Planned]](), 0
         for row in rows:
             n = len(batches[-1]) + 1 if batches else 0
             max_tokens = max(max_tokens, row.n_tokens)
             fits = (
-                n <= train.batch_utterances
-                and row.window_samples * n <= samples_of(train.batch_audio_s)
-                and max_tokens * n <= train.batch_tokens
+                n <= limits.utterances
+                and row.window_samples * n <= samples_of(limits.audio_s)
+                and max_tokens * n <= limits.tokens
             )
             if not n or not fits:
                 batches.append([])

@@ -59,7 +59,7 @@ def evaluate(recipe: Recipe, force: bool = False) -> Result:
     _check(settings)
     run.result("export")
     check_hashes(run.bundle)  # before the long work, not after it
-    device = device_of(recipe.train.use_gpu)
+    device = device_of(recipe.train.workers.gpu)
     models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **settings.models}
     sets, left_out = read_sets(run)
     print_left_out(left_out)

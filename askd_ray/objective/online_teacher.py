@@ -39,7 +39,7 @@ def encoders_agree(recipe: Recipe, student: StudentModel, teacher: WindowedWhisp
     no augmentation.
     """
     same_input = recipe.window.padded_share == 1.0 and recipe.augment.is_off
-    frozen = recipe.train.frozen_until.encoder == 1.0
+    frozen = recipe.train.optimizer.frozen_until.encoder == 1.0
     stays = frozen and all(step.encoder_layers is None for step in recipe.student.shrink)
     if not (stays and same_input and recipe.objective.hidden_states.kind == "none"):
         return False

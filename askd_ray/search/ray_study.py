@@ -33,7 +33,7 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
         clear_stale_run(Run(recipe), keys[recipe.name], force)
     if not todo:
         return
-    use_gpu = recipes[0].train.use_gpu
+    use_gpu = recipes[0].train.workers.gpu
     connect(use_gpu=use_gpu)
     gpus = settings.gpus_per_run if use_gpu else 0.0
     # One process per run: a reused process would keep the memory of the previous run.
@@ -56,7 +56,7 @@ def _train(recipe_json: str, key: str, concurrent: int) -> dict[str, Any]:
     recipe = Recipe.model_validate(json.loads(recipe_json))
     run = Run(recipe)
     begun = run.begin("distill")
-    context = PlainContext(torch.device(usable_device(recipe.train.use_gpu)))
+    context = PlainContext(torch.device(usable_device(recipe.train.workers.gpu)))
     loop = build_loop(recipe, context, run.distill, key)
     use_threads(processes=concurrent)
     return run.finish("distill", key, loop.run(), begun)

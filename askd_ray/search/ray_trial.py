@@ -57,7 +57,7 @@ class TuneContext(PlainContext):
     """The context of a trial: it reports to Ray Tune, which may then stop the trial, and shares decoded clips."""
 
     def __init__(self, recipe: Recipe, values: FieldValues, folder: Path, features: Path | None):
-        super().__init__(torch.device(usable_device(recipe.train.use_gpu)))
+        super().__init__(torch.device(usable_device(recipe.train.workers.gpu)))
         self._settings, self._folder, self._features = recipe.tune, folder, features
         self._values = json.dumps({path: values[path] for path in read_values(recipe, values)})
 

@@ -97,12 +97,12 @@ def _check_domains(recipe: Recipe, sampler: Sampler) -> None:
         )
     if not dev_domains - ood_domains:
         raise AskdError("tune.ood_domains has all domains of dev: none would be in domain")
-    weights = recipe.train.domain_weights
+    weights = recipe.train.batching.domain_weights
     trained = {row.domain for rows in sampler.shards for row in rows if weights.get(row.domain, 1.0) > 0.0}
     if trained_too := sorted(ood_domains & trained):
         raise AskdError(
             f"tune.ood_domains: {trained_too[0]} is in the training data too; exclude it with "
-            f"train.domain_weights={{{trained_too[0]}: 0}}"
+            f"train.batching.domain_weights={{{trained_too[0]}: 0}}"
         )
 
 
@@ -118,7 +118,7 @@ def _clear_stale_search(folder: Path, key: str, force: bool) -> None:
 def _connect(recipe: Recipe) -> None:
     # The interval at which Tune saves its state, 10 s by default: a resumed search repeats all unsaved work.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-    connect(use_gpu=recipe.train.use_gpu)
+    connect(use_gpu=recipe.train.workers.gpu)
     needed, available = recipe.tune.cpus_per_trial, ray.cluster_resources().get("CPU", 0.0)
     if "RAY_ADDRESS" not in os.environ and needed > available:
         raise AskdError(f"tune.cpus_per_trial = {needed:g}: this machine's cluster has {available:g}")
@@ -127,14 +127,9 @@ def _connect(recipe: Recipe) -> None:
 def _trials(recipe: Recipe, folder: Path, key: str) -> list[TrialRow]:
     """Run the remaining trials of a search; return all scored trials, the best first."""
     settings = recipe.tune
-    of_trials = {"epochs": settings.epochs, "evals_per_epoch": settings.evals_per_epoch}
-    of_trials |= {
-        "workers": 1,
-        "min_workers": None,
-        "parallel": "ddp",
-        "micro_batches": recipe.train.micro_batches_per_step,
-    }
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update=of_trials), "evaluate": Evaluate()})
+    length = {"epochs": settings.epochs, "evals_per_epoch": settings.evals_per_epoch}
+    train = recipe.train.on_one_worker().model_copy(update=length)
+    short = recipe.model_copy(update={"train": train, "evaluate": Evaluate()})
 
     def trial(config: dict[str, Any]) -> None:
         run_trial(short, _values(config), folder, key)
@@ -170,7 +165,7 @@ def _resources(recipe: Recipe) -> dict[str, float]:
     cpus = settings.cpus_per_trial
     if settings.scheduler == "pbt" and "RAY_ADDRESS" not in os.environ:
         cpus = max(cpus, ray.cluster_resources()["CPU"] / settings.concurrent)
-    return {"CPU": cpus, "GPU": settings.gpus_per_trial if recipe.train.use_gpu else 0}
+    return {"CPU": cpus, "GPU": settings.gpus_per_trial if recipe.train.workers.gpu else 0}
 
 
 def _tuner(recipe: Recipe, folder: Path, trainable: Any) -> tune.Tuner:

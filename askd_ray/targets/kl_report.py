@@ -96,7 +96,7 @@ def measure(recipe: Recipe, shard: PathOrUri, labels: PathOrUri) -> list[KlLost]
     student, _ = build_student(recipe.student, recipe.teacher.model)
     teacher, _ = load_whisper(recipe.teacher.model)
     for model in (student, teacher):
-        cast(torch.nn.Module, model).to(usable_device(recipe.train.use_gpu))
+        cast(torch.nn.Module, model).to(usable_device(recipe.train.workers.gpu))
     return kl_lost(teacher, student, [u for u, _ in sample], [label for _, label in sample], recipe)
 
 

@@ -32,7 +32,7 @@ def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
         ctranslate2_folder(recipe.teacher.model),
         compute_type="default",
         threads=threads,
-        device=usable_device(recipe.train.use_gpu),
+        device=usable_device(recipe.train.workers.gpu),
         silence_s=PADDED_S,
         decoding=Decoding(targets.beam_size, targets.timestamps, targets.prompt),
     )

@@ -37,7 +37,7 @@ class _TeacherActor:
         self.run = Run(self.recipe)
         self.key = key
         self.model, self.tokens = load_whisper(self.recipe.teacher.model)
-        cast(torch.nn.Module, self.model).to(usable_device(self.recipe.train.use_gpu))
+        cast(torch.nn.Module, self.model).to(usable_device(self.recipe.train.workers.gpu))
         self.engine = teacher_engine(self.recipe, threads) if self.recipe.targets.kind == "pseudo" else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def _languages(shards: list[Location]) -> Counter[str]:
 
 
 def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
-    connect(use_gpu=run.recipe.train.use_gpu)
+    connect(use_gpu=run.recipe.train.workers.gpu)
     configure()
     items = [{"shard": s.name} for s in todo]
-    share = run.recipe.teacher.gpus_per_copy if run.recipe.train.use_gpu else 0.0
+    share = run.recipe.teacher.gpus_per_copy if run.recipe.train.workers.gpu else 0.0
     # On CPUs, one copy of the teacher for every 8 cores.
     pool = max(1, int(_gpus(run.recipe) / share) if share else int(ray.cluster_resources()["CPU"]) // 8)
     rows = sum(map_concurrently(lambda s: read_table(s, ["id"]).num_rows, todo))
@@ -127,7 +127,7 @@ def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
 
 def _gpus(recipe: Recipe) -> int:
     """Return the number of GPUs that the stage may use."""
-    if not recipe.train.use_gpu:
+    if not recipe.train.workers.gpu:
         return 0
     connect(use_gpu=True)
     return int(ray.cluster_resources().get("GPU", 0))

@@ -77,9 +77,9 @@ def build_loop(
     self_teacher = build_self_teacher(recipe.objective.self_teacher, best.load)
     objects = TrainObjects(
         student,
-        build_optimizer(student, recipe.train),
+        build_optimizer(student, recipe.train.optimizer),
         self_teacher,
-        WeightEma(recipe.train.ema_decay),
+        WeightEma(recipe.train.optimizer.ema_decay),
         GradScaler(context.device.type, enabled=recipe.train.precision == "float16"),
     )
     load_checkpoint(folder / CHECKPOINTS, objects, lambda n_shrunk: kind.build(n_shrunk).to(context.device))
@@ -134,7 +134,7 @@ def _online_teacher(
 
 def _to_device(recipe: Recipe, context: Context, model: nn.Module, layers: list[nn.Module]) -> None:
     """Move a model to this rank's device: the whole model, or with FSDP this rank's part."""
-    if recipe.train.parallel == "fsdp" and context.world_size > 1:
+    if recipe.train.workers.parallel == "fsdp" and context.world_size > 1:
         shard(model, layers, context.device)
     else:
         model.to(context.device)

@@ -38,7 +38,7 @@ def draw_curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) ->
         "dev_wer": lambda: _dev_wer(metrics),
         "schedule": lambda: _schedule(metrics),
         "learning_rates": lambda: _learning_rates(metrics),
-        "grad_norm": lambda: _grad_norm(metrics, recipe.train.clip_norm),
+        "grad_norm": lambda: _grad_norm(metrics, recipe.train.optimizer.clip_norm),
         "utterances_per_s": lambda: _speed(metrics),
     }
     for name, draw in pictures.items():

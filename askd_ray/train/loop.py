@@ -122,13 +122,13 @@ class Loop:
         shrinks = self.train_state.shrunk < due
         while self.objects.student.shrunk < due:
             student, optimizer = self.objects.student, self.objects.optimizer
-            student, optimizer = shrink(self.student_kind, student, optimizer, self.recipe.train)
+            student, optimizer = shrink(self.student_kind, student, optimizer, self.recipe.train.optimizer)
             self.objects = replace(self.objects, student=student, optimizer=optimizer)
             self.objects.ema.restart()
         if shrinks:
             self._update_state(shrunk=due)
             self.best.restart(due)
-        return freeze(self.objects.optimizer, self.recipe.train, step.begins) or shrinks
+        return freeze(self.objects.optimizer, self.recipe.train.optimizer.frozen_until, step.begins) or shrinks
 
     def _train_step(self, stepper: Stepper, step: Step, batches: Sequence[Batch]) -> dict[str, float]:
         """Take one optimizer step; return its metrics."""
@@ -136,7 +136,7 @@ class Loop:
         progress = Progress(step.begins, step.epoch, math.ceil(train.epochs))
         self.objects.self_teacher.before_step(stepper.student, progress)
         weights = weights_at(self.recipe.objective, progress, self.gap.value)
-        set_lr(stepper.optimizer, lr_factor(train, step.begins, step.ends))
+        set_lr(stepper.optimizer, lr_factor(train.optimizer, step.begins, step.ends))
         # The number of a micro-batch within the step does not depend on how many ranks there are.
         numbers = range(self.context.rank, self.context.world_size * len(batches), self.context.world_size)
         seeds = [draw_seed(self.recipe.seed, n_done, str(number), "dropout") for number in numbers]

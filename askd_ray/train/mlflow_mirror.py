@@ -179,7 +179,7 @@ def send_finished_run(run: Run, files: Mapping[str, Path]) -> None:
 
 
 def flatten_recipe(recipe: Recipe) -> dict[str, str]:
-    """Return the recipe's values as text, by paths such as ``train.lr``; sections in a list are numbered."""
+    """Return the recipe's values as text, by paths such as ``train.optimizer.lr``; sections in a list are numbered."""
     values: dict[str, str] = {}
 
     def walk(value: Any, path: str) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from askd_ray.config.train import Train
+from askd_ray.config.train import FrozenUntil, Optimization
 from askd_ray.models.student import StudentModel
 
 Optimizer = torch.optim.AdamW
 
 
-def build_optimizer(student: StudentModel, settings: Train) -> Optimizer:
+def build_optimizer(student: StudentModel, settings: Optimization) -> Optimizer:
     """Return AdamW over all trainable parameters; :func:`set_lr` scales each group's ``initial_lr``."""
     rates = {"encoder": settings.encoder_lr, "decoder": settings.lr, "embeddings": settings.embedding_lr or settings.lr}
     groups = student.parameter_groups().items()
@@ -22,11 +22,11 @@ def build_optimizer(student: StudentModel, settings: Train) -> Optimizer:
     )
 
 
-def freeze(optimizer: torch.optim.Optimizer, settings: Train, progress: float) -> bool:
+def freeze(optimizer: torch.optim.Optimizer, frozen_until: FrozenUntil, progress: float) -> bool:
     """Freeze or unfreeze each group for this point of the run; return whether any parameter changed."""
     changed = False
     for group in optimizer.param_groups:
-        trained = progress >= getattr(settings.frozen_until, group["name"]) < 1.0
+        trained = progress >= getattr(frozen_until, group["name"]) < 1.0
         for parameter in group["params"]:
             changed = changed or parameter.requires_grad != trained
             parameter.requires_grad_(trained)
@@ -45,7 +45,7 @@ def carry_over(
         after.state[parameter] = {name: torch.stack([k[name] for k in known]).mean(dim=0) for name in known[0]}
 
 
-def lr_factor(settings: Train, begins: float, ends: float) -> float:
+def lr_factor(settings: Optimization, begins: float, ends: float) -> float:
     """Return the factor of the learning rates in a step that goes from ``begins`` to ``ends`` of the run's progress.
 
     It rises during the warm-up, then falls to 0 at the end of the run. The first step always has a factor above 0.

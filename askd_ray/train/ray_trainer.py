@@ -79,7 +79,7 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
         clear_stale_run(run, key, force)
 
     def work() -> Result:
-        connect(use_gpu=recipe.train.use_gpu)
+        connect(use_gpu=recipe.train.workers.gpu)
         with user_error():
             result = _fit(recipe, run, key)
         best = f"dev WER {result['dev_wer']:.4f} at step {result['best_step']} of {result['steps']}"
@@ -95,7 +95,7 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
 def distill_key(run: Run) -> str:
     """Return the key of everything that decides the student; devices and the number of workers do not."""
     r = run.recipe
-    train = r.train.model_dump(mode="json", exclude=PLACEMENT) | {"micro_batches": r.train.micro_batches_per_step}
+    train = r.train.on_one_worker().model_dump(mode="json", exclude=PLACEMENT)  # its steps are those of all workers
     return stage_key(r.student, r.window, r.augment, r.objective, train, r.seed, run.key("label"))
 
 
@@ -135,21 +135,21 @@ def clear_stale_run(run: Run, key: str, force: bool) -> None:
 
 
 def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
-    train = recipe.train
+    workers = recipe.train.workers
     storage = run.distill / "ray"
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "folder": str(run.distill), "key": key},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(train.min_workers, train.workers) if train.min_workers is not None else train.workers,
-            use_gpu=train.use_gpu,
-            placement_strategy=train.placement,
-            resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
+            num_workers=workers.count if workers.min_count is None else (workers.min_count, workers.count),
+            use_gpu=workers.gpu,
+            placement_strategy=workers.placement,
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             name=f"{recipe.name}-{uuid4().hex[:8]}",
             storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=[_NoRetries()],
         ),
@@ -163,8 +163,9 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
         if not _has_died(error):
             raise
         raise AskdError(
-            f"training workers have died {train.max_failures + 1} times (train.max_failures = {train.max_failures}), "
-            "often because memory ran out: run the same command again, it resumes from the last checkpoint"
+            f"training workers have died {workers.max_failures + 1} times (train.workers.max_failures = "
+            f"{workers.max_failures}), often because memory ran out: run the same command again, it resumes from the "
+            "last checkpoint"
         ) from error
     finally:
         remove(storage)
@@ -180,7 +181,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """Run the loop; returns its summary."""
     with user_error():
         recipe = Recipe.model_validate(config["recipe"])
-        return build_loop(recipe, RayTrainContext(recipe.train.use_gpu), Path(config["folder"]), config["key"]).run()
+        context = RayTrainContext(recipe.train.workers.gpu)
+        return build_loop(recipe, context, Path(config["folder"]), config["key"]).run()
 
 
 class _NoRetries(UserCallback):

@@ -148,6 +148,7 @@ def _exported(record: StageRecord | None) -> list[str]:
 
 def _training(recipe: Recipe, result: StageRecord) -> str:
     objective, train, student = recipe.objective, recipe.train, recipe.student
+    rates = train.optimizer
     preset = PRESETS[objective.preset]
     rows = [
         ("objective", f"`{objective.preset}`: {preset.formula} ({preset.source})"),
@@ -174,7 +175,7 @@ def _training(recipe: Recipe, result: StageRecord) -> str:
         ("padding", f"{result['padding']['audio']:.1%} of the audio, {result['padding']['tokens']:.1%} of the tokens"),
         (
             "learning rate",
-            f"{train.lr:g}, encoder {train.encoder_lr:g}; rising for {train.warmup_share:.0%} of the run",
+            f"{rates.lr:g}, encoder {rates.encoder_lr:g}; rising for {rates.warmup_share:.0%} of the run",
         ),
         ("seed", str(recipe.seed)),
     ]
@@ -197,7 +198,7 @@ def _student(recipe: Recipe) -> str:
     shrunk = [f"fewer from {step.at:.0%} of the run on" for step in student.shrink]
     frozen = [
         f"{group} frozen" + (f" until {until:.0%} of the run" if until < 1.0 else "")
-        for group, until in recipe.train.frozen_until
+        for group, until in recipe.train.optimizer.frozen_until
         if until > 0.0
     ]
     return ", ".join([*(layers or ["all layers"]), *shrunk, *frozen])

@@ -1,7 +1,7 @@
 """Progressive shrinking: at fixed points of progress, training continues with fewer layers."""
 
 from askd_ray.config.schema import Student as Settings
-from askd_ray.config.train import Train
+from askd_ray.config.train import Optimization
 from askd_ray.data.sampler import Sampler
 from askd_ray.errors import AskdError
 from askd_ray.models.student import StudentKind, StudentModel
@@ -9,7 +9,7 @@ from askd_ray.train.optim import Optimizer, build_optimizer, carry_over
 
 
 def shrink(
-    student_kind: StudentKind, student: StudentModel, optimizer: Optimizer, settings: Train
+    student_kind: StudentKind, student: StudentModel, optimizer: Optimizer, settings: Optimization
 ) -> tuple[StudentModel, Optimizer]:
     """Return the student after its next shrinking, and its optimizer.
 

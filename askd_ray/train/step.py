@@ -79,7 +79,7 @@ class Stepper:
                 suspects += batch.ids
         self.scaler.unscale_(self.optimizer)
         trained = [p for p in self.student.parameters() if p.grad is not None]
-        norm = clip_gradients(trained, self.settings.clip_norm)
+        norm = clip_gradients(trained, self.settings.optimizer.clip_norm)
         means = dict(zip(NAMES, (_sum_over_ranks(totals) / max(1, n_tokens)).tolist(), strict=True))
         outcome = self._outcome(means["loss"], norm, (suspects, [i for b in batches for i in b.ids]))
         if outcome == TRAINED:

@@ -1,4 +1,4 @@
-"""The moving average of the student's weights. With ``train.ema_decay`` it is what dev scores and the run saves."""
+"""The moving average of the student's weights. With ``ema_decay`` it is what dev scores and the run saves."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

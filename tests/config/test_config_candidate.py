@@ -37,7 +37,7 @@ anything = st.fixed_dictionaries(
         "objective.trust_gate.power": st.floats(0.1, 2),
         "objective.divergence.kind": st.sampled_from(["forward_kl", "reverse_kl", "jsd"]),
         "objective.divergence.beta": st.floats(0.1, 0.9),
-        "train.lr": st.floats(1e-6, 1),
+        "train.optimizer.lr": st.floats(1e-6, 1),
     }
 )
 
@@ -49,7 +49,8 @@ def test_every_candidate_is_a_valid_recipe(values: dict[str, Value]):
     check(recipe.objective, recipe.train.epochs)  # weights stay below 1
     assert recipe.objective.teacher_weight.schedule == values[f"{A}.schedule"]
     assert recipe.objective.teacher_weight.start == values[f"{A}.start"]
-    rest = {"objective": Recipe().objective, "train": recipe.train.model_copy(update={"lr": Recipe().train.lr})}
+    optimizer = recipe.train.optimizer.model_copy(update={"lr": Recipe().train.optimizer.lr})
+    rest = {"objective": Recipe().objective, "train": recipe.train.model_copy(update={"optimizer": optimizer})}
     assert recipe.model_copy(update=rest) == Recipe()  # nothing else is touched
     read = read_values(Recipe(), values)
     assert with_values(Recipe(), read) == recipe  # what it does not read does not matter
@@ -94,13 +95,13 @@ def test_weights_are_cut_where_a_candidate_varies_them():
     rising = Recipe.model_validate(
         {"objective": {"teacher_weight": {"start": 0.2, "end": 0.6}, "self_teacher": {"weight": 0.3}}}
     )
-    assert with_values(rising, {"train.lr": 1e-3}).objective == rising.objective
+    assert with_values(rising, {"train.optimizer.lr": 1e-3}).objective == rising.objective
     self_teacher = with_values(rising, {f"{SELF_TEACHER}.weight": 0.9}).objective.self_teacher
     assert self_teacher == SnapshotConfig(weight=1.0 - 0.6)
 
 
 def test_a_grid_has_each_candidate_once():
-    kinds = {f"{A}.schedule": ["constant", "linear"], f"{A}.end": [0.1, 0.2], "train.lr": [1e-4, 1e-5]}
+    kinds = {f"{A}.schedule": ["constant", "linear"], f"{A}.end": [0.1, 0.2], "train.optimizer.lr": [1e-4, 1e-5]}
     recipe = Recipe.model_validate({"tune": {"searcher": "grid", "space": kinds}})
     assert len(grid(recipe)) == 6
 

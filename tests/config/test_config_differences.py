@@ -14,10 +14,22 @@ CHANGES = {
     "prepare": ["data.dev_share=0.3", "data.sources=[{path: /other}]", "data.utterances_per_shard=3"],
     "label": ["teacher.model=wheel:base", "teacher.top_k=7", "targets.kind=pseudo"],
     "tune": ["tune.trials=77"],
-    "distill": ["train.lr=0.125", "train.epochs=9", "student.decoder_layers=[0]", "seed=5", "window.silence_s=0.9"],
+    "distill": [
+        "train.optimizer.lr=0.125",
+        "train.epochs=9",
+        "student.decoder_layers=[0]",
+        "seed=5",
+        "window.silence_s=0.9",
+    ],
     "evaluate": ["evaluate.stock=false"],
 }
-DECIDE_NOTHING = ["train.workers=3", "teacher.batch_size=3", "tracking.mlflow=/x", "name=other", "train.use_gpu=true"]
+DECIDE_NOTHING = [
+    "train.workers.count=3",
+    "teacher.batch_size=3",
+    "tracking.mlflow=/x",
+    "name=other",
+    "train.workers.gpu=true",
+]
 
 
 @settings(deadline=None)

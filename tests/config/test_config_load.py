@@ -1,21 +1,25 @@
 import pytest
 
 from askd_ray.config.load import dump_recipe, load_recipe, recipe_names, with_absolute_paths
+from askd_ray.config.renamed import RENAMED
 from askd_ray.config.schema import Recipe
+from askd_ray.config.train import Train
 from askd_ray.errors import AskdError
 
 
 @pytest.fixture
 def recipe_file(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\ntrain:\n  epochs: 2\n  lr: 1.0e-3\ndata:\n  sources:\n  - path: clips\n")
+    path.write_text("name: mine\ntrain:\n  epochs: 2\n  optimizer: {lr: 1.0e-3}\ndata:\n  sources:\n  - path: clips\n")
     return str(path)
 
 
 def test_overrides_win_over_the_file_and_the_rest_stays(recipe_file):
-    recipe = load_recipe(recipe_file, ["train.lr=1e-4", "train.use_gpu=true", "student.decoder_layers=[0, 3]"])
-    assert recipe.train.lr == 1e-4
-    assert recipe.train.use_gpu is True
+    recipe = load_recipe(
+        recipe_file, ["train.optimizer.lr=1e-4", "train.workers.gpu=true", "student.decoder_layers=[0, 3]"]
+    )
+    assert recipe.train.optimizer.lr == 1e-4
+    assert recipe.train.workers.gpu is True
     assert recipe.student.decoder_layers == (0, 3)
     assert recipe.train.epochs == 2
     assert recipe.data.sources[0].path == "clips"
@@ -34,7 +38,9 @@ def test_null_in_an_override(recipe_file):
 
 
 def test_what_is_dumped_is_what_was_loaded(tmp_path, recipe_file):
-    recipe = load_recipe(recipe_file, ["train.lr=3e-5", "window.train_silence_s=[0.2, 0.4]", "student.init=wheel:base"])
+    recipe = load_recipe(
+        recipe_file, ["train.optimizer.lr=3e-5", "window.train_silence_s=[0.2, 0.4]", "student.init=wheel:base"]
+    )
     dumped = tmp_path / "dumped.yaml"
     dumped.write_text(dump_recipe(recipe))
     assert load_recipe(str(dumped)) == recipe
@@ -53,17 +59,30 @@ def test_recipes_are_frozen():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epoch=3", r"unknown key 'train\.epoch': allowed here are .*clip_norm.*; did you mean 'epochs'\?"),
+        ("train.epoch=3", r"unknown key 'train\.epoch': allowed here are .*batching.*; did you mean 'epochs'\?"),
         ("trian.epochs=3", r"unknown key 'trian': allowed here are .*; did you mean 'train'\?"),
         ("data.sources=[{pth: x}]", r"'data\.sources\.0\.pth': allowed here .*; did you mean 'path'\?|Field required"),
         ("train.epochs=0", r"train\.epochs = 0: .*greater than 0"),
-        ("train.workers=0", r"train\.workers = 0: .*greater than or equal to 1"),
-        ("train.workers=many", r"train\.workers = 'many': .*integer"),
-        ("train={micro_batches: 2, workers: 3}", r"workers = 3 exceeds micro_batches = 2"),
-        ("train={workers: 2, min_workers: 3}", r"min_workers = 3 exceeds workers = 2"),
-        ("train.least_workers=1", r"train\.least_workers is called train\.min_workers now"),
-        ("train.frozen_until={encoder: 1, decoder: 0.5, embeddings: 0.1}", r"one must be 0"),
-        ("train.lr=fast", r"train\.lr = 'fast': .*number"),
+        ("train.workers.count=0", r"train\.workers\.count = 0: .*greater than or equal to 1"),
+        ("train.workers.count=many", r"train\.workers\.count = 'many': .*integer"),
+        (
+            "train={batching: {micro_batches: 2}, workers: {count: 3}}",
+            r"train: workers\.count = 3 exceeds batching\.micro_batches = 2",
+        ),
+        ("train.workers={count: 2, min_count: 3}", r"train\.workers: min_count = 3 exceeds count = 2"),
+        ("train.workers={parallel: fsdp}", r"train\.workers: parallel = 'fsdp' would be ignored: there is one worker"),
+        ("train.use_gpu=true", r"train\.use_gpu is called train\.workers\.gpu now"),
+        ("train.workers=2", r": train\.workers is called train\.workers\.count now"),
+        (
+            "train={workers: 2, lr: 0.1}",
+            r"train\.workers is called train\.workers\.count now, train\.lr is called train\.o",
+        ),
+        (
+            "tune.space={train.lr: [1.0]}",
+            r"tune\.space = .*train\.lr is called train\.optimizer\.lr now|train\.lr is called",
+        ),
+        ("train.optimizer.frozen_until={encoder: 1, decoder: 0.5, embeddings: 0.1}", r"one must be 0"),
+        ("train.optimizer.lr=fast", r"train\.optimizer\.lr = 'fast': .*number"),
         (
             "objective.teacher_weight.schedule=linaer",
             r"objective\.teacher_weight\.schedule = 'linaer': .*'linear'.*; did you mean 'linear'\?",
@@ -81,6 +100,14 @@ def test_mistakes_name_the_key_what_is_allowed_and_a_close_match(recipe_file, ov
     with pytest.raises(AskdError, match=message) as caught:
         load_recipe(recipe_file, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_new_names_of_keys_exist_and_old_ones_do_not():
+    train = Train()
+    for old, new in RENAMED.items():
+        _, section, name = new.split(".")
+        assert hasattr(getattr(train, section), name)
+        assert old == "train.workers" or old.removeprefix("train.") not in Train.model_fields
 
 
 def test_unknown_recipe_and_missing_file(tmp_path):

@@ -49,9 +49,9 @@ def test_a_new_run_starts_from_the_default(saved_recipe: Recipe):
 
 
 def test_a_new_run_on_another_ones_data_starts_from_that_ones_recipe(saved_recipe: Recipe):
-    recipe = start_recipe("distill", None, ["name=second", "data_run=mine", "train.lr=0.5"])
+    recipe = start_recipe("distill", None, ["name=second", "data_run=mine", "train.optimizer.lr=0.5"])
     assert (recipe.name, recipe.data_run, recipe.data, recipe.seed) == ("second", "mine", saved_recipe.data, 7)
-    assert recipe.train.lr == 0.5
+    assert recipe.train.optimizer.lr == 0.5
 
 
 def test_the_run_without_a_name_is_found_too(saved_recipe: Recipe):

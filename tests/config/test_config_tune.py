@@ -19,7 +19,12 @@ def load(tmp_path: Path, tune: object, **sections: object) -> Recipe:
 
 def test_the_paths_are_numbers_and_names_of_the_objective_and_the_learning_rates():
     paths = set(searchable())
-    expected = {"train.lr", "train.encoder_lr", "objective.teacher_weight.until", "objective.self_teacher.switch"}
+    expected = {
+        "train.optimizer.lr",
+        "train.optimizer.encoder_lr",
+        "objective.teacher_weight.until",
+        "objective.self_teacher.switch",
+    }
     assert expected | {"objective.ce_weight", "objective.divergence.t_squared", *DEFAULT_SPACE} <= paths
     assert not {path for path in paths if path.partition(".")[0] not in ("objective", "train")}
     assert not paths & {"objective.preset", "objective.hidden_states.layers", "train.epochs", "objective.divergence"}
@@ -31,16 +36,16 @@ def test_a_space_comes_back_as_it_was_read(tmp_path: Path):
         "objective.teacher_weight.schedule": ["linear", "gap"],
         "objective.teacher_weight.sharpness": [None, 3],
         "objective.divergence.t_squared": [True, False],
-        "train.lr": {"low": "1e-5", "high": "2e-4", "log": True},  # YAML 1.1 reads 1e-5 as text
-        "train.encoder_lr": ["1e-5", 3e-5],
+        "train.optimizer.lr": {"low": "1e-5", "high": "2e-4", "log": True},  # YAML 1.1 reads 1e-5 as text
+        "train.optimizer.encoder_lr": ["1e-5", 3e-5],
         "objective.self_teacher.top_k": {"low": 8, "high": 64},
         "objective.self_teacher.kind": ["previous_epoch", "none"],
         "objective.teacher_weight.until": [0.5, 1],
     }
     space["objective.teacher_weight.schedule"].append("sigmoid")
     recipe = load(tmp_path, {"space": space})
-    assert recipe.tune.space["train.lr"] == Between(low=1e-5, high=2e-4, log=True)
-    assert recipe.tune.space["train.encoder_lr"] == (1e-5, 3e-5)
+    assert recipe.tune.space["train.optimizer.lr"] == Between(low=1e-5, high=2e-4, log=True)
+    assert recipe.tune.space["train.optimizer.encoder_lr"] == (1e-5, 3e-5)
     assert recipe.tune.space["objective.divergence.t_squared"] == (True, False)
     assert recipe.tune.space["objective.teacher_weight.sharpness"] == (None, 3.0)
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe))
@@ -60,24 +65,36 @@ WRONG = {
     "the preset": ({"space": {"objective.preset": ["ce"]}}, "objective.preset cannot be searched"),
     "a list of layers": ({"space": {"objective.hidden_states.layers": [[[0, 0]]]}}, "layers cannot be searched"),
     "a name that is none": ({"space": {KIND: ["emma"]}}, f"{KIND} = 'emma': Input should be 'none', 'snapshot'"),
-    "a value out of bounds": ({"space": {"train.lr": [0]}}, "train.lr = 0: Input should be greater than 0"),
+    "a value out of bounds": (
+        {"space": {"train.optimizer.lr": [0]}},
+        "train.optimizer.lr = 0: Input should be greater than 0",
+    ),
     "an end out of bounds": (
         {"space": {"objective.self_teacher.switch": {"low": 0, "high": 1.5}}},
         "objective.self_teacher.switch = 1.5: Input should be less than or equal to 1",
     ),
     "a range of names": ({"space": {KIND: {"low": 0, "high": 1}}}, f"{KIND} = 0.0: Input should be"),
     "a range of flags": ({"space": {"objective.divergence.t_squared": {"low": 0, "high": 1}}}, "is not a number"),
-    "ends in the wrong order": ({"space": {"train.lr": {"low": 2, "high": 1}}}, "low = 2 must be below high = 1"),
+    "ends in the wrong order": (
+        {"space": {"train.optimizer.lr": {"low": 2, "high": 1}}},
+        "low = 2 must be below high = 1",
+    ),
     "a logarithm of nothing": (
         {"space": {"objective.self_teacher.switch": {"low": 0, "high": 1, "log": True}}},
         "with log it must be above 0",
     ),
-    "a range without an end": ({"space": {"train.lr": {"low": 1}}}, "train.lr.high: Field required"),
-    "a value twice": ({"space": {"train.lr": [1e-4, "1e-4", 0.0001]}}, "each value may appear once"),
-    "no list": ({"space": {"train.lr": 1e-4}}, "train.lr = 0.0001: give a list of values, or {low: ..., high: ..."),
+    "a range without an end": (
+        {"space": {"train.optimizer.lr": {"low": 1}}},
+        "train.optimizer.lr.high: Field required",
+    ),
+    "a value twice": ({"space": {"train.optimizer.lr": [1e-4, "1e-4", 0.0001]}}, "each value may appear once"),
+    "no list": (
+        {"space": {"train.optimizer.lr": 1e-4}},
+        "train.optimizer.lr = 0.0001: give a list of values, or {low: ..., high: ...",
+    ),
     "a grid of ranges": (
-        {"searcher": "grid", "space": {"train.lr": {"low": 1e-5, "high": 1e-4}}},
-        "searcher grid tries lists of values, and train.lr is a range",
+        {"searcher": "grid", "space": {"train.optimizer.lr": {"low": 1e-5, "high": 1e-4}}},
+        "searcher grid tries lists of values, and train.optimizer.lr is a range",
     ),
     "a number of trials of a grid": ({"searcher": "grid", "trials": 5}, "trials = 5 would be ignored"),
     "two that find values": ({"scheduler": "pbt"}, "searcher must be random, not tpe"),
@@ -89,14 +106,14 @@ WRONG = {
     "a weight of nothing": ({"ood_weight": 0.3}, "ood_weight = 0.3 would be ignored: ood_domains is empty"),
     "GPUs that are not used": (
         {"gpus_per_trial": 0.5},
-        "gpus_per_trial = 0.5 would be ignored: train.use",
+        "gpus_per_trial = 0.5 would be ignored: train.workers.gpu",
     ),
     "one temperature, baked in": (
         {"space": {"objective.temperature.start": [1, 2]}},
         "soft labels are computed with one temperature",
     ),
     "what no candidate reads": (
-        {"space": {"objective.self_teacher.decay": [0.9, 0.99], "train.lr": [1e-4]}},
+        {"space": {"objective.self_teacher.decay": [0.9, 0.99], "train.optimizer.lr": [1e-4]}},
         "no candidate would read objective.self_teacher.decay",
     ),
     "what the teacher cannot give": (

@@ -33,7 +33,7 @@ def label_of(utterance: Utterance) -> SoftLabels:
     )
 
 
-TRAIN = {"batch_utterances": 3, "epochs": 4}
+EPOCHS = 4
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,11 @@ def batches(clips: list[Utterance], tmp_path: Path):
     write_labels(tmp_path / "labels" / "train-00000.parquet", [label_of(u) for u in clips], {"top_k": 1})
 
     def _batches(
-        augmentation: dict[str, Any], epoch: int = 0, teacher_n_mels: int = 0, threads: int = 0, **train: object
+        augmentation: dict[str, Any], epoch: int = 0, teacher_n_mels: int = 0, threads: int = 0, **batching: object
     ) -> list[Batch]:
         window = {"padded_share": 0.0}
-        recipe = Recipe.model_validate({"augment": augmentation, "window": window, "train": TRAIN | train})
+        train = {"epochs": EPOCHS, "batching": {"utterances": 3, **batching}}
+        recipe = Recipe.model_validate({"augment": augmentation, "window": window, "train": train})
         stream = BatchLoader(
             shards=Location.of(tmp_path / "shards"),
             labels=Location.of(tmp_path / "labels"),
@@ -104,7 +105,7 @@ def test_the_student_hears_the_augmented_clip(batches, clips: list[Utterance], a
 
 def test_threads_make_the_same_bits_in_the_same_order(batches, clips: list[Utterance]):
     expected = {"speed": [0.9, 1.1], **LOUD}
-    one, *others = (batches(expected, threads=threads, batch_utterances=1) for threads in (1, 3, 3))
+    one, *others = (batches(expected, threads=threads, utterances=1) for threads in (1, 3, 3))
     assert [batch.ids for batch in one] == [batch.ids for batch in others[0]] and len(one) == len(clips)
     for other in others:
         for made, again in zip(one, other, strict=True):

@@ -46,7 +46,7 @@ def data(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(data: Path, kept: Path | None, teacher_n_mels: int = 0, **sections: Any) -> list[Batch]:
-    train = {"batch_utterances": 4, "batch_audio_s": 60, "epochs": 2}
+    train = {"batching": {"utterances": 4, "audio_s": 60}, "epochs": 2}
     recipe = Recipe.model_validate({"train": train, "window": {"padded_share": 0.2}, **sections})
     stream = BatchLoader(
         shards=Location.of(data / "shards"),

@@ -19,7 +19,7 @@ START = DataCursor()
 
 
 def sampler(
-    lengths: list[float], shard_size: int = 5, augment: Augment | None = None, **train: object
+    lengths: list[float], shard_size: int = 5, augment: Augment | None = None, epochs: float = 2, **batching: object
 ) -> LengthGroupedSampler:
     rows = [
         Row(f"train-{i // shard_size}", i % shard_size, f"u{i}", s, 2 + int(4 * s), "ab"[i % 2])
@@ -27,8 +27,8 @@ def sampler(
     ]
     n_shards = -(-len(rows) // shard_size)
     shards = tuple(tuple(r for r in rows if r.shard == f"train-{s}") for s in range(n_shards))
-    bounds = {"batch_utterances": 4, "batch_audio_s": 35.0, "batch_tokens": 200, "shuffle_shards": 2}
-    settings_ = Train.model_validate({"epochs": 2} | bounds | train)
+    limits = {"utterances": 4, "audio_s": 35.0, "tokens": 200, "shuffle_shards": 2}
+    settings_ = Train.model_validate({"epochs": epochs, "batching": limits | batching})
     return LengthGroupedSampler(shards, settings_, Window(padded_share=0.1), augment or Augment(), seed=7)
 
 
@@ -165,7 +165,7 @@ def test_tasks_travel_as_json():
 
 
 def test_padding_is_what_is_computed_and_not_used():
-    plan = sampler([1.0, 1.0, 1.0, 3.0], epochs=1, batch_utterances=4)
+    plan = sampler([1.0, 1.0, 1.0, 3.0], epochs=1, utterances=4)
     plan = replace(plan, window=Window(train_silence_s=(0.5, 0.5), padded_share=0.0))
     padding = plan.padding()
     assert padding.audio == pytest.approx(1 - (3 * 1.5 + 3.5) / (4 * 3.5), abs=0.01)
@@ -173,7 +173,7 @@ def test_padding_is_what_is_computed_and_not_used():
 
 
 def test_the_window_is_the_clip_and_some_silence_or_thirty_seconds():
-    plan = sampler([2.0] * 400, shard_size=400, batch_utterances=8, epochs=1)
+    plan = sampler([2.0] * 400, shard_size=400, utterances=8, epochs=1)
     windows = [p.window_samples for step in steps_of(plan) for b in step for p in b]
     trimmed = [w for w in windows if w != PADDED_SAMPLES]
     assert 0.05 < 1 - len(trimmed) / len(windows) < 0.16  # a tenth, as the recipe says
@@ -190,7 +190,7 @@ def test_a_step_says_where_the_next_one_begins():
 def test_the_window_is_that_of_the_clip_as_it_is_heard():
     lengths = [2.0] * 40 + [28.0] * 10
     settings_ = Augment(speed=(0.8, 1.25))
-    plan = sampler(lengths, shard_size=50, augment=settings_, batch_audio_s=1.0, epochs=1)
+    plan = sampler(lengths, shard_size=50, augment=settings_, audio_s=1.0, epochs=1)
     windows = {p.index: p.window_samples for step in steps_of(plan) for b in step for p in b}
     drawn = {r.index: speed_factor(settings_, Draw(7, 0, r.id), samples_of(r.duration_s)) for r in plan.shards[0]}
     assert {drawn[i] for i in range(40)} == {0.8, 1.25}

@@ -15,7 +15,7 @@ from askd_ray.errors import AskdError
 from askd_ray.search.plot import importance, plot_importance, plot_parallel
 from askd_ray.search.trials import LiveTable, table
 
-KIND, DECAY, LR = "objective.self_teacher.kind", "objective.self_teacher.decay", "train.lr"
+KIND, DECAY, LR = "objective.self_teacher.kind", "objective.self_teacher.decay", "train.optimizer.lr"
 SPACE: Space = {LR: Between(low=1e-5, high=1e-3, log=True), KIND: ("snapshot", "ema"), DECAY: Between(low=0.9, high=1)}
 
 

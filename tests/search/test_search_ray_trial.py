@@ -14,8 +14,8 @@ from askd_ray.search import ray_trial
 from askd_ray.train.loop import Loop
 from askd_ray.train.optim import lr_factor
 
-FIRST = {"train.lr": 1e-3, "train.encoder_lr": 1e-3, "objective.self_teacher.weight": 0.1}
-OTHER = {"train.lr": 4e-3, "train.encoder_lr": 2e-4, "objective.self_teacher.weight": 0.15}
+FIRST = {"train.optimizer.lr": 1e-3, "train.optimizer.encoder_lr": 1e-3, "objective.self_teacher.weight": 0.1}
+OTHER = {"train.optimizer.lr": 4e-3, "train.optimizer.encoder_lr": 2e-4, "objective.self_teacher.weight": 0.15}
 
 
 class FakeTune:
@@ -69,9 +69,9 @@ def test_what_goes_on_from_anothers_checkpoint_has_its_own_values(pbt, tmp_path:
     ends = [line["progress"] for line in lines]
     for line, begins in zip(lines, [0.0, *ends], strict=False):
         values = FIRST if line["step"] <= old else OTHER
-        factor = lr_factor(pbt.train, begins, line["progress"])
-        assert line["lr/decoder"] == pytest.approx(values["train.lr"] * factor)
-        assert line["lr/encoder"] == pytest.approx(values["train.encoder_lr"] * factor)
+        factor = lr_factor(pbt.train.optimizer, begins, line["progress"])
+        assert line["lr/decoder"] == pytest.approx(values["train.optimizer.lr"] * factor)
+        assert line["lr/encoder"] == pytest.approx(values["train.optimizer.encoder_lr"] * factor)
         assert line["b"] == pytest.approx(values["objective.self_teacher.weight"] if begins >= 0.4 else 0.0)
     assert old < lines[-1]["step"] == 10
     assert [report["evaluations"] for report in tune.reports] == [

@@ -76,7 +76,10 @@ def test_a_grid_tries_every_combination_once_and_weighs_what_is_out_of_distribut
 @pytest.mark.full
 @pytest.mark.slow
 def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: None):
-    space = {"train.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "objective.teacher_weight.start": [0.5, 0.6, 0.7]}
+    space = {
+        "train.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        "objective.teacher_weight.start": [0.5, 0.6, 0.7],
+    }
     settings = {"searcher": "random", "scheduler": "pbt", "trials": 4, "epochs": 2, "evals_per_epoch": 2}
     recipe = searched({**settings, "space": space})
     found = search(recipe)
@@ -90,8 +93,8 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
     assert max(lines[-1]["evaluations"] for lines in reported.values()) == 4
     for name, lines in reported.items():
         for report, trial_values in zip(lines, values[name], strict=True):
-            factors.setdefault(report["step"], []).append(report["lr/decoder"] / trial_values["train.lr"])
-            assert 1e-4 <= trial_values["train.lr"] <= 1e-2
+            factors.setdefault(report["step"], []).append(report["lr/decoder"] / trial_values["train.optimizer.lr"])
+            assert 1e-4 <= trial_values["train.optimizer.lr"] <= 1e-2
     assert len(factors[min(factors)]) >= 2  # the first evaluation at least
     for (
         step,

@@ -7,7 +7,12 @@ from askd_ray.search.trials import column_names, table
 
 
 def test_a_column_is_called_by_the_last_part_that_tells_it_from_the_others():
-    paths = ["train.lr", "objective.teacher_weight.start", "objective.self_teacher.weight", "objective.preset"]
+    paths = [
+        "train.optimizer.lr",
+        "objective.teacher_weight.start",
+        "objective.self_teacher.weight",
+        "objective.preset",
+    ]
     assert column_names(paths) == ["lr", "start", "weight", "preset"]
     paths = ["objective.teacher_weight.schedule", "objective.self_teacher.schedule", "window.padded_share"]
     assert column_names(paths) == ["teacher_weight\nschedule", "self_teacher\nschedule", "padded_share"]

@@ -1,6 +1,6 @@
 """A script: labels and distils a recipe on a cluster of three nodes, of which one dies each time.
 
-A recipe with ``min_workers`` is only distilled, and no other node takes the place of the one that dies.
+A recipe with ``min_count`` of workers is only distilled, and no other node takes the place of the one that dies.
 
 A process of its own, since that of the tests is connected to another cluster.
 """
@@ -34,7 +34,7 @@ def main(file: str) -> None:
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=2)
-        if recipe.train.min_workers is None:
+        if recipe.train.workers.min_count is None:
             with when(lambda: len(run.labels.files("train-*")) >= 2, partial(kill_node, cluster, "_TeacherActor")):
                 label(recipe)
             cluster.add_node(num_cpus=2)

@@ -12,6 +12,7 @@ import psutil
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from killed_run import CPU, assert_same_run, ledger_of
+from small_run import merged
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import write_labels
@@ -29,9 +30,10 @@ N_CLIPS, EPOCHS, STEPS = 14, 3, 21
 
 def in_small_shards(labelled: Recipe, root: Path) -> Recipe:
     """Return a run of the same clips in seven shards, trained by two workers in steps of two, so that there is time."""
-    train = {"workers": 2, "epochs": EPOCHS, "batch_utterances": 1, "checkpoint_steps": 3, "shuffle_shards": 2}
+    train = {"epochs": EPOCHS, "checkpoint_steps": 3, "workers": {"count": 2}}
+    train |= {"batching": {"utterances": 1, "shuffle_shards": 2}}
     values = labelled.model_dump(mode="json")
-    recipe = Recipe.model_validate({**values, "runs_root": str(root), "train": {**values["train"], **train}})
+    recipe = Recipe.model_validate({**values, "runs_root": str(root), "train": merged(values["train"], train)})
     run, model, tokens = Run(recipe), *load_whisper(recipe.teacher.model)
     use_threads()  # as many as a labelling actor takes, or sums are rounded otherwise
     clips = read_utterances(Run(labelled).shards, "train")

@@ -48,9 +48,15 @@ def small_run(root: Path, speech: Path, **settings: object) -> Run:
     return run
 
 
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values with changes."""
+    inner = {k: merged(values[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(values[k], dict)}
+    return values | changes | inner
+
+
 def with_objective(recipe: Recipe, objective: dict[str, Any], **sections: dict[str, Any]) -> Recipe:
     """The recipe with another objective, and with changes in other sections."""
     values = recipe.model_dump(mode="json")
     for name, changes in sections.items():
-        values[name] |= changes
+        values[name] = merged(values[name], changes)
     return Recipe.model_validate({**values, "objective": objective})

@@ -57,7 +57,7 @@ def labelled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Reci
             "runs_root": str(tmp_path_factory.mktemp("runs")),
             "teacher": {"model": str(tiny_model), "top_k": 4},
             "window": {"padded_share": 0.0},
-            "train": {"epochs": 2, "batch_utterances": 3, "lr": 5e-3, "encoder_lr": 5e-3},
+            "train": {"epochs": 2, "batching": {"utterances": 3}, "optimizer": {"lr": 5e-3, "encoder_lr": 5e-3}},
             "objective": {"self_teacher": {"switch": 0.4, "weight": 0.15, "refresh": 0.2}},
         }
     )

@@ -132,7 +132,7 @@ def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: 
             "targets": {"prompt": previous},
             "window": {"padded_share": 1.0},
             "augment": {"spec": {"freq_masks": 0, "time_masks": 0}},
-            "train": {"batch_audio_s": 120.0, "epochs": 1},
+            "train": {"batching": {"audio_s": 120.0}, "epochs": 1},
         }
     )
     model, tokens = load_whisper(str(weights))

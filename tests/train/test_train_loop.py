@@ -71,15 +71,11 @@ def test_a_sampler_of_another_kind_decides_the_order_and_resumes(labelled: Recip
 # Steps of two micro-batches, with a checkpoint after every other one
 EVERYTHING = {
     "epochs": 1.5,
-    "batch_utterances": 2,
-    "micro_batches": 2,
     "checkpoint_steps": 2,
     "precision": "bfloat16",
-    "ema_decay": 0.9,
-    "frozen_until": {"encoder": 0.3, "embeddings": 0.6},
-    "embedding_lr": 1e-3,
     "gradient_checkpointing": True,
-    "domain_weights": {"tones": 1.5},
+    "optimizer": {"ema_decay": 0.9, "frozen_until": {"encoder": 0.3, "embeddings": 0.6}, "embedding_lr": 1e-3},
+    "batching": {"utterances": 2, "micro_batches": 2, "domain_weights": {"tones": 1.5}},
 }
 
 
@@ -104,7 +100,7 @@ def test_a_run_goes_on_at_any_step_with_all_that_it_had(
 
 
 def test_the_averaged_weights_are_scored_and_kept(labelled: Recipe, tmp_path: Path):
-    recipe = with_objective(labelled, {}, train={"ema_decay": 0.9, "epochs": 1})
+    recipe = with_objective(labelled, {}, train={"optimizer": {"ema_decay": 0.9}, "epochs": 1})
     build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     mean, last = checkpoint(tmp_path, "ema"), checkpoint(tmp_path)
     best = load_whisper(str(tmp_path / "best"))[0].state_dict()
@@ -114,7 +110,7 @@ def test_the_averaged_weights_are_scored_and_kept(labelled: Recipe, tmp_path: Pa
 
 
 def test_frozen_groups_are_trained_from_their_moment_on(labelled: Recipe, tmp_path: Path):
-    recipe = with_objective(labelled, {}, train={"frozen_until": {"encoder": 0.5, "embeddings": 1.0}})
+    recipe = with_objective(labelled, {}, train={"optimizer": {"frozen_until": {"encoder": 0.5, "embeddings": 1.0}}})
     killed(recipe, tmp_path, 5)  # after the checkpoint at the end of the first of two epochs
     start = {f"whisper.{n}": p for n, p in load_whisper(recipe.teacher.model)[0].state_dict().items()}
     half = checkpoint(tmp_path)
@@ -139,7 +135,9 @@ def _two_ranks(rank: int, port: int, text: str, folder: str, dies_after: int) ->
 @pytest.mark.slow
 def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path: Path, unused_port: int):
     """One worker that resumes their run ends with the same student, except for rounding, and the same ledger."""
-    recipe = with_objective(labelled, {}, train={"batch_utterances": 2, "micro_batches": 2, "checkpoint_steps": 2})
+    recipe = with_objective(
+        labelled, {}, train={"batching": {"utterances": 2, "micro_batches": 2}, "checkpoint_steps": 2}
+    )
     text = recipe.model_dump_json()
     for folder, dies_after in (("whole", 99), ("killed", 3), ("handed_over", 3)):
         mp.spawn(_two_ranks, (unused_port, text, str(tmp_path / folder), dies_after), nprocs=2)

@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     (there,) = client.search_runs([experiment.experiment_id])
     assert (there.info.run_id, there.info.run_name, there.info.status) == (first.id, "mirrored", "FINISHED")
     assert there.data.params == flatten_recipe(run.recipe)
-    assert there.data.params["train.lr"] == str(run.recipe.train.lr)
+    assert there.data.params["train.optimizer.lr"] == str(run.recipe.train.optimizer.lr)
     lines = read_metrics(run.distill)
     for name in ("loss", "lr/decoder", "a"):
         history = [(m.step, m.value) for m in client.get_metric_history(there.info.run_id, name)]
@@ -219,10 +219,16 @@ def test_mlflow_that_is_not_installed(a_run: MakeRun, labelled: Recipe, monkeypa
 
 def test_the_recipe_as_params():
     params = flatten_recipe(
-        Recipe.model_validate({"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"lr": 1e-4}})
+        Recipe.model_validate(
+            {"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"optimizer": {"lr": 1e-4}}}
+        )
     )
     assert (params["data.sources.0.path"], params["data.sources.1.path"]) == ("a", "b")
-    assert (params["train.lr"], params["train.use_gpu"], params["student.init"]) == ("0.0001", "false", "null")
+    assert (params["train.optimizer.lr"], params["train.workers.gpu"], params["student.init"]) == (
+        "0.0001",
+        "false",
+        "null",
+    )
     assert params["targets.prompt"] == '""'  # a server rejects an empty param
 
 

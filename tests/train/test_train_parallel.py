@@ -31,7 +31,7 @@ from askd_ray.train.optim import build_optimizer
 from askd_ray.train.parallel import unsharded
 
 # Four micro-batches a step, two a rank, and empty ones in the last step of an epoch
-STEPS = {"batch_utterances": 1, "micro_batches": 4, "workers": 2, "checkpoint_steps": 2}
+STEPS = {"batching": {"utterances": 1, "micro_batches": 4}, "checkpoint_steps": 2}
 NO_SELF_TEACHER = {"self_teacher": {"kind": "none"}}
 WAYS = ("ddp", "fsdp")
 
@@ -40,16 +40,17 @@ def recipes(labelled: Recipe) -> dict[str, Recipe]:
     """Recipes for plain SGD, for everything in a checkpoint, and for an online teacher; each with fsdp and ddp."""
     made: dict[str, Recipe] = {}
     for way in WAYS:
-        train = STEPS | {"parallel": way}
+        train = STEPS | {"workers": {"count": 2, "parallel": way}}
         made[f"{way} sgd"] = with_objective(
-            labelled, NO_SELF_TEACHER, train=train | {"epochs": 0.6, "lr": 0.5, "encoder_lr": 0.5}
+            labelled, NO_SELF_TEACHER, train=train | {"epochs": 0.6, "optimizer": {"lr": 0.5, "encoder_lr": 0.5}}
         )
         frozen = {"encoder": 0.4, "embeddings": 0.7}
-        kept = {"epochs": 1.5, "ema_decay": 0.9, "frozen_until": frozen, "gradient_checkpointing": True}
+        optimizer = {"ema_decay": 0.9, "frozen_until": frozen}
+        kept = {"epochs": 1.5, "optimizer": optimizer, "gradient_checkpointing": True}
         previous_epoch = {"self_teacher": {"kind": "previous_epoch", "switch": 0.5}}
         made[f"{way} kept"] = with_objective(labelled, previous_epoch, train=train | kept)
         layers = {"hidden_states": {"kind": "mse", "layers": [[0, 0], [-1, -1]]}}
-        online = {"epochs": 0.5, "precision": "float16", "frozen_until": {"encoder": 1.0}}
+        online = {"epochs": 0.5, "precision": "float16", "optimizer": {"frozen_until": {"encoder": 1.0}}}
         made[f"{way} online"] = with_objective(
             with_online_teacher(labelled), NO_SELF_TEACHER | layers, train=train | online
         )
@@ -212,16 +213,16 @@ def test_a_killed_run_goes_on_bitwise_with_shares_and_like_it_without(both_ways:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": {"parallel": "fsdp"}}, "parallel = 'fsdp' would be ignored: there is one worker"),
+        ({"train": {"workers": {"parallel": "fsdp"}}}, "parallel = 'fsdp' would be ignored: there is one worker"),
         (
             {"objective": {}},
-            "self_teacher snapshot copies the student, which train.parallel fsdp shards: use previous",
+            "self_teacher snapshot copies the student, which train.workers.parallel fsdp shards: use previous",
         ),
         ({"student": {"shrink": [{"at": 0.5, "decoder_layers": [0]}]}}, "student.shrink cannot remove layers later"),
     ],
 )
 def test_what_shares_cannot_do_is_refused(changes: dict[str, Any], message: str):
-    sharded = {"train": {"workers": 2, "parallel": "fsdp"}, "objective": NO_SELF_TEACHER}
+    sharded = {"train": {"workers": {"count": 2, "parallel": "fsdp"}}, "objective": NO_SELF_TEACHER}
     Recipe.model_validate(sharded)
     with pytest.raises(ValidationError, match=message):
         Recipe.model_validate(sharded | changes)

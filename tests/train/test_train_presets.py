@@ -50,8 +50,11 @@ def runs(speech: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_handful_of_clips_is_learnt_by_heart(preset: str, runs: dict[float, Run], tmp_path: Path):
     settings: dict[str, Any] = {
         "objective": {"preset": preset},
-        "train": {"epochs": 2, "batch_utterances": 2, "lr": 1e-4, "encoder_lr": 1e-4, "warmup_share": 0.05}
-        | {"frozen_until": {"encoder": 1.0}},
+        "train": {
+            "epochs": 2,
+            "batching": {"utterances": 2},
+            "optimizer": {"lr": 1e-4, "encoder_lr": 1e-4, "warmup_share": 0.05, "frozen_until": {"encoder": 1.0}},
+        },
         "window": {"padded_share": 0.0},
         "augment": {"spec": {"freq_masks": 0, "time_masks": 0}},
     }

@@ -80,7 +80,11 @@ def _environment() -> dict[str, str]:
 def test_a_run_that_was_stopped_by_a_step_that_is_not_finite_may_go_on_without_it(recipe: Recipe):
     skipping = with_objective(recipe, {}, train={"not_finite": "skip"})
     assert distill_key(Run(skipping)) == distill_key(Run(with_objective(recipe, {})))
-    assert distill_key(Run(with_objective(recipe, {}, train={"clip_norm": 2.0}))) != distill_key(Run(skipping))
+    elsewhere = {"workers": {"count": 1, "gpu": True, "cpus": 4.0}, "batching": {"micro_batches": 2}}
+    assert distill_key(Run(with_objective(recipe, {}, train=elsewhere))) == distill_key(Run(skipping))
+    assert distill_key(Run(with_objective(recipe, {}, train={"optimizer": {"clip_norm": 2.0}}))) != distill_key(
+        Run(skipping)
+    )
 
 
 def kill_worker() -> None:
@@ -102,12 +106,12 @@ def test_a_worker_that_is_killed_changes_nothing(recipe: Recipe, undisturbed: Pa
 def test_workers_that_die_too_often_end_the_run_with_one_line(
     recipe: Recipe, ray_session: None, command: list[str], capsys: pytest.CaptureFixture[str]
 ):
-    arguments = [*command, "--set", "train.max_failures=0"]
+    arguments = [*command, "--set", "train.workers.max_failures=0"]
     with when(lambda: last_step(Run(recipe).distill) >= 1, kill_worker), pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "askd:" in line]
-    assert line.startswith("askd: training workers have died 1 times (train.max_failures = 0)")
+    assert line.startswith("askd: training workers have died 1 times (train.workers.max_failures = 0)")
 
 
 @pytest.mark.full
@@ -194,7 +198,8 @@ def test_nodes_that_die_change_neither_labels_nor_students(
 def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path, tmp_path: Path):
     """Each node has room for one worker, and nothing replaces the node that dies."""
     values = recipe.model_dump(mode="json")
-    values["train"] |= {"micro_batches": 2, "min_workers": 1, "cpus_per_worker": 1.5}
+    values["train"]["batching"]["micro_batches"] = 2
+    values["train"]["workers"] |= {"min_count": 1, "cpus": 1.5}
     file = tmp_path / "elastic.yaml"
     elastic = Recipe.model_validate(values)
     file.write_text(dump_recipe(elastic), encoding="utf-8")

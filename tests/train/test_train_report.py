@@ -73,7 +73,9 @@ def test_its_links_and_pictures_lead_somewhere(run: Run):
 
 
 def test_it_shows_the_recipe_as_it_was_trained(run: Run):
-    later = Run(load_recipe("demo", [*(f"runs_root={run.path.parent}", "name=mine"), "train.lr=0.5", "seed=77"]))
+    later = Run(
+        load_recipe("demo", [*(f"runs_root={run.path.parent}", "name=mine"), "train.optimizer.lr=0.5", "seed=77"])
+    )
     later.begin("export")  # as `askd export` with other settings does
     text = report(later)
     assert "seed | 77" not in text and "0.5, encoder" not in text

@@ -128,11 +128,11 @@ def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Reci
 
 
 def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrinking: Recipe):
-    recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"frozen_until": {"encoder": 0.9}})
+    recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"optimizer": {"frozen_until": {"encoder": 0.9}}})
     kind = WhisperStudentKind(recipe)
     student = kind.build(0)
-    optimizer = build_optimizer(student, recipe.train)
-    assert freeze(optimizer, recipe.train, 0.5)
+    optimizer = build_optimizer(student, recipe.train.optimizer)
+    assert freeze(optimizer, recipe.train.optimizer.frozen_until, 0.5)
     torch.manual_seed(0)
     for _ in range(2):
         for parameter in student.parameters():
@@ -156,7 +156,10 @@ def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrink
     assert torch.equal(new[f"{layers}.0.fc1.weight"], old[f"{layers}.0.fc1.weight"])
     assert {n for n, p in new.items() if p in fresh.state} == {n for n, p in new.items() if p.requires_grad}
     assert not any(p.requires_grad for n, p in new.items() if ".encoder." in n)
-    assert freeze(fresh, recipe.train, 0.9) and new["whisper.model.encoder.conv1.weight"].requires_grad
+    assert (
+        freeze(fresh, recipe.train.optimizer.frozen_until, 0.9)
+        and new["whisper.model.encoder.conv1.weight"].requires_grad
+    )
 
 
 def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -187,7 +190,7 @@ def _rank(rank: int, port: int, text: str, folder: str) -> None:
 @pytest.mark.full
 @pytest.mark.slow
 def test_two_ranks_shrink_together(shrinking: Recipe, tmp_path: Path, unused_port: int):
-    recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"micro_batches": 2})
+    recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"batching": {"micro_batches": 2}})
     mp.spawn(_rank, (unused_port, recipe.model_dump_json(), str(tmp_path)), nprocs=2)
     (summary, one), (same, two) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     assert summary == same and summary["workers"] == 2

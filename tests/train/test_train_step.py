@@ -76,7 +76,7 @@ def sgd_step(
     """One step on some micro-batches; the gradient stays in the parameters."""
     made, weights = distiller(recipe, student, whole)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    settings = recipe.train.model_copy(update={"clip_norm": 1e9})
+    settings = with_objective(recipe, {}, train={"optimizer": {"clip_norm": 1e9}}).train
     stepper = Stepper(network, student, optimizer, made, settings, GradScaler("cpu", enabled=False))
     return stepper.step(batches, weights, range(len(batches)))
 

@@ -138,7 +138,7 @@ def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrink
         for parameter in student.parameters():
             parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
         optimizer.step()
-    smaller, fresh = shrink(kind, *shrink(kind, student, optimizer, recipe.train), recipe.train)
+    smaller, fresh = shrink(kind, *shrink(kind, student, optimizer, recipe.train.optimizer), recipe.train.optimizer)
     assert smaller.shrunk == 2
     old, new = dict(student.named_parameters()), dict(smaller.named_parameters())
     layers = "whisper.model.decoder.layers"

@@ -3,40 +3,26 @@
 import errno
 import os
 import posixpath
-import re
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TypeVar, Union
 
 import pyarrow as pa
 from pyarrow import fs
 
-from askd_ray.errors import AskdError, without_credentials
+from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path, scheme_of
+from askd_ray.stores import HUB, check_container, file_system, in_words, is_of_store, parse_uri
 
 UNFINISHED = ".unfinished"
 """A marker file in a folder of an object store, from the start of its replacement until the folder is complete."""
 
-_ALLOWED = "a folder, s3://BUCKET/..., gs://BUCKET/... or hf://datasets/USER/NAME/... is allowed"
 _BUFFER_BYTES = 8 << 20  # every read is a request to the store: few large reads are faster
-_GIVE_UP_S = 30
 _REQUESTS = 16  # concurrent requests for many small objects
-_STORE_ERROR = re.compile(r"AWS Error (\w+)|google::cloud::Status\((\w+)")
-_HUB_CLIENT = ("httpx", "httpx2", "huggingface_hub")  # their errors come from the hub or the network
-
-_IN_WORDS = {
-    "there is no such bucket": {"NO_SUCH_BUCKET"},
-    "the store cannot be reached": {"NETWORK_CONNECTION", "UNAVAILABLE", "ConnectError", "ConnectTimeout"},
-    "access denied: give credentials with access (in the environment, or as key:secret@ in the URI)": {
-        *("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "INVALID_SIGNATURE", "SIGNATURE_DOES_NOT_MATCH"),
-        *("PERMISSION_DENIED", "UNAUTHENTICATED"),
-    },
-}
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -66,20 +52,7 @@ class Location:
             return place
         if scheme_of(str(place)) is None:
             return cls("", str(local_path(place)))
-        scheme, _, rest = str(place).partition("://")
-        if scheme == "hf" and re.match(r"datasets/[^/]+/[^/]", rest):
-            return cls("hf://", posixpath.normpath(rest))
-        if scheme not in ("s3", "gs"):
-            raise AskdError(f"{without_credentials(str(place))}: unknown scheme, or no data set: {_ALLOWED}")
-        rest, _, options = rest.partition("?")
-        authority, _, path = rest.partition("/")
-        bucket = authority.rpartition("@")[2]
-        if not bucket or ":" in bucket:
-            slash = "write a '/' in a key or secret as %2F; " if bucket else ""
-            raise AskdError(f"{scheme}:// without a bucket: {slash}{_ALLOWED}")
-        if scheme == "gs" and "retry_limit_seconds=" not in options:  # else its client retries for 15 minutes
-            options += f"&retry_limit_seconds={_GIVE_UP_S}"
-        return cls(f"{scheme}://{authority}/?{options}", posixpath.normpath(f"{bucket}/{path}"))
+        return cls(*parse_uri(str(place)))
 
     def __str__(self) -> str:
         return f"{self.root.partition('://')[0]}://{self.path}" if self.root else self.path
@@ -169,7 +142,7 @@ class Location:
     @contextmanager
     def output(self) -> Generator[pa.NativeFile]:
         """Open a file for writing in steps, in an existing folder; after an error, the written part stays."""
-        if self.root == "hf://":
+        if self.root == HUB:
             raise AskdError(f"{self}: data sets on the hub are read-only here: write to a folder, s3:// or gs://")
         with self._store_errors():
             file = self._system.open_output_stream(self.path, compression=None)
@@ -218,15 +191,15 @@ class Location:
         except Exception as error:
             if isinstance(error, AskdError):
                 raise
-            if _is_of_store(error):
-                raise self._store_error(error) from error
+            if is_of_store(error):
+                raise in_words(str(self), error) from error
             if isinstance(error, (pa.ArrowException, OSError, *errors)):
                 raise AskdError(f"{self} {problem}: {' '.join(str(error).split())[:300]}") from None
             raise
 
     @property
     def _system(self) -> fs.FileSystem:
-        return _file_system(self.root)
+        return file_system(self.root) if self.root else fs.LocalFileSystem()
 
     def _type(self) -> fs.FileType:
         with self._store_errors():
@@ -246,55 +219,15 @@ class Location:
             if isinstance(error, FileNotFoundError):
                 self._check_container()
                 raise
-            raise self._store_error(error) from error
+            raise in_words(str(self), error) from error
 
     def _check_container(self) -> None:
         """Raise an :class:`AskdError` if the bucket or data set does not exist."""
-        if not self.root:
-            return
-        container = "/".join(self.path.split("/")[: 3 if self.root == "hf://" else 1])
-        try:
-            (info,) = self._system.get_file_info([container])
-        except Exception as error:
-            raise self._store_error(error) from error
-        if info.type == fs.FileType.NotFound:
-            kind = "data set (or HF_TOKEN may not see it)" if self.root == "hf://" else "bucket"
-            raise AskdError(f"{self}: there is no such {kind}")
-
-    def _store_error(self, error: Exception) -> AskdError:
-        text = without_credentials(" ".join(str(error).split()))
-        match = _STORE_ERROR.search(text)
-        code = next(filter(None, match.groups())) if match else type(error).__name__
-        words = next((words for words, codes in _IN_WORDS.items() if code in codes), code)
-        return AskdError(f"{self}: {words} ({text[:300]})")
+        if self.root:
+            check_container(self.root, self.path, str(self))
 
 
 def map_concurrently(function: Callable[[_In], _Out], items: Iterable[_In]) -> list[_Out]:
     """Return ``function`` of each item, in order; many calls run at a time, since a store answers slowly."""
     with ThreadPoolExecutor(_REQUESTS) as pool:
         return list(pool.map(function, items))
-
-
-def _is_of_store(error: Exception) -> bool:
-    return type(error).__module__.split(".")[0] in _HUB_CLIENT or _STORE_ERROR.search(str(error)) is not None
-
-
-@lru_cache(maxsize=32)
-def _file_system(root: str) -> fs.FileSystem:
-    """Return the file system of a root; opening one may need a request, for the bucket's region."""
-    if not root:
-        return fs.LocalFileSystem()
-    if root == "hf://":
-        return hub_file_system()
-    try:
-        return fs.FileSystem.from_uri(root)[0]
-    except (pa.ArrowException, OSError) as error:
-        text = without_credentials(" ".join(str(error).split()))
-        raise AskdError(f"{without_credentials(root)}: {text[:300]}") from None
-
-
-def hub_file_system() -> fs.FileSystem:
-    """Return Hugging Face's hub as a file system; the variable ``HF_TOKEN`` gives access to private data sets."""
-    from huggingface_hub import HfFileSystem
-
-    return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))

@@ -73,13 +73,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     from fsspec.implementations.local import LocalFileSystem
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    from askd_ray import location
+    from askd_ray import stores
 
     stand_in = PyFileSystem(FSSpecHandler(DirFileSystem(str(tmp_path / "hub"), LocalFileSystem())))
-    monkeypatch.setattr(location, "hub_file_system", lambda: stand_in)
-    location._file_system.cache_clear()
+    monkeypatch.setattr(stores, "hub_file_system", lambda: stand_in)
+    stores.file_system.cache_clear()
     yield tmp_path / "hub"
-    location._file_system.cache_clear()
+    stores.file_system.cache_clear()
 
 
 @pytest.fixture

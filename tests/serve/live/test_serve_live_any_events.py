@@ -19,7 +19,7 @@ from serving import FakeSpeechEngine
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
-from askd_ray.serve.live import session as live
+from askd_ray.serve.live import input as live
 from askd_ray.serve.live.session import Session
 from askd_ray.serve.transcription_service import TranscribeOptions
 

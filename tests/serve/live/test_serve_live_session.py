@@ -11,7 +11,7 @@ import pytest
 from serving import FakeSpeechEngine, InProcessDecoder, spoken
 
 from askd_ray.audio.units import samples_of
-from askd_ray.serve.live import session as live
+from askd_ray.serve.live import input as live
 from askd_ray.serve.live.session import Session
 from askd_ray.serve.transcription_service import TranscriptionService
 
@@ -244,7 +244,7 @@ def test_who_never_pauses_is_committed_in_pieces(speech: Path, monkeypatch: pyte
         for piece in np.array_split(talk, 60):
             await session.handle(append(piece))
         await until(lambda: kinds(events).count("completed") >= 2)
-        assert session._buffer.n_samples <= samples_of(2.5)
+        assert session._input._buffer.n_samples <= samples_of(2.5)
 
     events = converse(scenario)
     assert kinds(events).count("input_audio_buffer.committed") >= 2

@@ -3,27 +3,27 @@
 python benchmarks/stock_server.py FOLDER PORT
 """
 
-import io
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import uvicorn
 from fastapi import FastAPI, File, Form, UploadFile
-from faster_whisper import WhisperModel
+
+from askd_ray.models.stock import StockWhisper
 
 
 def build(folder: str) -> FastAPI:
-    """Return a server with one model: int8, greedy, otherwise faster-whisper's defaults."""
+    """Return a server with one model of stock faster-whisper."""
     app = FastAPI()
-    model = WhisperModel(folder, device="cpu", compute_type="int8")
+    model = StockWhisper(Path(folder))
 
     @app.post("/v1/audio/transcriptions")
     def transcriptions(
         file: Annotated[UploadFile, File()], model_name: Annotated[str, Form(alias="model")], language: str = Form("en")
     ) -> dict[str, str]:
         """Transcribe a file."""
-        segments, _ = model.transcribe(io.BytesIO(file.file.read()), language=language, beam_size=1)
-        return {"text": "".join(segment.text for segment in segments).strip()}
+        return {"text": model.transcribe(file.file.read(), language)}
 
     @app.get("/health")
     def health() -> dict[str, str]:

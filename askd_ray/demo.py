@@ -7,7 +7,7 @@ import threading
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import psutil
@@ -20,13 +20,13 @@ from askd_ray.config.source import Source
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances
 from askd_ray.evaluation.hypotheses import STUDENT, TEACHER
-from askd_ray.evaluation.scores import Scores
 from askd_ray.evaluation.tables import speed_table, table
 from askd_ray.fetch.speech import fetch_speech
 from askd_ray.files import local_path, write_json
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
+from askd_ray.results.evaluation import Evaluation
 from askd_ray.runs import Run
 from askd_ray.serve.listener import Address
 from askd_ray.serve.ray_app import serve_bundles, stop_serving
@@ -112,9 +112,11 @@ def _choose_clip(utterances: list[Utterance]) -> Utterance:
     return max((u for u in utterances if u.duration_s < 5.0), key=lambda u: (u.duration_s, u.id), default=utterances[0])
 
 
-def _summary(scores: dict[str, Any], distilled: dict[str, Any], wall_s: float, peak_gb: float) -> dict[str, Any]:
-    speed, pooled = scores["speed"], scores["in_domain"]["pooled"]
-    faster = speed["speedup"][STUDENT]["short"]
+def _summary(scores: Evaluation, distilled: dict[str, Any], wall_s: float, peak_gb: float) -> dict[str, Any]:
+    speed, in_domain = scores["speed"], scores["in_domain"]
+    faster = speed["speedup"][STUDENT].get("short")
+    assert in_domain is not None and faster is not None, "the demo's speech has short clips, and a test split"
+    pooled = in_domain["pooled"]
 
     def values_of(system: str) -> dict[str, Any]:
         measured = {name: speed["models"][system][name] for name in ("p50_ms", "p95_ms", "rtfx", "memory_mb")}
@@ -127,7 +129,7 @@ def _summary(scores: dict[str, Any], distilled: dict[str, Any], wall_s: float, p
         "teacher": values_of(TEACHER),
         "student": {**values_of(STUDENT), "params_m": distilled["params_m"]},
         "wer_difference": pooled["against_baseline"][STUDENT],
-        "n_eval": scores["in_domain"]["utterances"],
+        "n_eval": in_domain["utterances"],
         "speedup_p50_short": faster["value"],
         "speedup_p50_short_ci95": [faster["low"], faster["high"]],
         "speedup_against": speed["speedup_against"],
@@ -138,9 +140,9 @@ def _summary(scores: dict[str, Any], distilled: dict[str, Any], wall_s: float, p
     }
 
 
-def _print_summary(run: Run, summary: dict[str, Any], scores: dict[str, Any], answer: dict[str, Any]) -> None:
+def _print_summary(run: Run, summary: dict[str, Any], scores: Evaluation, answer: dict[str, Any]) -> None:
     console.rule("[bold]done[/bold]", align="left")
-    console.print(table(cast(Scores, scores)), speed_table(scores["speed"]))
+    console.print(table(scores), speed_table(scores["speed"]))
     minutes, memory = summary["wall_s"] / 60, summary["peak_rss_gb"]
     console.print(f"The whole demo took {minutes:.1f} min and at most {memory} GB of memory.")
     console.print(

@@ -3,8 +3,15 @@
 Imports stand in the functions: each stage loads only what it needs, and `askd --help` nothing.
 """
 
+from typing import TYPE_CHECKING, TypeVar
+
 from askd_ray.config.schema import Recipe
 from askd_ray.runs import Result
+
+if TYPE_CHECKING:
+    from askd_ray.results.evaluation import Evaluation
+
+_T = TypeVar("_T")
 
 
 def prepare(recipe: Recipe, force: bool = False) -> Result:
@@ -42,7 +49,7 @@ def export(recipe: Recipe, force: bool = False) -> Result:
     return _published(recipe, bundle.export(recipe, force))
 
 
-def evaluate(recipe: Recipe, force: bool = False) -> Result:
+def evaluate(recipe: Recipe, force: bool = False) -> "Evaluation":
     """Compare student and teacher (:func:`askd_ray.evaluation.ray_evaluate.evaluate`) and write the run's report."""
     from askd_ray.evaluation import ray_evaluate
 
@@ -56,7 +63,7 @@ def study(recipe: Recipe, force: bool = False) -> Result:
     return run_study(recipe, force)
 
 
-def _published(recipe: Recipe, result: Result) -> Result:
+def _published(recipe: Recipe, result: _T) -> _T:
     from askd_ray.train.report import publish
 
     publish(recipe)

@@ -28,6 +28,7 @@ from askd_ray.evaluation.systems import open_system
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.models.stock import StockWhisper
 from askd_ray.progress import bar, console
+from askd_ray.results.texts import percent
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 from askd_ray.torch_setup import n_cores
@@ -97,7 +98,7 @@ def main() -> None:
     for column in ("", "WER", "RTFx"):
         table.add_column(column, justify="right" if column else "left")
     for name, shown in NAMES.items():
-        table.add_row(shown, f"{100 * wers[name]:.2f} %", f"{audio_s / sum(times[name]):.1f}")
+        table.add_row(shown, f"{percent(wers[name])} %", f"{audio_s / sum(times[name]):.1f}")
     console.print(table)
     console.print(f"{median(ratios):.2f} times as fast in the median turn ({min(ratios):.2f} to {max(ratios):.2f})")
     result = {

@@ -2,29 +2,16 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from askd_ray.evaluation.hypotheses import Hypothesis
+from askd_ray.results.wer import Bin
 from askd_ray.text.error_rate import right_words
 from askd_ray.text.normalize import normalizer
 
 N_BINS = 10
-
-
-class Bin(TypedDict):
-    """The tokens with a probability in [low, high); the last bin includes 1.0.
-
-    ``confidence`` is their mean probability, ``accuracy`` the share of correct tokens.
-    """
-
-    low: float
-    high: float
-    tokens: int
-    confidence: float
-    accuracy: float
 
 
 def reliability(rows: Sequence[Hypothesis]) -> list[Bin]:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.hypotheses import Hypothesis, read_hypotheses
-from askd_ray.evaluation.scores import DomainScores, score
-from askd_ray.evaluation.significance import RateDifference
+from askd_ray.evaluation.scores import score
+from askd_ray.evaluation.significance import verdict
 from askd_ray.models.bundle import HYPOTHESES_FILE
 from askd_ray.progress import console
+from askd_ray.results.texts import difference
+from askd_ray.results.wer import RateDifference, domains
 
 _CANDIDATE, _CURRENT = "candidate", "current"
 
@@ -21,13 +23,11 @@ def check_gate(candidate: Path, current: Path) -> None:
 
     Raises :class:`AskdError` when the candidate does not pass, and when there is nothing to compare.
     """
-    domains = _differences(candidate, current)
-    summary = ", ".join(
-        f"{domain.replace('_', ' ')} {100 * d['value']:+.2f} points ({100 * d['low']:+.2f} to {100 * d['high']:+.2f})"
-        for domain, d in domains.items()
-    )
+    differences = _differences(candidate, current)
+    summary = "; ".join(f"{place} {difference(of)}" for place, of in differences.items())
     console.print(f"WER difference to the served version: {summary}")
-    if not any(d["high"] < 0.0 for d in domains.values()) or any(d["low"] > 0.0 for d in domains.values()):
+    verdicts = {verdict(of) for of in differences.values()}
+    if "yes" not in verdicts or "no" in verdicts:
         raise AskdError(
             f"promote: {candidate} does not beat the served version, WER {summary}: the interval must be below 0 in "
             "one domain and above 0 in none; --force promotes it anyway"
@@ -44,8 +44,7 @@ def _differences(candidate: Path, current: Path) -> dict[str, RateDifference]:
         )
     rows = [replace(by_model[name][key], model=name) for name in by_model for key in sorted(shared)]
     scores = score(rows, _CURRENT)
-    domains: dict[str, DomainScores | None] = {p: scores[p] for p in ("in_domain", "out_of_domain")}
-    return {p: d["macro"]["against_baseline"][_CANDIDATE] for p, d in domains.items() if d is not None}
+    return {place: of["macro"]["against_baseline"][_CANDIDATE] for place, of in domains(scores).items()}
 
 
 def _hypotheses(bundle: Path) -> dict[tuple[str, str, str], Hypothesis]:

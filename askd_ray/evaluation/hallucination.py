@@ -1,42 +1,9 @@
 """Hallucination: the words that models output for clips without speech."""
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 from askd_ray.evaluation.tally import ModelResults, SetResults
-
-
-class HallucinatedText(TypedDict):
-    """A model's raw output for a clip without speech."""
-
-    id: str
-    text: str
-
-
-class KindScores(TypedDict):
-    """Clips of one kind of sound; ``texts`` are the outputs with words."""
-
-    clips: int
-    clips_with_words: int
-    texts: list[HallucinatedText]
-
-
-class ModelHallucinations(TypedDict):
-    """One model's output for the clips without speech."""
-
-    clips_with_words: int
-    share_with_words: float
-    words: int
-    words_per_minute: float
-    by_kind: dict[str, KindScores]
-
-
-class Hallucinations(TypedDict):
-    """The set ``non_speech``, clips of silence, noise and music."""
-
-    clips: int
-    minutes: float
-    models: dict[str, ModelHallucinations]
+from askd_ray.results.wer import HallucinatedText, Hallucinations, KindScores, ModelHallucinations
 
 
 def score_hallucinations(kinds: Sequence[SetResults]) -> Hallucinations | None:

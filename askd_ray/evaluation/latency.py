@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from askd_ray.data.schema import Utterance
 from askd_ray.evaluation.timed import TimedSystem
 from askd_ray.progress import bar
+from askd_ray.results.timing import Speedup
 
 TURN_CLIPS = 10
 _PAUSE_S = 0.3  # OpenMP's threads wait actively for 0.2 s
@@ -72,12 +73,12 @@ def evenly(utterances: Sequence[Utterance], n_clips: int) -> list[Utterance]:
     return [ordered[i] for i in picked]
 
 
-def percentile_ms(latency_s: NDArray[np.float64], percentile: float) -> float | None:
-    """Return a percentile (with linear interpolation) in milliseconds, or None without clips."""
-    return round(1000 * float(np.percentile(latency_s, percentile)), 2) if latency_s.size else None
+def percentile_ms(latency_s: NDArray[np.float64], percentile: float) -> float:
+    """Return a percentile (with linear interpolation) of at least one latency, in milliseconds."""
+    return round(1000 * float(np.percentile(latency_s, percentile)), 2)
 
 
-def speedup(baseline_s: NDArray[np.float64], system_s: NDArray[np.float64], seed: int = 0) -> dict[str, float]:
+def speedup(baseline_s: NDArray[np.float64], system_s: NDArray[np.float64], seed: int = 0) -> Speedup:
     """Return how many times faster the system transcribes the median clip, with a 95 % bootstrap interval over clips.
 
     Both arrays are latencies ``(n_clips,)`` of the same clips in the same order, at least one. Clips are resampled in

@@ -1,113 +1,35 @@
-"""Computes scores from hypotheses, as docs/evaluation.md defines them, as plain values for JSON."""
+"""Computes scores from hypotheses, as docs/evaluation.md defines them."""
 
 import operator
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import TypedDict
 
 import numpy as np
 
 from askd_ray.config.evaluate import Normalizer
 from askd_ray.errors import AskdError
-from askd_ray.evaluation.calibration import Bin, expected_calibration_error, reliability
-from askd_ray.evaluation.hallucination import Hallucinations, score_hallucinations
+from askd_ray.evaluation.calibration import expected_calibration_error, reliability
+from askd_ray.evaluation.hallucination import score_hallucinations
 from askd_ray.evaluation.hypotheses import CLEAN, NON_SPEECH, Hypothesis
-from askd_ray.evaluation.significance import Array, Comparison, Rate, RateDifference, compare
+from askd_ray.evaluation.significance import Array, compare
 from askd_ray.evaluation.tally import ModelResults, SetResults, tally
+from askd_ray.results.wer import (
+    ConditionScores,
+    DomainScores,
+    DurationScores,
+    ModelScores,
+    Rate,
+    Scores,
+    SetScores,
+    SpeakerScore,
+    SpeakerScores,
+)
 from askd_ray.text.error_rate import count_character_errors
 from askd_ray.text.ngrams import repeated_ngrams
 
 DURATIONS_S = (0.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 N_WORST_SPEAKERS = 5
-
-
-class DurationScores(TypedDict):
-    """Clips from ``low_s`` to below ``high_s`` (None: no limit). Clips of exactly 30 s are in the bucket below 30 s."""
-
-    low_s: float
-    high_s: float | None
-    utterances: int
-    words: int
-    wer: float | None
-
-
-class SpeakerScore(TypedDict):
-    """The scores of one speaker."""
-
-    speaker: str
-    utterances: int
-    words: int
-    wer: float
-
-
-class SpeakerScores(TypedDict):
-    """Speakers with at least one reference word: their number, their mean WER, and the worst speakers, worst first."""
-
-    speakers: int
-    macro_wer: float
-    worst: list[SpeakerScore]
-
-
-class ModelScores(Rate):
-    """One model on one set; docs/evaluation.md defines each score. None where the model or the data give no value."""
-
-    substitutions: int
-    deletions: int
-    insertions: int
-    n_words: int
-    insertion_rate: float
-    cer: float
-    repeated_5grams: int
-    runaways: int | None
-    empty: int
-    ece: float | None
-    reliability: list[Bin]
-    by_duration: list[DurationScores]
-    by_speaker: SpeakerScores | None
-
-
-class SetScores(TypedDict):
-    """One set, clean; ``models`` and ``against_baseline`` as in every :class:`Comparison`."""
-
-    in_domain: bool
-    utterances: int
-    words: int
-    minutes: float
-    models: dict[str, ModelScores]
-    against_baseline: dict[str, RateDifference]
-
-
-class DomainScores(TypedDict):
-    """Several sets, clean: ``macro`` is the mean of the sets' WERs, ``pooled`` the WER over all words."""
-
-    sets: list[str]
-    utterances: int
-    words: int
-    macro: Comparison
-    pooled: Comparison
-
-
-class ConditionScores(Comparison):
-    """Sets with changed audio, pooled; ``clean_wer`` is the WER of the same utterances unchanged, by model."""
-
-    sets: list[str]
-    utterances: int
-    words: int
-    clean_wer: dict[str, float]
-
-
-class Scores(TypedDict):
-    """All scores. Sets, models and conditions are keys by name; the baseline is the first model."""
-
-    baseline: str
-    normalizer: Normalizer
-    models: list[str]
-    sets: dict[str, SetScores]
-    in_domain: DomainScores | None
-    out_of_domain: DomainScores | None
-    conditions: dict[str, ConditionScores]
-    non_speech: Hallucinations | None
 
 
 def score(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "whisper") -> Scores:

@@ -1,13 +1,14 @@
 """Compares presets over seeds; the seed is the sampling unit: would another run of this recipe also be better?"""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from askd_ray.errors import AskdError
+from askd_ray.results.timing import Speed
 
 
 class SeedStatistics(TypedDict):
@@ -38,6 +39,21 @@ class SeedComparison(TypedDict):
     against: str | float
     presets: dict[str, SeedStatistics]
     differences: dict[str, SeedDifference]
+
+
+class DomainComparison(TypedDict):
+    """The arms of a study in one domain: against the arm ``study.against``, and against the teacher."""
+
+    arm: SeedComparison
+    teacher: SeedComparison
+
+
+class StudyResult(TypedDict):
+    """The result of `askd study`; ``comparison`` has the keys ``in_domain`` and ``out_of_domain``, each with sets."""
+
+    seeds: list[int]
+    comparison: dict[str, DomainComparison]
+    speed: Speed
 
 
 def compare_seeds(wers: Mapping[str, Sequence[float]], against: str | float) -> SeedComparison:
@@ -96,9 +112,8 @@ def _difference(differences: NDArray[np.float64]) -> SeedDifference:
 def _t_test(differences: NDArray[np.float64]) -> float | None:
     if len(differences) < 2 or np.ptp(differences) == 0:
         return None
-    n = len(differences)
-    t = differences.mean() / (differences.std(ddof=1) / np.sqrt(n))
-    return float(2 * stats.t.sf(abs(t), n - 1))
+    test: Any = stats.ttest_1samp(differences, 0.0)
+    return float(test.pvalue)
 
 
 def _sign_flip(differences: NDArray[np.float64]) -> float:
@@ -110,9 +125,8 @@ def _sign_flip(differences: NDArray[np.float64]) -> float:
 
 
 def _t_interval(values: NDArray[np.float64]) -> list[float] | None:
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return None
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    mean = float(values.mean())
-    return [mean - half, mean + half]
+    if np.ptp(values) == 0:  # scipy's interval is NaN then
+        return [float(values[0])] * 2
+    return [float(end) for end in stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))]

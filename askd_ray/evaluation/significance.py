@@ -2,42 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from askd_ray.results.wer import Comparison, Rate, RateDifference
 
 N_DRAWS = 10_000
 _CHUNK = 2_000_000  # utterances per batch of samples: 16 MB
 
 Array = NDArray[np.float64]
-
-
-class Rate(TypedDict):
-    """A word error rate and its 95 % interval, [low, high]."""
-
-    wer: float
-    wer_ci95: list[float]
-
-
-class RateDifference(TypedDict):
-    """WER of a model minus WER of the baseline: below 0 the model is better.
-
-    ``low`` and ``high`` are the 95 % interval; ``p_improvement`` is the share of bootstrap samples in which the model's
-    WER is strictly lower.
-    """
-
-    value: float
-    low: float
-    high: float
-    p_improvement: float
-
-
-class Comparison(TypedDict):
-    """Models on the same utterances, by name: the WER of each, and the difference of each to the baseline."""
-
-    models: dict[str, Rate]
-    against_baseline: dict[str, RateDifference]
 
 
 @dataclass(frozen=True)

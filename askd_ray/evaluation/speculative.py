@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from askd_ray.evaluation.latency import percentile_ms, speedup
 from askd_ray.models.generate import greedy
 from askd_ray.models.speculative import N_DRAFTED, SpeculativeResult, check_vocabularies, speculate
 from askd_ray.progress import bar
+from askd_ray.results.timing import SpeculativeScores
 from askd_ray.text.tokens import Tokens
 
 LoadedWhisper = tuple[WhisperForConditionalGeneration, Tokens]
@@ -33,16 +34,12 @@ def speculative_scores(
     utterances: Sequence[Utterance],
     silence_s: float | None,
     n_drafted: int = N_DRAFTED,
-) -> dict[str, Any]:
+) -> SpeculativeScores:
     """Let the teacher transcribe clips of at most 30 s alone and with the student as draft model, one clip at a time.
 
     ``silence_s`` is the silence behind the clip in the student's window; None is a 30 s window. Both methods run in
     torch on the models' device and are timed from the audio file to the tokens. They alternate, and the first method
     changes with every clip. The first clip is transcribed once before the measurement, as warm-up.
-
-    Returns ``identical`` (the share of clips with the same tokens from both methods), ``acceptance_rate`` (of the
-    drafted tokens; None without drafted tokens), ``tokens_per_pass`` of the teacher's decoder (end tokens counted),
-    ``speedup`` of the median clip with its 95 % interval, the medians in milliseconds, and the settings.
 
     Raises :class:`AskdError` without clips, and when the vocabularies differ.
     """

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, PADDED_S, samples_of, window_samples
 from askd_ray.config.evaluate import Evaluate
@@ -19,6 +19,7 @@ from askd_ray.models.cost import CLIP_S, parts
 from askd_ray.models.load import ctranslate2_folder, load_config
 from askd_ray.models.stock import StockWhisper
 from askd_ray.models.threads import allocate_threads
+from askd_ray.results.timing import Latency, LatencyBucket, LatencyByLength, ModelCost, ModelSpeed, Speed, Speedups
 from askd_ray.runs import versions
 from askd_ray.torch_setup import Device, n_cores
 
@@ -32,7 +33,7 @@ def measure_speed(
     utterances: Sequence[Utterance],
     settings: Evaluate,
     device: Device = "cpu",
-) -> dict[str, Any]:
+) -> Speed:
     """Return the speed of models, by name, on ``settings.speed_clips`` clips, spread evenly over all durations.
 
     Each model has a separate process, and the models take turns. ``settings.threads`` sets the threads; 0 takes as many
@@ -52,10 +53,10 @@ def measure_speed(
             systems[STOCK] = stack.enter_context(Isolated(StockWhisper, folder, max_threads, device))
         first_s = {name: _first_call_s(system, clips[0]) for name, system in systems.items()}
         timings = time_systems(systems, clips, settings.repeats)
-        costs = {name: _cost(models[name]) if name in models else {} for name in systems}
-        measured = {
+        costs = {name: _cost(reference) for name, reference in models.items()}
+        measured: dict[str, ModelSpeed] = {
             name: {
-                **costs[name],
+                **costs.get(name, ModelCost()),
                 "threads": threads.get(name, max_threads),
                 "open_s": round(system.opened_s, 3),
                 "first_call_ms": round(1000 * first_s[name], 1),
@@ -92,7 +93,7 @@ def _threads(reference: str, device: Device) -> int:
     return allocate_threads(bundle_info(reference, device), n_cores()) if device == "cpu" else 1
 
 
-def _cost(reference: str) -> dict[str, Any]:
+def _cost(reference: str) -> ModelCost:
     """Return the parameters of a model, and its multiply-adds for a clip of 5 s in the model's window."""
     folder = local_path(reference)
     config = load_config(str(folder / "transformers") if (folder / "bundle.json").is_file() else reference)
@@ -106,9 +107,9 @@ def _cost(reference: str) -> dict[str, Any]:
     }
 
 
-def _latency(clips: Sequence[Utterance], timed: TimedTranscripts) -> dict[str, Any]:
+def _latency(clips: Sequence[Utterance], timed: TimedTranscripts) -> LatencyByLength:
     durations_s = np.asarray([u.duration_s for u in clips])
-    buckets: list[dict[str, Any]] = []
+    buckets = list[LatencyBucket]()
     for low, high in zip((0.0, *BUCKETS_S), BUCKETS_S, strict=False):
         inside = (durations_s > low) & (durations_s <= high)
         if inside.any():
@@ -120,28 +121,33 @@ def _latency(clips: Sequence[Utterance], timed: TimedTranscripts) -> dict[str, A
     }
 
 
-def _percentiles(latency_s: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, Any]:
-    return {"clips": len(latency_s), **{f"p{p}_ms": percentile_ms(latency_s, p) for p in (50, 95, 99)}}
+def _percentiles(latency_s: NDArray[np.float64]) -> Latency:
+    p50_ms, p95_ms, p99_ms = (percentile_ms(latency_s, p) for p in (50, 95, 99))
+    return {"clips": len(latency_s), "p50_ms": p50_ms, "p95_ms": p95_ms, "p99_ms": p99_ms}
 
 
-def _throughput(system: Isolated, clips: Sequence[Utterance], sizes: Sequence[int]) -> dict[int, float]:
+def _throughput(system: Isolated, clips: Sequence[Utterance], sizes: Sequence[int]) -> dict[str, float]:
     """Return the seconds of audio per second by batch size; a batch holds clips of similar length."""
-    rates: dict[int, float] = {}
+    rates: dict[str, float] = {}
     for size in sizes:
         groups = [clips[i : i + size] for i in range(0, len(clips), size)]
         took = sum(system.call("seconds", [u.audio for u in group], group[0].language) for group in groups)
-        rates[size] = round(sum(u.duration_s for u in clips) / took, 2)
+        rates[str(size)] = round(sum(u.duration_s for u in clips) / took, 2)
     return rates
 
 
 def _speedups(
     clips: Sequence[Utterance], baseline: TimedTranscripts, system: TimedTranscripts, short_s: float
-) -> dict[str, Any]:
+) -> Speedups:
     """Return how many times faster the system is on the median clip: of all clips, and of the short ones."""
     short = [i for i, u in enumerate(clips) if u.duration_s < short_s]
-    speedups: dict[str, Any] = {"all": speedup(baseline.latency_s, system.latency_s)}
+    speedups: Speedups = {"all": speedup(baseline.latency_s, system.latency_s)}
     if short:
         system_s, baseline_s = system.only(short).latency_s, baseline.only(short).latency_s
-        medians = {"ms": percentile_ms(system_s, 50), "baseline_ms": percentile_ms(baseline_s, 50)}
-        speedups["short"] = {**speedup(baseline_s, system_s), "clips": len(short), **medians}
+        speedups["short"] = {
+            **speedup(baseline_s, system_s),
+            "clips": len(short),
+            "ms": percentile_ms(system_s, 50),
+            "baseline_ms": percentile_ms(baseline_s, 50),
+        }
     return speedups

@@ -1,6 +1,5 @@
 """Bundles and bare CTranslate2 folders: read them, load their engine, check their files, add evaluation scores."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path, read_json, sha256_of_file, write_json
 from askd_ray.models.card import model_card
 from askd_ray.models.engine import GREEDY, Decoding, Engine
+from askd_ray.results.evaluation import Evaluation
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 from askd_ray.torch_setup import Device
@@ -103,7 +103,7 @@ def check_hashes(bundle: Path) -> int:
     return len(actual)
 
 
-def add_scores(bundle: Path, scores: Mapping[str, Any], hypotheses: pa.Table) -> None:
+def add_scores(bundle: Path, scores: Evaluation, hypotheses: pa.Table) -> None:
     """Write the scores of an evaluation into the bundle's description and model card, and the model's hypotheses.
 
     `askd promote` compares two bundles by ``hypotheses``, on the utterances that both have transcribed.
@@ -111,7 +111,7 @@ def add_scores(bundle: Path, scores: Mapping[str, Any], hypotheses: pa.Table) ->
     Raises :class:`AskdError` when the bundle is missing or damaged.
     """
     check_hashes(bundle)
-    description = {**read_json(bundle / BUNDLE_FILE), "scores": dict(scores)}
+    description = {**read_json(bundle / BUNDLE_FILE), "scores": scores}
     with atomic_path(bundle / CARD) as temporary:
         temporary.write_text(model_card(description), encoding="utf-8")
     write_table(bundle / HYPOTHESES_FILE, hypotheses)

@@ -5,6 +5,11 @@ from typing import Any
 
 import yaml
 
+from askd_ray.results.evaluation import Evaluation
+from askd_ray.results.texts import difference, speed_verdicts, wer
+from askd_ray.results.timing import Speed
+from askd_ray.results.wer import domains
+
 _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai/whisper-base"}
 
 
@@ -44,10 +49,10 @@ def _introduction(description: Mapping[str, Any], base: str) -> str:
     )
 
 
-def _scores(scores: Mapping[str, Any] | None) -> str:
+def _scores(scores: Evaluation | None) -> str:
     if scores is None:
         return "## Scores\n\nNot evaluated yet: `askd evaluate` fills this in."
-    models: list[str] = scores["models"]
+    models = scores["models"]
     lines = [
         "## Scores",
         "",
@@ -58,53 +63,40 @@ def _scores(scores: Mapping[str, Any] | None) -> str:
     ]
     for name, one in scores["sets"].items():
         kind = "in domain" if one["in_domain"] else "out of domain"
-        rates = " | ".join(_rate(one["models"][model]) for model in models)
+        rates = " | ".join(wer(one["models"][model]) for model in models)
         lines.append(f"| {name} ({kind}) | {one['utterances']} | {rates} |")
     return "\n".join([*lines, "", *_differences(scores), *_speed(scores["speed"])])
 
 
-def _rate(model: Mapping[str, Any]) -> str:
-    low, high = model["wer_ci95"]
-    return f"{100 * model['wer']:.2f} ({100 * low:.2f} to {100 * high:.2f})"
-
-
-def _differences(scores: Mapping[str, Any]) -> list[str]:
-    places = {"In domain": scores["in_domain"], "Out of domain": scores["out_of_domain"]}
-    lines: list[str] = []
-    for place, domain in places.items():
-        if domain is None:
-            lines.append(f"- {place}: not scored: measure on your own speech before you rely on it.")
-            continue
-        for name, d in domain["macro"]["against_baseline"].items():
-            lines.append(
-                f"- {place}, mean of the sets: WER of {name} minus {scores['baseline']}: {100 * d['value']:+.2f} "
-                f"points ({100 * d['low']:+.2f} to {100 * d['high']:+.2f}), better with probability "
-                f"{d['p_improvement']:.2f}."
-            )
-    return lines
-
-
-def _speed(speed: Mapping[str, Any]) -> list[str]:
-    hardware = speed["hardware"]
-    where = f"up to {hardware['threads']} threads of {hardware['cpu']}"
+def _differences(scores: Evaluation) -> list[str]:
+    scored = domains(scores)
     lines = [
-        f"- {name}: {speedup['all']['value']:.1f}x ({speedup['all']['low']:.1f} to {speedup['all']['high']:.1f}) "
-        f"as fast as {speed['speedup_against']} on the median of {speed['clips']} clips, one at a time, on {where}."
-        for name, speedup in speed["speedup"].items()
+        f"- {place.capitalize()}, mean of the sets: WER of {name} minus {scores['baseline']}: {difference(of)}."
+        for place, domain in scored.items()
+        for name, of in domain["macro"]["against_baseline"].items()
     ]
+    missing = [place for place in ("in domain", "out of domain") if place not in scored]
+    return lines + [
+        f"- {place.capitalize()}: not scored: measure on your own speech before you rely on it." for place in missing
+    ]
+
+
+def _speed(speed: Speed) -> list[str]:
+    where = f"up to {speed['hardware']['threads']} threads of {speed['hardware']['cpu']}"
+    lines = [f"- {line}, one at a time, on {where}." for line in speed_verdicts(speed)]
     return [*lines, *(f"- {name}: RTFx {m['rtfx']:.1f}, {m['memory_mb']} MB." for name, m in speed["models"].items())]
 
 
 def _training(description: Mapping[str, Any]) -> str:
     data, objective = description["data"], description["objective"]
     teacher, self_teacher = objective["teacher_weight"], objective["self_teacher"]
-    domains = ", ".join(f"{name} ({n})" for name, n in data["domains"].items())
+    by_domain = ", ".join(f"{name} ({n})" for name, n in data["domains"].items())
     self_kd = "off"
     if self_teacher["kind"] != "none":
         self_kd = f"{self_teacher['weight']:g} from {self_teacher['switch']:.0%} of the run on"
     return (
         "## Training\n\n"
-        f"- Data: {data['utterances']} utterances, {data['hours']:.2f} hours; domains: {domains}.\n"
+        f"- Data: {data['utterances']} utterances, {data['hours']:.2f} hours; domains: {by_domain}.\n"
         f"- Objective: `a * KD + b * self-KD + (1 - a - b) * CE`, {description['epochs']} epochs; the teacher's weight "
         f"`a` goes {teacher['schedule']} from {teacher['start']:g} to {teacher['end']:g}; the self-teacher's `b` is "
         f"{self_kd}.\n"

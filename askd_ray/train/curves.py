@@ -8,6 +8,7 @@ from typing import Any
 from askd_ray.config.schema import Recipe
 from askd_ray.files import atomic_path
 from askd_ray.objective.plot import figure_of
+from askd_ray.results.texts import percent
 from askd_ray.train.plot import smooth
 from askd_ray.train.track import StepMetrics
 
@@ -94,7 +95,7 @@ def _dev_wer(metrics: Sequence[StepMetrics]) -> Any:
     axis.plot(steps, [100 * value for value in values], "o-", ms=4, clip_on=False)
     best = min(range(len(values)), key=values.__getitem__)
     axis.plot(steps[best], 100 * values[best], "o", ms=10, fillstyle="none", color="tab:green", clip_on=False)
-    axis.set_title(f"best: {100 * values[best]:.2f} % at step {steps[best]:.0f}", loc="left", fontsize="medium")
+    axis.set_title(f"best: {percent(values[best])} % at step {steps[best]:.0f}", loc="left", fontsize="medium")
     axis.set_ylabel("dev WER, %")
     axis.set_ylim(bottom=0)
     return figure

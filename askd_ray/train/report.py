@@ -19,6 +19,8 @@ from askd_ray.data.schema import SPLITS
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path
 from askd_ray.progress import console
+from askd_ray.results.evaluation import checked
+from askd_ray.results.texts import percent, speed_verdicts, wer
 from askd_ray.runs import Run
 from askd_ray.train.curves import draw_curves
 from askd_ray.train.mlflow_mirror import send_finished_run
@@ -68,7 +70,7 @@ def write_report(run: Run) -> Path | None:
             f"# {trained.name}",
             _result(record["result"]),
             _curves(metrics, trained, folder),
-            *_held_out(_record(run, "evaluate")),
+            *_held_out(_record(run, "evaluate"), run),
             *_exported(_record(run, "export")),
             _training(trained, record["result"]),
             _data(run, run.record("prepare"), run.record("label")),
@@ -95,13 +97,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _result(result: StageRecord) -> str:
     return (
-        f"**Dev WER {_percent(result['dev_wer'])}** at step {result['best_step']} of {result['steps']}, the best of "
+        f"**Dev WER {percent(result['dev_wer'])} %** at step {result['best_step']} of {result['steps']}, the best of "
         f"the run; {result['params_m']:g} M parameters. Selected on dev: only a held-out split shows how good it is."
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
 
 
 def _curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) -> str:
@@ -113,30 +111,21 @@ def _curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) -> str
     return "\n\n".join(["## Curves", *pictures])
 
 
-def _held_out(record: StageRecord | None) -> list[str]:
+def _held_out(record: StageRecord | None, run: Run) -> list[str]:
     if record is None:
         return []
-    scores = record["result"]
-    models: list[str] = scores["models"]
+    scores = checked(record["result"], f"run {run.recipe.name}, record of the evaluation")
+    models = scores["models"]
     rows = [
-        (name, "in" if one["in_domain"] else "out", one["utterances"], *(_wer(one["models"][m]) for m in models))
+        (name, "in" if one["in_domain"] else "out", one["utterances"], *(wer(one["models"][m]) for m in models))
         for name, one in scores["sets"].items()
-    ]
-    faster = [
-        f"{name}: {speedup['all']['value']:.1f} times as fast as {scores['speed']['speedup_against']} on the median of "
-        f"{scores['speed']['clips']} clips."
-        for name, speedup in scores["speed"]["speedup"].items()
     ]
     return [
         "## Held-out",
-        "WER with its 95 % interval. `askd report` shows more.",
+        "WER in %, with its 95 % interval. `askd report` shows more.",
         _table(("set", "domain", "utterances", *models), rows),
-        *faster,
+        *(f"{line}." for line in speed_verdicts(scores["speed"])),
     ]
-
-
-def _wer(model: StageRecord) -> str:
-    return f"{_percent(model['wer'])} ({' to '.join(map(_percent, model['wer_ci95']))})"
 
 
 def _exported(record: StageRecord | None) -> list[str]:

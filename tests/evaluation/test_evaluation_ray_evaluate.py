@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scored import description_of_bundle
+from scored import description_of_bundle, made_up_speed
 from small_run import N_PER_SPLIT, small_run, utterances
 
 from askd_ray.config.schema import Recipe
@@ -30,11 +30,6 @@ def run(tmp_path: Path, speech: Path, weights: Path) -> Run:
     return run
 
 
-def speed_of_nothing(models: dict[str, str]) -> dict[str, Any]:
-    measured = {"rtfx": 1.0, "memory_mb": 1}
-    return {"models": dict.fromkeys(models, measured), "speedup": {}, "hardware": {"threads": 1, "cpu": "a cpu"}}
-
-
 def with_(recipe: Recipe, **settings: Any) -> Recipe:
     values = recipe.model_dump(mode="json")
     return Recipe.model_validate({**values, "evaluate": {**values["evaluate"], **settings}})
@@ -57,8 +52,7 @@ def calls(tmp_path: Path, speech: Path) -> dict[str, Any]:
 def without_timing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     """Speed has tests of its own."""
     if "timed" not in request.keywords:
-        monkeypatch.setattr(ray_evaluate, "measure_speed", lambda models, *_: speed_of_nothing(models))
-        monkeypatch.setattr(ray_evaluate, "speed_table", lambda speed: "")
+        monkeypatch.setattr(ray_evaluate, "measure_speed", lambda models, *_: made_up_speed(models))
 
 
 @pytest.mark.full

@@ -33,8 +33,8 @@ def test_the_verdict_is_that_of_the_figures(tmp_path: Path, rates: dict[str, flo
         assert verdict(difference) == answer.lower()
         wers = [100 * macro["models"][model]["wer"] for model in ("student", "teacher")]
         assert shown.why.startswith(
-            f"{wers[0]:.2f} % against {wers[1]:.2f} %, a difference of {100 * difference['value']:+.2f} "
-            f"({100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}) points"
+            f"{wers[0]:.2f} % against {wers[1]:.2f} %, a difference of {100 * difference['value']:+.2f} points "
+            f"(95 %: {100 * difference['low']:+.2f} to {100 * difference['high']:+.2f}), better with probability"
         )
 
 

@@ -90,6 +90,7 @@ def test_a_section_needs_data(tmp_path: Path):
         "Kinds of errors",
         "By length of the clip",
         "By speaker",
+        "Speed and cost",
         "How to reproduce",
     ]
 

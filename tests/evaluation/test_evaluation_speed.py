@@ -22,7 +22,7 @@ def test_a_trimmed_and_a_padded_model_side_by_side(tmp_path: Path, speech: Path,
     assert student["multiply_adds_g"] < teacher["multiply_adds_g"] / 3
     assert (student["window"], teacher["window"]) == ("clip + 0.3 s", "30 s")
     for model in (student, teacher):
-        assert [*model["throughput"]] == [1, 4] and min(model["throughput"].values()) > 0.0
+        assert [*model["throughput"]] == ["1", "4"] and min(model["throughput"].values()) > 0.0
         assert model["p50_ms"] <= model["p95_ms"] <= model["p99_ms"] and model["first_call_ms"] > 0.0
         assert sum(bucket["clips"] for bucket in model["by_duration"]) == 4
         assert 50 < model["memory_mb"] < 5000 and model["open_s"] > 0.0

@@ -53,4 +53,4 @@ def test_conditions_and_silence():
     ]
     text = shown([*WORSE, *noisy, *silent])
     assert "white@0" in text and "100.00 (100.00 to 100.00)" in text
-    assert "Clips without speech: 1 clip, 0.5 min" in text and "100.0 %" in text and " 4.0 " in text
+    assert "Clips without speech: 1 clip, 0.5 min" in text and "100.00 %" in text and " 4.0 " in text

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     ("config",),
     ("fetch",),
-    ("audio", "text"),
+    ("audio", "text", "results"),
     ("data",),
     ("models",),
     ("divergence",),
@@ -32,7 +32,7 @@ FRONTS = tuple(
 )  # may import everything
 # Top-level modules that every folder may import.
 BASE = {"errors", "files", "location", "progress", "randomness", "runs", "torch_setup"}
-BASE_IMPORTS = {"config", "errors", "files", "location", "progress"}
+BASE_IMPORTS = {"config", "errors", "files", "location", "progress", "stores"}
 
 # Modules of the training and of the objective that know the kinds of students; the others import these models only.
 KNOW_STUDENT_KINDS = ("askd_ray/train/build.py", "askd_ray/objective/online_teacher.py")

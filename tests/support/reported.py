@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from scored import made_up_speed
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
@@ -21,6 +22,7 @@ from askd_ray.evaluation.scores import score
 from askd_ray.evaluation.sets import read_sets
 from askd_ray.files import read_json, write_json
 from askd_ray.models.speculative import SpeculativeResult
+from askd_ray.results.timing import SpeculativeScores, Speed
 from askd_ray.runs import Run
 
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa".split()
@@ -114,8 +116,9 @@ def non_speech_rows(models: Sequence[str]) -> list[Hypothesis]:
     ]
 
 
-def finish(run: Run, rows: Sequence[Hypothesis], timed: Mapping[str, Any] | None = None, **others: Any) -> Run:
+def finish(run: Run, rows: Sequence[Hypothesis], timed: Speed | None = None, **others: Any) -> Run:
     """Write the files and the record of the stage for these rows, scored with the run's normaliser."""
+    timed = timed or made_up_speed(dict.fromkeys(row.model for row in rows))
     folder = run.path / "evaluate"
     folder.mkdir(parents=True, exist_ok=True)
     write_hypotheses(folder / "hypotheses.parquet", rows)
@@ -126,7 +129,7 @@ def finish(run: Run, rows: Sequence[Hypothesis], timed: Mapping[str, Any] | None
     return run
 
 
-def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> Speed:
     """Measure the speed of a student and a teacher that only wait, in real time."""
     monkeypatch.setattr(latency, "_PAUSE_S", 0.0)
     monkeypatch.setattr(speed, "Isolated", Idle)
@@ -137,7 +140,7 @@ def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return speed.measure_speed({"student": "fast", "teacher": "slow"}, "teacher", clips, settings)
 
 
-def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> SpeculativeScores:
     """The stage's result for a draft model that is right in 7 of 10 tokens."""
     drafted = SpeculativeResult([1, 2, 3], 10, 7, 2)
     pair = SimpleNamespace(alone=lambda u: [1, 2, 3], with_draft=lambda u: drafted)

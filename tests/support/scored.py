@@ -1,13 +1,15 @@
 """The result of an evaluation of made-up texts, and a bundle's description: what cards and reports are made of."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from askd_ray.config.objective import Objective
 from askd_ray.evaluation.hypotheses import CLEAN, Hypothesis
 from askd_ray.evaluation.scores import score
 from askd_ray.files import write_json
 from askd_ray.models.bundle import BUNDLE_FILE, hashes
+from askd_ray.results.evaluation import Evaluation
+from askd_ray.results.timing import Latency, ModelSpeed, Speed, Speedup
 
 REFERENCES = ("red green blue", "black white", "paper stone river mountain tree")
 TEXTS = {
@@ -25,19 +27,36 @@ def hypotheses() -> list[Hypothesis]:
     ]
 
 
-def evaluation() -> dict[str, Any]:
+def evaluation() -> Evaluation:
     """Return what `askd evaluate` records: the student has 1 error in 10 words, the teacher 2."""
-    timed = {"rtfx": 54.6, "p50_ms": 23.0, "p95_ms": 90.0, "first_call_ms": 70.0, "memory_mb": 300}
-    faster = {"value": 9.83, "low": 9.1, "high": 10.4}
-    speed = {
+    faster: Speedup = {"value": 9.83, "low": 9.1, "high": 10.4}
+    speed: Speed = {**made_up_speed(TEXTS), "speedup": {"student": {"all": faster}}}
+    return {**score(hypotheses(), "teacher"), "speed": speed, "left_out": {}}
+
+
+def made_up_speed(models: Iterable[str]) -> Speed:
+    """Return a speed measurement in which all models are equally fast, without a speed-up."""
+    latency: Latency = {"clips": 3, "p50_ms": 23.0, "p95_ms": 90.0, "p99_ms": 95.0}
+    timed: ModelSpeed = {
+        **latency,
+        "threads": 2,
+        "open_s": 0.5,
+        "first_call_ms": 70.0,
+        "memory_mb": 300,
+        "rtfx": 54.6,
+        "by_duration": [{"from_s": 0.0, "to_s": 2.0, **latency}],
+        "throughput": {},
+    }
+    return {
         "clips": 3,
         "short_s": 5.0,
-        "models": dict.fromkeys(TEXTS, timed),
-        "speedup": {"student": {"all": faster}},
+        "models": dict.fromkeys(models, timed),
+        "speedup": {},
         "speedup_against": "teacher",
-        "hardware": {"cpu": "a cpu", "cores": 2, "threads": 2},
+        "hardware": {"cpu": "a cpu", "cores": 2, "threads": 2, "device": "cpu"},
+        "decoding": "greedy, int8",
+        "versions": {"torch": "2"},
     }
-    return {**score(hypotheses(), "teacher"), "speed": speed, "left_out": {}}
 
 
 def description_of_bundle(bundle: Path) -> None:

@@ -95,8 +95,8 @@ def test_later_stages_are_added_and_those_of_an_earlier_training_are_not(run: Ru
     run.finish("evaluate", "key", evaluation(), run.begin("evaluate"))
     run.bundle.mkdir()
     text = report(run)
-    assert "| `ctranslate2-int8` | 39.5 |" in text and "| test | in | 3 | 20.00 % (" in text
-    assert "student: 9.8 times as fast as teacher on the median of 3 clips." in text
+    assert "| `ctranslate2-int8` | 39.5 |" in text and "| test | in | 3 | 20.00 (" in text
+    assert "student: 9.83x (95 %: 9.10 to 10.40) as fast as teacher on the median of 3 clips." in text
     now = (run.path / "evaluate.json").stat().st_mtime + 1
     os.utime(run.path / "distill.json", (now, now))
     text = report(run)

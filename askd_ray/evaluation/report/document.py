@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from askd_ray.evaluation.significance import Rate, RateDifference
 from askd_ray.text.alignment import AlignedWord
 
 Tone = Literal["good", "bad", "open"]
@@ -128,27 +127,6 @@ class Document:
 
     title: str
     sections: tuple[ReportSection, ...]
-
-
-def percent(share: float | None) -> str:
-    """Return a share in percent, without the sign."""
-    return "-" if share is None else f"{100 * share:.2f}"
-
-
-def rate(of: Rate) -> str:
-    """Return a WER in percent with its interval."""
-    low, high = of["wer_ci95"]
-    return f"{percent(of['wer'])} ({percent(low)} to {percent(high)})"
-
-
-def points(of: RateDifference) -> str:
-    """Return a difference of WERs in percentage points with its interval."""
-    return f"{100 * of['value']:+.2f} ({100 * of['low']:+.2f} to {100 * of['high']:+.2f})"
-
-
-def count(n: int, noun: str) -> str:
-    """Return ``1 clip`` or ``2 clips``."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _is_figure(cell: str) -> bool:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from askd_ray.evaluation.report.document import Figure
-from askd_ray.evaluation.significance import Rate
+from askd_ray.results.wer import Rate
 
 COLOURS = ("#5f6b7a", "#0072b2", "#d55e00", "#009e73", "#b0508a", "#8a6d00", "#3ba7d6", "#8c2d04")
 """The colours of the kinds of models, the baseline first: after Okabe and Ito, safe for colour-blind readers."""

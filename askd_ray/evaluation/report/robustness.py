@@ -2,22 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 
-from askd_ray.evaluation.calibration import Bin, expected_calibration_error
+from askd_ray.evaluation.calibration import expected_calibration_error
 from askd_ray.evaluation.report.document import (
     Block,
     Figure,
     ReportSection,
     TableBlock,
     Text,
-    count,
-    percent,
-    points,
-    rate,
 )
 from askd_ray.evaluation.report.plots import Curve, Kinds, Panel, draw_bars, draw_panels, interval
 from askd_ray.evaluation.report.runs import Evaluated
-from askd_ray.evaluation.report.sections import domains
-from askd_ray.evaluation.scores import ConditionScores, DurationScores, Scores
+from askd_ray.results.texts import count, difference_cell, percent, wer
+from askd_ray.results.wer import Bin, ConditionScores, DurationScores, Scores, domains
 
 _NOISES = {"white": "white noise", "babble": "babble of other speakers", "noise": "recorded noise"}
 _MAX_TEXTS = 12
@@ -91,8 +87,9 @@ def _conditions(scores: Scores, kinds: Kinds) -> Iterator[Block]:
     for name, one in scores["conditions"].items():
         for model in scores["models"]:
             against = one["against_baseline"].get(model)
-            wers = percent(one["clean_wer"][model]), rate(one["models"][model])
-            rows.append((f"{name} ({count(one['words'], 'word')})", model, *wers, points(against) if against else ""))
+            wers = percent(one["clean_wer"][model]), wer(one["models"][model])
+            compared = "" if against is None else difference_cell(against)
+            rows.append((f"{name} ({count(one['words'], 'word')})", model, *wers, compared))
     head = ("condition", "model", "clean WER, %", "WER, % (95 %)", f"against {scores['baseline']}, points (95 %)")
     yield TableBlock("The same utterances, clean and changed; all sets, word-weighted", head, tuple(rows), n_labels=2)
     yield Text(

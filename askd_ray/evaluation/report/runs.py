@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -11,9 +10,11 @@ from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.hypotheses import CLEAN, HYPOTHESES, NON_SPEECH, SCORES, STUDENT, Hypothesis, read_hypotheses
 from askd_ray.evaluation.report.common import merge_runs
-from askd_ray.evaluation.scores import Scores, score
+from askd_ray.evaluation.scores import score
 from askd_ray.evaluation.tally import SetResults, tally
-from askd_ray.files import local_path, read_json
+from askd_ray.files import local_path
+from askd_ray.results.evaluation import Evaluation, read_evaluation
+from askd_ray.results.wer import Scores
 from askd_ray.runs import Run
 
 
@@ -27,7 +28,7 @@ class Evaluated:
     """
 
     runs: Mapping[str, Run]
-    stored: Mapping[str, Mapping[str, Any]]
+    stored: Mapping[str, Evaluation]
     scores: Scores
     students: Mapping[str, str]
     kinds: Mapping[str, str]
@@ -66,10 +67,10 @@ def read_evaluations(runs: Sequence[Run]) -> Evaluated:
     named = {run.recipe.name: run for run in runs}
     if len(named) < len(runs):
         raise AskdError(f"report of {', '.join(r.recipe.name for r in runs)}: the runs must have different names")
-    stored = {name: cast(dict[str, Any], read_json(run.path / "evaluate" / SCORES)) for name, run in named.items()}
+    stored = {name: read_evaluation(run.path / "evaluate" / SCORES) for name, run in named.items()}
     rows = {name: read_hypotheses(run.path / "evaluate" / HYPOTHESES) for name, run in named.items()}
     first, (run_rows, *others) = next(iter(named)), rows.values()
-    scores = cast(Scores, stored[first])
+    scores = stored[first]
     if not others:
         models = [model for model in scores["models"] if model != scores["baseline"]]
         students = dict.fromkeys([STUDENT] if STUDENT in models else models, first)

@@ -11,26 +11,17 @@ from askd_ray.evaluation.report.document import (
     TableBlock,
     Text,
     Tone,
-    count,
-    percent,
-    points,
-    rate,
 )
 from askd_ray.evaluation.report.plots import draw_dots, interval
 from askd_ray.evaluation.report.runs import Evaluated
 from askd_ray.evaluation.report.seeds import seed_answers, seed_section, studies
 from askd_ray.evaluation.report.speed import speed_answers
-from askd_ray.evaluation.scores import DomainScores, Scores, SetScores
-from askd_ray.evaluation.significance import Comparison, verdict
+from askd_ray.evaluation.significance import verdict
+from askd_ray.results.texts import count, difference, difference_cell, percent, wer
+from askd_ray.results.wer import Comparison, DomainScores, Scores, SetScores, domains
 
 FEW_UTTERANCES = 30
 """With fewer utterances, percentile intervals are too narrow (docs/evaluation.md)."""
-
-
-def domains(scores: Scores) -> dict[str, DomainScores]:
-    """Return the scores in domain and out of domain, each if it has sets."""
-    both = {"in domain": scores["in_domain"], "out of domain": scores["out_of_domain"]}
-    return {place: domain for place, domain in both.items() if domain is not None}
 
 
 def verdict_section(evaluated: Evaluated) -> ReportSection:
@@ -77,11 +68,9 @@ def _answer(scores: Scores, student: str, place: str, domain: DomainScores) -> A
 
 
 def _against(of: Comparison, student: str, baseline: str) -> str:
-    wers, difference = of["models"], of["against_baseline"][student]
-    return (
-        f"{percent(wers[student]['wer'])} % against {percent(wers[baseline]['wer'])} %, a difference of "
-        f"{points(difference)} points, lower with probability {difference['p_improvement']:.2f}"
-    )
+    student_wer, baseline_wer = (percent(of["models"][model]["wer"]) for model in (student, baseline))
+    compared = difference(of["against_baseline"][student])
+    return f"{student_wer} % against {baseline_wer} %, a difference of {compared}"
 
 
 def word_error_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
@@ -94,15 +83,15 @@ def word_error_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
 
 
 def _compared(of: Comparison, model: str) -> tuple[str, str, str]:
-    """Return a model's WER, its difference to the baseline, and the probability that it is lower."""
-    difference = of["against_baseline"].get(model)
-    if difference is None:
-        return rate(of["models"][model]), "", ""
-    return rate(of["models"][model]), points(difference), f"{difference['p_improvement']:.2f}"
+    """Return a model's WER, its difference to the baseline, and the probability that it is better."""
+    against = of["against_baseline"].get(model)
+    if against is None:
+        return wer(of["models"][model]), "", ""
+    return wer(of["models"][model]), difference_cell(against), f"{against['p_improvement']:.2f}"
 
 
 def _compared_head(scores: Scores) -> tuple[str, ...]:
-    return "WER, % (95 %)", f"against {scores['baseline']}, points (95 %)", "lower with probability"
+    return "WER, % (95 %)", f"against {scores['baseline']}, points (95 %)", "better with probability"
 
 
 def _in_order(scores: Scores) -> dict[str, SetScores]:
@@ -133,7 +122,7 @@ def _left_out(evaluated: Evaluated) -> Iterator[Block]:
     rows = [
         (run, name, reason, str(n))
         for run, stored in evaluated.stored.items()
-        for name, reasons in stored.get("left_out", {}).items()
+        for name, reasons in stored["left_out"].items()
         for reason, n in reasons.items()
     ]
     if rows:

@@ -1,28 +1,29 @@
 """The part of a report about a study: its arms over seeds, with the seed as the sampling unit."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import cast
 
 from askd_ray.evaluation.hypotheses import TEACHER
-from askd_ray.evaluation.report.document import Answer, Figure, ReportSection, TableBlock, Text, Tone, count, percent
+from askd_ray.evaluation.report.document import Answer, Figure, ReportSection, TableBlock, Text, Tone
 from askd_ray.evaluation.report.plots import Interval, Kinds, draw_dots
 from askd_ray.evaluation.report.runs import Evaluated
-from askd_ray.evaluation.seeds import SeedComparison, SeedDifference, SeedStatistics
+from askd_ray.evaluation.seeds import DomainComparison, SeedDifference, SeedStatistics, StudyResult
+from askd_ray.results.texts import count, percent, points, points_in_words
 
 _TONES: dict[str, Tone] = {"Yes": "good", "No": "bad", "Cannot tell": "open"}
 _PLACES = {"in_domain": "in domain", "out_of_domain": "out of domain"}
 
-Compared = Mapping[str, Mapping[str, SeedComparison]]
-"""By domain, the comparison with the arm ``against`` and with the teacher, as `askd study` records them."""
+Compared = Mapping[str, DomainComparison]
+"""The comparisons of a study, by domain."""
 
 
 def studies(evaluated: Evaluated) -> dict[str, Compared]:
     """Return the comparisons over seeds of the runs that are studies."""
     compared = dict[str, Compared]()
     for name, run in evaluated.runs.items():
-        record: Mapping[str, Any] | None = run.record("study")
+        record = run.record("study")
         if record is not None:
-            compared[name] = cast(Compared, record["result"]["comparison"])
+            compared[name] = cast(StudyResult, record["result"])["comparison"]
     return compared
 
 
@@ -39,7 +40,7 @@ def seed_answers(compared: Compared) -> Iterator[Answer]:
                 f"{_PLACES[place]}?",
                 answer,
                 f"{percent(over['mean'])} %{_deviation(over)} against {percent(float(teacher['against']))} %, a "
-                f"difference of {_points(difference)} points{_p(difference)}.",
+                f"difference of {points_in_words(difference['value'], difference['ci95'])}{_p(difference)}.",
                 _TONES[answer],
             )
 
@@ -52,7 +53,7 @@ def seed_section(name: str, compared: Compared, kinds: Kinds) -> ReportSection:
             arm,
             _mean(over),
             ", ".join(percent(wer) for wer in over["wers"]),
-            *(_points(by["differences"][arm]) if arm in by["differences"] else "" for by in (arms, teacher)),
+            *(_points(by["differences"].get(arm)) for by in (arms, teacher)),
         )
         for place, by_other in compared.items()
         for arms, teacher in [(by_other["arm"], by_other["teacher"])]
@@ -110,12 +111,8 @@ def _mean(over: SeedStatistics) -> str:
     return percent(over["mean"]) + ("" if over["std"] is None else f" ({percent(over['std'])})")
 
 
-def _points(difference: SeedDifference) -> str:
-    value = f"{100 * difference['value']:+.2f}"
-    if difference["ci95"] is None:
-        return value
-    low, high = difference["ci95"]
-    return f"{value} ({100 * low:+.2f} to {100 * high:+.2f})"
+def _points(difference: SeedDifference | None) -> str:
+    return "" if difference is None else points(difference["value"], difference["ci95"])
 
 
 def _p(difference: SeedDifference) -> str:

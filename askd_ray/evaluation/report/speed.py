@@ -1,17 +1,16 @@
 """The part of a report about speed and cost: speed-up, latency by length, throughput, and the hardware."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from askd_ray.evaluation.hypotheses import STUDENT
-from askd_ray.evaluation.report.document import Answer, Block, ReportSection, TableBlock, Text, count, percent
+from askd_ray.evaluation.report.document import Answer, Block, ReportSection, TableBlock, Text
 from askd_ray.evaluation.report.plots import Curve, Kinds, Panel, draw_panels, draw_points, interval
 from askd_ray.evaluation.report.runs import Evaluated
+from askd_ray.results.texts import count, latency, percent, speedup
+from askd_ray.results.timing import ModelSpeed, SpeculativeScores, Speed
 
-Speed = Mapping[str, Any]
-"""The result of :func:`askd_ray.evaluation.speed.measure_speed`, read from JSON."""
-SpeedByModel = Mapping[str, Mapping[str, Any]]
-"""The entry ``models`` of a :data:`Speed`, with the models' names in the report."""
+SpeedByModel = Mapping[str, ModelSpeed]
+"""The entry ``models`` of a :class:`Speed`, with the models' names in the report."""
 
 _COSTS = {
     "rtfx": "RTFx",
@@ -27,27 +26,22 @@ _COSTS = {
 }
 
 
-def _speeds(evaluated: Evaluated) -> dict[str, Speed]:
-    return {run: stored["speed"] for run, stored in evaluated.stored.items() if stored.get("speed")}
-
-
 def speed_answers(evaluated: Evaluated) -> Iterator[Answer]:
     """Answer how many times as fast each student is as the reference of its speed measurement."""
-    speeds = _speeds(evaluated)
     for student, run in evaluated.students.items():
-        speed = speeds.get(run, {"speedup": {}})
+        speed = evaluated.stored[run]["speed"]
         faster = speed["speedup"].get(student if len(evaluated.runs) == 1 else STUDENT)
         if faster is None:
             continue
         on = speed["hardware"]
         every, short = faster["all"], faster.get("short")
         answer = f"{every['value']:.1f}x"
-        why = f"On the median of {count(speed['clips'], 'clip')} of all lengths: {_range(every)}"
+        why = f"On the median of {count(speed['clips'], 'clip')} of all lengths: {speedup(every)}"
         if short and short["clips"] < speed["clips"]:
             answer += f"; {short['value']:.1f}x on short clips"
             why += (
-                f". On {count(short['clips'], 'clip')} under {speed['short_s']:g} s: {_range(short)}, "
-                f"{_figure(short['ms'])} ms against {_figure(short['baseline_ms'])} ms"
+                f". On {count(short['clips'], 'clip')} under {speed['short_s']:g} s: {speedup(short)}, "
+                f"{latency(short['ms'])} against {latency(short['baseline_ms'])}"
             )
         yield Answer(
             f"How many times as fast as {speed['speedup_against']} is {student}?",
@@ -58,15 +52,12 @@ def speed_answers(evaluated: Evaluated) -> Iterator[Answer]:
         )
 
 
-def _range(of: Mapping[str, float]) -> str:
-    return f"{of['value']:.2f} times as fast (95 %: {of['low']:.2f} to {of['high']:.2f})"
-
-
 def speed_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
     """Yield a section for each timed run, with all models of that measurement, and one about speculative decoding."""
     students = {run: student for student, run in evaluated.students.items()}
     order, alone = evaluated.scores["models"], len(evaluated.runs) == 1
-    for number, (run, speed) in enumerate(_speeds(evaluated).items(), start=1):
+    for number, (run, stored) in enumerate(evaluated.stored.items(), start=1):
+        speed = stored["speed"]
         named = {students.get(run, model) if model == STUDENT else model: of for model, of in speed["models"].items()}
         models = {model: named[model] for model in sorted(named, key=lambda m: _place(order, m))}
         kinds = {**evaluated.kinds, **{model: model for model in models if model not in order}}
@@ -78,25 +69,23 @@ def speed_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
         )
         yield ReportSection("Speed and cost" if alone else f"Speed and cost: {run}", blocks)
     for run, stored in evaluated.stored.items():
-        if stored.get("speculative"):
-            yield ReportSection(
-                "Speculative decoding" if alone else f"Speculative decoding: {run}",
-                (_drafting(stored["speculative"]),),
-            )
+        speculative = stored.get("speculative")
+        if speculative is not None:
+            title = "Speculative decoding" if alone else f"Speculative decoding: {run}"
+            yield ReportSection(title, (_drafting(speculative),))
 
 
-def _drafting(found: Mapping[str, Any]) -> TableBlock:
+def _drafting(found: SpeculativeScores) -> TableBlock:
     threads = count(found["threads"], "thread")
-    accepted = "-" if found["acceptance_rate"] is None else percent(found["acceptance_rate"])
     rows = (
         ("clips with the same tokens as the teacher alone, %", percent(found["identical"])),
-        ("drafted tokens that the teacher accepts, %", f"{accepted} of {found['drafted']}"),
+        ("drafted tokens that the teacher accepts, %", f"{percent(found['acceptance_rate'])} of {found['drafted']}"),
         ("tokens per pass of the teacher", _figure(found["tokens_per_pass"])),
         (
-            "median latency, ms",
-            f"{_figure(found['p50_ms']['speculative'])}, alone {_figure(found['p50_ms']['teacher'])}",
+            "median latency",
+            f"{latency(found['p50_ms']['speculative'])}, alone {latency(found['p50_ms']['teacher'])}",
         ),
-        ("times as fast", _range(found["speedup"])),
+        ("speed-up", speedup(found["speedup"])),
         ("measured on", f"{count(found['clips'], 'clip')}, {found['device']}, {found['dtype']}, {threads}"),
     )
     caption = (
@@ -152,7 +141,11 @@ def _latency(models: SpeedByModel, kinds: Kinds, name: str) -> Iterator[Block]:
     caption = "Latency by length of the clip: median (solid) and 95th percentile (dashed)."
     yield from draw_panels(name, caption, [panel], kinds)
     rows = [
-        (f"{length} ({count(b[i]['clips'], 'clip')})", model, *(_figure(b[i][f"p{p}_ms"]) for p in (50, 95, 99)))
+        (
+            f"{length} ({count(b[i]['clips'], 'clip')})",
+            model,
+            *(_figure(b[i][key]) for key in ("p50_ms", "p95_ms", "p99_ms")),
+        )
         for i, length in enumerate(lengths)
         for model, b in buckets.items()
     ]
@@ -161,7 +154,7 @@ def _latency(models: SpeedByModel, kinds: Kinds, name: str) -> Iterator[Block]:
 
 
 def _throughput(models: SpeedByModel) -> Iterator[Block]:
-    rates = {model: of["throughput"] for model, of in models.items() if of.get("throughput")}
+    rates = {model: of["throughput"] for model, of in models.items() if of["throughput"]}
     sizes = list(dict.fromkeys(size for by_size in rates.values() for size in by_size))
     if sizes:
         rows = tuple((size, *(_figure(by_size.get(size)) for by_size in rates.values())) for size in sizes)

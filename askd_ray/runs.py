@@ -236,7 +236,7 @@ class StageWork:
     done: Result | None
     """The result, if the stage has finished with the same inputs and its files are still there."""
     work: Callable[[], Result]
-    summary: Callable[[Result], str]
+    summary: Callable[[Result], str] = str
     """What to say of a finished stage, in a few words."""
     forgets: bool = True
     """Whether the record of earlier work is removed before this work begins; otherwise the work removes it itself,

@@ -23,12 +23,13 @@ from askd_ray.evaluation.hypotheses import (
     SCORES,
     STUDENT,
     TEACHER,
+    Hypothesis,
     read_hypotheses,
     write_hypotheses,
 )
 from askd_ray.evaluation.latency import evenly
 from askd_ray.evaluation.ray_decode import decode
-from askd_ray.evaluation.scores import Scores, score
+from askd_ray.evaluation.scores import score
 from askd_ray.evaluation.sets import EvalSet, print_left_out, read_sets
 from askd_ray.evaluation.speculative import speculative_scores
 from askd_ray.evaluation.speed import measure_speed
@@ -40,13 +41,16 @@ from askd_ray.models.load import load_whisper
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
 from askd_ray.ray_errors import user_error
+from askd_ray.results.evaluation import Evaluation, checked
+from askd_ray.results.timing import SpeculativeScores, Speed
+from askd_ray.results.wer import Scores
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.torch_setup import Device, device_of
 
 PARTS = "parts"
 
 
-def evaluate(recipe: Recipe, force: bool = False) -> Result:
+def evaluate(recipe: Recipe, force: bool = False) -> Evaluation:
     """Compare the exported student with its teacher and with the recipe's other models; return the scores.
 
     Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate``, writes the scores into the bundle,
@@ -55,12 +59,27 @@ def evaluate(recipe: Recipe, force: bool = False) -> Result:
     Raises :class:`AskdError` for a missing or damaged bundle, and for an unusable model or set.
     """
     run = Run(with_absolute_paths(recipe))
-    folder, settings = run.path / "evaluate", recipe.evaluate
-    _check(settings)
+    _check(recipe.evaluate)
     run.result("export")
     check_hashes(run.bundle)  # before the long work, not after it
-    device = device_of(recipe.train.workers.gpu)
-    models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **settings.models}
+    models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **recipe.evaluate.models}
+    result, rows = evaluate_models(run, models, STUDENT, force)
+    publish_scores(run.bundle, result, rows)  # also into a bundle that is newer
+    console.print(table(result), speed_table(result["speed"]))
+    return result
+
+
+def evaluate_models(
+    run: Run, models: Mapping[str, str], timed: str, force: bool = False
+) -> tuple[Evaluation, list[Hypothesis]]:
+    """Carry out the stage `evaluate` of a run for ``models``, name to reference; return the scores and hypotheses.
+
+    Every model is compared with the model :data:`TEACHER`; ``timed`` is the bundle whose speed is measured.
+
+    Raises :class:`AskdError` for an unusable model or set.
+    """
+    folder, settings = run.path / "evaluate", run.recipe.evaluate
+    device = device_of(run.recipe.train.workers.gpu)
     sets, left_out = read_sets(run)
     print_left_out(left_out)
     weights = {name: weights_hash(reference, device) for name, reference in models.items()}
@@ -68,24 +87,21 @@ def evaluate(recipe: Recipe, force: bool = False) -> Result:
 
     def work() -> Result:
         scores = compare(models, TEACHER, sets, settings, folder, device=device)
-        timed = {name: models[name] for name in (STUDENT, TEACHER)}
         clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
-        speed = speed_of(timed, clips, settings, device)
-        drafting = _drafting(run, evenly(clips, settings.speed_clips)) if settings.speculative else None
+        speed = speed_of({name: models[name] for name in (timed, TEACHER)}, clips, settings, device)
+        drafting = _drafting(run, models[timed], evenly(clips, settings.speed_clips)) if settings.speculative else None
         result = {**scores, "speed": speed, "speculative": drafting, "left_out": left_out}
         write_json(folder / SCORES, result)
         return result
 
     done = run.finished("evaluate", key)
     result = run_stage(StageWork(run, "evaluate", key, done, work, lambda _: str(folder / SCORES)), force)
-    publish_scores(run.bundle, result, read_hypotheses(folder / HYPOTHESES))  # also into a bundle that is newer
-    console.print(table(cast(Scores, result)), speed_table(result["speed"]))
-    return result
+    return checked(result, f"run {run.recipe.name}"), read_hypotheses(folder / HYPOTHESES)
 
 
-def _drafting(run: Run, clips: Sequence[Utterance]) -> dict[str, Any]:
-    """Measure speculative decoding: the teacher with the student as its draft model."""
-    teacher, student = (load_whisper(r) for r in (run.recipe.teacher.model, str(run.bundle / "transformers")))
+def _drafting(run: Run, bundle: str, clips: Sequence[Utterance]) -> SpeculativeScores:
+    """Measure speculative decoding: the teacher with the student of a bundle as its draft model."""
+    teacher, student = (load_whisper(r) for r in (run.recipe.teacher.model, f"{bundle}/transformers"))
     short = [u for u in clips if u.duration_s <= PADDED_S]
     return speculative_scores(teacher, student, short, run.recipe.window.silence_s)
 
@@ -113,9 +129,7 @@ def compare(
     return score(rows, baseline, settings.normalizer)
 
 
-def speed_of(
-    models: Mapping[str, str], clips: Sequence[Utterance], settings: Evaluate, device: Device
-) -> dict[str, Any]:
+def speed_of(models: Mapping[str, str], clips: Sequence[Utterance], settings: Evaluate, device: Device) -> Speed:
     """Measure speed against the teacher, in this process or on a GPU from Ray; disconnects from the cluster."""
     if device == "cpu":
         disconnect()  # an idle cluster uses CPU time and would disturb the measurement
@@ -123,7 +137,7 @@ def speed_of(
     connect(use_gpu=True)
     with user_error():
         task = ray.remote(num_gpus=1)(cast(Any, measure_speed))
-        speed = cast(dict[str, Any], ray.get(task.remote(models, TEACHER, clips, settings, device)))
+        speed = cast(Speed, ray.get(task.remote(models, TEACHER, clips, settings, device)))
     disconnect()
     return speed
 

@@ -8,7 +8,7 @@ from typing import Any
 from askd_ray.config.tune import Between, Domain, Space, Value, is_integer
 from askd_ray.files import atomic_path
 from askd_ray.objective.plot import figure_class
-from askd_ray.search.trials import TrialRow, as_text, short_name
+from askd_ray.search.trials import ScoredTrial, as_text, short_name
 
 MIN_TRIALS = 8
 """With fewer trials, the best quarter is one trial, which is too few to measure importance."""
@@ -16,7 +16,7 @@ MIN_TRIALS = 8
 _BEST_SHARE, _NOT_READ_HEIGHT = 0.25, -0.12
 
 
-def importance(trials: Sequence[TrialRow], space: Space) -> dict[str, float]:
+def importance(trials: Sequence[ScoredTrial], space: Space) -> dict[str, float]:
     """Return the importance of each path for being among the best quarter of the trials, highest first; sums to 1.
 
     PED-ANOVA (arXiv 2304.10255) compares the distribution of each value in the best trials with that in all trials.
@@ -44,7 +44,7 @@ def _distribution(path: str, domain: Domain) -> Any:
     return FloatDistribution(domain.low, domain.high, log=domain.log)
 
 
-def plot_importance(trials: Sequence[TrialRow], space: Space, path: Path) -> Path:
+def plot_importance(trials: Sequence[ScoredTrial], space: Space, path: Path) -> Path:
     """Draw :func:`importance` as bars into a PNG; return its path.
 
     Raises :class:`~askd_ray.errors.AskdError` when matplotlib is not installed.
@@ -62,7 +62,7 @@ def plot_importance(trials: Sequence[TrialRow], space: Space, path: Path) -> Pat
     return _saved(figure, path)
 
 
-def plot_parallel(trials: Sequence[TrialRow], space: Space, path: Path) -> Path:
+def plot_parallel(trials: Sequence[ScoredTrial], space: Space, path: Path) -> Path:
     """Draw each trial as a line through its values to its score into a PNG, the best one thick; return the PNG's path.
 
     Raises :class:`~askd_ray.errors.AskdError` when matplotlib is not installed.

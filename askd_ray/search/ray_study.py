@@ -12,11 +12,12 @@ from askd_ray.config.study import Study
 from askd_ray.progress import bar
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
-from askd_ray.runs import Run
+from askd_ray.results.texts import percent
+from askd_ray.runs import Result, Run, run_stage
 from askd_ray.torch_setup import usable_device, use_threads
 from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
-from askd_ray.train.ray_trainer import check_inputs, clear_stale_run, distill_key
+from askd_ray.train.ray_trainer import check_inputs, clear_stale_run, distill_key, distill_stage, trained
 
 _RETRIES = 2  # of a run whose process or machine died: it resumes from its last checkpoint
 
@@ -27,7 +28,7 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
     Raises :class:`AskdError` as `askd distill` does.
     """
     keys = {recipe.name: distill_key(Run(recipe)) for recipe in recipes}
-    todo = [r for r in recipes if force or Run(r).finished("distill", keys[r.name]) is None]
+    todo = [r for r in recipes if force or trained(Run(r), keys[r.name]) is None]
     for recipe in todo:
         check_inputs(recipe)
         clear_stale_run(Run(recipe), keys[recipe.name], force)
@@ -48,15 +49,18 @@ def train_runs(recipes: Sequence[Recipe], settings: Study, force: bool = False) 
             progress.note(", ".join(running.values()))
             (done, *_), _ = ray.wait([*running])
             name = running.pop(done)
-            progress.note(f"{name}: dev WER {ray.get(done)['dev_wer']:.4f}")
+            progress.note(f"{name}: dev WER {percent(ray.get(done)['dev_wer'])} %")
             progress.advance()
 
 
-def _train(recipe_json: str, key: str, concurrent: int) -> dict[str, Any]:
+def _train(recipe_json: str, key: str, concurrent: int) -> Result:
     recipe = Recipe.model_validate(json.loads(recipe_json))
     run = Run(recipe)
-    begun = run.begin("distill")
-    context = PlainContext(torch.device(usable_device(recipe.train.workers.gpu)))
-    loop = build_loop(recipe, context, run.distill, key)
-    use_threads(processes=concurrent)
-    return run.finish("distill", key, loop.run(), begun)
+
+    def work() -> Result:
+        context = PlainContext(torch.device(usable_device(recipe.train.workers.gpu)))
+        loop = build_loop(recipe, context, run.distill, key)
+        use_threads(processes=concurrent)
+        return loop.run()
+
+    return run_stage(distill_stage(run, key, work))

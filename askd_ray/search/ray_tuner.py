@@ -8,7 +8,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import ray
@@ -33,7 +33,7 @@ from askd_ray.ray_errors import user_error
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.search.plot import MIN_TRIALS, plot_importance, plot_parallel
 from askd_ray.search.ray_trial import EVALUATIONS, SCORE, VALUES, run_trial
-from askd_ray.search.trials import TRIALS, LiveTable, TrialRow, table
+from askd_ray.search.trials import TRIALS, LiveTable, ScoredTrial, TrialRow, table
 from askd_ray.train.ray_trainer import check_inputs
 
 _CANDIDATE = "candidate"
@@ -124,7 +124,7 @@ def _connect(recipe: Recipe) -> None:
         raise AskdError(f"tune.cpus_per_trial = {needed:g}: this machine's cluster has {available:g}")
 
 
-def _trials(recipe: Recipe, folder: Path, key: str) -> list[TrialRow]:
+def _trials(recipe: Recipe, folder: Path, key: str) -> list[ScoredTrial]:
     """Run the remaining trials of a search; return all scored trials, the best first."""
     settings = recipe.tune
     length = {"epochs": settings.epochs, "evals_per_epoch": settings.evals_per_epoch}
@@ -242,19 +242,20 @@ def _values(config: dict[str, Any]) -> dict[str, Any]:
     return config.get(_CANDIDATE, config)
 
 
-def _scored(recipe: Recipe, result: Any) -> TrialRow:
+def _scored(recipe: Recipe, result: Any) -> ScoredTrial:
     """Return a trial's row: its best scores, and its values at that evaluation."""
     rows = result.metrics_dataframe
     best = rows.loc[rows[SCORE].idxmin()]
     asked = json.loads(best[VALUES])
     wers = {name: float(best[name]) for name in (SCORE, "dev_wer", "dev_wer/in_domain", "dev_wer/ood") if name in rows}
-    return {
+    row = {
         "state": "failed" if result.error else "done",
         **wers,
         "evaluations": int(rows[EVALUATIONS].max()),
         "asked": asked,
         "values": read_values(recipe, asked),
     }
+    return cast(ScoredTrial, row)
 
 
 class _TrialsWriter(tune.Callback):
@@ -279,7 +280,7 @@ class _TrialsWriter(tune.Callback):
         }
 
 
-def _draw(trials: list[TrialRow], space: Space, folder: Path) -> None:
+def _draw(trials: list[ScoredTrial], space: Space, folder: Path) -> None:
     """Draw the pictures; without matplotlib, print one line."""
     for name, draw in _PICTURES.items():
         if name == "importance" and len(trials) < MIN_TRIALS:

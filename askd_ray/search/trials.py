@@ -2,26 +2,43 @@
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from rich.live import Live
 
+from askd_ray.config.candidate import FieldValues
 from askd_ray.config.tune import Value
 from askd_ray.files import read_json
 from askd_ray.progress import Table, console
 
 TRIALS = "trials.json"
 
-TrialRow = Mapping[str, Any]
-"""A trial: ``state``, ``score`` (None before the first evaluation), ``evaluations``, and its ``values`` by path.
 
-A finished trial also has ``asked``, the values that the searcher proposed: ``values`` may have smaller weights.
-"""
+class TrialRow(TypedDict):
+    """A trial, with its values by path; the score is None before the first evaluation."""
+
+    state: str
+    score: float | None
+    evaluations: int
+    values: FieldValues
 
 
-def table(rows: Sequence[TrialRow], title: str) -> Table:
+class ScoredTrial(TypedDict):
+    """A trial at its best evaluation, whose dev WERs the record holds too (``dev_wer``, ``dev_wer/ood``).
+
+    ``asked`` are the values that the searcher proposed: ``values`` may have smaller weights.
+    """
+
+    state: str
+    score: float
+    evaluations: int
+    asked: FieldValues
+    values: FieldValues
+
+
+def table(rows: Sequence[TrialRow | ScoredTrial], title: str) -> Table:
     """Return a table of the trials, the best first."""
     paths = list(dict.fromkeys(path for row in rows for path in row["values"]))
     shown = Table(title=title, title_justify="left")

@@ -1,7 +1,7 @@
 """The stage `distill`: Ray Train workers run the loop, Ray Data streams their batches."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -30,6 +30,7 @@ from askd_ray.objective import schedules
 from askd_ray.progress import Bar, bar, console
 from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import keyboard_interrupt, user_error
+from askd_ray.results.texts import percent
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.torch_setup import device_of
 from askd_ray.train.build import build_loop, student_kind
@@ -70,8 +71,7 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
     recipe = with_absolute_paths(recipe)  # a worker has another working directory
     run = Run(recipe)
     key = distill_key(run)
-    done = run.finished("distill", key) if run.student.is_dir() else None
-    if done is None or force:
+    if trained(run, key) is None or force:
         sampler = check_inputs(recipe)
         console.print(cost.line(student_kind(recipe).costs()))
         padding = sampler.padding()
@@ -82,14 +82,25 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
         connect(use_gpu=recipe.train.workers.gpu)
         with user_error():
             result = _fit(recipe, run, key)
-        best = f"dev WER {result['dev_wer']:.4f} at step {result['best_step']} of {result['steps']}"
+        best = f"dev WER {percent(result['dev_wer'])} % at step {result['best_step']} of {result['steps']}"
         console.print(f"distilled: {best}, in {run.student}")
         return result
 
-    def summary(result: Result) -> str:
-        return f"dev WER {result['dev_wer']:.4f}, {run.student}"
+    return run_stage(distill_stage(run, key, work), force)
 
-    return run_stage(StageWork(run, "distill", key, done, work, summary, forgets=False), force)
+
+def distill_stage(run: Run, key: str, work: Callable[[], Result]) -> StageWork:
+    """Return the stage `distill` of a run; ``work`` trains, and returns the loop's summary."""
+
+    def summary(result: Result) -> str:
+        return f"dev WER {percent(result['dev_wer'])} %, {run.student}"
+
+    return StageWork(run, "distill", key, trained(run, key), work, summary, forgets=False)
+
+
+def trained(run: Run, key: str) -> Result | None:
+    """Return the loop's summary of a finished training with this key, if its student is still there."""
+    return run.finished("distill", key) if run.student.is_dir() else None
 
 
 def distill_key(run: Run) -> str:
@@ -227,5 +238,5 @@ def _update(progress: Bar, last: StepMetrics, scored: StepMetrics | None) -> Non
     lr = max(value for name, value in last.items() if name.startswith("lr/"))
     note = f"loss {last['loss']:.3f}  a {last['a']:.2f}  b {last['b']:.2f}  lr {lr:.1e}"
     if scored is not None:
-        note += f"  dev WER {scored['dev_wer']:.3f}  {scored['utterances_per_s']:.1f} utt/s"
+        note += f"  dev WER {percent(scored['dev_wer'])} %  {scored['utterances_per_s']:.1f} utt/s"
     progress.update(last["step"], note, total=round(last["step"] / last["progress"]))

@@ -33,7 +33,7 @@ from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.location import Location
 from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, hashes
-from askd_ray.models.card import model_card
+from askd_ray.models.card import BundleDescription, model_card
 from askd_ray.models.engine import Engine
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import resolve
@@ -111,7 +111,7 @@ def _write_reference(folder: Path, clips: Sequence[Utterance], silence_s: float)
     write_json(folder / REFERENCE / "reference.json", transcripts)
 
 
-def _describe(folder: Path, run: Run) -> dict[str, Any]:
+def _describe(folder: Path, run: Run) -> BundleDescription:
     recipe = run.recipe
     rows = [row for path in shard_paths(run.shards, "train") for row in _rows(path)]
     return {

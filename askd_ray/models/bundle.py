@@ -10,7 +10,7 @@ from askd_ray.audio.decode import decode
 from askd_ray.data.shards import write_table
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path, read_json, sha256_of_file, write_json
-from askd_ray.models.card import model_card
+from askd_ray.models.card import BundleDescription, model_card
 from askd_ray.models.engine import GREEDY, Decoding, Engine
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.text.error_rate import count_word_errors
@@ -111,12 +111,13 @@ def add_scores(bundle: Path, scores: Evaluation, hypotheses: pa.Table) -> None:
     Raises :class:`AskdError` when the bundle is missing or damaged.
     """
     check_hashes(bundle)
-    description = {**read_json(bundle / BUNDLE_FILE), "scores": scores}
+    description: BundleDescription = read_json(bundle / BUNDLE_FILE)
+    description["scores"] = scores
     with atomic_path(bundle / CARD) as temporary:
         temporary.write_text(model_card(description), encoding="utf-8")
     write_table(bundle / HYPOTHESES_FILE, hypotheses)
-    description["sha256"] |= {name: sha256_of_file(bundle / name) for name in (CARD, HYPOTHESES_FILE)}
-    write_json(bundle / BUNDLE_FILE, description)
+    changed = {name: sha256_of_file(bundle / name) for name in (CARD, HYPOTHESES_FILE)}
+    write_json(bundle / BUNDLE_FILE, {**description, "sha256": description.get("sha256", {}) | changed})
 
 
 def check_reference(engine: Engine, bundle: Path) -> int:

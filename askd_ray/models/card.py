@@ -1,7 +1,6 @@
 """The model card: training, data, scores, usage and licence of a bundle."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import yaml
 
@@ -13,9 +12,36 @@ from askd_ray.results.wer import domains
 _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai/whisper-base"}
 
 
-def model_card(description: Mapping[str, Any]) -> str:
+class BundleData(TypedDict):
+    """The train split of a bundle's student: ``domains`` and ``licences`` count utterances."""
+
+    utterances: int
+    hours: float
+    domains: dict[str, int]
+    licences: dict[str, int]
+
+
+class BundleDescription(TypedDict):
+    """The content of bundle.json. ``objective`` is the recipe's; ``sha256`` is that of every other file, by path."""
+
+    format: int
+    name: str
+    teacher: str
+    window: dict[str, float]
+    languages: list[str]
+    data: BundleData
+    params_m: float
+    objective: dict[str, Any]
+    epochs: float
+    scores: Evaluation | None
+    git_sha: str | None
+    versions: dict[str, str]
+    sha256: NotRequired[dict[str, str]]
+
+
+def model_card(description: BundleDescription) -> str:
     """Return the README.md of a bundle from its description, with the YAML front matter of model hubs."""
-    teacher: str = description["teacher"]
+    teacher = description["teacher"]
     base = _BASE_MODELS.get(teacher, teacher)
     front: dict[str, Any] = {
         "language": description["languages"],
@@ -38,8 +64,8 @@ def model_card(description: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _introduction(description: Mapping[str, Any], base: str) -> str:
-    silence_s: float = description["window"]["silence_s"]
+def _introduction(description: BundleDescription, base: str) -> str:
+    silence_s = description["window"]["silence_s"]
     return (
         f"# {description['name']}\n\n"
         f"A Whisper of {description['params_m']:.1f} M parameters, distilled from {base} with adaptive self-knowledge "
@@ -87,7 +113,7 @@ def _speed(speed: Speed) -> list[str]:
     return [*lines, *(f"- {name}: RTFx {m['rtfx']:.1f}, {m['memory_mb']} MB." for name, m in speed["models"].items())]
 
 
-def _training(description: Mapping[str, Any]) -> str:
+def _training(description: BundleDescription) -> str:
     data, objective = description["data"], description["objective"]
     teacher, self_teacher = objective["teacher_weight"], objective["self_teacher"]
     by_domain = ", ".join(f"{name} ({n})" for name, n in data["domains"].items())
@@ -104,7 +130,7 @@ def _training(description: Mapping[str, Any]) -> str:
     )
 
 
-def _usage(description: Mapping[str, Any]) -> str:
+def _usage(description: BundleDescription) -> str:
     language = description["languages"][0]
     return f"""## Use
 
@@ -137,7 +163,7 @@ print("".join(segment.text for segment in segments))
 ```"""
 
 
-def _licence(description: Mapping[str, Any], base: str) -> str:
+def _licence(description: BundleDescription, base: str) -> str:
     lines = [f"- {licence}: {n} utterances" for licence, n in description["data"]["licences"].items()]
     return (
         "## Licence and attribution\n\n"

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,22 @@ import pytest
 import torch
 import typer
 import yaml
+from extending import example
 from pydantic import BaseModel
 
+from askd_ray.audio.decode import AudioError
 from askd_ray.cli import app
 from askd_ray.config.load import load_recipe
 from askd_ray.config.objective import JsdDivergence
 from askd_ray.config.schedules import FallingWeight
 from askd_ray.config.schema import Recipe
 from askd_ray.config.section import Section
-from askd_ray.divergence.kinds import divergence, forward_kl
-from askd_ray.objective.schedules import teacher_weight
+from askd_ray.config.source import Source
+from askd_ray.data.sources import files, read
+from askd_ray.divergence import kinds
+from askd_ray.objective import schedules
 from askd_ray.runs import Run
+from askd_ray.serve.transcription import Segment
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -138,24 +144,53 @@ def test_contributing_shows_the_whole_tree():
     assert sorted(name for name in folders if f"\n  {name}/" not in tree) == []
 
 
-def test_the_examples_of_extending_run(tmp_path: Path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/extending.md").read_text(encoding="utf-8"), re.M | re.S)
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "docs/extending.md", "exec"), names)
-    try:
-        log_p, log_q = (torch.log_softmax(torch.tensor([row]), -1) for row in ([0.0, 1.0, 2.0], [1.0, 0.0, 0.5]))
-        settings = JsdDivergence(beta=0.3).model_copy(update={"kind": "symmetric_kl"})
-        expected = 0.3 * forward_kl(log_p, log_q) + 0.7 * forward_kl(log_q, log_p)
-        torch.testing.assert_close(divergence(settings, log_p, log_q), expected)
-        assert divergence(settings, log_p, log_p).item() == 0.0
-        falling = FallingWeight(start=0.8, end=0.2).model_copy(update={"schedule": "square_root"})
-        assert [teacher_weight(falling, u) for u in (0.0, 0.25, 1.0)] == pytest.approx([0.8, 0.5, 0.2])
-        recipe = load_recipe("demo", [f"runs_root={tmp_path}", "name=extended"])
-        assert names["count_words"](recipe) == names["count_words"](recipe) == {"words": 3}
-        assert Run(recipe).record("count_words") is not None
-    finally:
-        del names["DIVERGENCES"]["symmetric_kl"], names["SHAPES"]["square_root"]
+def test_the_divergence_of_extending(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kinds, "DIVERGENCES", {**kinds.DIVERGENCES})
+    example("symmetric_kl")
+    log_p, log_q = (torch.log_softmax(torch.tensor([row]), -1) for row in ([0.0, 1.0, 2.0], [1.0, 0.0, 0.5]))
+    settings = JsdDivergence(beta=0.3).model_copy(update={"kind": "symmetric_kl"})
+    expected = 0.3 * kinds.forward_kl(log_p, log_q) + 0.7 * kinds.forward_kl(log_q, log_p)
+    torch.testing.assert_close(kinds.divergence(settings, log_p, log_q), expected)
+    assert kinds.divergence(settings, log_p, log_p).item() == 0.0
+
+
+def test_the_schedule_of_extending(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(schedules, "SHAPES", {**schedules.SHAPES})
+    example("square_root")
+    falling = FallingWeight(start=0.8, end=0.2).model_copy(update={"schedule": "square_root"})
+    assert [schedules.teacher_weight(falling, u) for u in (0.0, 0.25, 1.0)] == pytest.approx([0.8, 0.5, 0.2])
+
+
+def test_the_source_of_extending(tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch):
+    kind: Any = "texts"
+    text_files = re.compile(r".*\.txt")
+    monkeypatch.setitem(read._READERS, kind, example("read_texts"))
+    monkeypatch.setitem(files._FILE_NAMES, kind, files._FileNames(text_files, text_files, ".txt"))
+    shutil.copy(speech / "audio" / "agent-loginok.flac", tmp_path / "test.flac")
+    (tmp_path / "test.txt").write_text("Agent logged\nin.\n")
+    (tmp_path / "lost.txt").write_text("A text without audio.\n")
+    rows = list(read.read_rows(Source(path=str(tmp_path)).model_copy(update={"kind": kind})))
+    assert {row.path: row.text for row in rows} == {
+        "lost.flac": "A text without audio.",
+        "test.flac": "Agent logged in.",
+    }
+    audio = {row.path: row for row in rows}
+    assert audio["test.flac"].read_audio(30.0) == (tmp_path / "test.flac").read_bytes()
+    with pytest.raises(AudioError, match="No such file"):
+        audio["lost.flac"].read_audio(30.0)
+
+
+def test_the_stage_of_extending(tmp_path: Path):
+    count_words = example("count_words")
+    recipe = load_recipe("demo", [f"runs_root={tmp_path}", "name=extended"])
+    assert count_words(recipe) == count_words(recipe) == {"words": 3}
+    assert Run(recipe).record("count_words") is not None
+
+
+def test_the_event_of_extending():
+    segment = Segment(" Hello.", 0.5, 1.0, (), 0.0, -0.1, 0.0)
+    expected = '{"type": "transcript.text.segment", "start": 0.5, "end": 1.0, "text": " Hello."}'
+    assert example("segment_event")(segment) == f"data: {expected}\n\n"
 
 
 def without_meaning(section: type[BaseModel], path: str) -> list[str]:

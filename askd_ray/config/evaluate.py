@@ -61,8 +61,6 @@ class Evaluate(Section):
     """A pattern of room impulse responses for ``room``; null takes synthetic ones."""
     non_speech: bool = False
     """Count the words that are transcribed from clips without speech."""
-    speculative: bool = False
-    """Also run the student as draft model of its teacher."""
     threads: Annotated[int, Field(ge=0)] = 0
     """The threads for measuring speed; 0: the best number for each model, and all cores for stock."""
     repeats: Count = 1

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from askd_ray.config.renamed import RENAMED
+from askd_ray.config.renamed import REMOVED, RENAMED
 from askd_ray.config.schema import Recipe
 from askd_ray.config.section import Section
 from askd_ray.config.variants import Variants
@@ -14,12 +14,14 @@ from askd_ray.errors import did_you_mean, without_credentials
 
 
 def explain(error: ValidationError) -> str:
-    """Return the first mistake of a recipe as one line; if keys were renamed, all of their new names."""
+    """Return the first mistake of a recipe as one line; if keys were renamed or removed, all of them."""
     mistakes = error.errors()
     unknown = (m for m in mistakes if m["type"] in ("extra_forbidden", "model_type"))
     keys = [".".join(str(part) for part in mistake["loc"]) for mistake in unknown]
-    if renamed := [f"{key} is called {RENAMED[key]} now" for key in keys if key in RENAMED]:
-        return ", ".join(renamed)
+    changed = [f"{key} is called {RENAMED[key]} now" for key in keys if key in RENAMED]
+    changed += [f"{key}: {REMOVED[key]}" for key in keys if key in REMOVED]
+    if changed:
+        return ", ".join(changed)
     return _one_line(mistakes[0])
 
 

@@ -1,4 +1,4 @@
-"""Keys of a recipe that have another name now: a recipe with the old one gets a message with the new one."""
+"""Keys of a recipe that have another name now, or are gone: a recipe with an old one gets a message."""
 
 RENAMED = {
     "train.lr": "train.optimizer.lr",
@@ -25,3 +25,6 @@ RENAMED = {
     "train.least_workers": "train.workers.min_count",
 }
 """The new key of each old key."""
+
+REMOVED = {"evaluate.speculative": "speculative decoding is not measured any more: remove this key"}
+"""What to do with each key that is gone."""

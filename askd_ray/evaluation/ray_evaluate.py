@@ -8,7 +8,6 @@ from typing import Any, cast
 import ray
 
 from askd_ray.audio.sounds import check_sound_files
-from askd_ray.audio.units import PADDED_S
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
@@ -27,22 +26,19 @@ from askd_ray.evaluation.hypotheses import (
     read_hypotheses,
     write_hypotheses,
 )
-from askd_ray.evaluation.latency import evenly
 from askd_ray.evaluation.ray_decode import decode
 from askd_ray.evaluation.scores import score
 from askd_ray.evaluation.sets import EvalSet, print_left_out, read_sets
-from askd_ray.evaluation.speculative import speculative_scores
 from askd_ray.evaluation.speed import measure_speed
 from askd_ray.evaluation.systems import is_url, languages_of, weights_hash
 from askd_ray.evaluation.tables import speed_table, table
 from askd_ray.files import write_json
 from askd_ray.models.bundle import check_hashes
-from askd_ray.models.load import load_whisper
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
 from askd_ray.ray_errors import user_error
 from askd_ray.results.evaluation import Evaluation, checked
-from askd_ray.results.timing import SpeculativeScores, Speed
+from askd_ray.results.timing import Speed
 from askd_ray.results.wer import Scores
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.torch_setup import Device, device_of
@@ -89,21 +85,13 @@ def evaluate_models(
         scores = compare(models, TEACHER, sets, settings, folder, device=device)
         clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
         speed = speed_of({name: models[name] for name in (timed, TEACHER)}, clips, settings, device)
-        drafting = _drafting(run, models[timed], evenly(clips, settings.speed_clips)) if settings.speculative else None
-        result = {**scores, "speed": speed, "speculative": drafting, "left_out": left_out}
+        result = {**scores, "speed": speed, "left_out": left_out}
         write_json(folder / SCORES, result)
         return result
 
     done = run.finished("evaluate", key)
     result = run_stage(StageWork(run, "evaluate", key, done, work, lambda _: str(folder / SCORES)), force)
     return checked(result, f"run {run.recipe.name}"), read_hypotheses(folder / HYPOTHESES)
-
-
-def _drafting(run: Run, bundle: str, clips: Sequence[Utterance]) -> SpeculativeScores:
-    """Measure speculative decoding: the teacher with the student of a bundle as its draft model."""
-    teacher, student = (load_whisper(r) for r in (run.recipe.teacher.model, f"{bundle}/transformers"))
-    short = [u for u in clips if u.duration_s <= PADDED_S]
-    return speculative_scores(teacher, student, short, run.recipe.window.silence_s)
 
 
 def compare(

@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import (
-    Any,
-    NotRequired,  # pydantic cannot read that of typing before Python 3.12
-    cast,
-)
+from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
-from askd_ray.results.timing import SpeculativeScores, Speed
+from askd_ray.results.timing import Speed
 from askd_ray.results.wer import Scores
 
 
@@ -20,7 +16,6 @@ class Evaluation(Scores):
     """The result of the stage `evaluate`. ``left_out`` counts rows that could not be used, by set and reason."""
 
     speed: Speed
-    speculative: NotRequired[SpeculativeScores | None]
     left_out: dict[str, dict[str, int]]
 
 

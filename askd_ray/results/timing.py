@@ -1,4 +1,4 @@
-"""Speed, cost and speculative decoding, as their records hold them."""
+"""Speed and cost, as their records hold them."""
 
 from typing import NotRequired  # pydantic cannot read those of typing before Python 3.12
 
@@ -89,24 +89,3 @@ class Speed(TypedDict):
     hardware: Hardware
     decoding: str
     versions: dict[str, str]
-
-
-class SpeculativeScores(TypedDict):
-    """The result of :func:`askd_ray.evaluation.speculative.speculative_scores`.
-
-    ``identical`` is the share of clips with the same tokens from both methods, ``acceptance_rate`` that of the drafted
-    tokens (None without drafted tokens), ``tokens_per_pass`` counts the teacher's passes and end tokens.
-    """
-
-    clips: int
-    identical: float
-    acceptance_rate: float | None
-    drafted: int
-    accepted: int
-    tokens_per_pass: float
-    drafted_per_turn: int
-    speedup: Speedup
-    p50_ms: dict[str, float]
-    device: str
-    dtype: str
-    threads: int

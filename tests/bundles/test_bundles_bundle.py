@@ -1,12 +1,13 @@
 import io
 import shutil
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from extending import example
 from safetensors.numpy import load_file, save_file
 from small_run import small_run
 
@@ -171,11 +172,14 @@ def _spoilt(source: Path, folder: Path) -> Path:
 
 
 @pytest.mark.full
-def test_a_further_format_is_verified_like_the_others(exported: dict[str, Any], run: Run):
-    again = replace(FORMATS[1], label="again", compared_with="int8", same_weights=True)
-    clips = read_utterances(run.shards, "dev")[:2]
-    agreement = verify(run.bundle, clips, (*FORMATS, again))["agreement"]
-    assert agreement["again and int8"] == agreement["again and int8, trimmed"] == 1.0
+def test_a_further_format_is_verified_like_the_others(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """The one of docs/extending.md."""
+    further = example("float32")
+    monkeypatch.setattr("askd_ray.bundles.bundle.FORMATS", (*FORMATS, further))
+    monkeypatch.setattr("askd_ray.bundles.bundle.verify", partial(verify, formats=(*FORMATS, further)))
+    result = export(run.recipe, force=True)
+    assert result["agreement"]["float32 and float16"] == result["agreement"]["float32 and float16, trimmed"] == 1.0
+    assert result["size_mb"]["ctranslate2-float32"] > 1.9 * result["size_mb"]["ctranslate2-float16"]
 
 
 def test_no_student_yet(tmp_path: Path, speech: Path):

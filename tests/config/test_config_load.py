@@ -83,6 +83,7 @@ def test_recipes_are_frozen():
         ),
         ("train.optimizer.frozen_until={encoder: 1, decoder: 0.5, embeddings: 0.1}", r"one must be 0"),
         ("train.optimizer.lr=fast", r"train\.optimizer\.lr = 'fast': .*number"),
+        ("evaluate.speculative=true", r"evaluate\.speculative: speculative decoding is not measured any more: remove"),
         (
             "objective.teacher_weight.schedule=linaer",
             r"objective\.teacher_weight\.schedule = 'linaer': .*'linear'.*; did you mean 'linear'\?",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from parsed import Page, read_markdown
-from reported import BETTER, EQUAL, NOISY, draft, finish, model_rows, non_speech_rows, time_it, write_run
+from reported import BETTER, EQUAL, NOISY, finish, model_rows, non_speech_rows, time_it, write_run
 
 from askd_ray.cli import main
 from askd_ray.errors import AskdError
@@ -23,9 +23,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with everything that a report can tell of, and its report."""
     run = write_run(tmp_path_factory.mktemp("runs"), "small")
     with pytest.MonkeyPatch.context() as patch:
-        timed, drafted = json.loads(json.dumps([time_it(run, patch), draft(run, patch)]))
+        timed = json.loads(json.dumps(time_it(run, patch)))
     rows = [*model_rows(run, BETTER | {"tiny": 0.5}, NOISY), *non_speech_rows(["teacher", "tiny", "student"])]
-    finish(run, rows, timed, speculative=drafted)
+    finish(run, rows, timed)
     assert report([str(run.path)]) == page_of(run)
     return run
 
@@ -62,19 +62,12 @@ def test_every_section_is_there_and_its_plots_beside_it(full: Run):
         "By length of the clip",
         "By speaker",
         "Speed and cost",
-        "Speculative decoding",
         "Worst utterances",
         "How to reproduce",
     ]
     pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown_of(page), re.MULTILINE)
     assert len(pictures) == 7 == html_of(page).count("<svg")
     assert all((page.parent / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
-
-
-def test_what_the_student_is_worth_as_a_draft(full: Run):
-    markdown = markdown_of(page_of(full))
-    assert "| drafted tokens that the teacher accepts, % | 70.00 of 40 |" in markdown
-    assert "| clips with the same tokens as the teacher alone, % | 100.00 |" in markdown
 
 
 def test_a_section_needs_data(tmp_path: Path):

@@ -4,25 +4,22 @@ import io
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 from scored import made_up_speed
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import to_table, write_table
-from askd_ray.evaluation import latency, speculative, speed
+from askd_ray.evaluation import latency, speed
 from askd_ray.evaluation.hypotheses import NON_SPEECH, Hypothesis, write_hypotheses
 from askd_ray.evaluation.scores import score
 from askd_ray.evaluation.sets import read_sets
 from askd_ray.files import read_json, write_json
-from askd_ray.models.speculative import SpeculativeResult
-from askd_ray.results.timing import SpeculativeScores, Speed
+from askd_ray.results.timing import Speed
 from askd_ray.runs import Run
 
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa".split()
@@ -116,14 +113,14 @@ def non_speech_rows(models: Sequence[str]) -> list[Hypothesis]:
     ]
 
 
-def finish(run: Run, rows: Sequence[Hypothesis], timed: Speed | None = None, **others: Any) -> Run:
+def finish(run: Run, rows: Sequence[Hypothesis], timed: Speed | None = None) -> Run:
     """Write the files and the record of the stage for these rows, scored with the run's normaliser."""
     timed = timed or made_up_speed(dict.fromkeys(row.model for row in rows))
     folder = run.path / "evaluate"
     folder.mkdir(parents=True, exist_ok=True)
     write_hypotheses(folder / "hypotheses.parquet", rows)
     scores = score(rows, "teacher", run.recipe.evaluate.normalizer)
-    more = {"left_out": {"far": {"no reference": 2}}, "speed": timed, **others}
+    more = {"left_out": {"far": {"no reference": 2}}, "speed": timed}
     write_json(folder / "scores.json", {**scores, **more})
     run.finish("evaluate", "evaluated", read_json(folder / "scores.json"), run.begin("evaluate"))
     return run
@@ -138,16 +135,6 @@ def time_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> Speed:
     clips = [u for chosen in read_sets(run)[0] for u in chosen.utterances]
     settings = run.recipe.evaluate.model_copy(update={"stock": False, "batch_sizes": (1, 4)})
     return speed.measure_speed({"student": "fast", "teacher": "slow"}, "teacher", clips, settings)
-
-
-def draft(run: Run, monkeypatch: pytest.MonkeyPatch) -> SpeculativeScores:
-    """The stage's result for a draft model that is right in 7 of 10 tokens."""
-    drafted = SpeculativeResult([1, 2, 3], 10, 7, 2)
-    pair = SimpleNamespace(alone=lambda u: [1, 2, 3], with_draft=lambda u: drafted)
-    monkeypatch.setattr(speculative, "_Pair", lambda *_: pair)
-    monkeypatch.setattr(speculative, "check_vocabularies", lambda *_: None)
-    model: Any = (torch.zeros(1), None)
-    return speculative.speculative_scores(model, model, read_sets(run)[0][0].utterances[:4], None)
 
 
 class Idle:

@@ -6,8 +6,8 @@ from askd_ray.evaluation.hypotheses import STUDENT
 from askd_ray.evaluation.report.document import Answer, Block, ReportSection, TableBlock, Text
 from askd_ray.evaluation.report.plots import Curve, Kinds, Panel, draw_panels, draw_points, interval
 from askd_ray.evaluation.report.runs import Evaluated
-from askd_ray.results.texts import count, latency, percent, speedup
-from askd_ray.results.timing import ModelSpeed, SpeculativeScores, Speed
+from askd_ray.results.texts import count, latency, speedup
+from askd_ray.results.timing import ModelSpeed, Speed
 
 SpeedByModel = Mapping[str, ModelSpeed]
 """The entry ``models`` of a :class:`Speed`, with the models' names in the report."""
@@ -53,7 +53,7 @@ def speed_answers(evaluated: Evaluated) -> Iterator[Answer]:
 
 
 def speed_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
-    """Yield a section for each timed run, with all models of that measurement, and one about speculative decoding."""
+    """Yield a section for each timed run, with all models of that measurement."""
     students = {run: student for student, run in evaluated.students.items()}
     order, alone = evaluated.scores["models"], len(evaluated.runs) == 1
     for number, (run, stored) in enumerate(evaluated.stored.items(), start=1):
@@ -68,30 +68,6 @@ def speed_sections(evaluated: Evaluated) -> Iterator[ReportSection]:
             *_throughput(models),
         )
         yield ReportSection("Speed and cost" if alone else f"Speed and cost: {run}", blocks)
-    for run, stored in evaluated.stored.items():
-        speculative = stored.get("speculative")
-        if speculative is not None:
-            title = "Speculative decoding" if alone else f"Speculative decoding: {run}"
-            yield ReportSection(title, (_drafting(speculative),))
-
-
-def _drafting(found: SpeculativeScores) -> TableBlock:
-    threads = count(found["threads"], "thread")
-    rows = (
-        ("clips with the same tokens as the teacher alone, %", percent(found["identical"])),
-        ("drafted tokens that the teacher accepts, %", f"{percent(found['acceptance_rate'])} of {found['drafted']}"),
-        ("tokens per pass of the teacher", _figure(found["tokens_per_pass"])),
-        (
-            "median latency",
-            f"{latency(found['p50_ms']['speculative'])}, alone {latency(found['p50_ms']['teacher'])}",
-        ),
-        ("speed-up", speedup(found["speedup"])),
-        ("measured on", f"{count(found['clips'], 'clip')}, {found['device']}, {found['dtype']}, {threads}"),
-    )
-    caption = (
-        f"Speculative decoding: the student drafts {found['drafted_per_turn']} tokens per turn, the teacher checks them"
-    )
-    return TableBlock(caption, ("", "value"), rows)
 
 
 def _place(order: Sequence[str], model: str) -> int:

@@ -12,8 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from askd_ray.models.cost import Cost
-
 
 @dataclass(frozen=True)
 class EncoderOutput:
@@ -69,6 +67,34 @@ class StudentModel(nn.Module, ABC):
     def n_params(self) -> int:
         """The number of parameters of the saved student."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+@dataclass(frozen=True)
+class CostItem:
+    """A part of a model: its parameters, and its multiply-adds for one clip."""
+
+    name: str
+    params: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The costs of a whole model: its parts in the trimmed window of a typical clip, and in the padded window."""
+
+    name: str
+    trimmed: list[CostItem]
+    padded: list[CostItem]
+
+    @property
+    def params(self) -> int:
+        """The parameters of all parts."""
+        return sum(part.params for part in self.trimmed)
+
+    @property
+    def multiply_adds(self) -> tuple[int, int]:
+        """The multiply-adds of all parts, in the trimmed and in the padded window."""
+        return sum(part.multiply_adds for part in self.trimmed), sum(part.multiply_adds for part in self.padded)
 
 
 class StudentKind(Protocol):

@@ -15,7 +15,7 @@ from askd_ray.models.generate import greedy
 from askd_ray.models.layer_map import apply_layer_map, build_student, layer_maps
 from askd_ray.models.load import load_config, load_whisper, save_whisper
 from askd_ray.models.reference import resolve
-from askd_ray.models.student import EncoderOutput, StudentModel
+from askd_ray.models.student import Cost, EncoderOutput, StudentModel
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.text.tokens import Tokens
 
@@ -120,7 +120,7 @@ class WhisperStudentKind:
         prompt = self._tokens.prompt(language, targets.prompt, targets.timestamps)
         return [self._tokens.decode(ids) for ids in greedy(student.whisper, self._tokens, log_mel, prompt)]
 
-    def costs(self) -> list[cost.Cost]:
+    def costs(self) -> list[Cost]:
         """Return the costs of the teacher, of the initial student, and of the student after each shrinking."""
         return cost.costs(self._recipe)
 

@@ -81,6 +81,8 @@ class TurnDetector:
     ``options`` may change at any time. ``speaking`` is whether a turn is already in progress.
     """
 
+    # Not silero's VADIterator: it takes pieces of exactly 512 samples, and starts a turn at a click of one frame.
+
     def __init__(self, vad: Vad, options: VadOptions, speaking: bool = False):
         self._stream, self.options = VadStream(vad), options
         self._n_frames, self._n_speech, self._n_silence = 0, 0, 0  # the last two: successive frames

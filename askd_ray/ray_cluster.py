@@ -24,13 +24,14 @@ SETTINGS = {  # Ray reads them at import or when a process starts, so they must 
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's old output can be switched off
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else each worker without a GPU warns about a future change
 }
+_connected_node: str | None = None  # this process's node in the cluster that connect() started or joined
 
 
 def connect(num_cpus: int | None = None, *, use_gpu: bool = False) -> None:
     """Join the cluster of ``RAY_ADDRESS`` (Ray sets it inside a job), or start a local cluster.
 
-    A second call does nothing. A local cluster is for this process and its child processes. Ray's ports listen on the
-    machine's address, so clients need a token (`Ray's token authentication
+    It does nothing where Ray is initialised already. A local cluster is for this process and its child processes. Ray's
+    ports listen on the machine's address, so clients need a token (`Ray's token authentication
     <https://docs.ray.io/en/latest/ray-security/token-auth.html>`_). If the user has set up no token, a random one is
     used for this process only; nothing is written to the home folder.
 
@@ -53,13 +54,16 @@ def connect(num_cpus: int | None = None, *, use_gpu: bool = False) -> None:
             _join(address)
         else:
             _start(num_cpus)
+        global _connected_node
+        _connected_node = ray.get_runtime_context().get_node_id()
     if use_gpu and not address and not ray.cluster_resources().get("GPU"):
         raise AskdError("train.workers.gpu needs a GPU, but Ray finds none on this machine: check CUDA_VISIBLE_DEVICES")
 
 
 def disconnect() -> None:
-    """Leave the cluster; a cluster that :func:`connect` started ends."""
-    ray.shutdown()
+    """Leave the cluster that :func:`connect` joined, or end the one that it started; leave any other as it is."""
+    if ray.is_initialized() and ray.get_runtime_context().get_node_id() == _connected_node:
+        ray.shutdown()
 
 
 def package_folder() -> Path:

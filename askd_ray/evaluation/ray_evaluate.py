@@ -118,7 +118,7 @@ def compare(
 
 
 def speed_of(models: Mapping[str, str], clips: Sequence[Utterance], settings: Evaluate, device: Device) -> Speed:
-    """Measure speed against the teacher, in this process or on a GPU from Ray; disconnects from the cluster."""
+    """Measure speed against the teacher, in this process or on a GPU from Ray; ends a cluster that we started."""
     if device == "cpu":
         disconnect()  # an idle cluster uses CPU time and would disturb the measurement
         return measure_speed(models, TEACHER, clips, settings)

@@ -132,7 +132,7 @@ def serve(
     model: Annotated[list[str] | None, typer.Option(help="A model by name: NAME=BUNDLE. Repeatable.")] = None,
     registry: Annotated[Path | None, typer.Option(help="A folder of models, filled by askd promote.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. Default: this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
     engines: Annotated[int, typer.Option(min=1, help="Number of replicas that transcribe.")] = 1,
     requests: Annotated[int, typer.Option(min=1, help="Maximum of running and queued requests; more get 429.")] = 64,
     keys: Annotated[Path | None, typer.Option(help="A file with one API key per line; or set ASKD_API_KEYS.")] = None,

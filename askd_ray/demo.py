@@ -1,7 +1,6 @@
 """`make demo`: runs the whole pipeline on real speech, from audio files to an HTTP response, and measures it."""
 
 import os
-import socket
 import sys
 import threading
 import time
@@ -31,8 +30,6 @@ from askd_ray.runs import Run
 from askd_ray.serve.listener import Address
 from askd_ray.serve.ray_app import serve_bundles, stop_serving
 from askd_ray.serve.settings import ServiceArgs
-
-_PORT = 8000
 
 
 def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
@@ -88,7 +85,7 @@ def _serve_and_transcribe(run: Run) -> dict[str, Any]:
     """Send one held-out clip to the served student over HTTP; return its reference, transcript, latency and length."""
     utterance = _choose_clip(read_utterances(run.shards, "test"))
     models = {run.recipe.name: str(run.bundle)}
-    url = serve_bundles(ServiceArgs(models=models), address=Address(port=_free_port()), blocking=False)
+    url = serve_bundles(ServiceArgs(models=models), address=Address(port=0), blocking=False)
     try:
         _post(url, run.recipe.name, utterance)  # the first request also opens connections: time the second
         begun = time.monotonic()
@@ -160,19 +157,6 @@ def _print_summary(run: Run, summary: dict[str, Any], scores: Evaluation, answer
     console.print(f"  askd serve --bundle {run.bundle}", markup=False)
     console.print(f"  askd transcribe --bundle {run.bundle} FILE.wav", markup=False)
     console.print("  askd prepare --set name=mine --set 'data.sources=[{path: FOLDER}]'   # then label, distill, ...")
-
-
-def _free_port() -> int:
-    """Return the default port, or another free port if it is in use."""
-    for port in (_PORT, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise OSError("no free port on loopback")
 
 
 class _PeakMemory:

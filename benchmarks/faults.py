@@ -17,7 +17,6 @@ import os
 import random
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -152,18 +151,12 @@ def _run_undisturbed(recipe: Recipe, folder: Path) -> None:
     if recipe.train.workers.count == 1:
         build_loop(recipe, PlainContext(torch.device("cpu")), folder, "undisturbed").run()
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(
-        _rank,
-        (recipe.train.workers.count, port, recipe.model_dump_json(), str(folder)),
-        nprocs=recipe.train.workers.count,
-    )
+    n_workers = recipe.train.workers.count
+    mp.spawn(_rank, (n_workers, recipe.model_dump_json(), str(folder)), nprocs=n_workers)
 
 
-def _rank(rank: int, world_size: int, port: int, text: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+def _rank(rank: int, world_size: int, text: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}.ranks", rank=rank, world_size=world_size)
     context = PlainContext(torch.device("cpu"), rank, world_size)
     build_loop(Recipe.model_validate_json(text), context, Path(folder), "undisturbed").run()
     dist.destroy_process_group()

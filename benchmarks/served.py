@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -53,30 +53,28 @@ def _command(process: psutil.Process) -> list[str]:
 @contextmanager
 def askd(model: str, *options: str) -> Iterator[Service]:
     """Run `askd serve` with options; ``model`` is the model of the requests."""
-    port = _free_port()
-    with _running([sys.executable, "-m", "askd_ray", "serve", "--port", str(port), *options], port, model) as service:
+    with _running([sys.executable, "-m", "askd_ray", "serve", "--port", "0", *options], model) as service:
         yield service
 
 
 @contextmanager
 def stock(folder: Path) -> Iterator[Service]:
     """Run benchmarks/stock_server.py with a CTranslate2 folder."""
-    port = _free_port()
     server = str(Path(__file__).with_name("stock_server.py"))
-    with _running([sys.executable, server, str(folder), str(port)], port, "stock") as service:
+    with _running([sys.executable, server, str(folder)], "stock") as service:
         yield service
 
 
 @contextmanager
-def _running(command: list[str], port: int, model: str) -> Iterator[Service]:
-    with tempfile.TemporaryFile() as output:
+def _running(command: list[str], model: str) -> Iterator[Service]:
+    with tempfile.NamedTemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=dict(os.environ))
-        url, ends_at = f"http://127.0.0.1:{port}", time.monotonic() + _START_S
+        ends_at = time.monotonic() + _START_S
         try:
-            while not _answers(url):
+            while (url := _printed_url(Path(output.name))) is None or not _answers(url):
                 if process.poll() is not None or time.monotonic() > ends_at:
-                    output.seek(0)
-                    raise SystemExit(f"the service did not start: {output.read().decode(errors='replace')[-2000:]}")
+                    text = Path(output.name).read_text(encoding="utf-8", errors="replace")
+                    raise SystemExit(f"the service did not start: {text[-2000:]}")
                 time.sleep(0.2)
             yield Service(url, model, psutil.Process(process.pid))
         finally:
@@ -95,10 +93,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _printed_url(output: Path) -> str | None:
+    """Return the URL that a service has printed, None before that."""
+    found = re.search(r"^Serving .*?(http://\S+)", output.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return None if found is None else found[1]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The reference server of benchmarks/serve_latency.py: a typical FastAPI server around faster-whisper.
 
-python benchmarks/stock_server.py FOLDER PORT
+python benchmarks/stock_server.py FOLDER, which prints the URL: its port is any free one.
 """
 
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,4 +35,7 @@ def build(folder: str) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(build(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
+    server = uvicorn.Server(uvicorn.Config(build(sys.argv[1]), log_level="error"))
+    with socket.create_server(("127.0.0.1", 0)) as listening_socket:
+        print(f"Serving stock at http://127.0.0.1:{listening_socket.getsockname()[1]}", flush=True)
+        server.run(sockets=[listening_socket])

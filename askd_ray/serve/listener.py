@@ -5,7 +5,7 @@ import contextlib
 import math
 import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvicorn
@@ -22,7 +22,7 @@ READ_S = 60.0  # how long a client may leave a response unread
 
 @dataclass(frozen=True)
 class Address:
-    """The host and port to listen on."""
+    """The host and port to listen on; port 0 is any free port, which :meth:`reserved` chooses."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -46,10 +46,11 @@ class Address:
         return self._server(reuse_port=True)
 
     @contextlib.contextmanager
-    def reserved(self) -> Generator[None]:
+    def reserved(self) -> Generator["Address"]:
         """Reserve the port for :meth:`open`, in this process or in another process of the same user.
 
-        Ray's servers take any free port when they start, and could take this one.
+        Ray's servers take any free port when they start, and could take this one. Yields the address, for port 0 with
+        the free port that was reserved.
 
         Raises :class:`AskdError` when the port is in use or the host is not an address of this machine.
         """
@@ -57,7 +58,7 @@ class Address:
         with socket.socket(self._family) as reserved:
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             reserved.bind((self.host, self.port))  # no listen(): the socket gets no connections
-            yield
+            yield replace(self, port=reserved.getsockname()[1])
 
     @property
     def _family(self) -> socket.AddressFamily:

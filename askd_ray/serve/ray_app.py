@@ -205,7 +205,7 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
     Raises :class:`AskdError` when a folder holds no model or the port is in use.
     """
     names = args.check()
-    with address.reserved():
+    with address.reserved() as address:
         hardware = allocate_hardware(args.bundles()[0][1], args.device, args.threads)
         _run(args.model_copy(update={"threads": hardware.threads}), names, address, blocking)
     return address.url

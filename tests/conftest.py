@@ -1,11 +1,26 @@
+"""The fixtures that several modules use; heavy ones are made once, and no test may change them.
+
+Imports are inside the fixtures: most tests need neither torch nor Ray.
+"""
+
+import json
 import logging
 import os
+import shutil
 import socket
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tiny_run import Model
+
+    from askd_ray.audio.vad import Vad
+    from askd_ray.config.schema import Recipe
+    from askd_ray.serve.registry import Registry
 
 # Before any import of the libraries that read them: no test may reach for a hub, or report its use.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,13 +44,117 @@ def speech() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One local Ray cluster for all tests that need one."""
-    from askd_ray.ray_cluster import connect, disconnect
+def tiny_en(weights: Path) -> "Model":
+    """Whisper tiny.en in transformers, and its tokens."""
+    from askd_ray.models.load import load_whisper
 
-    connect()
+    return load_whisper(str(weights))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_en: "Model", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder: two layers of width 32, random weights, the vocabulary of tiny.en."""
+    from tiny_run import write_tiny_model
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    write_tiny_model(folder, tiny_en)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "Recipe":
+    """A recipe whose shards and labels are there: 14 train clips in two shards, 3 dev clips."""
+    from tiny_run import write_labelled_run
+
+    return write_labelled_run(tmp_path_factory.mktemp("runs"), tiny_model)
+
+
+@pytest.fixture
+def copy_of_run(labelled: "Recipe", tmp_path: Path) -> "Callable[[], Recipe]":
+    """Return a copy of the labelled run that a test may change."""
+    from askd_ray.runs import Run
+
+    def copy() -> "Recipe":
+        shutil.copytree(Run(labelled).path, tmp_path / "runs" / labelled.name)
+        return labelled.model_copy(update={"runs_root": str(tmp_path / "runs")})
+
+    return copy
+
+
+@pytest.fixture
+def searched(copy_of_run: "Callable[[], Recipe]") -> "Callable[..., Recipe]":
+    """Return the labelled run with a search: :func:`tiny_run.with_search`."""
+    from tiny_run import with_search
+
+    def make(tune: dict[str, Any], **sections: Any) -> "Recipe":
+        return with_search(copy_of_run(), tune, **sections)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def vad() -> "Vad":
+    """Silero's speech detection."""
+    from askd_ray.audio.vad import Vad
+
+    return Vad()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> "Registry":
+    """An empty registry of models."""
+    from askd_ray.serve.registry import Registry
+
+    return Registry(tmp_path / "registry")
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder as the cache of downloads."""
+    monkeypatch.setenv("ASKD_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Callable[..., Path]:
+    """Write a folder with a manifest.jsonl: a dict a row; ``bytes`` is its audio (default: half a second of noise)."""
+    from audio_files import noise_file
+
+    def write(rows: Sequence[Mapping[str, Any]], name: str = "clips") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        lines: list[str] = []
+        for number, given in enumerate(rows):
+            row = {"audio": f"{number}.wav", "text": f"text {number}", **given}
+            audio = row.pop("bytes", noise_file(seed=number))
+            if audio is not None:
+                (folder / row["audio"]).write_bytes(audio)
+            lines.append(json.dumps(row) + "\n")
+        (folder / "manifest.jsonl").write_text("".join(lines))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray cluster for all tests that need one; the stages find it, and so leave it running."""
+    import ray
+
+    from askd_ray import ray_cluster
+
+    ray_cluster.connect()
+    ray_cluster._connected_node = None
     yield
-    disconnect()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def dashboard(ray_session: None) -> str:
+    """The URL of the session cluster's dashboard."""
+    import ray
+
+    return f"http://{ray.init(ignore_reinit_error=True).dashboard_url}"
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +202,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def unused_port() -> int:
-    """A port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def refusing_port() -> Iterator[int]:
+    """A port on loopback that refuses connections: it is bound, and nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]

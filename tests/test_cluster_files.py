@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,17 +18,17 @@ from typing import Any
 
 import httpx
 import pytest
-import ray
 import yaml
 from kubernetes_rules import IMAGE_ENV, IMAGE_USER
 from prometheus_client.metrics import MetricWrapperBase
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.sdk import bootstrap_config
 from ray.serve.schema import ServeDeploySchema
 from serving import kill_replicas, spoken, wav
 
 from askd_ray.ray_cluster import SETTINGS
 from askd_ray.ray_jobs import STAGES
 from askd_ray.serve.limits import MAX_FILE_BYTES
+from askd_ray.serve.listener import Address
 from askd_ray.serve.metrics import ServiceMetrics
 from askd_ray.serve.ray_app import build, stop_serving
 from askd_ray.serve.settings import ServiceArgs
@@ -60,22 +59,19 @@ def test_serve_takes_the_config_and_our_builder_its_arguments(config: Any):
 
 
 @contextmanager
-def deployed(config: Any, weights: Path, tmp_path: Path, **args: Any) -> Iterator[str]:
+def deployed(config: Any, dashboard: str, weights: Path, tmp_path: Path, **args: Any) -> Iterator[str]:
     """Give a config to `serve deploy`, on loopback and with these weights; yields the URL once it answers."""
     file = tmp_path / "serve.yaml"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        config["http_options"] = {"host": "127.0.0.1", "port": probe.getsockname()[1]}
     config["applications"][0]["args"] |= {"models": {"student": str(weights)}} | args
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    dashboard = f"http://{ray._private.worker.get_dashboard_url()}"
     serve = str(Path(sys.executable).with_name("serve"))
     try:
-        done = subprocess.run([serve, "deploy", str(file), "-a", dashboard], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        url = f"http://127.0.0.1:{config['http_options']['port']}"
-        assert answers_within(120, url)
-        yield url
+        with Address(port=0).reserved() as address:  # Serve's proxy shares the reserved port, as the service does
+            config["http_options"] = {"host": address.host, "port": address.port}
+            file.write_text(yaml.safe_dump(config), encoding="utf-8")
+            done = subprocess.run([serve, "deploy", str(file), "-a", dashboard], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert answers_within(120, address.url)
+            yield address.url
     finally:
         stop_serving()
 
@@ -83,9 +79,9 @@ def deployed(config: Any, weights: Path, tmp_path: Path, **args: Any) -> Iterato
 @pytest.mark.full
 @pytest.mark.slow
 def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
-    ray_session: None, weights: Path, speech: Path, tmp_path: Path
+    dashboard: str, weights: Path, speech: Path, tmp_path: Path
 ):
-    with deployed(read("serve.yaml"), weights, tmp_path) as url:
+    with deployed(read("serve.yaml"), dashboard, weights, tmp_path) as url:
         form = {"model": "student", "response_format": "text"}
         ((clip, text),) = spoken(speech)
         response = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": wav(clip)}, data=form, timeout=60)
@@ -96,11 +92,11 @@ def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_the_config_of_the_ray_service_lets_in_whoever_has_a_key(ray_session: None, weights: Path, tmp_path: Path):
+def test_the_config_of_the_ray_service_lets_in_whoever_has_a_key(dashboard: str, weights: Path, tmp_path: Path):
     config, keys = serve_configs()[1], tmp_path / "keys"
     keys.write_text("key-1\nkey-2\n", encoding="utf-8")
     one_node = {"engines": 1, "max_engines": 1}  # it is one engine a node there
-    with deployed(config, weights, tmp_path, keys_file=str(keys), **one_node) as url:
+    with deployed(config, dashboard, weights, tmp_path, keys_file=str(keys), **one_node) as url:
         assert httpx.get(f"{url}/-/healthz").text == "success"  # what KubeRay's probes look for
         assert httpx.get(f"{url}/v1/models").status_code == 401
         listed = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer key-2"})
@@ -157,8 +153,7 @@ def test_ray_serve_has_the_same_settings_everywhere(name: str):
 
 def test_ray_up_takes_the_cluster():
     config = read("ray-cluster.yaml")
-    prepared = prepare_config(config)
-    validate_config(prepared)
+    prepared = bootstrap_config(config, no_config_cache=True)
     assert prepared["max_workers"] == len(config["provider"]["worker_ips"])
 
 

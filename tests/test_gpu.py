@@ -3,12 +3,11 @@
 Run on a machine with a GPU: pytest -m gpu. It was written without one (docs/install.md).
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_run import utterances
+from small_run import manifest_rows, utterances, write_manifest
 
 from askd_ray.bundles.bundle import export
 from askd_ray.config.schema import Recipe
@@ -33,16 +32,13 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
 
 
 def recipe_of(folder: Path, speech: Path, device: Device) -> Recipe:
-    lines = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()][::30]
-    (folder / "clips").mkdir()
-    rows = [{**line, "audio": str(speech / line["audio"])} for line in lines]
-    (folder / "clips" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clips = write_manifest(folder / "clips", speech, manifest_rows(speech)[::30])
     on_gpu = {"workers": {"gpu": True}, "precision": "bfloat16"} if device == "cuda" else {}
     return Recipe.model_validate(
         {
             "name": "small",
             "runs_root": str(folder),
-            "data": {"sources": [{"path": str(folder / "clips")}], "dev_share": 0.3, "test_share": 0.3},
+            "data": {"sources": [{"path": str(clips)}], "dev_share": 0.3, "test_share": 0.3},
             "targets": {"kind": "pseudo"},
             "train": {"epochs": 1, "batching": {"utterances": 4}, "optimizer": {"lr": 1e-5}, **on_gpu},
             "evaluate": {"speed_clips": 2},

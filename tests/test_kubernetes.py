@@ -15,6 +15,8 @@ import pytest
 import ray
 import yaml
 from kubernetes_schema import SCHEMAS, documents, schema_of, troubles
+
+# What KubeRay's head node runs on our manifests; Ray has no public function for it.
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from askd_ray.ray_jobs import STAGES

@@ -151,8 +151,8 @@ def test_credentials_that_the_store_refuses(s3: Callable[[str], str], s3_server:
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("call", [CALLS["list"], CALLS["table"], CALLS["write"]])
-def test_a_server_that_does_not_answer(unused_port: int, call: Callable[[Location], Any]):
-    options = f"scheme=http&endpoint_override=127.0.0.1:{unused_port}&region=us-east-1"
+def test_a_server_that_does_not_answer(refusing_port: int, call: Callable[[Location], Any]):
+    options = f"scheme=http&endpoint_override=127.0.0.1:{refusing_port}&region=us-east-1"
     with pytest.raises(AskdError, match=r"^s3://b/x: the store cannot be reached") as caught:
         call(Location.of(f"s3://mykey:mysecret@b/x?{options}"))
     one_line(caught)
@@ -191,8 +191,8 @@ def test_google_s_store_is_built_without_a_request():
 
 
 @pytest.mark.slow
-def test_google_s_store_cannot_be_reached(unused_port: int):
-    options = f"retry_limit_seconds=1&scheme=http&endpoint_override=127.0.0.1:{unused_port}"
+def test_google_s_store_cannot_be_reached(refusing_port: int):
+    options = f"retry_limit_seconds=1&scheme=http&endpoint_override=127.0.0.1:{refusing_port}"
     with pytest.raises(AskdError, match=r"^gs://bucket/x: the store cannot be reached"):
         Location.of(f"gs://anonymous@bucket/x?{options}").read_bytes()
 

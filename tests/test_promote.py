@@ -22,11 +22,6 @@ def make_rows(n_wrong: int, in_domain: bool = True, n: int = 30, names: str = "u
     return [replace(row, id=f"{names}{i}", hypothesis=wrong if i < n_wrong else text) for i in range(n)]
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "registry")
-
-
 def evaluated(folder: Path, weights: Path, rows: list[Hypothesis] | None) -> Path:
     bundle_of(folder, weights, folder.name.encode())
     if rows is not None:

@@ -9,7 +9,7 @@ import torch
 
 from askd_ray import ray_cluster
 from askd_ray.errors import AskdError
-from askd_ray.ray_cluster import auth_token, connect
+from askd_ray.ray_cluster import auth_token, connect, disconnect
 
 LOCAL_CLUSTER = """
 import os, ray
@@ -67,6 +67,14 @@ def test_a_cluster_of_ones_own_wants_a_token_and_leaves_none_at_home(tmp_path: P
     )
     assert out.stdout == "3.0 token\nFalse\n", out.stderr
     assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_was_there_before_is_left_running(ray_session: None):
+    node = ray.get_runtime_context().get_node_id()
+    connect()
+    disconnect()
+    assert ray.get_runtime_context().get_node_id() == node
 
 
 @pytest.mark.slow

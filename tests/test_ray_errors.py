@@ -1,7 +1,6 @@
 """What a user can mend is one line, from wherever on a real Ray cluster it is raised; a defect is not hidden."""
 
 import errno
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 from ray.train import ControllerError, WorkerGroupError
-from tiny_run import clip, copy_of_run, labelled, tiny_model  # noqa: F401
+from tiny_run import clip, record_as_labelled
 
 from askd_ray.cli import main
 from askd_ray.config.evaluate import Evaluate
@@ -134,13 +133,10 @@ def test_errors_come_back_whole_from_each_way_to_run_something(ray_session: None
 
 
 @pytest.fixture
-def run(copy_of_run: Callable[[], Recipe]) -> Run:  # noqa: F811
+def run(copy_of_run: Callable[[], Recipe]) -> Run:
     """A labelled run, as its records say."""
     run = Run(copy_of_run())
-    prepared = {"read": 17, "utterances": {"train": 14, "dev": 3, "test": 0}, "quarantined": {}}
-    run.finish("prepare", "shards", prepared, time.monotonic())
-    labels = {"utterances": 14, "labelled": 14, "left_out": {}, "tokens": 100, "teacher_loss": 10.0}
-    run.finish("label", "labels", labels, time.monotonic())
+    record_as_labelled(run)
     return run
 
 
@@ -168,7 +164,7 @@ def one_line(stage: Callable[[], object], expected: str) -> None:
 @pytest.mark.slow
 def test_a_labelling_actor(
     run: Run,
-    tiny_model: Path,  # noqa: F811
+    tiny_model: Path,
     tmp_path: Path,
     ray_session: None,
     capfd: pytest.CaptureFixture[str],
@@ -212,7 +208,7 @@ def test_a_run_of_a_study(run: Run, ray_session: None):
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_decoding_actor(run: Run, tiny_model: Path, tmp_path: Path, ray_session: None):  # noqa: F811
+def test_a_decoding_actor(run: Run, tiny_model: Path, tmp_path: Path, ray_session: None):
     clips = EvalSet("dev", True, tuple(read_utterances(run.shards, "dev")))
     models = {"teacher": str(with_damaged_weights(tmp_path / "damaged", tiny_model))}
     settings = Evaluate(stock=False, speed_clips=1, non_speech=False)
@@ -221,12 +217,12 @@ def test_a_decoding_actor(run: Run, tiny_model: Path, tmp_path: Path, ray_sessio
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_replica(weights: Path, tmp_path: Path, ray_session: None, unused_port: int):
+def test_a_replica(weights: Path, tmp_path: Path, ray_session: None):
     (tmp_path / "ctranslate2-int8").symlink_to(weights)
     sha256 = {"ctranslate2-int8/model.bin": "0" * 64}
     write_json(tmp_path / "bundle.json", {"name": "small", "window": {"silence_s": 0.3}, "sha256": sha256})
     try:
         args = ServiceArgs(models={"small": str(tmp_path)})
-        one_line(lambda: serve_bundles(args, Address(port=unused_port), blocking=False), "model.bin")
+        one_line(lambda: serve_bundles(args, Address(port=0), blocking=False), "model.bin")
     finally:
         stop_serving()

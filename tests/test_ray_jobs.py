@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
-import ray
 import yaml
 
 from askd_ray import ray_jobs
@@ -25,11 +24,6 @@ print("arguments", *sys.argv[1:])
 print(pathlib.Path(sys.argv[3]).read_text())
 sys.exit(3)
 """
-
-
-@pytest.fixture
-def dashboard(ray_session: None) -> str:
-    return "http://" + ray._private.worker.get_dashboard_url()
 
 
 def test_paths_become_absolute_and_references_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,8 +1,8 @@
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import manifest_rows, write_manifest
 
 from askd_ray.config.schema import Recipe
 from askd_ray.config.study import Study
@@ -20,14 +20,11 @@ ARMS = {"ce": {"preset": "ce"}, "distil": {"preset": "kd_distil_whisper_paper"}}
 
 
 def recipe_of(folder: Path, speech: Path, **settings: Any) -> Recipe:
-    lines = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()][::30]
-    (folder / "clips").mkdir()
-    rows = [{**line, "audio": str(speech / line["audio"])} for line in lines]
-    (folder / "clips" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clips = write_manifest(folder / "clips", speech, manifest_rows(speech)[::30])
     values = {
         "name": "small",
         "runs_root": str(folder),
-        "data": {"sources": [{"path": str(folder / "clips")}], "dev_share": 0.3, "test_share": 0.3},
+        "data": {"sources": [{"path": str(clips)}], "dev_share": 0.3, "test_share": 0.3},
         "window": {"padded_share": 0.0},
         "train": {"epochs": 1, "batching": {"utterances": 4}, "optimizer": {"lr": 1e-5}},
         "evaluate": {"stock": False, "speed_clips": 2},

@@ -3,6 +3,7 @@ import io
 import av
 import numpy as np
 import pytest
+from audio_files import by_soundfile
 
 from askd_ray.audio.channel import read_channel
 from askd_ray.audio.decode import AudioError, decode
@@ -32,8 +33,8 @@ def encode_stereo(samples, container, codec):
 
 @pytest.mark.parametrize("channel", [0, 1])
 @pytest.mark.parametrize("container", ["WAV", "FLAC"])
-def test_a_channel_is_the_side_that_was_written(encode, sides, container, channel):
-    file = io.BytesIO(encode(sides.T, container))
+def test_a_channel_is_the_side_that_was_written(sides, container, channel):
+    file = io.BytesIO(by_soundfile(sides.T, container))
     np.testing.assert_allclose(decode(read_channel(file, channel, 0.0, None, 30.0)), sides[channel], atol=2**-14)
     file.seek(0)
     chunk = decode(read_channel(file, channel, 0.5, 1.25, 30.0))
@@ -59,8 +60,8 @@ def test_channels_of_what_only_ffmpeg_reads(sides, container, codec, channel):
         (0, 0.0, 2.0, 1.0, "^longer than 1 s$"),
     ],
 )
-def test_what_is_not_there(encode, sides, channel, start_s, end_s, max_s, message):
-    for data in (encode(sides.T, "FLAC"), encode_stereo(sides, "matroska", "pcm_s16le")):
+def test_what_is_not_there(sides, channel, start_s, end_s, max_s, message):
+    for data in (by_soundfile(sides.T, "FLAC"), encode_stereo(sides, "matroska", "pcm_s16le")):
         with pytest.raises(AudioError, match=message):
             read_channel(io.BytesIO(data), channel, start_s, end_s, max_s)
 

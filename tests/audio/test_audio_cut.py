@@ -5,11 +5,13 @@ from audio_files import by_ffmpeg, by_soundfile, damaged, flac_declaring, sweep,
 from askd_ray.audio.cut import cut, encode_flac
 from askd_ray.audio.decode import AudioError, decode
 
+TONE = sweep(2.0)
+
 
 @pytest.fixture
-def recording(tmp_path, tone, encode):
+def recording(tmp_path):
     path = tmp_path / "long.flac"
-    path.write_bytes(encode(tone, "FLAC"))
+    path.write_bytes(by_soundfile(TONE, "FLAC"))
     return path
 
 
@@ -18,23 +20,23 @@ def cut_file(path, start_s, end_s, max_s):
         return cut(file, start_s, end_s, max_s)
 
 
-def test_a_chunk_is_the_slice(recording, tone):
+def test_a_chunk_is_the_slice(recording):
     chunk = decode(cut_file(recording, 0.5, 1.25, 30.0))
-    np.testing.assert_allclose(chunk, tone[8_000:20_000], atol=2**-14)
+    np.testing.assert_allclose(chunk, TONE[8_000:20_000], atol=2**-14)
 
 
-def test_without_an_end_it_goes_to_the_end(recording, tone):
-    np.testing.assert_allclose(decode(cut_file(recording, 1.5, None, 30.0)), tone[24_000:], atol=2**-14)
+def test_without_an_end_it_goes_to_the_end(recording):
+    np.testing.assert_allclose(decode(cut_file(recording, 1.5, None, 30.0)), TONE[24_000:], atol=2**-14)
 
 
 @pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("mp4", "alac"), ("matroska", "pcm_s16le")])
-def test_chunks_of_what_only_ffmpeg_reads(tmp_path, encode_av, tone, container, codec):
-    long = np.concatenate([np.zeros(5 * 16_000, np.float32), tone, np.zeros(16_000, np.float32)])
+def test_chunks_of_what_only_ffmpeg_reads(tmp_path, container, codec):
+    long = np.concatenate([np.zeros(5 * 16_000, np.float32), TONE, np.zeros(16_000, np.float32)])
     path = tmp_path / "long"
-    path.write_bytes(encode_av(long, container, codec))
+    path.write_bytes(by_ffmpeg(long, container, codec))
     chunk = decode(cut_file(path, 5.5, 6.5, 30.0))
     assert len(chunk) == 16_000
-    assert np.corrcoef(chunk, tone[8_000:24_000])[0, 1] > 0.99
+    assert np.corrcoef(chunk, TONE[8_000:24_000])[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(
@@ -52,8 +54,8 @@ def test_chunks_that_are_not_there(recording, start_s, end_s, reason):
         cut_file(recording, start_s, end_s, max_s=1.5 if end_s == 1.6 else 30.0)
 
 
-def test_a_rounded_end_may_lie_a_little_behind_the_recording(recording, tone):
-    assert len(decode(cut_file(recording, 1.0, 2.05, 30.0))) == len(tone) - 16_000
+def test_a_rounded_end_may_lie_a_little_behind_the_recording(recording):
+    assert len(decode(cut_file(recording, 1.0, 2.05, 30.0))) == len(TONE) - 16_000
 
 
 def test_a_recording_that_is_none(tmp_path):
@@ -83,24 +85,24 @@ def test_chunks_of_an_mp3_whose_length_nobody_wrote_down(tmp_path, loud_first):
     assert max(np.corrcoef(chunk[d : d + 40_000], expected[:40_000])[0, 1] for d in range(0, 4_000)) > 0.9
 
 
-def test_chunks_of_a_recording_from_a_pipe(tmp_path, tone):
+def test_chunks_of_a_recording_from_a_pipe(tmp_path):
     for audio in (
-        wav_declaring(tone, 0x7FFF_FFFF),
-        wav_declaring(tone, 0),
-        flac_declaring(by_soundfile(tone, "FLAC"), 0),
-        by_ffmpeg(tone, "flac", "flac", piped=True),
+        wav_declaring(TONE, 0x7FFF_FFFF),
+        wav_declaring(TONE, 0),
+        flac_declaring(by_soundfile(TONE, "FLAC"), 0),
+        by_ffmpeg(TONE, "flac", "flac", piped=True),
     ):
         path = tmp_path / "piped"
         path.write_bytes(audio)
-        np.testing.assert_allclose(decode(cut_file(path, 1.5, 1.9, 30.0)), tone[24_000:30_400], atol=2**-13)
+        np.testing.assert_allclose(decode(cut_file(path, 1.5, 1.9, 30.0)), TONE[24_000:30_400], atol=2**-13)
 
 
-def test_chunks_are_where_the_times_of_the_container_say(tmp_path, tone):
-    long = np.concatenate([np.zeros(3 * 16_000, np.float32), tone])
+def test_chunks_are_where_the_times_of_the_container_say(tmp_path):
+    long = np.concatenate([np.zeros(3 * 16_000, np.float32), TONE])
     path = tmp_path / "gap.mkv"
     path.write_bytes(by_ffmpeg(long, "matroska", "pcm_s16le", gap_s=(2.0, 4.0)))
     chunk = decode(cut_file(path, 7.5, 8.5, 30.0))
-    assert np.corrcoef(chunk, tone[8_000:24_000])[0, 1] > 0.99
+    assert np.corrcoef(chunk, TONE[8_000:24_000])[0, 1] > 0.99
     before = decode(cut_file(path, 5.0, 7.5, 30.0))
     assert np.abs(before[: int(1.9 * 16_000)]).max() < 0.01
 
@@ -113,16 +115,16 @@ def test_a_chunk_with_damage_is_refused(tmp_path):
     assert len(decode(cut_file(path, 5.0, 7.0, 30.0))) == 32_000
 
 
-def test_chained_ogg_has_no_one_time(tmp_path, tone):
+def test_chained_ogg_has_no_one_time(tmp_path):
     path = tmp_path / "chained.ogg"
-    path.write_bytes(by_soundfile(tone, "OGG", "VORBIS") * 2)
+    path.write_bytes(by_soundfile(TONE, "OGG", "VORBIS") * 2)
     with pytest.raises(AudioError, match=r"^unreadable audio: 2 Ogg streams in one file"):
         cut_file(path, 0.5, 1.0, 30.0)
 
 
-def test_a_list_of_files_is_no_recording(tmp_path, tone, monkeypatch):
+def test_a_list_of_files_is_no_recording(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "secret.wav").write_bytes(by_soundfile(tone, "WAV"))
+    (tmp_path / "secret.wav").write_bytes(by_soundfile(TONE, "WAV"))
     path = tmp_path / "list.wav"
     path.write_bytes(b"ffconcat version 1.0\nfile secret.wav\n")
     with pytest.raises(AudioError, match="unreadable"):

@@ -28,6 +28,7 @@ from askd_ray.audio.decode import AudioError, decode, duration_s, read_audio
 from askd_ray.audio.resample import resample
 from askd_ray.audio.waveform import WaveformBuilder
 
+TONE = sweep(2.0)
 SOUND = sweep(4.0)
 
 
@@ -56,68 +57,68 @@ def likeness(a, b):
         ("AIFF", "PCM_16", 2**-15),
     ],
 )
-def test_lossless_formats_give_the_samples_back(tone, encode, container, subtype, tolerance):
-    decoded = decode(encode(tone, container, subtype))
+def test_lossless_formats_give_the_samples_back(container, subtype, tolerance):
+    decoded = decode(by_soundfile(TONE, container, subtype))
     assert decoded.dtype == np.float32
-    assert decoded.shape == tone.shape
-    assert np.abs(decoded - tone).max() <= tolerance
+    assert decoded.shape == TONE.shape
+    assert np.abs(decoded - TONE).max() <= tolerance
 
 
 @pytest.mark.parametrize(("container", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")])
-def test_lossy_formats_of_libsndfile(tone, encode, container, subtype):
-    decoded = decode(encode(tone, container, subtype))
-    assert abs(len(decoded) - len(tone)) <= 1600
-    assert likeness(decoded, tone) > 0.99
+def test_lossy_formats_of_libsndfile(container, subtype):
+    decoded = decode(by_soundfile(TONE, container, subtype))
+    assert abs(len(decoded) - len(TONE)) <= 1600
+    assert likeness(decoded, TONE) > 0.99
 
 
 @pytest.mark.parametrize(
     ("container", "codec"),
     [("wav", "g722"), ("mp4", "aac"), ("mp4", "alac"), ("webm", "libopus"), ("matroska", "pcm_s16le")],
 )
-def test_formats_of_ffmpeg(tone, encode_av, container, codec):
-    decoded = decode(encode_av(tone, container, codec))
+def test_formats_of_ffmpeg(container, codec):
+    decoded = decode(by_ffmpeg(TONE, container, codec))
     assert decoded.dtype == np.float32
-    assert abs(len(decoded) - len(tone)) <= 1600
-    assert likeness(decoded, tone) > 0.99
+    assert abs(len(decoded) - len(TONE)) <= 1600
+    assert likeness(decoded, TONE) > 0.99
 
 
-def test_channels_are_averaged(tone, encode):
-    decoded = decode(encode(np.stack([tone, -tone / 2], axis=1), "WAV", "FLOAT"))
-    np.testing.assert_allclose(decoded, tone / 4, atol=1e-6)
+def test_channels_are_averaged():
+    decoded = decode(by_soundfile(np.stack([TONE, -TONE / 2], axis=1), "WAV", "FLOAT"))
+    np.testing.assert_allclose(decoded, TONE / 4, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000])
-def test_other_rates_become_16_khz(rate_hz, encode):
+def test_other_rates_become_16_khz(rate_hz):
     seconds = np.arange(rate_hz) / rate_hz
     there = np.sin(2 * np.pi * 440 * seconds).astype(np.float32)
-    here = decode(encode(there, "WAV", "FLOAT", rate_hz))
+    here = decode(by_soundfile(there, "WAV", "FLOAT", rate_hz))
     assert len(here) == 16_000
     assert duration_s(here) == 1.0
     expected = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
     np.testing.assert_allclose(here[400:-400], expected[400:-400], atol=5e-3)
 
 
-def test_resampling_to_the_same_rate_changes_nothing(tone):
-    assert resample(tone, 16_000) is tone
+def test_resampling_to_the_same_rate_changes_nothing():
+    assert resample(TONE, 16_000) is TONE
 
 
 @pytest.mark.parametrize("container", ["WAV", "FLAC", "MP3"])
 @pytest.mark.parametrize("kept", [0.95, 0.5])
-def test_truncated_files_of_libsndfile(tone, encode, container, kept):
-    whole = encode(tone, container)
+def test_truncated_files_of_libsndfile(container, kept):
+    whole = by_soundfile(TONE, container)
     with pytest.raises(AudioError, match=r"^truncated: "):
         decode(whole[: int(len(whole) * kept)])
 
 
 @pytest.mark.parametrize(("container", "codec"), [("wav", "g722"), ("webm", "libopus")])
-def test_truncated_files_of_ffmpeg(tone, encode_av, container, codec):
-    whole = encode_av(tone, container, codec)
+def test_truncated_files_of_ffmpeg(container, codec):
+    whole = by_ffmpeg(TONE, container, codec)
     with pytest.raises(AudioError, match=r"^truncated: "):
         decode(whole[: len(whole) // 2])
 
 
-def test_an_mp4_without_its_index_says_why_it_is_unreadable(tone, encode_av):
-    whole = encode_av(tone, "mp4", "aac")
+def test_an_mp4_without_its_index_says_why_it_is_unreadable():
+    whole = by_ffmpeg(TONE, "mp4", "aac")
     with pytest.raises(AudioError, match=r"^truncated: the box 'mdat' declares \d+ bytes"):
         decode(whole[: len(whole) // 2])
 
@@ -179,9 +180,9 @@ def test_joined_files_are_heard_one_after_the_other():
         assert likeness(second, SOUND) > 0.98, name
 
 
-def test_more_files_in_one_than_anybody_joins(encode):
+def test_more_files_in_one_than_anybody_joins():
     with pytest.raises(AudioError, match=r"^unreadable audio: 1000 files in one, and at most 100"):
-        decode(encode(np.zeros(10, np.float32), "WAV") * 30_000)
+        decode(by_soundfile(np.zeros(10, np.float32), "WAV") * 30_000)
 
 
 def test_damage_is_silence_and_said_and_no_part_of_a_training_set():
@@ -221,7 +222,7 @@ def test_an_hour_of_stereo_is_an_hour(monkeypatch):
         assert len(decode(audio)) == pytest.approx(len(SOUND), abs=1_600)
 
 
-def test_integers_written_as_floats_are_what_they_were(encode):
+def test_integers_written_as_floats_are_what_they_were():
     found = read_audio(float_wav(SOUND, 32_768.0))
     np.testing.assert_allclose(found.waveform, SOUND, atol=1e-6)
     assert found.notes == ("scaled: its samples are integers written as floats, and were divided by 32768",)
@@ -288,38 +289,38 @@ def test_what_is_no_audio(audio):
         decode(audio)
 
 
-def test_a_file_without_samples(encode):
+def test_a_file_without_samples():
     with pytest.raises(AudioError, match=r"^unreadable audio: no samples"):
-        decode(encode(np.zeros(0, np.float32), "WAV"))
+        decode(by_soundfile(np.zeros(0, np.float32), "WAV"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_samples_that_are_not_finite(tone, encode, bad):
-    spoilt = tone.copy()
+def test_samples_that_are_not_finite(bad):
+    spoilt = TONE.copy()
     spoilt[77] = bad
     with pytest.raises(AudioError, match=r"^not finite: "):
-        decode(encode(spoilt, "WAV", "FLOAT"))
+        decode(by_soundfile(spoilt, "WAV", "FLOAT"))
 
 
 @pytest.mark.parametrize("rate_hz", [1_000, 1_000_000])
-def test_rates_that_nobody_records_at(tone, encode, rate_hz):
+def test_rates_that_nobody_records_at(rate_hz):
     with pytest.raises(AudioError, match=rf"^unreadable audio: {rate_hz} Hz"):
-        decode(encode(tone, "WAV", "PCM_16", rate_hz))
+        decode(by_soundfile(TONE, "WAV", "PCM_16", rate_hz))
 
 
-def test_the_limit_is_a_limit(tone, encode, encode_av):
-    for audio in (encode(tone, "WAV"), encode_av(tone, "matroska", "pcm_s16le")):
-        assert len(decode(audio, max_s=2.0)) == len(tone)
+def test_the_limit_is_a_limit():
+    for audio in (by_soundfile(TONE, "WAV"), by_ffmpeg(TONE, "matroska", "pcm_s16le")):
+        assert len(decode(audio, max_s=2.0)) == len(TONE)
         with pytest.raises(AudioError, match=r"^longer than 1\.9 s$"):
             decode(audio, max_s=1.9)
 
 
-def test_no_more_than_the_limit_is_decoded(monkeypatch, encode, encode_av):
+def test_no_more_than_the_limit_is_decoded(monkeypatch):
     grown = []
     add = WaveformBuilder.add
     monkeypatch.setattr(WaveformBuilder, "add", lambda self, s, rate_hz: grown.append(len(s)) or add(self, s, rate_hz))
     minute = np.zeros(16_000 * 60, np.float32)
-    for audio in (encode(minute, "FLAC"), encode_av(minute, "mp4", "aac")):
+    for audio in (by_soundfile(minute, "FLAC"), by_ffmpeg(minute, "mp4", "aac")):
         grown.clear()
         with pytest.raises(AudioError, match="longer than 1 s"):
             decode(audio, max_s=1.0)
@@ -332,11 +333,11 @@ def test_real_g722_prompts_were_decoded_by_the_fetch(speech):
     assert 0.5 < info.duration < 2.0
 
 
-def test_too_many_samples_to_hold(tone, encode, monkeypatch):
-    monkeypatch.setattr("askd_ray.audio.waveform.MAX_SAMPLES", len(tone) - 1)
+def test_too_many_samples_to_hold(monkeypatch):
+    monkeypatch.setattr("askd_ray.audio.waveform.MAX_SAMPLES", len(TONE) - 1)
     for container in ("FLAC", "WAV"):
         with pytest.raises(AudioError, match="too many samples"):
-            decode(encode(tone, container, "PCM_16"))
+            decode(by_soundfile(TONE, container, "PCM_16"))
 
 
 def test_a_list_of_files_is_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -361,8 +362,8 @@ def test_a_bang_that_a_codec_makes_of_damage_does_not_drown_the_rest(monkeypatch
     assert [message.partition(":")[0] for message in found.missing] == ["damaged"]
 
 
-def test_a_codec_that_nobody_knows(encode):
-    audio = bytearray(encode(SOUND, "WAV", "PCM_16"))
+def test_a_codec_that_nobody_knows():
+    audio = bytearray(by_soundfile(SOUND, "WAV", "PCM_16"))
     audio[20:22] = b"\x34\x12"
     with pytest.raises(AudioError, match=r"^unreadable audio: no decoder for its codec$"):
         decode(bytes(audio))

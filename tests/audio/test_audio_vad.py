@@ -12,11 +12,6 @@ from askd_ray.audio.vad import FRAME_SAMPLES, Span, Vad, VadOptions, VadStream
 
 
 @pytest.fixture(scope="module")
-def vad() -> Vad:
-    return Vad()
-
-
-@pytest.fixture(scope="module")
 def recording(speech: Path) -> np.ndarray:
     """Two prompts with a pause between them."""
     pause = np.random.default_rng(0).normal(0.0, 1e-4, samples_of(2.0)).astype(np.float32)

@@ -10,6 +10,7 @@ import yaml
 from extending import example
 from safetensors.numpy import load_file, save_file
 from small_run import small_run
+from tiny_run import Model
 
 from askd_ray.bundles.bundle import export
 from askd_ray.bundles.formats import FORMATS
@@ -20,18 +21,17 @@ from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.models.bundle import REFERENCE, check_hashes, check_reference, open_engine, read_bundle
-from askd_ray.models.load import convert_to_ctranslate2, load_whisper, save_whisper
+from askd_ray.models.load import convert_to_ctranslate2, save_whisper
 from askd_ray.runs import Run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, speech: Path, weights: Path) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, speech: Path, tiny_en: Model) -> Run:
     """A run whose student is the untrained tiny.en."""
     run = small_run(tmp_path_factory.mktemp("runs"), speech, data={"sources": [{"path": "cache:ivr"}]})
-    model, tokens = load_whisper(str(weights))
-    save_whisper(model, tokens, run.student)
+    save_whisper(*tiny_en, run.student)
     run.finish("distill", "distilled", {"dev_wer": 0.1}, run.begin("distill"))
     return run
 

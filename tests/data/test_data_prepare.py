@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from audio_files import noise_file
 
 from askd_ray.audio.decode import decode
 from askd_ray.config.schema import Recipe
@@ -92,8 +93,8 @@ BAD_ROWS = {
 }
 
 
-def test_each_bad_row_is_set_aside_with_its_reason(manifest, recipe, sound):
-    bad = {**BAD_ROWS, "longer than 1 s": {"bytes": sound(1.01, container="FLAC")}}
+def test_each_bad_row_is_set_aside_with_its_reason(manifest, recipe):
+    bad = {**BAD_ROWS, "longer than 1 s": {"bytes": noise_file(1.01, container="FLAC")}}
     folder = manifest([{"id": "first"}, *bad.values(), {"bytes": None}, {"bytes": spoilt(gain=0.003)}])
     run_recipe = recipe(folder, max_duration_s=1.0, max_quarantine_share=0.9, **ALL_TRAIN)
     result = prepare(run_recipe)
@@ -158,7 +159,7 @@ def test_a_source_that_breaks_off_leaves_no_half_written_shards(manifest, recipe
     assert [p.name for p in Run(run_recipe).path.iterdir()] == ["recipe.yaml"]
 
 
-def test_finished_work_is_not_done_twice(manifest, recipe, sound, capsys):
+def test_finished_work_is_not_done_twice(manifest, recipe, capsys):
     folder = manifest([{}, {}, {}])
     run_recipe = recipe(folder, utterances_per_shard=2, **ALL_TRAIN)
     result = prepare(run_recipe)
@@ -176,7 +177,7 @@ def test_finished_work_is_not_done_twice(manifest, recipe, sound, capsys):
     prepare(run_recipe)
     assert shard.is_file()
 
-    (folder / "2.wav").write_bytes(sound(5.0))  # other audio under the same name
+    (folder / "2.wav").write_bytes(noise_file(5.0))  # other audio under the same name
     assert prepare(run_recipe)["minutes"] != result["minutes"]
 
 
@@ -188,9 +189,9 @@ def test_other_settings_are_other_work(manifest, recipe):
     assert len(Run(run_recipe).shards.files("*.parquet")) == 3  # and none of the earlier ones
 
 
-def test_rows_keep_their_order_and_shards_their_bytes(manifest, recipe, sound):
+def test_rows_keep_their_order_and_shards_their_bytes(manifest, recipe):
     lengths = np.random.default_rng(1).uniform(0.3, 0.9, 40)
-    folder = manifest([{"bytes": sound(s)} for s in lengths])
+    folder = manifest([{"bytes": noise_file(s)} for s in lengths])
     run_recipe = recipe(folder, utterances_per_shard=16, **ALL_TRAIN)
     prepare(run_recipe)
     rows = read_utterances(Run(run_recipe).shards, "train")
@@ -201,8 +202,8 @@ def test_rows_keep_their_order_and_shards_their_bytes(manifest, recipe, sound):
     assert [shard.read_bytes() for shard in shards] == first
 
 
-def test_a_speaker_is_in_one_split_only(manifest, recipe, sound):
-    rows = [{"speaker": f"s{i % 12}", "bytes": sound(seed=i)} for i in range(48)]
+def test_a_speaker_is_in_one_split_only(manifest, recipe):
+    rows = [{"speaker": f"s{i % 12}", "bytes": noise_file(seed=i)} for i in range(48)]
     folders = [manifest(rows[:24], name="a"), manifest(rows[24:], name="b")]
     run_recipe = recipe(*folders, dev_share=0.3, test_share=0.3)
     prepare(run_recipe)
@@ -303,17 +304,17 @@ def test_the_kind_of_targets_matters_only_where_text_is_missing(manifest, recipe
     assert capsys.readouterr().out.count("finished already") == 3
 
 
-def test_no_column_of_texts(manifest, recipe, tmp_path, sound):
+def test_no_column_of_texts(manifest, recipe, tmp_path):
     folder = tmp_path / "plain"
     folder.mkdir()
     (folder / "manifest.jsonl").write_text('{"audio": "0.wav"}\n')
-    (folder / "0.wav").write_bytes(sound())
+    (folder / "0.wav").write_bytes(noise_file())
     run_recipe = recipe(folder, **ALL_TRAIN)
     with pytest.raises(AskdError, match="no column 'text'"):
         prepare(run_recipe)
     assert prepare(with_targets_kind(run_recipe, "pseudo"))["without_text"] == 1
 
-    table = pa.table({"audio": [{"bytes": sound(), "path": "0.wav"}]})
+    table = pa.table({"audio": [{"bytes": noise_file(), "path": "0.wav"}]})
     pq.write_table(table, tmp_path / "rows.parquet")
     source = {"path": str(tmp_path / "rows.parquet"), "kind": "parquet"}
     values = {**run_recipe.model_dump(mode="json"), "name": "rows"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from audio_files import noise_file
 
 from askd_ray.audio.decode import AudioError, decode
 from askd_ray.config.schema import Recipe
@@ -62,8 +63,10 @@ def test_an_id_of_its_own_wins(manifest):
     assert [row.id for row in rows_of(manifest([{"id": "mine"}, {"id": 7}]))] == ["mine", "7"]
 
 
-def test_a_chunk_of_a_long_recording(manifest, sound):
-    folder = manifest([{"bytes": sound(2.0), "start_s": 0.5, "end_s": 1.25}, {"bytes": sound(2.0), "end_s": "0.5"}])
+def test_a_chunk_of_a_long_recording(manifest):
+    folder = manifest(
+        [{"bytes": noise_file(2.0), "start_s": 0.5, "end_s": 1.25}, {"bytes": noise_file(2.0), "end_s": "0.5"}]
+    )
     first, second = rows_of(folder)
     assert first.id.endswith("0.wav@0.5-1.25")
     whole = decode((folder / "0.wav").read_bytes())
@@ -72,8 +75,8 @@ def test_a_chunk_of_a_long_recording(manifest, sound):
     assert first.read_audio(30.0)[:4] == b"fLaC"
 
 
-def test_chunks_of_one_recording_have_different_ids(manifest, sound):
-    rows = [{"audio": "long.wav", "bytes": sound(2.0), "start_s": s, "end_s": s + 1} for s in (0.0, 0.5)]
+def test_chunks_of_one_recording_have_different_ids(manifest):
+    rows = [{"audio": "long.wav", "bytes": noise_file(2.0), "start_s": s, "end_s": s + 1} for s in (0.0, 0.5)]
     assert len({row.id for row in rows_of(manifest(rows))}) == 2
 
 
@@ -166,8 +169,8 @@ def write_parquet(path, rows, audio_type=None):
     pq.write_table(table, path)
 
 
-def test_parquet_in_hugging_face_style(tmp_path, sound):
-    audio = sound()
+def test_parquet_in_hugging_face_style(tmp_path):
+    audio = noise_file()
     (tmp_path / "set" / "data").mkdir(parents=True)
     (tmp_path / "set" / "data" / "beside.wav").write_bytes(audio)
     write_parquet(
@@ -188,8 +191,8 @@ def test_parquet_in_hugging_face_style(tmp_path, sound):
     assert rows[2].id.endswith("set/data/train-00000-of-00001.parquet:2")
 
 
-def test_parquet_with_columns_of_ours(tmp_path, sound):
-    row = {"audio": {"bytes": sound(), "path": "x"}, "text": "a", "id": "i", "speaker": "s", "domain": "d"}
+def test_parquet_with_columns_of_ours(tmp_path):
+    row = {"audio": {"bytes": noise_file(), "path": "x"}, "text": "a", "id": "i", "speaker": "s", "domain": "d"}
     write_parquet(tmp_path / "x.parquet", [{**row, "language": "fr", "licence": "L", "duration_s": 0.5}])
     (read,) = rows_of(tmp_path / "x.parquet", "parquet")
     assert (read.id, read.speaker, read.domain, read.language, read.licence) == ("i", "s", "d", "fr", "L")
@@ -212,9 +215,9 @@ def test_parquet_with_other_columns(tmp_path, rows, message):
         rows_of(tmp_path, "parquet")
 
 
-def test_damaged_parquet(tmp_path, sound):
+def test_damaged_parquet(tmp_path):
     path = tmp_path / "x.parquet"
-    write_parquet(path, [{"audio": {"bytes": sound(2.0), "path": ""}, "text": "x"}])
+    write_parquet(path, [{"audio": {"bytes": noise_file(2.0), "path": ""}, "text": "x"}])
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(AskdError, match=r"x\.parquet is damaged or no Parquet file") as caught:
@@ -235,15 +238,15 @@ def write_tar(path, members, mode="w"):
 
 
 @pytest.mark.parametrize(("name", "mode"), [("x.tar", "w"), ("x.tar.gz", "w:gz")])
-def test_webdataset_members_are_grouped_by_name(tmp_path, sound, name, mode):
+def test_webdataset_members_are_grouped_by_name(tmp_path, name, mode):
     write_tar(
         tmp_path / name,
         [
-            ("a/000.flac", sound(container="FLAC")),
+            ("a/000.flac", noise_file(container="FLAC")),
             ("a/000.txt", "Hällo\n".encode()),
             ("a/001.json", json.dumps({"text": "Two", "speaker": "s", "language": "sv", "id": "two"}).encode()),
-            ("a/001.WAV", sound()),
-            ("b/001.wav", sound(0.25)),
+            ("a/001.WAV", noise_file()),
+            ("b/001.wav", noise_file(0.25)),
             ("b/001.txt", b"Three"),
             ("b/001.cls", b"5"),
             ("b/002.txt", b"no audio"),
@@ -256,13 +259,13 @@ def test_webdataset_members_are_grouped_by_name(tmp_path, sound, name, mode):
     assert rows[1].speaker == "s"
     assert rows[1].id == "two"
     assert rows[2].id.endswith(f"{name}/b/001")
-    assert rows[2].audio == sound(0.25)
+    assert rows[2].audio == noise_file(0.25)
     assert rows[2].path == "b/001.wav"
     assert rows[3].audio == b""
 
 
-def test_tars_are_never_unpacked(tmp_path, sound, monkeypatch):
-    write_tar(tmp_path / "x.tar", [("../../evil.wav", sound()), ("../../evil.txt", b"text")])
+def test_tars_are_never_unpacked(tmp_path, monkeypatch):
+    write_tar(tmp_path / "x.tar", [("../../evil.wav", noise_file()), ("../../evil.txt", b"text")])
     monkeypatch.chdir(tmp_path)
     assert len(rows_of("x.tar", "webdataset")) == 1
     assert [f.name for f in Path().iterdir()] == ["x.tar"]
@@ -270,9 +273,9 @@ def test_tars_are_never_unpacked(tmp_path, sound, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
-def test_damaged_tars(tmp_path, sound, suffix):
+def test_damaged_tars(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
-    write_tar(path, [("0.wav", sound()), ("0.txt", b"text")], "w:gz" if suffix.endswith("gz") else "w")
+    write_tar(path, [("0.wav", noise_file()), ("0.txt", b"text")], "w:gz" if suffix.endswith("gz") else "w")
     whole = path.read_bytes()
     for data in (whole[:5000], b"not a tar at all" * 100):
         path.write_bytes(data)
@@ -281,14 +284,16 @@ def test_damaged_tars(tmp_path, sound, suffix):
         one_line(caught)
 
 
-def test_broken_json_in_a_tar_is_a_matter_of_its_row(tmp_path, sound):
-    write_tar(tmp_path / "x.tar", [("0.wav", sound()), ("0.json", b"{"), ("1.wav", sound()), ("1.txt", b"one")])
+def test_broken_json_in_a_tar_is_a_matter_of_its_row(tmp_path):
+    write_tar(
+        tmp_path / "x.tar", [("0.wav", noise_file()), ("0.json", b"{"), ("1.wav", noise_file()), ("1.txt", b"one")]
+    )
     broken, whole = rows_of(tmp_path, "webdataset")
     assert broken.problem.startswith("unreadable json: 0.json: not JSON: ")
     assert (whole.text, whole.problem) == ("one", "")
 
 
-def test_the_fingerprint_follows_manifest_and_audio(manifest, sound):
+def test_the_fingerprint_follows_manifest_and_audio(manifest):
     folder = manifest([{}, {}])
     source = Source(path=str(folder))
     first = survey([source])
@@ -301,20 +306,20 @@ def test_the_fingerprint_follows_manifest_and_audio(manifest, sound):
     assert survey([source]).fingerprint not in {first.fingerprint, touched.fingerprint}
 
 
-def test_the_survey_counts_rows_where_that_is_cheap(tmp_path, manifest, sound):
+def test_the_survey_counts_rows_where_that_is_cheap(tmp_path, manifest):
     clips = Source(path=str(manifest([{}, {}])))
-    write_parquet(tmp_path / "x.parquet", [{"audio": {"bytes": sound(), "path": ""}, "text": "x"}] * 3)
+    write_parquet(tmp_path / "x.parquet", [{"audio": {"bytes": noise_file(), "path": ""}, "text": "x"}] * 3)
     parquet = Source(path=str(tmp_path / "x.parquet"), kind="parquet")
-    write_tar(tmp_path / "x.tar", [("0.wav", sound())])
+    write_tar(tmp_path / "x.tar", [("0.wav", noise_file())])
     tar = Source(path=str(tmp_path / "x.tar"), kind="webdataset")
     assert survey([clips, parquet]).n_rows == 5
     assert survey([clips, tar]).n_rows is None
 
 
-def a_source(folder, kind, sound):
+def a_source(folder, kind):
     """Write a source of two clips of its kind."""
     folder.mkdir(parents=True)
-    clips = [sound(1.0, seed=0), sound(0.5, container="FLAC", seed=1)]
+    clips = [noise_file(1.0, seed=0), noise_file(0.5, container="FLAC", seed=1)]
     if kind == "manifest":
         rows = [
             {"audio": "sub/0.wav", "text": "One", "start_s": 0.25, "end_s": 0.75},
@@ -357,8 +362,8 @@ def same_rows(uri, folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["manifest", "parquet", "webdataset"])
-def test_a_source_on_s3(s3, tmp_path, sound, kind):
-    folder = a_source(tmp_path / "clips", kind, sound)
+def test_a_source_on_s3(s3, tmp_path, kind):
+    folder = a_source(tmp_path / "clips", kind)
     uri = upload(folder, s3("some/clips"))
     rows = same_rows(uri, folder, kind)
     assert "mysecret" not in repr(rows)
@@ -372,8 +377,8 @@ def test_a_source_on_s3(s3, tmp_path, sound, kind):
 
 
 @pytest.mark.parametrize("kind", ["manifest", "parquet", "webdataset"])
-def test_a_source_on_the_hub(hub, tmp_path, sound, kind):
-    folder = a_source(hub / "datasets" / "user" / "name" / "en", kind, sound)
+def test_a_source_on_the_hub(hub, tmp_path, kind):
+    folder = a_source(hub / "datasets" / "user" / "name" / "en", kind)
     same_rows("hf://datasets/user/name/en", folder, kind)
 
 
@@ -388,8 +393,8 @@ def test_a_damaged_source_on_s3(s3, kind, name):
         rows_of(s3("nowhere"), kind)
 
 
-def test_missing_audio_is_a_matter_of_its_row_and_a_missing_store_is_not(s3, tmp_path, sound):
-    folder = a_source(tmp_path / "clips", "manifest", sound)
+def test_missing_audio_is_a_matter_of_its_row_and_a_missing_store_is_not(s3, tmp_path):
+    folder = a_source(tmp_path / "clips", "manifest")
     rows = rows_of(upload(folder, s3("clips")))
     (Location.of(s3("clips")) / "1.flac").delete()
     with pytest.raises(AudioError, match=r"^unreadable audio: s3://b\w+/clips/1\.flac: No such file or directory"):
@@ -426,7 +431,7 @@ def test_texts_in_capitals_become_sentences(manifest):
     assert texts_by_case["sentence"] == ["This is loud", "NASA said so", "Über allen", "123"]
 
 
-def test_rows_with_problems_are_quarantined_and_the_counts_add_up(tmp_path, sound):
+def test_rows_with_problems_are_quarantined_and_the_counts_add_up(tmp_path):
     rows = [{"audio": f"{n}.wav", "text": f"text {n}"} for n in range(6)]
     bad = [
         {"text": ["a"]},
@@ -437,7 +442,7 @@ def test_rows_with_problems_are_quarantined_and_the_counts_add_up(tmp_path, soun
         {"split": "ood"},
     ]
     for n in range(6):
-        (tmp_path / f"{n}.wav").write_bytes(sound(seed=n))
+        (tmp_path / f"{n}.wav").write_bytes(noise_file(seed=n))
     lines = [*rows, *({**rows[0], "id": f"bad {n}", **row} for n, row in enumerate(bad))]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = {"sources": [{"path": str(tmp_path)}], "dev_share": 0.0, "test_share": 0.0, "max_quarantine_share": 0.5}

@@ -8,6 +8,7 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from audio_files import noise_file
 
 from askd_ray.config.source import Source
 from askd_ray.data.sources import read_rows, survey
@@ -20,14 +21,14 @@ def ids_of(path, kind="manifest", **fields):
 
 
 @pytest.fixture
-def tar(tmp_path, sound):
+def tar(tmp_path):
     """Write a tar of one sample, which is named as the tar is."""
 
     def _tar(name, mode="w"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(path, mode) as file:
-            for member, data in (("0.wav", sound()), ("0.json", json.dumps({"id": name, "text": "x"}).encode())):
+            for member, data in (("0.wav", noise_file()), ("0.json", json.dumps({"id": name, "text": "x"}).encode())):
                 info = tarfile.TarInfo(member)
                 info.size = len(data)
                 file.addfile(info, io.BytesIO(data))
@@ -113,7 +114,7 @@ def test_patterns_on_a_store(s3, tar):
     assert ids_of(s3("set/*-1.tar"), "webdataset") == ["set/train-1.tar"]
 
 
-def test_manifests_by_pattern(tmp_path, sound):
+def test_manifests_by_pattern(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"audio": f"{name}.wav", "text": name, "id": name}) + "\n")
     assert ids_of(tmp_path / "*.jsonl") == ["a", "b"]
@@ -130,8 +131,8 @@ def test_the_name_of_a_file_that_is_not_utf_8(tmp_path, tar):
         survey([Source(path=str(tmp_path / "manifest.jsonl"))])
 
 
-def test_audio_by_absolute_path_and_by_uri(s3, tmp_path, sound):
-    (tmp_path / "far.wav").write_bytes(sound())
+def test_audio_by_absolute_path_and_by_uri(s3, tmp_path):
+    (tmp_path / "far.wav").write_bytes(noise_file())
     lines = [
         {"audio": str(tmp_path / "far.wav"), "text": "x"},
         {"audio": "s3://b/x.wav", "text": "y"},
@@ -139,6 +140,6 @@ def test_audio_by_absolute_path_and_by_uri(s3, tmp_path, sound):
     ]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     local, stored, unknown = read_rows(Source(path=str(tmp_path / "m.jsonl")))
-    assert local.read_audio(30.0) == sound()
+    assert local.read_audio(30.0) == noise_file()
     assert (str(stored.audio), stored.id) == ("s3://b/x.wav", "s3://b/x.wav")
     assert unknown.problem.startswith("unreadable audio: ftp://x: unknown scheme")

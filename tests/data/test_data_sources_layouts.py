@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from audio_files import noise_file, stereo_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def summaries(rows):
     return [(row.text, row.speaker, row.language, row.split) for row in rows]
 
 
-def test_nemo(tmp_path, sound):
+def test_nemo(tmp_path):
     lines = [
         {
             "audio_filepath": "clips/a.wav",
@@ -42,18 +43,18 @@ def test_nemo(tmp_path, sound):
         },
         {"audio_filepath": "clips/long.wav", "offset": 0.5, "duration": 0.25, "text": "two", "taskname": "asr"},
     ]
-    files = {"clips/a.wav": sound(), "clips/long.wav": sound(2.0)}
+    files = {"clips/a.wav": noise_file(), "clips/long.wav": noise_file(2.0)}
     files["train_manifest.json"] = "".join(json.dumps(line) + "\n" for line in lines)
     for path in (write(tmp_path, files), tmp_path / "train_manifest.json"):
         rows = rows_of(path, "nemo")
         assert summaries(rows) == [("one", "7", "de", "train"), ("two", "", "en", "train")]
-        assert rows[0].read_audio(30.0) == sound()
-        assert decode(rows[1].read_audio(30.0)) == pytest.approx(decode(sound(2.0))[8_000:12_000], abs=2**-14)
+        assert rows[0].read_audio(30.0) == noise_file()
+        assert decode(rows[1].read_audio(30.0)) == pytest.approx(decode(noise_file(2.0))[8_000:12_000], abs=2**-14)
 
 
-def test_common_voice(tmp_path, sound):
+def test_common_voice(tmp_path):
     header = "client_id\tpath\tsentence_id\tsentence\tup_votes\tlocale\n"
-    files = {f"sv/clips/{n}.mp3": sound() for n in range(4)}
+    files = {f"sv/clips/{n}.mp3": noise_file() for n in range(4)}
     for n, name in enumerate(("train", "dev", "test", "validated")):
         files[f"sv/{name}.tsv"] = f'{header}c{n}\t{n}.mp3\tx\t"Hej ""du"""\t2\tsv-SE\n'
     rows = rows_of(write(tmp_path, files), "common_voice")
@@ -61,49 +62,49 @@ def test_common_voice(tmp_path, sound):
     assert summaries(rows) == [
         ('Hej "du"', f"c{n}", "sv-SE", split) for n, split in ((1, "dev"), (2, "test"), (0, "train"))
     ]
-    assert [row.read_audio(30.0) for row in rows] == [sound()] * 3
+    assert [row.read_audio(30.0) for row in rows] == [noise_file()] * 3
     assert rows[0].id == str(tmp_path / "sv/clips/1.mp3")
     assert [row.split for row in rows_of(tmp_path / "sv" / "validated.tsv", "common_voice")] == [""]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_audiofolder(tmp_path, sound, suffix):
+def test_audiofolder(tmp_path, suffix):
     for split in ("train", "validation", "test"):
         text = f"file_name,transcription,take\nx/a.wav,Text of {split},1\n"
         if suffix == "jsonl":
             text = json.dumps({"file_name": "x/a.wav", "transcription": f"Text of {split}", "take": [1]}) + "\n"
-        write(tmp_path / "data" / split, {f"metadata.{suffix}": text, "x/a.wav": sound()})
+        write(tmp_path / "data" / split, {f"metadata.{suffix}": text, "x/a.wav": noise_file()})
     rows = rows_of(tmp_path, "audiofolder")
     assert [(row.text, row.split) for row in rows] == [
         ("Text of test", "test"),
         ("Text of train", "train"),
         ("Text of validation", "dev"),
     ]
-    assert rows[0].read_audio(30.0) == sound()
+    assert rows[0].read_audio(30.0) == noise_file()
 
 
-def test_ljspeech(tmp_path, sound):
+def test_ljspeech(tmp_path):
     text = 'LJ001-0001|Printing, in "1455"|Printing, in fourteen fifty-five\nLJ001-0002|being\n'
-    write(tmp_path, {"metadata.csv": text, "wavs/LJ001-0001.wav": sound()})
+    write(tmp_path, {"metadata.csv": text, "wavs/LJ001-0001.wav": noise_file()})
     rows = rows_of(tmp_path, "ljspeech")
     assert [row.text for row in rows] == ['Printing, in "1455"', "being"]
-    assert rows[0].read_audio(30.0) == sound()
+    assert rows[0].read_audio(30.0) == noise_file()
     assert rows_of(tmp_path, "ljspeech", columns={"text": "normalized_text"})[0].text.endswith("fifty-five")
     write(tmp_path, {"metadata.csv": "LJ001-0001\n"})
     with pytest.raises(AskdError, match=r"metadata\.csv:1: 1 cells, and ID\|TEXT or"):
         rows_of(tmp_path, "ljspeech")
 
 
-def test_librispeech(tmp_path, sound):
+def test_librispeech(tmp_path):
     files = {}
     for folder in ("train-clean-100", "dev-other", "test-clean"):
         files[f"{folder}/84/121/84-121.trans.txt"] = "84-121-0000 GO ON\n84-121-0001\n"
-        files[f"{folder}/84/121/84-121-0000.flac"] = sound(container="FLAC")
+        files[f"{folder}/84/121/84-121-0000.flac"] = noise_file(container="FLAC")
     rows = rows_of(write(tmp_path / "LibriSpeech", files), "librispeech", case="sentence")
     assert summaries(rows) == [
         (text, "84", "en", split) for split in ("dev", "test", "train") for text in ("Go on", "")
     ]
-    assert rows[0].read_audio(30.0) == sound(container="FLAC")
+    assert rows[0].read_audio(30.0) == noise_file(container="FLAC")
     assert rows[0].id == str(tmp_path / "LibriSpeech/dev-other/84/121/84-121-0000.flac")
     assert {row.split for row in rows_of(tmp_path / "LibriSpeech" / "test-clean", "librispeech")} == {"test"}
     assert len(rows_of(tmp_path / "LibriSpeech", "librispeech", split="dev-other")) == 2
@@ -120,16 +121,16 @@ KALDI = {
 }
 
 
-def test_kaldi(tmp_path, sound):
-    write(tmp_path, {**KALDI, "audio/call1.wav": sound(2.0), "audio/t.wav": sound()})
+def test_kaldi(tmp_path):
+    write(tmp_path, {**KALDI, "audio/call1.wav": noise_file(2.0), "audio/t.wav": noise_file()})
     test, one, two, *broken = rows_of(tmp_path, "kaldi")
     assert summaries([test, one, two]) == [
         ("whole file", "", "en", "test"),
         ("hello there", "alice", "en", "train"),
         ("goodbye", "alice", "de", "train"),
     ]
-    whole = decode(sound(2.0))
-    assert test.read_audio(30.0) == sound()
+    whole = decode(noise_file(2.0))
+    assert test.read_audio(30.0) == noise_file()
     assert decode(one.read_audio(30.0)) == pytest.approx(whole[:8_000], abs=2**-14)
     assert decode(two.read_audio(30.0)) == pytest.approx(whole[24_000:], abs=2**-14)
     assert [row.problem for row in broken] == [
@@ -181,7 +182,7 @@ def a_cut(name, segments, **fields):
     return {**cut, "recording": described, "type": "MonoCut", **fields}
 
 
-def test_lhotse(tmp_path, sound, stereo):
+def test_lhotse(tmp_path):
     cuts = [
         a_cut("call", [("s1", 0.5, 0.5, 0, "one"), ("s2", 1.0, 0.5, 1, "two")], channel=[0, 1], type="MultiCut"),
         a_cut("mono", [("s3", 0.0, 2.0, 0, "all of it")]),
@@ -189,16 +190,16 @@ def test_lhotse(tmp_path, sound, stereo):
         a_cut("mono", [], id="silent"),
     ]
     packed = gzip.compress("".join(json.dumps(cut) + "\n" for cut in cuts).encode())
-    write(tmp_path, {"cuts_train.jsonl.gz": packed, "call.wav": stereo(2.0), "mono.wav": sound(2.0)})
+    write(tmp_path, {"cuts_train.jsonl.gz": packed, "call.wav": stereo_file(2.0), "mono.wav": noise_file(2.0)})
     rows = rows_of(tmp_path, "lhotse")
     assert summaries(rows) == [
         *((text, f"s{i}", "de", "train") for i, text in enumerate(("one", "two", "all of it", "trimmed"), start=1)),
         ("", "", "en", "train"),
     ]
-    one, two = decode(sound(2.0)), decode(sound(2.0, seed=1))
+    one, two = decode(noise_file(2.0)), decode(noise_file(2.0, seed=1))
     for row, samples in zip(rows, (one[8_000:16_000], two[16_000:24_000], one, one[24_000:], one), strict=True):
         assert decode(row.read_audio(30.0)) == pytest.approx(samples, abs=2**-13)
-    assert rows[2].read_audio(30.0) == sound(2.0)  # the file as it is
+    assert rows[2].read_audio(30.0) == noise_file(2.0)  # the file as it is
     assert len({row.id for row in rows}) == 5
 
 

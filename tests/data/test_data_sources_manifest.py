@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from audio_files import noise_file, stereo_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -186,9 +187,9 @@ def test_unknown_columns_are_ignored_on_request(tmp_path):
     assert rows_of(tmp_path / "m.jsonl", unknown_columns="ignore")[0].text == "One"
 
 
-def test_one_channel_of_a_call(tmp_path, stereo, sound):
-    (tmp_path / "call.wav").write_bytes(stereo(2.0))
-    left, right = (decode(sound(2.0, seed=seed)) for seed in (0, 1))
+def test_one_channel_of_a_call(tmp_path):
+    (tmp_path / "call.wav").write_bytes(stereo_file(2.0))
+    left, right = (decode(noise_file(2.0, seed=seed)) for seed in (0, 1))
     path = tmp_path / "m.jsonl"
     path.write_text(lines([{"audio": "call.wav", "text": "x"}]))
     for channel, expected in ((0, left), (1, right), ("mix", (left + right) / 2)):
@@ -201,14 +202,16 @@ def test_one_channel_of_a_call(tmp_path, stereo, sound):
         decode(rows_of(path, channel=1)[0].read_audio(1.0), 1.0)
 
 
-def test_rows_that_name_their_channel(tmp_path, stereo, sound):
-    (tmp_path / "call.wav").write_bytes(stereo(2.0))
+def test_rows_that_name_their_channel(tmp_path):
+    (tmp_path / "call.wav").write_bytes(stereo_file(2.0))
     path = tmp_path / "m.csv"
     path.write_text("audio,text,start_s,end_s,channel\ncall.wav,a,0.5,1.5,0\ncall.wav,b,0.5,1.5,1\ncall.wav,c,,,\n")
     left, right, both = rows_of(path)
     assert len({left.id, right.id, both.id}) == 3 and both.channel is None
     for row, seed in ((left, 0), (right, 1)):
-        assert decode(row.read_audio(30.0)) == pytest.approx(decode(sound(2.0, seed=seed))[8_000:24_000], abs=2**-13)
+        assert decode(row.read_audio(30.0)) == pytest.approx(
+            decode(noise_file(2.0, seed=seed))[8_000:24_000], abs=2**-13
+        )
 
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.text(
@@ -296,8 +299,8 @@ def test_json_as_it_was_written(table, is_list, ascii_only):
             assert isinstance(value, str | int | None) or is_missing
 
 
-def test_a_damaged_recording_is_not_taken_for_a_shorter_one(tmp_path, stereo):
-    (tmp_path / "call.wav").write_bytes(stereo(2.0)[:-8_000])
+def test_a_damaged_recording_is_not_taken_for_a_shorter_one(tmp_path):
+    (tmp_path / "call.wav").write_bytes(stereo_file(2.0)[:-8_000])
     (tmp_path / "m.jsonl").write_text(lines([{"audio": "call.wav", "text": "x"}]))
     (row,) = rows_of(tmp_path / "m.jsonl", channel=1)
     with pytest.raises(AudioError, match=r"^truncated: "):

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from audio_files import noise_file, stereo_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,34 +27,34 @@ def write(path, **columns):
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_audio_as_a_path(tmp_path, sound, kind):
-    (tmp_path / "a.wav").write_bytes(sound())
+def test_audio_as_a_path(tmp_path, kind):
+    (tmp_path / "a.wav").write_bytes(noise_file())
     path = write(
         tmp_path / "x.parquet", audio=pa.array(["a.wav", None, str(tmp_path / "a.wav")], kind), text=["a", "b", "c"]
     )
     first, missing, last = rows_of(path)
-    assert first.read_audio(30.0) == last.read_audio(30.0) == sound()
+    assert first.read_audio(30.0) == last.read_audio(30.0) == noise_file()
     assert missing.problem.startswith("no audio: ")
     source = Source(path=str(path), kind="parquet")
     before = survey([source])
     assert before.n_rows == 3
-    (tmp_path / "a.wav").write_bytes(sound(0.75))
+    (tmp_path / "a.wav").write_bytes(noise_file(0.75))
     assert survey([source]).fingerprint != before.fingerprint
 
 
-def test_chunks_and_channels_of_recordings_that_a_table_names(tmp_path, stereo, sound):
-    (tmp_path / "a.wav").write_bytes(stereo(2.0))
+def test_chunks_and_channels_of_recordings_that_a_table_names(tmp_path):
+    (tmp_path / "a.wav").write_bytes(stereo_file(2.0))
     path = write(tmp_path / "x.parquet", audio=["a.wav"] * 2, text=["a", "b"], start_s=[0.0, 1.0], end_s=[1.0, 1.5])
     rows = rows_of(path, channel=1)
     assert len({row.id for row in rows}) == 2
     for row, chunk in zip(rows, (slice(0, 16_000), slice(16_000, 24_000)), strict=True):
-        assert decode(row.read_audio(30.0)) == pytest.approx(decode(sound(2.0, seed=1))[chunk], abs=2**-13)
+        assert decode(row.read_audio(30.0)) == pytest.approx(decode(noise_file(2.0, seed=1))[chunk], abs=2**-13)
 
 
-def test_a_channel_of_audio_that_comes_along(tmp_path, stereo, sound):
-    path = write(tmp_path / "x.parquet", audio=[{"bytes": stereo(), "path": "a.wav"}], text=["a"])
+def test_a_channel_of_audio_that_comes_along(tmp_path):
+    path = write(tmp_path / "x.parquet", audio=[{"bytes": stereo_file(), "path": "a.wav"}], text=["a"])
     (row,) = rows_of(path, channel=0)
-    assert decode(row.read_audio(30.0)) == pytest.approx(decode(sound(1.0, seed=0)), abs=2**-13)
+    assert decode(row.read_audio(30.0)) == pytest.approx(decode(noise_file(1.0, seed=0)), abs=2**-13)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
@@ -80,19 +81,19 @@ def test_samples_that_are_no_audio(tmp_path, audio):
     assert row.problem.startswith("unreadable audio: no samples of a known rate: ")
 
 
-def test_audio_bytes_as_a_list_of_numbers_and_as_a_column(tmp_path, sound):
+def test_audio_bytes_as_a_list_of_numbers_and_as_a_column(tmp_path):
     kind = pa.struct([("bytes", pa.list_(pa.uint8())), ("path", pa.string())])
-    audio = pa.array([{"bytes": list(sound()), "path": "a.wav"}, {"bytes": [], "path": None}], kind)
+    audio = pa.array([{"bytes": list(noise_file()), "path": "a.wav"}, {"bytes": [], "path": None}], kind)
     good, empty = rows_of(write(tmp_path / "x.parquet", audio=audio, text=["a", "b"]))
-    assert (good.audio, good.problem) == (sound(), "")
+    assert (good.audio, good.problem) == (noise_file(), "")
     assert empty.problem.startswith("no audio")
     kind = pa.struct([("bytes", pa.list_(pa.int32())), ("path", pa.string())])
     (bad,) = rows_of(
         write(tmp_path / "y.parquet", audio=pa.array([{"bytes": [1, 700], "path": "a.wav"}], kind), text=["a"])
     )
     assert bad.problem == "unreadable audio: its bytes are no list of numbers from 0 to 255"
-    (plain,) = rows_of(write(tmp_path / "z.parquet", audio=[sound()], text=["a"]))
-    assert plain.audio == sound()
+    (plain,) = rows_of(write(tmp_path / "z.parquet", audio=[noise_file()], text=["a"]))
+    assert plain.audio == noise_file()
 
 
 @pytest.mark.parametrize(
@@ -109,24 +110,26 @@ def test_audio_bytes_as_a_list_of_numbers_and_as_a_column(tmp_path, sound):
         (pa.array([5]), "5", ""),
     ],
 )
-def test_texts_of_other_types(tmp_path, sound, texts, read, problem):
-    audio = [{"bytes": sound(), "path": "a.wav"}]
+def test_texts_of_other_types(tmp_path, texts, read, problem):
+    audio = [{"bytes": noise_file(), "path": "a.wav"}]
     (row,) = rows_of(write(tmp_path / "x.parquet", audio=audio, text=texts))
     assert row.text == read and row.problem.startswith(problem) and bool(row.problem) == bool(problem)
 
 
-def test_a_path_that_is_not_utf_8(tmp_path, sound):
+def test_a_path_that_is_not_utf_8(tmp_path):
     paths = pa.array([b"\xff.wav"]).view(pa.string())
-    audio = pa.StructArray.from_arrays([pa.array([sound()]), paths], ["bytes", "path"])
+    audio = pa.StructArray.from_arrays([pa.array([noise_file()]), paths], ["bytes", "path"])
     (row,) = rows_of(write(tmp_path / "x.parquet", audio=audio, text=["a"]))
     assert row.problem == "unusable audio: '\\udcff.wav' is not UTF-8"
 
 
-def test_columns_of_other_names(tmp_path, sound):
+def test_columns_of_other_names(tmp_path):
     columns = {"audio": "clip", "text": "words", "speaker": "who"}
-    path = write(tmp_path / "x.parquet", clip=[{"bytes": sound(), "path": ""}], words=["a"], who=[3.0], text=["other"])
+    path = write(
+        tmp_path / "x.parquet", clip=[{"bytes": noise_file(), "path": ""}], words=["a"], who=[3.0], text=["other"]
+    )
     (row,) = rows_of(path, columns=columns)
-    assert (row.text, row.speaker, row.audio) == ("a", "3", sound())
+    assert (row.text, row.speaker, row.audio) == ("a", "3", noise_file())
     with pytest.raises(AskdError, match=r"columns 'audio' and .* are needed, it has .*'clip'.*columns: \{audio: NAME"):
         rows_of(path)
 

@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from audio_files import noise_file
 
 from askd_ray.config.source import Source
 from askd_ray.data.sources import read_rows
@@ -14,9 +15,9 @@ def rows_of(path, kind="manifest", **fields):
     return list(read_rows(Source(path=str(path), kind=kind, **fields)))
 
 
-def a_parquet(path, sound, **columns):
+def a_parquet(path, **columns):
     path.parent.mkdir(parents=True, exist_ok=True)
-    row = {"audio": {"bytes": sound(), "path": "x.wav"}, "text": "words", **columns}
+    row = {"audio": {"bytes": noise_file(), "path": "x.wav"}, "text": "words", **columns}
     pq.write_table(pa.Table.from_pylist([row]), path)
 
 
@@ -89,28 +90,28 @@ def test_a_selection_by_a_name_of_its_own_needs_no_meaning(manifest):
         ("contest-results.parquet", ""),
     ],
 )
-def test_hub_and_hive_layouts_say_the_split(tmp_path, sound, path, split):
-    a_parquet(tmp_path / "set" / path, sound)
+def test_hub_and_hive_layouts_say_the_split(tmp_path, path, split):
+    a_parquet(tmp_path / "set" / path)
     (row,) = rows_of(tmp_path / "set", "parquet")
     assert (row.split, row.problem) == (split, "")
 
 
-def test_a_folder_that_is_all_of_a_source_says_its_split_too(tmp_path, sound):
-    a_parquet(tmp_path / "test" / "0000.parquet", sound)
+def test_a_folder_that_is_all_of_a_source_says_its_split_too(tmp_path):
+    a_parquet(tmp_path / "test" / "0000.parquet")
     for path in (tmp_path / "test", tmp_path / "test" / "0000.parquet"):
         assert [row.split for row in rows_of(path, "parquet")] == ["test"]
     assert split_of_folder("test-clean") == "test-clean" and split_of_folder("train-clean-100") == "train-clean-100"
     assert split_of_folder("test_speech") == split_of_folder("contest") == ""
 
 
-def test_the_row_knows_better_than_its_file(tmp_path, sound):
-    a_parquet(tmp_path / "set" / "train-0.parquet", sound, split="test")
+def test_the_row_knows_better_than_its_file(tmp_path):
+    a_parquet(tmp_path / "set" / "train-0.parquet", split="test")
     (row,) = rows_of(tmp_path / "set", "parquet")
     assert row.split == "test"
 
 
-def test_a_file_named_for_two_splits_is_set_aside(tmp_path, sound):
-    a_parquet(tmp_path / "set" / "train_dev-00000-of-00001.parquet", sound)
+def test_a_file_named_for_two_splits_is_set_aside(tmp_path):
+    a_parquet(tmp_path / "set" / "train_dev-00000-of-00001.parquet")
     (row,) = rows_of(tmp_path / "set", "parquet")
     assert row.problem.startswith("unknown split: 'train_dev' is none of")
     (row,) = rows_of(tmp_path / "set", "parquet", splits={"train_dev": "dev"})
@@ -118,11 +119,11 @@ def test_a_file_named_for_two_splits_is_set_aside(tmp_path, sound):
     assert split_in_path(["train"], "dev.tar.gz") == "dev"
 
 
-def test_hive_folders_say_language_and_domain(tmp_path, sound):
-    a_parquet(tmp_path / "set" / "language=de" / "domain=tele%20calls" / "split=dev" / "0.parquet", sound)
-    a_parquet(tmp_path / "set" / "language=fr" / "year=2024" / "0.parquet", sound, language="it")
-    a_parquet(tmp_path / "set" / "lang=sv" / "0.parquet", sound)
-    a_parquet(tmp_path / "set" / "language=__HIVE_DEFAULT_PARTITION__" / "0.parquet", sound)
+def test_hive_folders_say_language_and_domain(tmp_path):
+    a_parquet(tmp_path / "set" / "language=de" / "domain=tele%20calls" / "split=dev" / "0.parquet")
+    a_parquet(tmp_path / "set" / "language=fr" / "year=2024" / "0.parquet", language="it")
+    a_parquet(tmp_path / "set" / "lang=sv" / "0.parquet")
+    a_parquet(tmp_path / "set" / "language=__HIVE_DEFAULT_PARTITION__" / "0.parquet")
     rows = {
         row.where.removeprefix(f"{tmp_path}/set/").partition("/")[0]: row
         for row in rows_of(tmp_path / "set", "parquet")
@@ -136,7 +137,7 @@ def test_hive_folders_say_language_and_domain(tmp_path, sound):
 
 
 @pytest.mark.parametrize("selected", ["test", "validation"])
-def test_a_selection_reads_what_files_are_named_for(tmp_path, sound, selected):
+def test_a_selection_reads_what_files_are_named_for(tmp_path, selected):
     for name in ("train", "validation", "test"):
-        a_parquet(tmp_path / "set" / f"{name}-00000-of-00001.parquet", sound, id=name)
+        a_parquet(tmp_path / "set" / f"{name}-00000-of-00001.parquet", id=name)
     assert [row.id for row in rows_of(tmp_path / "set", "parquet", split=selected)] == [selected]

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from audio_files import noise_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,21 +41,21 @@ def write_tar(path, members):
         (b"", "", ""),
     ],
 )
-def test_texts_in_a_tar_are_utf_8_or_set_aside(tmp_path, sound, data, text, problem):
-    members = [("0.wav", sound()), ("0.txt", data), ("1.wav", sound()), ("1.txt", b"one")]
+def test_texts_in_a_tar_are_utf_8_or_set_aside(tmp_path, data, text, problem):
+    members = [("0.wav", noise_file()), ("0.txt", data), ("1.wav", noise_file()), ("1.txt", b"one")]
     first, second = rows_of(write_tar(tmp_path / "x.tar", members))
     assert (first.text, first.problem) == (text, problem)
     assert (second.text, second.problem) == ("one", "")
 
 
-def test_samples_that_a_dot_in_their_names_makes_one_are_counted(tmp_path, sound):
+def test_samples_that_a_dot_in_their_names_makes_one_are_counted(tmp_path):
     members = [
-        ("a/rec.1.wav", sound()),
+        ("a/rec.1.wav", noise_file()),
         ("a/rec.1.txt", b"one"),
-        ("a/rec.2.wav", sound()),
+        ("a/rec.2.wav", noise_file()),
         ("a/rec.2.txt", b"two"),
-        ("a/rec.3.wav", sound()),
-        ("b.4.wav", sound()),
+        ("a/rec.3.wav", noise_file()),
+        ("b.4.wav", noise_file()),
         ("b.4.txt", b"four"),
     ]
     *collapsed, good = rows_of(write_tar(tmp_path / "x.tar", members))
@@ -75,8 +76,8 @@ def test_samples_that_a_dot_in_their_names_makes_one_are_counted(tmp_path, sound
         (["0.wav", "0.json", "0.json"], 2),
     ],
 )
-def test_a_sample_that_holds_a_thing_twice(tmp_path, sound, names, n_rows):
-    members = [(name, sound() if name.endswith(("wav", "flac")) else b"{}") for name in names]
+def test_a_sample_that_holds_a_thing_twice(tmp_path, names, n_rows):
+    members = [(name, noise_file() if name.endswith(("wav", "flac")) else b"{}") for name in names]
     rows = rows_of(write_tar(tmp_path / "x.tar", members))
     assert len(rows) == n_rows
     assert {row.problem.partition(":")[0] for row in rows} == {"several samples under one key"}
@@ -87,22 +88,22 @@ def test_a_sample_without_audio(tmp_path):
     assert row.problem == "no audio: the sample is 0.m4b, 0.txt"
 
 
-def test_links_and_what_is_too_large(tmp_path, sound, monkeypatch):
+def test_links_and_what_is_too_large(tmp_path, monkeypatch):
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
         for name, kind in (("0.wav", tarfile.REGTYPE), ("1.wav", tarfile.LNKTYPE), ("2.wav", tarfile.SYMTYPE)):
             info = tarfile.TarInfo(name)
-            info.type, info.linkname, info.size = kind, "0.wav", len(sound()) if kind == tarfile.REGTYPE else 0
-            tar.addfile(info, io.BytesIO(sound()))
+            info.type, info.linkname, info.size = kind, "0.wav", len(noise_file()) if kind == tarfile.REGTYPE else 0
+            tar.addfile(info, io.BytesIO(noise_file()))
     whole, *links = rows_of(path)
-    assert (whole.audio, whole.problem) == (sound(), "")
+    assert (whole.audio, whole.problem) == (noise_file(), "")
     assert [row.problem for row in links] == [f"unreadable audio: {n}.wav is a link, or over 512 MiB" for n in (1, 2)]
     monkeypatch.setattr(reader, "MAX_BYTES", 1 << 10)
     assert rows_of(path)[0].problem.startswith("unreadable audio: 0.wav is a link, or over")
 
 
-def test_a_key_that_is_not_utf_8(tmp_path, sound):
-    path = write_tar(tmp_path / "x.tar", [("kee.wav", sound()), ("kee.txt", b"words")])
+def test_a_key_that_is_not_utf_8(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("kee.wav", noise_file()), ("kee.txt", b"words")])
     data = path.read_bytes()
     path.write_bytes(b"".join(fixed_header(block) for block in (data[i : i + 512] for i in range(0, len(data), 512))))
     (row,) = rows_of(path)
@@ -121,17 +122,17 @@ def fixed_header(block):
     return block[:148] + f"{total:06o}\0 ".encode() + block[156:]
 
 
-def test_times_in_a_longer_recording_do_not_cut_the_clip(tmp_path, sound):
+def test_times_in_a_longer_recording_do_not_cut_the_clip(tmp_path):
     described = json.dumps({"text": "x", "start_s": 100.0, "end_s": 100.5, "channel": "telephone"}).encode()
-    (row,) = rows_of(write_tar(tmp_path / "x.tar", [("0.wav", sound()), ("0.json", described)]))
-    assert (row.problem, row.read_audio(30.0)) == ("", sound())
+    (row,) = rows_of(write_tar(tmp_path / "x.tar", [("0.wav", noise_file()), ("0.json", described)]))
+    assert (row.problem, row.read_audio(30.0)) == ("", noise_file())
 
 
-def test_the_name_of_the_text_in_json(tmp_path, sound):
+def test_the_name_of_the_text_in_json(tmp_path):
     members = [
-        ("0.wav", sound()),
+        ("0.wav", noise_file()),
         ("0.json", b'{"raw": "a"}'),
-        ("1.wav", sound()),
+        ("1.wav", noise_file()),
         ("1.txt", b"b"),
         ("1.json", b'{"raw": "c"}'),
     ]

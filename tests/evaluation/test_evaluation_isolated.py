@@ -29,7 +29,7 @@ def test_a_system_answers_from_another_process_that_ends_with_it():
         assert (greeting, audio, language) == ("hello", "x", "en")
         assert int(pid) != os.getpid()
         assert system.call("transcribe", b"y", "de").split()[1:3] == ["y", "de"]
-        assert 0.0 <= system.opened_s < 5.0
+        assert system.opened_s > 0.0
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
 

@@ -10,12 +10,6 @@ from askd_ray.fetch import speech as module
 from askd_ray.fetch.speech import fetch_speech, speech_folder
 
 
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("ASKD_CACHE", str(tmp_path))
-    return tmp_path
-
-
 def test_the_prompts_their_texts_and_their_licence(speech):
     rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()]
     assert len(rows) == 542

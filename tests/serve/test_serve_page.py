@@ -1,6 +1,5 @@
 """The page in headless Chromium, against the real service (without Ray), with a microphone that plays real speech."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -27,15 +26,12 @@ def url(weights: Path) -> Iterator[str]:
     models = ServedModels()
     models.put(load(weights, "tiny.en"))
     app = build_app(TranscriptionService(models, InProcessDecoder()), RequestLimits(), ServiceMetrics())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
+    yield "http://127.0.0.1:{1}".format(*server.servers[0].sockets[0].getsockname())
     server.should_exit = True
     thread.join()
 

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import math
+import re
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 
 N_CLIPS = 6
+N_SLOW_S = 35  # longer than Serve's 30 s
 
 
 def resample_to_24_khz(waveform: np.ndarray) -> np.ndarray:
@@ -41,11 +43,8 @@ def resample_to_24_khz(waveform: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def url(ray_session: None, weights: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     try:
-        yield serve_bundles(ServiceArgs(models={"tiny.en": str(weights)}), address=Address(port=port), blocking=False)
+        yield serve_bundles(ServiceArgs(models={"tiny.en": str(weights)}), Address(port=0), blocking=False)
     finally:
         stop_serving()
 
@@ -198,6 +197,15 @@ def test_an_ingress_that_is_killed_listens_again(url: str, client: openai.OpenAI
     assert client.audio.transcriptions.create(model="tiny.en", file=clips[0][0]).text
 
 
+def printed_url(process: subprocess.Popen[bytes], output: Path) -> str:
+    """Return the URL that `askd serve` prints once it is ready."""
+    deadline = time.monotonic() + 180
+    while not (found := re.search(r"^Serving .* at (\S+)", output.read_text(), re.MULTILINE)):
+        assert process.poll() is None and time.monotonic() < deadline, output.read_text()
+        time.sleep(0.2)
+    return found[1]
+
+
 def answers(url: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{url}/health", timeout=30).status_code == 200
@@ -207,31 +215,30 @@ def answers(url: str) -> bool:
 @pytest.mark.full
 @pytest.mark.slow
 def test_a_termination_signal_waits_for_the_request_in_flight(
-    weights: Path, clips: list[tuple[Path, str]], unused_port: int
+    weights: Path, clips: list[tuple[Path, str]], tmp_path: Path
 ):
     """Serve alone waits 30 s for requests in progress; this request takes longer because its client is slow."""
-    url = f"http://127.0.0.1:{unused_port}"
-    command = [sys.executable, "-m", "askd_ray", "serve", "--model", f"m={weights}", "--port", str(unused_port)]
-    files = {"file": clips[0][0].read_bytes() * 2}
-    request = httpx.Request("POST", f"{url}/v1/audio/transcriptions", files=files, data={"model": "m"})
-    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    body, process = request.read(), subprocess.Popen(command, start_new_session=True)
+    command = [sys.executable, "-m", "askd_ray", "serve", "--model", f"m={weights}", "--port", "0"]
+    output = tmp_path / "output"
+    with output.open("w") as out:
+        process = subprocess.Popen(command, start_new_session=True, stdout=out, stderr=out)
     try:
-        deadline = time.monotonic() + 180
-        while not answers(url):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.5)
-        with socket.create_connection(("127.0.0.1", unused_port)) as connection:
+        url = printed_url(process, output)
+        files = {"file": clips[0][0].read_bytes() * 2}
+        request = httpx.Request("POST", f"{url}/v1/audio/transcriptions", files=files, data={"model": "m"})
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        body = request.read()
+        with socket.create_connection((request.url.host, request.url.port or 0)) as connection:
             connection.sendall(f"POST /v1/audio/transcriptions HTTP/1.1\r\n{head}\r\n".encode() + body[:-10_000])
             time.sleep(1.0)
             process.send_signal(signal.SIGTERM)
-            for second in range(45):
+            for second in range(N_SLOW_S):
                 connection.sendall(body[second - 10_000 : second - 9_999])
                 time.sleep(1.0)
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"{url}/health")
             assert process.poll() is None
-            connection.sendall(body[45 - 10_000 :])
+            connection.sendall(body[N_SLOW_S - 10_000 :])
             connection.settimeout(60)
             answer = connection.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 200") and len(json.loads(answer.partition(b"\r\n\r\n")[2])["text"]) > 20

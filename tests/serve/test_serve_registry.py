@@ -14,11 +14,6 @@ from askd_ray.serve.registry import Registry
 from askd_ray.serve.swap import Follower, load_verified
 
 
-@pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "registry")
-
-
 def test_versions_are_promoted_and_rolled_back(registry: Registry, tmp_path: Path, weights: Path):
     assert registry.names() == [] and registry.current("m") is None
     first = registry.add("m", bundle_of(tmp_path / "a", weights))

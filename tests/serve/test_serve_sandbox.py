@@ -1,7 +1,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -51,10 +50,9 @@ def test_a_decoder_that_hangs_costs_one_file(sandbox: Sandbox):
     waveform(sandbox, TONE)
     stopped = sandbox._idle[0]._process.pid or 0
     os.kill(stopped, signal.SIGSTOP)
-    sandbox._time_limit_s, begun = 0.3, time.monotonic()
+    sandbox._time_limit_s = 0.3
     with pytest.raises(AudioError, match="takes too long"):
         waveform(sandbox, TONE)
-    assert time.monotonic() - begun < 10.0
     sandbox._time_limit_s = 20.0
     assert len(waveform(sandbox, TONE)) == 16_000
     with pytest.raises(ProcessLookupError):

@@ -37,6 +37,20 @@ def by_soundfile(samples: Sound, container: str, subtype: str | None = None, rat
     return buffer.getvalue()
 
 
+def noise_file(
+    seconds: float = 0.5, peak: float = 0.5, container: str = "WAV", subtype: str = "PCM_16", seed: int = 0
+) -> bytes:
+    """Encode noise of a loudness and length."""
+    noise = np.random.default_rng(seed).uniform(-peak, peak, int(seconds * 16_000)).astype(np.float32)
+    return by_soundfile(noise, container, subtype)
+
+
+def stereo_file(seconds: float = 1.0, container: str = "WAV") -> bytes:
+    """Encode two channels of noise, each with a seed of its own."""
+    noise = [np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * 16_000)) for seed in (0, 1)]
+    return by_soundfile(np.stack(noise, axis=1).astype(np.float32), container)
+
+
 def by_ffmpeg(
     samples: Sound,
     container: str,

@@ -1,6 +1,5 @@
 """Faults from outside: processes that die, and files that change, while a stage runs on a real Ray cluster."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from killed_run import CPU, assert_same_run, ledger_of
 from small_run import merged
+from tiny_run import record_as_labelled
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import write_labels
@@ -43,21 +43,17 @@ def in_small_shards(labelled: Recipe, root: Path) -> Recipe:
         write_table(run.shards / name, to_table(two))
         write_labels(run.labels / name, label(model, tokens, two, recipe), label_key(recipe))
     write_table(run.shards / "dev-00000-of-00001.parquet", to_table(read_utterances(Run(labelled).shards, "dev")))
-    counts, minutes = {"train": N_CLIPS, "dev": 3, "test": 0}, {"train": 0.1, "dev": 0.1, "test": 0.0}
-    prepared = {"read": N_CLIPS + 3, "utterances": counts, "minutes": minutes, "quarantined": {}}
-    run.finish("prepare", "shards", prepared, time.monotonic())
-    labelled_ones = {"utterances": N_CLIPS, "labelled": N_CLIPS, "left_out": {}, "tokens": 100, "teacher_loss": 10.0}
-    run.finish("label", "labels", labelled_ones, time.monotonic())
+    record_as_labelled(run)
     return recipe
 
 
-def plain_two_ranks(recipe: Recipe, folder: Path, port: int) -> None:
+def plain_two_ranks(recipe: Recipe, folder: Path) -> None:
     """Run a recipe's loop on two processes without Ray, undisturbed."""
-    mp.spawn(_rank, (port, recipe.model_dump_json(), str(folder)), nprocs=2)
+    mp.spawn(_rank, (recipe.model_dump_json(), str(folder)), nprocs=2)
 
 
-def _rank(rank: int, port: int, text: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _rank(rank: int, text: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}.ranks", rank=rank, world_size=2)
     build_loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folder), "key").run()
     dist.destroy_process_group()
 

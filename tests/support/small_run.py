@@ -1,6 +1,7 @@
 """A run whose student is the untrained teacher: what export and evaluate need, without a training."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ N_PER_SPLIT = 4
 
 def utterances(speech: Path, n: int) -> list[Utterance]:
     """Return ``n`` real prompts of one to four seconds, spread over the set."""
-    rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()]
-    found = [(row, soundfile.info(speech / row["audio"]).duration) for row in rows[::5]]
+    found = [(row, soundfile.info(speech / row["audio"]).duration) for row in manifest_rows(speech)[::5]]
     fitting = [(row, s) for row, s in found if 1.0 < s < 4.0][:n]
     assert len(fitting) == n
     return [
@@ -35,6 +35,19 @@ def utterances(speech: Path, n: int) -> list[Utterance]:
         )
         for row, duration_s in fitting
     ]
+
+
+def write_manifest(folder: Path, speech: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write a manifest of prompts, with their paths as absolute paths; return its folder."""
+    folder.mkdir()
+    lines = [json.dumps({**row, "audio": str(speech / row["audio"])}) + "\n" for row in rows]
+    (folder / "manifest.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def manifest_rows(speech: Path) -> list[dict[str, Any]]:
+    """Return the rows of the set's manifest."""
+    return [json.loads(line) for line in (speech / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def small_run(root: Path, speech: Path, **settings: object) -> Run:

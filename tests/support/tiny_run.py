@@ -1,12 +1,13 @@
 """A run small enough for unit tests: a Whisper of random weights with the real vocabulary, and synthetic clips."""
 
+import copy
 import io
-import shutil
-from collections.abc import Callable
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pytest
 import soundfile
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -18,7 +19,9 @@ from askd_ray.data.shards import read_table, shard_paths, to_table, to_utterance
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
+from askd_ray.text.tokens import Tokens
 
+Model = tuple[WhisperForConditionalGeneration, Tokens]  # what load_whisper returns
 WORDS = ("one two three", "press four", "thank you", "the number is nine", "goodbye", "please hold", "zero")
 
 
@@ -32,30 +35,26 @@ def clip(seed: int, text: str, split: Split) -> Utterance:
     return Utterance(f"u{seed}", file.getvalue(), f"u{seed}.flac", text, seconds, "", "en", "tones", split, "none")
 
 
-@pytest.fixture(scope="session")
-def tiny_model(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformers folder: two layers of width 32, random weights, the vocabulary of tiny.en."""
+def write_tiny_model(folder: Path, model: Model) -> None:
+    """Write a transformers folder: two layers of width 32, random weights, the vocabulary of a real model."""
+    real, tokens = model
     torch.manual_seed(0)
-    real, tokens = load_whisper(str(weights))
     shape = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_layers": 2, "decoder_layers": 2}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    model = WhisperForConditionalGeneration(WhisperConfig(**(real.config.to_dict() | shape | heads)))
-    model.generation_config = real.generation_config
-    model.generation_config.update(alignment_heads=[[1, 0]])
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    save_whisper(model, tokens, folder)
-    return folder
+    tiny = WhisperForConditionalGeneration(WhisperConfig(**(real.config.to_dict() | shape | heads)))
+    tiny.generation_config = copy.deepcopy(real.generation_config)
+    tiny.generation_config.update(alignment_heads=[[1, 0]])
+    save_whisper(tiny, tokens, folder)
 
 
-@pytest.fixture(scope="session")
-def labelled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A recipe whose shards and labels are there: 14 train clips in two shards, 3 dev clips."""
+def write_labelled_run(runs_root: Path, model_folder: Path) -> Recipe:
+    """Write shards and labels: 14 train clips in two shards, 3 dev clips. Returns their recipe."""
     recipe = Recipe.model_validate(
         {
             "name": "tiny",
             "seed": 3,
-            "runs_root": str(tmp_path_factory.mktemp("runs")),
-            "teacher": {"model": str(tiny_model), "top_k": 4},
+            "runs_root": str(runs_root),
+            "teacher": {"model": str(model_folder), "top_k": 4},
             "window": {"padded_share": 0.0},
             "train": {"epochs": 2, "batching": {"utterances": 3}, "optimizer": {"lr": 5e-3, "encoder_lr": 5e-3}},
             "objective": {"self_teacher": {"switch": 0.4, "weight": 0.15, "refresh": 0.2}},
@@ -73,12 +72,21 @@ def labelled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Reci
     return recipe
 
 
-@pytest.fixture
-def copy_of_run(labelled: Recipe, tmp_path: Path) -> Callable[[], Recipe]:
-    """Return a copy of the labelled run that a test may change."""
+def record_as_labelled(run: Run, n_train: int = 14, n_dev: int = 3) -> None:
+    """Write the records of the stages prepare and label, as if they had written the run's files."""
+    counts, minutes = {"train": n_train, "dev": n_dev, "test": 0}, {"train": 0.1, "dev": 0.1, "test": 0.0}
+    prepared = {"read": n_train + n_dev, "utterances": counts, "minutes": minutes, "quarantined": {}}
+    run.finish("prepare", "shards", prepared, time.monotonic())
+    labels = {"utterances": n_train, "labelled": n_train, "left_out": {}, "tokens": 100, "teacher_loss": 10.0}
+    run.finish("label", "labels", labels, time.monotonic())
 
-    def copy() -> Recipe:
-        shutil.copytree(Run(labelled).path, tmp_path / "runs" / labelled.name)
-        return labelled.model_copy(update={"runs_root": str(tmp_path / "runs")})
 
-    return copy
+def with_search(recipe: Recipe, tune: dict[str, Any], **sections: Any) -> Recipe:
+    """Give a labelled run a second domain in dev, and a search whose test data nobody can read."""
+    run = Run(recipe)
+    record_as_labelled(run, n_dev=6)
+    calls = [replace(clip(30 + i, "press four", "dev"), domain="calls") for i in range(3)]
+    write_table(run.shards / "dev-00001-of-00002.parquet", to_table(calls))
+    (run.shards / "test-00000-of-00001.parquet").write_bytes(b"poison")
+    poisoned = {"evaluate": {"sets": [{"name": "far", "path": "/there/is/no/such/folder"}]}}
+    return Recipe.model_validate({**recipe.model_dump(mode="json"), **poisoned, **sections, "tune": tune})

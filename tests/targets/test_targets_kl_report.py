@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 from small_run import utterances
+from tiny_run import Model
 from transformers import WhisperForConditionalGeneration
 
 from askd_ray.audio.units import PADDED_SAMPLES, window_samples
@@ -16,7 +17,6 @@ from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.divergence import kinds
 from askd_ray.divergence.buckets import to_buckets
 from askd_ray.errors import AskdError
-from askd_ray.models.load import load_whisper
 from askd_ray.targets.kl_report import REPORTED_KS, KlLost, kl_lost, kl_table, measure
 from askd_ray.targets.soft_labels import forced_logits, label, label_key
 
@@ -35,14 +35,14 @@ def recipe(weights: Path) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def teacher(weights: Path) -> WhisperForConditionalGeneration:
-    return load_whisper(str(weights))[0]
+def teacher(tiny_en: Model) -> WhisperForConditionalGeneration:
+    return tiny_en[0]
 
 
 @pytest.fixture(scope="module")
-def rows(speech: Path, recipe: Recipe) -> tuple[list[Utterance], list[SoftLabels]]:
+def rows(speech: Path, tiny_en: Model, recipe: Recipe) -> tuple[list[Utterance], list[SoftLabels]]:
     clips = utterances(speech, 2)
-    return clips, label(*load_whisper(recipe.teacher.model), clips, recipe)
+    return clips, label(*tiny_en, clips, recipe)
 
 
 @pytest.mark.parametrize("k", [1, 4, 40])

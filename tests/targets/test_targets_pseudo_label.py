@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from small_run import utterances
-from transformers import WhisperForConditionalGeneration
+from tiny_run import Model
 
 from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_S, PADDED_SAMPLES
@@ -21,9 +21,8 @@ from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import encode
 from askd_ray.targets.pseudo_label import pseudo_label, teacher_engine
 from askd_ray.targets.soft_labels import label, label_key
-from askd_ray.text.tokens import MAX_PROMPT_TOKENS, Tokens
+from askd_ray.text.tokens import MAX_PROMPT_TOKENS
 
-Teacher = tuple[WhisperForConditionalGeneration, Tokens]
 SOT, NO_TIMESTAMPS, PREVIOUS = 50257, 50362, 50360  # of the English-only vocabulary
 
 
@@ -33,26 +32,21 @@ def recipe(weights: Path, teacher: dict[str, Any] | None = None, **targets: Any)
 
 
 @pytest.fixture(scope="module")
-def teacher(weights: Path) -> Teacher:
-    return load_whisper(str(weights))
-
-
-@pytest.fixture(scope="module")
 def clips(speech: Path) -> list[Utterance]:
     """Real prompts without their texts."""
     return [replace(u, text="") for u in utterances(speech, 4)]
 
 
 @pytest.fixture(scope="module")
-def labels(teacher: Teacher, clips: list[Utterance], weights: Path) -> list[SoftLabels]:
-    return label(*teacher, clips, recipe(weights))
+def labels(tiny_en: Model, clips: list[Utterance], weights: Path) -> list[SoftLabels]:
+    return label(*tiny_en, clips, recipe(weights))
 
 
 def test_greedy_labels_are_what_the_teacher_decodes(
-    teacher: Teacher, labels: list[SoftLabels], clips: list[Utterance], weights: Path
+    tiny_en: Model, labels: list[SoftLabels], clips: list[Utterance], weights: Path
 ):
     """CTranslate2 in float32 and torch give the same tokens, so no int8 copy makes the labels."""
-    model, tokens = teacher
+    model, tokens = tiny_en
     waveforms = [waveform_of(u) for u in clips]
     make_transcript = Engine(weights, compute_type="float32", silence_s=PADDED_S).transcribe(waveforms)
     in_torch = greedy(model, tokens, log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms)), tokens.prompt())
@@ -71,10 +65,10 @@ def test_soft_labels_lie_along_the_pseudo_labels(labels: list[SoftLabels], clips
 @pytest.mark.parametrize("beam_size", [1, 3])
 @pytest.mark.parametrize("timestamps", [False, True])
 def test_the_mean_log_probability_is_that_of_the_tokens(
-    teacher: Teacher, clips: list[Utterance], weights: Path, beam_size: int, timestamps: bool
+    tiny_en: Model, clips: list[Utterance], weights: Path, beam_size: int, timestamps: bool
 ):
     """The value for ``min_mean_log_prob``, with greedy and with beam search."""
-    model, tokens = teacher
+    model, tokens = tiny_en
     engine = teacher_engine(recipe(weights, beam_size=beam_size, timestamps=timestamps))
     (make_transcript,) = engine.transcribe([waveform_of(clips[0])])
     prompt, ids = tokens.prompt(timestamps=timestamps), [*make_transcript.token_ids, tokens.end]
@@ -89,16 +83,16 @@ def test_the_mean_log_probability_is_that_of_the_tokens(
     assert mean - 1e-3 <= make_transcript.avg_logprob <= mean + (0.4 if timestamps else 0.02)
 
 
-def test_beam_search(teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
-    made = label(*teacher, clips, recipe(weights, beam_size=4))
+def test_beam_search(tiny_en: Model, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
+    made = label(*tiny_en, clips, recipe(weights, beam_size=4))
     assert [m.left_out for m in made] == [""] * len(clips)
     beam, one = (sum(m.token_loss.astype(float).sum() for m in of) for of in (made, labels))
     assert beam <= one + 0.05  # beam search finds a text that is at least as likely
 
 
-def test_timestamps(teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
-    _, tokens = teacher
-    for made, without in zip(label(*teacher, clips, recipe(weights, timestamps=True)), labels, strict=True):
+def test_timestamps(tiny_en: Model, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
+    _, tokens = tiny_en
+    for made, without in zip(label(*tiny_en, clips, recipe(weights, timestamps=True)), labels, strict=True):
         assert made.prompt_ids == (SOT,)
         ids = made.target_ids.tolist()
         marks = [i for i in ids if i > NO_TIMESTAMPS]
@@ -112,11 +106,11 @@ def test_timestamps(teacher: Teacher, clips: list[Utterance], labels: list[SoftL
 
 
 def test_a_prompt_stands_before_the_transcript(
-    teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path
+    tiny_en: Model, clips: list[Utterance], labels: list[SoftLabels], weights: Path
 ):
-    _, tokens = teacher
+    _, tokens = tiny_en
     previous = "Thank you for calling. Please leave a message."
-    made = label(*teacher, clips, recipe(weights, prompt=previous))
+    made = label(*tiny_en, clips, recipe(weights, prompt=previous))
     for one in made:
         assert one.prompt_ids == (PREVIOUS, *tokens.encode(previous), SOT, NO_TIMESTAMPS)
     kept = [(a, b) for a, b in zip(made, labels, strict=True) if not a.left_out]
@@ -125,10 +119,10 @@ def test_a_prompt_stands_before_the_transcript(
 
 
 def test_an_online_teacher_writes_targets_only(
-    teacher: Teacher, clips: list[Utterance], labels: list[SoftLabels], weights: Path
+    tiny_en: Model, clips: list[Utterance], labels: list[SoftLabels], weights: Path
 ):
     online = Recipe.model_validate({"teacher": {"model": str(weights), "online": True}, "targets": {"kind": "pseudo"}})
-    for made, with_soft in zip(label(*teacher, clips, online), labels, strict=True):
+    for made, with_soft in zip(label(*tiny_en, clips, online), labels, strict=True):
         assert made.target_ids.tolist() == with_soft.target_ids.tolist()
         assert made.top_ids.shape == (len(made.target_ids), 0)
 
@@ -143,8 +137,8 @@ class Deaf(Engine):
         return [self.answers[language].pop(0) for _ in waveforms]
 
 
-def test_what_is_dropped_is_empty_and_says_why(teacher: Teacher, clips: list[Utterance], weights: Path):
-    model, tokens = teacher
+def test_what_is_dropped_is_empty_and_says_why(tiny_en: Model, clips: list[Utterance], weights: Path):
+    model, tokens = tiny_en
 
     def make_transcript(text: str, log_prob: float = -0.1, ended: bool = True) -> Transcript:
         return Transcript(text, tuple(tokens.encode(text)), log_prob, 0.0, ended)

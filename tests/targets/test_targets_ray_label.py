@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_run import manifest_rows, write_manifest
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import read_labels
@@ -22,13 +23,10 @@ N_CLIPS = 6
 @pytest.fixture(scope="module")
 def clips(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest: three real prompts without text, two with the right text, and one with a wrong text."""
-    folder = tmp_path_factory.mktemp("clips")
-    lines = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()][::80][:N_CLIPS]
-    for number, line in enumerate(lines):
-        line["audio"] = str(speech / line["audio"])
-        line["text"] = ["", "", "", line["text"], line["text"], "these words are of another prompt"][number]
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    rows = manifest_rows(speech)[::80][:N_CLIPS]
+    texts = ["", "", "", rows[3]["text"], rows[4]["text"], "these words are of another prompt"]
+    rows = [{**row, "text": text} for row, text in zip(rows, texts, strict=True)]
+    return write_manifest(tmp_path_factory.mktemp("data") / "clips", speech, rows)
 
 
 def a_recipe(clips: Path, root: Path, **sections: object) -> Recipe:

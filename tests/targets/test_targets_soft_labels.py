@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_run import Model
 
 from askd_ray.audio.decode import decode, duration_s
 from askd_ray.audio.logmel import log_mel_windows
@@ -17,7 +18,6 @@ from askd_ray.data.schema import IGNORED, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.divergence.kinds import forward_kl
 from askd_ray.errors import AskdError
-from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.references import TopK
 from askd_ray.runs import Run
@@ -42,14 +42,16 @@ def utterances(speech: Path) -> list[Utterance]:
 
 
 @pytest.fixture(scope="module")
-def labels(utterances: list[Utterance], weights: Path) -> list[SoftLabels]:
-    model, tokens = load_whisper(str(weights))
+def labels(utterances: list[Utterance], weights: Path, tiny_en: Model) -> list[SoftLabels]:
+    model, tokens = tiny_en
     return label(model, tokens, utterances, recipe(weights, top_k=K, batch_size=3))
 
 
-def test_labels_are_the_teacher_s_distribution(utterances: list[Utterance], labels: list[SoftLabels], weights: Path):
+def test_labels_are_the_teacher_s_distribution(
+    utterances: list[Utterance], labels: list[SoftLabels], weights: Path, tiny_en: Model
+):
     """The teacher as its own student has no divergence; a teacher-forced pass gives the same loss."""
-    model, tokens = load_whisper(str(weights))
+    model, tokens = tiny_en
     for utterance, made in zip(utterances, labels, strict=True):
         prompt = tokens.prompt()
         log_mel = log_mel_windows([waveform_of(utterance)], [PADDED_SAMPLES])
@@ -71,23 +73,25 @@ def test_the_kept_mass_and_the_rest_add_up_to_one(labels: list[SoftLabels]):
         assert (np.diff(made.top_log_probs.astype(np.float32), axis=1) <= 0).all()
 
 
-def test_at_k_32_a_token_takes_at_most_200_bytes(utterances: list[Utterance], weights: Path):
-    model, tokens = load_whisper(str(weights))
+def test_at_k_32_a_token_takes_at_most_200_bytes(utterances: list[Utterance], weights: Path, tiny_en: Model):
+    model, tokens = tiny_en
     made = label(model, tokens, utterances[:1], recipe(weights, top_k=32))[0]
     n_bytes = sum(getattr(made, n).nbytes for n in ("top_ids", "top_log_probs", "rest_log_prob", "token_loss"))
     assert n_bytes / len(made.target_ids) <= 200
 
 
-def test_a_text_that_does_not_fit_gets_empty_labels(utterances: list[Utterance], weights: Path):
-    model, tokens = load_whisper(str(weights))
+def test_a_text_that_does_not_fit_gets_empty_labels(utterances: list[Utterance], weights: Path, tiny_en: Model):
+    model, tokens = tiny_en
     long = Utterance(**{**vars(utterances[0]), "text": "nine " * 500})
     made = label(model, tokens, [long, utterances[0]], recipe(weights, top_k=K))
     assert len(made[0].target_ids) == 0 and made[0].top_ids.shape == (0, K) and made[0].left_out == "too long"
     assert len(made[1].target_ids) > 0
 
 
-def test_an_online_teacher_leaves_only_targets(utterances: list[Utterance], labels: list[SoftLabels], weights: Path):
-    model, tokens = load_whisper(str(weights))
+def test_an_online_teacher_leaves_only_targets(
+    utterances: list[Utterance], labels: list[SoftLabels], weights: Path, tiny_en: Model
+):
+    model, tokens = tiny_en
     made = label(model, tokens, utterances, recipe(weights, online=True))
     for one, with_soft in zip(made, labels, strict=True):
         np.testing.assert_array_equal(one.target_ids, with_soft.target_ids)
@@ -113,16 +117,16 @@ def test_labels_survive_the_disk_and_know_their_key(
         check_labels(tmp_path / "labels.parquet", tmp_path / "shard.parquet", key)
 
 
-def test_a_text_is_needed_to_be_a_reference(utterances: list[Utterance], weights: Path):
+def test_a_text_is_needed_to_be_a_reference(utterances: list[Utterance], weights: Path, tiny_en: Model):
     """Shards of a run with pseudo-labels may hold rows without one."""
-    model, tokens = load_whisper(str(weights))
+    model, tokens = tiny_en
     without = Utterance(**{**vars(utterances[0]), "text": ""})
     (made,) = label(model, tokens, [without], recipe(weights, top_k=K))
     assert len(made.target_ids) == 0 and made.left_out == "no reference"
 
 
 @pytest.mark.full
-def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: Path, tmp_path: Path):
+def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: Path, tiny_en: Model, tmp_path: Path):
     """A batch from disk has prompt and text, and the teacher's forward pass on it gives the label's probabilities."""
     previous = "Welcome to the voice mail system. " * 12
     with_prompt = Recipe.model_validate(
@@ -135,7 +139,7 @@ def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: 
             "train": {"batching": {"audio_s": 120.0}, "epochs": 1},
         }
     )
-    model, tokens = load_whisper(str(weights))
+    model, tokens = tiny_en
     prompt = tokens.prompt("en", previous)
     assert len(prompt) > 80 and prompt[0] == tokens.id_of("<|startofprev|>")
     run = Run(with_prompt)

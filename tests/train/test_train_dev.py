@@ -6,6 +6,7 @@ import pytest
 import torch
 from killed_run import CPU
 from small_run import utterances
+from tiny_run import Model
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import evaluation_windows
@@ -40,9 +41,9 @@ def test_dev_is_decoded_as_the_student_was_taught(labelled: Recipe):
 
 
 @pytest.mark.slow
-def test_dev_is_decoded_as_the_engine_decodes_it(weights: Path, speech: Path):
+def test_dev_is_decoded_as_the_engine_decodes_it(weights: Path, tiny_en: Model, speech: Path):
     # A torch batch padded to the window of its longest clip would hide how the engine decodes short clips.
-    model, tokens = load_whisper(str(weights))
+    model, tokens = tiny_en
     clips = utterances(speech, 12)
     engine = Engine(weights, compute_type="float32")
     transcripts = engine.transcribe([waveform_of(u) for u in clips])

@@ -122,26 +122,26 @@ def test_frozen_groups_are_trained_from_their_moment_on(labelled: Recipe, tmp_pa
         assert found == moved, name
 
 
-def _two_ranks(rank: int, port: int, text: str, folder: str, dies_after: int) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    context = DyingContext(CPU, rank, 2)
-    context.dies_after = dies_after
-    with suppress(KilledError):
-        build_loop(Recipe.model_validate_json(text), context, Path(folder), "key").run()
+def _two_ranks(rank: int, text: str, root: Path, runs: list[tuple[str, int]]) -> None:
+    """Run a recipe's loop into each folder until it dies after so many batches."""
+    dist.init_process_group("gloo", init_method=f"file://{root}/ranks", rank=rank, world_size=2)
+    for folder, dies_after in runs:
+        context = DyingContext(CPU, rank, 2)
+        context.dies_after = dies_after
+        with suppress(KilledError):
+            build_loop(Recipe.model_validate_json(text), context, root / folder, "key").run()
     dist.destroy_process_group()
 
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path: Path, unused_port: int):
+def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path: Path):
     """One worker that resumes their run ends with the same student, except for rounding, and the same ledger."""
     recipe = with_objective(
         labelled, {}, train={"batching": {"utterances": 2, "micro_batches": 2}, "checkpoint_steps": 2}
     )
-    text = recipe.model_dump_json()
-    for folder, dies_after in (("whole", 99), ("killed", 3), ("handed_over", 3)):
-        mp.spawn(_two_ranks, (unused_port, text, str(tmp_path / folder), dies_after), nprocs=2)
-    mp.spawn(_two_ranks, (unused_port, text, str(tmp_path / "killed"), 99), nprocs=2)
+    runs = [("whole", 99), ("killed", 3), ("handed_over", 3), ("killed", 99)]
+    mp.spawn(_two_ranks, (recipe.model_dump_json(), tmp_path, runs), nprocs=2)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     summary = build_loop(recipe, PlainContext(CPU), tmp_path / "handed_over", "key").run()
     assert summary["workers"] == 1 and summary["utterances"]["steps_of"] == {"trained": 28}
@@ -150,19 +150,19 @@ def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path:
         torch.testing.assert_close(checkpoint(tmp_path / "handed_over")[name], value, rtol=1e-3, atol=1e-4)
 
 
-def _late_rank(rank: int, port: int, text: str, folders: tuple[str, str]) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _late_rank(rank: int, text: str, folders: tuple[str, str]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folders[0]}.ranks", rank=rank, world_size=2)
     build_loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folders[rank]), "key")
 
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_ranks_that_see_different_checkpoints_do_not_go_on(labelled: Recipe, tmp_path: Path, unused_port: int):
+def test_ranks_that_see_different_checkpoints_do_not_go_on(labelled: Recipe, tmp_path: Path):
     """As on a shared folder where one machine sees new files later than another."""
     killed(labelled, tmp_path / "seen", 6)
     folders = str(tmp_path / "seen"), str(tmp_path)
     with pytest.raises(mp.ProcessRaisedException, match=r"checkpoints of different steps: \[5, 0\]"):
-        mp.spawn(_late_rank, (unused_port, labelled.model_dump_json(), folders), nprocs=2)
+        mp.spawn(_late_rank, (labelled.model_dump_json(), folders), nprocs=2)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(labelled: Recipe, tmp_path: Path):

@@ -1,6 +1,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -176,30 +177,28 @@ def test_a_server_that_is_away_for_a_while_gets_all(
     assert warning.endswith(": the training continues; metrics.jsonl keeps the metrics until MLflow answers")
 
 
-def test_a_dead_server_stops_nothing(a_run: MakeRun, unused_port: int, capsys: pytest.CaptureFixture[str]):
-    run = a_run(f"http://127.0.0.1:{unused_port}")
-    begun = time.monotonic()
+def test_a_dead_server_stops_nothing(a_run: MakeRun, refusing_port: int, capsys: pytest.CaptureFixture[str]):
+    run = a_run(f"http://127.0.0.1:{refusing_port}")
     with mirrored(run):
         track(run, 1, 50)
         assert wait_for(lambda: "Connection refused" in capsys.readouterr().out)
     send_finished_run(run, {"metrics.jsonl": run.distill / "metrics.jsonl"})
-    assert time.monotonic() - begun < 20
     assert len(read_metrics(run.distill)) == 50
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith("MLflow does not have all of this run; `askd export` sends the rest")
 
 
 def test_a_server_that_never_answers_holds_nothing_up(a_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         run = a_run(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with mirrored(run):
-            silent.accept()  # the mirror has sent a request and waits
-            begun = time.monotonic()
-            track(run, 1, 50)
-            assert time.monotonic() - begun < 1.0
-        assert time.monotonic() - begun < 10.0
+            connection, _ = silent.accept()  # the mirror has sent a request and waits
+            with connection:
+                track(run, 1, 50)
+                assert is_open(connection)  # all steps are tracked while the request waits
+    assert len(read_metrics(run.distill)) == 50
 
 
 def test_nothing_is_asked_for_where_the_recipe_does_not(a_run: MakeRun, labelled: Recipe):
@@ -230,6 +229,16 @@ def test_the_recipe_as_params():
         "null",
     )
     assert params["targets.prompt"] == '""'  # a server rejects an empty param
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Whether the other side still waits for an answer."""
+    connection.setblocking(False)
+    with suppress(BlockingIOError):
+        while connection.recv(1 << 16):
+            pass
+        return False
+    return True
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:

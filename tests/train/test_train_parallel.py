@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -87,11 +86,9 @@ def run(recipe: Recipe, rank: int, folder: Path, dies_after: int = 999) -> Loop:
     return loop
 
 
-def _rank(rank: int, port: int, texts: dict[str, str], root: Path) -> None:
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group(
-        "gloo", address, timedelta(seconds=120), rank=rank, world_size=2
-    )  # the test fails if it hangs
+def _rank(rank: int, texts: dict[str, str], root: Path) -> None:
+    timeout = timedelta(seconds=120)  # the test fails if it hangs
+    dist.init_process_group("gloo", f"file://{root}/ranks", timeout, rank=rank, world_size=2)
     recipes = {name: Recipe.model_validate_json(text) for name, text in texts.items()}
     for way in WAYS:
         with pytest.MonkeyPatch.context() as patch:
@@ -127,12 +124,9 @@ def _note(loop: Loop, rank: int, root: Path) -> None:
 @pytest.fixture(scope="module")
 def both_ways(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     root = tmp_path_factory.mktemp("parallel")
     texts = {name: recipe.model_dump_json() for name, recipe in recipes(labelled).items()}
-    mp.spawn(_rank, (port, texts, root), nprocs=2)
+    mp.spawn(_rank, (texts, root), nprocs=2)
     return root
 
 

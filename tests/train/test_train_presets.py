@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from small_run import small_run, utterances
+from tiny_run import Model
 
 from askd_ray.config.presets import PRESETS
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import write_labels
 from askd_ray.data.shards import to_table, write_table
-from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.train.build import build_loop
@@ -26,11 +26,10 @@ N_CLIPS, N_COPIES = (
 
 
 @pytest.fixture(scope="module")
-def runs(speech: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, Run]:
+def runs(speech: Path, weights: Path, tiny_en: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[float, Run]:
     """Runs by temperature of their labels; train and dev have the same few clips."""
     clips = utterances(speech, N_CLIPS)
     copies = [replace(clip, id=f"{clip.id}-{i}") for i in range(N_COPIES) for clip in clips]
-    model, tokens = load_whisper(str(weights))
     found: dict[float, Run] = {}
     for temperature in (1.0, 2.0):
         root = tmp_path_factory.mktemp("presets")
@@ -39,7 +38,7 @@ def runs(speech: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) 
         shutil.rmtree(str(run.shards))
         write_table(run.shards / "train-00000.parquet", to_table(copies))
         write_table(run.shards / "dev-00000.parquet", to_table(clips))
-        labels = label(model, tokens, clips, run.recipe) * N_COPIES
+        labels = label(*tiny_en, clips, run.recipe) * N_COPIES
         write_labels(run.labels / "train-00000.parquet", labels, label_key(run.recipe))
         found[temperature] = run
     return found

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -47,11 +46,8 @@ def small_shards(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def undisturbed(small_shards: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks without Ray and without a fault."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("undisturbed")
-    plain_two_ranks(small_shards, folder, port)
+    plain_two_ranks(small_shards, folder)
     return folder
 
 

@@ -179,8 +179,8 @@ def test_a_shrinking_after_the_last_step_is_refused(shrinking: Recipe):
         check_inputs(one_step)
 
 
-def _rank(rank: int, port: int, text: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _rank(rank: int, text: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
     loop = build_loop(Recipe.model_validate_json(text), PlainContext(CPU, rank, 2), Path(folder) / "run", "key")
     summary = loop.run()
     torch.save((summary, loop.objects.student.state_dict()), f"{folder}/{rank}.pt")
@@ -189,9 +189,9 @@ def _rank(rank: int, port: int, text: str, folder: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_two_ranks_shrink_together(shrinking: Recipe, tmp_path: Path, unused_port: int):
+def test_two_ranks_shrink_together(shrinking: Recipe, tmp_path: Path):
     recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"batching": {"micro_batches": 2}})
-    mp.spawn(_rank, (unused_port, recipe.model_dump_json(), str(tmp_path)), nprocs=2)
+    mp.spawn(_rank, (recipe.model_dump_json(), str(tmp_path)), nprocs=2)
     (summary, one), (same, two) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
     assert summary == same and summary["workers"] == 2
     assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())

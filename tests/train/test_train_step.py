@@ -106,8 +106,8 @@ def test_micro_batches_equal_one_batch(labelled: Recipe, tiny_model: Path, prese
         torch.testing.assert_close(many[name], gradient, atol=1e-6, rtol=1e-4)
 
 
-def _rank(rank: int, port: int, model: str, recipes: list[str], data: dict[str, bytes], out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _rank(rank: int, model: str, recipes: list[str], data: dict[str, bytes], out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{out}/ranks", rank=rank, world_size=2)
     batches = {name: from_bytes(batch) for name, batch in data.items()}
     for number, (text, step) in enumerate(itertools.product(recipes, SHARES)):
         student = WhisperStudent(load_whisper(model)[0])
@@ -124,13 +124,13 @@ SHARES = [(["u0", "none"], ["u1", "u2"]), (["whole"], ["none"])]
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path, unused_port: int):
+def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path):
     recipes = [of_preset(labelled, preset) for preset in PRESETS]
     batch = a_batch(labelled)
     data = {f"u{i}": rows(batch, slice(i, i + 1)) for i in range(3)} | {"whole": batch, "none": empty_batch(80, 4)}
     texts = [json.dumps(recipe.model_dump(mode="json")) for recipe in recipes]
     sent = {name: to_bytes(b) for name, b in data.items()}
-    mp.spawn(_rank, (unused_port, str(tiny_model), texts, sent, str(tmp_path)), nprocs=2)
+    mp.spawn(_rank, (str(tiny_model), texts, sent, str(tmp_path)), nprocs=2)
     for number, recipe in enumerate(recipes):
         student = WhisperStudent(load_whisper(str(tiny_model))[0])
         alone = sgd_step(student, student, recipe, [batch], batch)

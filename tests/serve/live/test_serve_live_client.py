@@ -36,11 +36,11 @@ from askd_ray.text.normalize import normalizer
 LOGPROBS = "item.input_audio_transcription.logprobs"
 
 
-def serve(port: int, app: Any, scenario: Callable[[Address], Awaitable[None]]) -> None:
+def serve(app: Any, scenario: Callable[[Address], Awaitable[None]]) -> None:
     async def run() -> None:
-        address = Address(port=port)
-        async with listening(app, address, shutdown_s=5):
-            await scenario(address)
+        with Address(port=0).reserved() as address:
+            async with listening(app, address, shutdown_s=5):
+                await scenario(address)
 
     asyncio.run(asyncio.wait_for(run(), 120))
 
@@ -107,7 +107,7 @@ def assert_two_turns(came: list[Any]) -> list[ConversationItemInputAudioTranscri
     return [event for event in came if isinstance(event, ConversationItemInputAudioTranscriptionCompletedEvent)]
 
 
-def test_openais_client_updates_a_session_while_somebody_speaks(speech: Path, unused_port: int):
+def test_openais_client_updates_a_session_while_somebody_speaks(speech: Path):
     recording, _ = two_turns(speech)
 
     async def scenario(address: Address) -> None:
@@ -141,11 +141,11 @@ def test_openais_client_updates_a_session_while_somebody_speaks(speech: Path, un
         }
         assert session["include"] == [LOGPROBS]
 
-    serve(unused_port, build_test_app(FakeSpeechEngine()), scenario)
+    serve(build_test_app(FakeSpeechEngine()), scenario)
 
 
 @pytest.mark.slow
-def test_turns_around_updates_are_transcribed_with_log_probabilities(speech: Path, weights: Path, unused_port: int):
+def test_turns_around_updates_are_transcribed_with_log_probabilities(speech: Path, weights: Path):
     recording, texts = two_turns(speech)
     models = ServedModels()
     models.put(load(weights, "student"))
@@ -165,13 +165,12 @@ def test_turns_around_updates_are_transcribed_with_log_probabilities(speech: Pat
             assert all(event.logprob <= 0.0 for event in event.logprobs)
 
     serve(
-        unused_port,
         build_app(TranscriptionService(models, InProcessDecoder()), RequestLimits(), ServiceMetrics()),
         scenario,
     )
 
 
-def test_a_bare_socket_is_answered_and_closed_with_a_frame(unused_port: int):
+def test_a_bare_socket_is_answered_and_closed_with_a_frame():
     async def scenario(address: Address) -> None:
         url = f"{address.url.replace('http', 'ws')}/v1/realtime?intent=transcription"
         async with websockets.connect(url) as socket:
@@ -186,4 +185,4 @@ def test_a_bare_socket_is_answered_and_closed_with_a_frame(unused_port: int):
                 await socket.recv()
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
 
-    serve(unused_port, build_test_app(FakeSpeechEngine()), scenario)
+    serve(build_test_app(FakeSpeechEngine()), scenario)

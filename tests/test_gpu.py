@@ -57,7 +57,7 @@ def test_each_stage_computes_once(device: Device, tmp_path: Path, speech: Path):
     assert scores["sets"]["test"]["models"]["teacher"]["wer"] < 0.5
 
 
-def test_an_engine_hears_what_it_hears_on_the_cpu(device: Device, speech: Path, weights: Path):
+def test_engine_equals_the_cpu(device: Device, speech: Path, weights: Path):
     clips = [waveform_of(utterance) for utterance in utterances(speech, 4)]
     transcripts = {
         where: open_engine(read_bundle(weights, where), where).transcribe(clips) for where in ("cpu", device)

@@ -150,7 +150,7 @@ def run(python: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", PROFILES)
-def test_a_profile_imports_all_that_its_commands_need(extra: str, pythons: dict[str, Path], tmp_path: Path):
+def test_profile_has_the_imports_of_the_commands(extra: str, pythons: dict[str, Path], tmp_path: Path):
     commands = {command: imports_of(command) for command in commands_of(extra)}
     done = run(pythons[extra], "-c", PROBE, json.dumps(commands), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -184,7 +184,7 @@ for module in sys.argv[1:]:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_command_whose_extra_is_missing_names_it_in_one_line(pythons: dict[str, Path], tmp_path: Path):
+def test_missing_extra_is_a_one_line_error(pythons: dict[str, Path], tmp_path: Path):
     done = run(pythons[""], "-c", MISSING, "askd_ray.search.ray_tuner", "askd_ray.serve.ray_app", cwd=tmp_path)
     assert [
         re.findall(r"not installed: pip install 'askd-ray\[(\w+)\]'", line) for line in done.stdout.splitlines()
@@ -201,14 +201,14 @@ def test_a_command_whose_extra_is_missing_names_it_in_one_line(pythons: dict[str
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_the_plain_install_transcribes(pythons: dict[str, Path], tmp_path: Path, weights: Path, speech: Path):
+def test_plain_install_transcribes(pythons: dict[str, Path], tmp_path: Path, weights: Path, speech: Path):
     clip = str(speech / "audio" / "activated.flac")
     done = run(pythons[""], "-m", "askd_ray", "transcribe", clip, "--bundle", str(weights), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "activated."
 
 
-def test_every_command_has_its_profile():
+def test_every_command_has_a_profile():
     there = typer.main.get_command(app)
     commands = {
         f"{name} {inner}".strip()
@@ -221,7 +221,7 @@ def test_every_command_has_its_profile():
 
 
 @pytest.mark.parametrize("extra", [*PROFILES, "mlflow"])
-def test_constraints_pin_what_a_profile_brings(extra: str):
+def test_constraints_pin_the_packages_of_a_profile(extra: str):
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {canonicalize_name(n): v for n, _, v in (line.partition("==") for line in lines if not line.startswith("#"))}
     brought = installed_by(extra)
@@ -230,7 +230,7 @@ def test_constraints_pin_what_a_profile_brings(extra: str):
 
 
 @pytest.mark.parametrize("file", ["Dockerfile", "ray-cluster.yaml"])
-def test_the_nodes_of_a_cluster_can_run_every_stage(file: str):
+def test_cluster_nodes_can_run_every_stage(file: str):
     text = (ROOT / "cluster" / file).read_text(encoding="utf-8")
     (extras,) = re.findall(r"pip install .*'\.\[([\w,]+)\]'", text)
     assert set(PROFILES) - {"", "demo"} <= set(extras.split(","))

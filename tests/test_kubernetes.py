@@ -47,17 +47,17 @@ def found() -> rules.Manifests:
 
 @pytest.mark.skipif(not SCHEMAS.is_dir(), reason=f"KubeRay's schemas are not in {SCHEMAS}: set ASKD_KUBERAY_SCHEMAS")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_kubernetes_takes_the_manifest_and_drops_nothing(file: Path):
+def test_manifest_fits_the_kubernetes_schema(file: Path):
     found = documents(file.read_text(encoding="utf-8"))
     assert {doc["kind"]: troubles(doc, schema_of(doc["kind"])) for doc in found} == {doc["kind"]: [] for doc in found}
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_manifests_keep_the_rule(rule: str, found: rules.Manifests):
+def test_manifests_follow_the_rule(rule: str, found: rules.Manifests):
     assert RULES[rule](found) == []
 
 
-def test_the_files_are_what_the_page_applies_in_its_order():
+def test_page_applies_the_files_in_order():
     applied = re.findall(r"^kubectl (?:apply|create) -f cluster/kuberay/([\w.-]+)", PAGE, re.MULTILINE)
     assert applied[0] == "volume.yaml"
     assert set(applied) == {file.name for file in FILES}
@@ -128,7 +128,7 @@ def test_the_rule_notices_a_fault(rule: str, path: str, value: Any, expected: st
 
 
 @pytest.mark.parametrize(("kind", "gpu_cpus"), [("RayJob", 8), ("RayService", 4)])
-def test_rays_autoscaler_sees_the_groups_as_they_are_meant(kind: str, gpu_cpus: int, found: rules.Manifests):
+def test_ray_autoscaler_reads_the_worker_groups(kind: str, gpu_cpus: int, found: rules.Manifests):
     """It makes its own configuration of the cluster, and checks that against its own schema."""
     cluster = {"metadata": {"name": "askd", "namespace": "default"}, "spec": rules.clusters(found)[kind]}
     config = _derive_autoscaling_config_from_ray_cr(json.loads(json.dumps(cluster)))
@@ -142,7 +142,7 @@ def test_rays_autoscaler_sees_the_groups_as_they_are_meant(kind: str, gpu_cpus: 
 
 
 @pytest.mark.parametrize("kind", ["RayJob", "RayService"])
-def test_a_gpu_for_a_worker_is_none_for_the_head(kind: str, found: rules.Manifests):
+def test_head_has_no_gpu(kind: str, found: rules.Manifests):
     """What an anchor shares is one object here too."""
     cluster = rules.clusters(found)[kind]
     cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"][rules.GPU] = 1
@@ -170,27 +170,25 @@ def test_the_rule_notices_another_image(image: str, expected: str, found: rules.
     assert any(expected in trouble for trouble in rules.images(found, VERSION))
 
 
-def test_the_rule_notices_a_secret_that_is_written_down(found: rules.Manifests):
+def test_the_rule_notices_a_secret_in_plain_text(found: rules.Manifests):
     for _, container in rules.containers(found):
         container["env"] = [{"name": "HF_TOKEN", "value": "hf_1"}]
     assert "RayJob head: HF_TOKEN is written down: take it from a Secret" in rules.secrets(found)
 
 
 @pytest.mark.parametrize("user", ["askd", "0:0", "10001", "10001:0"])
-def test_the_rule_notices_a_user_that_kubernetes_cannot_check(user: str, found: rules.Manifests):
+def test_the_rule_notices_a_user_that_is_not_numeric(user: str, found: rules.Manifests):
     assert rules.users(found, user) == [
         f"Dockerfile: USER {user} is no number that is not root's: runAsNonRoot cannot be checked"
     ]
 
 
-def test_the_rule_notices_a_cache_beside_the_volume(found: rules.Manifests):
+def test_the_rule_notices_a_cache_outside_the_volume(found: rules.Manifests):
     found_troubles = rules.volumes(found, rules.IMAGE_ENV | {"HF_HOME": "/home/askd/.cache/huggingface"})
     assert "RayJob group gpu: /home/askd/.cache/huggingface is not on a shared volume" in found_troubles
 
 
-def test_the_job_runs_every_stage_in_the_cluster_and_stops_at_the_first_that_fails(
-    found: rules.Manifests, tmp_path: Path
-):
+def test_job_runs_every_stage_and_stops_at_the_first_failure(found: rules.Manifests, tmp_path: Path):
     """The way of the command: KubeRay's shell, `ray job submit`, the shell of the job."""
     entrypoint = found["RayJob"]["spec"]["entrypoint"]
     assert run_entrypoint(entrypoint, tmp_path, "none") == ["prepare", "label", "distill", "export", "evaluate"]
@@ -211,18 +209,18 @@ def run_entrypoint(entrypoint: str, folder: Path, failing: str) -> list[str]:
     return log.read_text(encoding="utf-8").split()
 
 
-def test_the_job_names_stages_that_exist(found: rules.Manifests):
+def test_job_names_existing_stages(found: rules.Manifests):
     stages = re.findall(r"\baskd (\S+)", found["RayJob"]["spec"]["entrypoint"])
     assert set(stages) == set(STAGES) - {"tune"}
 
 
 @pytest.mark.parametrize("kind", ["RayJob", "RayService"])
-def test_the_nodes_run_the_ray_that_is_installed(kind: str, found: rules.Manifests):
+def test_nodes_run_the_installed_ray_version(kind: str, found: rules.Manifests):
     assert rules.clusters(found)[kind]["rayVersion"] == ray.__version__
     assert f"ray=={ray.__version__}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_page_makes_every_secret_with_its_keys(found: rules.Manifests):
+def test_page_creates_every_secret(found: rules.Manifests):
     made = dict(
         re.findall(r"^kubectl create secret generic ([\w-]+)((?: --from-\S+)+)", PAGE.replace("\\\n", ""), re.M)
     )
@@ -244,7 +242,7 @@ def test_the_image_and_the_page_name_the_image_of_the_manifests(found: rules.Man
     assert set(re.findall(r"[\w.-]+/askd-ray:[\w.-]+", dockerfile + PAGE)) >= {image}
 
 
-def test_the_page_names_what_the_manifests_say(found: rules.Manifests):
+def test_page_agrees_with_the_manifests(found: rules.Manifests):
     for kind in ("PersistentVolumeClaim", "Pod"):
         assert found[kind]["metadata"]["name"] in PAGE
     assert f"svc/{found['RayService']['metadata']['name']}-serve-svc" in PAGE

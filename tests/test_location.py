@@ -29,7 +29,7 @@ def one_line(caught: pytest.ExceptionInfo[AskdError]) -> str:
     return line
 
 
-def test_what_is_written_is_read(folder: Location):
+def test_write_and_read(folder: Location):
     file = folder / "a/b" / "what? 100%20.gz"  # a name is only a name: nothing is packed or unpacked
     assert not file.exists() and not folder.files(recursive=True)
     file.write_bytes(b"12345")
@@ -59,7 +59,7 @@ def test_listing(folder: Location):
     assert (folder / "none").stamped() == {}
 
 
-def test_a_location_travels_as_it_is(folder: Location):
+def test_location_round_trip(folder: Location):
     write_table(folder / "x.parquet", pa.table({"a": [1, 2]}))
     there = pickle.loads(pickle.dumps(folder))
     assert there == folder == copy.copy(folder) and len({there, folder}) == 1
@@ -67,7 +67,7 @@ def test_a_location_travels_as_it_is(folder: Location):
     assert "mysecret" not in f"{there} {there!r} {[there]}"
 
 
-def test_a_folder_is_replaced(folder: Location):
+def test_folder_is_replaced(folder: Location):
     shards = folder / "shards"
     (shards / "train-00000.parquet").write_bytes(b"old")
     (shards / "deep" / "old").write_bytes(b"old")
@@ -80,7 +80,7 @@ def test_a_folder_is_replaced(folder: Location):
     assert shard_paths(shards, "train") == [shards / "train-00001.parquet"]
 
 
-def test_a_folder_that_was_not_replaced_to_the_end_is_not_trusted(folder: Location):
+def test_partly_replaced_folder_is_refused(folder: Location):
     shards = folder / "shards"
     (shards / "train-00000.parquet").write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt), shards.replaced() as filling:
@@ -98,7 +98,7 @@ def test_a_folder_that_was_not_replaced_to_the_end_is_not_trusted(folder: Locati
     assert shard_paths(shards, "train") == [shards / "train-00000.parquet"]
 
 
-def test_a_truncated_file_is_named(folder: Location):
+def test_truncated_file_is_named(folder: Location):
     file = folder / "x.parquet"
     write_table(file, pa.table({"a": list(range(1000))}))
     file.write_bytes(file.read_bytes()[:1000])
@@ -121,14 +121,14 @@ CALLS: dict[str, Callable[[Location], Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-def test_a_bucket_that_is_not_there(s3_server: str, call: Callable[[Location], Any]):
+def test_missing_bucket_is_refused(s3_server: str, call: Callable[[Location], Any]):
     place = Location.of(f"s3://mykey:mysecret@elsewhere/x?scheme=http&endpoint_override={s3_server}&region=us-east-1")
     with pytest.raises(AskdError, match=r"^s3://elsewhere/x\S*: there is no such bucket") as caught:
         call(place)
     one_line(caught)
 
 
-def test_credentials_that_the_store_refuses(s3: Callable[[str], str], s3_server: str):
+def test_refused_credentials_are_a_one_line_error(s3: Callable[[str], str], s3_server: str):
     import httpx
 
     def check_credentials(after_requests: str) -> None:
@@ -151,7 +151,7 @@ def test_credentials_that_the_store_refuses(s3: Callable[[str], str], s3_server:
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("call", [CALLS["list"], CALLS["table"], CALLS["write"]])
-def test_a_server_that_does_not_answer(refusing_port: int, call: Callable[[Location], Any]):
+def test_unreachable_s3_is_a_one_line_error(refusing_port: int, call: Callable[[Location], Any]):
     options = f"scheme=http&endpoint_override=127.0.0.1:{refusing_port}&region=us-east-1"
     with pytest.raises(AskdError, match=r"^s3://b/x: the store cannot be reached") as caught:
         call(Location.of(f"s3://mykey:mysecret@b/x?{options}"))
@@ -169,7 +169,7 @@ def test_a_server_that_does_not_answer(refusing_port: int, call: Callable[[Locat
         ("hf://datasets/NAME", r"no data set: .* or hf://datasets/USER/NAME/\.\.\. is allowed"),
     ],
 )
-def test_uris_that_are_none(uri: str, message: str):
+def test_invalid_uris_are_refused(uri: str, message: str):
     with pytest.raises(AskdError, match=message) as caught:
         Location.of(uri)
     one_line(caught)
@@ -178,26 +178,26 @@ def test_uris_that_are_none(uri: str, message: str):
 @pytest.mark.parametrize(
     "uri", ["s3://mykey:mysecret@b/x?regon=y", "gs://mykey:mysecret@b/x", "s3://mykey:my@secret@b"]
 )
-def test_options_that_the_store_does_not_know(uri: str):
+def test_unknown_store_options_are_refused(uri: str):
     with pytest.raises(AskdError, match=r"^(s3|gs)://b/\?") as caught:
         Location.of(uri).exists()
     one_line(caught)
 
 
-def test_google_s_store_is_built_without_a_request():
+def test_gcs_location_is_built_without_a_request():
     """There is no server of theirs to test against: this much is known, and what the errors look like."""
     place = Location.of("gs://anonymous@bucket/a/b?retry_limit_seconds=2")
     assert isinstance(place._system, fs.GcsFileSystem) and str(place / "c") == "gs://bucket/a/b/c"
 
 
 @pytest.mark.slow
-def test_google_s_store_cannot_be_reached(refusing_port: int):
+def test_unreachable_gcs_is_a_one_line_error(refusing_port: int):
     options = f"retry_limit_seconds=1&scheme=http&endpoint_override=127.0.0.1:{refusing_port}"
     with pytest.raises(AskdError, match=r"^gs://bucket/x: the store cannot be reached"):
         Location.of(f"gs://anonymous@bucket/x?{options}").read_bytes()
 
 
-def test_a_store_that_breaks_off_while_a_file_is_read(s3: Callable[[str], str]):
+def test_connection_lost_while_reading(s3: Callable[[str], str]):
     trouble = OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 7")
     with (
         pytest.raises(AskdError, match=r"/x: the store cannot be reached \(AWS"),
@@ -206,7 +206,7 @@ def test_a_store_that_breaks_off_while_a_file_is_read(s3: Callable[[str], str]):
         raise trouble
 
 
-def test_a_data_set_on_the_hub(hub: Path):
+def test_data_set_on_the_hub(hub: Path):
     data = hub / "datasets" / "user" / "name" / "data"
     data.mkdir(parents=True)
     write_table(data / "train-00000-of-00001.parquet", pa.table({"a": [1, 2]}))
@@ -220,13 +220,13 @@ def test_a_data_set_on_the_hub(hub: Path):
         Location.of("hf://datasets/user/other/x").read_bytes()
 
 
-def test_the_hub_itself_without_a_network():
+def test_hub_without_a_network():
     """The hub's real client, told not to go online (tests/conftest.py)."""
     with pytest.raises(AskdError, match=r"^hf://datasets/user/name: .*offline mode is enabled"):
         Location.of("hf://datasets/user/name").exists()
 
 
-def test_a_local_folder_in_the_hub_s_layout(tmp_path: Path):
+def test_local_folder_in_the_hub_layout(tmp_path: Path):
     """As huggingface_hub caches a data set: files are links to blobs."""
     blob, shown = tmp_path / "blobs" / "1f", tmp_path / "snapshots" / "main" / "data" / "train-00000-of-00001.parquet"
     shown.parent.mkdir(parents=True)
@@ -237,7 +237,7 @@ def test_a_local_folder_in_the_hub_s_layout(tmp_path: Path):
     assert read_table(file).num_rows == 1 and file.read_bytes() == blob.read_bytes()
 
 
-def test_at_once_keeps_the_order_and_passes_errors_on():
+def test_map_concurrently_keeps_order_and_raises_errors():
     assert map_concurrently(lambda n: n * n, range(50)) == [n * n for n in range(50)]
     with pytest.raises(ZeroDivisionError):
         map_concurrently(lambda n: 1 // n, [1, 0])
@@ -246,7 +246,7 @@ def test_at_once_keeps_the_order_and_passes_errors_on():
 @pytest.mark.parametrize(
     "place", ["s3:/bucket/x", "S3://bucket/x", "file:///tmp/x", "http://host/x", Path("s3://bucket/x")]
 )
-def test_no_uri_becomes_a_folder_here(place: str | Path):
+def test_uri_never_becomes_a_local_folder(place: str | Path):
     with pytest.raises(AskdError, match="unknown scheme"):
         Location.of(place)
 
@@ -272,7 +272,7 @@ URI = "s3://bucket/x"
     ],
     ids=" ".join,
 )
-def test_what_a_command_reads_or_writes_on_a_disk_is_no_uri(
+def test_local_arguments_refuse_uris(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -286,7 +286,7 @@ def test_what_a_command_reads_or_writes_on_a_disk_is_no_uri(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.wav", "model.bin"]
 
 
-def test_the_home_folder_is_found_where_no_shell_has_looked_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """As in --registry=~/models, of which bash leaves the ~ alone."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Registry(Path("~/models")).folder == tmp_path / "models"

@@ -89,7 +89,7 @@ def test_every_row_is_accounted_for(distilled: dict[str, Any], recipe: Recipe):
     assert fates["trained"] + fates["not_reached"] == prepared["utterances"]["train"]
 
 
-def test_the_search_wrote_its_best_trial_as_a_recipe(distilled: dict[str, Any], recipe: Recipe):
+def test_search_writes_the_best_recipe(distilled: dict[str, Any], recipe: Recipe):
     trials = distilled["tune"]["trials"]
     assert len(trials) == 2 and trials[0]["dev_wer"] <= trials[1]["dev_wer"]
     best = load_recipe(distilled["tune"]["best"])
@@ -104,7 +104,7 @@ def test_two_workers_trained_and_scored_dev(distilled: dict[str, Any], recipe: R
     assert distilled["distill"]["dev_wer"] == min(m["dev_wer"] for m in metrics if "dev_wer" in m)
 
 
-def test_the_report_tells_all_of_it(distilled: dict[str, Any], recipe: Recipe):
+def test_report_has_all_stages(distilled: dict[str, Any], recipe: Recipe):
     text = (Run(recipe).path / "report.md").read_text()
     assert f"Dev WER {100 * distilled['distill']['dev_wer']:.2f} %" in text and "## Held-out" in text
     assert len(list((Run(recipe).path / "report").glob("*.png"))) == 6
@@ -126,7 +126,7 @@ def test_mlflow_has_one_run_with_all_steps_and_the_bundle(distilled: dict[str, A
     }
 
 
-def test_the_scores_cover_the_held_out_clips(distilled: dict[str, Any]):
+def test_scores_cover_the_held_out_clips(distilled: dict[str, Any]):
     scores = distilled["evaluate"]
     assert scores["in_domain"]["utterances"] == distilled["prepare"]["utterances"]["test"]
     assert scores["models"] == ["teacher", "student"]
@@ -135,14 +135,14 @@ def test_the_scores_cover_the_held_out_clips(distilled: dict[str, Any]):
     assert scores["speed"]["speedup"]["student"]["short"]["value"] > 0.0
 
 
-def test_finished_stages_are_not_done_again(distilled: dict[str, Any], recipe: Recipe):
+def test_finished_stages_are_not_repeated(distilled: dict[str, Any], recipe: Recipe):
     student = Run(recipe).student / "model.safetensors"
     before = student.stat().st_mtime_ns
     assert [prepare(recipe), label(recipe), distill(recipe)] == [distilled[s] for s in ("prepare", "label", "distill")]
     assert student.stat().st_mtime_ns == before
 
 
-def test_a_client_gets_the_student_s_words(distilled: dict[str, Any], recipe: Recipe):
+def test_client_gets_a_transcript_of_the_student(distilled: dict[str, Any], recipe: Recipe):
     utterance = max(read_utterances(Run(recipe).shards, "test"), key=lambda u: (u.duration_s < 5.0, u.duration_s))
     models = {recipe.name: str(Run(recipe).bundle)}
     url = serve_bundles(ServiceArgs(models=models), address=Address(port=0), blocking=False)

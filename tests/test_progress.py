@@ -5,7 +5,7 @@ from rich.console import Console
 from askd_ray.progress import Table
 
 
-def test_a_table_cuts_nothing_off_where_the_terminal_is_narrow():
+def test_table_wraps_in_a_narrow_terminal():
     table = Table("set", "utterances", title="scores")
     for name in ("a_model_of_a_very_long_name", "another_model_of_a_very_long_name"):
         table.add_column(name)

@@ -31,7 +31,7 @@ def evaluated(folder: Path, weights: Path, rows: list[Hypothesis] | None) -> Pat
 
 
 @pytest.mark.slow
-def test_a_better_student_is_served_and_others_are_not(registry: Registry, tmp_path: Path, weights: Path):
+def test_only_a_better_student_is_served(registry: Registry, tmp_path: Path, weights: Path):
     def bundle(name: str, rows: list[Hypothesis] | None) -> Path:
         return evaluated(tmp_path / name, weights, rows)
 
@@ -55,7 +55,7 @@ def test_a_better_student_is_served_and_others_are_not(registry: Registry, tmp_p
 
 
 @pytest.mark.slow
-def test_what_is_gained_in_domain_may_not_be_lost_out_of_it(registry: Registry, tmp_path: Path, weights: Path):
+def test_out_of_domain_loss_prevents_promotion(registry: Registry, tmp_path: Path, weights: Path):
     promote(evaluated(tmp_path / "old", weights, make_rows(20) + make_rows(5, False)), registry, "fast")
     with pytest.raises(AskdError, match="does not beat"):
         promote(evaluated(tmp_path / "narrow", weights, make_rows(2) + make_rows(25, False)), registry, "fast")
@@ -63,7 +63,7 @@ def test_what_is_gained_in_domain_may_not_be_lost_out_of_it(registry: Registry, 
 
 
 @pytest.mark.slow
-def test_a_damaged_bundle_never_gets_there(registry: Registry, tmp_path: Path, weights: Path):
+def test_damaged_bundle_is_refused(registry: Registry, tmp_path: Path, weights: Path):
     bundle = evaluated(tmp_path / "bad", weights, make_rows(0))
     (bundle / "ctranslate2-int8" / "config.json").write_text("{}")
     with pytest.raises(AskdError, match=r"config\.json is corrupt"):

@@ -35,14 +35,16 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch):
         ("http://127.0.0.1:8265", "askd submit"),
     ],
 )
-def test_an_address_without_a_cluster(no_cluster: None, monkeypatch: pytest.MonkeyPatch, address: str, expected: str):
+def test_address_without_a_cluster_is_refused(
+    no_cluster: None, monkeypatch: pytest.MonkeyPatch, address: str, expected: str
+):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(AskdError, match=expected) as caught:
         connect()
     assert "\n" not in str(caught.value)
 
 
-def test_the_token_is_looked_for_where_ray_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_token_is_read_from_the_places_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -59,7 +61,7 @@ def test_the_token_is_looked_for_where_ray_does(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_cluster_of_ones_own_wants_a_token_and_leaves_none_at_home(tmp_path: Path):
+def test_local_cluster_needs_a_token_and_writes_none(tmp_path: Path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ray_cluster.package_folder().parent)}
     out = subprocess.run(
@@ -70,7 +72,7 @@ def test_a_cluster_of_ones_own_wants_a_token_and_leaves_none_at_home(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_cluster_that_was_there_before_is_left_running(ray_session: None):
+def test_disconnect_leaves_a_cluster_of_others_running(ray_session: None):
     node = ray.get_runtime_context().get_node_id()
     connect()
     disconnect()
@@ -90,7 +92,7 @@ def test_workers_import_the_package(ray_session: None):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_gpus_on_a_machine_without_any_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch):
+def test_missing_gpu_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: pytest.fail("Ray was asked first"))
     with pytest.raises(AskdError, match=r"no GPU that torch can use.*--set train\.use_gpu=false.*RAY_ADDRESS"):
@@ -98,7 +100,7 @@ def test_gpus_on_a_machine_without_any_are_refused_before_ray_starts(monkeypatch
 
 
 @pytest.mark.slow
-def test_a_gpu_that_ray_does_not_find_is_no_endless_wait(ray_session: None, monkeypatch: pytest.MonkeyPatch):
+def test_gpu_unknown_to_ray_is_refused(ray_session: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(ray_cluster.ray, "cluster_resources", lambda: {"CPU": 4.0})

@@ -55,19 +55,19 @@ def from_a_task(cause: Exception) -> Exception:
     ],
     ids=["as it is", "of a task", "of a worker", "of a controller", "of a task in a controller"],
 )
-def test_what_the_user_can_mend_is_one_line(raised: Exception):
+def test_user_error_is_one_line(raised: Exception):
     with pytest.raises(AskdError) as caught, user_error():
         raise raised
     assert str(caught.value) == "shard-0 is damaged"
 
 
-def test_a_full_disk_elsewhere_is_told_as_one_here():
+def test_full_disk_of_a_worker_is_an_os_error():
     with pytest.raises(OSError, match="No space left") as caught, user_error():
         raise from_a_task(FULL)
     assert (type(caught.value), caught.value.errno, caught.value.filename) == (OSError, errno.ENOSPC, "/cache/x")
 
 
-def test_a_defect_goes_on_as_it_is():
+def test_other_errors_are_unchanged():
     raised = from_a_task(KeyError("x"))
     with pytest.raises(KeyError) as caught, user_error():
         raise raised
@@ -75,7 +75,7 @@ def test_a_defect_goes_on_as_it_is():
     assert from_text("Traceback:\n  raise KeyError\nKeyError: 'askd_ray.errors.AskdError: x'") is None
 
 
-def test_ctrl_c_during_a_training_is_no_end_with_0():
+def test_ctrl_c_during_a_training_does_not_exit_with_0():
     with pytest.raises(KeyboardInterrupt), keyboard_interrupt():
         raise SystemExit(0)
 
@@ -117,7 +117,7 @@ def in_a_constructor(function: Any) -> None:
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [over_rows(), generated, in_a_task, in_a_constructor])
-def test_errors_come_back_whole_from_each_way_to_run_something(ray_session: None, place: Callable[[Any], None]):
+def test_errors_of_every_kind_of_ray_task_are_complete(ray_session: None, place: Callable[[Any], None]):
     def mendable(row: object) -> None:
         raise AskdError("shard-0: é is damaged")
 
@@ -162,7 +162,7 @@ def one_line(stage: Callable[[], object], expected: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_labelling_actor(
+def test_error_of_a_labelling_actor(
     run: Run,
     tiny_model: Path,
     tmp_path: Path,
@@ -185,14 +185,14 @@ def test_a_labelling_actor(
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_training_worker(run: Run, ray_session: None):
+def test_error_of_a_training_worker(run: Run, ray_session: None):
     spoil(run, "dev")
     one_line(lambda: distill(run.recipe), "u90")
 
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_trial(run: Run, ray_session: None):
+def test_error_of_a_trial(run: Run, ray_session: None):
     spoil(run, "dev")
     tune = {"trials": 1, "epochs": 1, "evals_per_epoch": 1}
     one_line(lambda: search(Recipe.model_validate({**run.recipe.model_dump(mode="json"), "tune": tune})), "u90")
@@ -200,7 +200,7 @@ def test_a_trial(run: Run, ray_session: None):
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_run_of_a_study(run: Run, ray_session: None):
+def test_error_of_a_study_run(run: Run, ray_session: None):
     spoil(run, "dev")
     arms = {name: run.recipe.objective for name in ("a", "b")}
     one_line(lambda: train_runs([run.recipe], Study(arms=arms, against="a")), "u90")
@@ -208,7 +208,7 @@ def test_a_run_of_a_study(run: Run, ray_session: None):
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_decoding_actor(run: Run, tiny_model: Path, tmp_path: Path, ray_session: None):
+def test_error_of_a_decoding_actor(run: Run, tiny_model: Path, tmp_path: Path, ray_session: None):
     clips = EvalSet("dev", True, tuple(read_utterances(run.shards, "dev")))
     models = {"teacher": str(with_damaged_weights(tmp_path / "damaged", tiny_model))}
     settings = Evaluate(stock=False, speed_clips=1, non_speech=False)
@@ -217,7 +217,7 @@ def test_a_decoding_actor(run: Run, tiny_model: Path, tmp_path: Path, ray_sessio
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_replica(weights: Path, tmp_path: Path, ray_session: None):
+def test_error_of_a_replica(weights: Path, tmp_path: Path, ray_session: None):
     (tmp_path / "ctranslate2-int8").symlink_to(weights)
     sha256 = {"ctranslate2-int8/model.bin": "0" * 64}
     write_json(tmp_path / "bundle.json", {"name": "small", "window": {"silence_s": 0.3}, "sha256": sha256})

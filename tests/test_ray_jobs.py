@@ -26,7 +26,7 @@ sys.exit(3)
 """
 
 
-def test_paths_become_absolute_and_references_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_paths_become_absolute_and_references_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "t").mkdir(parents=True)
     recipe = Recipe(
@@ -50,14 +50,14 @@ def test_paths_become_absolute_and_references_stay(tmp_path: Path, monkeypatch: 
     assert absolute.train == recipe.train
 
 
-def test_mistakes_in_the_call():
+def test_invalid_arguments_are_refused():
     with pytest.raises(AskdError, match=r"allowed are prepare, label.*did you mean 'distill'"):
         submit("destill", Recipe(), "http://127.0.0.1:8265")
     with pytest.raises(AskdError, match="dashboard's URL"):
         submit("distill", Recipe(), "127.0.0.1:8265")
 
 
-def test_an_address_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch):
+def test_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
     with pytest.raises(AskdError, match=r"no Ray cluster at http://127\.0\.0\.1:1"):
         submit("distill", Recipe(), "http://127.0.0.1:1")
@@ -66,7 +66,7 @@ def test_an_address_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_job_gets_the_recipe_and_its_output_and_exit_code_come_back(
+def test_job_gets_the_recipe_and_returns_output_and_exit_code(
     dashboard: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     package = tmp_path / "askd_ray"
@@ -82,7 +82,7 @@ def test_a_job_gets_the_recipe_and_its_output_and_exit_code_come_back(
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_users_mistake_in_a_job_is_one_line_and_exit_code_2(
+def test_user_error_in_a_job_is_one_line_and_exit_code_2(
     dashboard: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     recipe = Recipe(runs_root=str(tmp_path / "runs"), data=Data(sources=(Source(path=str(tmp_path / "missing")),)))
@@ -93,7 +93,7 @@ def test_a_users_mistake_in_a_job_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.slow
-def test_a_cluster_with_another_token_is_refused_in_one_line(dashboard: str, monkeypatch: pytest.MonkeyPatch):
+def test_wrong_token_is_a_one_line_error(dashboard: str, monkeypatch: pytest.MonkeyPatch):
     def with_wrong_token(address: str, headers: dict[str, str] | None = None):
         return client(address, headers={"Authorization": "Bearer wrong"})
 
@@ -104,7 +104,7 @@ def test_a_cluster_with_another_token_is_refused_in_one_line(dashboard: str, mon
     assert "\n" not in str(caught.value)
 
 
-def test_the_submitting_environment_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_environment_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ASKD_CACHE", "cache")
     environment = ray_jobs._runtime_env("folder")
@@ -116,7 +116,7 @@ def test_the_submitting_environment_travels(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_the_whole_pipeline_as_jobs_takes_a_recipe_that_git_ignores(
+def test_pipeline_as_jobs_with_a_recipe_ignored_by_git(
     dashboard: str, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The recipe was looked for on the cluster, where no ignored file comes, and the results had no git SHA."""
@@ -147,13 +147,13 @@ def test_the_whole_pipeline_as_jobs_takes_a_recipe_that_git_ignores(
     assert record["recipe"]["data"]["dev_share"] == 0.3
 
 
-def test_the_job_is_told_the_git_sha_of_the_checkout(monkeypatch: pytest.MonkeyPatch):
+def test_job_gets_the_git_sha(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("ASKD_GIT_SHA", raising=False)
     sha = ray_jobs._runtime_env("folder")["env_vars"].get("ASKD_GIT_SHA")
     assert sha == git_sha() and (sha is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", sha))
 
 
-def test_a_cluster_that_has_just_started_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+def test_submit_waits_for_a_starting_cluster(monkeypatch: pytest.MonkeyPatch):
     class Starting:
         answers: ClassVar = ["No available agent to submit job", "No available agent to submit job"]
 

@@ -54,7 +54,7 @@ def recipe_of(run: Run) -> dict[str, Any]:
         (["prepare", "label", "distill", "export"], "evaluate", "seed=9", "seed = 9, but `askd distill`"),
     ],
 )
-def test_a_later_stage_refuses_what_an_earlier_one_was_not_done_with(
+def test_later_stage_refuses_settings_that_differ_from_an_earlier_stage(
     root: Path, finished: list[str], stage: str, setting: str, expected: str
 ):
     done(a_run(root), *finished)
@@ -68,16 +68,14 @@ def test_a_later_stage_refuses_what_an_earlier_one_was_not_done_with(
 @pytest.mark.parametrize(
     ("stage", "setting"), [("label", "teacher.top_k=5"), ("distill", "train.epochs=9"), ("tune", "train.epochs=9")]
 )
-def test_a_stage_itself_and_those_before_later_ones_may_be_done_again_with_new_settings(
-    root: Path, stage: str, setting: str
-):
+def test_stage_may_be_repeated_with_new_settings(root: Path, stage: str, setting: str):
     done(a_run(root), "prepare", "label", "distill", "export")
     again = a_run(root, setting)
     again.check_earlier(stage)
     assert again.used(stage if stage != "tune" else "distill") != again.recipe
 
 
-def test_a_run_on_another_ones_data_refuses_what_that_was_not_made_with(root: Path):
+def test_shared_data_refuses_other_data_settings(root: Path):
     done(a_run(root), "prepare", "label")
     a_run(root, "data_run=mine", "seed=9", name="second").check_earlier("distill")
     with pytest.raises(AskdError, match=r"run second: data\.sources = /other, but `askd prepare` ran with /own"):
@@ -93,7 +91,7 @@ def test_rows_of_other_sources_are_replaced_only_by_force(root: Path):
     assert recipe_of(a_run(root))["data"]["sources"][0]["path"] == "/other"
 
 
-def test_a_source_more_and_other_settings_are_said_in_a_line(root: Path, capsys: pytest.CaptureFixture[str]):
+def test_changed_sources_and_settings_are_a_one_line_error(root: Path, capsys: pytest.CaptureFixture[str]):
     done(a_run(root), "prepare")
     more = Run(load_recipe("demo", [f"runs_root={root}", "name=mine", "data.sources=[{path: /own}, {path: /b}]"]))
     more.begin("prepare")
@@ -103,7 +101,7 @@ def test_a_source_more_and_other_settings_are_said_in_a_line(root: Path, capsys:
     assert "label: runs again, because settings have changed: teacher.top_k = 5 (before: 32)" in capsys.readouterr().out
 
 
-def test_the_runs_recipe_is_what_its_stages_were_done_with(root: Path, capsys: pytest.CaptureFixture[str]):
+def test_recipe_of_a_run_is_that_of_the_stages(root: Path, capsys: pytest.CaptureFixture[str]):
     done(a_run(root), "prepare")
     done(a_run(root, "teacher.top_k=5"), "label")
     done(a_run(root, "teacher.top_k=5", "train.epochs=9"), "distill")
@@ -115,21 +113,21 @@ def test_the_runs_recipe_is_what_its_stages_were_done_with(root: Path, capsys: p
     assert "keeps the settings of `askd distill`, not train.epochs = 4" in capsys.readouterr().out
 
 
-def test_a_stage_that_is_done_again_by_force_is_recorded_as_it_is_now(root: Path):
+def test_forced_stage_records_the_new_recipe(root: Path):
     done(a_run(root), "prepare", "label", "distill")
     done(a_run(root, "train.epochs=9"), "distill")
     assert recipe_of(a_run(root))["train"]["epochs"] == 9
     a_run(root, "train.epochs=9").check_earlier("export")
 
 
-def test_a_new_recipe_that_goes_with_nothing_of_the_old_is_written_as_it_is(root: Path):
+def test_unrelated_recipe_replaces_the_old(root: Path):
     online = ("teacher.online=true", "objective.temperature.schedule=linear", "objective.temperature.end=2")
     done(a_run(root, *online), "prepare", "label", "distill")
     a_run(root).begin("label")
     assert recipe_of(a_run(root))["objective"]["temperature"]["schedule"] == "constant"
 
 
-def test_the_record_of_another_version_says_nothing(root: Path):
+def test_record_of_another_version_is_ignored(root: Path):
     run = done(a_run(root), "prepare")
     record = read_json(run.path / "prepare.json")
     record["recipe"]["data"]["gone"] = 1

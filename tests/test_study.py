@@ -36,7 +36,7 @@ def recipe_of(folder: Path, speech: Path, **settings: Any) -> Recipe:
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_arms_train_with_their_own_objective_on_the_same_data(
+def test_arms_train_with_different_objectives_on_the_same_data(
     tmp_path: Path, speech: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("askd_ray.bundles.bundle._N_CLIPS", 2)  # four bundles; tests of export verify more clips
@@ -81,7 +81,7 @@ def test_arms_train_with_their_own_objective_on_the_same_data(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
 
 
-def test_seeds_are_paired_and_the_teacher_has_none():
+def test_seeds_are_paired():
     def make_rows(model: str, n_wrong: int) -> list[Hypothesis]:
         words = ["green"] * 10
         hypothesis = " ".join(["red"] * n_wrong + words[n_wrong:])
@@ -96,6 +96,6 @@ def test_seeds_are_paired_and_the_teacher_has_none():
     assert found["teacher"]["differences"]["distil"]["value"] == pytest.approx(-0.15)
 
 
-def test_a_recipe_without_a_study(tmp_path: Path, speech: Path):
+def test_recipe_without_a_study_is_refused(tmp_path: Path, speech: Path):
     with pytest.raises(AskdError, match="the section study is missing"):
         run_study(recipe_of(tmp_path, speech, study=None))

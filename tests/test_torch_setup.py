@@ -18,7 +18,7 @@ from askd_ray.train import ray_trainer
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
-def test_holes_that_freed_tensors_leave_go_back_to_the_system():
+def test_freed_tensor_memory_returns_to_the_system():
     process = psutil.Process()
     large = torch.ones(8_000_000)
     del large  # from now on glibc takes blocks up to this size from its heap
@@ -32,7 +32,7 @@ def test_holes_that_freed_tensors_leave_go_back_to_the_system():
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), (None, 4)])
-def test_a_containers_share_of_the_cores_counts(
+def test_container_cpu_quota_is_respected(
     quota: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     file = tmp_path / "cpu.max"
@@ -43,13 +43,13 @@ def test_a_containers_share_of_the_cores_counts(
     assert n_cores() == cores
 
 
-def test_a_recipe_without_gpu_computes_on_the_cpu_although_there_is_one(monkeypatch: pytest.MonkeyPatch):
+def test_recipe_without_gpu_uses_the_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert (device_of(False), usable_device(False)) == ("cpu", "cpu")
     assert (device_of(True), usable_device(True)) == ("cuda", "cuda")
 
 
-def test_a_gpu_that_torch_cannot_use_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch):
+def test_unusable_gpu_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert usable_device(False) == "cpu"
     for cuda, why in (("13.0", "is built for CUDA 13.0"), (None, "is built for CPUs only")):
@@ -73,7 +73,7 @@ def on_a_gpu_machine(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("on_a_gpu_machine")
-def test_a_worker_without_a_gpu_of_ray_s_takes_none(monkeypatch: pytest.MonkeyPatch):
+def test_worker_without_a_ray_gpu_uses_the_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray_trainer, "get_device", lambda: torch.device("cuda:0"))  # as it does where none is granted
     alone = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(ray_trainer.ray.train, "get_context", lambda: alone)
@@ -82,7 +82,7 @@ def test_a_worker_without_a_gpu_of_ray_s_takes_none(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("on_a_gpu_machine")
-def test_a_teacher_and_the_systems_that_are_compared_stay_on_the_cpu(weights: Path):
+def test_teacher_and_compared_systems_stay_on_the_cpu(weights: Path):
     recipe = Recipe.model_validate({"teacher": {"model": str(weights)}, "targets": {"kind": "pseudo"}})
     assert teacher_engine(recipe).languages == ("en",)
     assert [

@@ -50,7 +50,7 @@ def spectrum(waveform: Waveform) -> tuple[Waveform, Waveform]:
     return np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE_HZ), np.abs(np.fft.rfft(waveform)) ** 2
 
 
-def test_the_seeds_of_a_first_copy_stay_what_they_were():
+def test_seeds_of_the_first_copy_are_stable():
     """As long as they do, the demo's figures in the log can be computed again."""
     assert draw_seed(7, 2, "a/b.flac", "mask") == Draw(7, 2, "a/b.flac").seed_of("mask") == 266323187314290147
     assert draw_seed(7, 2, "a/b.flac", "window") == Draw(7, 2, "a/b.flac", copy=0).seed_of("window")
@@ -58,7 +58,7 @@ def test_the_seeds_of_a_first_copy_stay_what_they_were():
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_every_draw_is_a_pure_function(clip: Waveform, name: str):
+def test_draws_are_pure_functions(clip: Waveform, name: str):
     augmentation, original = settings_of(**EACH[name]), clip.copy()
     first = augment(clip, augmentation, Draw(1, 0, "u"))
     torch.manual_seed(99), random.seed(99), np.random.seed(99)
@@ -75,7 +75,7 @@ def test_every_draw_is_a_pure_function(clip: Waveform, name: str):
     assert not np.array_equal(first, clip)
 
 
-def test_by_default_nothing_is_done(clip: Waveform):
+def test_default_changes_nothing(clip: Waveform):
     np.testing.assert_array_equal(augment(clip, Augment(), Draw(1, 0, "u")), clip)
     assert not Augment().changes_speed and not Augment().is_off  # there is SpecAugment
     off = settings_of(spec={"freq_masks": 0, "time_masks": 0})
@@ -84,7 +84,7 @@ def test_by_default_nothing_is_done(clip: Waveform):
 
 
 @pytest.mark.parametrize("part", ["reverb", "noise", "telephone"])
-def test_a_share_of_the_utterances_is_changed(clip: Waveform, part: str):
+def test_share_of_augmented_utterances(clip: Waveform, part: str):
     augmentation = settings_of(**{part: {"share": 0.3}})
     changed = [
         not np.array_equal(augment(clip[:1600], augmentation, Draw(0, 0, f"u{i}")), clip[:1600]) for i in range(200)
@@ -92,7 +92,7 @@ def test_a_share_of_the_utterances_is_changed(clip: Waveform, part: str):
     assert 0.2 < np.mean(changed) < 0.4
 
 
-def test_one_part_does_not_move_the_draws_of_another(clip: Waveform):
+def test_draws_of_augmentations_are_independent(clip: Waveform):
     """So that runs with and without it can be compared."""
     quiet = settings_of(gain_db=[-20, -10])
     both = settings_of(gain_db=[-20, -10], telephone={"share": 1.0})
@@ -108,7 +108,7 @@ factors = st.integers(50, 200).map(lambda hundredths: hundredths / 100)
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, PADDED_SAMPLES), factors)
-def test_the_length_after_speeding_up_is_known_before(n_samples: int, factor: float):
+def test_length_after_speed_change_is_predicted(n_samples: int, factor: float):
     clip = np.zeros(n_samples, np.float32)
     n_expected = sped_up_samples(n_samples, factor)
     draw = Draw(0, 0, "u")
@@ -120,7 +120,7 @@ def test_the_length_after_speeding_up_is_known_before(n_samples: int, factor: fl
         assert Speed(SAMPLE_RATE_HZ, factor)(torch.from_numpy(clip))[0].shape == (n_expected,)
 
 
-def test_lengths_whose_fraction_32_bits_do_not_hold():
+def test_predicted_length_beyond_32_bit_fractions():
     """Rounded up exactly, they would be a sample longer than what comes out."""
     every = [(n, hundredths) for hundredths in range(101, 200) for n in range(400_000, 400_100)]
     lost = [(n, h) for n, h in every if sped_up_samples(n, h / 100) != -(-n * 100 // h)]
@@ -132,20 +132,20 @@ def test_lengths_whose_fraction_32_bits_do_not_hold():
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
-def test_speed_moves_the_pitch(factor: float):
+def test_speed_changes_the_pitch(factor: float):
     tone = np.sin(2 * np.pi * 1000 * np.arange(32_000) / SAMPLE_RATE_HZ).astype(np.float32)
     frequencies, power = spectrum(augment(tone, settings_of(speed=[factor]), Draw(0, 0, "u")))
     assert frequencies[power.argmax()] == pytest.approx(1000 * factor, abs=1.0)
 
 
-def test_each_speed_comes_as_often():
+def test_speeds_are_equally_frequent():
     augmentation = settings_of(speed=[0.9, 1.0, 1.1])
     drawn = [speed_factor(augmentation, Draw(0, i % 5, f"u{i // 5}"), 16_000) for i in range(900)]
     assert [240 < drawn.count(factor) < 360 for factor in (0.9, 1.0, 1.1)] == [True] * 3
 
 
 @pytest.mark.parametrize("snr_db", [-5.0, 0.0, 12.0, 30.0])
-def test_the_snr_is_reached(clip: Waveform, snr_db: float):
+def test_snr_is_reached(clip: Waveform, snr_db: float):
     quiet = clip * 0.05  # low enough that nothing has to be scaled down
     for i in range(8):
         noisy = augment(quiet, settings_of(noise={"share": 1.0, "snr_db": [snr_db, snr_db]}), Draw(0, 0, f"u{i}"))
@@ -153,7 +153,7 @@ def test_the_snr_is_reached(clip: Waveform, snr_db: float):
         assert level_db(quiet) - level_db(noisy - quiet) == pytest.approx(snr_db, abs=0.1)
 
 
-def test_too_much_is_scaled_down_and_not_clipped(clip: Waveform):
+def test_loud_mixture_is_scaled_not_clipped(clip: Waveform):
     loud = clip / np.abs(clip).max()
     noisy = augment(loud, settings_of(noise={"share": 1.0, "snr_db": [0, 0]}), Draw(0, 0, "u"))
     assert np.abs(noisy).max() == pytest.approx(1.0, abs=1e-6)
@@ -162,7 +162,7 @@ def test_too_much_is_scaled_down_and_not_clipped(clip: Waveform):
     assert level_db(scale * loud) - level_db(noisy - scale * loud) == pytest.approx(0.0, abs=0.5)
 
 
-def test_noises_differ_in_colour():
+def test_noise_spectra_differ():
     frequencies = np.fft.rfftfreq(1 << 19, 1 / SAMPLE_RATE_HZ)
     low, high = (frequencies > 100) & (frequencies < 200), (frequencies > 3200) & (frequencies < 6400)
     drops_db: list[float] = []
@@ -174,7 +174,7 @@ def test_noises_differ_in_colour():
     assert drops_db[3] > 60.0 and drops_db[5] < -60.0
 
 
-def test_a_room_smears_the_clip_and_leaves_length_and_energy(clip: Waveform):
+def test_room_keeps_length_and_energy(clip: Waveform):
     for i in range(5):
         wet = augment(clip, settings_of(reverb={"share": 1.0, "rt60_s": [0.5, 0.5]}), Draw(0, 0, f"u{i}"))
         assert len(wet) == len(clip)
@@ -186,14 +186,14 @@ def test_a_room_smears_the_clip_and_leaves_length_and_energy(clip: Waveform):
     assert (np.abs(wet[101:8000]) > 1e-6).mean() > 0.99
 
 
-def test_the_synthetic_room_decays_by_sixty_decibels():
+def test_synthetic_room_decays_by_60_db():
     room = synthetic_room(0.6, torch.Generator().manual_seed(0)).numpy()
     assert len(room) == 9_600
     assert level_db(room[1:401]) - level_db(room[-400:]) == pytest.approx(60.0 * 9_200 / 9_600, abs=1.5)
     assert room[0] ** 2 == pytest.approx((room[1:] ** 2).sum(), rel=1e-4)
 
 
-def test_the_telephone_passes_its_band_only(clip: Waveform):
+def test_telephone_passes_only_the_band(clip: Waveform):
     white = np.random.default_rng(0).normal(0, 0.1, 64_000).astype(np.float32)
     result = augment(white, settings_of(telephone={"share": 1.0}), Draw(0, 0, "u"))
     assert result.shape == white.shape
@@ -211,7 +211,7 @@ def test_the_telephone_passes_its_band_only(clip: Waveform):
     assert abs(int(result.argmax()) - 5_000) <= 2 and len(result) == 12_345  # neither late nor turned round
 
 
-def test_gain(clip: Waveform):
+def test_gain_changes_the_level(clip: Waveform):
     quiet = clip * 0.05
     for gain_db in (-12.0, 6.0):
         result = augment(quiet, settings_of(gain_db=[gain_db, gain_db]), Draw(0, 0, "u"))
@@ -221,14 +221,14 @@ def test_gain(clip: Waveform):
     assert np.abs(augment(clip, settings_of(gain_db=[60, 60]), Draw(0, 0, "u"))).max() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_silence_stays_silence():
+def test_silence_stays_silent():
     silence = np.zeros(8_000, np.float32)
     without_speed = {name: value for name, value in ALL.items() if name not in ("speed", "telephone")}
     np.testing.assert_array_equal(augment(silence, settings_of(**without_speed), Draw(0, 0, "u")), silence)
 
 
 @pytest.mark.parametrize("masks", [SpecAugment(), SpecAugment(freq_masks=3, time_share=0.4), SpecAugment(freq_width=0)])
-def test_masks_are_those_of_torchaudio(masks: SpecAugment):
+def test_masks_equal_torchaudio(masks: SpecAugment):
     log_mel = torch.randn(80, 321, generator=torch.Generator().manual_seed(0))
     for seed in range(20):
         state = torch.random.get_rng_state()
@@ -258,7 +258,7 @@ def sounds(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_noise_from_files_at_any_length(clip: Waveform, sounds: Path):
+def test_noise_file_fits_any_length(clip: Waveform, sounds: Path):
     assert [p.name for p in sound_files(f"{sounds}/noise-*")] == ["noise-a.ogg", "noise-b.wav"]
     assert recording(sounds / "noise-b.wav").shape == (16_000,)
     assert recording(sounds / "noise-b.wav") is recording(sounds / "noise-b.wav")
@@ -274,13 +274,13 @@ def test_noise_from_files_at_any_length(clip: Waveform, sounds: Path):
     assert torch.equal(recording(sounds / "noise-b.wav"), kept)
 
 
-def test_a_noise_of_digital_silence_adds_nothing(clip: Waveform, tmp_path: Path):
+def test_silent_noise_file_adds_nothing(clip: Waveform, tmp_path: Path):
     soundfile.write(tmp_path / "noise.wav", np.zeros(200_000), 16_000)
     augmentation = settings_of(noise={"share": 1.0, "files": str(tmp_path / "*.wav")})
     np.testing.assert_array_equal(augment(clip, augmentation, Draw(0, 0, "u")), clip)
 
 
-def test_a_room_from_a_file_does_not_delay_the_clip(sounds: Path):
+def test_room_file_adds_no_delay(sounds: Path):
     augmentation = settings_of(reverb={"share": 1.0, "files": f"{sounds}/rir-*.flac"})
     impulse = np.zeros(10_000, np.float32)
     impulse[500] = 0.5
@@ -292,7 +292,7 @@ def test_a_room_from_a_file_does_not_delay_the_clip(sounds: Path):
 
 
 @pytest.mark.parametrize("n_room", [1, 2, 2_048, 2_050, 9_000, 40_000])
-def test_a_room_is_a_convolution(clip: Waveform, tmp_path: Path, n_room: int):
+def test_room_is_a_convolution(clip: Waveform, tmp_path: Path, n_room: int):
     """Whatever the blocks are that it is taken in."""
     room = np.random.default_rng(0).normal(0, 0.1, n_room) * np.linspace(1, 0.1, n_room)
     room[0] = 0.9
@@ -304,7 +304,7 @@ def test_a_room_is_a_convolution(clip: Waveform, tmp_path: Path, n_room: int):
     np.testing.assert_allclose(result, full * 10 ** ((level_db(quiet) - level_db(full)) / 20), atol=1e-5)
 
 
-def test_sounds_are_checked_before_the_run(sounds: Path):
+def test_sound_files_are_checked_before_the_run(sounds: Path):
     fine = {"noise": {"share": 0.5, "files": f"{sounds}/noise-*"}, "reverb": {"share": 1, "files": f"{sounds}/rir-*"}}
     check_sounds(settings_of(**fine))
     check_sounds(Augment())
@@ -324,7 +324,7 @@ def test_sounds_are_checked_before_the_run(sounds: Path):
         check_sounds(settings_of(noise={"share": 0.5, "files": f"{sounds}/empty.wav"}))
 
 
-def test_a_sound_that_breaks_later_is_one_line(clip: Waveform, sounds: Path):
+def test_sound_file_damaged_later_is_a_one_line_error(clip: Waveform, sounds: Path):
     shutil.copy(sounds / "README", sounds / "noise-c.wav")
     augmentation = settings_of(noise={"share": 1.0, "files": f"{sounds}/noise-c.wav"})
     with pytest.raises(AskdError, match=r"noise-c\.wav cannot be read as a noise or a room: unreadable audio"):

@@ -33,7 +33,7 @@ def encode_stereo(samples, container, codec):
 
 @pytest.mark.parametrize("channel", [0, 1])
 @pytest.mark.parametrize("container", ["WAV", "FLAC"])
-def test_a_channel_is_the_side_that_was_written(sides, container, channel):
+def test_channel_equals_the_written_side(sides, container, channel):
     file = io.BytesIO(by_soundfile(sides.T, container))
     np.testing.assert_allclose(decode(read_channel(file, channel, 0.0, None, 30.0)), sides[channel], atol=2**-14)
     file.seek(0)
@@ -43,7 +43,7 @@ def test_a_channel_is_the_side_that_was_written(sides, container, channel):
 
 @pytest.mark.parametrize("channel", [0, 1])
 @pytest.mark.parametrize(("container", "codec"), [("mp4", "alac"), ("matroska", "pcm_s16le"), ("mp4", "aac")])
-def test_channels_of_what_only_ffmpeg_reads(sides, container, codec, channel):
+def test_channel_of_ffmpeg_formats(sides, container, codec, channel):
     smooth = np.stack([np.convolve(side, np.ones(32) / 8, "same") for side in sides]).clip(-0.9, 0.9)
     chunk = decode(read_channel(io.BytesIO(encode_stereo(smooth, container, codec)), channel, 0.5, 1.5, 30.0))
     assert len(chunk) == 16_000
@@ -60,12 +60,12 @@ def test_channels_of_what_only_ffmpeg_reads(sides, container, codec, channel):
         (0, 0.0, 2.0, 1.0, "^longer than 1 s$"),
     ],
 )
-def test_what_is_not_there(sides, channel, start_s, end_s, max_s, message):
+def test_missing_channel_or_time_is_refused(sides, channel, start_s, end_s, max_s, message):
     for data in (by_soundfile(sides.T, "FLAC"), encode_stereo(sides, "matroska", "pcm_s16le")):
         with pytest.raises(AudioError, match=message):
             read_channel(io.BytesIO(data), channel, start_s, end_s, max_s)
 
 
-def test_no_audio():
+def test_channel_of_invalid_audio():
     with pytest.raises(AudioError, match=r"^unreadable audio: no decoder takes it$"):
         read_channel(io.BytesIO(b"no audio at all" * 100), 0, 0.0, None, 30.0)

@@ -24,7 +24,7 @@ def seconds(chunks: list[Span]) -> list[tuple[float, float]]:
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.tuples(st.floats(0.1, 50.0), st.floats(0.0, 6.0)), max_size=12))
-def test_all_speech_is_in_one_chunk_and_none_is_too_long(lengths: list[tuple[float, float]]):
+def test_chunks_cover_speech_once_within_the_limit(lengths: list[tuple[float, float]]):
     speech, at = list[Span](), 0
     for length, pause in lengths:
         speech.append(Span(at, at + samples_of(length)))
@@ -46,19 +46,19 @@ def test_all_speech_is_in_one_chunk_and_none_is_too_long(lengths: list[tuple[flo
         assert all(len(run) <= samples_of(LONG_PAUSE_S) + 1 for run in runs)
 
 
-def test_a_short_recording_is_whole_if_somebody_speaks_in_it():
+def test_short_recording_with_speech_is_one_chunk():
     waveform = noise(20.0)
     assert split_into_chunks(waveform, spans((3.0, 4.0))) == [Span(0, len(waveform))]
     assert split_into_chunks(waveform, []) == []
     assert split_into_chunks(waveform[:0], []) == []
 
 
-def test_the_longest_pause_of_the_second_half_is_cut():
+def test_cut_is_at_the_longest_pause_of_the_second_half():
     speech = spans((0.0, 4.0), (5.5, 11.0), (11.3, 15.0), (15.9, 18.0), (18.2, 30.0))
     assert seconds(split_into_chunks(noise(30.0), speech)) == [(0.0, 15.0), (15.9, 30.0)]
 
 
-def test_speech_without_a_pause_is_cut_where_it_is_quietest():
+def test_speech_without_a_pause_is_cut_at_the_quietest_place():
     waveform = noise(45.0)
     waveform[samples_of(17.0) : samples_of(17.2)] *= 0.01
     first, second, third = seconds(split_into_chunks(waveform, spans((0.0, 45.0))))
@@ -66,7 +66,7 @@ def test_speech_without_a_pause_is_cut_where_it_is_quietest():
     assert first[1] == second[0] and second[1] == third[0] and third[1] == 45.0
 
 
-def test_long_pauses_are_left_out():
+def test_long_pauses_are_dropped():
     assert seconds(split_into_chunks(noise(25.0), spans((1.0, 2.0), (3.0, 4.0), (9.0, 10.0)))) == [
         (1.0, 4.0),
         (9.0, 10.0),
@@ -75,14 +75,14 @@ def test_long_pauses_are_left_out():
 
 @settings(max_examples=50, deadline=None)
 @given(pause_s=st.floats(0.1, 29.7), level=st.floats(0.0, 0.1))
-def test_the_quietest_place_is_the_pause(pause_s: float, level: float):
+def test_quietest_place_is_the_pause(pause_s: float, level: float):
     waveform = noise(30.0)
     pause = slice(samples_of(pause_s), samples_of(pause_s + 0.2))
     waveform[pause] *= level
     assert pause.start < quietest(waveform, 0, len(waveform)) < pause.stop
 
 
-def test_the_latest_of_equally_quiet_places_is_taken():
+def test_latest_of_equally_quiet_places():
     waveform = np.zeros(PADDED_SAMPLES, np.float32)
     assert quietest(waveform, 0, PADDED_SAMPLES) == PADDED_SAMPLES - samples_of(0.05)
     assert quietest(waveform, 100, 5000) == pytest.approx(5000 - samples_of(0.05), abs=samples_of(0.01))

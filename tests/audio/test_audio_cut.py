@@ -20,17 +20,17 @@ def cut_file(path, start_s, end_s, max_s):
         return cut(file, start_s, end_s, max_s)
 
 
-def test_a_chunk_is_the_slice(recording):
+def test_cut_equals_the_slice(recording):
     chunk = decode(cut_file(recording, 0.5, 1.25, 30.0))
     np.testing.assert_allclose(chunk, TONE[8_000:20_000], atol=2**-14)
 
 
-def test_without_an_end_it_goes_to_the_end(recording):
+def test_cut_without_end_goes_to_the_end(recording):
     np.testing.assert_allclose(decode(cut_file(recording, 1.5, None, 30.0)), TONE[24_000:], atol=2**-14)
 
 
 @pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("mp4", "alac"), ("matroska", "pcm_s16le")])
-def test_chunks_of_what_only_ffmpeg_reads(tmp_path, container, codec):
+def test_cut_of_ffmpeg_formats(tmp_path, container, codec):
     long = np.concatenate([np.zeros(5 * 16_000, np.float32), TONE, np.zeros(16_000, np.float32)])
     path = tmp_path / "long"
     path.write_bytes(by_ffmpeg(long, container, codec))
@@ -49,29 +49,29 @@ def test_chunks_of_what_only_ffmpeg_reads(tmp_path, container, codec):
         (0.0, 1.6, "longer than 1.5 s"),
     ],
 )
-def test_chunks_that_are_not_there(recording, start_s, end_s, reason):
+def test_cut_outside_the_recording_is_refused(recording, start_s, end_s, reason):
     with pytest.raises(AudioError, match=f"^{reason}"):
         cut_file(recording, start_s, end_s, max_s=1.5 if end_s == 1.6 else 30.0)
 
 
-def test_a_rounded_end_may_lie_a_little_behind_the_recording(recording):
+def test_rounded_end_may_exceed_the_recording(recording):
     assert len(decode(cut_file(recording, 1.0, 2.05, 30.0))) == len(TONE) - 16_000
 
 
-def test_a_recording_that_is_none(tmp_path):
+def test_cut_of_invalid_audio(tmp_path):
     path = tmp_path / "x.wav"
     path.write_bytes(b"nothing")
     with pytest.raises(AudioError, match=r"^unreadable audio: "):
         cut_file(path, 0.0, 1.0, 30.0)
 
 
-def test_flac_clips_what_is_too_loud():
+def test_flac_clips_loud_samples():
     loud = decode(encode_flac(np.array([2.0, -2.0, 0.5], np.float32)))
     np.testing.assert_allclose(loud, [1.0, -1.0, 0.5], atol=2**-14)
 
 
 @pytest.mark.parametrize("loud_first", [True, False])
-def test_chunks_of_an_mp3_whose_length_nobody_wrote_down(tmp_path, loud_first):
+def test_cut_of_mp3_without_length_header(tmp_path, loud_first):
     """libsndfile guesses it from the first frames; chunks behind that were refused."""
     noise = np.random.default_rng(0).uniform(-0.9, 0.9, 10 * 16_000).astype(np.float32)
     quiet = sweep(40.0) * np.float32(0.05)
@@ -85,7 +85,7 @@ def test_chunks_of_an_mp3_whose_length_nobody_wrote_down(tmp_path, loud_first):
     assert max(np.corrcoef(chunk[d : d + 40_000], expected[:40_000])[0, 1] for d in range(0, 4_000)) > 0.9
 
 
-def test_chunks_of_a_recording_from_a_pipe(tmp_path):
+def test_cut_of_piped_recording(tmp_path):
     for audio in (
         wav_declaring(TONE, 0x7FFF_FFFF),
         wav_declaring(TONE, 0),
@@ -97,7 +97,7 @@ def test_chunks_of_a_recording_from_a_pipe(tmp_path):
         np.testing.assert_allclose(decode(cut_file(path, 1.5, 1.9, 30.0)), TONE[24_000:30_400], atol=2**-13)
 
 
-def test_chunks_are_where_the_times_of_the_container_say(tmp_path):
+def test_cut_follows_container_timestamps(tmp_path):
     long = np.concatenate([np.zeros(3 * 16_000, np.float32), TONE])
     path = tmp_path / "gap.mkv"
     path.write_bytes(by_ffmpeg(long, "matroska", "pcm_s16le", gap_s=(2.0, 4.0)))
@@ -107,7 +107,7 @@ def test_chunks_are_where_the_times_of_the_container_say(tmp_path):
     assert np.abs(before[: int(1.9 * 16_000)]).max() < 0.01
 
 
-def test_a_chunk_with_damage_is_refused(tmp_path):
+def test_cut_of_damaged_part_is_refused(tmp_path):
     path = tmp_path / "damaged.aac"
     path.write_bytes(damaged(by_ffmpeg(sweep(8.0), "adts", "aac")))
     with pytest.raises(AudioError, match=r"^damaged: packets lost: 1"):
@@ -115,14 +115,14 @@ def test_a_chunk_with_damage_is_refused(tmp_path):
     assert len(decode(cut_file(path, 5.0, 7.0, 30.0))) == 32_000
 
 
-def test_chained_ogg_has_no_one_time(tmp_path):
+def test_cut_of_chained_ogg_is_refused(tmp_path):
     path = tmp_path / "chained.ogg"
     path.write_bytes(by_soundfile(TONE, "OGG", "VORBIS") * 2)
     with pytest.raises(AudioError, match=r"^unreadable audio: 2 Ogg streams in one file"):
         cut_file(path, 0.5, 1.0, 30.0)
 
 
-def test_a_list_of_files_is_no_recording(tmp_path, monkeypatch):
+def test_playlist_is_refused_as_recording(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.wav").write_bytes(by_soundfile(TONE, "WAV"))
     path = tmp_path / "list.wav"

@@ -57,7 +57,7 @@ def likeness(a, b):
         ("AIFF", "PCM_16", 2**-15),
     ],
 )
-def test_lossless_formats_give_the_samples_back(container, subtype, tolerance):
+def test_lossless_formats_keep_the_samples(container, subtype, tolerance):
     decoded = decode(by_soundfile(TONE, container, subtype))
     assert decoded.dtype == np.float32
     assert decoded.shape == TONE.shape
@@ -88,7 +88,7 @@ def test_channels_are_averaged():
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000])
-def test_other_rates_become_16_khz(rate_hz):
+def test_other_rates_are_resampled_to_16_khz(rate_hz):
     seconds = np.arange(rate_hz) / rate_hz
     there = np.sin(2 * np.pi * 440 * seconds).astype(np.float32)
     here = decode(by_soundfile(there, "WAV", "FLOAT", rate_hz))
@@ -117,14 +117,14 @@ def test_truncated_files_of_ffmpeg(container, codec):
         decode(whole[: len(whole) // 2])
 
 
-def test_an_mp4_without_its_index_says_why_it_is_unreadable():
+def test_mp4_without_index_is_refused_with_reason():
     whole = by_ffmpeg(TONE, "mp4", "aac")
     with pytest.raises(AudioError, match=r"^truncated: the box 'mdat' declares \d+ bytes"):
         decode(whole[: len(whole) // 2])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_becomes_of_a_file(case):
+def test_decoding_table(case):
     """Each line of the table in docs/serving.md."""
     decoded = decode_result(case.audio())
     assert (decoded.result, decoded.reason) == (case.result, case.reason)
@@ -132,13 +132,13 @@ def test_what_becomes_of_a_file(case):
         assert decoded.seconds == pytest.approx(case.seconds, abs=0.5 if "missing" in case.deviation else 0.25)
 
 
-def test_the_page_has_the_table():
+def test_docs_page_has_the_decoding_table():
     """`python tests/support/decoding_table.py` updates it."""
     text = PAGE.read_text(encoding="utf-8")
     assert text.partition(BEGIN)[2].partition(END)[0] == table()
 
 
-def test_sound_is_where_the_times_of_the_container_say():
+def test_sound_follows_container_timestamps():
     webm = by_ffmpeg(SOUND, "webm", "libopus", gap_s=(1.0, 2.5))
     found = read_audio(webm)
     assert likeness(found.waveform[:16_000], SOUND[:16_000]) > 0.99
@@ -150,13 +150,13 @@ def test_sound_is_where_the_times_of_the_container_say():
 @pytest.mark.parametrize(
     ("container", "codec"), [("mp3", "libmp3lame"), ("mp4", "aac"), ("webm", "libopus"), ("ogg", "libopus")]
 )
-def test_what_encoders_put_before_the_sound_is_no_silence(container, codec):
+def test_encoder_delay_is_removed(container, codec):
     audio = by_ffmpeg(SOUND, container, codec)
     assert abs(len(decode(audio)) / 16_000 - seconds_by_ffmpeg(audio)) < 0.001
     assert delay(decode(audio), SOUND) <= 0.05 * 16_000
 
 
-def test_a_forged_time_cannot_become_gigabytes():
+def test_forged_timestamp_does_not_allocate_gigabytes():
     webm = by_ffmpeg(SOUND, "webm", "libopus", gap_s=(1.0, 3_000_000.0))
     with pytest.raises(AudioError, match=r"^longer than 60 s$"):
         read_audio(webm, 60.0)
@@ -164,7 +164,7 @@ def test_a_forged_time_cannot_become_gigabytes():
         read_audio(webm)
 
 
-def test_a_variable_bit_rate_without_its_header_loses_no_sound():
+def test_vbr_mp3_without_header_is_complete():
     """libsndfile takes the first frames' bit rate for that of all: a loud beginning makes the rest vanish."""
     rng = np.random.default_rng(0)
     loud, quiet = rng.uniform(-0.9, 0.9, 10 * 16_000), 0.001 * rng.standard_normal(50 * 16_000)
@@ -173,19 +173,19 @@ def test_a_variable_bit_rate_without_its_header_loses_no_sound():
         assert len(decode(mp3)) / 16_000 == pytest.approx(60.0, abs=0.15)
 
 
-def test_joined_files_are_heard_one_after_the_other():
+def test_concatenated_files_are_decoded_in_order():
     for name in JOINED:
         twice = decode(PLAIN[name](SOUND) * 2)
         second = twice[-len(SOUND) - 1_500 :]
         assert likeness(second, SOUND) > 0.98, name
 
 
-def test_more_files_in_one_than_anybody_joins():
+def test_too_many_concatenated_files_are_refused():
     with pytest.raises(AudioError, match=r"^unreadable audio: 1000 files in one, and at most 100"):
         decode(by_soundfile(np.zeros(10, np.float32), "WAV") * 30_000)
 
 
-def test_damage_is_silence_and_said_and_no_part_of_a_training_set():
+def test_damage_becomes_silence_with_a_note_and_is_refused_for_training():
     audio = damaged(PLAIN["aac"](SOUND))
     found = read_audio(audio)
     assert [message.partition(":")[0] for message in found.missing] == ["damaged"]
@@ -194,7 +194,7 @@ def test_damage_is_silence_and_said_and_no_part_of_a_training_set():
         decode(audio)
 
 
-def test_too_much_damage_is_refused_unless_the_rest_is_asked_for():
+def test_heavy_damage_is_refused_unless_partial():
     pages = ogg_pages(by_ffmpeg(sweep(12.0), "ogg", "libopus"))
     holed = b"".join([*pages[:3], *pages[7:]])
     with pytest.raises(AudioError, match=r"^damaged: packets lost: 1, 4\.0"):
@@ -204,7 +204,7 @@ def test_too_much_damage_is_refused_unless_the_rest_is_asked_for():
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_what_is_left_of_a_cut_file_can_be_asked_for(name):
+def test_truncated_file_is_decoded_when_partial(name):
     if name in ("mp4 (AAC)", "ogg (Vorbis)"):  # the index lies at the end; the first page of sound is cut
         with pytest.raises(AudioError, match=r"^truncated"):
             read_audio(without_end(PLAIN[name](SOUND)), partial=True)
@@ -214,7 +214,7 @@ def test_what_is_left_of_a_cut_file_can_be_asked_for(name):
     assert 1.0 <= len(found.waveform) / 16_000 <= 3.0
 
 
-def test_an_hour_of_stereo_is_an_hour(monkeypatch):
+def test_hour_of_stereo_has_the_right_length(monkeypatch):
     """Channels are averaged before they are counted."""
     monkeypatch.setattr("askd_ray.audio.waveform.MAX_SAMPLES", len(SOUND) + 16_000)
     six = np.stack([SOUND] * 6, axis=1)
@@ -222,7 +222,7 @@ def test_an_hour_of_stereo_is_an_hour(monkeypatch):
         assert len(decode(audio)) == pytest.approx(len(SOUND), abs=1_600)
 
 
-def test_integers_written_as_floats_are_what_they_were():
+def test_integer_scaled_float_wav():
     found = read_audio(float_wav(SOUND, 32_768.0))
     np.testing.assert_allclose(found.waveform, SOUND, atol=1e-6)
     assert found.notes == ("scaled: its samples are integers written as floats, and were divided by 32768",)
@@ -246,7 +246,7 @@ LIES: dict[str, Callable[[bytes, float], bytes]] = {
     lie=st.sampled_from(sorted(LIES)),
     at=st.floats(0.05, 0.95),
 )
-def test_what_ffmpeg_hears_is_heard(name, length_s, lie, at):
+def test_decoded_length_equals_ffmpeg(name, length_s, lie, at):
     """Whatever FFmpeg decodes to n seconds gives n seconds, within 50 ms, or a refusal that is true."""
     audio = LIES[lie](plain(name, length_s), at)
     try:
@@ -269,7 +269,7 @@ def plain(name, length_s):
 
 
 @pytest.mark.parametrize("declared", [0, *range(64_000, 2**32, 2**27)])
-def test_a_wav_is_as_long_as_it_is_whatever_it_declares(declared):
+def test_wav_length_ignores_a_wrong_header(declared):
     """Only a length that nothing but a file that was cut has is refused."""
     audio = wav_declaring(SOUND, declared)
     n_bytes = 2 * len(SOUND)
@@ -284,18 +284,18 @@ def test_a_wav_is_as_long_as_it_is_whatever_it_declares(declared):
 
 
 @pytest.mark.parametrize("audio", [b"", b"no audio at all", b"RIFF\x00\x00\x00\x00WAVE", bytes(10_000)])
-def test_what_is_no_audio(audio):
+def test_invalid_audio_is_refused(audio):
     with pytest.raises(AudioError, match=r"^unreadable audio: "):
         decode(audio)
 
 
-def test_a_file_without_samples():
+def test_file_without_samples_is_refused():
     with pytest.raises(AudioError, match=r"^unreadable audio: no samples"):
         decode(by_soundfile(np.zeros(0, np.float32), "WAV"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_samples_that_are_not_finite(bad):
+def test_non_finite_samples_are_refused(bad):
     spoilt = TONE.copy()
     spoilt[77] = bad
     with pytest.raises(AudioError, match=r"^not finite: "):
@@ -303,19 +303,19 @@ def test_samples_that_are_not_finite(bad):
 
 
 @pytest.mark.parametrize("rate_hz", [1_000, 1_000_000])
-def test_rates_that_nobody_records_at(rate_hz):
+def test_implausible_sample_rates_are_refused(rate_hz):
     with pytest.raises(AudioError, match=rf"^unreadable audio: {rate_hz} Hz"):
         decode(by_soundfile(TONE, "WAV", "PCM_16", rate_hz))
 
 
-def test_the_limit_is_a_limit():
+def test_length_limit():
     for audio in (by_soundfile(TONE, "WAV"), by_ffmpeg(TONE, "matroska", "pcm_s16le")):
         assert len(decode(audio, max_s=2.0)) == len(TONE)
         with pytest.raises(AudioError, match=r"^longer than 1\.9 s$"):
             decode(audio, max_s=1.9)
 
 
-def test_no_more_than_the_limit_is_decoded(monkeypatch):
+def test_decoding_stops_at_the_limit(monkeypatch):
     grown = []
     add = WaveformBuilder.add
     monkeypatch.setattr(WaveformBuilder, "add", lambda self, s, rate_hz: grown.append(len(s)) or add(self, s, rate_hz))
@@ -327,20 +327,20 @@ def test_no_more_than_the_limit_is_decoded(monkeypatch):
         assert sum(grown) <= 5 * 16_000
 
 
-def test_real_g722_prompts_were_decoded_by_the_fetch(speech):
+def test_fetched_g722_prompts_are_flac(speech):
     info = soundfile.info(io.BytesIO((speech / "audio" / "activated.flac").read_bytes()))
     assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
     assert 0.5 < info.duration < 2.0
 
 
-def test_too_many_samples_to_hold(monkeypatch):
+def test_too_many_samples_are_refused(monkeypatch):
     monkeypatch.setattr("askd_ray.audio.waveform.MAX_SAMPLES", len(TONE) - 1)
     for container in ("FLAC", "WAV"):
         with pytest.raises(AudioError, match="too many samples"):
             decode(by_soundfile(TONE, container, "PCM_16"))
 
 
-def test_a_list_of_files_is_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_playlist_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """FFmpeg would follow it, and say what somebody else's file holds."""
     monkeypatch.chdir(tmp_path)
     soundfile.write(tmp_path / "secret.wav", np.zeros(16_000), 16_000)
@@ -351,7 +351,7 @@ def test_a_list_of_files_is_no_sound(tmp_path: Path, monkeypatch: pytest.MonkeyP
         decode(listed)
 
 
-def test_a_bang_that_a_codec_makes_of_damage_does_not_drown_the_rest(monkeypatch):
+def test_loud_click_from_damage_does_not_change_the_scale(monkeypatch):
     """Damaged frames of MP3 come out thousands of times too loud: that is no scale of integers."""
     bang = SOUND.copy()
     bang[20_000:20_010] = 5_000.0
@@ -362,14 +362,14 @@ def test_a_bang_that_a_codec_makes_of_damage_does_not_drown_the_rest(monkeypatch
     assert [message.partition(":")[0] for message in found.missing] == ["damaged"]
 
 
-def test_a_codec_that_nobody_knows():
+def test_unknown_codec_is_refused():
     audio = bytearray(by_soundfile(SOUND, "WAV", "PCM_16"))
     audio[20:22] = b"\x34\x12"
     with pytest.raises(AudioError, match=r"^unreadable audio: no decoder for its codec$"):
         decode(bytes(audio))
 
 
-def test_memory_that_runs_out_is_no_damage(monkeypatch):
+def test_memory_error_is_not_reported_as_damage(monkeypatch):
     def without_memory(frame):
         raise av.error.MemoryError(12, "no memory")
 

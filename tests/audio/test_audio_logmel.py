@@ -30,7 +30,7 @@ def padded(clips, n_mels=80):
 
 
 @pytest.mark.parametrize("n_mels", [80, 128])
-def test_padded_windows_equal_transformers_on_real_clips(clips, n_mels):
+def test_padded_windows_equal_transformers(clips, n_mels):
     extract = WhisperFeatureExtractor(feature_size=n_mels)
     expected = extract(clips, sampling_rate=16_000, return_tensors="np")["input_features"]
     ours = padded(clips, n_mels).numpy()
@@ -39,7 +39,7 @@ def test_padded_windows_equal_transformers_on_real_clips(clips, n_mels):
 
 
 @pytest.mark.parametrize("n_mels", [80, 128])
-def test_a_window_that_is_filled_up_equals_faster_whispers_on_real_clips(clips, n_mels):
+def test_trimmed_windows_equal_faster_whisper(clips, n_mels):
     extract = FeatureExtractor(feature_size=n_mels)
     ours = log_mel_padded(clips, n_mels).numpy()
     for row, clip in zip(ours, clips, strict=True):
@@ -47,13 +47,13 @@ def test_a_window_that_is_filled_up_equals_faster_whispers_on_real_clips(clips, 
         assert np.abs(row - pad_or_trim(extract(clip)[:, :-1])).max() <= 1e-4
 
 
-def test_a_clip_of_thirty_seconds_fills_its_window():
+def test_30_s_clip_fills_the_window():
     clip = np.random.default_rng(0).standard_normal(PADDED_SAMPLES).astype(np.float32)
     ours = log_mel_padded([clip])[..., :-1]  # the last frame reaches behind the clip: silence here, a mirror there
     assert (ours - padded([clip])[..., :-1]).abs().max() <= 1e-5
 
 
-def test_a_trimmed_window_is_the_head_of_the_padded_one(clips):
+def test_trimmed_window_is_the_start_of_the_padded_one(clips):
     # 0.1 s of silence is more than the 200 samples that the STFT mirrors at the end of a window.
     for clip in clips:
         if len(clip) > PADDED_SAMPLES - samples_of(0.1):
@@ -64,7 +64,7 @@ def test_a_trimmed_window_is_the_head_of_the_padded_one(clips):
         assert (trimmed - padded([clip])[0, :, : trimmed.shape[1]]).abs().max() <= 1e-5
 
 
-def test_a_clip_gives_the_same_features_in_any_batch(clips):
+def test_features_are_independent_of_the_batch(clips):
     windows = [window_samples(len(clip), 0.3) for clip in clips]
     batch = log_mel_windows(clips, windows)
     assert batch.shape == (len(clips), 80, max(windows) // HOP_LENGTH)
@@ -73,7 +73,7 @@ def test_a_clip_gives_the_same_features_in_any_batch(clips):
         assert (batch[row, :, : alone.shape[1]] - alone).abs().max() <= 1e-5
 
 
-def test_silence_that_is_filled_in_is_what_would_be_computed(clips):
+def test_filled_silence_equals_computed_silence(clips):
     noisy = [clip + 0.05 * np.random.default_rng(0).standard_normal(len(clip), np.float32) for clip in clips[:3]]
     for all_clips in (clips[:6], noisy):
         windows = [window_samples(len(clip) - 500, 0.05) for clip in all_clips]  # some clips end with their window
@@ -83,13 +83,13 @@ def test_silence_that_is_filled_in_is_what_would_be_computed(clips):
         torch.testing.assert_close(log_mel_windows(all_clips, windows), log_mel(waveforms), rtol=0, atol=1e-6)
 
 
-def test_a_clip_longer_than_its_window_is_cut(clips):
+def test_long_clip_is_cut_to_the_window(clips):
     clip = max(clips, key=len)
     window = samples_of(1.0)
     torch.testing.assert_close(log_mel_windows([clip], [window]), log_mel(torch.from_numpy(clip[:window])[None]))
 
 
-def test_silence_is_the_floor():
+def test_silence_has_the_floor_value():
     # log10(1e-10) = -10, and (-10 + 4) / 4 = -1.5
     assert torch.equal(log_mel(torch.zeros(2, 3200)), torch.full((2, 80, 20), -1.5))
 

@@ -16,7 +16,7 @@ def chord(rate_hz: int, seconds: float = 1.5) -> np.ndarray:
     ("rate_hz", "tolerance"),
     [(8_000, 0.02), (11_025, 2e-3), (22_050, 5e-4), (24_000, 5e-4), (32_000, 5e-4), (44_100, 5e-4), (48_000, 5e-4)],
 )
-def test_common_rates_are_what_torchaudio_makes_of_them(rate_hz, tolerance):
+def test_common_rates_equal_torchaudio(rate_hz, tolerance):
     """Its default filter lets more through where it ends: near 4 kHz of 8 kHz."""
     waveform = chord(rate_hz)
     actual, expected = (
@@ -28,7 +28,7 @@ def test_common_rates_are_what_torchaudio_makes_of_them(rate_hz, tolerance):
 
 
 @pytest.mark.parametrize("rate_hz", [8_001, 11_127, 16_001, 44_101, 47_999, 96_001])
-def test_odd_rates(rate_hz):
+def test_coprime_rates(rate_hz):
     t = np.arange(16_000) / 16_000
     expected = np.sin(2 * np.pi * 440 * t)
     actual = resample(np.sin(2 * np.pi * 440 * np.arange(rate_hz) / rate_hz).astype(np.float32), rate_hz)
@@ -37,7 +37,7 @@ def test_odd_rates(rate_hz):
 
 
 @pytest.mark.parametrize("rate_hz", [16_000, 8_000, 44_100, 44_101])
-def test_pieces_give_what_the_whole_gives(rate_hz):
+def test_result_is_independent_of_piece_size(rate_hz):
     waveform = chord(rate_hz)
     resampler = Resampler(rate_hz)
     pieces = [resampler.push(piece) for piece in np.array_split(waveform, 13)]
@@ -47,5 +47,5 @@ def test_pieces_give_what_the_whole_gives(rate_hz):
 
 @pytest.mark.parametrize("n_samples", [1, 2, 7, 160, 12_345])
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 44_100, 384_000])
-def test_the_length_is_rounded_up(n_samples, rate_hz):
+def test_length_is_rounded_up(n_samples, rate_hz):
     assert len(resample(np.ones(n_samples, np.float32), rate_hz)) == -(-n_samples * 16_000 // rate_hz)

@@ -19,7 +19,7 @@ def recording(speech: Path) -> np.ndarray:
     return np.concatenate([pause, first, pause, second, pause])
 
 
-def test_speech_is_found_and_pauses_are_not(vad: Vad, recording: np.ndarray):
+def test_speech_is_detected_without_pauses(vad: Vad, recording: np.ndarray):
     spans = vad.speech(recording, VadOptions(silence_s=1.0))
     assert len(spans) == 2
     in_speech = sum(span.n_samples for span in spans)
@@ -28,7 +28,7 @@ def test_speech_is_found_and_pauses_are_not(vad: Vad, recording: np.ndarray):
     assert vad.speech(np.zeros(0, np.float32)) == []
 
 
-def test_it_is_silero(vad: Vad, recording: np.ndarray):
+def test_probabilities_equal_silero(vad: Vad, recording: np.ndarray):
     """The same spans as silero's own function with its model for one frame at a time."""
     import torch
 
@@ -46,7 +46,7 @@ def test_it_is_silero(vad: Vad, recording: np.ndarray):
 
 @settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(1, 9000), min_size=1, max_size=60))
-def test_a_stream_says_what_the_whole_says_however_it_is_cut(vad: Vad, recording: np.ndarray, cuts: list[int]):
+def test_stream_equals_whole_recording_for_any_piece_size(vad: Vad, recording: np.ndarray, cuts: list[int]):
     waveform = recording[: samples_of(6.0) + 100]
     stream, found, start = VadStream(vad), [], 0
     for cut in cuts:

@@ -50,7 +50,7 @@ def words(text: str) -> set[str]:
     return {w.strip(".,").lower() for w in text.split()}
 
 
-def test_formats_agree_and_the_result_says_so(exported: dict[str, Any], run: Run):
+def test_formats_agree_in_the_result(exported: dict[str, Any], run: Run):
     assert exported["bundle"] == str(run.bundle)
     assert exported["params_m"] == pytest.approx(37.76, abs=0.01)  # OpenAI: 39 M, its fixed positions counted
     assert exported["agreement"]["transformers and float16"] == 1.0
@@ -82,7 +82,7 @@ def test_ctranslate2_folders_in_stock_faster_whisper(
     assert len(words(text) & words(clip.text)) >= 0.6 * len(words(clip.text)), text
 
 
-def test_the_description_and_the_card(exported: dict[str, Any], run: Run):
+def test_description_and_card(exported: dict[str, Any], run: Run):
     description = read_json(run.bundle / "bundle.json")
     assert description["name"] == "small"
     assert description["window"] == {"silence_s": 0.3}
@@ -100,13 +100,13 @@ def test_the_description_and_the_card(exported: dict[str, Any], run: Run):
     assert "OpenAI" in licences["teacher-LICENSE.txt"] and "Allison Smith" in licences["data-ivr-LICENSE.txt"]
 
 
-def test_export_again_does_nothing(exported: dict[str, Any], run: Run):
+def test_finished_export_is_not_repeated(exported: dict[str, Any], run: Run):
     before = (run.bundle / "bundle.json").stat().st_mtime_ns
     assert export(run.recipe) == exported
     assert (run.bundle / "bundle.json").stat().st_mtime_ns == before
 
 
-def test_reference_clips_travel_with_the_bundle(exported: dict[str, Any], run: Run):
+def test_reference_clips_are_in_the_bundle(exported: dict[str, Any], run: Run):
     expected = read_json(run.bundle / REFERENCE / "reference.json")
     assert len(expected) == 3 and all(clip["text"] and clip["language"] == "en" for clip in expected)
     assert check_reference(open_engine(read_bundle(run.bundle)), run.bundle) == 3
@@ -119,7 +119,7 @@ def test_reference_clips_travel_with_the_bundle(exported: dict[str, Any], run: R
         ("README.md", r"README\.md is corrupt"),
     ],
 )
-def test_a_changed_file(exported: dict[str, Any], run: Run, clip: Utterance, name: str, message: str):
+def test_changed_file_is_detected(exported: dict[str, Any], run: Run, clip: Utterance, name: str, message: str):
     path = run.bundle / name
     whole = path.read_bytes()
     try:
@@ -138,13 +138,13 @@ def test_a_changed_file(exported: dict[str, Any], run: Run, clip: Utterance, nam
     assert check_hashes(run.bundle) > 10
 
 
-def test_no_bundle(tmp_path: Path):
+def test_missing_bundle_is_refused(tmp_path: Path):
     with pytest.raises(AskdError, match="is no bundle"):
         check_hashes(tmp_path)
 
 
 @pytest.mark.full
-def test_a_conversion_that_went_wrong_is_not_published(
+def test_wrong_conversion_is_not_published(
     exported: dict[str, Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def wrong(source: Path, target: Path, quantization: str) -> None:
@@ -173,7 +173,7 @@ def _spoilt(source: Path, folder: Path) -> Path:
 
 
 @pytest.mark.full
-def test_a_further_format_is_verified_like_the_others(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_additional_format_is_verified(run: Run, monkeypatch: pytest.MonkeyPatch):
     """The one of docs/extending.md."""
     further = example("float32")
     monkeypatch.setattr("askd_ray.bundles.bundle.FORMATS", (*FORMATS, further))
@@ -183,6 +183,6 @@ def test_a_further_format_is_verified_like_the_others(run: Run, monkeypatch: pyt
     assert result["size_mb"]["ctranslate2-float32"] > 1.9 * result["size_mb"]["ctranslate2-float16"]
 
 
-def test_no_student_yet(tmp_path: Path, speech: Path):
+def test_missing_student_is_refused(tmp_path: Path, speech: Path):
     with pytest.raises(AskdError, match="run `askd distill` first"):
         export(small_run(tmp_path, speech).recipe)

@@ -81,7 +81,7 @@ def by_id(batches: list[Batch], name: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("augmentation", [{}, {"speed": [0.9, 1.1], **LOUD}])
-def test_the_online_teacher_hears_the_clean_clip(batches, clips: list[Utterance], augmentation: dict[str, Any]):
+def test_online_teacher_gets_the_clean_clip(batches, clips: list[Utterance], augmentation: dict[str, Any]):
     augmented = by_id(batches(augmentation, teacher_n_mels=80), "teacher_log_mel")
     assert augmented.keys() == {u.id for u in clips}
     for utterance in clips:
@@ -90,7 +90,7 @@ def test_the_online_teacher_hears_the_clean_clip(batches, clips: list[Utterance]
 
 
 @pytest.mark.parametrize("augmentation", [{"spec": UNMASKED}, {"spec": UNMASKED, "speed": [0.9, 1.1], **LOUD}])
-def test_the_student_hears_the_augmented_clip(batches, clips: list[Utterance], augmentation: dict[str, Any]):
+def test_student_gets_the_augmented_clip(batches, clips: list[Utterance], augmentation: dict[str, Any]):
     settings = Recipe.model_validate({"augment": augmentation}).augment
     augmented, other_epoch = (by_id(batches(augmentation, epoch), "log_mel") for epoch in (2, 3))
     for utterance in clips:
@@ -103,7 +103,7 @@ def test_the_student_hears_the_augmented_clip(batches, clips: list[Utterance], a
             assert np.abs(augmented[utterance.id][:, shared] - other_epoch[utterance.id][:, shared]).mean() > 0.01
 
 
-def test_threads_make_the_same_bits_in_the_same_order(batches, clips: list[Utterance]):
+def test_batches_are_independent_of_threads(batches, clips: list[Utterance]):
     expected = {"speed": [0.9, 1.1], **LOUD}
     one, *others = (batches(expected, threads=threads, utterances=1) for threads in (1, 3, 3))
     assert [batch.ids for batch in one] == [batch.ids for batch in others[0]] and len(one) == len(clips)
@@ -113,7 +113,7 @@ def test_threads_make_the_same_bits_in_the_same_order(batches, clips: list[Utter
                 np.testing.assert_array_equal(getattr(again, name), array)
 
 
-def test_copies_in_an_epoch_are_heard_otherwise(batches, clips: list[Utterance]):
+def test_copies_in_an_epoch_differ(batches, clips: list[Utterance]):
     made = batches({"spec": UNMASKED, "gain_db": [-20, 0]}, domain_weights={clips[0].domain: 2.0})
     augmented: dict[str, list[float]] = {u.id: [] for u in clips}
     for batch in made:
@@ -122,7 +122,7 @@ def test_copies_in_an_epoch_are_heard_otherwise(batches, clips: list[Utterance])
     assert all(len(both) == 2 and abs(both[0] - both[1]) > 1e-3 for both in augmented.values())
 
 
-def test_masks_lie_on_the_augmented_clip(batches, clips: list[Utterance]):
+def test_masks_are_applied_after_augmentation(batches, clips: list[Utterance]):
     without, masked = (by_id(batches({"speed": [0.5], "spec": s}), "log_mel") for s in (UNMASKED, {"time_share": 0.2}))
     for utterance in clips:
         n_frames = 2 * len(waveform_of(utterance)) // HOP_LENGTH
@@ -132,7 +132,7 @@ def test_masks_lie_on_the_augmented_clip(batches, clips: list[Utterance]):
     assert any(later)
 
 
-def test_the_window_holds_the_slower_clip(batches, clips: list[Utterance]):
+def test_window_fits_the_slowed_clip(batches, clips: list[Utterance]):
     settings = Recipe.model_validate({"augment": {"speed": [0.5, 2.0]}}).augment
     made = batches({"speed": [0.5, 2.0]})
     for batch in made:

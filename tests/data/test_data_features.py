@@ -74,7 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
-def test_batches_are_the_same_bit_by_bit(
+def test_cached_features_give_identical_batches(
     data: Path, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     expected = batches(data, None, **settings)
@@ -92,7 +92,7 @@ def test_batches_are_the_same_bit_by_bit(
     assert set(decoded) <= alone  # all else came from the files
 
 
-def test_two_files_hold_what_was_decoded(data: Path, tmp_path: Path):
+def test_feature_cache_has_two_files(data: Path, tmp_path: Path):
     batches(data, tmp_path)
     (one, other) = sorted(tmp_path.iterdir())
     assert (one.name, other.name) == ("train-00000.parquet.arrow", "train-00001.parquet.arrow")
@@ -102,7 +102,7 @@ def test_two_files_hold_what_was_decoded(data: Path, tmp_path: Path):
     assert 32_000 < one.stat().st_size / seconds < 40_000  # 32 kB a second, and what lies around clips of a second
 
 
-def test_a_file_that_is_half_written_is_not_there(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_half_written_cache_file_is_ignored(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fails(utterance: Utterance) -> None:
         raise OSError("the disk is full")
 

@@ -49,7 +49,7 @@ queue_counts = st.integers(1, 4)
 
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts, st.integers(1, 5))
-def test_every_utterance_is_in_just_one_micro_batch_of_an_epoch(lengths: list[float], n: int, world_size: int):
+def test_every_utterance_is_in_one_micro_batch_per_epoch(lengths: list[float], n: int, world_size: int):
     plan = sampler(lengths, micro_batches=n)
     everything = {(r.shard, r.index): 1 for rows in plan.shards for r in rows}
     tasks = [task for rank in range(world_size) for task in plan.tasks(START, rank, world_size)]
@@ -59,7 +59,7 @@ def test_every_utterance_is_in_just_one_micro_batch_of_an_epoch(lengths: list[fl
 
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts, st.integers(1, 5))
-def test_how_many_workers_there_are_changes_no_step(lengths: list[float], n: int, world_size: int):
+def test_steps_are_independent_of_the_number_of_workers(lengths: list[float], n: int, world_size: int):
     plan = sampler(lengths, micro_batches=n)
     per_step = plan.batches_per_step(world_size)
     ranks = [[b for task in plan.tasks(START, rank, world_size) for b in task.batches] for rank in range(world_size)]
@@ -74,7 +74,7 @@ def test_how_many_workers_there_are_changes_no_step(lengths: list[float], n: int
 
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts)
-def test_micro_batches_keep_within_their_bounds(lengths: list[float], n: int):
+def test_micro_batches_respect_the_limits(lengths: list[float], n: int):
     for batch in (b for step in steps_of(sampler(lengths, micro_batches=n)) for b in step if b):
         assert len(batch) <= 4
         longest, max_tokens = (max(getattr(p, name) for p in batch) for name in ("window_samples", "n_tokens"))
@@ -84,7 +84,7 @@ def test_micro_batches_keep_within_their_bounds(lengths: list[float], n: int):
 
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts)
-def test_queues_differ_by_one_micro_batch_at_most(lengths: list[float], n: int):
+def test_worker_queues_differ_by_up_to_one_micro_batch(lengths: list[float], n: int):
     plan = sampler(lengths, micro_batches=n)
     groups = groupby(zip(plan.steps(START), steps_of(plan), strict=True), lambda s: (s[0].next.epoch, s[0].next.group))
     for _, group in groups:
@@ -92,14 +92,14 @@ def test_queues_differ_by_one_micro_batch_at_most(lengths: list[float], n: int):
         assert max(empty) <= 1
 
 
-def test_a_lane_reads_few_shards_that_others_read_too():
+def test_workers_share_few_shards():
     plan = sampler([1.0 + i / 100 for i in range(160)], micro_batches=4, epochs=1)
     read = [{p.shard for step in steps_of(plan) for p in step[queue]} for queue in range(4)]
     assert len(set[str]().union(*read)) == 32
     assert sum(map(len, read)) <= 32 + 4 * 3
 
 
-def test_the_plan_is_a_pure_function_and_differs_between_epochs_and_seeds():
+def test_plan_is_pure_and_differs_between_epochs_and_seeds():
     plan = sampler([1.0 + i / 10 for i in range(30)])
     assert list(plan.tasks(START, 0, 2)) == list(plan.tasks(START, 0, 2))
     first, second = (
@@ -111,7 +111,7 @@ def test_the_plan_is_a_pure_function_and_differs_between_epochs_and_seeds():
 
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts, st.data())
-def test_a_resumed_run_takes_just_the_steps_that_are_left(lengths: list[float], n: int, data: st.DataObject):
+def test_resumed_run_takes_the_remaining_steps(lengths: list[float], n: int, data: st.DataObject):
     plan = sampler(lengths, micro_batches=n)
     steps, batches = list(plan.steps(START)), steps_of(plan)
     done = data.draw(st.integers(1, len(steps)))
@@ -122,7 +122,7 @@ def test_a_resumed_run_takes_just_the_steps_that_are_left(lengths: list[float], 
 
 @settings(max_examples=80, deadline=None)
 @given(durations, queue_counts, st.floats(0.01, 3.0))
-def test_progress_rises_evenly_from_nothing_to_the_end(lengths: list[float], n: int, epochs: float):
+def test_progress_rises_evenly_from_0_to_1(lengths: list[float], n: int, epochs: float):
     steps = list(sampler(lengths, micro_batches=n, epochs=epochs).steps(START))
     assert steps[0].begins == 0.0 and steps[-1].ends == pytest.approx(1.0) and steps[-1].begins < 1.0
     for one, two in pairwise(steps):
@@ -131,7 +131,7 @@ def test_progress_rises_evenly_from_nothing_to_the_end(lengths: list[float], n: 
 
 
 @pytest.mark.parametrize(("epochs", "n_steps"), [(0.5, 8), (1.0, 16), (1.25, 20), (0.001, 1)])
-def test_a_fraction_of_an_epoch_is_its_first_steps(epochs: float, n_steps: int):
+def test_fractional_epoch_takes_the_first_steps(epochs: float, n_steps: int):
     lengths, rough = [1.0 + i / 100 for i in range(64)], Window(padded_share=0.0)
     whole = replace(sampler(lengths, shard_size=64, epochs=3), window=rough)
     part = replace(sampler(lengths, shard_size=64, epochs=epochs), window=rough)
@@ -139,7 +139,7 @@ def test_a_fraction_of_an_epoch_is_its_first_steps(epochs: float, n_steps: int):
     assert [s.next for s in part.steps(START)] == [s.next for s in whole.steps(START)][:n_steps]
 
 
-def test_domains_are_taken_as_often_as_they_weigh():
+def test_domain_weights_set_the_frequency():
     plan = sampler([2.0] * 40, epochs=4, domain_weights={"a": 0.25, "b": 2.0})
     taken = Counter[tuple[int, str]]()
     copies = set[tuple[int, str, int]]()
@@ -154,17 +154,17 @@ def test_domains_are_taken_as_often_as_they_weigh():
     assert len(copies) == 20 + 4 * 40  # each "a" once in four epochs; of "b" both copies in each
 
 
-def test_the_last_progress_is_that_of_the_last_step():
+def test_last_progress_equals_the_last_step():
     plan = sampler([1.0 + i / 10 for i in range(30)], epochs=1.5)
     assert plan.last_progress() == list(plan.steps(START))[-1].begins
 
 
-def test_tasks_travel_as_json():
+def test_tasks_round_trip_as_json():
     task = next(sampler([1.0, 2.0, 3.0]).tasks(START, 0, 1))
     assert ReadTask.from_json(task.to_json()) == task
 
 
-def test_padding_is_what_is_computed_and_not_used():
+def test_padding_shares():
     plan = sampler([1.0, 1.0, 1.0, 3.0], epochs=1, utterances=4)
     plan = replace(plan, window=Window(train_silence_s=(0.5, 0.5), padded_share=0.0))
     padding = plan.padding()
@@ -172,7 +172,7 @@ def test_padding_is_what_is_computed_and_not_used():
     assert padding.tokens == pytest.approx(1 - (3 * 6 + 14) / (4 * 14))
 
 
-def test_the_window_is_the_clip_and_some_silence_or_thirty_seconds():
+def test_window_is_clip_plus_silence_or_30_s():
     plan = sampler([2.0] * 400, shard_size=400, utterances=8, epochs=1)
     windows = [p.window_samples for step in steps_of(plan) for b in step for p in b]
     trimmed = [w for w in windows if w != PADDED_SAMPLES]
@@ -181,13 +181,13 @@ def test_the_window_is_the_clip_and_some_silence_or_thirty_seconds():
     assert len(set(trimmed)) > 20
 
 
-def test_a_step_says_where_the_next_one_begins():
+def test_step_cursor_starts_the_next_step():
     steps = list(sampler([2.0] * 40).steps(START))
     assert steps[0] == Step(0, 0.0, steps[1].begins, DataCursor(0, 0, 1))
     assert steps[-1].next.epoch == 1
 
 
-def test_the_window_is_that_of_the_clip_as_it_is_heard():
+def test_window_is_that_of_the_augmented_clip():
     lengths = [2.0] * 40 + [28.0] * 10
     settings_ = Augment(speed=(0.8, 1.25))
     plan = sampler(lengths, shard_size=50, augment=settings_, audio_s=1.0, epochs=1)

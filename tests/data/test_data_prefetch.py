@@ -20,7 +20,7 @@ def working(n: int) -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_items_come_in_order_whichever_is_made_first(threads: int):
+def test_items_keep_the_order(threads: int):
     def job(n: int) -> Callable[[], int]:
         return lambda: (time.sleep(0.02 * (n % 3 == 0)), n)[1]
 
@@ -28,7 +28,7 @@ def test_items_come_in_order_whichever_is_made_first(threads: int):
     assert not working(0)
 
 
-def test_jobs_are_done_side_by_side_and_no_further_ahead_than_asked():
+def test_jobs_run_in_parallel_within_the_prefetch_limit():
     begun: list[int] = []
     together = threading.Barrier(3)
 
@@ -50,7 +50,7 @@ def test_jobs_are_done_side_by_side_and_no_further_ahead_than_asked():
 
 
 @pytest.mark.parametrize("where", ["in a job", "between jobs"])
-def test_an_error_comes_out_where_its_item_would(where: str):
+def test_error_is_raised_in_order(where: str):
     def fail() -> int:
         raise ValueError("a damaged clip")
 
@@ -67,7 +67,7 @@ def test_an_error_comes_out_where_its_item_would(where: str):
     assert not working(0)
 
 
-def test_each_thread_computes_with_one_and_the_others_with_what_they_had():
+def test_prefetch_threads_use_one_torch_thread_each():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

@@ -93,7 +93,7 @@ BAD_ROWS = {
 }
 
 
-def test_each_bad_row_is_set_aside_with_its_reason(manifest, recipe):
+def test_bad_rows_are_quarantined_with_reasons(manifest, recipe):
     bad = {**BAD_ROWS, "longer than 1 s": {"bytes": noise_file(1.01, container="FLAC")}}
     folder = manifest([{"id": "first"}, *bad.values(), {"bytes": None}, {"bytes": spoilt(gain=0.003)}])
     run_recipe = recipe(folder, max_duration_s=1.0, max_quarantine_share=0.9, **ALL_TRAIN)
@@ -109,7 +109,7 @@ def test_each_bad_row_is_set_aside_with_its_reason(manifest, recipe):
     assert [u.id for u in read_utterances(Run(run_recipe).shards, "train")] == ["first", str(folder / "9.wav")]
 
 
-def test_too_many_bad_rows_leave_the_quarantine_file_and_no_shards(manifest, recipe):
+def test_too_many_bad_rows_write_quarantine_and_no_shards(manifest, recipe):
     good = recipe(manifest([{}], name="good"), **ALL_TRAIN)
     prepare(good)
     bad = recipe(manifest([{}] * 7 + [{"bytes": b"x"}] * 2 + [{"text": ""}], name="bad"), **ALL_TRAIN)
@@ -124,14 +124,14 @@ def test_too_many_bad_rows_leave_the_quarantine_file_and_no_shards(manifest, rec
     assert run.record("prepare") is None  # the stages after it must not take the earlier shards for these
 
 
-def test_just_the_allowed_share_passes(manifest, recipe):
+def test_allowed_quarantine_share_passes(manifest, recipe):
     assert prepare(recipe(manifest([{}] * 4 + [{"text": ""}]), **ALL_TRAIN))["quarantined"] == {"empty text": 1}
 
 
 @pytest.mark.parametrize(
     ("rows", "message"), [([], "the sources hold no rows"), ([{"text": ""}], r"none of 1 rows .*\(1 empty text\)")]
 )
-def test_nothing_to_use(manifest, recipe, rows, message):
+def test_no_usable_rows(manifest, recipe, rows, message):
     run_recipe = recipe(manifest(rows), max_quarantine_share=1.0)
     with pytest.raises(AskdError, match=message):
         prepare(run_recipe)
@@ -152,14 +152,14 @@ def with_damaged_tar(recipe, tar):
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
 
 
-def test_a_source_that_breaks_off_leaves_no_half_written_shards(manifest, recipe, tmp_path):
+def test_failing_source_leaves_no_half_written_shards(manifest, recipe, tmp_path):
     run_recipe = recipe(manifest([{}] * 5), utterances_per_shard=1, **ALL_TRAIN)
     with pytest.raises(AskdError, match=r"x\.tar is damaged"):
         prepare(with_damaged_tar(run_recipe, tmp_path / "x.tar"))
     assert [p.name for p in Run(run_recipe).path.iterdir()] == ["recipe.yaml"]
 
 
-def test_finished_work_is_not_done_twice(manifest, recipe, capsys):
+def test_finished_prepare_is_not_repeated(manifest, recipe, capsys):
     folder = manifest([{}, {}, {}])
     run_recipe = recipe(folder, utterances_per_shard=2, **ALL_TRAIN)
     result = prepare(run_recipe)
@@ -181,7 +181,7 @@ def test_finished_work_is_not_done_twice(manifest, recipe, capsys):
     assert prepare(run_recipe)["minutes"] != result["minutes"]
 
 
-def test_other_settings_are_other_work(manifest, recipe):
+def test_changed_settings_prepare_again(manifest, recipe):
     folder = manifest([{}, {}, {}])
     prepare(recipe(folder, utterances_per_shard=2, **ALL_TRAIN))
     run_recipe = recipe(folder, utterances_per_shard=1, **ALL_TRAIN)
@@ -189,7 +189,7 @@ def test_other_settings_are_other_work(manifest, recipe):
     assert len(Run(run_recipe).shards.files("*.parquet")) == 3  # and none of the earlier ones
 
 
-def test_rows_keep_their_order_and_shards_their_bytes(manifest, recipe):
+def test_rows_keep_order_and_shards_are_reproducible(manifest, recipe):
     lengths = np.random.default_rng(1).uniform(0.3, 0.9, 40)
     folder = manifest([{"bytes": noise_file(s)} for s in lengths])
     run_recipe = recipe(folder, utterances_per_shard=16, **ALL_TRAIN)
@@ -202,7 +202,7 @@ def test_rows_keep_their_order_and_shards_their_bytes(manifest, recipe):
     assert [shard.read_bytes() for shard in shards] == first
 
 
-def test_a_speaker_is_in_one_split_only(manifest, recipe):
+def test_speaker_is_in_one_split(manifest, recipe):
     rows = [{"speaker": f"s{i % 12}", "bytes": noise_file(seed=i)} for i in range(48)]
     folders = [manifest(rows[:24], name="a"), manifest(rows[24:], name="b")]
     run_recipe = recipe(*folders, dev_share=0.3, test_share=0.3)
@@ -218,7 +218,7 @@ def test_a_speaker_is_in_one_split_only(manifest, recipe):
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_nothing_half_written(manifest, recipe):
+def test_full_disk_leaves_nothing_half_written(manifest, recipe):
     """A limit on file size makes the kernel refuse the write, as a full disk does."""
     run_recipe = recipe(manifest([{}] * 8), **ALL_TRAIN)
     code = (
@@ -237,7 +237,7 @@ def test_a_full_disk_leaves_nothing_half_written(manifest, recipe):
     assert [p.name for p in Run(run_recipe).path.iterdir()] == ["recipe.yaml"]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, manifest):
+def test_unwritable_folder_is_refused(tmp_path, manifest):
     (tmp_path / "file").write_text("no folder")
     sources = [{"path": str(manifest([{}]))}]
     run_recipe = Recipe.model_validate({"runs_root": str(tmp_path / "file" / "runs"), "data": {"sources": sources}})
@@ -260,7 +260,7 @@ def with_targets_kind(run_recipe, kind):
     return Recipe.model_validate({**run_recipe.model_dump(mode="json"), "targets": {"kind": kind}})
 
 
-def test_rows_without_text_are_train_data_where_the_teacher_writes_it(manifest, recipe):
+def test_rows_without_text_are_train_data_for_pseudo_labels(manifest, recipe):
     folder = manifest([{"text": "with text", "speaker": name} for name in ("alice", "carol", "erin")] + UNLABELLED)
     run_recipe = with_targets_kind(recipe(folder, **QUARTERS), "pseudo")
     result = prepare(run_recipe)
@@ -275,7 +275,7 @@ def test_rows_without_text_are_train_data_where_the_teacher_writes_it(manifest, 
         assert all(u.text for u in read_utterances(Run(run_recipe).shards, split))
 
 
-def test_a_split_that_cannot_use_a_row_does_not_make_it_a_bad_one(manifest, recipe):
+def test_row_unusable_in_the_split_is_not_quarantined(manifest, recipe):
     rows = [{"text": "", "speaker": name} for name in ("alice", "bob", "carol", "dave", "erin")]
     whole = [{"speaker": name, "text": "words"} for name in ("alice", "carol")]
     rows = [*whole, *rows]
@@ -287,7 +287,7 @@ def test_a_split_that_cannot_use_a_row_does_not_make_it_a_bad_one(manifest, reci
         prepare(bad, force=True)
 
 
-def test_the_kind_of_targets_matters_only_where_text_is_missing(manifest, recipe, capsys):
+def test_kind_of_targets_only_matters_for_missing_text(manifest, recipe, capsys):
     whole = recipe(manifest([{}, {}], name="whole"), **ALL_TRAIN)
     for kind in ("reference", "pseudo", "reference"):
         prepare(with_targets_kind(whole, kind))
@@ -304,7 +304,7 @@ def test_the_kind_of_targets_matters_only_where_text_is_missing(manifest, recipe
     assert capsys.readouterr().out.count("finished already") == 3
 
 
-def test_no_column_of_texts(manifest, recipe, tmp_path):
+def test_missing_text_column(manifest, recipe, tmp_path):
     folder = tmp_path / "plain"
     folder.mkdir()
     (folder / "manifest.jsonl").write_text('{"audio": "0.wav"}\n')
@@ -324,7 +324,7 @@ def test_no_column_of_texts(manifest, recipe, tmp_path):
     assert prepare(with_targets_kind(rows, "pseudo"))["without_text"] == 1
 
 
-def test_shards_on_s3_are_those_of_a_folder(manifest, recipe, s3, capsys):
+def test_shards_on_s3_equal_local_shards(manifest, recipe, s3, capsys):
     rows = [{"speaker": f"s{i % 7}"} for i in range(12)]
     here = recipe(manifest([*rows, {"text": ""}]), utterances_per_shard=3, dev_share=0.3, test_share=0.3)
     there = here.model_copy(update={"data_root": s3("root"), "runs_root": f"{here.runs_root}-there"})
@@ -341,7 +341,7 @@ def test_shards_on_s3_are_those_of_a_folder(manifest, recipe, s3, capsys):
     assert [p.name for p in Run(there).path.iterdir()] == ["recipe.yaml"]  # nothing lands on this machine's disk
 
 
-def test_a_prepare_that_breaks_off_on_s3_is_not_trusted(manifest, recipe, s3, tmp_path):
+def test_interrupted_prepare_on_s3_is_not_reused(manifest, recipe, s3, tmp_path):
     folder = manifest([{}] * 5)
     run_recipe = recipe(folder, utterances_per_shard=1, **ALL_TRAIN).model_copy(update={"data_root": s3("root")})
     prepare(run_recipe)
@@ -355,7 +355,7 @@ def test_a_prepare_that_breaks_off_on_s3_is_not_trusted(manifest, recipe, s3, tm
     assert [u.text for u in read_utterances(Run(run_recipe).shards, "train")] == ["x"]
 
 
-def test_too_many_bad_rows_on_s3_leave_the_quarantine_file_and_no_shards(manifest, recipe, s3):
+def test_too_many_bad_rows_on_s3_write_quarantine_and_no_shards(manifest, recipe, s3):
     run_recipe = recipe(manifest([{}] * 3 + [{"text": ""}] * 2), utterances_per_shard=1, **ALL_TRAIN)
     run_recipe = run_recipe.model_copy(update={"data_root": s3("root")})
     with pytest.raises(

@@ -69,7 +69,7 @@ def utterances(run: Run) -> list[Utterance]:
     return found
 
 
-def test_rows_go_where_the_data_say(tmp_path: Path):
+def test_split_of_the_data_is_used(tmp_path: Path):
     rows = [{"speaker": name, "split": split} for split in ("test", "dev", "train") for name in BY_HASH]
     result, run = prepared(tmp_path, rows)
     assert splits(run) == {str(i): split for i, split in enumerate(["test"] * 3 + ["dev"] * 3 + ["train"] * 3)}
@@ -79,7 +79,7 @@ def test_rows_go_where_the_data_say(tmp_path: Path):
 
 @pytest.mark.parametrize("order", [1, -1], ids=["the marks come last", "the marks come first"])
 @pytest.mark.parametrize("brought", ["dev", "test"])
-def test_a_split_that_the_data_lack_is_hashed_out_of_train(tmp_path: Path, brought: str, order: int):
+def test_missing_split_is_hashed_out_of_train(tmp_path: Path, brought: str, order: int):
     rows = [{"speaker": name, "split": "train"} for name in BY_HASH for _ in range(3)]
     rows += [{"speaker": "frank", "split": brought}]
     result, run = prepared(tmp_path, rows[::order], data={"utterances_per_shard": 2})
@@ -96,7 +96,7 @@ def test_a_split_that_the_data_lack_is_hashed_out_of_train(tmp_path: Path, broug
     )
 
 
-def test_data_that_say_train_of_all_rows_are_split_as_if_they_said_nothing(tmp_path: Path):
+def test_data_with_only_train_rows_are_split_by_hash(tmp_path: Path):
     rows = [{"speaker": name} for name in BY_HASH for _ in range(3)]
     silent, run = prepared(tmp_path, rows)
     expected = splits(run)
@@ -105,13 +105,13 @@ def test_data_that_say_train_of_all_rows_are_split_as_if_they_said_nothing(tmp_p
     assert marked["utterances"] == silent["utterances"] and marked["marked"] == {"train": 3, "dev": 0, "test": 0}
 
 
-def test_a_split_that_no_run_knows_is_not_trained_on(tmp_path: Path):
+def test_unknown_split_is_not_trained_on(tmp_path: Path):
     rows = [*({"speaker": name} for name in BY_HASH), {"split": "ood"}]
     result, run = prepared(tmp_path, rows, data={"max_quarantine_share": 0.3})
     assert result["quarantined"] == {"unknown split": 1} and "3" not in splits(run)
 
 
-def test_unlabelled_train_rows_are_kept_where_the_data_bring_dev_and_test(tmp_path: Path):
+def test_unlabelled_train_rows_are_kept_with_given_dev_and_test(tmp_path: Path):
     unlabelled = [{"speaker": name, "split": "train", "text": ""} for name in BY_HASH]
     rows = [*unlabelled, {"split": "dev"}, {"split": "test"}, {"split": "test", "text": ""}]
     result, run = prepared(tmp_path, rows, targets={"kind": "pseudo"})
@@ -123,7 +123,7 @@ def test_unlabelled_train_rows_are_kept_where_the_data_bring_dev_and_test(tmp_pa
     assert result["quarantined"] == {"no reference for the dev split": 1, "no reference for the test split": 1}
 
 
-def test_few_speakers_are_told_at_once_and_split_by_text_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_few_speakers_are_refused_or_split_by_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [{"speaker": "erin"} for _ in range(12)]
     message = r"no dev rows among 12 utterances of 1 speakers, and `askd distill` .*--set data\.split_by=text"
     with pytest.raises(AskdError, match=message) as caught:
@@ -139,12 +139,12 @@ def test_few_speakers_are_told_at_once_and_split_by_text_on_demand(tmp_path: Pat
     ("speaker", "message"),
     [("alice", "no train rows among 2 .*`askd distill` needs train rows"), ("erin", "no dev rows among 2")],
 )
-def test_a_split_that_came_out_empty(tmp_path: Path, speaker: str, message: str):
+def test_empty_split_is_refused(tmp_path: Path, speaker: str, message: str):
     with pytest.raises(AskdError, match=f"prepare: {message}"):
         prepared(tmp_path, [{"speaker": speaker}, {"speaker": speaker}])
 
 
-def test_an_empty_test_split_matters_where_it_is_to_be_scored(tmp_path: Path):
+def test_empty_test_split_is_refused_only_when_scored(tmp_path: Path):
     rows = [{"speaker": "alice"}, {"speaker": "erin"}]
     with pytest.raises(AskdError, match=r"no test rows among 2 .*evaluate\.split is test.*--set evaluate\.split=dev"):
         prepared(tmp_path, rows)
@@ -153,14 +153,14 @@ def test_an_empty_test_split_matters_where_it_is_to_be_scored(tmp_path: Path):
         prepared(tmp_path, rows)
 
 
-def test_a_share_of_zero_is_a_choice_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_zero_share_is_allowed_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     result, _ = prepared(tmp_path, [{}], data={"dev_share": 0.0, "test_share": 0.0})
     assert result["utterances"] == {"train": 1, "dev": 0, "test": 0}
     out = " ".join(capsys.readouterr().out.split())
     assert "No dev rows, since data.dev_share = 0" in out and "No test rows, since data.test_share = 0" in out
 
 
-def test_the_same_recording_is_not_in_two_splits(tmp_path: Path):
+def test_recording_is_in_one_split(tmp_path: Path):
     rows = [{"split": "train"}, {"split": "dev"}, {"split": "test"}, {"split": "test", "bytes": noise(0), "text": "x"}]
     result, run = prepared(tmp_path, rows, data={"max_quarantine_share": 0.3})
     assert result["quarantined"] == {"duplicate audio": 1} and set(splits(run)) == {"0", "1", "2"}
@@ -168,7 +168,7 @@ def test_the_same_recording_is_not_in_two_splits(tmp_path: Path):
     assert line["id"] == "3" and line["detail"] == "the same as 0" and line["source"].endswith("manifest.jsonl:4")
 
 
-def test_names_that_no_file_can_hold_are_set_aside(tmp_path: Path):
+def test_undecodable_names_are_quarantined(tmp_path: Path):
     rows = [
         *({"speaker": name} for name in BY_HASH),
         {"id": "a\ud800b"},
@@ -180,7 +180,7 @@ def test_names_that_no_file_can_hold_are_set_aside(tmp_path: Path):
     assert len((run.shards / "quarantine.jsonl").read_bytes().splitlines()) == 3
 
 
-def test_languages_are_normalised_and_unknown_ones_set_aside(tmp_path: Path):
+def test_languages_are_normalised_and_unknown_ones_quarantined(tmp_path: Path):
     spellings = ["en", "English", "en-US", "german", "DE", "Klingon"]
     rows = [*({"speaker": name} for name in BY_HASH), *({"language": name} for name in spellings)]
     result, run = prepared(tmp_path, rows, teacher={"model": "some/model"})
@@ -190,7 +190,7 @@ def test_languages_are_normalised_and_unknown_ones_set_aside(tmp_path: Path):
     assert (line["id"], line["reason"]) == ("8", "unknown language") and "'Klingon'" in line["detail"]
 
 
-def test_a_language_that_the_teacher_lacks_is_refused_before_it_is_labelled(tmp_path: Path):
+def test_language_unknown_to_the_teacher_is_refused(tmp_path: Path):
     rows = [*({"speaker": name} for name in BY_HASH), {"language": "german"}]
     message = r"row 3: 1 in 'de', and teacher\.model wheel:tiny\.en knows only 'en'"
     with pytest.raises(AskdError, match=message):
@@ -200,7 +200,7 @@ def test_a_language_that_the_teacher_lacks_is_refused_before_it_is_labelled(tmp_
         prepared(tmp_path, rows, teacher={"model": "wheel:tiny.en"})
 
 
-def test_the_language_of_a_source_is_a_language(tmp_path: Path):
+def test_source_language_is_checked(tmp_path: Path):
     source = {"path": str(tmp_path), "language": "Englisch"}
     with pytest.raises(AskdError, match=r"data\.sources\[0\] .*'Englisch' is none of .*did you mean 'english'"):
         prepared(tmp_path, [{}], data={"sources": [source]})
@@ -220,7 +220,7 @@ _rows = st.fixed_dictionaries(
 @pytest.mark.slow
 @settings(deadline=None, max_examples=60)  # it decodes audio and writes files
 @given(st.lists(_rows, max_size=12), st.sampled_from(["reference", "pseudo"]), st.sampled_from(["speaker", "text"]))
-def test_every_row_is_in_one_place_and_where_it_may_be(rows: list[dict[str, Any]], kind: str, split_by: str):
+def test_every_row_is_in_one_allowed_place(rows: list[dict[str, Any]], kind: str, split_by: str):
     # One good row for each split, whether the speaker decides or the text: "go" is train, "right" dev, "left" test.
     by_speaker = [{"speaker": name, "text": "words"} for name in BY_HASH]
     by_text = [{"speaker": "", "text": name} for name in ("go", "right", "left")]

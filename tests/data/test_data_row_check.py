@@ -21,7 +21,7 @@ def row(**changes: Any) -> SourceRow:
 
 
 @pytest.mark.parametrize("spelling", ["en", "EN", "English", "english", " ENGLISH ", "en-US", "en_GB", "eng"])
-def test_a_language_has_one_spelling(spelling: str):
+def test_language_spellings_are_normalised(spelling: str):
     cleaned = clean_row(row(language=spelling))
     assert isinstance(cleaned, SourceRow) and cleaned.language == "en"
 
@@ -37,14 +37,14 @@ def test_a_language_has_one_spelling(spelling: str):
         ({"id": "a\nb"}, "unusable id"),
     ],
 )
-def test_rows_that_are_set_aside_unheard(changes: dict[str, str], reason: str):
+def test_rows_quarantined_without_decoding(changes: dict[str, str], reason: str):
     rejected = clean_row(row(**changes))
     assert isinstance(rejected, Rejected)
     assert (rejected.reason, rejected.source) == (reason, "here:1")
     assert rejected.detail and "\n" not in rejected.detail
 
 
-def test_what_nobody_sees_is_taken_out_of_texts_and_names():
+def test_invisible_characters_are_removed():
     cleaned = clean_row(row(text="\ufeffcafe\u0301\x00 noir", speaker=" Al\u200bice ", domain="calls\t1"))
     assert isinstance(cleaned, SourceRow)
     assert (cleaned.text, cleaned.speaker, cleaned.domain) == ("caf\u00e9 noir", "Alice", "calls 1")
@@ -64,12 +64,12 @@ def test_what_nobody_sees_is_taken_out_of_texts_and_names():
         (30.1, "words that are said in half a minute", "longer than 30 s"),
     ],
 )
-def test_audio_as_long_as_its_text(seconds: float, text: str, reason: str | None):
+def test_audio_duration_must_fit_the_text(seconds: float, text: str, reason: str | None):
     checked = check_row(row(audio=noise_file(seconds), text=text), LIMITS, "train")
     assert (checked.reason if isinstance(checked, Rejected) else None) == reason
 
 
-def test_half_a_recording_does_not_pass_with_its_whole_text():
+def test_truncated_recording_is_quarantined():
     """An Ogg file that ends early decodes without an error: what gives it away is the pace of its text."""
     file = io.BytesIO()
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, 4 * 16_000).astype(np.float32)

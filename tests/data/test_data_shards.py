@@ -22,7 +22,7 @@ def test_a_sealed_split_is_not_read_until_the_block_ends(tmp_path: Path, speech:
     assert len(read_utterances(shards, "test")) == 4
 
 
-def test_the_seal_ends_with_an_error_too(tmp_path: Path, speech: Path):
+def test_seal_ends_after_an_error(tmp_path: Path, speech: Path):
     shards = small_run(tmp_path, speech).shards
     with pytest.raises(KeyError), sealed("test"):
         raise KeyError

@@ -42,7 +42,7 @@ def write_table(path, rows, delimiter):
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "tsv", "csv"])
-def test_manifests_of_three_kinds_say_the_same(tmp_path, suffix):
+def test_manifest_formats_give_the_same_rows(tmp_path, suffix):
     file = tmp_path / f"manifest.{suffix}"
     if suffix == "jsonl":
         file.write_text("".join(json.dumps(row) + "\n\n" for row in ROWS))
@@ -59,11 +59,11 @@ def test_manifests_of_three_kinds_say_the_same(tmp_path, suffix):
         assert str(second.audio) == str(tmp_path / "sub" / "b.wav")
 
 
-def test_an_id_of_its_own_wins(manifest):
+def test_given_id_is_used(manifest):
     assert [row.id for row in rows_of(manifest([{"id": "mine"}, {"id": 7}]))] == ["mine", "7"]
 
 
-def test_a_chunk_of_a_long_recording(manifest):
+def test_chunk_of_a_long_recording(manifest):
     folder = manifest(
         [{"bytes": noise_file(2.0), "start_s": 0.5, "end_s": 1.25}, {"bytes": noise_file(2.0), "end_s": "0.5"}]
     )
@@ -81,7 +81,7 @@ def test_chunks_of_one_recording_have_different_ids(manifest):
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()])
-def test_audio_that_cannot_be_read_is_a_matter_of_its_row(manifest, make):
+def test_unreadable_audio_is_a_problem_of_the_row(manifest, make):
     folder = manifest([{"bytes": None}])
     make(folder / "0.wav")
     (row,) = rows_of(folder)
@@ -89,7 +89,7 @@ def test_audio_that_cannot_be_read_is_a_matter_of_its_row(manifest, make):
         row.read_audio(30.0)
 
 
-def test_a_huge_file_is_not_read(manifest):
+def test_huge_file_is_not_read(manifest):
     folder = manifest([{}])
     os.truncate(folder / "0.wav", 1 << 40)  # sparse: takes no space
     (row,) = rows_of(folder)
@@ -118,7 +118,7 @@ def test_a_huge_file_is_not_read(manifest):
         ("m.txt", "", r"m\.txt: kind: manifest reads \.jsonl, \.json, \.tsv or \.csv"),
     ],
 )
-def test_a_broken_manifest_names_file_and_line(tmp_path, name, text, message):
+def test_broken_manifest_names_file_and_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     for read in (rows_of, lambda path: survey([Source(path=str(path))])):
         with pytest.raises(AskdError, match=message) as caught:
@@ -126,21 +126,21 @@ def test_a_broken_manifest_names_file_and_line(tmp_path, name, text, message):
         one_line(caught)
 
 
-def test_a_manifest_that_is_no_text(tmp_path):
+def test_binary_manifest_is_refused(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(b'{"audio": "\xff"}')
     with pytest.raises(AskdError, match=r"m\.jsonl: not UTF-8 text"):
         rows_of(tmp_path / "m.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["manifest", "parquet", "webdataset"])
-def test_sources_that_are_not_there(tmp_path, kind):
+def test_missing_sources_are_refused(tmp_path, kind):
     with pytest.raises(AskdError, match=r"source .*nowhere does not exist"):
         rows_of(tmp_path / "nowhere", kind)
     with pytest.raises(AskdError, match=r"0 manifests in it|no \.(parquet|tar), .* file in it"):
         rows_of(tmp_path, kind)
 
 
-def test_two_manifests_in_a_folder(tmp_path):
+def test_two_manifests_in_a_folder_are_refused(tmp_path):
     for suffix in ("csv", "tsv"):
         (tmp_path / f"manifest.{suffix}").write_text("audio")
     with pytest.raises(AskdError, match=r"2 manifests in it, and exactly one manifest is needed"):
@@ -155,7 +155,7 @@ def test_speech_from_the_cache(speech):
     assert {row.speaker for row in rows} == {""}
 
 
-def test_speech_that_the_cache_does_not_have(monkeypatch, tmp_path):
+def test_missing_cached_speech_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("ASKD_CACHE", str(tmp_path))
     with pytest.raises(AskdError, match=r"`askd fetch speech ivr`"):
         rows_of("cache:ivr")
@@ -215,7 +215,7 @@ def test_parquet_with_other_columns(tmp_path, rows, message):
         rows_of(tmp_path, "parquet")
 
 
-def test_damaged_parquet(tmp_path):
+def test_damaged_parquet_is_refused(tmp_path):
     path = tmp_path / "x.parquet"
     write_parquet(path, [{"audio": {"bytes": noise_file(2.0), "path": ""}, "text": "x"}])
     whole = path.read_bytes()
@@ -264,7 +264,7 @@ def test_webdataset_members_are_grouped_by_name(tmp_path, name, mode):
     assert rows[3].audio == b""
 
 
-def test_tars_are_never_unpacked(tmp_path, monkeypatch):
+def test_tars_are_not_unpacked(tmp_path, monkeypatch):
     write_tar(tmp_path / "x.tar", [("../../evil.wav", noise_file()), ("../../evil.txt", b"text")])
     monkeypatch.chdir(tmp_path)
     assert len(rows_of("x.tar", "webdataset")) == 1
@@ -273,7 +273,7 @@ def test_tars_are_never_unpacked(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
-def test_damaged_tars(tmp_path, suffix):
+def test_damaged_tars_are_refused(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     write_tar(path, [("0.wav", noise_file()), ("0.txt", b"text")], "w:gz" if suffix.endswith("gz") else "w")
     whole = path.read_bytes()
@@ -284,7 +284,7 @@ def test_damaged_tars(tmp_path, suffix):
         one_line(caught)
 
 
-def test_broken_json_in_a_tar_is_a_matter_of_its_row(tmp_path):
+def test_broken_json_in_a_tar_is_a_problem_of_the_row(tmp_path):
     write_tar(
         tmp_path / "x.tar", [("0.wav", noise_file()), ("0.json", b"{"), ("1.wav", noise_file()), ("1.txt", b"one")]
     )
@@ -293,7 +293,7 @@ def test_broken_json_in_a_tar_is_a_matter_of_its_row(tmp_path):
     assert (whole.text, whole.problem) == ("one", "")
 
 
-def test_the_fingerprint_follows_manifest_and_audio(manifest):
+def test_fingerprint_depends_on_manifest_and_audio(manifest):
     folder = manifest([{}, {}])
     source = Source(path=str(folder))
     first = survey([source])
@@ -306,7 +306,7 @@ def test_the_fingerprint_follows_manifest_and_audio(manifest):
     assert survey([source]).fingerprint not in {first.fingerprint, touched.fingerprint}
 
 
-def test_the_survey_counts_rows_where_that_is_cheap(tmp_path, manifest):
+def test_survey_counts_rows_when_cheap(tmp_path, manifest):
     clips = Source(path=str(manifest([{}, {}])))
     write_parquet(tmp_path / "x.parquet", [{"audio": {"bytes": noise_file(), "path": ""}, "text": "x"}] * 3)
     parquet = Source(path=str(tmp_path / "x.parquet"), kind="parquet")
@@ -393,7 +393,7 @@ def test_a_damaged_source_on_s3(s3, kind, name):
         rows_of(s3("nowhere"), kind)
 
 
-def test_missing_audio_is_a_matter_of_its_row_and_a_missing_store_is_not(s3, tmp_path):
+def test_missing_audio_is_a_problem_of_the_row_and_missing_store_an_error(s3, tmp_path):
     folder = a_source(tmp_path / "clips", "manifest")
     rows = rows_of(upload(folder, s3("clips")))
     (Location.of(s3("clips")) / "1.flac").delete()
@@ -408,7 +408,7 @@ def test_missing_audio_is_a_matter_of_its_row_and_a_missing_store_is_not(s3, tmp
             gone.read_audio(30.0)
 
 
-def test_only_a_split_and_a_share_are_read(manifest):
+def test_source_split_and_share(manifest):
     rows = [{"id": str(i), "split": "train" if i % 2 else "dev"} for i in range(400)]
     folder = manifest(rows)
     assert [row.id for row in rows_of(folder, split="dev")] == [str(i) for i in range(0, 400, 2)]
@@ -423,7 +423,7 @@ def test_only_a_split_and_a_share_are_read(manifest):
     assert [survey([source]).n_rows for source in sources] == [400, None, None]
 
 
-def test_texts_in_capitals_become_sentences(manifest):
+def test_upper_case_texts_become_sentences(manifest):
     texts = [{"text": text} for text in ("THIS IS LOUD", "NASA said so", "ÜBER ALLEN", "123")]
     path = manifest(texts)
     texts_by_case = {case: [row.text for row in rows_of(path, case=case)] for case in ("as_is", "sentence")}

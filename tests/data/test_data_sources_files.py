@@ -41,26 +41,26 @@ def tar(tmp_path):
     ("name", "mode"),
     [("x.TAR", "w"), ("x.tar.xz", "w:xz"), ("x.Tar.Gz", "w:gz"), ("x.tbz2", "w:bz2"), ("x.txz", "w:xz")],
 )
-def test_packed_tars_are_read_whatever_the_case_of_their_names(tmp_path, tar, name, mode):
+def test_compressed_tars_with_any_case_of_suffix(tmp_path, tar, name, mode):
     tar(name, mode)
     assert ids_of(tmp_path, "webdataset") == [name]
 
 
 @pytest.mark.parametrize("cut", [100, 500])
-def test_a_damaged_xz_is_refused(tmp_path, tar, cut):
+def test_damaged_xz_is_refused(tmp_path, tar, cut):
     path = tar("x.tar.xz", "w:xz")
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(AskdError, match=r"x\.tar\.xz is damaged or no tar file"):
         ids_of(tmp_path, "webdataset")
 
 
-def test_capital_parquet_is_read(tmp_path):
+def test_upper_case_parquet_suffix(tmp_path):
     pq.write_table(pa.table({"audio": ["a.wav"], "text": ["x"], "id": ["one"]}), tmp_path / "X.PARQUET")
     assert ids_of(tmp_path, "parquet") == ["one"]
 
 
 @pytest.mark.parametrize("other", ["more.zip", "more.tar.zst", "more.parquet", "MORE.ARROW", "sub/more.rar"])
-def test_files_that_hold_rows_and_are_not_read_are_refused(tmp_path, tar, other):
+def test_unsupported_data_files_are_refused(tmp_path, tar, other):
     tar("x.tar")
     (tmp_path / other).parent.mkdir(exist_ok=True)
     (tmp_path / other).write_bytes(b"rows")
@@ -70,7 +70,7 @@ def test_files_that_hold_rows_and_are_not_read_are_refused(tmp_path, tar, other)
     assert ids_of(tmp_path / "*.tar", "webdataset") == ["x.tar"]
 
 
-def test_files_that_hold_no_rows_are_let_be(tmp_path, tar):
+def test_files_without_rows_are_ignored(tmp_path, tar):
     tar("x.tar")
     for name in ("README.md", "LICENSE", ".hidden.zip", "_SUCCESS", "sizes.json"):
         (tmp_path / name).write_text("about")
@@ -96,12 +96,12 @@ def test_patterns_and_braces(tmp_path, tar):
         ids_of(tmp_path / "a/*.tar")
 
 
-def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path, tar):
+def test_existing_name_with_pattern_characters(tmp_path, tar):
     path = tar("x[1].tar")
     assert ids_of(path, "webdataset") == ["x[1].tar"]
 
 
-def test_patterns_from_the_working_folder_on(tmp_path, tar, monkeypatch):
+def test_relative_patterns(tmp_path, tar, monkeypatch):
     tar("a/x.tar")
     monkeypatch.chdir(tmp_path)
     assert ids_of("a/*.tar", "webdataset") == ids_of("*/x.tar", "webdataset") == ["a/x.tar"]
@@ -120,7 +120,7 @@ def test_manifests_by_pattern(tmp_path):
     assert ids_of(tmp_path / "*.jsonl") == ["a", "b"]
 
 
-def test_the_name_of_a_file_that_is_not_utf_8(tmp_path, tar):
+def test_file_name_that_is_not_utf_8(tmp_path, tar):
     tar("x.tar")
     (tmp_path / "manifest.jsonl").write_text('{"audio": "0.wav", "text": "x"}')
     with open(os.fsencode(tmp_path) + b"/\xff.tar", "wb"):

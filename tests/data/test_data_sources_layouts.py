@@ -151,7 +151,7 @@ def test_kaldi(tmp_path):
         ("wav.scp", "call1 a.wav\ncall1 b.wav\n", r"wav\.scp:2: 'call1' occurs twice"),
     ],
 )
-def test_a_broken_kaldi_folder(tmp_path, name, text, message):
+def test_broken_kaldi_folder_is_refused(tmp_path, name, text, message):
     write(tmp_path, {file: data for file, data in KALDI.items() if file.startswith("train")})
     if text is None:
         (tmp_path / "train" / name).unlink()
@@ -221,7 +221,7 @@ def test_lhotse(tmp_path):
         (a_cut("a", [], supervisions=3), "no Lhotse cut: TypeError"),
     ],
 )
-def test_cuts_that_hold_no_recording_are_counted(tmp_path, cut, problem):
+def test_lhotse_cuts_without_recording_are_counted(tmp_path, cut, problem):
     text = json.dumps(cut) + "\n" + json.dumps(a_cut("mono", [("s", 0.0, 1.0, 0, "x")])) + "\n"
     bad, good = rows_of(write(tmp_path, {"cuts.jsonl": text}) / "cuts.jsonl", "lhotse")
     assert bad.problem.startswith(problem) and good.problem == ""
@@ -241,7 +241,7 @@ def test_cuts_that_hold_no_recording_are_counted(tmp_path, cut, problem):
         ("kaldi", r"wav\.scp"),
     ],
 )
-def test_a_folder_of_another_layout(tmp_path, kind, names):
+def test_unknown_layout_is_refused(tmp_path, kind, names):
     with pytest.raises(AskdError, match=rf"source .*: no {names}.* file in it, as kind: {kind} needs"):
         rows_of(tmp_path, kind)
     (tmp_path / "x.bin").touch()

@@ -43,7 +43,7 @@ ROWS = [{"audio": "a.wav", "text": "One"}, {"audio": "b.wav", "text": "Two"}]
     ],
 )
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-def test_formats(tmp_path, name, text, packed):
+def test_manifest_formats(tmp_path, name, text, packed):
     data = text.encode()
     path = tmp_path / (f"{name}.gz" if packed else name)
     path.write_bytes(gzip.compress(data) if packed else data)
@@ -52,7 +52,7 @@ def test_formats(tmp_path, name, text, packed):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.csv.gz", "MANIFEST.TSV"])
-def test_the_manifest_of_a_folder_may_have_any_format(tmp_path, name):
+def test_manifest_of_a_folder_has_any_format(tmp_path, name):
     text = {"json": json.dumps(ROWS), "csv": "audio,text\na.wav,One\n", "tsv": "audio\ttext\na.wav\tOne\n"}
     data = text[name.lower().split(".")[1]].encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
@@ -86,7 +86,7 @@ def test_the_manifest_of_a_folder_may_have_any_format(tmp_path, name):
         ("m.tsv", 'audio\ttext\na\t"b\nc"\n', r"m\.tsv:3: 1 cells, and the header has 2"),
     ],
 )
-def test_a_manifest_that_would_lose_rows_is_refused(tmp_path, name, data, message):
+def test_manifest_that_would_lose_rows_is_refused(tmp_path, name, data, message):
     path = tmp_path / name
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     for read in (rows_of, lambda path: survey([Source(path=str(path))])):
@@ -95,12 +95,12 @@ def test_a_manifest_that_would_lose_rows_is_refused(tmp_path, name, data, messag
         assert "\n" not in str(caught.value)
 
 
-def test_a_text_over_several_lines_is_a_text(tmp_path):
+def test_multi_line_text(tmp_path):
     (tmp_path / "m.csv").write_text('audio,text\na.wav,"Well, then\nsay ""hi"", please"\nb.wav,Two\n')
     assert [row.text for row in rows_of(tmp_path / "m.csv")] == ['Well, then say "hi", please', "Two"]
 
 
-def test_tsv_cells_that_a_writer_of_csv_has_quoted(tmp_path):
+def test_quoted_tsv_cells(tmp_path):
     (tmp_path / "m.tsv").write_text('audio\ttext\na\t"""Stop"", he said"\nb\t"Stop" he said "so"\nc\t"\n')
     assert [row.text for row in rows_of(tmp_path / "m.tsv")] == ['"Stop", he said', '"Stop" he said "so"', '"']
 
@@ -116,7 +116,7 @@ def test_tsv_cells_that_a_writer_of_csv_has_quoted(tmp_path):
         ("a\0b", r"damaged text: 'a\x00b' holds NUL characters"),
     ],
 )
-def test_what_is_no_text_makes_no_words(tmp_path, value, problem):
+def test_null_like_texts_are_empty(tmp_path, value, problem):
     (tmp_path / "m.jsonl").write_text(lines([{"audio": "a.wav", "text": value, "id": "bad"}, ROWS[1]]))
     bad, good = rows_of(tmp_path / "m.jsonl")
     assert bad.problem.startswith(problem) and (bad.id, bad.text, good.problem) == ("bad", "", "")
@@ -126,13 +126,13 @@ def test_what_is_no_text_makes_no_words(tmp_path, value, problem):
 
 
 @pytest.mark.parametrize("value", [None, "", " \n", math.nan])
-def test_a_missing_text_is_empty(tmp_path, value):
+def test_missing_text_is_empty(tmp_path, value):
     (tmp_path / "m.jsonl").write_text(lines([{"audio": "a.wav", "text": value, "speaker": value}]))
     (row,) = rows_of(tmp_path / "m.jsonl")
     assert (row.text, row.problem) == ("", "")
 
 
-def test_numbers_that_tables_make_of_names(tmp_path):
+def test_numbers_in_name_columns(tmp_path):
     (tmp_path / "m.jsonl").write_text(lines([{"audio": "a.wav", "text": 7, "speaker": 12.0, "id": 3}]))
     (row,) = rows_of(tmp_path / "m.jsonl")
     assert (row.text, row.speaker, row.id, row.problem) == ("7", "12", "3", "")
@@ -158,7 +158,7 @@ def test_numbers_that_tables_make_of_names(tmp_path):
         ({"channel": -1}, "unusable channel: '-1'"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_counted_with_its_reason(tmp_path, row, problem):
+def test_unusable_rows_are_counted_with_reasons(tmp_path, row, problem):
     (tmp_path / "m.jsonl").write_text(lines([{**ROWS[0], **row}, ROWS[1]]))
     source = Source(path=str(tmp_path / "m.jsonl"))
     bad, good = read_rows(source)
@@ -169,7 +169,7 @@ def test_a_row_that_cannot_be_used_is_counted_with_its_reason(tmp_path, row, pro
         bad.read_audio(30.0)
 
 
-def test_columns_of_other_names(tmp_path):
+def test_renamed_columns(tmp_path):
     (tmp_path / "m.csv").write_text("audio_filepath,transcription,speaker\na.wav,One,s\n")
     columns = {"audio": "audio_filepath", "text": "transcription"}
     (row,) = rows_of(tmp_path / "m.csv", columns=columns)
@@ -187,7 +187,7 @@ def test_unknown_columns_are_ignored_on_request(tmp_path):
     assert rows_of(tmp_path / "m.jsonl", unknown_columns="ignore")[0].text == "One"
 
 
-def test_one_channel_of_a_call(tmp_path):
+def test_channel_of_a_source(tmp_path):
     (tmp_path / "call.wav").write_bytes(stereo_file(2.0))
     left, right = (decode(noise_file(2.0, seed=seed)) for seed in (0, 1))
     path = tmp_path / "m.jsonl"
@@ -202,7 +202,7 @@ def test_one_channel_of_a_call(tmp_path):
         decode(rows_of(path, channel=1)[0].read_audio(1.0), 1.0)
 
 
-def test_rows_that_name_their_channel(tmp_path):
+def test_channel_of_a_row(tmp_path):
     (tmp_path / "call.wav").write_bytes(stereo_file(2.0))
     path = tmp_path / "m.csv"
     path.write_text("audio,text,start_s,end_s,channel\ncall.wav,a,0.5,1.5,0\ncall.wav,b,0.5,1.5,1\ncall.wav,c,,,\n")
@@ -238,7 +238,7 @@ def check_same(path, table):
 
 @settings(deadline=None, max_examples=150)
 @given(_TABLES, st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), st.sampled_from(["\n", "\r\n"]))
-def test_csv_as_it_was_written(table, quoting, end):
+def test_csv_round_trip(table, quoting, end):
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, quoting=quoting, lineterminator=end)
     writer.writerows([("audio", "text"), *((f"{audio}.wav", text) for audio, text in table)])
@@ -254,7 +254,7 @@ def test_csv_as_it_was_written(table, quoting, end):
 
 @settings(deadline=None, max_examples=100)
 @given(_TABLES)
-def test_tsv_as_it_was_written(table):
+def test_tsv_round_trip(table):
     table = [(audio, " ".join(text.split())) for audio, text in table]  # without tabs and line breaks
     buffer = io.StringIO(newline="")
     csv.writer(buffer, "excel-tab").writerows([("audio", "text"), *table])
@@ -279,7 +279,7 @@ _JSON = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_si
     st.booleans(),
     st.booleans(),
 )
-def test_json_as_it_was_written(table, is_list, ascii_only):
+def test_json_round_trip(table, is_list, ascii_only):
     text = json.dumps(table, ensure_ascii=ascii_only) if is_list else "".join(json.dumps(row) + "\n" for row in table)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.json"
@@ -299,7 +299,7 @@ def test_json_as_it_was_written(table, is_list, ascii_only):
             assert isinstance(value, str | int | None) or is_missing
 
 
-def test_a_damaged_recording_is_not_taken_for_a_shorter_one(tmp_path):
+def test_damaged_recording_is_refused_not_shortened(tmp_path):
     (tmp_path / "call.wav").write_bytes(stereo_file(2.0)[:-8_000])
     (tmp_path / "m.jsonl").write_text(lines([{"audio": "call.wav", "text": "x"}]))
     (row,) = rows_of(tmp_path / "m.jsonl", channel=1)

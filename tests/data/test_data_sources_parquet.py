@@ -42,7 +42,7 @@ def test_audio_as_a_path(tmp_path, kind):
     assert survey([source]).fingerprint != before.fingerprint
 
 
-def test_chunks_and_channels_of_recordings_that_a_table_names(tmp_path):
+def test_chunks_and_channels_of_named_recordings(tmp_path):
     (tmp_path / "a.wav").write_bytes(stereo_file(2.0))
     path = write(tmp_path / "x.parquet", audio=["a.wav"] * 2, text=["a", "b"], start_s=[0.0, 1.0], end_s=[1.0, 1.5])
     rows = rows_of(path, channel=1)
@@ -51,7 +51,7 @@ def test_chunks_and_channels_of_recordings_that_a_table_names(tmp_path):
         assert decode(row.read_audio(30.0)) == pytest.approx(decode(noise_file(2.0, seed=1))[chunk], abs=2**-13)
 
 
-def test_a_channel_of_audio_that_comes_along(tmp_path):
+def test_channel_of_embedded_audio(tmp_path):
     path = write(tmp_path / "x.parquet", audio=[{"bytes": stereo_file(), "path": "a.wav"}], text=["a"])
     (row,) = rows_of(path, channel=0)
     assert decode(row.read_audio(30.0)) == pytest.approx(decode(noise_file(1.0, seed=0)), abs=2**-13)
@@ -75,7 +75,7 @@ def test_audio_as_samples(tmp_path, dtype):
         {"array": [0.5], "sampling_rate": None},
     ],
 )
-def test_samples_that_are_no_audio(tmp_path, audio):
+def test_invalid_samples_are_refused(tmp_path, audio):
     kind = pa.struct([("array", pa.list_(pa.float32())), ("sampling_rate", pa.int64())])
     (row,) = rows_of(write(tmp_path / "x.parquet", audio=pa.array([audio], kind), text=["a"]))
     assert row.problem.startswith("unreadable audio: no samples of a known rate: ")
@@ -116,14 +116,14 @@ def test_texts_of_other_types(tmp_path, texts, read, problem):
     assert row.text == read and row.problem.startswith(problem) and bool(row.problem) == bool(problem)
 
 
-def test_a_path_that_is_not_utf_8(tmp_path):
+def test_path_that_is_not_utf_8(tmp_path):
     paths = pa.array([b"\xff.wav"]).view(pa.string())
     audio = pa.StructArray.from_arrays([pa.array([noise_file()]), paths], ["bytes", "path"])
     (row,) = rows_of(write(tmp_path / "x.parquet", audio=audio, text=["a"]))
     assert row.problem == "unusable audio: '\\udcff.wav' is not UTF-8"
 
 
-def test_columns_of_other_names(tmp_path):
+def test_renamed_columns(tmp_path):
     columns = {"audio": "clip", "text": "words", "speaker": "who"}
     path = write(
         tmp_path / "x.parquet", clip=[{"bytes": noise_file(), "path": ""}], words=["a"], who=[3.0], text=["other"]
@@ -134,14 +134,14 @@ def test_columns_of_other_names(tmp_path):
         rows_of(path)
 
 
-def test_a_column_that_stands_there_twice(tmp_path):
+def test_duplicate_column_is_refused(tmp_path):
     table = pa.Table.from_arrays([pa.array(["a.wav"])] * 3, ["audio", "text", "text"])
     pq.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(AskdError, match=r"x\.parquet: several columns 'text'"):
         rows_of(tmp_path)
 
 
-def test_a_large_row_group_is_not_read_whole(tmp_path):
+def test_large_row_group_is_read_in_parts(tmp_path):
     random = np.random.default_rng(0)
     audio = [{"bytes": random.bytes(1 << 20), "path": "a"} for _ in range(128)]
     path = tmp_path / "x.parquet"
@@ -157,7 +157,7 @@ _VALUES = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.fixed_dictionaries({"text": _VALUES, "speaker": _VALUES, "id": _VALUES}), min_size=1, max_size=20))
-def test_tables_as_they_were_written(table):
+def test_parquet_round_trip(table):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.parquet"
         kind = pa.schema([("audio", pa.string()), *((name, pa.string()) for name in ("text", "speaker", "id"))])

@@ -41,18 +41,18 @@ def a_parquet(path, **columns):
         ("", None),
     ],
 )
-def test_names_of_splits(name, split):
+def test_split_names_are_normalised(name, split):
     assert known_split(name) == split
 
 
-def test_the_column_split_is_honoured_and_its_names_are_normalised(manifest):
+def test_split_column_is_used(manifest):
     names = ["train", "validation", "Test", "eval", None, "", float("nan")]
     rows = rows_of(manifest([{"split": name} for name in names]))
     assert [row.split for row in rows] == ["train", "dev", "test", "dev", "", "", ""]
     assert {row.problem for row in rows} == {""}
 
 
-def test_a_split_of_another_name_is_set_aside_until_the_recipe_says_what_it_is(manifest):
+def test_unknown_split_name_is_quarantined_until_mapped(manifest):
     folder = manifest([{"split": "ood"}, {"split": "train"}])
     unknown, train = rows_of(folder)
     assert unknown.problem.startswith("unknown split: 'ood' is none of train, dev (or validation")
@@ -63,7 +63,7 @@ def test_a_split_of_another_name_is_set_aside_until_the_recipe_says_what_it_is(m
     assert [row.split for row in rows_of(folder, splits={"train": "hash", "ood": "dev"})] == ["dev", ""]
 
 
-def test_a_selection_by_a_name_of_its_own_needs_no_meaning(manifest):
+def test_selection_by_an_unknown_split_name(manifest):
     folder = manifest([{"split": "ood"}, {"split": "validation"}, {"split": "dev"}, {"split": "train-clean-100"}])
     (row,) = rows_of(folder, split="ood")
     assert (row.split, row.problem) == ("", "")
@@ -90,13 +90,13 @@ def test_a_selection_by_a_name_of_its_own_needs_no_meaning(manifest):
         ("contest-results.parquet", ""),
     ],
 )
-def test_hub_and_hive_layouts_say_the_split(tmp_path, path, split):
+def test_split_from_hub_and_hive_layouts(tmp_path, path, split):
     a_parquet(tmp_path / "set" / path)
     (row,) = rows_of(tmp_path / "set", "parquet")
     assert (row.split, row.problem) == (split, "")
 
 
-def test_a_folder_that_is_all_of_a_source_says_its_split_too(tmp_path):
+def test_split_from_the_name_of_the_source_folder(tmp_path):
     a_parquet(tmp_path / "test" / "0000.parquet")
     for path in (tmp_path / "test", tmp_path / "test" / "0000.parquet"):
         assert [row.split for row in rows_of(path, "parquet")] == ["test"]
@@ -104,13 +104,13 @@ def test_a_folder_that_is_all_of_a_source_says_its_split_too(tmp_path):
     assert split_of_folder("test_speech") == split_of_folder("contest") == ""
 
 
-def test_the_row_knows_better_than_its_file(tmp_path):
+def test_split_column_overrides_the_file_name(tmp_path):
     a_parquet(tmp_path / "set" / "train-0.parquet", split="test")
     (row,) = rows_of(tmp_path / "set", "parquet")
     assert row.split == "test"
 
 
-def test_a_file_named_for_two_splits_is_set_aside(tmp_path):
+def test_file_named_for_two_splits_is_quarantined(tmp_path):
     a_parquet(tmp_path / "set" / "train_dev-00000-of-00001.parquet")
     (row,) = rows_of(tmp_path / "set", "parquet")
     assert row.problem.startswith("unknown split: 'train_dev' is none of")
@@ -119,7 +119,7 @@ def test_a_file_named_for_two_splits_is_set_aside(tmp_path):
     assert split_in_path(["train"], "dev.tar.gz") == "dev"
 
 
-def test_hive_folders_say_language_and_domain(tmp_path):
+def test_language_and_domain_from_hive_folders(tmp_path):
     a_parquet(tmp_path / "set" / "language=de" / "domain=tele%20calls" / "split=dev" / "0.parquet")
     a_parquet(tmp_path / "set" / "language=fr" / "year=2024" / "0.parquet", language="it")
     a_parquet(tmp_path / "set" / "lang=sv" / "0.parquet")
@@ -137,7 +137,7 @@ def test_hive_folders_say_language_and_domain(tmp_path):
 
 
 @pytest.mark.parametrize("selected", ["test", "validation"])
-def test_a_selection_reads_what_files_are_named_for(tmp_path, selected):
+def test_selection_reads_only_files_of_the_split(tmp_path, selected):
     for name in ("train", "validation", "test"):
         a_parquet(tmp_path / "set" / f"{name}-00000-of-00001.parquet", id=name)
     assert [row.id for row in rows_of(tmp_path / "set", "parquet", split=selected)] == [selected]

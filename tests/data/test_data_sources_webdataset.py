@@ -41,14 +41,14 @@ def write_tar(path, members):
         (b"", "", ""),
     ],
 )
-def test_texts_in_a_tar_are_utf_8_or_set_aside(tmp_path, data, text, problem):
+def test_tar_text_that_is_not_utf_8_is_quarantined(tmp_path, data, text, problem):
     members = [("0.wav", noise_file()), ("0.txt", data), ("1.wav", noise_file()), ("1.txt", b"one")]
     first, second = rows_of(write_tar(tmp_path / "x.tar", members))
     assert (first.text, first.problem) == (text, problem)
     assert (second.text, second.problem) == ("one", "")
 
 
-def test_samples_that_a_dot_in_their_names_makes_one_are_counted(tmp_path):
+def test_samples_merged_by_a_dot_are_counted(tmp_path):
     members = [
         ("a/rec.1.wav", noise_file()),
         ("a/rec.1.txt", b"one"),
@@ -76,19 +76,19 @@ def test_samples_that_a_dot_in_their_names_makes_one_are_counted(tmp_path):
         (["0.wav", "0.json", "0.json"], 2),
     ],
 )
-def test_a_sample_that_holds_a_thing_twice(tmp_path, names, n_rows):
+def test_sample_with_duplicate_member(tmp_path, names, n_rows):
     members = [(name, noise_file() if name.endswith(("wav", "flac")) else b"{}") for name in names]
     rows = rows_of(write_tar(tmp_path / "x.tar", members))
     assert len(rows) == n_rows
     assert {row.problem.partition(":")[0] for row in rows} == {"several samples under one key"}
 
 
-def test_a_sample_without_audio(tmp_path):
+def test_sample_without_audio(tmp_path):
     (row,) = rows_of(write_tar(tmp_path / "x.tar", [("0.m4b", b"x"), ("0.txt", b"words")]))
     assert row.problem == "no audio: the sample is 0.m4b, 0.txt"
 
 
-def test_links_and_what_is_too_large(tmp_path, monkeypatch):
+def test_links_and_too_large_members(tmp_path, monkeypatch):
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
         for name, kind in (("0.wav", tarfile.REGTYPE), ("1.wav", tarfile.LNKTYPE), ("2.wav", tarfile.SYMTYPE)):
@@ -102,7 +102,7 @@ def test_links_and_what_is_too_large(tmp_path, monkeypatch):
     assert rows_of(path)[0].problem.startswith("unreadable audio: 0.wav is a link, or over")
 
 
-def test_a_key_that_is_not_utf_8(tmp_path):
+def test_key_that_is_not_utf_8(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("kee.wav", noise_file()), ("kee.txt", b"words")])
     data = path.read_bytes()
     path.write_bytes(b"".join(fixed_header(block) for block in (data[i : i + 512] for i in range(0, len(data), 512))))
@@ -122,13 +122,13 @@ def fixed_header(block):
     return block[:148] + f"{total:06o}\0 ".encode() + block[156:]
 
 
-def test_times_in_a_longer_recording_do_not_cut_the_clip(tmp_path):
+def test_time_fields_do_not_cut_the_clip(tmp_path):
     described = json.dumps({"text": "x", "start_s": 100.0, "end_s": 100.5, "channel": "telephone"}).encode()
     (row,) = rows_of(write_tar(tmp_path / "x.tar", [("0.wav", noise_file()), ("0.json", described)]))
     assert (row.problem, row.read_audio(30.0)) == ("", noise_file())
 
 
-def test_the_name_of_the_text_in_json(tmp_path):
+def test_text_field_name_in_json(tmp_path):
     members = [
         ("0.wav", noise_file()),
         ("0.json", b'{"raw": "a"}'),
@@ -146,7 +146,7 @@ _MEMBERS = st.lists(st.tuples(_NAMES, st.sampled_from(["wav", "txt", "json", "cl
 
 @settings(deadline=None, max_examples=150)
 @given(_MEMBERS)
-def test_no_audio_member_of_a_tar_is_lost(members):
+def test_every_audio_member_of_a_tar_is_a_row(members):
     """Each recording of a tar is a row of its own, but for those whose names are nothing but an extension."""
     with tempfile.TemporaryDirectory() as folder:
         names = [f"{name}.{extension}" for name, extension in members]

@@ -21,7 +21,7 @@ def test_splits_are_the_same_on_every_machine():
 
 
 @pytest.mark.parametrize("spelling", ["Alice", "ALICE", " alice", "alice \n"])
-def test_a_speaker_is_one_however_it_is_spelt(spelling: str):
+def test_speaker_spelling_is_normalised(spelling: str):
     data = Data(dev_share=0.25, test_share=0.25)
     assert hash_split(spelling, "", data) == "dev"
 
@@ -30,26 +30,24 @@ _words = st.text(alphabet="abcdeABCDE0", min_size=1, max_size=8)
 
 
 @given(_words, _words, _words, st.floats(0, 0.45), st.floats(0, 0.45))
-def test_the_speaker_decides_and_only_without_one_the_words(
-    speaker: str, one: str, other: str, dev: float, test: float
-):
+def test_split_by_speaker_else_by_text(speaker: str, one: str, other: str, dev: float, test: float):
     data = Data(dev_share=dev, test_share=test)
     assert hash_split(speaker, one, data) == hash_split(speaker, other, data)
     assert hash_split("", f"{one} {other}", data) == hash_split("", f" {one.upper()}\t{other.lower()}\n", data)
 
 
-def test_shares_are_kept():
+def test_split_shares():
     data = Data(dev_share=0.1, test_share=0.2)
     counts = Counter(hash_split(f"speaker {i}", "", data) for i in range(5_000))
     assert counts["dev"] / 5_000 == pytest.approx(0.1, abs=0.02)
     assert counts["test"] / 5_000 == pytest.approx(0.2, abs=0.02)
 
 
-def test_a_share_of_zero_is_none():
+def test_zero_share_gives_no_rows():
     assert {hash_split(f"{i}", "", Data(dev_share=0.0, test_share=0.0)) for i in range(500)} == {"train"}
 
 
-def test_what_the_source_says_wins_over_the_hash():
+def test_split_of_the_source_overrides_the_hash():
     data = Data(dev_share=0.25, test_share=0.25)  # alice dev, carol test, erin train
     for name in ("alice", "carol", "erin"):
         assert assign_split("test", name, "", data) == SplitAssignment("test", marked=True)

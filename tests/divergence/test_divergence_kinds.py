@@ -29,7 +29,7 @@ def buckets(log_p: torch.Tensor, log_q: torch.Tensor, k: int) -> tuple[torch.Ten
     return to_buckets(log_p, ids), to_buckets(log_q, ids)
 
 
-def test_divergences_of_a_coin_by_hand():
+def test_divergences_of_known_distributions():
     p, q = torch.log(torch.tensor([[0.75, 0.25]])), torch.log(torch.tensor([[0.5, 0.5]]))
     kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     reverse = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
@@ -65,7 +65,7 @@ def test_top_k_is_a_lower_bound_of_the_dense_divergence(seed: int, k: int, kind:
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS, ids=repr)
-def test_keeping_all_tokens_equals_dense_in_value_and_gradient(kind: Divergence):
+def test_top_k_of_all_tokens_equals_dense(kind: Divergence):
     log_p = log_probs(1)
     values, gradients = [], []
     for k in (None, N_VOCAB):
@@ -94,7 +94,7 @@ def test_float16_labels_change_little():
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS, ids=repr)
-def test_a_certain_student_gives_finite_gradients(kind: Divergence):
+def test_certain_student_has_finite_gradients(kind: Divergence):
     student = torch.zeros(1, N_VOCAB)
     student[0, 0] = 80.0
     student.requires_grad_()
@@ -105,6 +105,6 @@ def test_a_certain_student_gives_finite_gradients(kind: Divergence):
     assert student.grad is not None and torch.isfinite(student.grad).all()
 
 
-def test_a_recipe_can_name_every_divergence():
+def test_every_divergence_is_a_recipe_value():
     variants = Variants.of(Objective.model_fields["divergence"])
     assert variants is not None and variants.sections.keys() == DIVERGENCES.keys()

@@ -4,7 +4,7 @@ from askd_ray.fetch.cache import cache_root, find_damage
 from askd_ray.files import sha256_of_file
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+def test_cache_folder_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("ASKD_CACHE", str(tmp_path))
     assert cache_root() == tmp_path.resolve()
     for unset in ("", None):
@@ -15,7 +15,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
         assert cache_root() == Path.home().resolve() / ".cache" / "askd"
 
 
-def test_damage_names_the_first_file_that_is_not_as_it_was(tmp_path):
+def test_damage_names_the_first_changed_file(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
     known = {name: sha256_of_file(tmp_path / name) for name in ("a", "b")}

@@ -10,7 +10,7 @@ from askd_ray.fetch import speech as module
 from askd_ray.fetch.speech import fetch_speech, speech_folder
 
 
-def test_the_prompts_their_texts_and_their_licence(speech):
+def test_prompts_texts_and_licence(speech):
     rows = [json.loads(line) for line in (speech / "manifest.jsonl").read_text().splitlines()]
     assert len(rows) == 542
     assert all(set(row) == {"audio", "text", "domain", "language", "licence"} for row in rows)
@@ -29,7 +29,7 @@ def test_cached_speech_needs_no_tools(speech, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["flip", "delete", "no sums"])
-def test_a_damaged_cache_is_found_and_the_message_says_how_to_mend_it(speech, cache, change):
+def test_damaged_cache_is_refused_with_a_repair_command(speech, cache, change):
     folder = cache / "speech" / "ivr"
     shutil.copytree(speech, folder)
     clip = folder / "audio" / "activated.flac"
@@ -43,24 +43,24 @@ def test_a_damaged_cache_is_found_and_the_message_says_how_to_mend_it(speech, ca
             call("ivr")
 
 
-def test_speech_that_was_not_fetched(cache):
+def test_missing_speech_is_refused(cache):
     with pytest.raises(AskdError, match=r"speech ivr is not in .*`askd fetch speech ivr` fetches it"):
         speech_folder("ivr")
 
 
-def test_unknown_names(cache):
+def test_unknown_names_are_refused(cache):
     with pytest.raises(AskdError, match=r"no speech 'ivy': known are ivr; did you mean 'ivr'\?"):
         fetch_speech("ivy")
 
 
-def test_without_apt_the_message_says_what_else_works(cache, monkeypatch):
+def test_missing_apt_is_refused_with_an_alternative(cache, monkeypatch):
     monkeypatch.setenv("PATH", str(cache))
     with pytest.raises(AskdError, match=r"no apt-get here.*data\.sources=\[\{path: FOLDER\}\].*demo SPEECH=FOLDER"):
         fetch_speech("ivr")
     assert not (cache / "speech").exists()
 
 
-def test_missing_package_lists_are_fetched_into_our_own_folder_and_failure_leaves_nothing(cache, monkeypatch):
+def test_package_lists_are_fetched_into_a_private_folder(cache, monkeypatch):
     """An apt that always fails: what is asked of it, and what is left behind."""
     asked = []
 

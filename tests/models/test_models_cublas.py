@@ -42,7 +42,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("folder", ["nvidia/cublas/lib", "nvidia/cu12/lib"])
-def test_the_wheels_libraries_are_loaded_by_their_path_and_in_order(
+def test_wheel_libraries_are_loaded_by_path_in_order(
     folder: str, loaded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     distribution(tmp_path, NAMES[::-1], folder)
@@ -52,7 +52,7 @@ def test_the_wheels_libraries_are_loaded_by_their_path_and_in_order(
 
 
 @pytest.mark.parametrize("names", [None, [], NAMES[:1], NAMES[1:]], ids=["no wheel", "empty", "one", "the other"])
-def test_what_is_missing_is_said_in_one_line(
+def test_missing_library_is_a_one_line_error(
     names: list[str] | None, loaded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     if names is not None:
@@ -63,9 +63,7 @@ def test_what_is_missing_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_an_engine_on_a_gpu_loads_it_first_and_one_on_the_cpu_does_not(
-    weights: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_only_gpu_engines_load_cublas(weights: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(AskdError, match="needs cuBLAS of CUDA 12"):
         Engine(weights, device="cuda", compute_type="float16")
@@ -86,7 +84,7 @@ print(ctypes.CDLL("libcublas.so.12").cublasCreate_v2 is not None)
 
 
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="no wheel for this machine")
-def test_the_installed_cublas_is_found_by_its_name_as_ctranslate2_looks_for_it():
+def test_installed_cublas_is_found_by_name():
     done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, check=False)
     if "the system has one" in done.stderr:
         pytest.skip("the system has a cuBLAS 12 of its own")

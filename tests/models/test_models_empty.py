@@ -4,7 +4,7 @@ from transformers import WhisperConfig
 from askd_ray.models.empty import empty_whisper
 
 
-def test_every_parameter_is_on_the_cpu_and_the_projection_is_the_embedding():
+def test_empty_model_is_on_the_cpu_with_tied_projection():
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     model = empty_whisper(WhisperConfig(d_model=16, encoder_layers=1, decoder_layers=1, **heads))
     assert {p.device.type for p in model.state_dict().values()} == {"cpu"}

@@ -43,7 +43,7 @@ def test_no_clips(trimmed: Engine):
     assert trimmed.transcribe([]) == []
 
 
-def test_text_does_not_depend_on_the_neighbours(trimmed: Engine, clips: list[Waveform]):
+def test_text_is_independent_of_the_batch(trimmed: Engine, clips: list[Waveform]):
     # Clips of one length share a window; some are cut a little, and the clips are not sorted by length.
     same = [np.pad(clip, (0, 4 * SAMPLE_RATE_HZ - len(clip))) for clip in clips]
     mixed = [*clips, *(clip[: -1000 * (i % 3)] if i % 3 else clip for i, clip in enumerate(same))]
@@ -67,7 +67,7 @@ def test_real_clips_in_padded_windows(padded: Engine, speech: Path):
 
 
 @pytest.mark.slow
-def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, tiny_en: Model, clips: list[Waveform]):
+def test_avg_logprob_includes_the_end_token(weights: Path, tiny_en: Model, clips: list[Waveform]):
     transcript = Engine(weights, compute_type="float32", silence_s=None).transcribe(clips[:1])[0]
     model, tokens = tiny_en
     prompt, target_ids = tokens.prompt(), [*transcript.token_ids, tokens.end]
@@ -83,7 +83,7 @@ def test_avg_logprob_is_the_mean_over_tokens_and_the_end(weights: Path, tiny_en:
 
 
 @pytest.mark.parametrize("prompt", ["", "Thank you for calling. " * 25])
-def test_a_clip_that_does_not_stop_is_stopped(weights: Path, speech: Path, prompt: str):
+def test_endless_decoding_is_limited(weights: Path, speech: Path, prompt: str):
     # tiny.en was never trained on trimmed windows and repeats itself in some of them.
     waveforms = [waveform_of(u) for u in utterances(speech, 24)]
     engine = Engine(weights, decoding=Decoding(prompt=prompt))
@@ -96,7 +96,7 @@ def test_a_clip_that_does_not_stop_is_stopped(weights: Path, speech: Path, promp
     assert all(t.ended == (n < limit) for n, t, limit in zip(lengths, transcripts, limits, strict=True))
 
 
-def test_states_that_would_be_taken_for_a_log_mel_are_not_decoded(
+def test_states_with_the_shape_of_a_log_mel_are_refused(
     weights: Path, clips: list[Waveform], monkeypatch: pytest.MonkeyPatch
 ):
     engine = Engine(weights)
@@ -106,9 +106,7 @@ def test_states_that_would_be_taken_for_a_log_mel_are_not_decoded(
 
 
 @pytest.mark.slow
-def test_in_every_window_the_engine_writes_what_the_decoder_writes_of_the_same_states(
-    weights: Path, tiny_en: Model, speech: Path
-):
+def test_engine_equals_the_decoder_in_every_window(weights: Path, tiny_en: Model, speech: Path):
     # CTranslate2 took the 80 states of a 1.6 s window for a log-mel of 80 bands, so the model got noise.
     engine = Engine(weights, compute_type="float32")
     model, tokens = tiny_en
@@ -125,41 +123,41 @@ def test_in_every_window_the_engine_writes_what_the_decoder_writes_of_the_same_s
     assert windows == [(n + (n == 8)) * WINDOW_STEP_SAMPLES for n in steps]  # 1.6 s has 80 positions
 
 
-def test_most_tokens():
+def test_max_tokens():
     assert [max_tokens(s) for s in (0.0, 1.7, 10.0, 30.0)] == [16, 41, 166, 224]
 
 
-def test_the_longest_clip_is_thirty_seconds(trimmed: Engine):
+def test_clip_limit_is_30_s(trimmed: Engine):
     noise = np.random.default_rng(0).normal(0, 0.01, PADDED_SAMPLES + 1).astype(np.float32)
     assert len(trimmed.transcribe([noise[:-1]])) == 1
     with pytest.raises(AskdError, match=r"clip 1 is 30\.0 s long: at most 30 s"):
         trimmed.transcribe([noise[:100], noise])
 
 
-def test_an_empty_clip_is_silence(trimmed: Engine):
+def test_empty_clip_is_silence(trimmed: Engine):
     assert len(trimmed.transcribe([np.zeros(0, np.float32)])) == 1
 
 
-def test_a_language_that_the_model_does_not_know(trimmed: Engine):
+def test_unknown_language_is_refused(trimmed: Engine):
     with pytest.raises(AskdError, match="English-only"):
         trimmed.transcribe([np.zeros(1600, np.float32)], "de")
 
 
-def test_torch_keeps_its_threads(trimmed: Engine):
+def test_engine_keeps_torch_threads(trimmed: Engine):
     before = torch.get_num_threads()
     trimmed.transcribe([np.zeros(1600, np.float32)])
     assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("missing", ["model.bin", "config.json", "tokenizer.json"])
-def test_an_incomplete_folder(weights: Path, tmp_path: Path, missing: str):
+def test_incomplete_folder_is_refused(weights: Path, tmp_path: Path, missing: str):
     for name in {"model.bin", "config.json", "tokenizer.json"} - {missing}:
         (tmp_path / name).symlink_to(weights / name)
     with pytest.raises(AskdError, match=missing):
         Engine(tmp_path)
 
 
-def test_a_damaged_model(weights: Path, tmp_path: Path):
+def test_damaged_model_is_refused(weights: Path, tmp_path: Path):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).symlink_to(weights / name)
     (tmp_path / "model.bin").write_bytes((weights / "model.bin").read_bytes()[:100_000])
@@ -170,7 +168,7 @@ def test_a_damaged_model(weights: Path, tmp_path: Path):
 @pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("silence_s", [None, 0.3])
-def test_the_probabilities_of_tokens(weights: Path, clips: list[Waveform], silence_s: float | None):
+def test_token_probabilities(weights: Path, clips: list[Waveform], silence_s: float | None):
     settings = {"compute_type": "float32", "silence_s": silence_s}
     plain = Engine(weights, **settings).transcribe(clips)
     sure = Engine(weights, **settings, decoding=Decoding(confidence=True)).transcribe(clips)

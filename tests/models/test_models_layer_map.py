@@ -43,7 +43,7 @@ def test_keeping_all_layers_changes_nothing(tiny_en: Model, log_mel: torch.Tenso
     )
 
 
-def test_a_picked_student_computes_with_the_layers_it_kept(tiny_en: Model, log_mel: torch.Tensor):
+def test_student_computes_with_the_kept_layers(tiny_en: Model, log_mel: torch.Tensor):
     model, tokens = tiny_en
     by_hand = copy.deepcopy(model)
     del by_hand.model.decoder.layers[1:3], by_hand.model.encoder.layers[2]
@@ -73,7 +73,7 @@ def test_merging_keeps_the_sum_of_equal_branches(tiny_en: Model):
             torch.testing.assert_close(both, 2 * one, atol=1e-4, rtol=1e-4)
 
 
-def test_merging_is_the_mean_within_a_branch_and_the_sum_at_its_end(tiny_en: Model):
+def test_merging_averages_inside_a_branch_and_sums_the_end(tiny_en: Model):
     model = tiny_en[0]
     merged = keep_layers(model, None, ((0, 1, 2), 3))
     before, after = model.model.decoder.layers, merged.model.decoder.layers
@@ -84,7 +84,7 @@ def test_merging_is_the_mean_within_a_branch_and_the_sum_at_its_end(tiny_en: Mod
     assert torch.equal(after[1].fc1.weight, before[3].fc1.weight)
 
 
-def test_alignment_heads_point_at_layers_that_stayed_what_they_were(tiny_en: Model):
+def test_alignment_heads_follow_unchanged_layers(tiny_en: Model):
     model = copy.deepcopy(tiny_en[0])
     model.generation_config.update(alignment_heads=[[0, 1], [1, 2], [2, 3], [3, 4]])
     assert keep_layers(model, None, (0, (1, 2), 3)).generation_config.alignment_heads == [[0, 1], [2, 4]]
@@ -104,7 +104,7 @@ BAD: dict[str, tuple[Layers, str]] = {
 
 @pytest.mark.parametrize("layers, message", BAD.values(), ids=BAD.keys())
 @pytest.mark.parametrize("part", ["encoder_layers", "decoder_layers"])
-def test_layers_that_cannot_be_had(weights: Path, part: str, layers: Layers, message: str):
+def test_impossible_layers_are_refused(weights: Path, part: str, layers: Layers, message: str):
     with pytest.raises(AskdError, match=rf"^student\.{part} = \[.*\]: .*{message}") as error:
         layer_maps(Student(**{part: layers}), load_config(str(weights)))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
@@ -114,7 +114,7 @@ def steps(*decoders: Layers) -> tuple[dict[str, object], ...]:
     return tuple({"at": 0.1 * (i + 1), "decoder_layers": layers} for i, layers in enumerate(decoders))
 
 
-def test_shrinkings_speak_of_the_student_as_built():
+def test_shrinkings_refer_to_the_initial_student():
     settings = Student.model_validate(
         {"decoder_layers": [0, [1, 2], 3, 5], "shrink": steps((0, 1, 3), (0, (1, 3)), ((0, 1, 3),))}
     )
@@ -138,7 +138,7 @@ UNREACHABLE: dict[str, tuple[tuple[Layers, ...], str]] = {
 
 
 @pytest.mark.parametrize("decoders, message", UNREACHABLE.values(), ids=UNREACHABLE.keys())
-def test_shrinkings_that_cannot_be_reached(weights: Path, decoders: tuple[Layers, ...], message: str):
+def test_impossible_shrinkings_are_refused(weights: Path, decoders: tuple[Layers, ...], message: str):
     settings = Student.model_validate({"shrink": steps(*decoders)})
     with pytest.raises(AskdError, match=message):
         layer_maps(settings, load_config(str(weights)))
@@ -153,12 +153,12 @@ def test_shrinkings_that_cannot_be_reached(weights: Path, decoders: tuple[Layers
         ([{"at": 0.5}], "neither encoder_layers nor decoder_layers"),
     ],
 )
-def test_moments_that_make_no_sense(shrink: list[object], message: str):
+def test_invalid_shrinking_times_are_refused(shrink: list[object], message: str):
     with pytest.raises(ValueError, match=message):
         Student.model_validate({"shrink": shrink})
 
 
-def test_a_student_is_built_as_it_is_after_each_shrinking(weights: Path):
+def test_student_after_each_shrinking(weights: Path):
     settings = Student.model_validate({"decoder_layers": [0, 1, 3], "shrink": steps((0, 2), ((0, 2),))})
     built = [build_student(settings, str(weights), n)[0] for n in range(3)]
     assert [len(model.model.decoder.layers) for model in built] == [3, 2, 1]

@@ -32,7 +32,7 @@ def padded(waveforms: list[Waveform]) -> torch.Tensor:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_converted_weights_say_what_ctranslate2_says(tiny_en: Model, weights: Path, waveforms: list[Waveform]):
+def test_converted_weights_transcribe_like_ctranslate2(tiny_en: Model, weights: Path, waveforms: list[Waveform]):
     assert len(waveforms) == 20
     model, tokens = tiny_en
     reference = ctranslate2.models.Whisper(str(weights), device="cpu", compute_type="float32")
@@ -45,7 +45,7 @@ def test_converted_weights_say_what_ctranslate2_says(tiny_en: Model, weights: Pa
         assert any(tokens.decode(ids) for ids in ours)
 
 
-def test_the_windowed_encoder_equals_transformers_at_thirty_seconds(tiny_en: Model, waveforms: list[Waveform]):
+def test_windowed_encoder_equals_transformers_at_30_s(tiny_en: Model, waveforms: list[Waveform]):
     model, _ = tiny_en
     log_mel = padded(waveforms[:1])
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_the_windowed_encoder_equals_transformers_at_thirty_seconds(tiny_en: Mod
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_logits_equal_transformers_at_thirty_seconds(tiny_en: Model, waveforms: list[Waveform]):
+def test_logits_equal_transformers_at_30_s(tiny_en: Model, waveforms: list[Waveform]):
     model, tokens = tiny_en
     log_mel, ids = padded(waveforms[:1]), torch.tensor([[*tokens.prompt(), *tokens.encode("Goodbye.")]])
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_logits_equal_transformers_at_thirty_seconds(tiny_en: Model, waveforms: 
     torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
 
 
-def test_saved_and_loaded_is_the_same_model(tiny_en: Model, tmp_path: Path):
+def test_save_and_load_round_trip(tiny_en: Model, tmp_path: Path):
     model, tokens = tiny_en
     save_whisper(model, tokens, tmp_path / "saved")
     again, tokens_again = load_whisper(str(tmp_path / "saved"))
@@ -73,7 +73,7 @@ def test_saved_and_loaded_is_the_same_model(tiny_en: Model, tmp_path: Path):
     assert fingerprint(str(tmp_path / "saved")) == fingerprint(str(tmp_path / "saved"))
 
 
-def test_sinusoids_are_never_trained(tiny_en: Model, tmp_path: Path):
+def test_sinusoids_are_not_trained(tiny_en: Model, tmp_path: Path):
     save_whisper(*tiny_en, tmp_path / "model")
     for model in (tiny_en[0], load_whisper(str(tmp_path / "model"))[0]):
         assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
@@ -93,25 +93,25 @@ def test_pruning_keeps_the_named_layers(tiny_en: Model):
 
 
 @pytest.mark.parametrize("layers", [[], [4], [-1]])
-def test_layers_that_do_not_exist(tiny_en: Model, layers: list[int]):
+def test_missing_layers_are_refused(tiny_en: Model, layers: list[int]):
     with pytest.raises(AskdError, match=r"student\.decoder_layers = .*layers 0 to 3"):
         keep_layers(tiny_en[0], None, layers)
 
 
 @pytest.mark.parametrize("reference", ["./nowhere", "wheel:huge", "no-such-model", "a/b/c"])
-def test_references_that_do_not_exist(reference: str):
+def test_unknown_references_are_refused(reference: str):
     with pytest.raises(AskdError, match=r"wheel:|tiny\.en"):
         load_whisper(reference)
 
 
-def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(AskdError, match="its download failed"):
         load_whisper("openai/whisper-of-nobody")
 
 
-def test_a_damaged_model_file_is_named(weights: Path, tmp_path: Path):
+def test_damaged_model_file_is_named(weights: Path, tmp_path: Path):
     folder = tmp_path / "model"
     shutil.copytree(weights, folder)
     data = (folder / "model.bin").read_bytes()
@@ -120,9 +120,7 @@ def test_a_damaged_model_file_is_named(weights: Path, tmp_path: Path):
         load_whisper(str(folder))
 
 
-def test_a_transformers_folder_is_converted_for_the_engine_once(
-    tiny_en: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_transformers_folder_is_converted_once(tiny_en: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ASKD_CACHE", str(tmp_path / "cache"))
     save_whisper(keep_layers(tiny_en[0], [0], [0]), tiny_en[1], tmp_path / "saved")
     folder = ctranslate2_folder(str(tmp_path / "saved"))

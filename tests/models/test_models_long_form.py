@@ -29,7 +29,7 @@ class RecordingEngine:
         return transcripts
 
 
-def test_what_is_said_is_heard_once_and_in_order(vad: Vad, speech: Path):
+def test_speech_is_transcribed_once_in_order(vad: Vad, speech: Path):
     """90 s of real speech with long and short pauses."""
     rng = np.random.default_rng(0)
     clips = [waveform for waveform, _ in spoken(speech, 16)]
@@ -44,12 +44,12 @@ def test_what_is_said_is_heard_once_and_in_order(vad: Vad, speech: Path):
     assert sum(map(len, engine.clips)) < len(recording) - samples_of(8.0)  # but not the long pauses
 
 
-def test_a_short_clip_is_the_engines_own(vad: Vad, speech: Path):
+def test_short_clip_equals_the_engine(vad: Vad, speech: Path):
     ((waveform, _),) = spoken(speech)
     assert transcribe_long(RecordingEngine(), vad, waveform) == RecordingEngine().transcribe([waveform])[0]
 
 
-def test_where_nobody_speaks_the_model_is_not_asked(vad: Vad):
+def test_silence_is_not_decoded(vad: Vad):
     engine = RecordingEngine()
     assert transcribe_long(engine, vad, np.zeros(SAMPLE_RATE_HZ, np.float32)) == Transcript("", (), 0.0)
     assert transcribe_long(engine, vad, np.zeros(0, np.float32)).text == ""
@@ -68,7 +68,7 @@ def test_transcripts_are_joined():
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_long_recording_has_about_the_word_errors_of_its_parts(vad: Vad, weights: Path, speech: Path):
+def test_long_recording_has_the_word_errors_of_the_parts(vad: Vad, weights: Path, speech: Path):
     rows = spoken(speech, 14)
     clips = [waveform for waveform, _ in rows]
     pause = np.random.default_rng(0).normal(0.0, 1e-3, samples_of(0.4)).astype(np.float32)

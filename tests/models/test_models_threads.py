@@ -10,7 +10,7 @@ from askd_ray.models.bundle import read_bundle
     ("cores", "speedups", "expected"),
     [(2, [0.6], 1), (2, [1.6], 2), (8, [1.6, 1.4, 1.1], 4), (8, [2, 2, 2], 8), (6, [2, 2], 4), (1, [], 1)],
 )
-def test_threads_are_doubled_for_as_long_as_they_pay(
+def test_threads_double_while_they_speed_up(
     cores: int, speedups: list[float], expected: int, monkeypatch: pytest.MonkeyPatch, weights: Path
 ):
     tried = iter(speedups)
@@ -20,5 +20,5 @@ def test_threads_are_doubled_for_as_long_as_they_pay(
 
 
 @pytest.mark.slow
-def test_a_model_is_timed(weights: Path):
+def test_threads_are_chosen_by_timing(weights: Path):
     assert threads.allocate_threads(read_bundle(weights), 2) in (1, 2)

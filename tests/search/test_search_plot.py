@@ -32,7 +32,7 @@ def trials() -> list[dict[str, Any]]:
     return made
 
 
-def test_what_mattered_comes_first(trials):
+def test_parameters_are_ordered_by_importance(trials):
     shares = importance(trials, SPACE)
     assert next(iter(shares)) == LR and shares[LR] > 0.8
     assert shares.keys() == SPACE.keys()
@@ -40,7 +40,7 @@ def test_what_mattered_comes_first(trials):
 
 
 @pytest.mark.parametrize("draw", [plot_importance, plot_parallel])
-def test_without_matplotlib_it_says_so(draw, trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_plot_without_matplotlib(draw, trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -48,7 +48,7 @@ def test_without_matplotlib_it_says_so(draw, trials, tmp_path: Path, monkeypatch
         draw(trials, SPACE, tmp_path / "picture.png")
 
 
-def test_pictures(trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_plots_are_written(trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     drawn = list[Figure]()
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: drawn.append(figure) or save(figure, *a, **k))
@@ -69,13 +69,13 @@ def test_pictures(trials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert (axis.get_ydata()[2] < 0) == (DECAY not in trial["asked"])
 
 
-def test_trials_that_are_all_alike(tmp_path: Path):
+def test_identical_trials(tmp_path: Path):
     rows = [{"state": "done", "score": 0.5, "evaluations": 1, "asked": {KIND: "ema", DECAY: 0.95, LR: 1e-4}}] * 8
     assert plot_importance(rows, SPACE, tmp_path / "a.png").is_file()
     assert plot_parallel(rows, SPACE, tmp_path / "b.png").is_file()
 
 
-def test_the_table_has_the_best_on_top_and_those_without_a_score_last():
+def test_table_has_the_best_first_and_unscored_last():
     rows = [
         {"state": "waiting", "score": None, "evaluations": 0, "values": {LR: 1e-4}},
         {"state": "done", "score": 0.25, "evaluations": 2, "values": {LR: 2e-4, KIND: "ema", DECAY: 0.95}},
@@ -92,7 +92,7 @@ def test_the_table_has_the_best_on_top_and_those_without_a_score_last():
     ]
 
 
-def test_the_live_table_follows_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_live_table_follows_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shown = list[str]()
     monkeypatch.setattr("askd_ray.search.trials.table", lambda rows, title: shown.append(title) or title)
     with LiveTable(tmp_path, 2):

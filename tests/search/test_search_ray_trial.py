@@ -58,7 +58,9 @@ def pbt(searched):
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"evals_per_epoch": 2})})
 
 
-def test_what_goes_on_from_anothers_checkpoint_has_its_own_values(pbt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_trial_resumed_from_another_checkpoint_uses_the_new_values(
+    pbt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     donor = tmp_path / "donor"
     killed(with_values(pbt, FIRST), donor, dies_after=7)
     old = [line for line in metrics_of(donor) if "dev_wer" in line][-1]["step"]
@@ -81,9 +83,7 @@ def test_what_goes_on_from_anothers_checkpoint_has_its_own_values(pbt, tmp_path:
     assert {json.dumps(OTHER)} == {report["values"] for report in tune.reports}
 
 
-def test_a_trial_that_was_broken_off_goes_on_and_tells_its_last_evaluation_again(
-    searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_interrupted_trial_resumes_and_reports_again(searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = searched({"space": {path: [value] for path, value in FIRST.items()}})
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"evals_per_epoch": 2})})
     whole = FakeTune()
@@ -106,14 +106,14 @@ def test_a_trial_that_was_broken_off_goes_on_and_tells_its_last_evaluation_again
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_trials_share_what_they_decode(shared: bool, searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_trials_share_decoded_clips(shared: bool, searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray_trial, "tune", FakeTune())
     ray_trial.run_trial(searched({"share_features": shared}), {}, tmp_path / "search", "key")
     files = [f"train-{n:05d}-of-00002.parquet.arrow" for n in range(2)] if shared else []
     assert sorted(path.name for path in tmp_path.glob("search/features/*")) == files
 
 
-def test_a_trial_cannot_read_the_test_split(searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_trial_cannot_read_the_test_split(searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = searched({})
     monkeypatch.setattr(ray_trial, "tune", FakeTune())
     monkeypatch.setattr(Loop, "run", lambda loop: read_utterances(Run(loop.recipe).shards, "test"))

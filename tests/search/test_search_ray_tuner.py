@@ -32,7 +32,7 @@ def reports(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_the_default_search(searched, ray_session: None):
+def test_default_search(searched, ray_session: None):
     recipe = searched({"trials": 3, "epochs": 1})
     folder = Run(recipe).path / "tune"
     folder.mkdir()
@@ -58,7 +58,7 @@ def test_the_default_search(searched, ray_session: None):
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_grid_tries_every_combination_once_and_weighs_what_is_out_of_distribution(searched, ray_session: None):
+def test_grid_tries_every_combination_once_with_ood_weight(searched, ray_session: None):
     lists = {"objective.teacher_weight.schedule": ["constant", "linear"], "objective.teacher_weight.end": [0.1, 0.2]}
     settings = {"searcher": "grid", "scheduler": "none", "concurrent": 2, "cpus_per_trial": 0.5, "epochs": 0.5}
     recipe = searched({**settings, "evals_per_epoch": 1, "space": lists, "ood_domains": ["calls"], "ood_weight": 0.25})
@@ -75,7 +75,7 @@ def test_a_grid_tries_every_combination_once_and_weighs_what_is_out_of_distribut
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: None):
+def test_population_based_training_changes_values_and_rates(searched, ray_session: None):
     space = {
         "train.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
         "objective.teacher_weight.start": [0.5, 0.6, 0.7],
@@ -105,7 +105,7 @@ def test_values_change_on_the_way_and_rates_with_them(searched, ray_session: Non
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched, tmp_path: Path):
+def test_killed_search_resumes_with_the_same_command(searched, tmp_path: Path):
     n_trials = 3
     settings = {"epochs": 1, "scheduler": "none", "concurrent": 2, "cpus_per_trial": 0.5}
     recipe = searched({"trials": n_trials, **settings})
@@ -152,7 +152,7 @@ def test_a_search_whose_driver_is_killed_goes_on_with_the_same_command(searched,
     assert len(read_json(Run(recipe).path / "tune.json")["result"]["trials"]) == n_trials
 
 
-def test_what_cannot_be_searched_is_said_at_once(searched):
+def test_impossible_searches_are_refused(searched):
     def error_of(recipe: Any) -> str:
         with pytest.raises(AskdError) as raised:
             search(recipe)
@@ -170,7 +170,7 @@ def test_what_cannot_be_searched_is_said_at_once(searched):
     assert error_of(ce).startswith("tune.space: with objective.teacher_weight.schedule = 'linear'")
 
 
-def test_the_driver_cannot_read_the_test_split(searched, monkeypatch: pytest.MonkeyPatch):
+def test_driver_cannot_read_the_test_split(searched, monkeypatch: pytest.MonkeyPatch):
     recipe = searched({})
     monkeypatch.setattr(ray_tuner, "check_inputs", lambda _: read_utterances(Run(recipe).shards, "test"))
     with pytest.raises(PermissionError, match="the test split is not read here"):

@@ -6,7 +6,7 @@ from askd_ray.config.tune import DEFAULT_SPACE
 from askd_ray.search.trials import column_names, table
 
 
-def test_a_column_is_called_by_the_last_part_that_tells_it_from_the_others():
+def test_column_names_are_short_and_unique():
     paths = [
         "train.optimizer.lr",
         "objective.teacher_weight.start",
@@ -18,7 +18,7 @@ def test_a_column_is_called_by_the_last_part_that_tells_it_from_the_others():
     assert column_names(paths) == ["teacher_weight\nschedule", "self_teacher\nschedule", "padded_share"]
 
 
-def test_the_default_search_fits_80_columns():
+def test_table_of_the_default_search_fits_80_columns():
     values = dict.fromkeys(DEFAULT_SPACE, 0.125)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table([{"state": "running", "score": 0.125, "evaluations": 3, "values": values}], "trials"))

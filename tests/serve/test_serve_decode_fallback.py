@@ -46,13 +46,13 @@ def clips(n: int) -> list[Waveform]:
     return [np.full(samples_of(CLIP_S), i, np.float32) for i in range(n)]
 
 
-def test_what_is_good_is_decoded_once():
+def test_confident_transcript_is_not_decoded_again():
     engine = Scripted({0: GOOD, 1: GOOD})
     assert transcribe_with_fallback(engine, clips(2), "en", GREEDY) == [GOOD, GOOD]
     assert engine.calls == [(GREEDY, [0, 1])]
 
 
-def test_the_doubtful_are_decoded_again_and_only_loops_without_repeated_trigrams():
+def test_doubtful_chunks_are_retried_and_only_loops_forbid_repeated_trigrams():
     tries = {0: LONG, 1: GOOD, 2: RUNAWAY, 3: FAINT, 4: REPEATED}, {0: GOOD, 2: LONG, 3: FAINT, 4: REPEATED}, {2: FAINT}
     engine = Scripted(*tries)
     assert transcribe_with_fallback(engine, clips(5), "en", GREEDY) == [GOOD, GOOD, FAINT, FAINT, REPEATED]
@@ -60,37 +60,37 @@ def test_the_doubtful_are_decoded_again_and_only_loops_without_repeated_trigrams
 
 
 @pytest.mark.parametrize(("first", "second"), [(REPEATED, ONCE_MORE), (ONCE_MORE, REPEATED), (REPEATED, GOOD)])
-def test_what_repeats_itself_is_believed_where_the_model_finds_it_likelier(first: Transcript, second: Transcript):
+def test_repetition_is_kept_when_it_is_more_probable(first: Transcript, second: Transcript):
     engine = Scripted({0: first}, {0: second})
     assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [REPEATED]
 
 
-def test_what_repeats_itself_is_not_believed_where_the_model_went_round_in_circles():
+def test_repetition_is_dropped_when_the_model_looped():
     engine = Scripted({0: RUNAWAY}, {0: REPEATED}, {0: GOOD})
     assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [GOOD]
     engine = Scripted({0: RUNAWAY}, {0: GOOD})
     assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [GOOD]
 
 
-def test_the_most_probable_of_the_faint_is_kept():
+def test_best_of_the_improbable_transcripts_is_kept():
     fainter = Transcript("Maybe", (1,), -1.4, 0.1)
     for tries in ((fainter, FAINT), (FAINT, fainter)):
         engine = Scripted(*({0: transcript} for transcript in tries))
         assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [FAINT]
 
 
-def test_a_guess_where_the_model_hears_no_speech_is_silence():
+def test_empty_text_when_improbable_and_no_speech():
     engine = Scripted({0: replace(GUESS, no_speech_prob=None)}, {0: GUESS})
     (transcript,) = transcribe_with_fallback(engine, clips(1), "de", GREEDY)
     assert (transcript.text, transcript.token_ids) == ("", ())
 
 
-def test_what_cannot_be_ended_is_better_than_nothing():
+def test_unfinished_transcript_is_kept_when_every_retry_fails():
     engine = Scripted({0: RUNAWAY}, {0: RUNAWAY}, {0: RUNAWAY})
     assert transcribe_with_fallback(engine, clips(1), "en", GREEDY) == [RUNAWAY]
 
 
-def test_with_a_temperature_there_is_one_try():
+def test_sampling_temperature_disables_retries():
     engine = Scripted({0: LONG})
     assert transcribe_with_fallback(engine, clips(1), "en", Decoding(temperature=0.7)) == [LONG]
 
@@ -107,7 +107,7 @@ def test_with_a_temperature_there_is_one_try():
         (Transcript("a" * 121, (1,), -0.2, 0.0), True, True),
     ],
 )
-def test_doubts(transcript: Transcript, doubtful: bool, loop: bool):
+def test_doubt_criteria(transcript: Transcript, doubtful: bool, loop: bool):
     assert (is_doubtful(transcript, CLIP_S), is_loop(transcript, CLIP_S)) == (doubtful, loop)
 
 
@@ -122,7 +122,7 @@ def repeated(speech: Path, n_times: int) -> list[tuple[Waveform, str]]:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_sentence_that_is_said_several_times_is_written_as_often(weights: Path, speech: Path):
+def test_repeated_speech_is_transcribed_each_time(weights: Path, speech: Path):
     """With repeated trigrams forbidden, the repetitions had hallucinated words ("All circuits're busy now")."""
     engine, clips = Engine(weights, silence_s=None), repeated(speech, 3)
     assert len(clips) == 6
@@ -140,7 +140,7 @@ def test_a_sentence_that_is_said_several_times_is_written_as_often(weights: Path
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_loop_of_a_real_model_is_cut(weights: Path, speech: Path):
+def test_loop_of_tiny_en_is_cut(weights: Path, speech: Path):
     """At twice its speed, this speech makes tiny.en loop up to the token limit."""
     engine = Engine(weights, silence_s=None)
     waveforms = [np.ascontiguousarray(waveform[::2]) for waveform, _ in spoken(speech, 8)]

@@ -20,7 +20,7 @@ from askd_ray.torch_setup import n_cores
 
 
 @pytest.mark.parametrize(("cores", "paying", "workers"), [(2, 1, 2), (2, 2, 1), (8, 4, 2), (1, 1, 1)])
-def test_cores_go_to_calls_side_by_side_where_more_threads_do_not_pay(
+def test_cores_run_parallel_calls_when_threads_do_not_speed_up(
     cores: int, paying: int, workers: int, monkeypatch: pytest.MonkeyPatch, weights: Path
 ):
     monkeypatch.setattr(engine, "n_cores", lambda: cores)
@@ -31,7 +31,7 @@ def test_cores_go_to_calls_side_by_side_where_more_threads_do_not_pay(
 
 
 @pytest.mark.slow
-def test_the_cores_are_shared_out_by_a_model_itself(weights: Path):
+def test_hardware_is_allocated_by_timing_the_model(weights: Path):
     found = engine.allocate_hardware(weights)
     assert found.threads * found.workers <= n_cores()
 
@@ -54,7 +54,7 @@ async def transcribe(service: TranscriptionService, waveform: np.ndarray, option
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: LoadedModel, speech: Path):
+def test_concurrent_texts_equal_single_texts(loaded: LoadedModel, speech: Path):
     """Clips and a long recording together, in any batches; no request affects another one."""
     clips = [waveform for waveform, _ in spoken(speech, 8)]
     recording = np.concatenate([p for clip in clips for p in (clip, np.zeros(samples_of(0.6), np.float32))])
@@ -82,7 +82,7 @@ def test_at_full_concurrency_every_text_is_what_it_is_alone(loaded: LoadedModel,
 
 
 @pytest.mark.slow
-def test_words_are_where_they_are_said(loaded: LoadedModel, speech: Path):
+def test_word_times_match_the_speech(loaded: LoadedModel, speech: Path):
     """The same clip behind five seconds of silence: all words come five seconds later."""
     ((clip, _),) = spoken(speech)
     options = TranscribeOptions("tiny.en", decoding=Decoding(confidence=True))
@@ -97,7 +97,7 @@ def test_words_are_where_they_are_said(loaded: LoadedModel, speech: Path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_heard(loaded: LoadedModel, speech: Path):
+def test_invalid_requests_are_refused(loaded: LoadedModel, speech: Path):
     ((clip, _),) = spoken(speech)
     service = build_service(loaded)
     with pytest.raises(UnknownModelError, match=r"'whisper-9' does not exist: 'tiny\.en'"):
@@ -108,7 +108,7 @@ def test_what_cannot_be_heard(loaded: LoadedModel, speech: Path):
 
 
 @pytest.mark.slow
-def test_a_prompt_of_any_length_is_taken_from_its_end(loaded: LoadedModel, speech: Path):
+def test_long_prompt_is_cut_at_the_start(loaded: LoadedModel, speech: Path):
     ((clip, _),) = spoken(speech)
     options = TranscribeOptions("tiny.en", "en", Decoding(prompt="Asterisk, voicemail. " * 400))
     assert asyncio.run(transcribe(build_service(loaded), clip, options)).text

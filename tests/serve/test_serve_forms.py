@@ -49,7 +49,7 @@ def refusal(*fields: tuple[str, str], read: Any = transcription) -> ApiError:
         ],
     ],
 )
-def test_server_vad_as_clients_write_it(fields: Fields):
+def test_server_vad_spellings(fields: Fields):
     assert parse(*fields).options.vad_options == VadOptions(0.6, 0.9, VadOptions.padding_s)
 
 
@@ -69,7 +69,7 @@ def test_server_vad_as_clients_write_it(fields: Fields):
         ([("chunking_strategy", "server_vad")], "'auto' or an object"),
     ],
 )
-def test_bad_values_of_server_vad_are_named(fields: Fields, message: str):
+def test_invalid_server_vad_values_are_named(fields: Fields, message: str):
     error = refusal(*fields)
     assert error.param == "chunking_strategy"
     with pytest.raises(ApiError, match=message):
@@ -86,7 +86,7 @@ def test_bad_values_of_server_vad_are_named(fields: Fields, message: str):
         [("timestamp_granularities[]", '["word"]'), ("timestamp_granularities", "segment")],
     ],
 )
-def test_granularities_as_clients_write_them(fields: Fields):
+def test_timestamp_granularity_spellings(fields: Fields):
     request = parse(("response_format", "verbose_json"), *fields)
     assert (request.words, request.segments) == (True, True)
     only = parse(("response_format", "verbose_json"), fields[0])
@@ -95,12 +95,12 @@ def test_granularities_as_clients_write_them(fields: Fields):
 
 
 @pytest.mark.parametrize("name", ["en", "EN", "en-US", "en_us", "english", "English", "eng"])
-def test_english_has_many_names(name: str):
+def test_language_name_spellings(name: str):
     assert parse(("language", name)).options.language == "en"
 
 
 @pytest.mark.parametrize("name", ["", "file", "model", "language", "prompt", "temperature"])
-def test_an_empty_value_is_no_value(name: str):
+def test_empty_value_equals_a_missing_field(name: str):
     assert parse(("language", ""), ("temperature", ""), ("stream", ""), ("prompt", ""), (VAD, "")) == parse()
     with pytest.raises(ApiError, match="model: Field required"):
         transcription([AUDIO, FormPart("model", b"")])
@@ -127,19 +127,19 @@ def test_an_empty_value_is_no_value(name: str):
         ([("model\u202e", "x")], "model\u202e", "unknown"),
     ],
 )
-def test_what_is_not_honoured_is_refused_by_its_name(fields: Fields, param: str, message: str):
+def test_unsupported_fields_are_refused_by_name(fields: Fields, param: str, message: str):
     error = refusal(*fields)
     assert error.param == param
     assert message in error.message
 
 
-def test_a_translation_has_no_fields_of_a_transcription():
+def test_translation_refuses_transcription_fields():
     assert parse(("prompt", "a"), read=translation).options.decoding.task == "translate"
     for name in ("language", "stream", "chunking_strategy", "timestamp_granularities[]"):
         assert refusal((name, "en"), read=translation).param == name
 
 
-def test_fields_in_the_url_are_not_ignored():
+def test_form_fields_in_the_url_are_refused():
     with pytest.raises(ApiError, match="language: a form field") as refused:
         transcription([AUDIO, FormPart("model", b"student")], ["api-version", "language"])
     assert refused.value.param == "language"
@@ -147,7 +147,7 @@ def test_fields_in_the_url_are_not_ignored():
 
 
 @pytest.mark.parametrize(("values", "stream"), [(TRUE, True), (FALSE, False)])
-def test_spellings_of_true_and_false(values: tuple[str, ...], stream: bool):
+def test_boolean_spellings(values: tuple[str, ...], stream: bool):
     assert {value: parse(("stream", value)).stream for value in values} == dict.fromkeys(values, stream)
 
 
@@ -224,7 +224,7 @@ def multipart(fields: Fields, file_names: bool, preamble: bytes) -> bytes:
 )
 @example([("timestamp_granularities", "word"), ("response_format", "verbose_json"), *FILE_AND_MODEL], False, b"")
 @example([(VAD, "server_vad"), (THRESHOLD, "0.5"), *FILE_AND_MODEL], True, b"a preamble\r\n")
-def test_every_field_is_honoured_or_refused_by_its_name(fields: Fields, file_names: bool, preamble: bytes):
+def test_every_field_is_used_or_refused_by_name(fields: Fields, file_names: bool, preamble: bytes):
     body = multipart(fields, file_names, preamble)
     try:
         _, request = transcription(read_parts("multipart/form-data; boundary=B", body))

@@ -9,7 +9,7 @@ from askd_ray.serve.limits import KEYS_VARIABLE, read_keys
 from askd_ray.serve.openai_api import RequestLimits
 
 
-def test_with_keys_the_api_asks_for_one():
+def test_api_key_is_required_when_keys_are_set():
     with TestClient(build_test_app(FakeSpeechEngine(), RequestLimits(keys=("first", "second")))) as client:
         none, wrong = client.get("/v1/models"), client.get("/v1/models", headers={"Authorization": "Bearer secnod"})
         for answer in (none, wrong):
@@ -21,7 +21,7 @@ def test_with_keys_the_api_asks_for_one():
         assert client.get("/health").status_code == client.get("/").status_code == 200
 
 
-def test_other_sites_pages_may_only_ask_where_that_is_allowed():
+def test_cross_origin_requests_need_an_allowed_origin():
     origin = {"Origin": "https://a.example"}
     with TestClient(build_test_app(FakeSpeechEngine())) as client:
         assert "access-control-allow-origin" not in client.get("/v1/models", headers=origin).headers
@@ -29,7 +29,7 @@ def test_other_sites_pages_may_only_ask_where_that_is_allowed():
         assert client.get("/v1/models", headers=origin).headers["access-control-allow-origin"] == "https://a.example"
 
 
-def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_keys_are_read_from_file_or_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "keys"
     file.write_text("one\n\n two \n", encoding="utf-8")
     monkeypatch.setenv(KEYS_VARIABLE, "three, four,")

@@ -27,7 +27,7 @@ async def listening_at_any_port(app: ASGIApp, shutdown_s: float) -> AsyncGenerat
             yield address, drain
 
 
-def test_a_request_in_flight_is_answered_before_the_server_goes():
+def test_request_in_progress_is_answered_before_shutdown():
     async def scenario() -> None:
         came, go_on = asyncio.Event(), asyncio.Event()
 
@@ -49,7 +49,7 @@ def test_a_request_in_flight_is_answered_before_the_server_goes():
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-def test_a_drained_server_takes_nothing_new_and_answers_what_it_has():
+def test_draining_server_refuses_connections_and_answers_requests_in_progress():
     async def scenario() -> None:
         came, go_on = asyncio.Event(), asyncio.Event()
 
@@ -82,7 +82,7 @@ def test_a_drained_server_takes_nothing_new_and_answers_what_it_has():
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n"])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_who_sends_no_headers_is_not_kept(sent: bytes, is_first: bool, monkeypatch: pytest.MonkeyPatch):
+def test_connection_without_headers_is_closed(sent: bytes, is_first: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(listener, "HEADERS_S", 0.3)
     monkeypatch.setattr(listener, "_KEEP_ALIVE_S", 1)
 
@@ -101,7 +101,7 @@ def test_who_sends_no_headers_is_not_kept(sent: bytes, is_first: bool, monkeypat
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_live_sessions_are_told_that_the_service_restarts():
+def test_websockets_close_with_1012_on_restart():
     async def scenario() -> None:
         async def realtime(socket: WebSocket) -> None:
             await socket.accept()
@@ -120,7 +120,7 @@ def test_live_sessions_are_told_that_the_service_restarts():
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
-def test_who_does_not_read_an_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch):
+def test_connection_that_reads_no_response_is_closed(monkeypatch: pytest.MonkeyPatch):
     """Such a client occupied a request slot without a time limit."""
     monkeypatch.setattr(listener, "READ_S", 0.3)
 
@@ -142,7 +142,7 @@ def test_who_does_not_read_an_answer_is_not_kept(monkeypatch: pytest.MonkeyPatch
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_a_request_that_takes_longer_than_headers_may_is_answered(monkeypatch: pytest.MonkeyPatch):
+def test_headers_timeout_does_not_limit_the_response(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(listener, "HEADERS_S", 0.1)
 
     async def scenario() -> None:
@@ -169,7 +169,7 @@ def test_a_request_that_takes_longer_than_headers_may_is_answered(monkeypatch: p
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_a_port_that_is_taken_is_one_line():
+def test_port_in_use_is_a_one_line_error():
     async def scenario(address: Address) -> None:
         async with listening(Starlette(), address, shutdown_s=1):
             raise AssertionError("it listens")
@@ -182,7 +182,7 @@ def test_a_port_that_is_taken_is_one_line():
         Address("192.0.2.1", 0).open()
 
 
-def test_a_port_is_kept_for_who_will_listen():
+def test_reserved_port_is_only_open_to_the_service():
     """Ray's servers use any free port; one of them once took the service's port during its start."""
     with Address(port=0).reserved() as address:
         with pytest.raises(OSError, match="in use"), socket.socket() as other:
@@ -203,6 +203,6 @@ def test_a_port_is_kept_for_who_will_listen():
         ("::", "http://127.0.0.1:80", False),
     ],
 )
-def test_an_address_says_where_it_is_reached(host: str, url: str, loopback: bool):
+def test_address_url_and_loopback(host: str, url: str, loopback: bool):
     address = Address(host, 80)
     assert (address.url, address.is_loopback) == (url, loopback)

@@ -24,7 +24,7 @@ def refused(content_type: str, content: bytes) -> ApiError:
     return refusal.value
 
 
-def test_parts_with_and_without_a_file_name_are_read_alike():
+def test_file_and_field_parts_are_read():
     form = body(
         part("file", b"\xff\xfe\r\n-", '; filename="a.wav"'), part("file", b"\xff\xfe\r\n-"), part("model", b"m")
     )
@@ -35,12 +35,12 @@ def test_parts_with_and_without_a_file_name_are_read_alike():
 
 @pytest.mark.parametrize("preamble", [b"\r\n", b"This is a form.\r\n", b"two\r\nlines\r\n", b"--BB is no boundary\r\n"])
 @pytest.mark.parametrize("epilogue", [b"", b"and so on", b"\r\n--B\r\nno part"])
-def test_what_stands_around_the_parts_is_no_part(preamble: bytes, epilogue: bytes):
+def test_preamble_and_epilogue_are_ignored(preamble: bytes, epilogue: bytes):
     (found,) = read_parts(TYPE, preamble + body(part("model", b"m")) + epilogue)
     assert found.text() == "m"
 
 
-def test_boundaries_in_quotes_with_padding_and_names_in_utf_8():
+def test_quoted_boundaries_padding_and_utf_8_names():
     form = "\r\n".join(["--B ö", 'Content-Disposition: form-data; name="é"', "", "x", "--B ö--", ""])
     (found,) = read_parts('Multipart/Form-Data; charset=utf-8; boundary="B ö"', form.encode("latin-1"))
     assert found.content == b"x" and found.name
@@ -48,7 +48,7 @@ def test_boundaries_in_quotes_with_padding_and_names_in_utf_8():
     assert padded.content == b"x"
 
 
-def test_a_part_says_its_own_character_set():
+def test_part_character_set_is_used():
     latin = part("prompt", "Köln".encode("latin-1"), headers="Content-Type: text/plain; charset=iso-8859-1\r\n")
     assert read_parts(TYPE, body(latin))[0].text() == "Köln"
     for broken in (part("prompt", b"\xff"), part("prompt", b"x", headers="Content-Type: text/plain; charset=none\r\n")):
@@ -75,14 +75,14 @@ def test_a_part_says_its_own_character_set():
         (TYPE, body(*[part("a", b"b")] * (MAX_PARTS + 1)), "too many fields"),
     ],
 )
-def test_what_is_no_form_is_refused(content_type: str, content: bytes, message: str):
+def test_invalid_forms_are_refused(content_type: str, content: bytes, message: str):
     refusal = refused(content_type, content)
     with pytest.raises(ApiError, match=message):
         raise refusal
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.binary(max_size=40)), min_size=1, max_size=5), st.integers(1, 200))
-def test_contents_come_back_byte_for_byte_and_a_form_that_is_cut_is_refused(fields: list[tuple[str, bytes]], cut: int):
+def test_contents_round_trip_and_truncated_forms_are_refused(fields: list[tuple[str, bytes]], cut: int):
     boundary = "not-in-40-bytes-of-noise-since-it-is-longer"
     heads = [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n' for name, _ in fields]
     parts = [head.encode() + content + b"\r\n" for head, (_, content) in zip(heads, fields, strict=True)]

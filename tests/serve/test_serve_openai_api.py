@@ -70,7 +70,7 @@ def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: ")]
 
 
-def test_the_five_formats(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
+def test_response_formats(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     n_samples = (len(clip) - 44) // 2
     text = f"Secret {n_samples} samples."
     assert post(client, clip).json()["text"] == text
@@ -98,7 +98,7 @@ def test_words_have_times_and_probabilities(client: TestClient, clip: bytes):
     assert {"words", "segments"} <= post(client, clip, **both).json().keys()
 
 
-def test_streamed_is_what_is_not_streamed(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
+def test_streamed_text_equals_unstreamed_text(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
     whole = post(client, long_clip).json()
     assert len(engine.received_chunks) > 2
     answer = post(client, long_clip, stream="true")
@@ -111,14 +111,14 @@ def test_streamed_is_what_is_not_streamed(client: TestClient, long_clip: bytes, 
     assert set(done) == {"type", "text"} and whole["usage"]["type"] == "duration"
 
 
-def test_the_first_chunk_decides_the_language(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
+def test_language_of_the_first_chunk_is_used(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
     assert post(client, long_clip, response_format="verbose_json").json()["language"] == "german"
     assert [options.language for options in engine.received_options] == [None] + ["de"] * (
         len(engine.received_options) - 1
     )
 
 
-def test_silence_is_an_empty_text_whatever_a_model_says(client: TestClient, engine: FakeSpeechEngine):
+def test_silence_gives_an_empty_text(client: TestClient, engine: FakeSpeechEngine):
     silence = wav(np.zeros(samples_of(3.0), np.float32))
     assert post(client, silence).json() == {"text": "", "usage": {"type": "duration", "seconds": 3}}
     verbose = post(client, silence, response_format="verbose_json").json()
@@ -137,7 +137,7 @@ def test_translations(client: TestClient, clip: bytes, engine: FakeSpeechEngine)
     assert english["param"] == "model" and "cannot translate" in str(english["message"])
 
 
-def test_the_options_reach_the_engine(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
+def test_options_reach_the_engine(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     vad = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
     fields = {"prompt": "Hello", "temperature": "0.2", "language": "de", "chunking_strategy": json.dumps(vad)}
     assert post(client, clip, **fields).status_code == 200
@@ -150,7 +150,7 @@ def test_the_options_reach_the_engine(client: TestClient, clip: bytes, engine: F
     )
 
 
-def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
+def test_chunk_with_too_few_words_is_split_in_halves(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     """A model may end after the first of several sentences: the answer would be 200, and most words lost."""
     n_samples = (len(clip) - 44) // 2
     transcript = engine.transcript
@@ -187,7 +187,7 @@ def test_where_words_must_be_missing_the_halves_are_heard(client: TestClient, cl
         ({"chunking_strategy": "{" * 60_000}, "chunking_strategy", "'auto' or an object"),
     ],
 )
-def test_bad_fields_name_the_field_and_what_is_allowed(
+def test_invalid_fields_are_400_with_allowed_values(
     client: TestClient, clip: bytes, fields: dict[str, str], param: str, message: str
 ):
     error = error_of(post(client, clip, **fields), 400)
@@ -203,14 +203,14 @@ def test_missing_fields(client: TestClient):
     assert error_of(client.post(URL, json={"model": "student"}), 400)["param"] in ("file", "model")
 
 
-def test_a_file_without_a_name_is_a_file(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
+def test_file_part_without_a_name_is_accepted(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     """`curl -F "file=<speech.wav"`: it was answered "<class 'str'>"."""
     named, unnamed = ({"file": (name, clip), "model": (None, "student")} for name in ("a.wav", None))
     texts = [client.post(URL, files=files).json()["text"] for files in (named, unnamed)]
     assert texts[0] == texts[1] and len(engine.received_chunks[0]) == len(engine.received_chunks[1])
 
 
-def test_what_openais_client_sends_is_honoured(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
+def test_openai_client_fields_are_used(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     api = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=client, max_retries=0)
     create = api.audio.transcriptions.create
     vad: Any = {"type": "server_vad", "threshold": 0.2, "silence_duration_ms": 700, "prefix_padding_ms": 100}
@@ -232,14 +232,14 @@ def test_what_openais_client_sends_is_honoured(client: TestClient, clip: bytes, 
 
 
 @pytest.mark.parametrize("path", ["/", "/page/app.js", "/health", "/metrics", "/v1/models", "/v1/models/student"])
-def test_whoever_asks_with_head_gets_the_status(client: TestClient, path: str):
+def test_head_requests_get_the_status(client: TestClient, path: str):
     assert client.head(path).status_code == client.get(path).status_code == 200
     error = error_of(client.delete(path), 405)
     assert error["code"] == "unknown_url"
     assert set(client.delete(path).headers["allow"].split(", ")) == {"GET", "HEAD"}  # in any order
 
 
-def test_a_broken_form(client: TestClient):
+def test_broken_form_is_400(client: TestClient):
     headers = {"content-type": "multipart/form-data; boundary=B"}
     error_of(client.post(URL, content=b"--B\r\nno header", headers=headers), 400)
     error_of(client.post(URL, content=b"x", headers={"content-type": "multipart/form-data"}), 400)
@@ -251,7 +251,7 @@ def test_bad_audio_is_400(client: TestClient, audio: bytes):
     assert error_of(post(client, audio, stream="true"), 400)["param"] == "file"
 
 
-def test_too_much_audio_in_memory_is_busy(
+def test_too_much_decoded_audio_is_429(
     client: TestClient, clip: bytes, monkeypatch: pytest.MonkeyPatch, engine: FakeSpeechEngine
 ):
     monkeypatch.setattr(transcription_service, "MAX_HELD_S", 8.0)
@@ -270,12 +270,12 @@ def test_too_much_audio_in_memory_is_busy(
     assert post(client, clip).status_code == 200
 
 
-def test_too_long_audio(clip: bytes):
+def test_too_long_audio_is_400(clip: bytes):
     client = TestClient(build_test_app(FakeSpeechEngine(), max_audio_s=1.0))
     assert "longer than 1 s" in str(error_of(post(client, clip), 400)["message"])
 
 
-def test_unknown_model_path_and_method(client: TestClient, clip: bytes):
+def test_unknown_model_path_and_method_are_json_errors(client: TestClient, clip: bytes):
     assert error_of(post(client, clip, model="whisper-9"), 404)["code"] == "model_not_found"
     assert error_of(client.get("/v1/models/whisper-9"), 404)["code"] == "model_not_found"
     assert error_of(client.get("/v1/nothing"), 404)["code"] == "unknown_url"
@@ -290,14 +290,12 @@ def test_models(client: TestClient):
     assert client.get("/v1/models/student").json() == listed["data"][0]
 
 
-def test_what_the_client_can_mend_is_400(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
+def test_user_errors_are_400(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     engine.error = AskdError("language 'xx': unknown")
     assert error_of(post(client, clip), 400)["message"] == "language 'xx': unknown"
 
 
-def test_a_failure_of_ours_is_500_and_says_nothing_of_the_inside(
-    client: TestClient, clip: bytes, engine: FakeSpeechEngine
-):
+def test_internal_errors_are_500_without_details(client: TestClient, clip: bytes, engine: FakeSpeechEngine):
     engine.error = RuntimeError("/home/me/model.bin: out of memory")
     error = error_of(post(client, clip), 500)
     assert error["type"] == "api_error"
@@ -306,9 +304,7 @@ def test_a_failure_of_ours_is_500_and_says_nothing_of_the_inside(
     assert post(client, clip).status_code == 200
 
 
-def test_a_failure_in_the_middle_of_a_stream_is_an_event(
-    client: TestClient, long_clip: bytes, engine: FakeSpeechEngine
-):
+def test_error_during_a_stream_is_an_event(client: TestClient, long_clip: bytes, engine: FakeSpeechEngine):
     transcribe_chunk = engine.transcribe_chunk
 
     async def transcribe_first_chunk(*args: Any):
@@ -322,21 +318,21 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(
     assert last["type"] == "error" and last["error"]["type"] == "api_error"
 
 
-def test_a_request_has_its_time(clip: bytes, engine: FakeSpeechEngine):
+def test_request_time_limit(clip: bytes, engine: FakeSpeechEngine):
     engine.gate = asyncio.Event()
     client = TestClient(build_test_app(engine, RequestLimits(request_s=0.2)))
     answer = post(client, clip)
     assert error_of(answer, 503)["code"] == "timeout" and answer.headers["retry-after"]
 
 
-def test_the_largest_file_is_taken_and_one_byte_more_is_not(client: TestClient):
+def test_file_size_limit_is_exact(client: TestClient):
     assert "unreadable" in str(error_of(post(client, bytes(MAX_FILE_BYTES)), 400)["message"])
     error = error_of(post(client, bytes(MAX_FILE_BYTES + 1)), 413)
     assert error["param"] == "file"
     assert "26214400" in str(error["message"])
 
 
-def test_who_hangs_up_takes_the_work_along(engine: FakeSpeechEngine, clip: bytes):
+def test_disconnect_cancels_the_transcription(engine: FakeSpeechEngine, clip: bytes):
     """The form is read, the engine waits at the gate, and the client goes."""
     request = httpx.Request("POST", f"http://test{URL}", files={"file": clip}, data={"model": "student"})
     body, left = request.read(), asyncio.Event()
@@ -383,9 +379,7 @@ def test_health(client: TestClient, engine: FakeSpeechEngine, monkeypatch: pytes
     error_of(client.get("/health"), 503)
 
 
-def test_numbers_and_the_log_tell_of_requests_and_never_what_was_said(
-    client: TestClient, clip: bytes, caplog: pytest.LogCaptureFixture
-):
+def test_metrics_and_log_contain_no_transcripts(client: TestClient, clip: bytes, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     answer = client.post(
         URL, files={"file": clip}, data={"model": "student", "prompt": "my own name"}, headers={"x-request-id": "abc-1"}
@@ -403,12 +397,12 @@ def test_numbers_and_the_log_tell_of_requests_and_never_what_was_said(
     assert "Secret" not in caplog.text and "my own name" not in caplog.text and "Secret" not in numbers
 
 
-def test_a_strange_request_id_is_not_taken_over(client: TestClient):
+def test_invalid_request_id_is_replaced(client: TestClient):
     answer = client.get("/health", headers={"x-request-id": 'a"b{evil}'})
     assert answer.headers["x-request-id"].isalnum()
 
 
-def test_damage_in_the_middle_is_heard_around_and_said(client: TestClient, caplog: pytest.LogCaptureFixture):
+def test_damaged_middle_is_skipped_and_reported(client: TestClient, caplog: pytest.LogCaptureFixture):
     holed = damaged(by_ffmpeg(sweep(4.0), "adts", "aac"))
     with caplog.at_level(logging.INFO, logger="askd_ray.requests"):
         for fields in ({}, {"stream": "true"}):
@@ -422,7 +416,7 @@ def test_damage_in_the_middle_is_heard_around_and_said(client: TestClient, caplo
     assert "x-audio-notes" not in post(client, by_ffmpeg(sweep(4.0), "adts", "aac")).headers
 
 
-def test_the_rest_of_a_file_without_its_end_can_be_asked_for(client: TestClient):
+def test_partial_file_is_accepted_on_request(client: TestClient):
     cut = by_ffmpeg(sweep(4.0), "ogg", "libopus")[:-200]
     assert "truncated: its last Ogg page is cut" in str(error_of(post(client, cut), 400)["message"])
     files, data = {"file": ("a.ogg", cut)}, {"model": "student"}

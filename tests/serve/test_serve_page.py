@@ -58,7 +58,7 @@ def page(recording: Path) -> Iterator[Page]:
         assert [problem for problem in problems if "the server responded with a status of 400" not in problem] == []
 
 
-def test_a_file_becomes_words_with_times_and_subtitles(page: Page, url: str, recording: Path, speech: Path):
+def test_file_shows_words_with_times_and_subtitles(page: Page, url: str, recording: Path, speech: Path):
     elsewhere: list[str] = []
     page.on("request", lambda r: None if r.url.startswith((url, "blob:", "data:")) else elsewhere.append(r.url))
     page.goto(url)
@@ -78,7 +78,7 @@ def test_a_file_becomes_words_with_times_and_subtitles(page: Page, url: str, rec
     assert elsewhere == []
 
 
-def test_by_keyboard_alone(page: Page, url: str, recording: Path):
+def test_page_works_by_keyboard(page: Page, url: str, recording: Path):
     # Before the page is there: a listener that comes with the key may come too late on a machine with much to do.
     page.on("filechooser", lambda chooser: chooser.set_files(recording))
     page.goto(url)
@@ -93,7 +93,7 @@ def test_by_keyboard_alone(page: Page, url: str, recording: Path):
 
 
 @pytest.mark.full
-def test_captions_come_while_the_microphone_runs(page: Page, url: str):
+def test_captions_appear_during_recording(page: Page, url: str):
     page.goto(url)
     expect(page.locator("#model option")).to_have_count(1)
     page.click("#record")
@@ -106,7 +106,7 @@ def test_captions_come_while_the_microphone_runs(page: Page, url: str):
     assert page.locator("#segments .word").count() > 3
 
 
-def test_a_mistake_is_said(page: Page, url: str, tmp_path: Path):
+def test_error_is_shown(page: Page, url: str, tmp_path: Path):
     page.goto(url)
     expect(page.locator("#model option")).to_have_count(1)
     (tmp_path / "a.wav").write_bytes(b"these are no sounds")

@@ -26,7 +26,7 @@ def client() -> TestClient:
     ("status", "code"),
     [(404, "unknown_url"), (429, "rate_limit_exceeded"), (503, "unavailable"), (500, None), (408, None)],
 )
-def test_plain_text_becomes_openais_json(client: TestClient, status: int, code: str | None):
+def test_plain_text_error_becomes_openai_json(client: TestClient, status: int, code: str | None):
     answer = client.get(f"/plain/{status}")
     error = answer.json()["error"]
     assert answer.status_code == status and error.keys() == {"message", "type", "param", "code"}
@@ -35,7 +35,7 @@ def test_plain_text_becomes_openais_json(client: TestClient, status: int, code: 
 
 
 @pytest.mark.parametrize("error", [RuntimeError("/home/me"), None])
-def test_a_failure_without_an_answer_gets_one(error: Exception | None):
+def test_failure_without_response_becomes_openai_json(error: Exception | None):
     async def broken(scope: Scope, receive: Receive, send: Send) -> None:
         if error is not None:
             raise error
@@ -45,7 +45,7 @@ def test_a_failure_without_an_answer_gets_one(error: Exception | None):
     assert "/home/me" not in answer.text
 
 
-def test_the_apps_id_of_a_request_is_sent_and_the_proxys_is_not():
+def test_request_id_of_the_app_is_kept():
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"x-request-id", b"the-apps"), (b"content-type", b"text/plain"), (b"X-Request-ID", b"the-proxys")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -56,6 +56,6 @@ def test_the_apps_id_of_a_request_is_sent_and_the_proxys_is_not():
     assert answer.headers.get_list("x-request-id") == ["the-apps"]
 
 
-def test_all_else_stays_as_it_is(client: TestClient):
+def test_other_responses_are_unchanged(client: TestClient):
     assert client.get("/plain/200").text == "Traceback: /home/me"
     assert client.get("/json/500").json() == {"error": "as it was"}

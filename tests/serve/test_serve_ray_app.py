@@ -64,7 +64,7 @@ def clips(speech: Path) -> list[tuple[Path, str]]:
 
 
 @pytest.mark.slow
-def test_the_openai_client_gets_the_words(client: openai.OpenAI, clips: list[tuple[Path, str]]):
+def test_openai_client_transcribes(client: openai.OpenAI, clips: list[tuple[Path, str]]):
     assert [model.id for model in client.models.list()] == ["tiny.en"]
     hypotheses = [client.audio.transcriptions.create(model="tiny.en", file=path).text for path, _ in clips]
     normalize = normalizer("en")
@@ -76,7 +76,7 @@ def test_the_openai_client_gets_the_words(client: openai.OpenAI, clips: list[tup
 
 
 @pytest.mark.slow
-def test_at_full_concurrency_every_text_is_what_it_is_alone(client: openai.OpenAI, clips: list[tuple[Path, str]]):
+def test_concurrent_texts_equal_single_texts(client: openai.OpenAI, clips: list[tuple[Path, str]]):
     def text_of(path: Path) -> str:
         return client.audio.transcriptions.create(model="tiny.en", file=path).text
 
@@ -88,7 +88,7 @@ def test_at_full_concurrency_every_text_is_what_it_is_alone(client: openai.OpenA
 
 
 @pytest.mark.slow
-def test_mistakes_reach_the_client_as_its_own_errors(client: openai.OpenAI, clips: list[tuple[Path, str]]):
+def test_user_errors_raise_the_openai_client_errors(client: openai.OpenAI, clips: list[tuple[Path, str]]):
     with pytest.raises(openai.BadRequestError, match="unreadable audio"):
         client.audio.transcriptions.create(model="tiny.en", file=("a.wav", b"these are no sounds"))
     with pytest.raises(openai.BadRequestError, match="truncated"):
@@ -103,7 +103,7 @@ def test_mistakes_reach_the_client_as_its_own_errors(client: openai.OpenAI, clip
 
 
 @pytest.mark.slow
-def test_every_format_through_the_openai_client(client: openai.OpenAI, clips: list[tuple[Path, str]]):
+def test_response_formats_through_the_openai_client(client: openai.OpenAI, clips: list[tuple[Path, str]]):
     path = clips[0][0]
     create = client.audio.transcriptions.create
     text = create(model="tiny.en", file=path).text
@@ -145,7 +145,7 @@ def test_live_captions_through_the_openai_client(client: openai.OpenAI, clips: l
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_an_engine_that_is_killed_costs_time_and_no_answer(client: openai.OpenAI, clips: list[tuple[Path, str]]):
+def test_killed_engine_loses_no_request(client: openai.OpenAI, clips: list[tuple[Path, str]]):
     path, once = clips[0][0], client.with_options(max_retries=0)
 
     def text_of(_: int = 0) -> str:
@@ -181,14 +181,14 @@ def test_health_and_unknown_paths_are_json(url: str):
 
 
 @pytest.mark.slow
-def test_a_port_that_is_taken_is_one_line(url: str, weights: Path):
+def test_port_in_use_is_a_one_line_error(url: str, weights: Path):
     taken = Address(port=int(url.rsplit(":", 1)[1]))
     with pytest.raises(AskdError, match="choose another with --port"):
         serve_bundles(ServiceArgs(models={"m": str(weights)}), taken, blocking=False)
 
 
 @pytest.mark.slow
-def test_an_ingress_that_is_killed_listens_again(url: str, client: openai.OpenAI, clips: list[tuple[Path, str]]):
+def test_killed_ingress_listens_again(url: str, client: openai.OpenAI, clips: list[tuple[Path, str]]):
     assert kill_replicas("Ingress") == 1
     deadline = time.monotonic() + 60
     while not answers(url):
@@ -214,7 +214,7 @@ def answers(url: str) -> bool:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_termination_signal_waits_for_the_request_in_flight(
+def test_termination_signal_waits_for_the_request_in_progress(
     weights: Path, clips: list[tuple[Path, str]], tmp_path: Path
 ):
     """Serve alone waits 30 s for requests in progress; this request takes longer because its client is slow."""
@@ -248,7 +248,7 @@ def test_a_termination_signal_waits_for_the_request_in_flight(
         process.wait(60)
 
 
-def test_a_folder_that_is_no_bundle_fails_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_invalid_bundle_fails_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("askd_ray.serve.ray_app.connect", lambda: pytest.fail("a cluster was started"))
     with pytest.raises(AskdError, match="no model in"):
         serve_bundles(ServiceArgs(models={"m": str(tmp_path)}), Address())
@@ -262,7 +262,7 @@ def test_unknown_arguments_of_a_deployment_are_refused():
 
 
 @pytest.mark.parametrize(("idle_s", "checks"), [(1.0, 0), (11.0, 1), (math.inf, 1)])
-def test_serve_tries_an_engine_that_has_not_heard_anything_for_a_while(idle_s: float, checks: int):
+def test_health_check_runs_the_engine_only_after_an_idle_period(idle_s: float, checks: int):
     class Counted(ServedModels):
         n_checks = 0
 

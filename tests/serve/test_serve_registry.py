@@ -32,12 +32,12 @@ def test_versions_are_promoted_and_rolled_back(registry: Registry, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 101])
-def test_names(registry: Registry, name: str, weights: Path):
+def test_invalid_model_names_are_refused(registry: Registry, name: str, weights: Path):
     with pytest.raises(AskdError, match="model name"):
         registry.add(name, weights)
 
 
-def test_a_damaged_registry_says_where(registry: Registry):
+def test_damaged_registry_names_the_file(registry: Registry):
     (registry.folder / "m").mkdir(parents=True)
     (registry.folder / "m" / "current.json").write_text("[]")
     with pytest.raises(AskdError, match=r"current\.json is damaged"):
@@ -45,7 +45,7 @@ def test_a_damaged_registry_says_where(registry: Registry):
 
 
 @pytest.mark.slow
-def test_a_service_goes_along_and_a_bad_bundle_leaves_the_old_model(
+def test_service_follows_the_registry_and_keeps_the_old_model_on_a_bad_bundle(
     registry: Registry, tmp_path: Path, weights: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     caplog.set_level(logging.WARNING)
@@ -86,7 +86,7 @@ def test_a_service_goes_along_and_a_bad_bundle_leaves_the_old_model(
 
 
 @pytest.mark.slow
-def test_reference_clips_tell_a_model_that_hears_something_else(tmp_path: Path, weights: Path, speech: Path):
+def test_reference_clips_detect_another_model(tmp_path: Path, weights: Path, speech: Path):
     row = read_first(speech)
     folder = bundle_of(tmp_path / "a", weights)
     (folder / REFERENCE).mkdir()

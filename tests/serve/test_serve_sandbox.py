@@ -26,7 +26,7 @@ def waveform(sandbox: Sandbox, audio: bytes, max_s: float = 10.0) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_it_decodes_as_we_do(sandbox: Sandbox):
+def test_sandbox_decodes_like_decode(sandbox: Sandbox):
     assert np.array_equal(waveform(sandbox, TONE), decode(TONE))
     with pytest.raises(AudioError, match=r"longer than 0\.5 s"):
         waveform(sandbox, TONE, 0.5)
@@ -37,7 +37,7 @@ def test_it_decodes_as_we_do(sandbox: Sandbox):
 
 
 @pytest.mark.slow
-def test_a_decoder_that_dies_costs_one_file(sandbox: Sandbox):
+def test_killed_decoder_fails_one_file(sandbox: Sandbox):
     waveform(sandbox, TONE)
     os.kill(sandbox._idle[0]._process.pid or 0, signal.SIGKILL)
     with pytest.raises(AudioError, match="did not survive"):
@@ -46,7 +46,7 @@ def test_a_decoder_that_dies_costs_one_file(sandbox: Sandbox):
 
 
 @pytest.mark.slow
-def test_a_decoder_that_hangs_costs_one_file(sandbox: Sandbox):
+def test_hanging_decoder_fails_one_file(sandbox: Sandbox):
     waveform(sandbox, TONE)
     stopped = sandbox._idle[0]._process.pid or 0
     os.kill(stopped, signal.SIGSTOP)
@@ -60,7 +60,7 @@ def test_a_decoder_that_hangs_costs_one_file(sandbox: Sandbox):
 
 
 @pytest.mark.slow
-def test_slow_files_do_not_hold_up_the_others(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
+def test_slow_file_does_not_block_others(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch):
     """A stopped decoder simulates a file that never ends: the next file gets another process."""
     monkeypatch.setattr("askd_ray.serve.sandbox._QUICK_S", 0.2)
     waveform(sandbox, TONE)
@@ -80,7 +80,7 @@ def test_slow_files_do_not_hold_up_the_others(sandbox: Sandbox, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_notes_and_what_is_left_come_through(sandbox: Sandbox):
+def test_notes_and_partial_audio_are_returned(sandbox: Sandbox):
     cut = by_ffmpeg(sweep(2.0), "ogg", "libopus")[:-200]
     with pytest.raises(AudioError, match=r"^truncated: its last Ogg page is cut$"):
         waveform(sandbox, cut)
@@ -90,7 +90,7 @@ def test_notes_and_what_is_left_come_through(sandbox: Sandbox):
 
 
 @pytest.mark.slow
-def test_odd_rates_cost_what_others_cost(sandbox: Sandbox):
+def test_coprime_sample_rates_fit_in_memory(sandbox: Sandbox):
     """A polyphase kernel is huge for coprime rates: 16,001 Hz took more memory than the process may use."""
     for rate_hz in (8_001, 11_127, 16_001, 44_101, 47_999):
         assert len(waveform(sandbox, wav(sweep(5.0, rate_hz), rate_hz))) == 80_000

@@ -50,20 +50,20 @@ def run(
     return work, asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_what_fits_together_goes_together():
+def test_matching_items_share_a_batch():
     work, found = run([("a", "x", 4.0, "A"), ("b", "y", 4.0, "B"), ("c", "x", 4.0, "C"), ("d", "x", 4.0, "D")])
     assert found == ["x:a", "y:b", "x:c", "x:d"]
     assert work.batches[1:] == [("x", ["a", "c"]), ("y", ["b"]), ("x", ["d"])]
 
 
-def test_a_short_clip_does_not_wait_for_a_long_file():
+def test_short_clip_does_not_wait_for_a_long_file():
     chunks = [(f"long{i}", "k", 20.0, "file") for i in range(5)]
     work, _ = run([*chunks, ("clip", "k", 3.0, "client")], batch_s=20.0)
     order = [items[0] for _, items in work.batches[1:]]
     assert order == ["clip", *(f"long{i}" for i in range(5))]
 
 
-def test_a_long_file_is_not_starved_by_short_clips():
+def test_long_file_is_not_starved():
     """The chunk of a long file is not starved by new clips: the virtual clock advances."""
     requests = [("long", "k", 20.0, "file"), *((f"clip{i}", "k", 3.0, "one client") for i in range(20))]
     work, _ = run(requests, batch_s=3.0)
@@ -71,14 +71,14 @@ def test_a_long_file_is_not_starved_by_short_clips():
     assert order.index("long") <= 7
 
 
-def test_a_bad_item_fails_alone():
+def test_failing_item_fails_alone():
     work, found = run([("a", "x", 1.0, "A"), ("bad", "x", 1.0, "B"), ("c", "x", 1.0, "C")])
     assert (found[0], found[2]) == ("x:a", "x:c")
     assert isinstance(found[1], ValueError)
     assert work.batches[1] == ("x", ["a", "bad", "c"])
 
 
-def test_items_may_be_anything():
+def test_items_of_any_type():
     """Comparing arrays raises: a queue that compared its items stopped forever."""
     items = [np.zeros(3), np.zeros(3), np.ones(2)]
     work, found = run([(item, "x", 1.0, "A") for item in items])
@@ -86,13 +86,13 @@ def test_items_may_be_anything():
     assert [len(batch) for _, batch in work.batches] == [1, 3]
 
 
-def test_who_goes_leaves_the_line():
+def test_cancelled_item_leaves_the_queue():
     work, found = run([("a", "x", 1.0, "A"), ("b", "y", 1.0, "B")], cancel=[0])
     assert isinstance(found[0], asyncio.CancelledError) and found[1] == "y:b"
     assert [items for _, items in work.batches] == [["first"], ["b"]]
 
 
-def test_free_workers_share_the_line():
+def test_free_workers_share_the_queue():
     """Two workers decode two clips concurrently instead of in one batch; later clips wait for either worker."""
     busy, max_busy, batches = 0, 0, list[int]()
     both = threading.Barrier(2, timeout=10)
@@ -121,7 +121,7 @@ def test_free_workers_share_the_line():
         st.tuples(st.integers(0, 9), st.sampled_from("xy"), st.floats(0.1, 20.0), st.sampled_from("ABC")), max_size=20
     )
 )
-def test_everyone_gets_their_own_answer(requests: list[tuple[int, str, float, str]]):
+def test_every_item_gets_the_right_result(requests: list[tuple[int, str, float, str]]):
     work, found = run(requests)
     assert found == [f"{key}:{item}" for item, key, _, _ in requests]
     assert sum(len(items) for _, items in work.batches) == len(requests) + 1

@@ -18,7 +18,7 @@ def test_models_by_name(tmp_path: Path, weights: Path):
         named_models(None, ["a=x", "a=y"])
 
 
-def test_all_is_looked_at_before_anything_starts(tmp_path: Path, weights: Path):
+def test_settings_are_checked_before_the_start(tmp_path: Path, weights: Path):
     registry = Registry(tmp_path / "registry")
     with pytest.raises(AskdError, match="no model to serve"):
         ServiceArgs(registry=str(registry.folder)).check()

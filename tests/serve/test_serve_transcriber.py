@@ -13,7 +13,7 @@ from askd_ray.text.normalize import normalizer
 
 
 @pytest.mark.slow
-def test_files_one_after_another(tmp_path: Path, weights: Path, speech: Path):
+def test_transcribe_files_yields_each_text(tmp_path: Path, weights: Path, speech: Path):
     ((clip, text),) = spoken(speech)
     good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
     good.write_bytes(wav(clip))
@@ -30,7 +30,7 @@ def test_files_one_after_another(tmp_path: Path, weights: Path, speech: Path):
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_file_in_a_language_by_any_of_its_names(weights: Path, tmp_path: Path, speech: Path):
+def test_language_name_spellings_of_transcribe(weights: Path, tmp_path: Path, speech: Path):
     ((clip, _),) = spoken(speech)
     file = tmp_path / "good.wav"
     file.write_bytes(wav(clip))
@@ -48,7 +48,7 @@ def transcriber(weights: Path) -> Transcriber:
 
 
 @pytest.mark.slow
-def test_a_path_bytes_and_a_waveform_are_transcribed_alike(transcriber: Transcriber, speech: Path, tmp_path: Path):
+def test_path_bytes_and_waveform_give_the_same_text(transcriber: Transcriber, speech: Path, tmp_path: Path):
     ((clip, reference),) = spoken(speech)
     file = tmp_path / "clip.wav"
     file.write_bytes(wav(clip))
@@ -64,7 +64,7 @@ def test_a_path_bytes_and_a_waveform_are_transcribed_alike(transcriber: Transcri
 
 
 @pytest.mark.slow
-def test_it_works_where_an_event_loop_runs_as_in_a_notebook(transcriber: Transcriber, speech: Path):
+def test_transcriber_works_inside_an_event_loop(transcriber: Transcriber, speech: Path):
     ((clip, _),) = spoken(speech)
 
     async def cell() -> str:
@@ -90,6 +90,6 @@ def test_silence_has_no_segments(transcriber: Transcriber):
     ],
     ids=["missing", "bytes", "stereo", "float64"],
 )
-def test_what_is_no_audio_is_refused(transcriber: Transcriber, audio: object, message: str):
+def test_invalid_audio_is_refused(transcriber: Transcriber, audio: object, message: str):
     with pytest.raises(AskdError, match=message):
         transcriber.transcribe(audio)  # type: ignore[arg-type]

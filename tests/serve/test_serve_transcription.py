@@ -20,7 +20,7 @@ def timed(pieces: list[str], times: list[float], language: str = "en") -> Transc
     return Transcript("".join(pieces).strip(), ids, -0.3, 0.1, True, tuple(pieces), probs, tuple(times), language)
 
 
-def test_words_sentences_and_pauses():
+def test_segments_end_at_sentences_and_pauses():
     pieces = [" Hel", "lo", ",", " you", ".", " Who", " is", " there"]
     times = [0.0, 0.2, 0.4, 0.5, 0.9, 1.0, 1.3, 1.5, 4.0]
     chunk, speech = span(10.0, 14.0), [span(10.1, 11.4), span(13.0, 13.8)]
@@ -35,7 +35,7 @@ def test_words_sentences_and_pauses():
     assert [w.text for w in whole.words] == ["Hello,", "you.", "Who", "is", "there"]
 
 
-def test_without_times_a_stretch_is_a_segment():
+def test_chunk_without_times_is_one_segment():
     transcript = Transcript("One. Two.", (1, 2), -0.3, 0.1)
     (segment,) = segments_of(transcript, span(2.0, 5.0), [span(2.0, 5.0)], 0.4)
     assert segment == Segment(" One. Two.", 2.0, 5.0, (1, 2), 0.4, -0.3, 0.1)
@@ -49,7 +49,7 @@ def test_languages_without_spaces():
     assert Transcription(segments, "zh", 2.0).text == "".join(pieces)
 
 
-def test_lines_are_short_enough_to_be_read():
+def test_subtitle_length_limit():
     n = 60
     transcript = timed([f" word{i}" for i in range(n)], [0.4 * i for i in range(n + 1)])
     segments = segments_of(transcript, span(0.0, 24.0), [span(0.0, 24.0)], 0.0)
@@ -66,9 +66,7 @@ def test_lines_are_short_enough_to_be_read():
     language=st.sampled_from(["en", "zh"]),
     edges=st.lists(st.floats(0.0, 40.0), max_size=6),
 )
-def test_no_token_is_lost_and_every_word_takes_its_time(
-    pieces: list[str], steps: list[float], language: str, edges: list[float]
-):
+def test_words_keep_all_tokens_in_order(pieces: list[str], steps: list[float], language: str, edges: list[float]):
     times = [sum(steps[:i]) for i in range(len(pieces) + 1)]
     transcript = timed(pieces, times, language)
     chunk = span(5.0, 5.0 + times[-1])
@@ -86,7 +84,7 @@ def test_no_token_is_lost_and_every_word_takes_its_time(
     assert all(a.end_s <= b.start_s + 1e-9 for a, b in pairwise(words))
 
 
-def test_every_word_takes_some_time():
+def test_word_duration_is_positive():
     """Cross-attention may give several words one position: players never showed words without a duration."""
     transcript = timed([" one", " two", " three", " four"], [0.0, 1.0, 1.0, 2.0, 2.0])
     (segment,) = segments_of(transcript, span(0.0, 2.0), [span(0.0, 2.0)], 0.0)
@@ -94,10 +92,10 @@ def test_every_word_takes_some_time():
     assert times == [(0.0, 1.0), (1.0, 1.02), (1.02, 1.98), (1.98, 2.0)]
 
 
-def test_compression_tells_loops():
+def test_compression_ratio_of_a_loop():
     assert compression_ratio("Thank you very much. " * 20) > 2.4 > compression_ratio("Nobody said they would come.")
 
 
-def test_a_segment_knows_its_own():
+def test_segment_statistics():
     segment = Segment(" la" * 60, 0.0, 1.0, (), 0.0, -0.1, 0.0)
     assert segment.compression_ratio == pytest.approx(compression_ratio(" la" * 60))

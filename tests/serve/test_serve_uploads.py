@@ -29,7 +29,7 @@ async def raw(
     return answers
 
 
-def test_a_declared_length_is_refused_before_anything_is_read():
+def test_too_large_content_length_is_refused_unread():
     async def never_read() -> dict[str, object]:
         raise AssertionError("the body was read")
 
@@ -37,7 +37,7 @@ def test_a_declared_length_is_refused_before_anything_is_read():
     assert answers[0]["status"] == 413
 
 
-def test_a_body_of_unknown_length_is_refused_while_it_comes_in():
+def test_too_large_chunked_body_is_refused_while_reading():
     part = b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     read = 0
 
@@ -53,7 +53,7 @@ def test_a_body_of_unknown_length_is_refused_while_it_comes_in():
     assert read <= MAX_BODY_BYTES + (1 << 20)
 
 
-def test_when_all_places_are_taken_it_is_429_with_retry_after(speech: Path):
+def test_full_service_is_429_with_retry_after(speech: Path):
     engine, clip = FakeSpeechEngine(), wav(spoken(speech)[0][0])
 
     async def crowd() -> list[httpx.Response]:
@@ -83,7 +83,7 @@ def form_of(audio: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("path", [URL, "/v1/audio/translations"])
-def test_uploads_that_stall_take_nobodys_place_and_are_answered_408(speech: Path, path: str):
+def test_stalled_upload_is_408_and_takes_no_slot(speech: Path, path: str):
     """64 stalled uploads once blocked all other requests without a time limit."""
     clip, stalled = form_of(wav(spoken(speech)[0][0])), list[int]()
 
@@ -124,7 +124,7 @@ async def answer_ok(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize(("max_upload_s", "status"), [(600.0, 200), (0.05, 408)])
-def test_who_keeps_the_pace_has_time_but_not_for_ever(max_upload_s: float, status: int):
+def test_slow_steady_upload_has_a_total_time_limit(max_upload_s: float, status: int):
     chunks = [bytes(4096)] * 20  # each is worth 4 s
 
     async def slow() -> dict[str, Any]:
@@ -136,7 +136,7 @@ def test_who_keeps_the_pace_has_time_but_not_for_ever(max_upload_s: float, statu
     assert asyncio.run(raw(slow, MULTIPART, app))[0]["status"] == status
 
 
-def test_what_is_held_of_all_bodies_has_a_bound():
+def test_total_body_memory_is_bounded():
     """A request counts when its body is complete, so many clients may upload: their bodies share one memory limit."""
     size, begun = MAX_BODY_BYTES - 1, asyncio.Event()
 
@@ -166,7 +166,7 @@ def test_what_is_held_of_all_bodies_has_a_bound():
 
 
 @pytest.mark.parametrize("fails", [RuntimeError("broken"), asyncio.CancelledError()])
-def test_a_request_that_fails_leaves_its_place(fails: BaseException):
+def test_failed_request_frees_the_slot(fails: BaseException):
     async def failing(scope: Any, receive: Any, send: Any) -> None:
         raise fails
 
@@ -185,7 +185,7 @@ def test_a_request_that_fails_leaves_its_place(fails: BaseException):
     asyncio.run(scenario())
 
 
-def test_who_hangs_up_while_sending_is_not_answered():
+def test_disconnect_during_upload_gets_no_response():
     async def gone() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 

@@ -54,23 +54,23 @@ CASES: dict[str, tuple[tuple[Utterance, Transcript], tuple[Utterance, Transcript
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_filter_at_its_edge(name: str):
+def test_each_filter_at_the_limit(name: str):
     passing, failing = CASES[name]
     assert why(*passing) == ""
     assert why(*failing) == name
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "no end"])
-def test_null_switches_a_filter_off(name: str):
+def test_null_disables_a_filter(name: str):
     assert why(*CASES[name][1], **{name: None}) == ""
 
 
-def test_the_teacher_hears_nothing():
+def test_empty_transcript_is_left_out():
     assert why(make_utterance(), make_transcript("")) == "chars_per_s"
     assert why(make_utterance("thank you"), make_transcript("")) == "max_wer"
 
 
-def test_where_there_is_a_reference_only_it_counts():
+def test_reference_replaces_other_filters():
     utterance = make_utterance("no no no no no no no no", seconds=0.1)
     assert why(utterance, make_transcript("no no no no no no no no", log_prob=-5.0)) == ""
 
@@ -81,7 +81,7 @@ def test_errors_are_counted_after_normalisation():
     )
 
 
-def test_without_spaces_characters_are_the_words():
+def test_languages_without_spaces_use_characters():
     reference = "今天天气很好我们去公园"
     one_wrong = make_transcript(reference.replace("好", "坏"))
     assert why(make_utterance(reference, language="zh"), one_wrong) == ""  # 1 of 11
@@ -89,7 +89,7 @@ def test_without_spaces_characters_are_the_words():
     assert why(make_utterance(language="zh"), make_transcript("好好好好好")) == "max_repeats"
 
 
-def test_a_reference_without_words():
+def test_reference_without_words():
     assert why(make_utterance("..."), make_transcript("...")) == ""
     assert why(make_utterance("..."), make_transcript("thank you")) == "max_wer"
 
@@ -100,7 +100,7 @@ def test_a_reference_without_words():
     before=st.lists(st.sampled_from("stuv"), max_size=3, unique=True),
     after=st.lists(st.sampled_from("wxyz"), max_size=3, unique=True),
 )
-def test_repeats_are_those_of_the_phrase(phrase: list[str], times: int, before: list[str], after: list[str]):
+def test_repeats_of_a_phrase(phrase: list[str], times: int, before: list[str], after: list[str]):
     assert max_repeats_in([*before, *phrase * times, *after]) == times - 1
 
 
@@ -108,11 +108,11 @@ def test_repeats_are_those_of_the_phrase(phrase: list[str], times: int, before: 
     ("text", "repeats"),
     [("", 0), ("no", 0), ("no no no", 2), ("a b a b c a b", 1), ("one two three four five six " * 3, 0)],
 )
-def test_repeats_by_hand(text: str, repeats: int):
+def test_repeats_of_known_cases(text: str, repeats: int):
     assert max_repeats_in(text.split()) == repeats
 
 
-def test_compression_ratio_is_that_of_whisper():
+def test_compression_ratio_equals_whisper():
     """As openai/whisper's ``utils.compression_ratio``: bytes divided by zlib's bytes at its default level."""
     assert compression_ratio("") == 0.0
     assert compression_ratio("hello there") == pytest.approx(11 / 19)
@@ -120,7 +120,7 @@ def test_compression_ratio_is_that_of_whisper():
 
 
 @given(st.text(max_size=40), st.floats(0.1, 30.0), st.floats(-8.0, 0.0))
-def test_whatever_comes_there_is_one_answer(text: str, seconds: float, log_prob: float):
+def test_any_transcript_has_one_decision(text: str, seconds: float, log_prob: float):
     names = {"", "min_mean_log_prob", "max_compression_ratio", "max_repeats", "chars_per_s"}
     assert why(make_utterance(seconds=seconds), make_transcript(text, log_prob)) in names
     assert why(make_utterance("a reference", seconds=seconds), make_transcript(text, log_prob)) in {"", "max_wer"}

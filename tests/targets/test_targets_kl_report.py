@@ -46,14 +46,14 @@ def rows(speech: Path, tiny_en: Model, recipe: Recipe) -> tuple[list[Utterance],
 
 
 @pytest.mark.parametrize("k", [1, 4, 40])
-def test_the_buckets_hold_all_mass(k: int):
+def test_buckets_hold_all_mass(k: int):
     log_probs = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     buckets = to_buckets(log_probs, log_probs.topk(k).indices)
     assert buckets.shape == (7, k + 1)
     torch.testing.assert_close(buckets.exp().sum(-1), torch.ones(7))
 
 
-def test_what_is_lost_against_the_objective_s_own_divergence(
+def test_lost_kl_uses_the_divergence_of_the_objective(
     teacher: WhisperForConditionalGeneration, rows: tuple[list[Utterance], list[SoftLabels]], recipe: Recipe
 ):
     """Real Whisper as its own student in a trimmed window: both KLs agree with the objective's functions."""
@@ -84,7 +84,7 @@ def test_more_tokens_lose_less(
     assert all(0.0 < lost.share < 1.0 and lost.dense == report[0].dense for lost in report)
 
 
-def test_what_is_left_out_counts_nothing(
+def test_left_out_clips_are_not_counted(
     teacher: WhisperForConditionalGeneration, rows: tuple[list[Utterance], list[SoftLabels]], recipe: Recipe
 ):
     clips, labels = rows
@@ -96,7 +96,7 @@ def test_what_is_left_out_counts_nothing(
 
 
 @pytest.mark.full
-def test_the_report_of_a_run_is_about_its_own_student(
+def test_report_uses_the_student_of_the_run(
     rows: tuple[list[Utterance], list[SoftLabels]],
     recipe: Recipe,
     teacher: WhisperForConditionalGeneration,
@@ -112,7 +112,7 @@ def test_the_report_of_a_run_is_about_its_own_student(
     assert len(kl_table(report).rows) == len(report)
 
 
-def test_another_vocabulary(teacher: WhisperForConditionalGeneration, recipe: Recipe):
+def test_other_vocabulary_is_refused(teacher: WhisperForConditionalGeneration, recipe: Recipe):
     other = cast(Any, SimpleNamespace(config=SimpleNamespace(vocab_size=51865)))
     with pytest.raises(AskdError, match="vocabulary has 51865 tokens, the teacher's 51864"):
         kl_lost(teacher, other, [], [], recipe)

@@ -11,7 +11,7 @@ from askd_ray.errors import AskdError
 from askd_ray.targets import ray_label
 
 
-def test_a_language_that_the_teacher_lacks_is_found_before_ray_starts(
+def test_language_unknown_to_the_teacher_is_refused_before_ray_starts(
     speech: Path, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The shards may be older than the choice of the teacher, so `askd prepare` could not check its languages."""

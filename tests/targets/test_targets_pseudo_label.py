@@ -42,7 +42,7 @@ def labels(tiny_en: Model, clips: list[Utterance], weights: Path) -> list[SoftLa
     return label(*tiny_en, clips, recipe(weights))
 
 
-def test_greedy_labels_are_what_the_teacher_decodes(
+def test_greedy_labels_equal_the_teacher(
     tiny_en: Model, labels: list[SoftLabels], clips: list[Utterance], weights: Path
 ):
     """CTranslate2 in float32 and torch give the same tokens, so no int8 copy makes the labels."""
@@ -55,7 +55,7 @@ def test_greedy_labels_are_what_the_teacher_decodes(
         assert made.target_ids.tolist() == [*transcript.token_ids, tokens.end] == [*ids, tokens.end]
 
 
-def test_soft_labels_lie_along_the_pseudo_labels(labels: list[SoftLabels], clips: list[Utterance]):
+def test_soft_labels_follow_the_pseudo_labels(labels: list[SoftLabels], clips: list[Utterance]):
     tops = [(made.top_ids[:, 0] == made.target_ids).tolist() for made in labels]
     hits = [hit for row in tops for hit in row]
     assert sum(hits) >= 0.9 * len(hits)  # greedy takes the most likely token unless it is suppressed
@@ -64,7 +64,7 @@ def test_soft_labels_lie_along_the_pseudo_labels(labels: list[SoftLabels], clips
 
 @pytest.mark.parametrize("beam_size", [1, 3])
 @pytest.mark.parametrize("timestamps", [False, True])
-def test_the_mean_log_probability_is_that_of_the_tokens(
+def test_mean_log_probability_of_the_tokens(
     tiny_en: Model, clips: list[Utterance], weights: Path, beam_size: int, timestamps: bool
 ):
     """The value for ``min_mean_log_prob``, with greedy and with beam search."""
@@ -105,7 +105,7 @@ def test_timestamps(tiny_en: Model, clips: list[Utterance], labels: list[SoftLab
         assert len(set(text.split()) & set(tokens.decode(without.target_ids.tolist()).split())) > 0
 
 
-def test_a_prompt_stands_before_the_transcript(
+def test_prompt_precedes_the_transcript(
     tiny_en: Model, clips: list[Utterance], labels: list[SoftLabels], weights: Path
 ):
     _, tokens = tiny_en
@@ -118,7 +118,7 @@ def test_a_prompt_stands_before_the_transcript(
     assert any(a.teacher_loss != b.teacher_loss for a, b in kept)  # the prompt changes the teacher's probabilities
 
 
-def test_an_online_teacher_writes_targets_only(
+def test_online_teacher_writes_only_targets(
     tiny_en: Model, clips: list[Utterance], labels: list[SoftLabels], weights: Path
 ):
     online = Recipe.model_validate({"teacher": {"model": str(weights), "online": True}, "targets": {"kind": "pseudo"}})
@@ -137,7 +137,7 @@ class Deaf(Engine):
         return [self.answers[language].pop(0) for _ in waveforms]
 
 
-def test_what_is_dropped_is_empty_and_says_why(tiny_en: Model, clips: list[Utterance], weights: Path):
+def test_dropped_clips_are_empty_with_a_reason(tiny_en: Model, clips: list[Utterance], weights: Path):
     model, tokens = tiny_en
 
     def make_transcript(text: str, log_prob: float = -0.1, ended: bool = True) -> Transcript:
@@ -161,7 +161,7 @@ def test_what_is_dropped_is_empty_and_says_why(tiny_en: Model, clips: list[Utter
     assert Counter(m.left_out for m in made).total() == len(rows)
 
 
-def test_answers_stay_with_their_clips_whatever_the_languages(clips: list[Utterance], weights: Path):
+def test_transcripts_belong_to_the_clips_across_languages(clips: list[Utterance], weights: Path):
     rows = [replace(u, language=language) for u, language in zip(clips, ("es", "en", "es", "de"), strict=True)]
     answers = {
         language: [Transcript(f"word {i}", (i,), -0.1, 0.0) for i, u in enumerate(rows) if u.language == language]
@@ -170,7 +170,7 @@ def test_answers_stay_with_their_clips_whatever_the_languages(clips: list[Uttera
     assert [t.token_ids for t in pseudo_label(Deaf(answers), rows, recipe(weights))] == [(0,), (1,), (2,), (3,)]
 
 
-def test_a_prompt_that_does_not_fit(clips: list[Utterance], weights: Path):
+def test_too_long_prompt_is_refused(clips: list[Utterance], weights: Path):
     with pytest.raises(AskdError, match=rf"the prompt has 300 tokens: at most {MAX_PROMPT_TOKENS} are allowed"):
         teacher_engine(recipe(weights, prompt="nine " * 300))
     longest = teacher_engine(recipe(weights, prompt="nine " * MAX_PROMPT_TOKENS))

@@ -64,7 +64,7 @@ def test_pseudo_labels_from_unlabelled_clips(
 
 
 @pytest.mark.full
-def test_nothing_is_left(clips: Path, tmp_path: Path, weights: Path, ray_session: None):
+def test_all_utterances_left_out_is_an_error(clips: Path, tmp_path: Path, weights: Path, ray_session: None):
     lines = [json.loads(line) for line in (clips / "manifest.jsonl").read_text().splitlines()]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps({**line, "text": ""}) + "\n" for line in lines[:2]))
     recipe = a_recipe(tmp_path, tmp_path, targets={"kind": "pseudo", "chars_per_s": [0.0, 0.01]})

@@ -47,7 +47,7 @@ def labels(utterances: list[Utterance], weights: Path, tiny_en: Model) -> list[S
     return label(model, tokens, utterances, recipe(weights, top_k=K, batch_size=3))
 
 
-def test_labels_are_the_teacher_s_distribution(
+def test_labels_equal_the_distribution_of_the_teacher(
     utterances: list[Utterance], labels: list[SoftLabels], weights: Path, tiny_en: Model
 ):
     """The teacher as its own student has no divergence; a teacher-forced pass gives the same loss."""
@@ -66,21 +66,21 @@ def test_labels_are_the_teacher_s_distribution(
         assert tokens.decode(made.target_ids.tolist()) == utterance.text and made.target_ids[-1] == tokens.end
 
 
-def test_the_kept_mass_and_the_rest_add_up_to_one(labels: list[SoftLabels]):
+def test_probabilities_sum_to_one(labels: list[SoftLabels]):
     for made in labels:
         mass = np.exp(made.top_log_probs.astype(np.float64)).sum(1) + np.exp(made.rest_log_prob.astype(np.float64))
         np.testing.assert_allclose(mass, 1.0, atol=5e-3)
         assert (np.diff(made.top_log_probs.astype(np.float32), axis=1) <= 0).all()
 
 
-def test_at_k_32_a_token_takes_at_most_200_bytes(utterances: list[Utterance], weights: Path, tiny_en: Model):
+def test_token_takes_up_to_200_bytes_at_k_32(utterances: list[Utterance], weights: Path, tiny_en: Model):
     model, tokens = tiny_en
     made = label(model, tokens, utterances[:1], recipe(weights, top_k=32))[0]
     n_bytes = sum(getattr(made, n).nbytes for n in ("top_ids", "top_log_probs", "rest_log_prob", "token_loss"))
     assert n_bytes / len(made.target_ids) <= 200
 
 
-def test_a_text_that_does_not_fit_gets_empty_labels(utterances: list[Utterance], weights: Path, tiny_en: Model):
+def test_too_long_text_has_empty_labels(utterances: list[Utterance], weights: Path, tiny_en: Model):
     model, tokens = tiny_en
     long = Utterance(**{**vars(utterances[0]), "text": "nine " * 500})
     made = label(model, tokens, [long, utterances[0]], recipe(weights, top_k=K))
@@ -88,7 +88,7 @@ def test_a_text_that_does_not_fit_gets_empty_labels(utterances: list[Utterance],
     assert len(made[1].target_ids) > 0
 
 
-def test_an_online_teacher_leaves_only_targets(
+def test_online_teacher_writes_only_targets(
     utterances: list[Utterance], labels: list[SoftLabels], weights: Path, tiny_en: Model
 ):
     model, tokens = tiny_en
@@ -98,7 +98,7 @@ def test_an_online_teacher_leaves_only_targets(
         assert one.top_ids.shape == (len(one.target_ids), 0)
 
 
-def test_labels_survive_the_disk_and_know_their_key(
+def test_labels_round_trip_and_check_the_key(
     utterances: list[Utterance], labels: list[SoftLabels], weights: Path, tmp_path: Path
 ):
     key = label_key(recipe(weights, top_k=K))
@@ -117,7 +117,7 @@ def test_labels_survive_the_disk_and_know_their_key(
         check_labels(tmp_path / "labels.parquet", tmp_path / "shard.parquet", key)
 
 
-def test_a_text_is_needed_to_be_a_reference(utterances: list[Utterance], weights: Path, tiny_en: Model):
+def test_empty_text_is_left_out(utterances: list[Utterance], weights: Path, tiny_en: Model):
     """Shards of a run with pseudo-labels may hold rows without one."""
     model, tokens = tiny_en
     without = Utterance(**{**vars(utterances[0]), "text": ""})
@@ -126,7 +126,7 @@ def test_a_text_is_needed_to_be_a_reference(utterances: list[Utterance], weights
 
 
 @pytest.mark.full
-def test_the_loss_begins_after_the_prompt(utterances: list[Utterance], weights: Path, tiny_en: Model, tmp_path: Path):
+def test_loss_begins_after_the_prompt(utterances: list[Utterance], weights: Path, tiny_en: Model, tmp_path: Path):
     """A batch from disk has prompt and text, and the teacher's forward pass on it gives the label's probabilities."""
     previous = "Welcome to the voice mail system. " * 12
     with_prompt = Recipe.model_validate(

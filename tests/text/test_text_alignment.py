@@ -18,7 +18,7 @@ from askd_ray.text.error_rate import count_word_errors
         ("", "", []),
     ],
 )
-def test_hand_made_cases(reference: str, hypothesis: str, expected: list[tuple[str, str]]):
+def test_known_alignments(reference: str, hypothesis: str, expected: list[tuple[str, str]]):
     aligned = align_words(reference, hypothesis)
     assert aligned == [AlignedWord(*pair) for pair in expected]
     assert [word.is_right for word in aligned] == [
@@ -30,7 +30,7 @@ TEXTS = st.lists(st.sampled_from("abcd"), max_size=12).map(" ".join)
 
 
 @given(TEXTS, TEXTS)
-def test_no_word_is_lost_and_the_errors_are_those_that_are_scored(reference: str, hypothesis: str):
+def test_alignment_keeps_all_words_and_the_scored_errors(reference: str, hypothesis: str):
     aligned = align_words(reference, hypothesis)
     assert " ".join(word.reference for word in aligned if word.reference) == reference
     assert " ".join(word.hypothesis for word in aligned if word.hypothesis) == hypothesis

@@ -22,7 +22,7 @@ from askd_ray.text.clean import clean, text_problem
         ("e\u200b\u0301", "\u00e9"),
     ],
 )
-def test_what_nobody_sees_goes(raw: str, expected: str):
+def test_invisible_characters_are_removed(raw: str, expected: str):
     assert clean(raw) == expected
 
 
@@ -40,13 +40,13 @@ def test_what_nobody_sees_goes(raw: str, expected: str):
         ("half a pair \ud83d", "damaged text"),
     ],
 )
-def test_texts_that_teach_nothing(text: str, reason: str):
+def test_useless_texts_are_refused(text: str, reason: str):
     problem = text_problem(text)
     assert problem is not None and problem[0] == reason
 
 
 @pytest.mark.parametrize("text", ["", "A & B;", "AT&T", "3 < 4 > 2", "5", "\u4f60\u597d", "\u0939\u093f\u0928\u094d"])
-def test_texts_that_pass(text: str):
+def test_good_texts_pass(text: str):
     assert text_problem(text) is None
 
 

@@ -29,7 +29,7 @@ def test_character_errors_count_characters():
     assert count_character_errors(["abcd"], ["abxd"]) == ErrorCounts(1, 0, 0, 4)
 
 
-def test_rate_sums_before_it_divides():
+def test_rate_is_the_sum_of_errors_over_words():
     counts = count_word_errors(["a", "b c d"], ["x", "b c d"])
     assert counts.errors == 1
     assert counts.rate == 0.25  # the mean of the utterances' rates would be 0.5
@@ -51,7 +51,7 @@ def test_counts_add_up_over_parts(pairs):
 
 
 @given(st.lists(st.tuples(_texts, _texts), max_size=6))
-def test_each_utterance_is_counted_as_by_others(pairs):
+def test_counts_equal_kaldialign(pairs):
     references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
     each = count_each(references, hypotheses)
     assert sum(each, ErrorCounts()) == count_word_errors(references, hypotheses)
@@ -62,13 +62,13 @@ def test_each_utterance_is_counted_as_by_others(pairs):
         assert counts.insertions - counts.deletions == other["ins"] - other["del"]
 
 
-def test_the_words_that_are_right():
+def test_correct_words():
     assert right_words(["a b c d", "", "a"], ["a x c d e", "y", ""]) == [[True, False, True, True, False], [False], []]
     assert right_words([], []) == []
 
 
 @given(st.lists(st.tuples(_texts, _texts), min_size=1, max_size=6))
-def test_right_words_are_those_without_an_error(pairs):
+def test_correct_words_are_words_without_an_error(pairs):
     references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
     right = right_words(references, hypotheses)
     for counts, words, hypothesis in zip(count_each(references, hypotheses), right, hypotheses, strict=True):
@@ -84,7 +84,7 @@ def test_normaliser_is_chosen_by_language(language, text, normalised):
     assert normalizer(language)(text) == normalised
 
 
-def test_the_kind_of_normaliser():
+def test_normaliser_kinds():
     assert normalizer("en", "basic")("Mr. Smith, it's TWENTY-one!") == "mr smith it s twenty one"
     assert normalizer("en", "none")("Mr. Smith ") == "Mr. Smith "
     assert normalizer("de", "whisper")("Grüße!") == normalizer("de", "basic")("Grüße!") == "grüße"

@@ -7,7 +7,7 @@ from askd_ray.errors import AskdError
 from askd_ray.text.languages import LANGUAGE_NAMES, language_code
 
 
-def test_the_languages_are_whispers():
+def test_languages_are_those_of_whisper():
     assert LANGUAGE_NAMES == LANGUAGES
     for name, code in TO_LANGUAGE_CODE.items():
         assert language_code(name) == language_code(name.title()) == code
@@ -36,11 +36,11 @@ def test_the_languages_are_whispers():
         ("ar arb arabic", "ar"),
     ],
 )
-def test_one_language_has_many_names(names: str, code: str):
+def test_language_spellings(names: str, code: str):
     assert {name: language_code(name) for name in names.split()} == dict.fromkeys(names.split(), code)
 
 
-def test_white_space_around_a_name_does_not_matter():
+def test_white_space_around_a_name_is_ignored():
     assert language_code(" en ") == language_code("english\n") == "en"
     assert language_code("Haitian  Creole") == "ht"
 
@@ -48,14 +48,14 @@ def test_white_space_around_a_name_does_not_matter():
 @pytest.mark.parametrize(
     "name", ["", " ", "xx", "qqq", "und", "mul", "klingon", "e", "en--US", "en-US.UTF-8", "auto", "none", "tlh", "null"]
 )
-def test_what_is_no_language_of_whispers_is_refused_with_what_is_allowed(name: str):
+def test_unknown_language_is_refused_with_allowed_ones(name: str):
     with pytest.raises(AskdError) as refused:
         language_code(name)
     assert f"language {name!r}" in str(refused.value)
     assert "a code (en), a tag (en-US) or an English name (english) is allowed" in str(refused.value)
 
 
-def test_the_refusal_is_short_and_helps():
+def test_refusal_is_short_with_a_suggestion():
     with pytest.raises(AskdError, match="did you mean 'english'"):
         language_code("Englisch")
     with pytest.raises(AskdError) as refused:
@@ -67,7 +67,7 @@ def test_the_refusal_is_short_and_helps():
 @example("en-a")
 @example("i-default")
 @example("zh-x")
-def test_any_text_is_a_code_of_whispers_or_refused(name: str):
+def test_any_text_is_a_whisper_code_or_refused(name: str):
     try:
         code = language_code(name)
     except AskdError as refused:

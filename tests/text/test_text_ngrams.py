@@ -21,5 +21,5 @@ def test_repeated_five_grams(reference: str, hypothesis: str, repeated: int):
     assert repeated_ngrams(reference, hypothesis) == repeated
 
 
-def test_the_length_is_a_choice():
+def test_other_n_gram_lengths():
     assert repeated_ngrams("", "a b a b a b", n=2) == 3  # ab three times, ba twice

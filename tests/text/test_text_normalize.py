@@ -17,7 +17,7 @@ from askd_ray.text.normalize import normalizer
         ("Wait... what?", "wait what"),
     ],
 )
-def test_punctuation_alone_is_no_word(text: str, expected: str):
+def test_punctuation_is_not_a_word(text: str, expected: str):
     assert normalizer("en")(text) == expected
 
 
@@ -28,5 +28,5 @@ def test_every_word_has_a_letter_or_a_digit(language: str, text: str):
     assert words == [""] or all(any(char.isalnum() for char in word) for word in words)
 
 
-def test_none_leaves_texts_as_they_are():
+def test_none_keeps_the_text():
     assert normalizer("en", "none")(" As it is ... ") == " As it is ... "

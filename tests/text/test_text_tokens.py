@@ -48,45 +48,45 @@ def test_prompt_after_earlier_text_and_with_timestamps(tokens):
         tokens.prompt(prompt=" nine" * 224)
 
 
-def test_languages_that_a_model_does_not_have(tokens, multilingual):
+def test_unsupported_languages_are_refused(tokens, multilingual):
     with pytest.raises(AskdError, match=r"'de'.*English-only.*only 'en'"):
         tokens.prompt("de")
     with pytest.raises(AskdError, match=r"no token <\|xx\|>"):
         multilingual.prompt("xx")
 
 
-def test_a_folder_without_a_tokenizer(tmp_path):
+def test_missing_tokenizer_is_refused(tmp_path):
     with pytest.raises(AskdError, match=r"tokenizer\.json does not exist"):
         Tokens(tmp_path).encode("hello")
 
 
-def test_encoding_is_whispers(tokens):
+def test_encoding_equals_whisper(tokens):
     # GPT-2's vocabulary: " Hello" is 18435, " world" is 995
     assert tokens.encode("Hello world") == [18435, 995]
     assert tokens.encode("  Hello world\n") == [18435, 995]
 
 
 @given(text=st.text())
-def test_text_survives_the_round_trip(tokens, text):
+def test_text_round_trip(tokens, text):
     assert tokens.decode(tokens.encode(text)) == text.strip()
 
 
 @given(
     text=st.lists(st.sampled_from(["<|endoftext|>", "<|notimestamps|>", "word", "<|0.00|>"]), max_size=4).map(" ".join)
 )
-def test_special_tokens_in_a_text_stay_text(tokens, text):
+def test_special_tokens_in_a_text_are_encoded_as_text(tokens, text):
     ids = tokens.encode(text)
     assert tokens.end not in ids
     assert tokens.decode(ids) == text
 
 
-def test_decoding_leaves_special_tokens_out(tokens):
+def test_decoding_skips_special_tokens(tokens):
     ids = [*tokens.prompt(), *tokens.encode("hello"), 50363, tokens.end]
     assert tokens.decode(ids) == "hello"
 
 
 @given(st.text(max_size=20))
-def test_pieces_are_the_text(tokens, text):
+def test_pieces_join_to_the_text(tokens, text):
     ids = tokens.encode(text)
     pieces = tokens.pieces(ids)
     assert len(pieces) == len(ids)
@@ -94,5 +94,5 @@ def test_pieces_are_the_text(tokens, text):
         assert "".join(pieces) == tokens.tokenizer.decode(ids)
 
 
-def test_a_character_of_several_tokens_comes_with_its_last(tokens):
+def test_multi_token_character_is_in_the_last_piece(tokens):
     assert tokens.pieces(tokens.encode("a \U0001f600 b")) == (" a", " ", "\U0001f600", " b")

@@ -14,7 +14,7 @@ def test_words_are_shown_when_two_hypotheses_agree():
     assert agreement.end("I scream, is good for you.") == " for you."
 
 
-def test_the_end_shows_nothing_where_the_text_is_another_one():
+def test_different_final_text_adds_no_delta():
     agreement = Agreement()
     agreement.update("one two")
     assert agreement.update("one two") == "one two"
@@ -22,7 +22,7 @@ def test_the_end_shows_nothing_where_the_text_is_another_one():
 
 
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "c,", "C"]), max_size=6), max_size=10))
-def test_nothing_is_taken_back(hypotheses: list[list[str]]):
+def test_shown_words_are_not_retracted(hypotheses: list[list[str]]):
     agreement, shown = Agreement(), ""
     for words in hypotheses:
         delta = agreement.update(" ".join(words))
@@ -32,7 +32,7 @@ def test_nothing_is_taken_back(hypotheses: list[list[str]]):
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=12))
-def test_of_a_text_that_only_grows_all_is_shown(words: list[str]):
+def test_growing_text_is_shown_completely(words: list[str]):
     agreement, shown = Agreement(), ""
     for n in range(len(words) + 1):
         shown += agreement.update(" ".join(words[:n]))

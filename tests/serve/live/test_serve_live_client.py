@@ -107,7 +107,7 @@ def assert_two_turns(came: list[Any]) -> list[ConversationItemInputAudioTranscri
     return [event for event in came if isinstance(event, ConversationItemInputAudioTranscriptionCompletedEvent)]
 
 
-def test_openais_client_updates_a_session_while_somebody_speaks(speech: Path):
+def test_openai_client_updates_a_session_during_speech(speech: Path):
     recording, _ = two_turns(speech)
 
     async def scenario(address: Address) -> None:
@@ -145,7 +145,7 @@ def test_openais_client_updates_a_session_while_somebody_speaks(speech: Path):
 
 
 @pytest.mark.slow
-def test_turns_around_updates_are_transcribed_with_log_probabilities(speech: Path, weights: Path):
+def test_turns_around_updates_have_log_probabilities(speech: Path, weights: Path):
     recording, texts = two_turns(speech)
     models = ServedModels()
     models.put(load(weights, "student"))
@@ -170,7 +170,7 @@ def test_turns_around_updates_are_transcribed_with_log_probabilities(speech: Pat
     )
 
 
-def test_a_bare_socket_is_answered_and_closed_with_a_frame():
+def test_plain_websocket_gets_errors_and_a_close_frame():
     async def scenario(address: Address) -> None:
         url = f"{address.url.replace('http', 'ws')}/v1/realtime?intent=transcription"
         async with websockets.connect(url) as socket:

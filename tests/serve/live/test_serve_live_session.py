@@ -64,7 +64,7 @@ def recording(speech: Path) -> np.ndarray:
     return np.concatenate([p for waveform, _ in spoken(speech, 2) for p in (pause, waveform[: samples_of(2.5)], pause)])
 
 
-def test_turns_are_found_and_transcribed(recording: np.ndarray):
+def test_turns_are_detected_and_transcribed(recording: np.ndarray):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(transcription={"model": "student", "language": "en"}))
         for piece in np.array_split(recording, 60):
@@ -96,7 +96,7 @@ def test_turns_are_found_and_transcribed(recording: np.ndarray):
     assert len({event["event_id"] for event in events}) == len(events)
 
 
-def test_committed_by_hand(recording: np.ndarray):
+def test_manual_commit(recording: np.ndarray):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         await session.handle({"type": "input_audio_buffer.commit"})
@@ -119,7 +119,7 @@ def test_committed_by_hand(recording: np.ndarray):
     assert [len(waveform) for waveform in engine.received_chunks] == [samples_of(3.0)]
 
 
-def test_one_session_knows_nothing_of_another(recording: np.ndarray):
+def test_sessions_are_independent(recording: np.ndarray):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         await session.handle(append(recording))
@@ -159,7 +159,9 @@ def test_one_session_knows_nothing_of_another(recording: np.ndarray):
         ({"type": "session.update", "session": {"include": "all"}}, "session.include", "a list is expected"),
     ],
 )
-def test_mistakes_are_answered_and_the_session_goes_on(event: Any, param: str, message: str, recording: np.ndarray):
+def test_invalid_events_are_answered_and_the_session_continues(
+    event: Any, param: str, message: str, recording: np.ndarray
+):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(event)
         await session.handle(update(turn_detection=None))
@@ -172,7 +174,7 @@ def test_mistakes_are_answered_and_the_session_goes_on(event: Any, param: str, m
     assert updated["session"]["audio"]["input"]["turn_detection"] is None
 
 
-def test_a_turn_that_fails_says_so_and_the_next_one_is_heard(recording: np.ndarray):
+def test_failed_turn_is_reported_and_the_next_is_transcribed(recording: np.ndarray):
     engine = FakeSpeechEngine()
     engine.error = RuntimeError("/home/me/model.bin")
 
@@ -191,7 +193,7 @@ def test_a_turn_that_fails_says_so_and_the_next_one_is_heard(recording: np.ndarr
     assert "model.bin" not in str(failed)
 
 
-def test_a_partial_result_that_fails_is_tried_again(recording: np.ndarray):
+def test_failed_partial_result_is_retried(recording: np.ndarray):
     engine = FakeSpeechEngine()
     transcribe_chunk = engine.transcribe_chunk
 
@@ -212,9 +214,7 @@ def test_a_partial_result_that_fails_is_tried_again(recording: np.ndarray):
     assert kinds(events).index("delta") < kinds(events).index("input_audio_buffer.speech_stopped")
 
 
-def test_without_turn_detection_a_full_buffer_is_committed_and_nothing_is_refused(
-    recording: np.ndarray, monkeypatch: pytest.MonkeyPatch
-):
+def test_full_buffer_is_committed_without_turn_detection(recording: np.ndarray, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(live, "MAX_BUFFER_S", 4.0)
     engine = FakeSpeechEngine()
 
@@ -234,7 +234,7 @@ def test_without_turn_detection_a_full_buffer_is_committed_and_nothing_is_refuse
     assert sum(event["usage"]["seconds"] for event in events if "usage" in event) == pytest.approx(9.0)
 
 
-def test_who_never_pauses_is_committed_in_pieces(speech: Path, monkeypatch: pytest.MonkeyPatch):
+def test_speech_without_pauses_is_committed_in_pieces(speech: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(live, "MAX_TURN_S", 2.0)
     clip = spoken(speech)[0][0]
     talk = np.concatenate([clip[samples_of(0.3) : samples_of(1.3)]] * 6)
@@ -250,7 +250,7 @@ def test_who_never_pauses_is_committed_in_pieces(speech: Path, monkeypatch: pyte
     assert kinds(events).count("input_audio_buffer.committed") >= 2
 
 
-def test_an_update_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
+def test_update_during_speech_keeps_the_turn(recording: np.ndarray):
     engine = FakeSpeechEngine()
 
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
@@ -274,7 +274,7 @@ def test_an_update_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
     assert engine.received_options[-1].language == "en"
 
 
-def test_turn_detection_that_goes_off_and_on_while_somebody_speaks_keeps_the_turn(recording: np.ndarray):
+def test_turn_detection_off_and_on_during_speech_keeps_the_turn(recording: np.ndarray):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update())
         for n, piece in enumerate(np.array_split(recording[: samples_of(4.5)], 45)):
@@ -293,7 +293,7 @@ def test_turn_detection_that_goes_off_and_on_while_somebody_speaks_keeps_the_tur
     assert events[-1]["usage"]["seconds"] > 2.5
 
 
-def test_what_waits_for_a_commit_is_searched_for_turns_when_their_detection_comes_on(recording: np.ndarray):
+def test_buffered_audio_is_searched_for_turns_when_detection_starts(recording: np.ndarray):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(turn_detection=None))
         await session.handle(append(recording))
@@ -304,7 +304,7 @@ def test_what_waits_for_a_commit_is_searched_for_turns_when_their_detection_come
     assert kinds(events).index("session.updated", 2) < kinds(events).index("input_audio_buffer.speech_started")
 
 
-def test_a_turn_that_detection_leaves_open_is_committed_by_hand_under_its_id(recording: np.ndarray):
+def test_open_turn_is_committed_manually_with_the_same_id(recording: np.ndarray):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update())
         await session.handle(append(recording[: samples_of(2.0)]))
@@ -319,7 +319,7 @@ def test_a_turn_that_detection_leaves_open_is_committed_by_hand_under_its_id(rec
     assert committed["audio_end_ms"] == 3000
 
 
-def test_an_update_after_a_commit_leaves_the_committed_turn_as_it_was(recording: np.ndarray):
+def test_update_after_a_commit_does_not_change_the_turn(recording: np.ndarray):
     engine = FakeSpeechEngine()
 
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
@@ -333,7 +333,7 @@ def test_an_update_after_a_commit_leaves_the_committed_turn_as_it_was(recording:
     assert [(options.language, options.decoding.prompt) for options in engine.received_options] == [("de", "first")]
 
 
-def test_without_transcription_turns_are_committed_and_not_transcribed(recording: np.ndarray):
+def test_turns_without_transcription_are_only_committed(recording: np.ndarray):
     engine = FakeSpeechEngine()
 
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
@@ -353,7 +353,7 @@ def test_without_transcription_turns_are_committed_and_not_transcribed(recording
     assert {event["item_id"] for event in events if "content_index" in event} == {second}
 
 
-def test_log_probabilities_of_tokens(recording: np.ndarray):
+def test_token_log_probabilities(recording: np.ndarray):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         event = update(turn_detection=None)
         event["session"]["include"] = ["item.input_audio_transcription.logprobs"]
@@ -367,7 +367,7 @@ def test_log_probabilities_of_tokens(recording: np.ndarray):
     assert completed["logprobs"][0] == {"token": " S", "bytes": [32, 83], "logprob": -0.2231}  # of 0.8
 
 
-def test_exactly_100_ms_may_be_committed(recording: np.ndarray):
+def test_minimum_commit_is_100_ms(recording: np.ndarray):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle({"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}})
         audio = base64.b64encode(bytes(2 * 2400)).decode()
@@ -377,7 +377,7 @@ def test_exactly_100_ms_may_be_committed(recording: np.ndarray):
     assert kinds(converse(scenario))[-1] == "input_audio_buffer.committed"
 
 
-def test_what_goes_wrong_inside_is_an_error_event_and_the_session_goes_on():
+def test_internal_error_is_an_event_and_the_session_continues():
     engine = FakeSpeechEngine()
     models = engine.models
 
@@ -397,7 +397,7 @@ def test_what_goes_wrong_inside_is_an_error_event_and_the_session_goes_on():
 
 
 @pytest.mark.parametrize("settings", [{}, {"turn_detection": None}])
-def test_what_waits_is_transcribed_before_the_service_ends_a_session(recording: np.ndarray, settings: dict[str, Any]):
+def test_pending_turns_are_transcribed_before_shutdown(recording: np.ndarray, settings: dict[str, Any]):
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         await session.handle(update(**settings))
         await session.handle(append(recording[: samples_of(3.0)]))
@@ -409,7 +409,7 @@ def test_what_waits_is_transcribed_before_the_service_ends_a_session(recording: 
 
 
 @pytest.mark.parametrize("settings", [{}, {"turn_detection": None}])
-def test_a_commit_and_a_clear_end_the_audio_and_not_its_transcripts(recording: np.ndarray, settings: dict[str, Any]):
+def test_clear_after_commit_keeps_the_transcript(recording: np.ndarray, settings: dict[str, Any]):
     """OpenAI's agents SDK ends a recording like this; it ignores the error where the turn has ended already."""
 
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
@@ -428,7 +428,7 @@ def test_a_commit_and_a_clear_end_the_audio_and_not_its_transcripts(recording: n
     assert committed["item_id"] == completed["item_id"]
 
 
-def test_the_beta_is_answered_in_its_own_terms():
+def test_beta_protocol_gets_beta_events():
     async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
         detection = {"type": "server_vad", "silence_duration_ms": 700}
         beta = {"input_audio_format": "g711_ulaw", "input_audio_transcription": None, "turn_detection": detection}

@@ -122,7 +122,7 @@ IGNORED = {
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_what_clients_send_is_taken(client: str):
+def test_client_session_updates_are_accepted(client: str):
     before = SessionSettings(transcription=TranscriptionSettings(model="other"), turn_detection=LiveVad(threshold=0.9))
     update = Update(before if client == "pipecat" else SessionSettings(), CLIENTS[client])
     assert update.settings.transcription == TranscriptionSettings(model="student", language="en", prompt="IVR")
@@ -188,13 +188,13 @@ A, T, D = CHANGED.format, CHANGED.transcription, CHANGED.turn_detection
         ({"include": []}, {"logprobs": False}),
     ],
 )
-def test_an_update_changes_what_it_names_and_nothing_else(session: dict[str, Any], changed: dict[str, Any]):
+def test_update_changes_only_the_named_fields(session: dict[str, Any], changed: dict[str, Any]):
     update = Update(CHANGED, session)
     assert vars(update.settings) == vars(CHANGED) | changed
     assert [field for field in update.ignored if field["param"] not in (f"{INPUT}.turn_detection.type",)] == []
 
 
-def test_what_is_off_comes_back_with_its_defaults():
+def test_reenabled_settings_have_defaults():
     off = Update(CHANGED, of_input(transcription=None, turn_detection=None)).settings
     on = Update(off, of_input(transcription={"language": "de"}, turn_detection={"threshold": 0.6})).settings
     assert on.transcription == TranscriptionSettings(language="de")
@@ -202,12 +202,12 @@ def test_what_is_off_comes_back_with_its_defaults():
 
 
 @pytest.mark.parametrize("name", ["en", "EN", "en-US", "en_GB", "eng", "english", "English", " en "])
-def test_english_by_any_name(name: str):
+def test_language_name_spellings(name: str):
     settings = Update(SessionSettings(), of_input(transcription={"language": name})).settings.transcription
     assert settings is not None and settings.language == "en"
 
 
-def test_several_languages_are_found_out_and_one_is_the_language():
+def test_one_language_is_fixed_and_several_are_detected():
     one = Update(SessionSettings(), of_input(transcription={"languages": ["de"]}))
     assert one.settings.transcription == TranscriptionSettings(language="de") and not one.ignored
     two = Update(SessionSettings(), of_input(transcription={"languages": ["de", "en"]}))
@@ -215,14 +215,14 @@ def test_several_languages_are_found_out_and_one_is_the_language():
     assert [field["param"] for field in two.ignored] == [f"{INPUT}.transcription.languages"]
 
 
-def test_what_is_ignored_is_listed_within_bounds():
+def test_ignored_fields_are_listed_up_to_a_limit():
     update = Update(SessionSettings(), {f"{'x' * 10_000}{n}": n for n in range(1000)} | {"include": ["a", LOGPROBS]})
     assert len(update.ignored) == MAX_IGNORED
     assert max(len(field["param"]) for field in update.ignored) <= 200
     assert update.settings.logprobs
 
 
-def test_of_a_long_prompt_the_end_counts():
+def test_long_prompt_is_cut_at_the_start():
     settings = Update(
         SessionSettings(), of_input(transcription={"prompt": "a" * 100_000 + "end"})
     ).settings.transcription
@@ -268,7 +268,7 @@ SESSIONS = JSON | st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(session=SESSIONS)
-def test_whatever_stands_in_an_update_it_is_taken_or_refused(session: Any):
+def test_any_update_is_accepted_or_refused(session: Any):
     try:
         update = Update(CHANGED, session)
     except EventError as error:

@@ -31,7 +31,7 @@ def closed(socket: Any) -> tuple[int, str]:
     return end.value.code, end.value.reason
 
 
-def test_a_session(client: TestClient):
+def test_session_over_a_websocket(client: TestClient):
     with connect(client) as socket:
         created = socket.receive_json()
         assert created["type"] == "session.created"
@@ -47,7 +47,7 @@ def test_a_session(client: TestClient):
             assert session["audio"]["input"]["transcription"]["model"] == (model or "student")
 
 
-def test_keys(client: TestClient):
+def test_api_keys_of_websockets(client: TestClient):
     with pytest.raises(WebSocketDisconnect) as refused, connect(client, headers={}):
         pass
     assert refused.value.code == 1008
@@ -56,12 +56,12 @@ def test_keys(client: TestClient):
         assert socket.accepted_subprotocol == "realtime"
 
 
-def test_a_model_that_is_not_there(client: TestClient):
+def test_unknown_model_is_refused(client: TestClient):
     with connect(client, f"{URL}&model=whisper-9") as socket:
         assert closed(socket) == (1008, "The model 'whisper-9' does not exist.")
 
 
-def test_limits(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+def test_session_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch):
     with connect(client) as socket:
         socket.send_bytes(b"\x00")
         assert closed(socket)[0] == 1003
@@ -81,7 +81,7 @@ def test_limits(client: TestClient, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("event_id", ["\ud800", "a\udfffb", "\x00", "\U0001f600", None, 7, float("inf"), ["x"]])
-def test_any_event_id_is_answered(client: TestClient, event_id: Any):
+def test_any_event_id_is_echoed(client: TestClient, event_id: Any):
     with connect(client) as socket:
         socket.receive_json()
         for event in ({"type": "\ud801"}, {"type": "session.update", "session": {"\udc00": {"\udc00": "\udc00"}}}):
@@ -92,13 +92,13 @@ def test_any_event_id_is_answered(client: TestClient, event_id: Any):
 
 
 @pytest.mark.parametrize("model", ["\u00e9" * 200, "\U0001f600" * 100, "a" * 5000])
-def test_a_close_frame_has_room_for_its_reason(client: TestClient, model: str):
+def test_close_reason_fits_the_frame(client: TestClient, model: str):
     with connect(client, f"{URL}&model={quote(model)}") as socket:
         code, reason = closed(socket)
     assert code == 1008 and reason.startswith("The model '") and len(reason.encode()) <= 123
 
 
-def test_a_session_that_fails_is_closed_with_a_frame(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+def test_failed_session_closes_with_a_frame(client: TestClient, monkeypatch: pytest.MonkeyPatch):
     async def fail(*_: Any) -> None:
         raise OSError("/home/me/engine.sock")
 
@@ -107,7 +107,7 @@ def test_a_session_that_fails_is_closed_with_a_frame(client: TestClient, monkeyp
         assert closed(socket) == (1011, "The service failed.")
 
 
-def test_without_a_model_a_client_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch):
+def test_close_code_asks_to_retry_without_models(monkeypatch: pytest.MonkeyPatch):
     async def none(_: Any) -> list[Any]:
         return []
 

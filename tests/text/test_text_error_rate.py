@@ -51,7 +51,7 @@ def test_counts_add_up_over_parts(pairs):
 
 
 @given(st.lists(st.tuples(_texts, _texts), max_size=6))
-def test_counts_equal_kaldialign(pairs):
+def test_counts_equal_jiwer_and_kaldialign(pairs):
     references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
     each = count_each(references, hypotheses)
     assert sum(each, ErrorCounts()) == count_word_errors(references, hypotheses)

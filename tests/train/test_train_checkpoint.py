@@ -11,7 +11,7 @@ from askd_ray.train.loop import CHECKPOINTS
 from askd_ray.train.ray_trainer import clear_stale_run
 
 
-def test_a_checkpoint_of_an_older_format_is_refused_and_force_removes_it(tmp_path: Path):
+def test_checkpoint_of_an_older_format_is_refused_and_removed_by_force(tmp_path: Path):
     run = Run(load_recipe("demo", [f"runs_root={tmp_path}", "name=old"]))
     state = run.distill / CHECKPOINTS / "step-00000007" / "state.json"
     state.parent.mkdir(parents=True)

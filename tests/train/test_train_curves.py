@@ -23,7 +23,7 @@ def training() -> list[dict[str, float]]:
     return [line(step, **(scored if step % 10 == 0 else {})) for step in range(1, 41)]
 
 
-def test_all_is_drawn(tmp_path: Path):
+def test_every_metric_is_drawn(tmp_path: Path):
     drawn = draw_curves(training(), Recipe(), tmp_path)
     names = ["losses", "dev_wer", "schedule", "learning_rates", "grad_norm", "utterances_per_s"]
     assert [path.name for path in drawn] == [f"{name}.png" for name in names]
@@ -31,30 +31,30 @@ def test_all_is_drawn(tmp_path: Path):
         assert len(Image.open(path).convert("RGB").getcolors(1 << 20) or []) > 10, path
 
 
-def test_what_was_not_measured_is_left_out(tmp_path: Path):
+def test_unmeasured_metrics_are_left_out(tmp_path: Path):
     lines = [{"step": 1, "loss": 1.0, "a": 0.5, "b": 0.0}, {"step": 2, "loss": 0.5, "a": 0.4, "b": 0.0}]
     assert [path.stem for path in draw_curves(lines, Recipe(), tmp_path)] == ["losses", "schedule"]
 
 
-def test_a_schedule_that_varies_gets_a_row_of_its_own(tmp_path: Path):
+def test_varying_schedule_has_a_separate_row(tmp_path: Path):
     constant: list[dict[str, Any]] = [{**values, "T": 1.0} for values in training()]
     heights = [Image.open(draw_curves(lines, Recipe(), tmp_path)[2]).height for lines in (constant, training())]
     assert heights[1] > 1.3 * heights[0]
 
 
-def test_points_are_where_a_metric_was_measured():
+def test_points_are_at_measured_steps():
     lines = [{"step": 1, "x": 3.0}, {"step": 2}, {"step": 3, "x": math.nan}, {"step": 4, "x": 1.0}]
     assert points(lines, "x") == ([1.0, 4.0], [3.0, 1.0])
     assert points(lines, "y") == ([], [])
 
 
-def test_a_long_run_is_drawn_as_means_of_stretches():
+def test_long_run_is_drawn_as_means():
     steps, values = points([{"step": step, "x": step % 2} for step in range(1, 100_001)], "x")
     assert len(steps) <= 600 and steps == sorted(steps)
     assert values[:-1] == [pytest.approx(0.5, abs=0.01)] * (len(values) - 1)
 
 
-def test_the_running_mean_starts_at_the_values():
+def test_running_mean_starts_at_the_values():
     assert smooth([4.0, 2.0])[0] == pytest.approx(4.0)
     assert smooth([4.0, 2.0])[1] == pytest.approx((0.9 * 4 + 2) / 1.9)
     assert smooth([3.0] * 50) == [pytest.approx(3.0)] * 50

@@ -22,7 +22,7 @@ from askd_ray.train.context import PlainContext
 from askd_ray.train.dev import dev_errors, dev_metrics
 
 
-def test_dev_is_decoded_as_the_student_was_taught(labelled: Recipe):
+def test_dev_uses_the_prompt_of_the_targets(labelled: Recipe):
     targets = {"kind": "pseudo", "prompt": "as before", "timestamps": True}
     recipe = Recipe.model_validate({**labelled.model_dump(mode="json"), "targets": targets})
     kind = WhisperStudentKind(recipe)
@@ -41,7 +41,7 @@ def test_dev_is_decoded_as_the_student_was_taught(labelled: Recipe):
 
 
 @pytest.mark.slow
-def test_dev_is_decoded_as_the_engine_decodes_it(weights: Path, tiny_en: Model, speech: Path):
+def test_dev_decoding_equals_the_engine(weights: Path, tiny_en: Model, speech: Path):
     # A torch batch padded to the window of its longest clip would hide how the engine decodes short clips.
     model, tokens = tiny_en
     clips = utterances(speech, 12)
@@ -68,7 +68,7 @@ def test_errors_are_counted_by_domain(labelled: Recipe):
     assert errors["calls"].n_reference == len(normalizer("en")(first.text).split())
 
 
-def test_the_metrics_of_dev_weigh_words_and_keep_the_domains_apart():
+def test_dev_metrics_weigh_words_and_separate_domains():
     errors = {"a": ErrorCounts(1, 0, 0, 10), "b": ErrorCounts(0, 2, 1, 30), "c": ErrorCounts(0, 0, 5, 10)}
     assert dev_metrics(errors, ()) == {"dev_wer": 9 / 50}
     assert dev_metrics(errors, ("c",)) == {

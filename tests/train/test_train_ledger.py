@@ -7,7 +7,7 @@ def written(folder: Path) -> list[tuple[int, str, str]]:
     return [(row["step"], row["id"], row["outcome"]) for row in read_ledger(folder).to_pylist()]
 
 
-def test_what_came_after_the_checkpoint_is_dropped_by_whoever_goes_on_from_it(tmp_path: Path):
+def test_resume_drops_rows_after_the_checkpoint(tmp_path: Path):
     ranks = [Ledger(tmp_path, rank, 0) for rank in range(2)]
     for step in (1, 2, 3):
         for rank, ledger in enumerate(ranks):
@@ -22,7 +22,7 @@ def test_what_came_after_the_checkpoint_is_dropped_by_whoever_goes_on_from_it(tm
     assert written(tmp_path)[-1] == (3, "u31", "skipped: not finite")
 
 
-def test_every_utterance_has_one_fate_and_what_has_none_is_told(tmp_path: Path):
+def test_every_utterance_has_one_fate_and_missing_ones_are_counted(tmp_path: Path):
     ledger = Ledger(tmp_path, 0, 0)
     ledger.note(1, 0, ["a", "b"], TRAINED)
     ledger.note(2, 0, ["c"], "skipped: not finite")
@@ -43,5 +43,5 @@ def test_every_utterance_has_one_fate_and_what_has_none_is_told(tmp_path: Path):
     }
 
 
-def test_a_run_without_a_step_has_an_empty_ledger(tmp_path: Path):
+def test_run_without_a_step_has_an_empty_ledger(tmp_path: Path):
     assert read_ledger(tmp_path).num_rows == 0

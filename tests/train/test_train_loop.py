@@ -49,13 +49,13 @@ def undisturbed(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.parametrize("dies_after", [2, 6, 8])  # before the first checkpoint; after it; after the snapshot's refresh
-def test_a_killed_run_ends_with_the_same_bits(labelled: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
+def test_killed_run_ends_with_the_same_bits(labelled: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
     killed(labelled, tmp_path, dies_after)
     build_loop(labelled, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_a_sampler_of_another_kind_decides_the_order_and_resumes(labelled: Recipe, tmp_path: Path):
+def test_injected_sampler_decides_the_order_and_resumes(labelled: Recipe, tmp_path: Path):
     """The one of docs/extending.md: the shortest utterance first, one per step."""
     sampler: Any = example("ShortestFirst")
     short = with_objective(labelled, {"self_teacher": {"kind": "none"}}, train={"checkpoint_steps": 2})
@@ -90,16 +90,14 @@ def everything(labelled: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 @pytest.mark.full
 @pytest.mark.parametrize("dies_after", [3, 6, 9, 12])
-def test_a_run_goes_on_at_any_step_with_all_that_it_had(
-    everything: tuple[Recipe, Path], tmp_path: Path, dies_after: int
-):
+def test_every_setting_resumes_at_any_step(everything: tuple[Recipe, Path], tmp_path: Path, dies_after: int):
     recipe, expected = everything
     killed(recipe, tmp_path, dies_after)
     build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, expected)
 
 
-def test_the_averaged_weights_are_scored_and_kept(labelled: Recipe, tmp_path: Path):
+def test_averaged_weights_are_scored_and_saved(labelled: Recipe, tmp_path: Path):
     recipe = with_objective(labelled, {}, train={"optimizer": {"ema_decay": 0.9}, "epochs": 1})
     build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     mean, last = checkpoint(tmp_path, "ema"), checkpoint(tmp_path)
@@ -109,7 +107,7 @@ def test_the_averaged_weights_are_scored_and_kept(labelled: Recipe, tmp_path: Pa
     assert not torch.equal(mean[f"whisper.{name}"], last[f"whisper.{name}"])
 
 
-def test_frozen_groups_are_trained_from_their_moment_on(labelled: Recipe, tmp_path: Path):
+def test_frozen_groups_are_trained_from_a_progress_on(labelled: Recipe, tmp_path: Path):
     recipe = with_objective(labelled, {}, train={"optimizer": {"frozen_until": {"encoder": 0.5, "embeddings": 1.0}}})
     killed(recipe, tmp_path, 5)  # after the checkpoint at the end of the first of two epochs
     start = {f"whisper.{n}": p for n, p in load_whisper(recipe.teacher.model)[0].state_dict().items()}
@@ -135,11 +133,10 @@ def _two_ranks(rank: int, text: str, root: Path, runs: list[tuple[str, int]]) ->
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_two_workers_that_die_end_with_the_same_bits(labelled: Recipe, tmp_path: Path):
+def test_two_killed_workers_end_with_the_same_bits(labelled: Recipe, tmp_path: Path):
     """One worker that resumes their run ends with the same student, except for rounding, and the same ledger."""
-    recipe = with_objective(
-        labelled, {}, train={"batching": {"utterances": 2, "micro_batches": 2}, "checkpoint_steps": 2}
-    )
+    batching = {"utterances": 2, "micro_batches": 2}
+    recipe = with_objective(labelled, {}, train={"batching": batching, "checkpoint_steps": 2})
     runs = [("whole", 99), ("killed", 3), ("handed_over", 3), ("killed", 99)]
     mp.spawn(_two_ranks, (recipe.model_dump_json(), tmp_path, runs), nprocs=2)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
@@ -157,7 +154,7 @@ def _late_rank(rank: int, text: str, folders: tuple[str, str]) -> None:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_ranks_that_see_different_checkpoints_do_not_go_on(labelled: Recipe, tmp_path: Path):
+def test_ranks_with_different_checkpoints_stop(labelled: Recipe, tmp_path: Path):
     """As on a shared folder where one machine sees new files later than another."""
     killed(labelled, tmp_path / "seen", 6)
     folders = str(tmp_path / "seen"), str(tmp_path)
@@ -165,7 +162,7 @@ def test_ranks_that_see_different_checkpoints_do_not_go_on(labelled: Recipe, tmp
         mp.spawn(_late_rank, (labelled.model_dump_json(), folders), nprocs=2)
 
 
-def test_what_a_killed_process_left_half_written_is_removed(labelled: Recipe, tmp_path: Path):
+def test_half_written_files_of_a_killed_process_are_removed(labelled: Recipe, tmp_path: Path):
     leftovers = [
         tmp_path / "checkpoints" / ".step-00000005.0a1b2c3d.tmp",
         tmp_path / ".best-step-00000005.0a1b2c3d.tmp",
@@ -233,7 +230,7 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
 
 
 @pytest.mark.full
-def test_without_a_better_wer_a_run_ends_early(labelled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_early_stopping(labelled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rates = iter((5, 4, 4, 6))
     monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(next(rates), 0, 0, 10)})
     recipe = with_objective(labelled, {}, train={"epochs": 9, "patience": 2})
@@ -246,9 +243,7 @@ def test_without_a_better_wer_a_run_ends_early(labelled: Recipe, tmp_path: Path,
     ("epochs", "per_epoch", "n_steps", "expected"),
     [(2, 1, 14, [7, 14]), (2, 2, 14, [4, 7, 11, 14]), (1, 3, 1, [1]), (0.3, 1, 4, [4]), (1.5, 1, 6, [4, 6])],
 )
-def test_evaluations_lie_within_and_at_the_end_of_epochs(
-    epochs: float, per_epoch: int, n_steps: int, expected: list[int]
-):
+def test_evaluations_within_and_at_the_end_of_epochs(epochs: float, per_epoch: int, n_steps: int, expected: list[int]):
     train = Train.model_validate({"epochs": epochs, "evals_per_epoch": per_epoch})
     steps = [Step(0, i / n_steps, (i + 1) / n_steps, DataCursor()) for i in range(n_steps)]
     assert [i + 1 for i, step in enumerate(steps) if is_evaluated(step, train)] == expected
@@ -260,14 +255,14 @@ def test_stale_labels_are_refused(labelled: Recipe):
         check_inputs(fewer)
 
 
-def test_labels_of_each_temperature_lie_beside_one_another(labelled: Recipe):
+def test_labels_of_each_temperature_have_a_folder(labelled: Recipe):
     hotter = with_objective(labelled, {"temperature": {"start": 2.0}})
     with pytest.raises(AskdError, match=r"labels-t2/train-.* does not exist: run `askd label` first"):
         check_inputs(hotter)
 
 
 @pytest.mark.parametrize("part", ["noise", "reverb"])
-def test_sounds_that_are_not_there_are_refused(labelled: Recipe, tmp_path: Path, part: str):
+def test_missing_sound_files_are_refused(labelled: Recipe, tmp_path: Path, part: str):
     """Before training starts, not in a worker that reads the first batch."""
     augmentation = {part: {"share": 0.5, "files": str(tmp_path / "gone" / "*.wav")}}
     recipe = Recipe.model_validate({**labelled.model_dump(), "augment": augmentation})
@@ -290,7 +285,7 @@ def test_missing_labels_are_refused(copy_of_run: Callable[[], Recipe]):
         check_inputs(recipe)
 
 
-def test_a_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path: Path):
+def test_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path: Path):
     recipe = copy_of_run()
     shard = Run(recipe).shards.files("train-*")[0]
     shard.write_bytes(shard.read_bytes()[:1000])
@@ -298,7 +293,7 @@ def test_a_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path:
         check_inputs(recipe)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone(labelled: Recipe, tmp_path: Path):
+def test_not_finite_loss_stops_with_ids_and_an_unchanged_model(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
         def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
             for batch in super().batches(loader, tasks):
@@ -312,7 +307,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_ids_and_leaves_the_model_alone
     assert all(torch.equal(p, before[n]) for n, p in loop.objects.student.named_parameters())
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted_where_the_recipe_says_so(labelled: Recipe, tmp_path: Path):
+def test_not_finite_step_is_skipped_and_counted(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
         def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
             for number, batch in enumerate(super().batches(loader, tasks)):
@@ -330,7 +325,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_where_the_recipe_says_
     assert all(torch.isfinite(value).all() for value in checkpoint(tmp_path).values())
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
+def test_full_disk_keeps_the_previous_checkpoint(
     labelled: Recipe, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A limit on the file size makes a real write of the second checkpoint fail, as on a full disk."""
@@ -358,7 +353,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
     assert_same_run(tmp_path, undisturbed)
 
 
-def test_a_damaged_checkpoint_is_named(labelled: Recipe, undisturbed: Path, tmp_path: Path):
+def test_damaged_checkpoint_is_named(labelled: Recipe, undisturbed: Path, tmp_path: Path):
     (source,) = (undisturbed / "checkpoints").glob("step-*")
     target = tmp_path / "checkpoints" / source.name
     target.mkdir(parents=True)

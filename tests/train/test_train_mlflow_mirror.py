@@ -64,7 +64,7 @@ def track(run: Run, first: int, last: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_in_the_same_mlflow_run(
+def test_resumed_run_continues_the_mlflow_run(
     a_run: MakeRun, store: Path, client: MlflowClient, capfd: pytest.CaptureFixture[str]
 ):
     """A real training, killed after it sent steps to MLflow that it repeats after the restart."""
@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run(
     assert "alembic" not in (printed := "".join(capfd.readouterr())) and "INFO" not in printed
 
 
-def test_a_training_that_failed_says_so_until_it_goes_on(a_run: MakeRun, store: Path, client: MlflowClient):
+def test_failed_training_is_failed_until_it_resumes(a_run: MakeRun, store: Path, client: MlflowClient):
     run = a_run(store, experiment="failing")
     track(run, 1, 2)
     with pytest.raises(KilledError), mirrored(run):
@@ -116,7 +116,7 @@ def test_a_training_that_failed_says_so_until_it_goes_on(a_run: MakeRun, store: 
     assert client.get_run(there.info.run_id).info.status == "RUNNING"
 
 
-def test_what_is_sent_twice_is_kept_once(a_run: MakeRun, store: Path, client: MlflowClient):
+def test_repeated_metrics_are_stored_once(a_run: MakeRun, store: Path, client: MlflowClient):
     """A request that timed out but arrives late: both mirrors read MLflow's state before either sends anything."""
     run = a_run(store, experiment="twice")
     track(run, 1, 3)
@@ -126,7 +126,7 @@ def test_what_is_sent_twice_is_kept_once(a_run: MakeRun, store: Path, client: Ml
     assert [(m.step, m.value) for m in client.get_metric_history(one.id, "m6")] == [(1, 6.0), (2, 3.0), (3, 2.0)]
 
 
-def test_a_server_gets_batches_and_only_the_files_that_changed(
+def test_server_gets_batches_and_only_changed_files(
     a_run: MakeRun, server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
@@ -157,7 +157,7 @@ def test_a_server_gets_batches_and_only_the_files_that_changed(
     assert printed.splitlines() == [f"MLflow: run r1 in {server.url}"] * 2
 
 
-def test_a_server_that_is_away_for_a_while_gets_all(
+def test_server_gets_all_metrics_after_an_outage(
     a_run: MakeRun, server: MlflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(mlflow_mirror, "_INTERVAL_S", 0.05)
@@ -177,7 +177,9 @@ def test_a_server_that_is_away_for_a_while_gets_all(
     assert warning.endswith(": the training continues; metrics.jsonl keeps the metrics until MLflow answers")
 
 
-def test_a_dead_server_stops_nothing(a_run: MakeRun, refusing_port: int, capsys: pytest.CaptureFixture[str]):
+def test_unreachable_server_does_not_stop_the_training(
+    a_run: MakeRun, refusing_port: int, capsys: pytest.CaptureFixture[str]
+):
     run = a_run(f"http://127.0.0.1:{refusing_port}")
     with mirrored(run):
         track(run, 1, 50)
@@ -188,7 +190,7 @@ def test_a_dead_server_stops_nothing(a_run: MakeRun, refusing_port: int, capsys:
     assert line.endswith("MLflow does not have all of this run; `askd export` sends the rest")
 
 
-def test_a_server_that_never_answers_holds_nothing_up(a_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
+def test_silent_server_does_not_delay_the_training(a_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -201,7 +203,7 @@ def test_a_server_that_never_answers_holds_nothing_up(a_run: MakeRun, monkeypatc
     assert len(read_metrics(run.distill)) == 50
 
 
-def test_nothing_is_asked_for_where_the_recipe_does_not(a_run: MakeRun, labelled: Recipe):
+def test_no_mlflow_without_tracking(a_run: MakeRun, labelled: Recipe):
     run = Run(a_run("unused").recipe.model_copy(update={"tracking": labelled.tracking}))
     with mirrored(run):
         track(run, 1, 1)
@@ -209,14 +211,14 @@ def test_nothing_is_asked_for_where_the_recipe_does_not(a_run: MakeRun, labelled
     assert not (run.distill / "mlflow.json").exists()
 
 
-def test_mlflow_that_is_not_installed(a_run: MakeRun, labelled: Recipe, monkeypatch: pytest.MonkeyPatch):
+def test_missing_mlflow_is_refused(a_run: MakeRun, labelled: Recipe, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(mlflow_mirror, "find_spec", lambda name: None)
     with pytest.raises(AskdError, match=r"tracking.mlflow needs MLflow.*pip install 'askd-ray\[mlflow\]'"):
         check_inputs(a_run("folder").recipe)
     check_inputs(labelled)
 
 
-def test_the_recipe_as_params():
+def test_recipe_as_params():
     params = flatten_recipe(
         Recipe.model_validate(
             {"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"optimizer": {"lr": 1e-4}}}

@@ -139,7 +139,7 @@ def assert_about_the_same(folder: Path, expected: Path, file: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Recipe):
+def test_fsdp_sgd_step_equals_ddp(both_ways: Path, labelled: Recipe):
     """All gradients must be right, also that of the tied embeddings, which are used twice."""
     found, expected = both_ways / "fsdp sgd", both_ways / "ddp sgd"
     ends, start = [checkpoint(folder) for folder in (found, expected)], load_whisper(labelled.teacher.model)[0]
@@ -155,7 +155,7 @@ def test_a_plain_step_with_shares_is_that_without(both_ways: Path, labelled: Rec
 
 @pytest.mark.slow
 @pytest.mark.full
-def test_a_run_with_shares_ends_like_one_without(both_ways: Path):
+def test_fsdp_run_equals_ddp(both_ways: Path):
     """With groups that are frozen at first, averaged weights, and gradient checkpointing."""
     for file in ("student", "optimizer", "ema", "self_teacher"):
         assert_about_the_same(both_ways / "fsdp kept", both_ways / "ddp kept", file)
@@ -167,7 +167,7 @@ def test_a_run_with_shares_ends_like_one_without(both_ways: Path):
 
 @pytest.mark.slow
 @pytest.mark.full
-def test_a_teacher_beside_the_student_is_shared_out_too(both_ways: Path):
+def test_online_teacher_is_sharded(both_ways: Path):
     found, expected = metrics_of(both_ways / "fsdp online"), metrics_of(both_ways / "ddp online")
     assert found[-1]["hidden"] > 0.0 and found[-1]["kd"] > 0.0
     for line, expected_line in zip(found, expected, strict=True):
@@ -185,14 +185,14 @@ def test_each_rank_holds_half_of_weights_moments_and_averages(both_ways: Path):
 
 @pytest.mark.slow
 @pytest.mark.full
-def test_a_rank_without_dev_utterances_stops_nobody(both_ways: Path):
+def test_rank_without_dev_utterances(both_ways: Path):
     words = [json.loads((both_ways / f"rank-{rank}.json").read_text())["words"] for rank in range(2)]
     assert words[0] == words[1] > 0
 
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bitwise_with_shares_and_like_it_without(both_ways: Path, labelled: Recipe):
+def test_killed_fsdp_run_resumes_bitwise_and_as_ddp(both_ways: Path, labelled: Recipe):
     """With two workers by fsdp or ddp, and with one worker."""
     whole = both_ways / "fsdp kept"
     (stood,) = (both_ways / "killed" / "checkpoints").iterdir()
@@ -215,7 +215,7 @@ def test_a_killed_run_goes_on_bitwise_with_shares_and_like_it_without(both_ways:
         ({"student": {"shrink": [{"at": 0.5, "decoder_layers": [0]}]}}, "student.shrink cannot remove layers later"),
     ],
 )
-def test_what_shares_cannot_do_is_refused(changes: dict[str, Any], message: str):
+def test_unsupported_settings_with_fsdp_are_refused(changes: dict[str, Any], message: str):
     sharded = {"train": {"workers": {"count": 2, "parallel": "fsdp"}}, "objective": NO_SELF_TEACHER}
     Recipe.model_validate(sharded)
     with pytest.raises(ValidationError, match=message):

@@ -20,14 +20,14 @@ def a_run(folder: Path, rate: float) -> Path:
     return folder
 
 
-def test_runs_are_drawn_next_to_one_another(tmp_path: Path):
+def test_runs_are_drawn_in_one_plot(tmp_path: Path):
     runs = [a_run(tmp_path / "fast", 0.8), a_run(tmp_path / "slow", 0.95)]
     two, one = plot_runs(runs, tmp_path / "two.png"), plot_runs(runs[:1], tmp_path / "one.png")
     colours = [len(Image.open(path).convert("RGB").getcolors(1 << 16) or []) for path in (one, two)]
     assert colours[1] > colours[0] > 3
 
 
-def test_a_folder_without_a_training(tmp_path: Path):
+def test_folder_without_a_training_is_refused(tmp_path: Path):
     with pytest.raises(AskdError, match=r"holds no training: .*askd distill"):
         plot_runs([tmp_path], tmp_path / "runs.png")
     assert not (tmp_path / "runs.png").exists()

@@ -46,7 +46,7 @@ def runs(speech: Path, weights: Path, tiny_en: Model, tmp_path_factory: pytest.T
 
 @pytest.mark.full
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_handful_of_clips_is_learnt_by_heart(preset: str, runs: dict[float, Run], tmp_path: Path):
+def test_each_preset_memorises_three_clips(preset: str, runs: dict[float, Run], tmp_path: Path):
     settings: dict[str, Any] = {
         "objective": {"preset": preset},
         "train": {

@@ -73,7 +73,7 @@ def _environment() -> dict[str, str]:
     return others | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def test_a_run_that_was_stopped_by_a_step_that_is_not_finite_may_go_on_without_it(recipe: Recipe):
+def test_not_finite_setting_does_not_change_the_key(recipe: Recipe):
     skipping = with_objective(recipe, {}, train={"not_finite": "skip"})
     assert distill_key(Run(skipping)) == distill_key(Run(with_objective(recipe, {})))
     elsewhere = {"workers": {"count": 1, "gpu": True, "cpus": 4.0}, "batching": {"micro_batches": 2}}
@@ -88,7 +88,7 @@ def kill_worker() -> None:
 
 
 @pytest.mark.full
-def test_a_worker_that_is_killed_changes_nothing(recipe: Recipe, undisturbed: Path, ray_session: None):
+def test_killed_worker_changes_no_bit(recipe: Recipe, undisturbed: Path, ray_session: None):
     folder = Run(recipe).distill
 
     with when(lambda: last_step(folder) >= 4, kill_worker):
@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed_changes_nothing(recipe: Recipe, undisturbed: Pa
 
 
 @pytest.mark.full
-def test_workers_that_die_too_often_end_the_run_with_one_line(
+def test_too_many_worker_failures_are_a_one_line_error(
     recipe: Recipe, ray_session: None, command: list[str], capsys: pytest.CaptureFixture[str]
 ):
     arguments = [*command, "--set", "train.workers.max_failures=0"]
@@ -111,7 +111,7 @@ def test_workers_that_die_too_often_end_the_run_with_one_line(
 
 
 @pytest.mark.full
-def test_a_driver_that_is_killed_goes_on_with_the_same_command(
+def test_killed_driver_resumes_with_the_same_command(
     recipe: Recipe, undisturbed: Path, command: list[str], tmp_path: Path
 ):
     folder, log_file = Run(recipe).distill, tmp_path / "said"
@@ -137,7 +137,7 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_command(
 
 
 @pytest.mark.full
-def test_ctrl_c_ends_a_training_with_one_line_and_130(recipe: Recipe, command: list[str], tmp_path: Path):
+def test_ctrl_c_ends_with_one_line_and_130(recipe: Recipe, command: list[str], tmp_path: Path):
     """By default, Ray Train would end the process with exit code 0, as if the training had finished."""
     folder, log_file = Run(recipe).distill, tmp_path / "said"
     with log_file.open("w", encoding="utf-8") as out:
@@ -156,7 +156,7 @@ def test_ctrl_c_ends_a_training_with_one_line_and_130(recipe: Recipe, command: l
 
 
 @pytest.mark.full
-def test_a_shard_that_is_truncated_while_it_is_read_ends_the_run_at_once_and_once_mended_it_goes_on(
+def test_truncated_shard_ends_the_run_which_resumes_once_repaired(
     recipe: Recipe, undisturbed: Path, ray_session: None, command: list[str], capsys: pytest.CaptureFixture[str]
 ):
     folder = Run(recipe).distill
@@ -178,7 +178,7 @@ def test_a_shard_that_is_truncated_while_it_is_read_ends_the_run_at_once_and_onc
 
 
 @pytest.mark.full
-def test_nodes_that_die_change_neither_labels_nor_students(
+def test_killed_nodes_change_neither_labels_nor_student(
     recipe: Recipe, small_shards: Recipe, undisturbed: Path, command: list[str]
 ):
     """One of three nodes dies during `askd label`, another one during `askd distill`."""
@@ -191,7 +191,7 @@ def test_nodes_that_die_change_neither_labels_nor_students(
 
 
 @pytest.mark.full
-def test_with_a_node_less_fewer_workers_go_on(recipe: Recipe, undisturbed: Path, tmp_path: Path):
+def test_fewer_workers_continue_after_a_lost_node(recipe: Recipe, undisturbed: Path, tmp_path: Path):
     """Each node has room for one worker, and nothing replaces the node that dies."""
     values = recipe.model_dump(mode="json")
     values["train"]["batching"]["micro_batches"] = 2

@@ -51,7 +51,7 @@ def report(run: Run) -> str:
     return path.read_text()
 
 
-def test_it_says_what_was_trained_from_what(run: Run):
+def test_report_describes_the_training(run: Run):
     text = report(run)
     assert "**Dev WER 12.50 %** at step 2 of 3" in text
     assert "`askd`: (1 - a - b) CE" in text and "| a, the teacher's weight | linear from" in text
@@ -66,13 +66,13 @@ def test_it_says_what_was_trained_from_what(run: Run):
     assert "Held-out" not in text and "Bundle" not in text and "Utterances in training" not in text
 
 
-def test_its_links_and_pictures_lead_somewhere(run: Run):
+def test_report_links_and_pictures_exist(run: Run):
     targets = re.findall(r"\]\(([^)]+)\)", report(run))
     assert "report/losses.png" in targets and "report/dev_wer.png" in targets
     assert [target for target in targets if not (run.path / target).exists()] == []
 
 
-def test_it_shows_the_recipe_as_it_was_trained(run: Run):
+def test_report_shows_the_trained_recipe(run: Run):
     later = Run(
         load_recipe("demo", [*(f"runs_root={run.path.parent}", "name=mine"), "train.optimizer.lr=0.5", "seed=77"])
     )
@@ -82,7 +82,7 @@ def test_it_shows_the_recipe_as_it_was_trained(run: Run):
     assert (run.path / "report" / "recipe.yaml").read_text() == dump_recipe(run.recipe)
 
 
-def test_every_utterance_of_the_training_is_accounted_for(run: Run):
+def test_report_accounts_for_every_utterance(run: Run):
     trained(run, utterances={"seen": 4, "left_out": {"repeats": 1, "damaged": 2}})
     text = report(run)
     assert "## Utterances in training" in text
@@ -90,7 +90,7 @@ def test_every_utterance_of_the_training_is_accounted_for(run: Run):
         assert f"| {row} |" in text
 
 
-def test_later_stages_are_added_and_those_of_an_earlier_training_are_not(run: Run):
+def test_report_adds_later_stages_of_the_same_training(run: Run):
     run.finish("export", "key", {"size_mb": {"ctranslate2-int8": 39.5}}, run.begin("export"))
     run.finish("evaluate", "key", evaluation(), run.begin("evaluate"))
     run.bundle.mkdir()
@@ -103,19 +103,19 @@ def test_later_stages_are_added_and_those_of_an_earlier_training_are_not(run: Ru
     assert "ctranslate2-int8" not in text and "Held-out" not in text
 
 
-def test_without_matplotlib_it_says_so(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_report_without_matplotlib(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = report(run)
     assert "## Curves\n\nNone: plots need matplotlib, which is not installed: pip install 'askd-ray[plot]'" in text
     assert "**Dev WER 12.50 %**" in text
 
 
-def test_nothing_is_reported_of_what_was_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_report_needs_a_finished_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     publish(Recipe(name="mine", runs_root=str(tmp_path)))
     assert capsys.readouterr().out == "" and not (tmp_path / "mine").exists()
 
 
-def test_a_training_of_another_version(run: Run, capsys: pytest.CaptureFixture[str]):
+def test_report_of_another_version(run: Run, capsys: pytest.CaptureFixture[str]):
     record = read_json(run.path / "distill.json")
     record["recipe"]["train"]["gone"] = 1
     write_json(run.path / "distill.json", record)
@@ -123,7 +123,7 @@ def test_a_training_of_another_version(run: Run, capsys: pytest.CaptureFixture[s
     assert "no report: " in capsys.readouterr().out and not (run.path / "report.md").exists()
 
 
-def test_mlflow_gets_the_best_student_as_a_part_of_a_bundle(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_mlflow_gets_the_best_student(run: Run, monkeypatch: pytest.MonkeyPatch):
     sent: list[set[str]] = []
     monkeypatch.setattr("askd_ray.train.report.send_finished_run", lambda run, files: sent.append(set(files)))
     for path in (run.student / "config.json", run.bundle / "transformers" / "config.json", run.bundle / "README.md"):

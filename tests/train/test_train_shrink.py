@@ -62,7 +62,7 @@ def undisturbed(shrinking: Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
 # Before a checkpoint; with one from before the first shrinking; between the two; after the second
 @pytest.mark.full
 @pytest.mark.parametrize("dies_after", [pytest.param(1, marks=pytest.mark.slow), 4, 6, 8])
-def test_a_killed_run_ends_with_the_same_bits(shrinking: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
+def test_killed_run_ends_with_the_same_bits(shrinking: Recipe, undisturbed: Path, tmp_path: Path, dies_after: int):
     killed(shrinking, tmp_path, dies_after)
     build_loop(shrinking, PlainContext(CPU), tmp_path, "key").run()
     assert_same_run(tmp_path, undisturbed)
@@ -81,7 +81,7 @@ def whole(
 
 @pytest.mark.full
 @pytest.mark.parametrize("dies_after", [4, 6, 8])
-def test_every_self_teacher_survives(whole: tuple[Recipe, Path], tmp_path: Path, dies_after: int):
+def test_every_self_teacher_resumes(whole: tuple[Recipe, Path], tmp_path: Path, dies_after: int):
     recipe, expected = whole
     killed(recipe, tmp_path, dies_after)
     build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
@@ -89,7 +89,7 @@ def test_every_self_teacher_survives(whole: tuple[Recipe, Path], tmp_path: Path,
     assert read_metrics(expected)[-1]["self_kd"] > 0.0
 
 
-def test_what_is_left_is_what_was_asked_for(shrinking: Recipe, undisturbed: Path):
+def test_remaining_layers_are_those_of_the_recipe(shrinking: Recipe, undisturbed: Path):
     student, _ = load_whisper(str(undisturbed / "best"))
     assert (student.config.encoder_layers, student.config.decoder_layers) == (1, 2)
     summary = json.loads((undisturbed / "summary.json").read_text())
@@ -99,7 +99,7 @@ def test_what_is_left_is_what_was_asked_for(shrinking: Recipe, undisturbed: Path
     assert again.summary() == summary
 
 
-def test_a_deeper_snapshot_survives_a_resume(shrinking: Recipe, tmp_path: Path):
+def test_deeper_snapshot_resumes(shrinking: Recipe, tmp_path: Path):
     killed(shrinking, tmp_path, 8)
     before = checkpoint(tmp_path, "self_teacher")
     loop = build_loop(shrinking, PlainContext(CPU), tmp_path, "key")
@@ -113,7 +113,7 @@ def test_a_deeper_snapshot_survives_a_resume(shrinking: Recipe, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Recipe, tmp_path: Path):
+def test_moving_average_restarts_after_shrinking(shrinking: Recipe, tmp_path: Path):
     recipe = with_objective(shrinking, {"self_teacher": {"kind": "ema", "switch": 0.1, "decay": 0.5}})
     killed(recipe, tmp_path, 6)
     assert build_loop(recipe, PlainContext(CPU), tmp_path, "key").distiller.self_teacher.model.shrunk == 1  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def test_the_moving_average_starts_anew_with_the_smaller_student(shrinking: Reci
     assert 0.0 < (copied[name] - student[name]).abs().max() < 0.05
 
 
-def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrinking: Recipe):
+def test_moments_are_kept_or_averaged(shrinking: Recipe):
     recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"optimizer": {"frozen_until": {"encoder": 0.9}}})
     kind = WhisperStudentKind(recipe)
     student = kind.build(0)
@@ -162,7 +162,7 @@ def test_moments_of_what_stays_are_kept_and_those_of_what_merges_averaged(shrink
     )
 
 
-def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_best_student_has_the_final_size(shrinking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rates = iter((1, 2, 8, 6))
     monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(next(rates), 0, 0, 10)})
     context = PlainContext(CPU)
@@ -173,7 +173,7 @@ def test_only_the_smallest_student_can_be_the_best(shrinking: Recipe, tmp_path: 
     assert [m["dev_wer"] for m in read_metrics(tmp_path) if "dev_wer" in m] == [0.1, 0.2, 0.8, 0.6]
 
 
-def test_a_shrinking_after_the_last_step_is_refused(shrinking: Recipe):
+def test_shrinking_after_the_last_step_is_refused(shrinking: Recipe):
     one_step = with_objective(shrinking, {}, train={"epochs": 0.4})
     with pytest.raises(AskdError, match=r"shrink at 0\.6 is too late: the last step begins at 0\.5 of"):
         check_inputs(one_step)

@@ -142,7 +142,7 @@ def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_autocast_gives_about_the_gradient_of_float32(labelled: Recipe, tiny_model: Path, precision: str):
+def test_autocast_gradient_is_close_to_float32(labelled: Recipe, tiny_model: Path, precision: str):
     whole = a_batch(labelled)
     exact, rough = (
         gradients(with_objective(labelled, {}, train={"precision": p}), tiny_model, [whole], whole)
@@ -154,7 +154,7 @@ def test_autocast_gives_about_the_gradient_of_float32(labelled: Recipe, tiny_mod
     assert torch.nn.functional.cosine_similarity(one, two, dim=0) > 0.999
 
 
-def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(labelled: Recipe, tiny_model: Path):
+def test_gradient_checkpointing_saves_memory_and_keeps_gradients(labelled: Recipe, tiny_model: Path):
     whole, kept, found = a_batch(labelled), list[int](), list[dict[str, torch.Tensor]]()
     for checkpointing in (False, True):
         recipe = with_objective(labelled, {}, train={"gradient_checkpointing": checkpointing})
@@ -175,7 +175,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(labelled: Rec
     assert kept[1] < 0.5 * kept[0]
 
 
-def test_float16_overflow_costs_a_step_and_not_the_run(labelled: Recipe, tiny_model: Path):
+def test_float16_overflow_skips_a_step(labelled: Recipe, tiny_model: Path):
     """A scale that is too large makes gradients infinite: the step is skipped, and the scale halved."""
     recipe = with_objective(labelled, {}, train={"precision": "float16"})
     whole, student = a_batch(labelled), WhisperStudent(load_whisper(str(tiny_model))[0])
@@ -190,11 +190,11 @@ def test_float16_overflow_costs_a_step_and_not_the_run(labelled: Recipe, tiny_mo
     assert TRAINED in outcomes and outcomes == sorted(outcomes)  # first they overflow, then they do not
 
 
-def test_attention_is_fused(labelled: Recipe):
+def test_attention_is_sdpa(labelled: Recipe):
     assert load_whisper(labelled.teacher.model)[0].config._attn_implementation == "sdpa"
 
 
-def test_an_online_teacher_equals_a_cache_of_all_tokens(labelled: Recipe, tiny_model: Path):
+def test_online_teacher_equals_cached_labels_of_all_tokens(labelled: Recipe, tiny_model: Path):
     online = with_objective(labelled, {"trust_gate": {"kind": "soft"}}, teacher={"online": True, "top_k": 32})
     cached = with_objective(labelled, {"trust_gate": {"kind": "soft"}})
     student = WhisperStudent(load_whisper(str(tiny_model))[0])
@@ -227,7 +227,7 @@ def test_an_online_teacher_equals_a_cache_of_all_tokens(labelled: Recipe, tiny_m
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
-def test_the_online_teacher_does_not_run_while_its_weight_is_zero(labelled: Recipe, tiny_model: Path):
+def test_online_teacher_is_skipped_at_weight_zero(labelled: Recipe, tiny_model: Path):
     student = WhisperStudent(load_whisper(str(tiny_model))[0])
     batch, objective = a_batch(labelled), labelled.objective
     teacher = OnlineTeacher(other(student), shares_encoder=False)
@@ -238,7 +238,7 @@ def test_the_online_teacher_does_not_run_while_its_weight_is_zero(labelled: Reci
         made.sums(student, student, TensorBatch.of(batch, CPU), Weights(0.1, 0.2))
 
 
-def test_a_batch_survives_its_journey(labelled: Recipe):
+def test_batch_round_trip(labelled: Recipe):
     batch = a_batch(labelled, teacher_n_mels=80)
     assert batch.teacher_log_mel.shape == (3, 80, 3000)
     for one in (batch, a_batch(labelled)):

@@ -53,9 +53,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_batches_from_s3_are_those_from_a_folder(
-    here: Recipe, s3: Callable[[str], str], ray_session: None, tmp_path: Path
-):
+def test_batches_from_s3_equal_local_batches(here: Recipe, s3: Callable[[str], str], ray_session: None, tmp_path: Path):
     for file in (tmp_path / "clips").iterdir():
         (Location.of(s3("clips")) / file.name).write_bytes(file.read_bytes())
     source = here.data.sources[0].model_copy(update={"path": s3("clips")})
@@ -88,7 +86,7 @@ def test_batches_from_s3_are_those_from_a_folder(
     assert all(torch.equal(one, other) for one, other in weights)
 
 
-def test_a_truncated_shard_on_s3_is_named(labelled: Recipe, s3: Callable[[str], str]):
+def test_truncated_shard_on_s3_is_named(labelled: Recipe, s3: Callable[[str], str]):
     there = labelled.model_copy(update={"data_root": s3("runs")})
     for place in (Run(labelled).shards, Run(labelled).labels):
         for file in place.files():
@@ -103,7 +101,7 @@ def test_a_truncated_shard_on_s3_is_named(labelled: Recipe, s3: Callable[[str], 
         assert "\n" not in str(caught.value) and "mysecret" not in str(caught.value)
 
 
-def test_no_shards_on_s3(labelled: Recipe, s3: Callable[[str], str]):
+def test_missing_shards_on_s3(labelled: Recipe, s3: Callable[[str], str]):
     there = labelled.model_copy(update={"data_root": s3("nothing")})
     for split in SPLITS:
         with pytest.raises(

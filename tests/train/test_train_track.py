@@ -24,7 +24,7 @@ def board(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path: Path):
+def test_resume_replaces_metrics_after_the_checkpoint(tmp_path: Path):
     tracked(tmp_path)
     time.sleep(1.0)  # TensorBoard orders its files by their start, in whole seconds
     tracked(tmp_path, 3, ({"loss": 0.25, "lr/decoder": 3e-5},))
@@ -35,13 +35,13 @@ def test_a_resumed_run_replaces_what_came_after_its_checkpoint(tmp_path: Path):
     assert board(tmp_path, "lr/decoder")[1] == (2, pytest.approx(2e-5))
 
 
-def test_a_run_that_starts_over_keeps_nothing(tmp_path: Path):
+def test_restart_removes_all_metrics(tmp_path: Path):
     tracked(tmp_path)
     tracked(tmp_path, 1, STEPS[:1])
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
 
 
-def test_a_reader_gets_every_step_once(tmp_path: Path):
+def test_reader_gets_every_step_once(tmp_path: Path):
     reader, late = MetricsReader(tmp_path), MetricsReader(tmp_path, after=2)
     assert reader.new() == []
     tracked(tmp_path)
@@ -52,7 +52,7 @@ def test_a_reader_gets_every_step_once(tmp_path: Path):
     assert [line["step"] for line in late.new()] == [3, 4, 5, 6, 7]
 
 
-def test_a_line_that_is_being_written_waits(tmp_path: Path):
+def test_unfinished_line_is_read_later(tmp_path: Path):
     tracked(tmp_path, 1, STEPS[:1])
     reader = MetricsReader(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -5,7 +5,7 @@ The service and the evaluation use it. It needs neither Ray nor transformers.
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, Protocol
@@ -213,10 +213,8 @@ class Engine:
         if decoding.confidence:
             aligned = self._align(states, prompts, results, window)
         clips = zip(results, languages, aligned, strict=True)
-        return [
-            self._transcript(result, max_new_tokens, spoken, alignment, decoding.no_speech)
-            for result, spoken, alignment in clips
-        ]
+        transcripts = [self._transcript(*clip, max_new_tokens) for clip in clips]
+        return transcripts if decoding.no_speech else [replace(t, no_speech_prob=None) for t in transcripts]
 
     def _log_mel(self, waveforms: Sequence[Waveform], window: int) -> torch.Tensor:
         if self._silence_s is None:
@@ -249,10 +247,9 @@ class Engine:
     def _transcript(
         self,
         result: "ctranslate2.models.WhisperGenerationResult",
-        max_new_tokens: int,
         language: str,
         alignment: _Alignment | None,
-        no_speech: bool,
+        max_new_tokens: int,
     ) -> Transcript:
         ids = result.sequences_ids[0]
         # The score includes the end token's log-probability, but is divided by the number of tokens without it.
@@ -261,7 +258,7 @@ class Engine:
             text=self._tokens.decode(ids),
             token_ids=tuple(ids),
             avg_logprob=log_prob / (len(ids) + 1),
-            no_speech_prob=result.no_speech_prob if no_speech else None,
+            no_speech_prob=result.no_speech_prob,
             ended=len(ids) < max_new_tokens,
             token_texts=() if alignment is None else self._tokens.pieces(ids),
             token_probs=() if alignment is None else tuple(alignment.text_token_probs[: len(ids)]),

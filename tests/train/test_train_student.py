@@ -14,7 +14,7 @@ from askd_ray.models.windows import WindowedWhisper
 from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
 
-TRAIN = {"lr": 0.05, "encoder_lr": 0.05, "ema_decay": 0.5, "evals_per_epoch": 2}
+TRAIN = {"optimizer": {"lr": 0.05, "encoder_lr": 0.05, "ema_decay": 0.5}, "evals_per_epoch": 2}
 
 
 @pytest.mark.parametrize("self_teacher", ["ema", "best"])

@@ -117,6 +117,9 @@ def _training(description: BundleDescription) -> str:
     data, objective = description["data"], description["objective"]
     teacher, self_teacher = objective["teacher_weight"], objective["self_teacher"]
     by_domain = ", ".join(f"{name} ({n})" for name, n in data["domains"].items())
+    weight = f"is {teacher['start']:g} throughout"
+    if teacher["schedule"] != "constant":
+        weight = f"goes {teacher['schedule']} from {teacher['start']:g} to {teacher['end']:g}"
     self_kd = "off"
     if self_teacher["kind"] != "none":
         self_kd = f"{self_teacher['weight']:g} from {self_teacher['switch']:.0%} of the run on"
@@ -124,7 +127,7 @@ def _training(description: BundleDescription) -> str:
         "## Training\n\n"
         f"- Data: {data['utterances']} utterances, {data['hours']:.2f} hours; domains: {by_domain}.\n"
         f"- Objective: `a * KD + b * self-KD + (1 - a - b) * CE`, {description['epochs']} epochs; the teacher's weight "
-        f"`a` goes {teacher['schedule']} from {teacher['start']:g} to {teacher['end']:g}; the self-teacher's `b` is "
+        f"`a` {weight}; the self-teacher's `b` is "
         f"{self_kd}.\n"
         "- The whole recipe: recipe.yaml. Versions and hashes: bundle.json."
     )

@@ -8,6 +8,7 @@ from askd_ray.evaluation.hypotheses import CLEAN, Hypothesis
 from askd_ray.evaluation.scores import score
 from askd_ray.files import write_json
 from askd_ray.models.bundle import BUNDLE_FILE, hashes
+from askd_ray.models.card import BundleDescription
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.results.timing import Latency, ModelSpeed, Speed, Speedup
 
@@ -61,16 +62,22 @@ def made_up_speed(models: Iterable[str]) -> Speed:
 
 def description_of_bundle(bundle: Path) -> None:
     """Describe the files of a folder as `askd export` does: a bundle that is not evaluated yet."""
-    description = {
+    write_json(bundle / BUNDLE_FILE, {**description_of(Objective()), "sha256": hashes(bundle)})
+
+
+def description_of(objective: Objective) -> BundleDescription:
+    """Describe a made-up student of an objective, without scores."""
+    return {
+        "format": 1,
+        "git_sha": None,
         "name": "small",
         "teacher": "wheel:tiny.en",
         "window": {"silence_s": 0.3},
         "languages": ["en"],
         "data": {"utterances": 4, "hours": 0.1, "domains": {"ivr": 4}, "licences": {"CC-BY-SA-3.0": 4}},
         "params_m": 37.8,
-        "objective": Objective().model_dump(mode="json"),
+        "objective": objective.model_dump(mode="json"),
         "epochs": 1,
         "scores": None,
         "versions": {},
     }
-    write_json(bundle / BUNDLE_FILE, {**description, "sha256": hashes(bundle)})

@@ -95,7 +95,7 @@ def test_workers_import_the_package(ray_session: None):
 def test_missing_gpu_is_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: pytest.fail("Ray was asked first"))
-    with pytest.raises(AskdError, match=r"no GPU that torch can use.*--set train\.use_gpu=false.*RAY_ADDRESS"):
+    with pytest.raises(AskdError, match=r"no GPU that torch can use.*--set train\.workers\.gpu=false.*RAY_ADDRESS"):
         connect(use_gpu=True)
 
 

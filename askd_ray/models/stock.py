@@ -1,11 +1,18 @@
-"""Stock faster-whisper, the peer of every comparison: one adapter, so that all compare with the same thing."""
+"""Stock faster-whisper, the peer of every comparison: one adapter, so that all compare with the same thing.
+
+This module must not import torch: faster-whisper does not need it, and collects garbage for each clip, which takes
+about 45 ms longer in a process that has imported torch (docs/LOG.md).
+"""
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from askd_ray.errors import AskdError
 from askd_ray.models.cublas import load_cublas
-from askd_ray.torch_setup import Device
+
+if TYPE_CHECKING:
+    from askd_ray.torch_setup import Device
 
 
 class StockWhisper:
@@ -16,7 +23,7 @@ class StockWhisper:
     Raises :class:`AskdError` when it cannot load the CTranslate2 folder.
     """
 
-    def __init__(self, folder: Path, threads: int = 0, device: Device = "cpu", timestamps: bool = True):
+    def __init__(self, folder: Path, threads: int = 0, device: "Device" = "cpu", timestamps: bool = True):
         from faster_whisper import WhisperModel  # imported here: elsewhere it would count as memory of other systems
 
         if device == "cuda":

@@ -3,6 +3,7 @@
 Engines keep thread pools that wait actively: in one process they would take cores from each other.
 """
 
+import gc
 import multiprocessing
 import resource
 import time
@@ -71,6 +72,7 @@ def _serve(pipe: Connection, make: Callable[..., Any], args: tuple[Any, ...]) ->
     try:
         begun = time.perf_counter()
         system = make(*args)
+        gc.freeze()  # faster-whisper collects garbage for each clip: do not charge it for what our program has imported
         pipe.send((time.perf_counter() - begun, None))
         while True:
             method, call_args = pipe.recv()

@@ -97,11 +97,11 @@ def draw_room(files: str | None, rt60_s: tuple[float, float], rng: Random) -> to
     return room[int(room.abs().argmax()) :]  # samples before the direct sound would only delay the clip
 
 
-@lru_cache(maxsize=1)
-def synthetic_noises() -> tuple[torch.Tensor, ...]:
+@lru_cache(maxsize=2)
+def synthetic_noises(seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Return stationary noises at 16 kHz, each ``(n_samples,)``, of 33 s: white, pink, brown, and three bands."""
     n_samples = 1 << (PADDED_SAMPLES - 1).bit_length()  # longer than any clip, and a power of two for the FFT
-    white = torch.randn(len(_NOISES), n_samples, generator=torch.Generator().manual_seed(0))
+    white = torch.randn(len(_NOISES), n_samples, generator=torch.Generator().manual_seed(seed))
     frequencies = torch.fft.rfftfreq(n_samples, 1.0 / SAMPLE_RATE_HZ)
     gains = [f.pow(slope) * (f >= low) * (f <= high) for slope, low, high in _NOISES for f in [frequencies]]
     shaped = torch.fft.rfft(white) * torch.nan_to_num(torch.stack(gains), posinf=0.0)

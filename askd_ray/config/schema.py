@@ -148,6 +148,11 @@ class Recipe(Section):
     study: Study | None = None
     """The comparison of objectives of `askd study`; null: none."""
 
+    @property
+    def has_pseudo_labels(self) -> bool:
+        """Whether the teacher transcribes any clip."""
+        return self.targets.kind == "pseudo" or not self.data.derive.is_off
+
     @field_validator("runs_root")
     @classmethod
     def _check_local_path(cls, given: str) -> str:
@@ -172,6 +177,13 @@ class Recipe(Section):
                 f"objective.self_teacher {kind} copies the student, which train.workers.parallel fsdp shards: use "
                 "previous_epoch or none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> "Recipe":
+        if not self.has_pseudo_labels:
+            pseudo_only = [name for name in Targets.model_fields if name not in ("kind", "prompt")]
+            self.targets.refuse_unread(pseudo_only, "the teacher transcribes nothing (targets.kind, data.derive)")
         return self
 
     @model_validator(mode="after")

@@ -12,8 +12,8 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 class Targets(Section):
     """The target text of the train utterances: the ``reference``, or ``pseudo``: the teacher's transcript.
 
-    With ``pseudo``, utterances need no text. If there is a reference, ``max_wer`` filters the transcripts; without a
-    reference, the other filters do. null disables a filter.
+    The teacher transcribes crops in any case (``data.derive``). With ``pseudo``, utterances need no text. If there is
+    a reference, ``max_wer`` filters the transcripts; without a reference, the other filters do. null disables a filter.
     """
 
     kind: Literal["reference", "pseudo"] = "reference"
@@ -36,10 +36,7 @@ class Targets(Section):
     """The characters per second of audio, [min, max]."""
 
     @model_validator(mode="after")
-    def _check_unread_fields(self) -> "Targets":
-        if self.kind == "reference":
-            pseudo_only = [name for name in Targets.model_fields if name not in ("kind", "prompt")]
-            self.refuse_unread(pseudo_only, "only targets.kind pseudo reads it")
+    def _check_order(self) -> "Targets":
         if self.chars_per_s is not None and self.chars_per_s[0] > self.chars_per_s[1]:
             raise ValueError("chars_per_s is [min, max]: the first must not exceed the second")
         return self

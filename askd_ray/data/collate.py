@@ -25,7 +25,7 @@ from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
 from askd_ray.data.length_grouped import unknown_domains
 from askd_ray.data.sampler import Planned, ReadTask, Row
 from askd_ray.data.schema import IGNORED, Batch, Utterance
-from askd_ray.data.shards import read_table, shard_paths, waveform_of
+from askd_ray.data.shards import read_table, train_paths, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
 from askd_ray.randomness import Draw
@@ -56,7 +56,7 @@ class BatchLoader:
         Raises :class:`AskdError` when there are no shards, labels are missing or stale, or ``domain_weights`` names a
         domain without rows.
         """
-        shards = map_concurrently(self._rows, shard_paths(self.shards, "train"))
+        shards = map_concurrently(self._rows, train_paths(self.shards))
         if not any(shards):
             raise AskdError(f"no train utterance in {self.labels} has labels: `askd label` says why each is left out")
         unknown, known = unknown_domains(self.train.batching.domain_weights, shards)
@@ -96,7 +96,7 @@ class BatchLoader:
     def teacher_losses(self) -> NDArray[np.float32]:
         """Return the teacher's mean loss on every train utterance that is not left out, in nats per token."""
         losses: list[float] = []
-        for path in shard_paths(self.shards, "train"):
+        for path in train_paths(self.shards):
             table = read_table(self.labels / path.name, ["left_out", "teacher_loss"])
             losses += [row["teacher_loss"] for row in table.to_pylist() if not row["left_out"]]
         return np.asarray(losses, np.float32)

@@ -14,7 +14,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import clip_log_mel, informative_frames
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Utterance
-from askd_ray.data.shards import read_table, to_utterances, waveform_of
+from askd_ray.data.shards import read_shard, waveform_of
 from askd_ray.files import atomic_path
 from askd_ray.location import Location
 from askd_ray.torch_setup import n_cores
@@ -41,7 +41,7 @@ class Clip:
 
 def read_clips(shard: Location) -> list[Clip]:
     """Return the clips of a shard; each call of ``waveform`` decodes the audio again."""
-    return [Clip(u.id, partial(waveform_of, u)) for u in to_utterances(read_table(shard))]
+    return [Clip(u.id, partial(waveform_of, u)) for u in read_shard(shard)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Features:
 
     def _write_file(self, shard: Location, path: Path) -> None:
         """Decode a shard into a cache file, with one torch thread for each clip: bit for bit as without a cache."""
-        utterances = to_utterances(read_table(shard))
+        utterances = read_shard(shard)
         tasks = [partial(self._values, u) for u in utterances]
         features = list(prefetch(tasks, ahead=2 * n_cores(), threads=n_cores()))
         ids, lengths, values = [u.id for u in utterances], [n for n, _ in features], [v for _, v in features]
@@ -92,4 +92,4 @@ class Features:
 
 def _decoded(shard: Location, index: int) -> Waveform:
     """Decode one clip of a shard: needed for a clip longer than its window, which is rare."""
-    return waveform_of(to_utterances(read_table(shard).slice(index, 1))[0])
+    return waveform_of(read_shard(shard)[index])

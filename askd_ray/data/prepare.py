@@ -14,6 +14,7 @@ import pyarrow as pa
 from askd_ray.config.data import Data
 from askd_ray.config.load import without_secrets
 from askd_ray.config.schema import Recipe
+from askd_ray.data.derive import derive
 from askd_ray.data.model_languages import languages_of_models, refuse_languages
 from askd_ray.data.prepared import PrepareCounts, notes, rows_problem, splits_problem, table
 from askd_ray.data.row_check import NO_REFERENCE, NO_TEXT, Rejected, RowLimits, check_row, clean_row
@@ -45,7 +46,8 @@ def prepare(recipe: Recipe, force: bool = False) -> Result:
 
     Returns ``{"read", "utterances": {split: n}, "minutes": {split: min}, "quarantined": {reason: n}}``, and for the
     utterances: ``speakers`` and ``marked`` (the source names the split), by split; ``languages``, by code;
-    ``speakers_in_several_splits``; and ``without_text``, the number of train utterances without a text.
+    ``speakers_in_several_splits``; and ``without_text``, the number of train utterances without a text. ``derived``:
+    the clips that are made of them, ``{split: {kind: n}}``, which no other count includes.
     Raises :class:`AskdError`: no or unusable sources, no usable row, too many quarantined rows, a language that the
     teacher is known not to have, or no rows for a split that has a share and that a later stage needs. The shards are
     then deleted, and only the quarantine file may remain. Raises :class:`OSError` if the folder cannot be written.
@@ -83,6 +85,8 @@ def _prepare(run: Run, n_rows: int | None) -> Result:
         problem = rows_problem(result, recipe.data) or splits_problem(result, recipe)
         if problem:
             map_concurrently(Location.delete, folder.files("*.parquet"))
+        else:
+            result["derived"] = derive(folder, recipe.data.derive)
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)
     _raise_problem(problem, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
     return result
@@ -121,7 +125,8 @@ def _complete(folder: Location, data: Data, done: dict[str, Any]) -> bool:
     """Whether all shards of a finished run still exist."""
     n_files = {split: -(-n // data.utterances_per_shard) for split, n in done["utterances"].items()}
     names = [file.name.partition("-")[0] for file in folder.files("*.parquet")]
-    return {split: names.count(split) for split in SPLITS} == n_files
+    has_derived = "derived" in names or not any(n for kinds in done["derived"].values() for n in kinds.values())
+    return has_derived and {split: names.count(split) for split in SPLITS} == n_files
 
 
 def _fill(folder: Location, recipe: Recipe, n_rows: int | None) -> dict[str, Any]:

@@ -19,6 +19,9 @@ _USED_BY: dict[Split, str] = {
 }
 
 
+_KINDS: dict[str, str] = {"crop": "crops", "stitched": "stitched", "non_speech": "without speech"}
+
+
 @dataclass
 class PrepareCounts:
     """Counts of the rows read, of the quarantined ones by reason, and of the utterances by split and language."""
@@ -81,6 +84,9 @@ def notes(result: Mapping[str, Any], recipe: Recipe) -> list[str]:
         lines.append(f"{n} speakers are in more than one split, since {why}")
     if n := result["without_text"]:
         lines.append(f"{n} train utterances have no text: the teacher transcribes them")
+    for split, kinds in result["derived"].items():
+        made = ", ".join(f"{n} {_KINDS[kind]}" for kind, n in kinds.items())
+        lines.append(f"Derived clips of {split}: {made or 'none'}")
     if reasons := result["quarantined"]:
         lines.append(f"Set aside: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}")
     return lines

@@ -27,6 +27,32 @@ SHARD_SCHEMA = pa.schema(
 )
 """A shard: one row for each utterance."""
 
+SOUND_SCHEMA = pa.schema([SHARD_SCHEMA.field("id"), SHARD_SCHEMA.field("audio")])
+"""The file of sounds without speech: one row for each sound."""
+
+DERIVED_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),  # crop, stitched or non_speech
+        *(SHARD_SCHEMA.field(name) for name in SHARD_SCHEMA.names if name != "audio"),
+        (
+            "pieces",  # of stored clips, in order
+            pa.list_(
+                pa.struct(
+                    [
+                        ("shard", pa.string()),  # a shard or the file of sounds, in the same folder
+                        ("row", pa.int32()),
+                        ("start_s", pa.float64()),
+                        ("end_s", pa.float64()),
+                        ("pause_s", pa.float64()),  # silence before the piece
+                        ("gain_db", pa.float64()),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+"""A derived shard: one row for each clip that is made of stored audio (:mod:`askd_ray.data.derive`)."""
+
 LABEL_SCHEMA = pa.schema(
     [
         ("content_hash", pa.string()),
@@ -46,9 +72,28 @@ LABEL_SCHEMA = pa.schema(
 """A label shard: one row for every row of the shard of the same name, in its order."""
 
 
+DerivedKind = Literal["", "crop", "stitched", "non_speech"]
+"""How a clip was made of stored audio; "" for an utterance of the data."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a stored clip, from ``start_s`` to ``end_s``, with ``pause_s`` of silence before it."""
+
+    audio: bytes
+    start_s: float
+    end_s: float
+    pause_s: float = 0.0
+    gain_db: float = 0.0
+
+
 @dataclass(frozen=True)
 class Utterance:
-    """One row of a shard."""
+    """One row of a shard or of a derived shard.
+
+    A derived utterance has ``pieces`` in place of ``audio``. If a crop has a text, it is the text of the whole
+    utterance, and nobody knows yet which words are in the crop.
+    """
 
     id: str
     audio: bytes
@@ -60,11 +105,17 @@ class Utterance:
     domain: str
     split: Split
     licence: str
+    derived: DerivedKind = ""
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def content_hash(self) -> str:
         """SHA-256 of audio, text and language, which decide the teacher's labels."""
         sha = hashlib.sha256(self.audio)
+        for piece in self.pieces:
+            sha.update(piece.audio)
+            sha.update(repr((piece.start_s, piece.end_s, piece.pause_s, piece.gain_db)).encode())
+        sha.update(self.derived.encode())
         sha.update(f"\0{self.language}\0{self.text}".encode())
         return sha.hexdigest()
 

@@ -1,16 +1,23 @@
 """Read and write shards: Parquet files of utterances, one set for each split."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from askd_ray.audio.decode import AudioError, Waveform, decode
-from askd_ray.data.schema import SHARD_SCHEMA, Split, Utterance
+from askd_ray.audio.effects import fade_ends
+from askd_ray.audio.units import samples_of
+from askd_ray.data.schema import SHARD_SCHEMA, Piece, Split, Utterance
 from askd_ray.errors import AskdError
 from askd_ray.location import UNFINISHED, Location, PathOrUri
+
+DERIVED = "derived-"
+"""The name of a derived shard is this and the name of the shard of which it was made."""
 
 _sealed: set[Split] = set()
 
@@ -27,12 +34,12 @@ def sealed(split: Split) -> Generator[None]:
 
 def _refuse_sealed(name: str) -> None:
     for split in _sealed:
-        if fnmatchcase(name, f"{split}-*.parquet"):
+        if fnmatchcase(name.removeprefix(DERIVED), f"{split}-*.parquet"):
             raise PermissionError(f"{name}: the {split} split is not read here: no choice may depend on it")
 
 
 def shard_paths(folder: Location, split: Split) -> list[Location]:
-    """Return the shards of a split, sorted.
+    """Return the shards of a split, sorted; :func:`derived_paths` returns those of the derived clips.
 
     Raises :class:`AskdError` when there are none, or not all of them yet.
     """
@@ -43,6 +50,19 @@ def shard_paths(folder: Location, split: Split) -> list[Location]:
     if not paths:
         raise AskdError(f"no {split} shards in {folder}: run `askd prepare` first, or give the {split} split a share")
     return paths
+
+
+def derived_paths(folder: Location, split: Split) -> list[Location]:
+    """Return the derived shards of a split, sorted; [] if no clips were derived."""
+    return folder.files(f"{DERIVED}{split}-*.parquet")
+
+
+def train_paths(folder: Location) -> list[Location]:
+    """Return all shards that a student is trained on, those of derived clips last.
+
+    Raises :class:`AskdError` as :func:`shard_paths` does.
+    """
+    return [*shard_paths(folder, "train"), *derived_paths(folder, "train")]
 
 
 def read_table(path: PathOrUri, columns: Sequence[str] | None = None) -> pa.Table:
@@ -102,17 +122,65 @@ def to_utterances(table: pa.Table) -> list[Utterance]:
     ]
 
 
+def read_shard(path: PathOrUri) -> list[Utterance]:
+    """Read the utterances of a shard, or of a derived shard with the stored audio that it refers to.
+
+    Raises :class:`AskdError` when a file is missing or damaged.
+    """
+    path = Location.of(path)
+    table = read_table(path)
+    if not path.name.startswith(DERIVED):
+        return to_utterances(table)
+    rows = table.to_pylist()
+    stored = {
+        name: [audio["bytes"] for audio in read_table(path.parent / name, ["audio"]).column("audio").to_pylist()]
+        for name in sorted({piece["shard"] for row in rows for piece in row["pieces"]})
+    }
+    return [_derived_utterance(row, stored) for row in rows]
+
+
+def _derived_utterance(row: dict[str, Any], stored: Mapping[str, Sequence[bytes]]) -> Utterance:
+    pieces = tuple(
+        Piece(stored[p["shard"]][p["row"]], p["start_s"], p["end_s"], p["pause_s"], p["gain_db"]) for p in row["pieces"]
+    )
+    return Utterance(
+        id=row["id"],
+        audio=b"",
+        path="",
+        text=row["text"],
+        duration_s=row["duration_s"],
+        speaker=row["speaker"],
+        language=row["language"],
+        domain=row["domain"],
+        split=row["split"],
+        licence=row["licence"],
+        derived=row["kind"],
+        pieces=pieces,
+    )
+
+
 def read_utterances(folder: Location, split: Split) -> list[Utterance]:
-    """Read all utterances of a split into memory; meant for dev and test."""
+    """Read all utterances of a split into memory, without derived clips; meant for dev and test."""
     return [u for path in shard_paths(folder, split) for u in to_utterances(read_table(path))]
 
 
 def waveform_of(utterance: Utterance) -> Waveform:
-    """Decode the audio of a shard's row.
+    """Decode the audio of a shard's row, or join the pieces of a derived utterance.
 
     Raises :class:`AskdError` when it cannot be decoded: `askd prepare` checked the audio, so the shard is damaged.
     """
     try:
-        return decode(utterance.audio)
+        return _joined(utterance.pieces) if utterance.pieces else decode(utterance.audio)
     except AudioError as error:
         raise AskdError(f"utterance {utterance.id} ({utterance.path}) can no longer be decoded: {error}") from None
+
+
+def _joined(pieces: Sequence[Piece]) -> Waveform:
+    """Return the pieces one after another, each after its pause and with faded ends; a peak above 1 is scaled down."""
+    parts: list[Waveform] = []
+    for piece in pieces:
+        part = decode(piece.audio)[samples_of(piece.start_s) : samples_of(piece.end_s)]
+        gain = np.float32(10.0 ** (piece.gain_db / 20.0))
+        parts += [np.zeros(samples_of(piece.pause_s), np.float32), fade_ends(part) * gain]
+    joined = np.concatenate(parts)
+    return joined / max(1.0, float(np.abs(joined).max(initial=0.0)))

@@ -5,16 +5,14 @@ All clips except a recipe's noise files are synthetic and always the same, so th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from random import Random
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.effects import fit_length, within_one
+from askd_ray.audio.non_speech import at_level, music, on_and_off, tone
 from askd_ray.audio.sounds import recording, sound_files, synthetic_noises
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.randomness import draw_seed
@@ -34,12 +32,6 @@ _TONES = {
     "busy": ((480.0, 620.0), 0.5, 0.5),
     "level": ((1000.0,), 1.0, 0.0),
 }
-# Chords as semitones above the key's lowest note: I-V-vi-IV in major, i-VI-III-VII in minor.
-_PROGRESSIONS = (
-    ((0, 4, 7), (7, 11, 14), (9, 12, 16), (5, 9, 12)),
-    ((0, 3, 7), (8, 12, 15), (3, 7, 10), (10, 14, 17)),
-)
-_N_HARMONICS, _STRING_S = 8, 4.0  # at the end a string is 70 dB below its beginning
 
 
 @dataclass(frozen=True)
@@ -70,24 +62,19 @@ def _rng(name: str) -> Random:
     return Random(draw_seed(0, 0, name, "non_speech"))
 
 
-def _at_level(sound: torch.Tensor, level_db: float) -> torch.Tensor:
-    rms = sound.square().mean().sqrt()
-    return sound * (10.0 ** (level_db / 20.0) / rms) if rms > 0.0 else sound
-
-
 def _silence() -> Iterator[NonSpeech]:
     """Yield digital silence, and the noise floor of a microphone."""
     for seconds in _LENGTHS_S:
         n_samples = samples_of(seconds)
         yield _clip("silence", "digital", torch.zeros(n_samples))
         white = fit_length(synthetic_noises()[0], n_samples, _rng(f"floor {seconds}"))
-        yield _clip("silence", "floor", _at_level(white, _FLOOR_DB))
+        yield _clip("silence", "floor", at_level(white, _FLOOR_DB))
 
 
 def _synthetic_noises() -> Iterator[NonSpeech]:
     for i, (seconds, (number, noise)) in enumerate(product(_LENGTHS_S, enumerate(synthetic_noises()))):
         part = fit_length(noise, samples_of(seconds), _rng(f"noise {i}"))
-        yield _clip("noise", f"synthetic{number}", _at_level(part, _NOISE_DB[i % len(_NOISE_DB)]))
+        yield _clip("noise", f"synthetic{number}", at_level(part, _NOISE_DB[i % len(_NOISE_DB)]))
 
 
 def _recorded_noises(pattern: str) -> Iterator[NonSpeech]:
@@ -101,41 +88,14 @@ def _recorded_noises(pattern: str) -> Iterator[NonSpeech]:
 
 def _tones() -> Iterator[NonSpeech]:
     for (name, (frequencies_hz, on_s, off_s)), seconds in product(_TONES.items(), _LENGTHS_S):
-        t = torch.arange(samples_of(seconds), dtype=torch.float64) / SAMPLE_RATE_HZ
-        tone = torch.stack([torch.sin(2.0 * torch.pi * hz * t) for hz in frequencies_hz]).sum(0)
-        on = t % (on_s + off_s) < on_s
-        yield _clip("tone", name, _at_level(tone * on, _TONE_DB).float())
+        n_samples = samples_of(seconds)
+        sound = tone(frequencies_hz, n_samples) * on_and_off(n_samples, on_s, off_s)
+        yield _clip("tone", name, at_level(sound, _TONE_DB).float())
 
 
 def _music() -> Iterator[NonSpeech]:
-    """Yield short pieces for plucked strings and a bass: chords and arpeggios in turn."""
+    """Yield short pieces: chords and arpeggios in turn."""
     for number in range(_N_MUSIC):
-        arpeggio, rng = number % 2 == 1, _rng(f"music {number}")
+        rng = _rng(f"music {number}")
         n_samples = samples_of(round(rng.uniform(*_MUSIC_S), 1))
-        piece = np.zeros(n_samples)
-        key, progression = rng.randrange(45, 57), rng.choice(_PROGRESSIONS)  # MIDI: from A2
-        beat = samples_of(60.0 / rng.randrange(70, 131))
-        for bar, start in enumerate(range(0, n_samples, 4 * beat)):
-            chord = [key + half_tones for half_tones in progression[bar % len(progression)]]
-            _pluck(piece, start, chord[0] - 12)
-            for eighth in range(8):
-                played = [chord[eighth % len(chord)]] if arpeggio else chord if eighth % 4 == 0 else []
-                for note in played:
-                    _pluck(piece, start + eighth * beat // 2, note)
-        yield _clip("music", str(number), _at_level(torch.from_numpy(piece), _MUSIC_DB).float())
-
-
-def _pluck(piece: NDArray[np.float64], start: int, note: int) -> None:
-    """Add a plucked string to a piece, from the sample ``start`` on."""
-    sound = _string(note)
-    rest = piece[start : start + len(sound)]
-    rest += sound[: len(rest)]
-
-
-@lru_cache(maxsize=64)
-def _string(note: int) -> NDArray[np.float64]:
-    """Return a plucked string: higher harmonics are softer and decay faster. ``note`` is the MIDI number."""
-    t = np.arange(samples_of(_STRING_S)) / SAMPLE_RATE_HZ
-    hz = 440.0 * 2.0 ** ((note - 69) / 12)
-    numbers = np.arange(1, _N_HARMONICS + 1)[:, None]
-    return (np.sin(2.0 * np.pi * hz * numbers * t) * np.exp(-2.0 * numbers * t) / numbers).sum(0)
+        yield _clip("music", str(number), at_level(music(n_samples, number % 2 == 1, rng), _MUSIC_DB).float())

@@ -57,6 +57,23 @@ def max_repeats_in(words: Sequence[str]) -> int:
     return max_repeats
 
 
+def matching_part(reference: str, transcript: str, language: str) -> str:
+    """Return the part of a reference that has the words of a transcript, or "" if there is none.
+
+    Case and punctuation do not matter.
+    """
+    spaced = language not in UNSPACED
+    units = reference.split() if spaced else list("".join(reference.split()))
+    basic = normalizer(language, "basic")
+    plain = [(basic(unit).strip(), unit) for unit in units]
+    words = basic(transcript).split() if spaced else list("".join(basic(transcript).split()))
+    spoken = [(word, unit) for word, unit in plain if word]  # punctuation between words stays out
+    for start in range(len(spoken) - len(words) + 1):
+        if words and [word for word, _ in spoken[start : start + len(words)]] == words:
+            return (" " if spaced else "").join(unit for _, unit in spoken[start : start + len(words)])
+    return ""
+
+
 def _words(text: str, language: str) -> list[str]:
     """Return the normalised words; in a language without spaces between words, the characters."""
     normal = normalizer(language)(text)

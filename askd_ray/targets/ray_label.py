@@ -11,7 +11,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import LabelKey, labels_match, read_labels, write_labels
 from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.ray_stream import configure
-from askd_ray.data.shards import read_table, shard_paths, to_utterances
+from askd_ray.data.shards import derived_paths, read_shard, read_table, train_paths
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
 from askd_ray.models.load import load_whisper
@@ -38,10 +38,10 @@ class _TeacherActor:
         self.key = key
         self.model, self.tokens = load_whisper(self.recipe.teacher.model)
         cast(torch.nn.Module, self.model).to(usable_device(self.recipe.train.workers.gpu))
-        self.engine = teacher_engine(self.recipe, threads) if self.recipe.targets.kind == "pseudo" else None
+        self.engine = teacher_engine(self.recipe, threads) if self.recipe.has_pseudo_labels else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        utterances = to_utterances(read_table(self.run.shards / row["shard"]))
+        utterances = read_shard(self.run.shards / row["shard"])
         labels = label_utterances(self.model, self.tokens, utterances, self.recipe, self.engine)
         write_labels(self.run.labels / row["shard"], labels, self.key)
         return {"shard": row["shard"], "utterances": len(utterances)}
@@ -62,13 +62,14 @@ def label(recipe: Recipe, force: bool = False) -> Result:
     run = Run(recipe)
     key = label_key(recipe)
     inputs = stage_key(run.key("prepare"), key)
-    shards = shard_paths(run.shards, "train")
+    shards = train_paths(run.shards)
     teacher = Tokens(resolve(recipe.teacher.model))
     refuse_languages(
         _languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have"
     )
-    are_done = map_concurrently(lambda s: not force and labels_match(run.labels / s.name, s, key), shards)
-    todo = [s for s, is_done in zip(shards, are_done, strict=True) if not is_done]
+    labelled = [*shards, *derived_paths(run.shards, "dev")]  # crops of dev need a text
+    are_done = map_concurrently(lambda s: not force and labels_match(run.labels / s.name, s, key), labelled)
+    todo = [s for s, is_done in zip(labelled, are_done, strict=True) if not is_done]
     done = None if todo else run.finished("label", inputs)
 
     def work() -> Result:

@@ -22,14 +22,14 @@ from askd_ray.divergence.buckets import to_buckets
 from askd_ray.models.engine import Engine
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.models.windows import encode
-from askd_ray.targets.pseudo_label import Target, pseudo_label, teacher_engine
+from askd_ray.targets.pseudo_label import Target, targets_of
 from askd_ray.text.tokens import Tokens
 
 
 def label_key(recipe: Recipe) -> LabelKey:
     """Return the settings that decide the labels of a recipe, besides the utterances (they have a content hash)."""
     targets = recipe.targets
-    pseudo = targets.model_dump(mode="json", exclude={"kind", "prompt"}) if targets.kind == "pseudo" else {}
+    pseudo = targets.model_dump(mode="json", exclude={"kind", "prompt"}) if recipe.has_pseudo_labels else {}
     prompt = Tokens(resolve(recipe.teacher.model)).prompt(prompt=targets.prompt, timestamps=targets.timestamps)
     return {
         "format": 3,
@@ -64,13 +64,10 @@ def label(
 
     Raises :class:`AskdError` when the audio of a shard cannot be decoded.
     """
-    if recipe.targets.kind == "pseudo":
-        targets = pseudo_label(engine or teacher_engine(recipe), utterances, recipe)
-    else:
-        targets = [Target(tuple(tokens.encode(u.text)), "" if u.text else "no reference") for u in utterances]
+    targets = targets_of(utterances, recipe, tokens, engine)
     n_positions = model.config.max_target_positions
     labels = [_draft(tokens, u, t, recipe, n_positions) for u, t in zip(utterances, targets, strict=True)]
-    todo = [] if recipe.teacher.online else [i for i, label in enumerate(labels) if not label.left_out]
+    todo = [] if recipe.teacher.online else [i for i, u in enumerate(utterances) if _has_soft_labels(u, labels[i])]
     todo.sort(key=lambda i: len(labels[i].target_ids))  # batches of similar length have less padding
     for start in range(0, len(todo), recipe.teacher.batch_size):
         rows = todo[start : start + recipe.teacher.batch_size]
@@ -79,6 +76,11 @@ def label(
         for i, clip_logits in zip(rows, logits, strict=True):
             labels[i] = _with_soft_labels(labels[i], clip_logits, recipe)
     return labels
+
+
+def _has_soft_labels(utterance: Utterance, label: SoftLabels) -> bool:
+    """Whether the teacher is asked: not for clips without speech, where it invents words, and not for dev."""
+    return not label.left_out and utterance.derived != "non_speech" and utterance.split == "train"
 
 
 def forced_logits(

@@ -76,7 +76,9 @@ def account(
     if prepared is not None:
         fates |= {split: prepared["utterances"][split] for split in ("dev", "test")}
         fates["quarantined"] = prepared["quarantined"]
-    read = prepared["read"] if prepared is not None else n_labelled
+    read = n_labelled
+    if prepared is not None:
+        read = prepared["read"] + sum(prepared.get("derived", {}).get("train", {}).values())
     outcomes = Counter(ledger.column("outcome").to_pylist())
     return {"read": read, **fates, "unaccounted": read - _total(fates), "steps_of": dict(outcomes)}
 

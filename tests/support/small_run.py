@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def small_run(root: Path, speech: Path, **settings: object) -> Run:
     run = Run(recipe)
     clips = utterances(speech, 3 * N_PER_SPLIT)
     for number, split in enumerate(SPLITS):
-        rows = clips[number * N_PER_SPLIT : (number + 1) * N_PER_SPLIT]
+        rows = [replace(u, split=split) for u in clips[number * N_PER_SPLIT : (number + 1) * N_PER_SPLIT]]
         write_table(run.shards / f"{split}-00000.parquet", to_table(rows))
     return run
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from askd_ray.config.targets import Targets
 from askd_ray.data.schema import Utterance
 from askd_ray.models.engine import Transcript
-from askd_ray.targets.filter import failed_filter, max_repeats_in
+from askd_ray.targets.filter import failed_filter, matching_part, max_repeats_in
 from askd_ray.text.ngrams import compression_ratio
 
 TEN = "please leave your name and number after the long tone"
@@ -124,3 +124,33 @@ def test_any_transcript_has_one_decision(text: str, seconds: float, log_prob: fl
     names = {"", "min_mean_log_prob", "max_compression_ratio", "max_repeats", "chars_per_s"}
     assert why(make_utterance(seconds=seconds), make_transcript(text, log_prob)) in names
     assert why(make_utterance("a reference", seconds=seconds), make_transcript(text, log_prob)) in {"", "max_wer"}
+
+
+@pytest.mark.parametrize(
+    ("reference", "transcript", "expected"),
+    [
+        ("Please press Four, now.", "press four", "press Four,"),
+        ("Please press Four, now.", " Press four. Now!", "press Four, now."),
+        ("Please press Four, now.", "please press for", ""),
+        ("Please press Four, now.", "please now", ""),  # not one after the other
+        ("one two one two three", "one two three", "one two three"),
+        ("yes - no", "yes no", "yes no"),
+        ("anything", "", ""),
+        ("", "anything", ""),
+    ],
+)
+def test_part_of_a_reference(reference: str, transcript: str, expected: str):
+    assert matching_part(reference, transcript, "en") == expected
+
+
+def test_part_of_a_reference_without_spaces():
+    assert matching_part("今天天气很好。", "天气很", "zh") == "天气很"
+
+
+@given(words=st.lists(st.sampled_from(["one", "Two,", "three.", "FOUR"]), min_size=1, max_size=8), ends=st.data())
+def test_every_part_of_a_reference_is_found(words: list[str], ends: st.DataObject):
+    first = ends.draw(st.integers(0, len(words) - 1))
+    last = ends.draw(st.integers(first + 1, len(words)))
+    part = " ".join(words[first:last])
+    found = matching_part(" ".join(words), part.upper(), "en")
+    assert found.lower() == part.lower()

@@ -88,6 +88,16 @@ def distill(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOpt
 
 
 @app.command()
+def average(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of distilled runs, such as runs/mine.")],
+    name: Annotated[str, typer.Option(help="The new run with the averaged student.")],
+    force: ForceOption = False,
+) -> None:
+    """Average the weights of trained students, with a share of the initial weights that dev chooses."""
+    stages.average(runs, name, force)
+
+
+@app.command()
 def tune(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
     """Search decay schedules and self-distillation weights on dev (Ray Tune)."""
     stages.tune(_recipe_of("tune", recipe, set_), force)

@@ -9,6 +9,9 @@ from askd_ray.config.schema import Recipe
 from askd_ray.runs import Result
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from askd_ray.results.evaluation import Evaluation
 
 _T = TypeVar("_T")
@@ -40,6 +43,13 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
     from askd_ray.train import ray_trainer
 
     return _published(recipe, ray_trainer.distill(recipe, force))
+
+
+def average(runs: "Sequence[Path]", name: str, force: bool = False) -> Result:
+    """Average the students of runs as the run ``name`` (:func:`askd_ray.train.average.average`)."""
+    from askd_ray.train import average as stage
+
+    return stage.average(runs, name, force)
 
 
 def export(recipe: Recipe, force: bool = False) -> Result:

@@ -22,6 +22,7 @@ from askd_ray.progress import console
 from askd_ray.results.evaluation import checked
 from askd_ray.results.texts import percent, speed_verdicts, wer
 from askd_ray.runs import Run
+from askd_ray.train import average
 from askd_ray.train.curves import draw_curves
 from askd_ray.train.mlflow_mirror import send_finished_run
 from askd_ray.train.track import StepMetrics, read_metrics
@@ -62,19 +63,18 @@ def write_report(run: Run) -> Path | None:
     except ValidationError:
         console.print(f"no report: {run.distill} was trained by another version of askd-ray, with other settings")
         return None
-    metrics = read_metrics(run.distill)
+    result = record["result"]
     with atomic_path(run.path / "report") as folder:
         folder.mkdir()
         (folder / "recipe.yaml").write_text(dump_recipe(trained), encoding="utf-8")
         parts = [
             f"# {trained.name}",
-            _result(record["result"]),
-            _curves(metrics, trained, folder),
+            *_result(result, read_metrics(run.distill), trained, folder),
             *_held_out(_record(run, "evaluate"), run),
             *_exported(_record(run, "export")),
-            _training(trained, record["result"]),
+            *([] if _is_average(result) else [_training(trained, result)]),
             _data(run, run.record("prepare"), run.record("label")),
-            *_utterance_counts(record["result"].get("utterances")),
+            *_utterance_counts(result.get("utterances")),
             _provenance(run, record),
         ]
     with atomic_path(run.path / "report.md") as temporary:
@@ -95,11 +95,19 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _result(result: StageRecord) -> str:
-    return (
+def _is_average(result: StageRecord) -> bool:
+    return "students" in result  # of `askd average`, which trains nothing
+
+
+def _result(result: StageRecord, metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) -> list[str]:
+    """Return the result in a sentence, and the curves of the training."""
+    if _is_average(result):
+        return [average.result_text(result)]
+    best = (
         f"**Dev WER {percent(result['dev_wer'])} %** at step {result['best_step']} of {result['steps']}, the best of "
         f"the run; {result['params_m']:g} M parameters. Selected on dev: only a held-out split shows how good it is."
     )
+    return [best, _curves(metrics, recipe, folder)]
 
 
 def _curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) -> str:

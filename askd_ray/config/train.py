@@ -55,6 +55,21 @@ class Optimization(Section):
     """Score and keep the moving average of the weights, with this decay per step; null keeps the last weights."""
 
 
+class Selection(Section):
+    """The score that chooses the best student: a sum of scores on dev, and lower is better.
+
+    It is the WER of the dev utterances, plus these weights times the scores of the clips that ``data.derive`` makes of
+    dev. A weight of 0 leaves a kind out.
+    """
+
+    short: Weight = 0.25
+    """The weight of the WER of clips of under a second."""
+    stitched: Weight = 0.25
+    """The weight of the WER of stitched clips."""
+    words_per_min: Weight = 0.01
+    """The weight of the words a minute that are transcribed where nobody speaks."""
+
+
 class Batching(Section):
     """The micro-batches of a step (docs/training.md). The workers divide them among themselves."""
 
@@ -112,7 +127,7 @@ class Train(Section):
     evals_per_epoch: Count = 1
     """The number of dev evaluations per epoch."""
     patience: Count | None = None
-    """The run ends after this many evaluations in a row without a better WER; null: never early."""
+    """The run ends after this many evaluations in a row without a better dev score; null: never early."""
     checkpoint_steps: Count = 100
     """The number of steps after which a checkpoint is written, besides those after each evaluation."""
     not_finite: Literal["stop", "skip"] = "stop"
@@ -123,6 +138,8 @@ class Train(Section):
     """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
     optimizer: Optimization = Field(default_factory=Optimization)
     """The optimizer."""
+    selection: Selection = Selection()
+    """The choice of the best student."""
     batching: Batching = Field(default_factory=Batching)
     """The micro-batches of a step."""
     workers: Workers = Field(default_factory=Workers)

@@ -47,10 +47,14 @@ def run_trial(recipe: Recipe, values: FieldValues, search: Path, key: str) -> No
 
 
 def score(metrics: dict[str, Any], settings: Tune) -> float:
-    """Return the score that a search minimises: the dev WER, or a weighted sum of in-domain and out-of-domain WER."""
+    """Return the score that a search minimises: the dev score that also chooses the best student.
+
+    With ``ood_domains``, a weighted sum of the WERs in domain and out of domain replaces the WER in it.
+    """
     if not settings.ood_domains:
-        return metrics["dev_wer"]
-    return (1.0 - settings.ood_weight) * metrics["dev_wer/in_domain"] + settings.ood_weight * metrics["dev_wer/ood"]
+        return metrics["dev_score"]
+    wer = (1.0 - settings.ood_weight) * metrics["dev_wer/in_domain"] + settings.ood_weight * metrics["dev_wer/ood"]
+    return metrics["dev_score"] - metrics["dev_wer"] + wer
 
 
 class TuneContext(PlainContext):

@@ -1,4 +1,4 @@
-"""The best student of a run: its score since the last shrinking, and the folder with its weights."""
+"""The best student of a run: its scores since the last shrinking, and the folder with its weights."""
 
 from pathlib import Path
 
@@ -10,31 +10,32 @@ BEST = "best"
 
 
 class BestStudent:
-    """The student with the lowest dev WER since the last shrinking.
+    """The student with the lowest dev score since the last shrinking (:func:`~askd_ray.train.dev.dev_score`).
 
     During the run the name of its folder has its step, so that each checkpoint finds the student that was the best.
     """
 
     def __init__(self, folder: Path, student_kind: StudentKind, train_state: TrainState):
         self._folder, self._student_kind, self._shrunk = folder, student_kind, train_state.shrunk
-        self.wer, self.step, self.no_better = train_state.best_wer, train_state.best_step, train_state.no_better
+        self.score, self.wer = train_state.best_score, train_state.best_wer
+        self.step, self.no_better = train_state.best_step, train_state.no_better
 
     @property
     def path(self) -> Path:
         """The folder of the best student during the run."""
         return self._folder / f"{BEST}-step-{self.step or 0:08d}"
 
-    def receive(self, wer: float, step: int) -> bool:
-        """Receive the dev WER after a step; return whether it is the lowest so far."""
-        better = self.wer is None or wer < self.wer
+    def receive(self, score: float, wer: float, step: int) -> bool:
+        """Receive the dev score and WER after a step; return whether the score is the lowest so far."""
+        better = self.score is None or score < self.score
         if better:
-            self.wer, self.step = wer, step
+            self.score, self.wer, self.step = score, wer, step
         self.no_better = 0 if better else self.no_better + 1
         return better
 
     def restart(self, shrunk: int) -> None:
         """Forget the best student after a shrinking: it has more layers than the recipe asks for."""
-        self.wer, self.step, self.no_better, self._shrunk = None, None, 0, shrunk
+        self.score, self.wer, self.step, self.no_better, self._shrunk = None, None, None, 0, shrunk
 
     def save(self, student: StudentModel) -> None:
         """Write the best student."""

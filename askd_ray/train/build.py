@@ -13,7 +13,6 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import SamplerFactory
-from askd_ray.data.shards import read_utterances
 from askd_ray.models.load import load_whisper
 from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.models.whisper_student import WhisperStudentKind
@@ -22,12 +21,11 @@ from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.online_teacher import OnlineTeacher, encoders_agree
 from askd_ray.objective.schedules import Gap
 from askd_ray.objective.self_teacher import build_self_teacher
-from askd_ray.runs import Run
 from askd_ray.torch_setup import use_threads
 from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_state, load_checkpoint
 from askd_ray.train.context import Context
-from askd_ray.train.inputs import make_batch_loader
+from askd_ray.train.inputs import make_batch_loader, read_dev
 from askd_ray.train.ledger import Ledger
 from askd_ray.train.loop import CHECKPOINTS, LEDGER, Loop
 from askd_ray.train.optim import build_optimizer
@@ -90,7 +88,7 @@ def build_loop(
         student_kind=kind,
         loader=loader,
         sampler=sampler,
-        dev=read_utterances(Run(recipe).shards, "dev"),
+        dev=read_dev(recipe),
         distiller=Distiller(recipe.objective, self_teacher, teacher, _adakd_threshold(recipe, loader)),
         objects=objects,
         best=best,

@@ -20,8 +20,8 @@ from askd_ray.train.optim import Optimizer
 from askd_ray.train.parallel import gather_on_cpu, local_part
 from askd_ray.train.weight_ema import WeightEma
 
-FORMAT = 2
-"""Version of a checkpoint's layout; 1 had other names in its state."""
+FORMAT = 3
+"""Version of a checkpoint's layout; 2 had no score of the best student."""
 
 _STATE = "state.json"
 _STUDENT, _OPTIMIZER = "student.safetensors", "optimizer.safetensors"
@@ -44,10 +44,12 @@ class TrainState:
     """Where the next step's data begins. It does not depend on the number of workers."""
     shrunk: int = 0
     """The number of shrinkings that the student has gone through."""
+    best_score: float | None = None
+    """The lowest dev score since the last shrinking."""
     best_wer: float | None = None
-    """The lowest dev WER since the last shrinking."""
+    """The dev WER of the student with ``best_score``."""
     best_step: int | None = None
-    """The step after which the student reached ``best_wer``."""
+    """The step after which the student reached ``best_score``."""
     no_better: int = 0
     """The number of evaluations since ``best_step``."""
     gap: dict[str, Any] = field(default_factory=dict[str, Any])

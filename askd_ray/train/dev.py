@@ -1,18 +1,36 @@
 """Dev scores during training: every rank decodes its share, and word errors are summed, not averaged over batches."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from askd_ray.config.train import Selection
 from askd_ray.data.collate import evaluation_windows
-from askd_ray.data.schema import Utterance
+from askd_ray.data.schema import DerivedKind, Utterance
 from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.text.error_rate import ErrorCounts, count_word_errors
 from askd_ray.text.normalize import normalizer
 from askd_ray.train.context import Context
 
 _BATCH_SIZE = 8  # on a CPU, larger batches lose more by padding and finished rows than they gain
+_SLICES: dict[DerivedKind, str] = {"crop": "dev_wer/short", "stitched": "dev_wer/stitched"}
+WORDS_PER_MIN = "dev_words_per_min"
+"""The metric of the clips without speech: transcribed words a minute of audio."""
+
+
+class DevGroup(NamedTuple):
+    """Dev clips that are scored together: utterances of a domain, or all derived clips of a kind."""
+
+    derived: DerivedKind
+    domain: str
+
+    @classmethod
+    def of(cls, utterance: Utterance) -> "DevGroup":
+        """Return the group of a clip."""
+        return cls(utterance.derived, "" if utterance.derived else utterance.domain)
 
 
 @torch.no_grad()
@@ -22,15 +40,15 @@ def dev_errors(
     utterances: Sequence[Utterance],
     silence_s: float,
     context: Context,
-) -> dict[str, ErrorCounts]:
-    """Return the word errors of greedy transcripts in trimmed windows, by domain, summed over all ranks.
+) -> dict[DevGroup, ErrorCounts]:
+    """Return the word errors of greedy transcripts in trimmed windows, by group, summed over all ranks.
 
     Every rank makes exactly one all-reduce at the end, so ranks with fewer utterances cannot block the others.
     """
     was_training = student.training
     student.eval()
     rank_utterances = utterances[context.rank :: context.world_size]
-    counts = {domain: ErrorCounts() for domain in sorted({u.domain for u in utterances})}
+    counts = {group: ErrorCounts() for group in sorted({DevGroup.of(u) for u in utterances})}
     for batch, log_mel in evaluation_windows(rank_utterances, silence_s, student.n_mels, _BATCH_SIZE):
         # One decode per language, because the prompt contains the language.
         for language in sorted({u.language for u in batch}):
@@ -39,25 +57,48 @@ def dev_errors(
             normalize = normalizer(language)
             for i, transcript in zip(rows, transcripts, strict=True):
                 errors = count_word_errors([normalize(batch[i].text)], [normalize(transcript)])
-                counts[batch[i].domain] += errors
+                counts[DevGroup.of(batch[i])] += errors
     student.train(was_training)
     sums = [[c.substitutions, c.deletions, c.insertions, c.n_reference] for c in counts.values()]
     totals = torch.tensor(sums, device=context.device)  # NCCL cannot reduce tensors on the CPU
     if context.world_size > 1:
         dist.all_reduce(totals)
-    return {domain: ErrorCounts(*total) for domain, total in zip(counts, totals.tolist(), strict=True)}
+    return {group: ErrorCounts(*total) for group, total in zip(counts, totals.tolist(), strict=True)}
 
 
-def dev_metrics(errors: Mapping[str, ErrorCounts], ood_domains: Collection[str]) -> dict[str, float]:
-    """Return ``dev_wer`` over all words.
+def dev_metrics(
+    errors: Mapping[DevGroup, ErrorCounts], silent_min: float, ood_domains: Collection[str]
+) -> dict[str, float]:
+    """Return ``dev_wer`` over all words of the dev utterances, and the scores of the derived clips that there are.
 
-    With ``ood_domains`` also return ``dev_wer/ood`` over these domains, ``dev_wer/in_domain`` over the others, and
-    ``dev_wer/domain/NAME`` of each domain.
+    These are ``dev_wer/short``, ``dev_wer/stitched``, and ``dev_words_per_min`` of ``silent_min`` minutes without
+    speech. With ``ood_domains`` also return ``dev_wer/ood`` over these domains, ``dev_wer/in_domain`` over the others,
+    and ``dev_wer/domain/NAME`` of each domain.
     """
-    wers = {"dev_wer": sum(errors.values(), ErrorCounts()).rate}
+    by_domain = {group.domain: counts for group, counts in errors.items() if not group.derived}
+    wers = {"dev_wer": sum(by_domain.values(), ErrorCounts()).rate}
+    by_kind = {group.derived: counts for group, counts in errors.items() if group.derived}
+    wers |= {name: by_kind[kind].rate for kind, name in _SLICES.items() if kind in by_kind}
+    if "non_speech" in by_kind:
+        wers[WORDS_PER_MIN] = by_kind["non_speech"].insertions / silent_min
     if ood_domains:
         for name, is_ood in (("in_domain", False), ("ood", True)):
-            part = [counts for domain, counts in errors.items() if (domain in ood_domains) == is_ood]
+            part = [counts for domain, counts in by_domain.items() if (domain in ood_domains) == is_ood]
             wers[f"dev_wer/{name}"] = sum(part, ErrorCounts()).rate
-        wers |= {f"dev_wer/domain/{domain}": counts.rate for domain, counts in errors.items()}
+        wers |= {f"dev_wer/domain/{domain}": counts.rate for domain, counts in by_domain.items()}
     return wers
+
+
+def silent_minutes(utterances: Sequence[Utterance]) -> float:
+    """Return the length of the clips without speech."""
+    return sum(u.duration_s for u in utterances if u.derived == "non_speech") / 60
+
+
+def dev_score(metrics: Mapping[str, float], settings: Selection) -> float:
+    """Return the score that chooses the best student, lower is better: the sum of :class:`Selection`."""
+    weights = {
+        _SLICES["crop"]: settings.short,
+        _SLICES["stitched"]: settings.stitched,
+        WORDS_PER_MIN: settings.words_per_min,
+    }
+    return metrics["dev_wer"] + math.fsum(w * metrics[name] for name, w in weights.items() if name in metrics)

@@ -24,7 +24,7 @@ from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, save_checkpoint
 from askd_ray.train.clock import Clock
 from askd_ray.train.context import Context
-from askd_ray.train.dev import dev_errors, dev_metrics
+from askd_ray.train.dev import dev_errors, dev_metrics, dev_score, silent_minutes
 from askd_ray.train.ledger import TRAINED, Ledger, account, read_ledger
 from askd_ray.train.optim import freeze, lr_factor, set_lr
 from askd_ray.train.parallel import unsharded, wrap_network
@@ -99,8 +99,10 @@ class Loop:
             "steps": self.train_state.step,
             "stopped": "patience" if self.train_state.progress < 1.0 else None,
             "utterances": account(read_ledger(self.folder / LEDGER), n_labelled, prepared, labelled),
-            "dev_utterances": len(self.dev),
+            "dev_utterances": sum(not u.derived for u in self.dev),
+            "dev_derived": sum(bool(u.derived) for u in self.dev),
             "dev_wer": self.best.wer,
+            "dev_score": self.best.score,
             "best_step": self.best.step,
             "params_m": round(self.objects.student.n_params / 1e6, 2),
             "padding": {"audio": round(padding.audio, 4), "tokens": round(padding.tokens, 4)},
@@ -156,8 +158,9 @@ class Loop:
             student = unsharded(self.objects.student, self.student_kind)
             silence_s = self.recipe.window.silence_s
             errors = dev_errors(student, self.student_kind, self.dev, silence_s, self.context)
-            scores = dev_metrics(errors, self.recipe.tune.ood_domains)
-            better = self.best.receive(scores["dev_wer"], self.train_state.step)
+            scores = dev_metrics(errors, silent_minutes(self.dev), self.recipe.tune.ood_domains)
+            scores["dev_score"] = dev_score(scores, self.recipe.train.selection)
+            better = self.best.receive(scores["dev_score"], scores["dev_wer"], self.train_state.step)
             if better and self.context.rank == 0:
                 self.best.save(student)
         self.objects.self_teacher.after_evaluation(self.objects.student, better)
@@ -167,8 +170,8 @@ class Loop:
     def _save(self) -> None:
         """Write a checkpoint: first each rank writes its part of the ledger, then rank 0 writes everything else."""
         tensors, facts = self.objects.self_teacher.state()
-        best = {"best_wer": self.best.wer, "best_step": self.best.step, "no_better": self.best.no_better}
-        self._update_state(gap=self.gap.state(), self_teacher=facts, **best)
+        best = {"best_score": self.best.score, "best_wer": self.best.wer, "best_step": self.best.step}
+        self._update_state(gap=self.gap.state(), self_teacher=facts, no_better=self.best.no_better, **best)
         self.ledger.write(self.train_state.step)
         self._barrier()
         writes = self.context.rank == 0

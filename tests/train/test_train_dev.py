@@ -9,6 +9,7 @@ from small_run import utterances
 from tiny_run import Model
 
 from askd_ray.config.schema import Recipe
+from askd_ray.config.train import Selection
 from askd_ray.data.collate import evaluation_windows
 from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.models.engine import Engine
@@ -19,7 +20,9 @@ from askd_ray.runs import Run
 from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.text.normalize import normalizer
 from askd_ray.train.context import PlainContext
-from askd_ray.train.dev import dev_errors, dev_metrics
+from askd_ray.train.dev import DevGroup, dev_errors, dev_metrics, dev_score, silent_minutes
+
+CALLS, TONES = DevGroup("", "calls"), DevGroup("", "tones")
 
 
 def test_dev_uses_the_prompt_of_the_targets(labelled: Recipe):
@@ -37,7 +40,7 @@ def test_dev_uses_the_prompt_of_the_targets(labelled: Recipe):
     utterances = read_utterances(Run(labelled).shards, "dev")
     errors = dev_errors(student, kind, utterances, recipe.window.silence_s, PlainContext(CPU))
     assert asked == [list(tokens.prompt("en", "as before", timestamps=True))] * len(utterances)
-    assert errors["tones"].n_reference > 0
+    assert errors[TONES].n_reference > 0
 
 
 @pytest.mark.slow
@@ -62,16 +65,20 @@ def test_errors_are_counted_by_domain(labelled: Recipe):
     mixed = [replace(first, domain="calls"), *others]
     context = PlainContext(CPU)
     errors = dev_errors(student, kind, mixed, silence_s, context)
-    assert list(errors) == ["calls", "tones"]
+    assert list(errors) == [CALLS, TONES]
     unmixed = dev_errors(student, kind, [first, *others], silence_s, context)
-    assert sum(errors.values(), ErrorCounts()) == unmixed["tones"]
-    assert errors["calls"].n_reference == len(normalizer("en")(first.text).split())
+    assert sum(errors.values(), ErrorCounts()) == unmixed[TONES]
+    assert errors[CALLS].n_reference == len(normalizer("en")(first.text).split())
 
 
 def test_dev_metrics_weigh_words_and_separate_domains():
-    errors = {"a": ErrorCounts(1, 0, 0, 10), "b": ErrorCounts(0, 2, 1, 30), "c": ErrorCounts(0, 0, 5, 10)}
-    assert dev_metrics(errors, ()) == {"dev_wer": 9 / 50}
-    assert dev_metrics(errors, ("c",)) == {
+    errors = {
+        DevGroup("", "a"): ErrorCounts(1, 0, 0, 10),
+        DevGroup("", "b"): ErrorCounts(0, 2, 1, 30),
+        DevGroup("", "c"): ErrorCounts(0, 0, 5, 10),
+    }
+    assert dev_metrics(errors, 0.0, ()) == {"dev_wer": 9 / 50}
+    assert dev_metrics(errors, 0.0, ("c",)) == {
         "dev_wer": 9 / 50,
         "dev_wer/in_domain": 4 / 40,
         "dev_wer/ood": 5 / 10,
@@ -79,3 +86,26 @@ def test_dev_metrics_weigh_words_and_separate_domains():
         "dev_wer/domain/b": 3 / 30,
         "dev_wer/domain/c": 5 / 10,
     }
+
+
+def test_derived_clips_have_scores_of_their_kind(labelled: Recipe):
+    kind = WhisperStudentKind(labelled)
+    first, second, third = read_utterances(Run(labelled).shards, "dev")
+    clips = [first, replace(second, derived="crop"), replace(third, derived="non_speech", text="", domain="non_speech")]
+    errors = dev_errors(kind.build(0), kind, clips, labelled.window.silence_s, PlainContext(CPU))
+    assert set(errors) == {TONES, DevGroup("crop", ""), DevGroup("non_speech", "")}
+    assert errors[DevGroup("non_speech", "")].n_reference == 0
+    assert silent_minutes(clips) == third.duration_s / 60
+    metrics = dev_metrics(errors, silent_minutes(clips), ())
+    assert metrics["dev_wer"] == errors[TONES].rate
+    assert metrics["dev_wer/short"] == errors[DevGroup("crop", "")].rate
+    words = errors[DevGroup("non_speech", "")].insertions
+    assert metrics["dev_words_per_min"] == words / (third.duration_s / 60)
+
+
+def test_score_is_the_stated_sum():
+    metrics = {"dev_wer": 0.1, "dev_wer/short": 0.4, "dev_wer/stitched": 0.2, "dev_words_per_min": 3.0}
+    selection = Selection(short=0.5, stitched=0.25, words_per_min=0.01)
+    assert dev_score(metrics, selection) == pytest.approx(0.1 + 0.2 + 0.05 + 0.03)
+    assert dev_score({"dev_wer": 0.1, "dev_wer/ood": 0.9}, selection) == 0.1
+    assert dev_score(metrics, Selection(short=0, stitched=0, words_per_min=0)) == 0.1

@@ -223,7 +223,8 @@ def _loss_peak(name: str, *arrays: np.ndarray) -> int:
     else:
         cached = TopK(top_ids[valid], top_log_probs[valid], rest[valid], torch.zeros(int(valid.sum())))
         teacher = Dense(teacher_hidden[valid], projection.detach()) if name == "b" else cached
-        tokens = TokenBatch(targets[valid], torch.ones(int(valid.sum())), teacher, None)
+        ones = torch.ones(int(valid.sum()))
+        tokens = TokenBatch(targets[valid], ones.bool(), ones, teacher, None)
         loss, _ = objective_sums(Objective(), WEIGHTS, tokens, (hidden[valid], projection), lambda rows, log_q: None)
         loss.backward()
     status = Path("/proc/self/status").read_text(encoding="ascii")

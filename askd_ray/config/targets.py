@@ -22,6 +22,9 @@ class Targets(Section):
     """Earlier text in front of the transcript (``<|startofprev|>``)."""
     timestamps: bool = False
     """Whether the targets contain timestamp tokens."""
+    states: Literal["none", "last", "all"] = "none"
+    """The teacher's decoder states that labels hold for ``objective.decoder_states``, as float16: ``last``, after the
+    final layer norm (2 bytes times the teacher's width for each token), or of ``all`` layers."""
     beam_size: Count = 1
     """The number of beams of the teacher's decoding; 1 is greedy."""
     max_wer: NotNegative | None = 0.1
@@ -38,7 +41,7 @@ class Targets(Section):
     @model_validator(mode="after")
     def _check_unread_fields(self) -> "Targets":
         if self.kind == "reference":
-            pseudo_only = [name for name in Targets.model_fields if name not in ("kind", "prompt")]
+            pseudo_only = [name for name in Targets.model_fields if name not in ("kind", "prompt", "states")]
             self.refuse_unread(pseudo_only, "only targets.kind pseudo reads it")
         if self.chars_per_s is not None and self.chars_per_s[0] > self.chars_per_s[1]:
             raise ValueError("chars_per_s is [min, max]: the first must not exceed the second")

@@ -2,8 +2,9 @@
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
+from askd_ray.data.labels import StatesShape
 from askd_ray.runs import Run
-from askd_ray.targets.soft_labels import label_key
+from askd_ray.targets.soft_labels import kept_states, label_key
 
 
 def make_batch_loader(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> BatchLoader:
@@ -19,4 +20,14 @@ def make_batch_loader(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> B
         window=recipe.window,
         augment=recipe.augment,
         seed=recipe.seed,
+        states_shape=_states_read(recipe),
     )
+
+
+def _states_read(recipe: Recipe) -> StatesShape:
+    """Return the shape of the cached decoder states that the objective reads per token."""
+    settings = recipe.objective.decoder_states
+    if settings.kind == "none" or recipe.teacher.online:
+        return 0, 0
+    n_layers, width = kept_states(recipe)
+    return 1 if settings.layers == "last" else n_layers, width

@@ -95,8 +95,9 @@ def label(
         states = forced_states(model, waveforms, [PADDED_SAMPLES] * len(rows), [labels[i] for i in rows])
         for i, clip_states in zip(rows, states, strict=True):
             labels[i] = _with_soft_labels(labels[i], model.proj_out(clip_states[-1]).float(), recipe)
-            kept = _in_float16(clip_states[len(clip_states) - shape[0] :], utterances[i].id, recipe)
-            labels[i] = dataclasses.replace(labels[i], states=kept)
+            if n_layers := shape[0]:
+                kept = _in_float16(clip_states[-n_layers:], utterances[i].id, recipe)
+                labels[i] = dataclasses.replace(labels[i], states=kept)
     return labels
 
 

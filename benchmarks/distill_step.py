@@ -3,9 +3,10 @@
     python benchmarks/distill_step.py [--data FOLDER] [--clips N] [--batch N] [--padded-texts] [--quick] [--json]
 
 (a) 30 s windows, the teacher beside the student at every step, softmax over the full vocabulary of all positions twice;
-(b) ours with the teacher online; (c) ours with cached soft labels. Ours has trimmed windows. All three use the same
-student, batches and AdamW, alternately in one process; features and soft labels are made before (their cost is
-printed). Then the peak memory of each loss alone, each in its own process.
+(b) ours with the teacher online; (c) ours with cached soft labels; (d) as (c), with the teacher's cached decoder states
+of all layers. Ours has trimmed windows. All use the same student, batches and AdamW, alternately in one process;
+features and labels are made before (their cost is printed). Then the peak memory of the losses (a) to (c) alone, each
+in its own process.
 
 (a) pads a batch's texts to the longest of them. That is faster than Distil-Whisper's script, which pads all to 448
 tokens (target_padding="max_length"). --padded-texts also times this, as (s). It takes much memory: a tensor of
@@ -42,7 +43,7 @@ from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper
-from askd_ray.models.whisper_student import WhisperStudent
+from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.objective import TokenBatch, objective_sums
@@ -56,10 +57,11 @@ from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
 
-WEIGHTS = Weights(teacher_weight=0.5, self_weight=0.0)
+WEIGHTS = Weights(teacher_weight=0.5, self_weight=0.0, states_weight=0.5)
 KD_WEIGHT, CE_WEIGHT, TEMPERATURE = 1.0, 0.8, 2.0  # Distil-Whisper's released code
-OURS = {"b": "ours, teacher online", "c": "ours, cached soft labels"}
-NAMES = {"a": "dense, 30 s windows", **OURS}
+LOSSES = {"a": "dense, 30 s windows", "b": "ours, teacher online", "c": "ours, cached soft labels"}
+NAMES = {**LOSSES, "d": "ours, cached soft labels and states"}
+STATES = {"decoder_states": {"kind": "mse", "layers": "all"}}
 PADDED_TEXTS = "dense, 30 s windows, texts of 448 tokens"
 SCRIPT_TOKENS = 448
 
@@ -95,6 +97,7 @@ def main() -> None:
     console.print(f"soft labels, once for all epochs and trials: {n_utterances / label_s:.2f} utt/s")
     result = {
         "speedup_vs_dense_30s": round(rates["c"] / rates["a"], 2),
+        "states_step_ratio": round(rates["c"] / rates["d"], 3),
         "speedup_online_vs_dense_30s": round(rates["b"] / rates["a"], 2),
         "loss_peak_ratio": round(peaks["c"] / peaks["a"], 3),
         "loss_peak_ratio_online": round(peaks["b"] / peaks["a"], 3),
@@ -114,6 +117,8 @@ def _recipe(root: str, batch_size: int) -> Recipe:
         "name": "steps",
         "runs_root": root,
         "teacher": {"model": str(fetch_weights("tiny.en"))},
+        "targets": {"states": "all"},
+        "objective": STATES,
         "window": {"padded_share": 0.0},
         "train": {"batching": {"utterances": batch_size, "audio_s": 480.0}, "epochs": 1},
     }
@@ -131,7 +136,12 @@ def _time(
         for batch in loader.batches(task)
     ]
     audio = {u.id: u for u in utterances}
-    step = {"a": _dense_step(recipe, 0), "b": _our_step(recipe, online=True), "c": _our_step(recipe, online=False)}
+    step = {
+        "a": _dense_step(recipe, 0),
+        "b": _our_step(recipe, Objective(), online=True),
+        "c": _our_step(recipe, Objective(), online=False),
+        "d": _our_step(recipe, recipe.objective, online=False),
+    }
     if padded_texts:
         step["s"] = _dense_step(recipe, SCRIPT_TOKENS)
     times: dict[str, list[float]] = {name: [] for name in step}
@@ -183,10 +193,9 @@ def dense_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, targets: torc
     return CE_WEIGHT * ce + KD_WEIGHT * TEMPERATURE**2 * kl
 
 
-def _our_step(recipe: Recipe, online: bool) -> Callable[[Batch], None]:
-    student = WhisperStudent(load_whisper(recipe.teacher.model)[0]).train()
+def _our_step(recipe: Recipe, objective: Objective, online: bool) -> Callable[[Batch], None]:
+    student = WhisperStudentKind(recipe.model_copy(update={"objective": objective})).build(0).train()
     teacher = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]), False) if online else None
-    objective = recipe.objective
     distiller = Distiller(objective, build_self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
     optimizer, no_scaler = build_optimizer(student, recipe.train.optimizer), GradScaler("cpu", enabled=False)
     stepper = Stepper(student, student, optimizer, distiller, recipe.train, no_scaler)
@@ -203,7 +212,7 @@ def _loss_peaks(batches: list[Batch]) -> dict[str, int]:
     arguments = (largest.targets, largest.top_ids, largest.top_log_probs, largest.rest_log_prob)
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
-        return {name: pool.apply(_loss_peak, (name, *arguments)) for name in NAMES}
+        return {name: pool.apply(_loss_peak, (name, *arguments)) for name in LOSSES}
 
 
 def _loss_peak(name: str, *arrays: np.ndarray) -> int:
@@ -223,7 +232,8 @@ def _loss_peak(name: str, *arrays: np.ndarray) -> int:
     else:
         cached = TopK(top_ids[valid], top_log_probs[valid], rest[valid], torch.zeros(int(valid.sum())))
         teacher = Dense(teacher_hidden[valid], projection.detach()) if name == "b" else cached
-        tokens = TokenBatch(targets[valid], torch.ones(int(valid.sum())), teacher, None)
+        ones = torch.ones(int(valid.sum()))
+        tokens = TokenBatch(targets[valid], ones.bool(), ones, teacher, None)
         loss, _ = objective_sums(Objective(), WEIGHTS, tokens, (hidden[valid], projection), lambda rows, log_q: None)
         loss.backward()
     status = Path("/proc/self/status").read_text(encoding="ascii")

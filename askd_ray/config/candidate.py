@@ -50,6 +50,7 @@ def _apply(recipe: Recipe, values: FieldValues) -> tuple[Recipe, set[str]]:
     unread = _leave_out_unread(objective)
     _limit_weights(objective, values)
     unread |= _leave_out_unweighted(objective["self_teacher"])
+    unread |= _leave_out_unmatched(objective)
     terms = {name: objective.pop(name) for name in TERMS}
     try:
         unread_terms = Recipe.model_validate(plain).objective.unread_terms
@@ -80,6 +81,14 @@ def _leave_out_unweighted(self_teacher: dict[str, Any]) -> set[str]:
     for name in unread:
         del self_teacher[name]
     return {f"objective.self_teacher.{name}" for name in unread}
+
+
+def _leave_out_unmatched(objective: dict[str, Any]) -> set[str]:
+    """Do not match the decoder states of a self-teacher without weight; return the path if they were to be matched."""
+    if objective["self_teacher"].get("weight") or not objective["decoder_states"].get("self_teacher"):
+        return set()
+    objective["decoder_states"]["self_teacher"] = False
+    return {"objective.decoder_states.self_teacher"}
 
 
 def _limit_weights(objective: dict[str, Any], values: FieldValues) -> None:

@@ -8,17 +8,35 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, model_validator
 
 from askd_ray.config.presets import PRESETS, FieldValues
-from askd_ray.config.schedules import ConstantTemperature, FallingWeight, TeacherWeight, Temperature
+from askd_ray.config.schedules import (
+    ConstantStatesWeight,
+    ConstantTemperature,
+    FallingWeight,
+    StatesWeight,
+    TeacherWeight,
+    Temperature,
+)
 from askd_ray.config.section import Positive, Section, Share
 from askd_ray.config.self_teacher import SelfTeacherConfig, SnapshotConfig
+from askd_ray.config.states import DecoderStates, HiddenStates, NoDecoderStates, NoHiddenStates
 from askd_ray.config.variants import Variants
 
 PresetName = Literal[
-    "ce", "kd_distil_whisper_paper", "kd_distil_whisper_code", "adakd", "pskd", "self_kd", "askd", "askd_gap"
+    "ce",
+    "kd_distil_whisper_paper",
+    "kd_distil_whisper_code",
+    "adakd",
+    "pskd",
+    "self_kd",
+    "askd",
+    "askd_gap",
+    "askd_window",
 ]
 _TEACHER_TERMS = ("instance_weights", "trust_gate")
-TERMS = (*_TEACHER_TERMS, "temperature", "divergence")
-"""The fields that nothing reads if the weights of the teachers are 0."""
+_DIVERGENCE_TERMS = ("temperature", "divergence")
+_STATES_TERMS = ("states_weight",)
+TERMS = (*_TEACHER_TERMS, *_DIVERGENCE_TERMS, *_STATES_TERMS)
+"""The fields that nothing reads if the weights of the teachers are 0, or without ``decoder_states``."""
 
 
 class UniformInstances(Section):
@@ -107,38 +125,17 @@ Divergence = Annotated[KlDivergence | JsdDivergence, Field(discriminator="kind")
 """The divergence between a teacher and the student. Its fields, except kind and t_squared, are its parameters."""
 
 
-class NoHiddenStates(Section):
-    """No loss between encoder states."""
-
-    kind: Literal["none"] = "none"
-    """Which loss between encoder states of student and teacher."""
-
-
-class HiddenStatesLoss(Section):
-    """A loss between encoder states of student and teacher; it needs ``teacher.online``.
-
-    If the widths differ, a projection is trained with the student and dropped at the end.
-    """
-
-    kind: Literal["mse", "cosine"] = "mse"
-    """Which loss between encoder states of student and teacher: the mean squared error, or 1 - cosine similarity."""
-    weight: Positive = 1.0
-    """Its weight in the loss."""
-    layers: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((-1, -1),)
-    """Pairs of a student layer and a teacher layer; -1 is after the last."""
-
-
-HiddenStates = Annotated[NoHiddenStates | HiddenStatesLoss, Field(discriminator="kind")]
-"""The loss between encoder states."""
-
-
 class Objective(Section):
-    """``sum_n [c_n CE_n + a w_i g_n T^2 D(teacher, student)_n + b T^2 D(self, student)_n] / N``."""
+    """``sum_n [c_n CE_n + a w_i g_n T^2 D(teacher, student)_n + b T^2 D(self, student)_n] / N``.
+
+    Losses between encoder states and between decoder states can be added.
+    """
 
     preset: PresetName = "askd"
     """The method (`askd presets`): it fills in the fields that are not set, and fixes some of them."""
     ce_weight: Literal["complement", "instance_complement"] | float = "complement"
-    """The c_n: a number, ``complement`` for 1 - a - b, or ``instance_complement`` for 1 - a w_i g_n - b."""
+    """The c_n: a number, ``complement`` for 1 - a - b, or ``instance_complement`` for 1 - a w_i g_n - b, without a where
+    a target does not come from the teacher."""
     teacher_weight: TeacherWeight = Field(default_factory=FallingWeight)
     """The weight a of the teacher. If it ends after ``self_teacher.switch``, the two phases overlap; if before,
     cross-entropy has the time between them."""
@@ -154,6 +151,10 @@ class Objective(Section):
     """The divergence D between a teacher and the student."""
     hidden_states: HiddenStates = NoHiddenStates()
     """A loss between encoder states, added to the sum."""
+    decoder_states: DecoderStates = NoDecoderStates()
+    """A loss between decoder states, added to the sum."""
+    states_weight: StatesWeight = Field(default_factory=ConstantStatesWeight)
+    """The weight s of the teacher's decoder states."""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +169,8 @@ class Objective(Section):
         merged = _merged(kinds if preset is None else _merged(kinds, preset.values), given)
         for name, variant in variants.items():
             if isinstance(merged[name], dict):
-                merged[name] = variant.without_other_defaults(merged[name])
+                of_preset = preset.values.get(name, {}) if preset is not None else {}
+                merged[name] = variant.without_other_defaults(merged[name], of_preset)
         return merged
 
     @model_validator(mode="after")
@@ -188,8 +190,17 @@ class Objective(Section):
         why = "the teacher's weight is 0" if self.has_self_teacher else "no teacher has a weight"
         for name in self.unread_terms:
             if getattr(self, name) != _defaults()[name]:
-                raise ValueError(f"{name} would be ignored: {why}")
+                reason = "decoder_states.kind is none" if name in _STATES_TERMS else why
+                raise ValueError(f"{name} would be ignored: {reason}")
         previous_epoch = self.has_self_teacher and self.self_teacher.kind == "previous_epoch"
+        if self.decoder_states.kind != "none" and self.decoder_states.self_teacher:
+            if not self.has_self_teacher:
+                raise ValueError("decoder_states.self_teacher would be ignored: the self-teacher has no weight")
+            if previous_epoch:
+                raise ValueError(
+                    "decoder_states.self_teacher needs states, and self_teacher previous_epoch keeps only "
+                    "distributions: use snapshot, ema or best"
+                )
         if previous_epoch and self.temperature.schedule != "constant":
             raise ValueError(
                 "temperature.schedule must be constant: self_teacher previous_epoch would mix two temperatures"
@@ -198,10 +209,12 @@ class Objective(Section):
 
     @property
     def unread_terms(self) -> tuple[str, ...]:
-        """The fields that nothing reads, because the weight of the teacher, or of both teachers, is 0."""
-        if self.has_teacher:
-            return ()
-        return _TEACHER_TERMS if self.has_self_teacher else TERMS
+        """The fields of :data:`TERMS` that nothing reads here."""
+        return (
+            *(() if self.has_teacher else _TEACHER_TERMS),
+            *(() if self.has_teacher or self.has_self_teacher else _DIVERGENCE_TERMS),
+            *(_STATES_TERMS if self.decoder_states.kind == "none" else ()),
+        )
 
     @property
     def has_teacher(self) -> bool:

@@ -24,7 +24,17 @@ class Preset:
 
 _NO_TEACHER: FieldValues = {"teacher_weight": {"schedule": "constant", "start": 0.0}}
 _NO_SELF: FieldValues = {"self_teacher": {"kind": "none"}}
-_ASKD_OPEN = ("teacher_weight", "self_teacher", "temperature", "instance_weights", "trust_gate", "divergence")
+_ASKD_OPEN = (
+    "teacher_weight",
+    "self_teacher",
+    "temperature",
+    "instance_weights",
+    "trust_gate",
+    "divergence",
+    "hidden_states",
+    "decoder_states",
+    "states_weight",
+)
 _SELF_KD_OPEN = ("temperature", "divergence")
 
 
@@ -83,13 +93,25 @@ PRESETS: dict[str, Preset] = {
         "(1 - a - b) CE + a w_i g_n KD + b self-KD, a falling with time",
         "ASKD, arXiv 2601.19919",
         {},
-        (*_ASKD_OPEN, "hidden_states"),
+        _ASKD_OPEN,
     ),
     "askd_gap": Preset(
         "(1 - a - b) CE + a w_i g_n KD + b self-KD, a falling with the student's distance from the teacher",
         "ASKD with the decay driven by the losses",
         {"teacher_weight": {"schedule": "gap"}},
-        ("teacher_weight.start", "teacher_weight.end", *_ASKD_OPEN[1:], "hidden_states"),
+        ("teacher_weight.start", "teacher_weight.end", *_ASKD_OPEN[1:]),
+    ),
+    "askd_window": Preset(
+        "(1 - a - b) CE + a w_i g_n KD + b self-KD + s D_h(teacher) + b D_h(self), s and a falling with time; D_h: "
+        "squared distance of decoder states",
+        "ASKD that begins with the teacher's decoder states in 30 s windows; states as in futo-org/whisper-acft",
+        {
+            "teacher_weight": {"schedule": "linear", "start": 1.0, "end": 0.2},
+            "self_teacher": {"kind": "ema", "weight": 0.2, "switch": 0.7},
+            "decoder_states": {"kind": "mse", "layers": "all", "self_teacher": True},
+            "states_weight": {"schedule": "linear", "start": 1.0, "end": 0.0, "until": 0.7},
+        },
+        _ASKD_OPEN,
     ),
 }
 

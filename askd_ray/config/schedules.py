@@ -61,8 +61,46 @@ class GapWeight(Section):
     """The weight at a distance of 0, from 0 to 1."""
 
 
+class ConstantStatesWeight(ConstantWeight):
+    """A constant weight."""
+
+    start: Share = 1.0
+    """The weight, from 0 to 1."""
+
+
+class FallingStatesWeight(FallingWeight):
+    """A weight that falls with time."""
+
+    start: Share = 1.0
+    """The weight at the start of the run, from 0 to 1."""
+    end: Share = 0.0
+    """The weight from ``until`` on, from 0 to 1."""
+
+
+class SharpStatesWeight(SharpWeight):
+    """A weight that falls with time, by a curve whose sharpness can be set."""
+
+    start: Share = 1.0
+    """The weight at the start of the run, from 0 to 1."""
+    end: Share = 0.0
+    """The weight from ``until`` on, from 0 to 1."""
+
+
+class GapStatesWeight(GapWeight):
+    """A weight that falls with the student's distance from the teacher, not with time."""
+
+    start: Share = 1.0
+    """The weight at the first distance, from 0 to 1."""
+    end: Share = 0.0
+    """The weight at a distance of 0, from 0 to 1."""
+
+
 TeacherWeight = Annotated[ConstantWeight | FallingWeight | SharpWeight | GapWeight, Field(discriminator="schedule")]
 """The weight ``a`` of the teacher."""
+StatesWeight = Annotated[
+    ConstantStatesWeight | FallingStatesWeight | SharpStatesWeight | GapStatesWeight, Field(discriminator="schedule")
+]
+"""The weight ``s`` of the teacher's decoder states."""
 
 
 class ConstantTemperature(Section):

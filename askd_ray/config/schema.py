@@ -182,7 +182,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_targets(self) -> "Recipe":
         if not self.has_pseudo_labels:
-            pseudo_only = [name for name in Targets.model_fields if name not in ("kind", "prompt")]
+            pseudo_only = [name for name in Targets.model_fields if name not in ("kind", "prompt", "states")]
             self.targets.refuse_unread(pseudo_only, "the teacher transcribes nothing (targets.kind, data.derive)")
         return self
 
@@ -211,7 +211,8 @@ class Recipe(Section):
                 "objective.instance_weights adakd needs the teacher's loss on every utterance before the training: "
                 "cached soft labels have it, teacher.online=true does not"
             )
-        if self.teacher.online and not objective.has_teacher and objective.hidden_states.kind == "none":
+        reads_states = objective.hidden_states.kind != "none" or objective.decoder_states.kind != "none"
+        if self.teacher.online and not objective.has_teacher and not reads_states:
             raise ValueError(f"teacher.online = True would be ignored: preset {objective.preset} gives it no weight")
         if not self.teacher.online and objective.hidden_states.kind != "none":
             raise ValueError("objective.hidden_states needs the teacher beside the student: teacher.online=true")
@@ -230,5 +231,31 @@ class Recipe(Section):
             raise ValueError(
                 f"objective.hidden_states.layers names the student's encoder layers {taps}, and student.shrink changes "
                 "their numbers: only -1 (after the last) keeps its meaning"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_decoder_states(self) -> "Recipe":
+        kept, matched = self.targets.states, self.objective.decoder_states
+        if self.teacher.online:
+            self.targets.refuse_unread(["states"], "an online teacher gives its states at every step")
+        if matched.kind == "none":
+            return self
+        if not self.teacher.online and kept == "none":
+            raise ValueError(
+                "objective.decoder_states needs the teacher's decoder states: set targets.states=all, or "
+                "teacher.online=true"
+            )
+        if not self.teacher.online and kept == "last" and matched.layers != "last":
+            raise ValueError(
+                "objective.decoder_states.layers reads all layers, and targets.states = last keeps only the last: set "
+                "targets.states=all, or layers=last"
+            )
+        shrinks = any(step.decoder_layers is not None for step in self.student.shrink)
+        pairs = matched.layers if isinstance(matched.layers, tuple) else ()
+        if shrinks and any(student_layer != -1 for student_layer, _ in pairs):
+            raise ValueError(
+                "objective.decoder_states.layers names student layers, and student.shrink changes their numbers: "
+                "only -1 (the last) keeps its meaning; all and last follow the student"
             )
         return self

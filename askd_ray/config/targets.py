@@ -22,6 +22,9 @@ class Targets(Section):
     """Earlier text in front of the transcript (``<|startofprev|>``)."""
     timestamps: bool = False
     """Whether the targets contain timestamp tokens."""
+    states: Literal["none", "last", "all"] = "none"
+    """The teacher's decoder states that labels hold for ``objective.decoder_states``, as float16: ``last``, after the
+    final layer norm (2 bytes times the teacher's width for each token), or of ``all`` layers."""
     beam_size: Count = 1
     """The number of beams of the teacher's decoding; 1 is greedy."""
     max_wer: NotNegative | None = 0.1

@@ -48,8 +48,13 @@ DEFAULT_SPACE: Space = {
 }
 
 _LEARNING_RATES = tuple(f"train.optimizer.{name}" for name in ("lr", "encoder_lr", "embedding_lr"))
-_NOT_SEARCHED = ("objective.preset", "objective.hidden_states.layers")
-_SHAPES_STATE = ("objective.self_teacher.kind", "objective.self_teacher.top_k", "objective.hidden_states.kind")
+_NOT_SEARCHED = ("objective.preset", "objective.hidden_states.layers", "objective.decoder_states.layers")
+_SHAPES_STATE = (
+    "objective.self_teacher.kind",
+    "objective.self_teacher.top_k",
+    "objective.hidden_states.kind",
+    "objective.decoder_states.kind",
+)
 
 
 @cache

@@ -33,8 +33,8 @@ class Variants:
         """Return the values of the tag whose section has the field ``name``."""
         return [value for value, section in self.sections.items() if name in section.model_fields]
 
-    def without_other_defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values without those that only other sections have, if they are the default there.
+    def without_other_defaults(self, values: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values without those that only other sections have, if they are the default or the preset's.
 
         A recipe that a run has written names every field; so it can be used with another kind.
         """
@@ -43,5 +43,9 @@ class Variants:
             return dict(values)
         fields = (field for section in self.sections.values() for field in section.model_fields.items())
         others = ((name, field.default) for name, field in fields if name not in chosen.model_fields)
-        unread = {n for n, default in others if n in values and values[n] in (default, to_jsonable_python(default))}
+        unread = {
+            name
+            for name, default in others
+            if name in values and values[name] in (default, to_jsonable_python(default), preset.get(name, default))
+        }
         return {name: value for name, value in values.items() if name not in unread}

@@ -21,7 +21,7 @@ from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, decoding_window_sam
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, read_clips
-from askd_ray.data.labels import LabelKey, SoftLabels, check_labels, read_labels
+from askd_ray.data.labels import LabelKey, SoftLabels, StatesShape, check_labels, read_labels
 from askd_ray.data.length_grouped import unknown_domains
 from askd_ray.data.sampler import Planned, ReadTask, Row
 from askd_ray.data.schema import IGNORED, Batch, Utterance
@@ -35,7 +35,8 @@ from askd_ray.randomness import Draw
 class BatchLoader:
     """Makes batches of shards and labels, in the same way in a local process and in a Ray Data task.
 
-    ``teacher_n_mels`` is 0 if no online teacher needs the clean clips.
+    ``teacher_n_mels`` is 0 if no online teacher needs the clean clips; ``states_shape``: the cached decoder states that
+    the objective reads.
     """
 
     shards: Location
@@ -47,6 +48,7 @@ class BatchLoader:
     window: Window
     augment: Augment
     seed: int
+    states_shape: StatesShape = (0, 0)
     features_folder: Path | None = None
     """A cache of decoded clips that other processes share; None disables it."""
 
@@ -88,17 +90,19 @@ class BatchLoader:
         """
         shard_names = sorted({p.shard for batch in task.batches for p in batch})
         clips = {name: self._clips(self.shards / name) for name in shard_names}
-        labels = {name: read_labels(self.labels / name, self.label_key["top_k"]) for name in shard_names}
+        sizes = self.label_key["top_k"], self.states_shape
+        labels = {name: read_labels(self.labels / name, *sizes) for name in shard_names}
         for batch in task.batches:
             rows = [(clips[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
             yield partial(self._collate, rows, batch, task.epoch)
 
     def teacher_losses(self) -> NDArray[np.float32]:
-        """Return the teacher's mean loss on every train utterance that is not left out, in nats per token."""
+        """Return the teacher's mean loss, in nats per token, on every train utterance for which it has labels."""
         losses: list[float] = []
         for path in train_paths(self.shards):
             table = read_table(self.labels / path.name, ["left_out", "teacher_loss"])
-            losses += [row["teacher_loss"] for row in table.to_pylist() if not row["left_out"]]
+            rows = [row for row in table.to_pylist() if not row["left_out"]]
+            losses += [row["teacher_loss"] for row in rows if row["teacher_loss"] is not None]
         return np.asarray(losses, np.float32)
 
     def _clips(self, shard: Location) -> list[Clip]:
@@ -109,7 +113,7 @@ class BatchLoader:
 
     def _collate(self, rows: Sequence[tuple[Clip, SoftLabels]], planned: Sequence[Planned], epoch: int) -> Batch:
         if not rows:
-            return empty_batch(self.n_mels, self.label_key["top_k"], self.teacher_n_mels)
+            return empty_batch(self.n_mels, self.label_key["top_k"], self.teacher_n_mels, self.states_shape)
         n_frames = max(p.window_samples for p in planned) // HOP_LENGTH
         draws = [Draw(self.seed, epoch, clip.id, p.copy) for (clip, _), p in zip(rows, planned, strict=True)]
         log_mels, clean, lengths = list[torch.Tensor](), list[Waveform](), list[int]()
@@ -143,6 +147,7 @@ def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
     top_ids = np.zeros((n, length, k), np.int64)
     top_log_probs = np.zeros((n, length, k), np.float32)
     rest, token_loss = np.zeros((n, length), np.float32), np.zeros((n, length), np.float32)
+    states = np.zeros((n, length, *labels[0].states.shape[1:]), np.float16)
     for i, label in enumerate(labels):
         prompt = label.prompt_ids
         positions = slice(len(prompt) - 1, len(prompt) - 1 + len(label.target_ids))
@@ -152,6 +157,7 @@ def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
         top_log_probs[i, positions] = label.top_log_probs
         rest[i, positions] = label.rest_log_prob
         token_loss[i, positions] = label.token_loss
+        states[i, positions] = label.states
     return {
         "decoder_ids": decoder_ids,
         "targets": targets,
@@ -159,10 +165,12 @@ def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
         "top_log_probs": top_log_probs,
         "rest_log_prob": rest,
         "token_loss": token_loss,
+        "states": states,
+        "has_teacher": np.array([label.has_teacher for label in labels]),
     }
 
 
-def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0) -> Batch:
+def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0, states_shape: StatesShape = (0, 0)) -> Batch:
     """Return the batch for a rank that has no data while other ranks have: one silent row without any target token."""
     return Batch(
         ids=(),
@@ -173,6 +181,8 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0) -> Batch:
         top_log_probs=np.zeros((1, 1, top_k), np.float32),
         rest_log_prob=np.zeros((1, 1), np.float32),
         token_loss=np.zeros((1, 1), np.float32),
+        states=np.zeros((1, 1, *states_shape), np.float16),
+        has_teacher=np.ones(1, np.bool_),
         teacher_log_mel=np.zeros((1, teacher_n_mels, 2 if teacher_n_mels else 0), np.float32),
     )
 

@@ -18,7 +18,11 @@ from askd_ray.location import Location, PathOrUri
 _METADATA = b"askd.label_key"
 
 LabelKey = dict[str, Any]
-"""The settings of the labels: teacher (SHA-256 of its weights), prompt, targets, temperature, top_k."""
+"""The settings of the labels: teacher (SHA-256 of its weights), prompt, targets, temperature, top_k, and states if they
+hold any."""
+
+StatesShape = tuple[int, int]
+"""The number of layers and the width of decoder states; ``(0, 0)`` for none."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class SoftLabels:
     ``prompt_ids``: the decoder's prompt. ``target_ids`` int32 (n_tokens,): the text and the end token; empty if the
     utterance is left out, with the reason in ``left_out``. ``top_ids`` uint16 and ``top_log_probs`` float16
     (n_tokens, k), k = 0 for an online teacher; ``rest_log_prob`` float16 (n_tokens,): log of the probability outside
-    the top k; ``token_loss`` float16 (n_tokens,): cross-entropy of the target tokens at temperature 1, in nats.
+    the top k; ``token_loss`` float16 (n_tokens,): cross-entropy of the target tokens at temperature 1, in nats;
+    ``states`` float16 (n_tokens, n_layers, d_model): the decoder states that predict the target tokens, those of the
+    last layer after the final layer norm. ``has_teacher``: False for a target that does not come from the teacher; its
+    soft labels and states are zeros, and count in no term of the objective.
     """
 
     content_hash: str
@@ -39,6 +46,8 @@ class SoftLabels:
     top_log_probs: NDArray[np.float16]
     rest_log_prob: NDArray[np.float16]
     token_loss: NDArray[np.float16]
+    states: NDArray[np.float16]
+    has_teacher: bool = True
 
     @property
     def teacher_loss(self) -> float:
@@ -46,7 +55,8 @@ class SoftLabels:
         return float(self.token_loss.astype(np.float64).mean()) if len(self.token_loss) else 0.0
 
 
-_ARRAYS = {"top_ids": "<u2", "top_log_probs": "<f2", "rest_log_prob": "<f2", "token_loss": "<f2"}
+ARRAYS = {"top_ids": "<u2", "top_log_probs": "<f2", "rest_log_prob": "<f2", "token_loss": "<f2", "states": "<f2"}
+"""The arrays of :class:`SoftLabels` that the teacher fills, with their types in a label shard."""
 
 
 def write_labels(path: PathOrUri, labels: Sequence[SoftLabels], key: LabelKey) -> None:
@@ -57,8 +67,8 @@ def write_labels(path: PathOrUri, labels: Sequence[SoftLabels], key: LabelKey) -
             "prompt_ids": list(label.prompt_ids),
             "target_ids": label.target_ids.tolist(),
             "left_out": label.left_out,
-            "teacher_loss": label.teacher_loss,
-            **{name: getattr(label, name).astype(dtype).tobytes() for name, dtype in _ARRAYS.items()},
+            "teacher_loss": label.teacher_loss if label.has_teacher else None,
+            **{name: getattr(label, name).astype(dtype).tobytes() for name, dtype in ARRAYS.items()},
         }
         for label in labels
     ]
@@ -87,7 +97,7 @@ def check_labels(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> None:
         metadata = pq.read_schema(file).metadata or {}
     made_with: LabelKey = json.loads(metadata.get(_METADATA, b"{}"))
     for name, expected in key.items():
-        if made_with.get(name) != expected:
+        if made_with.get(name) != expected and not (name == "states" and made_with.get(name) == "all"):
             raise AskdError(
                 f"stale soft labels in {path.parent}: made with {name} {made_with.get(name)}, the recipe asks for "
                 f"{expected}: run `askd label` again"
@@ -96,20 +106,29 @@ def check_labels(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> None:
         raise AskdError(f"stale soft labels in {path}: {shard.name} has other utterances now: run `askd label` again")
 
 
-def read_labels(path: PathOrUri, top_k: int) -> list[SoftLabels]:
-    """Read a label shard; call :func:`check_labels` first."""
+def read_labels(path: PathOrUri, top_k: int, states_shape: StatesShape = (0, 0)) -> list[SoftLabels]:
+    """Read a label shard; call :func:`check_labels` first.
+
+    ``states_shape``: the decoder states to read; if the shard has more layers, the last ones are read.
+    """
     labels: list[SoftLabels] = []
-    for row in read_table(path).to_pylist():
-        arrays = {name: np.frombuffer(row[name], dtype) for name, dtype in _ARRAYS.items()}
-        for name in ("top_ids", "top_log_probs"):
-            arrays[name] = arrays[name].reshape(len(row["target_ids"]), top_k)
+    n_layers, width = states_shape
+    columns = [name for name in LABEL_SCHEMA.names if name != "states" or n_layers]
+    for row in read_table(path, columns).to_pylist():
+        arrays = {name: np.frombuffer(row.get(name, b""), dtype) for name, dtype in ARRAYS.items()}
         target_ids = np.asarray(row["target_ids"], np.int32)
+        for name in ("top_ids", "top_log_probs"):
+            arrays[name] = arrays[name].reshape(len(target_ids), top_k)
+        n_stored = arrays["states"].size // max(1, len(target_ids) * width)
+        states = arrays["states"].reshape(len(target_ids), n_stored or n_layers, width)
+        arrays["states"] = states[:, states.shape[1] - n_layers :]
         labels.append(
             SoftLabels(
                 content_hash=row["content_hash"],
                 prompt_ids=tuple(row["prompt_ids"]),
                 target_ids=target_ids,
                 left_out=row["left_out"],
+                has_teacher=row["teacher_loss"] is not None,
                 **arrays,
             )
         )

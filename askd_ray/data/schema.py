@@ -66,7 +66,8 @@ LABEL_SCHEMA = pa.schema(
             "token_loss",
             pa.binary(),
         ),  # float16 (n_tokens,): cross-entropy of each target token at temperature 1, in nats
-        ("teacher_loss", pa.float32()),  # mean cross-entropy of the target tokens, in nats
+        ("teacher_loss", pa.float32()),  # mean cross-entropy of the target tokens, in nats; null: no teacher's labels
+        ("states", pa.binary()),  # float16 (n_tokens, n_layers, d_model): the teacher's decoder states; empty without
     ]
 )
 """A label shard: one row for every row of the shard of the same name, in its order."""
@@ -128,8 +129,10 @@ class Batch:
     ``targets`` (batch, length) int64: the text and the end token, -100 at positions without loss; ``top_ids`` int64 and
     ``top_log_probs`` float32 (batch, length, k), ``rest_log_prob`` float32 (batch, length): the teacher's soft labels
     at the same positions, and ``token_loss`` float32 (batch, length) its cross-entropy there (k = 0 and zeros for an
-    online teacher); ``teacher_log_mel`` (batch, n_mels, 3000) float32: the clean clip in its padded window, for an
-    online teacher (otherwise 0 frames); ``ids``: the utterances' ids.
+    online teacher); ``states`` float16 (batch, length, n_layers, d_model): its decoder states there (no layers if the
+    objective reads none); ``has_teacher`` bool (batch,): False for utterances without its labels; ``teacher_log_mel``
+    (batch, n_mels, 3000) float32: the clean clip in its padded window, for an online teacher (otherwise 0 frames);
+    ``ids``: the utterances' ids.
     """
 
     ids: tuple[str, ...]
@@ -140,6 +143,8 @@ class Batch:
     top_log_probs: NDArray[np.float32]
     rest_log_prob: NDArray[np.float32]
     token_loss: NDArray[np.float32]
+    states: NDArray[np.float16]
+    has_teacher: NDArray[np.bool_]
     teacher_log_mel: NDArray[np.float32]
 
     @property

@@ -76,6 +76,14 @@ def layer_maps(settings: Student, config: WhisperConfig) -> list[LayerMap]:
     return maps
 
 
+def decoder_sources(layer_maps: Sequence[LayerMap]) -> Groups:
+    """Return the decoder's layers after some layer maps, each as the indices of its layers in the initial model."""
+    groups = layer_maps[0].decoder
+    for layer_map in layer_maps[1:]:
+        groups = _joined(groups, layer_map.decoder)
+    return groups
+
+
 def unmerged_groups(n_layers: int) -> Groups:
     """Return the groups that keep all ``n_layers`` layers, each as one layer."""
     return tuple((i,) for i in range(n_layers))

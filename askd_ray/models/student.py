@@ -4,8 +4,8 @@ A new kind of student implements both, as :mod:`askd_ray.models.whisper_student`
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,10 +23,16 @@ class EncoderOutput:
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """The last hidden states ``(batch, length, d_model)``, one per token; the projection turns them into logits."""
+    """The last hidden states ``(batch, length, d_model)``, one per token; the projection turns them into logits.
+
+    ``tapped``: decoder states of some layers, of the same shape, by the teacher's layer that they are compared with (-1
+    is the last); a student also returns them ``projected`` to the teacher's width.
+    """
 
     hidden: torch.Tensor
     encoded: EncoderOutput
+    tapped: Mapping[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
+    projected: Mapping[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
 
 
 class StudentModel(nn.Module, ABC):

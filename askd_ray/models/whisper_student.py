@@ -1,6 +1,7 @@
 """The Whisper student: a Whisper on trimmed windows, with the layers that the recipe keeps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from askd_ray.models.generate import greedy
 from askd_ray.models.layer_map import apply_layer_map, build_student, layer_maps
 from askd_ray.models.load import load_config, load_whisper, save_whisper
 from askd_ray.models.reference import resolve
-from askd_ray.models.student import Cost, EncoderOutput, StudentModel
+from askd_ray.models.state_pairs import decoder_pairs
+from askd_ray.models.student import Cost, DecoderOutput, EncoderOutput, StudentModel
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.text.tokens import Tokens
 
@@ -26,8 +28,9 @@ _SINUSOIDS = "whisper.model.encoder.embed_positions.weight"  # computed, not lea
 class WhisperStudent(WindowedWhisper, StudentModel):
     """A Whisper that is trained.
 
-    ``widths``: the teacher's width for each of the ``tapped_layers``; where it differs from the student's, a learnt
-    projection maps the states to it. These projections are not saved with the student.
+    ``widths``: the teacher's width for each of the ``tapped_layers``; ``decoder_width``: its width for all
+    ``decoder_layers``. Where it differs from the student's, a learnt projection maps the states to it. These
+    projections are not saved with the student.
     """
 
     def __init__(
@@ -36,18 +39,33 @@ class WhisperStudent(WindowedWhisper, StudentModel):
         tapped_layers: Sequence[int] = (),
         widths: Sequence[int] = (),
         shrunk: int = 0,
+        decoder_layers: Mapping[int, int] | None = None,
+        decoder_width: int = 0,
     ):
-        super().__init__(model, tapped_layers)
+        super().__init__(model, tapped_layers, decoder_layers)
         self.shrunk = shrunk
         self.widths = tuple(widths)
         width = model.config.d_model
         self.to_widths = nn.ModuleList(nn.Identity() if w == width else nn.Linear(width, w) for w in widths)
+        self.decoder_width = decoder_width
+        # By the teacher's layer: a shrinking changes the numbers of the student's layers.
+        projected = self.decoder_layers if decoder_width != width else {}
+        self.to_decoder_width = nn.ModuleDict({str(layer): nn.Linear(width, decoder_width) for layer in projected})
 
     def encode(self, log_mel: torch.Tensor) -> EncoderOutput:
         """Return the encoder states, the tapped ones in the teacher's width."""
         encoded = super().encode(log_mel)
         tapped = tuple(to(states) for to, states in zip(self.to_widths, encoded.tapped, strict=True))
         return EncoderOutput(encoded.states, tapped)
+
+    def forward(
+        self, log_mel: torch.Tensor, decoder_ids: torch.Tensor, encoded: EncoderOutput | None = None
+    ) -> DecoderOutput:
+        """Return the hidden states at tokens ``(batch, length)``, the tapped ones also in the teacher's width."""
+        decoded = super().forward(log_mel, decoder_ids, encoded)
+        projections = {int(layer): projection for layer, projection in self.to_decoder_width.items()}
+        projected = {n: projections[n](s) if n in projections else s for n, s in decoded.tapped.items()}
+        return replace(decoded, projected=projected)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters by group; projections to the teacher's width belong to the decoder's group."""
@@ -73,14 +91,15 @@ class WhisperStudentKind:
     """Builds a recipe's Whisper student, before and after each shrinking; saves, loads and decodes it.
 
     ``teacher_width`` is the width of an online teacher's encoder states, for the loss between encoder states.
-    Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged, or when the vocabulary of
-    ``student.init`` is not the teacher's.
+    Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged or compared, or when the
+    vocabulary of ``student.init`` is not the teacher's.
     """
 
     def __init__(self, recipe: Recipe, teacher_width: int = 0):
         init, teacher = recipe.student.init, recipe.teacher.model
         self._recipe, self._width = recipe, teacher_width
-        self._shrinkings = layer_maps(recipe.student, load_config(init or teacher))[1:]
+        self._layer_maps = layer_maps(recipe.student, load_config(init or teacher))
+        self._decoder_pairs = [decoder_pairs(recipe, self._layer_maps[: n + 1]) for n in range(len(self._layer_maps))]
         self._tokens = Tokens(resolve(init or teacher))
         if init is not None and _vocabulary(self._tokens) != _vocabulary(Tokens(resolve(teacher))):
             raise AskdError(
@@ -97,13 +116,16 @@ class WhisperStudentKind:
         """Return a student with the same tensors, on the CPU and uninitialised; it decodes like ``student``."""
         model = empty_whisper(student.whisper.config)
         model.generation_config = student.whisper.generation_config
-        return WhisperStudent(model, student.tapped_layers, student.widths, student.shrunk)
+        taps = student.decoder_layers, student.decoder_width
+        return WhisperStudent(model, student.tapped_layers, student.widths, student.shrunk, *taps)
 
     def shrink(self, student: WhisperStudent) -> tuple[WhisperStudent, Callable[[str], Sequence[str]]]:
         """Return the student after its next shrinking, and the function from its parameters to their sources."""
-        layer_map = self._shrinkings[student.shrunk]
+        layer_map = self._layer_maps[student.shrunk + 1]
         smaller = self._wrap(apply_layer_map(student.whisper, layer_map), student.shrunk + 1)
         smaller.to_widths = student.to_widths
+        for layer in smaller.to_decoder_width:
+            smaller.to_decoder_width[layer] = student.to_decoder_width[layer]
         return smaller, layer_map.sources
 
     def save(self, student: WhisperStudent, folder: Path) -> None:
@@ -131,7 +153,10 @@ class WhisperStudentKind:
         if self._recipe.train.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         tapped_layers = [student_layer for student_layer, _ in layers]
-        return WhisperStudent(model, tapped_layers, [self._width] * len(layers), n_shrunk)
+        pairs, width = self._decoder_pairs[n_shrunk], 0
+        if pairs:
+            width = load_config(self._recipe.teacher.model).d_model
+        return WhisperStudent(model, tapped_layers, [self._width] * len(layers), n_shrunk, pairs, width)
 
 
 def _vocabulary(tokens: Tokens) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Whisper on trimmed windows: the encoder computes only the positions that the window has, not all 30 s."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -34,13 +34,20 @@ class WindowedWhisper(nn.Module):
     """A Whisper whose forward pass takes windows of any length up to 30 s, and tokens.
 
     It returns hidden states, not logits: logits are large. ``tapped_layers``: encoder layers whose states are returned
-    too.
+    too. ``decoder_layers``: decoder layers whose states are returned too, by the teacher's layer that they are compared
+    with; the states of the last layer are those after the final layer norm.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration, tapped_layers: Sequence[int] = ()):
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration,
+        tapped_layers: Sequence[int] = (),
+        decoder_layers: Mapping[int, int] | None = None,
+    ):
         super().__init__()
         self.whisper = model
         self.tapped_layers = tuple(tapped_layers)
+        self.decoder_layers = dict(decoder_layers or {})
 
     @property
     def n_mels(self) -> int:
@@ -67,6 +74,11 @@ class WindowedWhisper(nn.Module):
         if encoded is None:
             encoded = self.encode(log_mel)
         decoded = self.whisper.model.decoder(
-            input_ids=decoder_ids, encoder_hidden_states=encoded.states, use_cache=False
+            input_ids=decoder_ids,
+            encoder_hidden_states=encoded.states,
+            use_cache=False,
+            output_hidden_states=bool(self.decoder_layers),
         )
-        return DecoderOutput(decoded.last_hidden_state, encoded)
+        after = (decoded.hidden_states or ())[1:]  # the first are the embeddings
+        tapped = {teacher_layer: after[layer] for teacher_layer, layer in self.decoder_layers.items()}
+        return DecoderOutput(decoded.last_hidden_state, encoded, tapped)

@@ -1,7 +1,7 @@
 """The objective of one batch, as sums over tokens: the training step divides once, by the global token count.
 
-``L = sum_n [c_n CE_n + a w_i g_n T^2 D(teacher, student)_n + b T^2 D(self, student)_n] / N`` with c_n = 1 - a - b
-(ASKD), 1 - a w_i g_n - b (AdaKD) or a constant (Distil-Whisper); see docs/objective.md.
+``L = sum_n [c_n CE_n + a m_n w_i g_n T^2 D(teacher, student)_n + b T^2 D(self, student)_n] / N`` with
+c_n = 1 - a m_n - b (ASKD), 1 - a m_n w_i g_n - b (AdaKD) or a constant (Distil-Whisper); see docs/objective.md.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,22 @@ from askd_ray.objective.instance_weights import trust_gate
 from askd_ray.objective.references import Distribution, Reference
 from askd_ray.objective.schedules import Weights
 
-PARTS = ("loss", "ce", "kd", "self_kd", "teacher_ce", "teacher_share")
-"""The sums over target tokens: the loss, its parts before weighting (nats), the teacher's cross-entropy of the
-references, and ``w_i g_n``. A part with weight 0 is not computed and stays 0."""
+OF_TEACHER = ("kd", "teacher_ce", "teacher_share", "taught_ce")
+PARTS = ("loss", "ce", "self_kd", *OF_TEACHER, "taught")
+"""The sums over target tokens: the loss, its parts before weighting (nats), and ``taught``, the number of tokens that
+have a teacher; over those tokens :data:`OF_TEACHER`: the divergence from it, its cross-entropy of the references,
+``w_i g_n``, and the student's cross-entropy. A part with weight 0 is not computed and stays 0."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """The target tokens of a batch, their utterances' instance weights ``w_i`` (both ``(n_tokens,)``), and teachers."""
+    """The target tokens of a batch ``(n_tokens,)``, of the same shape values of their utterances, and teachers.
+
+    ``has_teacher`` is m_n (bool), ``instance_weights`` is w_i.
+    """
 
     targets: torch.Tensor
+    has_teacher: torch.Tensor
     instance_weights: torch.Tensor
     teacher: Reference | None
     self_teacher: Reference | None
@@ -49,7 +55,7 @@ def objective_sums(
     b = weights.self_weight if tokens.self_teacher is not None else 0.0
 
     def sums_of(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        targets, w = tokens.targets[rows], tokens.instance_weights[rows]
+        targets, taught, w = tokens.targets[rows], tokens.has_teacher[rows], tokens.instance_weights[rows]
         logits = logits.float()
         log_q = torch.log_softmax(logits, dim=-1)
         log_q_soft = log_q if t == 1.0 else torch.log_softmax(logits / t, dim=-1)
@@ -58,12 +64,14 @@ def objective_sums(
         kd = self_kd = teacher_ce = share = torch.zeros_like(ce)
         if a > 0.0 and tokens.teacher is not None:
             teacher = tokens.teacher.distribution(rows, targets, t)
-            teacher_ce, share = teacher.token_loss, w * trust_gate(settings.trust_gate, teacher.token_loss)
-            kd = scale * _divergence(settings, teacher, log_q_soft)
+            teacher_ce = taught * teacher.token_loss
+            share = taught * w * trust_gate(settings.trust_gate, teacher.token_loss)
+            kd = scale * taught * _divergence(settings, teacher, log_q_soft)
         if b > 0.0 and tokens.self_teacher is not None:
             self_kd = scale * _divergence(settings, tokens.self_teacher.distribution(rows, targets, t), log_q_soft)
-        loss = _ce_weight(settings, a, b, share) * ce + a * share * kd + b * self_kd
-        return torch.stack([part.sum() for part in (loss, ce, kd, self_kd, teacher_ce, share)])
+        loss = _ce_weight(settings, (a, b), taught, share) * ce + a * share * kd + b * self_kd
+        parts = (loss, ce, self_kd, kd, teacher_ce, share, taught * ce, taught.to(ce.dtype))
+        return torch.stack([part.sum() for part in parts])
 
     return chunked_sums(*student, sums_of)
 
@@ -72,8 +80,11 @@ def _divergence(settings: Objective, reference: Distribution, log_q: torch.Tenso
     return divergence(settings.divergence, reference.log_p, reference.of_student(log_q))
 
 
-def _ce_weight(settings: Objective, a: float, b: float, share: torch.Tensor) -> torch.Tensor | float:
-    """Return ``c_n``; ``share`` is ``w_i g_n`` of the tokens."""
+def _ce_weight(
+    settings: Objective, ab: tuple[float, float], taught: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor | float:
+    """Return ``c_n``; ``taught`` is ``m_n`` and ``share`` is ``m_n w_i g_n`` of the tokens."""
+    a, b = ab
     if settings.ce_weight == "complement":
-        return 1.0 - a - b
+        return torch.where(taught, 1.0 - a - b, 1.0 - b)
     return 1.0 - a * share - b if settings.ce_weight == "instance_complement" else settings.ce_weight

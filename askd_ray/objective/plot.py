@@ -1,4 +1,4 @@
-"""A picture of a recipe's schedules, drawn without training: a, b, T and k over progress."""
+"""A picture of a recipe's schedules, drawn without training: a, b, s, T and k over progress."""
 
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ def schedule_arrays(recipe: Recipe) -> dict[str, list[float]]:
         "b": [w.self_weight for w in weights],
         "T": [w.temperature for w in weights],
         "k": [w.k for w in weights],
+        "s": [w.states_weight for w in weights],
     }
 
 
@@ -36,8 +37,9 @@ def plot_schedule(recipe: Recipe, path: Path) -> Path:
     path, arrays = local_path(path), schedule_arrays(recipe)
     figure, axes = figure_of(1 + _varies(arrays["T"]) + _varies(arrays["k"]))
     weight_axis = axes[0]
-    for name, label, style in (("a", "a, teacher", "-"), ("b", "b, self", "-")):
-        weight_axis.plot(arrays["u"], arrays[name], style, label=label, linewidth=2)
+    for name, label in (("a", "a, teacher"), ("b", "b, self"), ("s", "s, teacher's decoder states")):
+        if name != "s" or any(arrays[name]):
+            weight_axis.plot(arrays["u"], arrays[name], label=label, linewidth=2)
     if recipe.objective.ce_weight == "complement":
         ce = [1.0 - a - b for a, b in zip(arrays["a"], arrays["b"], strict=True)]
         weight_axis.plot(arrays["u"], ce, ":", label="cross-entropy", color="grey")

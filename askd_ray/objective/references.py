@@ -1,6 +1,7 @@
 """Reference distributions for the student: cached top-k labels, or another model's whole distribution."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -29,6 +30,11 @@ class Distribution:
 class Reference(Protocol):
     """A reference for all target tokens of a batch. It gives a few rows at a time: whole distributions are large."""
 
+    @property
+    def states(self) -> Mapping[int, torch.Tensor]:
+        """Decoder states ``(n_tokens, d_model)`` by the teacher's layer; empty if nothing compares them."""
+        ...
+
     def distribution(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
         """Return the distribution at the target tokens ``rows``, whose ids are ``targets``."""
         ...
@@ -38,13 +44,14 @@ class Reference(Protocol):
 class TopK:
     """Top-k labels of ``n_tokens`` tokens, computed at the run's temperature.
 
-    ``ids`` and ``log_probs`` (n_tokens, k), ``rest`` and ``token_loss`` (n_tokens,).
+    ``ids`` and ``log_probs`` (n_tokens, k), ``rest`` and ``token_loss`` (n_tokens,); ``states`` by the teacher's layer.
     """
 
     ids: torch.Tensor
     log_probs: torch.Tensor
     rest: torch.Tensor
     token_loss: torch.Tensor
+    states: Mapping[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
 
     def distribution(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
         """Return the buckets, normalised again because float16 has rounded them."""
@@ -54,10 +61,14 @@ class TopK:
 
 @dataclass(frozen=True)
 class Dense:
-    """Another model's whole distribution, from its last hidden states ``(n_tokens, d_model)`` and its projection."""
+    """Another model's whole distribution, from its last hidden states ``(n_tokens, d_model)`` and its projection.
+
+    ``states``: its decoder states by the teacher's layer.
+    """
 
     hidden: torch.Tensor
     projection: torch.Tensor
+    states: Mapping[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
 
     @torch.no_grad()
     def distribution(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:

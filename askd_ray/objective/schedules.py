@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from askd_ray.config.objective import InstanceWeights, Objective
-from askd_ray.config.schedules import SHARPNESS, SharpWeight, TeacherWeight, Temperature
+from askd_ray.config.schedules import SHARPNESS, SharpWeight, StatesWeight, TeacherWeight, Temperature
 from askd_ray.config.self_teacher import SelfTeacherConfig
 from askd_ray.errors import AskdError
 
@@ -51,12 +51,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Weights:
-    """The scheduled values of a step: ``teacher_weight`` is a, ``self_weight`` is b, ``k`` is AdaKD's k."""
+    """The scheduled values of a step.
+
+    ``teacher_weight`` is a, ``self_weight`` is b, ``k`` is AdaKD's k, ``states_weight`` is s.
+    """
 
     teacher_weight: float
     self_weight: float
     temperature: float = 1.0
     k: float = 0.0
+    states_weight: float = 0.0
 
 
 @dataclass
@@ -94,8 +98,11 @@ class Gap:
         return asdict(self)
 
 
-def teacher_weight(settings: TeacherWeight, u: float, gap: float = 1.0) -> float:
-    """Return ``a`` at progress ``u``: from ``start`` to ``end``, reached at ``until``; ``gap`` is :attr:`Gap.value`."""
+def teacher_weight(settings: TeacherWeight | StatesWeight, u: float, gap: float = 1.0) -> float:
+    """Return ``a`` or ``s`` at progress ``u``: from ``start`` to ``end``, reached at ``until``.
+
+    ``gap`` is :attr:`Gap.value`.
+    """
     if settings.schedule == "constant":
         return settings.start
     if settings.schedule == "gap":
@@ -139,6 +146,7 @@ def weights_at(objective: Objective, progress: Progress, gap: float = 1.0) -> We
         self_weight(objective.self_teacher, progress),
         temperature(objective.temperature, progress.u),
         adakd_k(objective.instance_weights, progress.u),
+        teacher_weight(objective.states_weight, progress.u, gap) if objective.decoder_states.kind != "none" else 0.0,
     )
 
 

@@ -33,7 +33,10 @@ class SelfTeacher(Protocol):
         ...
 
     def reference(self, batch: TensorBatch) -> Reference | None:
-        """Return the distributions for a batch's target tokens, or None while there are none: the weight is then 0."""
+        """Return the distributions (and a copy's decoder states) for a batch's target tokens.
+
+        None while there are none: the weight is then 0.
+        """
         ...
 
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
@@ -90,7 +93,7 @@ class _Copy(Generic[Config]):
         if self.model is None:
             return None
         decoded = self.model(batch.log_mel, batch.decoder_ids)
-        return Dense(decoded.hidden[batch.valid], self.model.projection)
+        return Dense(decoded.hidden[batch.valid], self.model.projection, batch.at_targets(decoded.tapped))
 
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
         """Do nothing: a copy does not depend on single batches."""

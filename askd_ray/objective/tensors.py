@@ -1,5 +1,6 @@
 """A batch as tensors on a device."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +23,8 @@ class TensorBatch:
     top_log_probs: torch.Tensor
     rest_log_prob: torch.Tensor
     token_loss: torch.Tensor
+    states: torch.Tensor
+    has_teacher: torch.Tensor
     teacher_log_mel: torch.Tensor
 
     @classmethod
@@ -47,6 +50,10 @@ class TensorBatch:
     def teacher_loss(self) -> torch.Tensor:
         """The teacher's mean cross-entropy on each utterance, ``(batch,)``, in nats a token."""
         return (self.token_loss * self.valid).sum(dim=1) / self.lengths.clamp_min(1)
+
+    def at_targets(self, states: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Return states of layers ``(batch, length, d_model)`` at the target tokens: ``(n_tokens, d_model)``."""
+        return {layer: of_layer[self.valid] for layer, of_layer in states.items()}
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
         """Repeat values of utterances ``(batch,)`` for their target tokens ``(n_tokens,)``."""

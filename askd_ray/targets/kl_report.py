@@ -92,7 +92,7 @@ def measure(recipe: Recipe, shard: PathOrUri, labels: PathOrUri) -> list[KlLost]
     """
     use_threads()
     rows = zip(to_utterances(read_table(shard)), read_labels(labels, recipe.teacher.top_k), strict=True)
-    sample = [row for row in rows if not row[1].left_out][:SAMPLE_UTTERANCES]
+    sample = [row for row in rows if row[1].has_teacher and not row[1].left_out][:SAMPLE_UTTERANCES]
     student, _ = build_student(recipe.student, recipe.teacher.model)
     teacher, _ = load_whisper(recipe.teacher.model)
     for model in (student, teacher):

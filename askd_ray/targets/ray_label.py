@@ -8,7 +8,7 @@ import torch
 
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
-from askd_ray.data.labels import LabelKey, labels_match, read_labels, write_labels
+from askd_ray.data.labels import ARRAYS, LabelKey, labels_match, read_labels, write_labels
 from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.ray_stream import configure
 from askd_ray.data.shards import derived_paths, read_shard, read_table, train_paths
@@ -22,7 +22,7 @@ from askd_ray.ray_errors import user_error
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.targets.kl_report import KlLost, kl_table, measure
 from askd_ray.targets.pseudo_label import teacher_engine
-from askd_ray.targets.soft_labels import kept_tokens, label_key
+from askd_ray.targets.soft_labels import kept_states, kept_tokens, label_key
 from askd_ray.targets.soft_labels import label as label_utterances
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import usable_device, use_threads
@@ -88,7 +88,7 @@ def _finish_labels(run: Run, shards: list[Location], teacher: Tokens) -> Result:
     recipe = run.recipe
     # Readers of the labels need the tokenizer to decode the target ids.
     (run.labels / "tokenizer.json").write_bytes(teacher.file.read_bytes())
-    result = _summary(run.labels, shards, kept_tokens(recipe))
+    result = _summary(run.labels, shards, recipe)
     if not result["labelled"]:
         raise AskdError(f"label: all {result['utterances']} utterances are left out ({_listed(result['left_out'])})")
     report = [] if recipe.teacher.online else _kl_report(run, shards[0])
@@ -147,24 +147,25 @@ def _kl_of(lost: KlLost) -> dict[str, float]:
     return {"kl_lost": round(lost.nats, 5), "kl_lost_share": round(lost.share, 5)}
 
 
-def _summary(folder: Location, shards: list[Location], top_k: int) -> dict[str, Any]:
-    arrays = ("top_ids", "top_log_probs", "rest_log_prob", "token_loss")
+def _summary(folder: Location, shards: list[Location], recipe: Recipe) -> dict[str, Any]:
+    sizes = kept_tokens(recipe), kept_states(recipe)
     left_out: Counter[str] = Counter()
-    n_labels = n_tokens = n_bytes = 0
+    n_labels = n_tokens = n_of_teacher = n_bytes = 0
     loss = 0.0
     for shard in shards:  # one at a time: all label shards together may not fit into memory
-        for label in read_labels(folder / shard.name, top_k):
+        for label in read_labels(folder / shard.name, *sizes):
             n_labels += 1
             left_out.update([label.left_out] if label.left_out else [])
             n_tokens += len(label.target_ids)
-            n_bytes += sum(getattr(label, name).nbytes for name in arrays)
-            loss += label.teacher_loss * len(label.target_ids)
+            n_bytes += sum(getattr(label, name).nbytes for name in ARRAYS)
+            n_of_teacher += label.has_teacher * len(label.target_ids)
+            loss += label.has_teacher * label.teacher_loss * len(label.target_ids)
     return {
         "utterances": n_labels,
         "labelled": n_labels - left_out.total(),
         "left_out": dict(left_out.most_common()),
         "tokens": n_tokens,
-        "teacher_loss": round(loss / max(n_tokens, 1), 4),
+        "teacher_loss": round(loss / max(n_of_teacher, 1), 4),
         "bytes_per_token": round(n_bytes / max(n_tokens, 1), 1),
     }
 

@@ -1,7 +1,8 @@
 """Soft labels: the teacher's top-k log-probabilities for every target token, and the probability of the rest.
 
 The teacher gets the clean clip in its padded 30 s window and is forced along the target: the reference text, or its
-own transcript. Labels hold ``log_softmax(logits / T)``, so they are valid for one temperature.
+own transcript. Labels hold ``log_softmax(logits / T)``, so they are valid for one temperature. With ``targets.states``
+they also hold its decoder states.
 """
 
 import dataclasses
@@ -9,17 +10,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import WhisperForConditionalGeneration
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.config.schema import Recipe
-from askd_ray.data.labels import LabelKey, SoftLabels
+from askd_ray.data.labels import LabelKey, SoftLabels, StatesShape
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.divergence.buckets import to_buckets
+from askd_ray.errors import AskdError
 from askd_ray.models.engine import Engine
+from askd_ray.models.load import load_config
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.models.windows import encode
 from askd_ray.targets.pseudo_label import Target, targets_of
@@ -29,7 +33,8 @@ from askd_ray.text.tokens import Tokens
 def label_key(recipe: Recipe) -> LabelKey:
     """Return the settings that decide the labels of a recipe, besides the utterances (they have a content hash)."""
     targets = recipe.targets
-    pseudo = targets.model_dump(mode="json", exclude={"kind", "prompt"}) if recipe.has_pseudo_labels else {}
+    other = {"kind", "prompt", "states"}
+    pseudo = targets.model_dump(mode="json", exclude=other) if recipe.has_pseudo_labels else {}
     prompt = Tokens(resolve(recipe.teacher.model)).prompt(prompt=targets.prompt, timestamps=targets.timestamps)
     return {
         "format": 3,
@@ -40,12 +45,22 @@ def label_key(recipe: Recipe) -> LabelKey:
         "prompt_ids": list(prompt),  # the ids decide the labels; the prompt's text is for messages
         "temperature": recipe.objective.temperature.start if not recipe.teacher.online else None,
         "top_k": kept_tokens(recipe),
+        # Not "none": labels with states also serve a recipe that reads none.
+        **({"states": targets.states} if targets.states != "none" else {}),
     }
 
 
 def kept_tokens(recipe: Recipe) -> int:
     """Return the number of the teacher's log-probabilities that labels keep per token; 0 for an online teacher."""
     return 0 if recipe.teacher.online else recipe.teacher.top_k
+
+
+def kept_states(recipe: Recipe) -> StatesShape:
+    """Return the shape of the decoder states that labels keep per token."""
+    if recipe.targets.states == "none":
+        return 0, 0
+    config = load_config(recipe.teacher.model)
+    return config.decoder_layers if recipe.targets.states == "all" else 1, config.d_model
 
 
 @torch.no_grad()
@@ -62,25 +77,25 @@ def label(
     filter drops its pseudo-label: its labels are then empty and have the reason. With an online teacher, labels hold
     only the targets. ``engine`` makes the pseudo-labels, by default :func:`teacher_engine` of the recipe.
 
-    Raises :class:`AskdError` when the audio of a shard cannot be decoded.
+    Raises :class:`AskdError` when the audio of a shard cannot be decoded, or when a decoder state is too large for
+    float16.
     """
     targets = targets_of(utterances, recipe, tokens, engine)
     n_positions = model.config.max_target_positions
-    labels = [_draft(tokens, u, t, recipe, n_positions) for u, t in zip(utterances, targets, strict=True)]
-    todo = [] if recipe.teacher.online else [i for i, u in enumerate(utterances) if _has_soft_labels(u, labels[i])]
+    shape = kept_states(recipe)
+    labels = [_draft(tokens, u, t, recipe, n_positions, shape) for u, t in zip(utterances, targets, strict=True)]
+    todo = [i for i, made in enumerate(labels) if made.has_teacher and not made.left_out and not recipe.teacher.online]
     todo.sort(key=lambda i: len(labels[i].target_ids))  # batches of similar length have less padding
     for start in range(0, len(todo), recipe.teacher.batch_size):
         rows = todo[start : start + recipe.teacher.batch_size]
         waveforms = [waveform_of(utterances[i]) for i in rows]
-        logits = forced_logits(model, waveforms, [PADDED_SAMPLES] * len(rows), [labels[i] for i in rows])
-        for i, clip_logits in zip(rows, logits, strict=True):
-            labels[i] = _with_soft_labels(labels[i], clip_logits, recipe)
+        states = forced_states(model, waveforms, [PADDED_SAMPLES] * len(rows), [labels[i] for i in rows])
+        for i, clip_states in zip(rows, states, strict=True):
+            labels[i] = _with_soft_labels(labels[i], model.proj_out(clip_states[-1]).float(), recipe)
+            if n_layers := shape[0]:
+                kept = _in_float16(clip_states[-n_layers:], utterances[i].id, recipe)
+                labels[i] = dataclasses.replace(labels[i], states=kept)
     return labels
-
-
-def _has_soft_labels(utterance: Utterance, label: SoftLabels) -> bool:
-    """Whether the teacher is asked: not for clips without speech, where it invents words, and not for dev."""
-    return not label.left_out and utterance.derived != "non_speech" and utterance.split == "train"
 
 
 def forced_logits(
@@ -89,24 +104,42 @@ def forced_logits(
     windows: Sequence[int],
     labels: Sequence[SoftLabels],
 ) -> Iterator[torch.Tensor]:
-    """Yield a model's logits ``(n_tokens, n_vocab)`` along the targets of each clip. ``windows`` are in samples.
+    """Yield a model's logits ``(n_tokens, n_vocab)`` along the targets of each clip. ``windows`` are in samples."""
+    for states in forced_states(model, waveforms, windows, labels):
+        yield model.proj_out(states[-1]).float()
 
-    Encoder and decoder run on all clips at once, but logits are large and come one clip at a time.
+
+def forced_states(
+    model: WhisperForConditionalGeneration,
+    waveforms: Sequence[Waveform],
+    windows: Sequence[int],
+    labels: Sequence[SoftLabels],
+) -> Iterator[torch.Tensor]:
+    """Yield a model's decoder states ``(n_layers, n_tokens, d_model)`` along the targets of each clip.
+
+    The last layer's are those after the final layer norm, which the projection turns into logits. ``windows`` are in
+    samples. Encoder and decoder run on all clips at once; logits are large, so the caller computes them clip by clip.
     """
     inputs = [[*label.prompt_ids, *label.target_ids[:-1].tolist()] for label in labels]
     length = max(len(row) for row in inputs)
     # The decoder is causal: padding at the end does not change earlier positions.
     ids = torch.tensor([row + [0] * (length - len(row)) for row in inputs], device=model.device)
     log_mel = log_mel_windows(waveforms, windows, model.config.num_mel_bins)
-    states = encode(model, log_mel.to(model.device)).states
-    hidden = model.model.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).last_hidden_state
+    encoded = encode(model, log_mel.to(model.device)).states
+    decoded = model.model.decoder(
+        input_ids=ids, encoder_hidden_states=encoded, use_cache=False, output_hidden_states=True
+    )
+    assert decoded.hidden_states is not None
     for i, label in enumerate(labels):
         first = len(label.prompt_ids) - 1  # the last prompt token predicts the first target
-        yield model.proj_out(hidden[i, first : first + len(label.target_ids)]).float()
+        positions = slice(first, first + len(label.target_ids))
+        yield torch.stack([states[i, positions] for states in decoded.hidden_states[1:]])
 
 
-def _draft(tokens: Tokens, utterance: Utterance, target: Target, recipe: Recipe, n_positions: int) -> SoftLabels:
-    """Return the labels of an utterance with its targets, still without the teacher's probabilities."""
+def _draft(
+    tokens: Tokens, utterance: Utterance, target: Target, recipe: Recipe, n_positions: int, states_shape: StatesShape
+) -> SoftLabels:
+    """Return the labels of an utterance with its targets, still without the teacher's probabilities and states."""
     prompt = tokens.prompt(utterance.language, recipe.targets.prompt, recipe.targets.timestamps)
     target_ids = [*target.token_ids, tokens.end]
     too_long = len(prompt) + len(target_ids) > n_positions
@@ -121,6 +154,9 @@ def _draft(tokens: Tokens, utterance: Utterance, target: Target, recipe: Recipe,
         top_log_probs=np.zeros((n_tokens, kept_tokens(recipe)), np.float16),
         rest_log_prob=np.zeros(n_tokens, np.float16),
         token_loss=np.zeros(n_tokens, np.float16),
+        states=np.zeros((n_tokens, *states_shape), np.float16),
+        # Where nobody speaks, the teacher invents words; dev needs texts only.
+        has_teacher=utterance.derived != "non_speech" and utterance.split == "train",
     )
 
 
@@ -137,3 +173,14 @@ def _with_soft_labels(draft: SoftLabels, logits: torch.Tensor, recipe: Recipe) -
         rest_log_prob=buckets[:, -1],
         token_loss=loss.half().cpu().numpy(),
     )
+
+
+def _in_float16(states: torch.Tensor, utterance: str, recipe: Recipe) -> NDArray[np.float16]:
+    """Return decoder states ``(n_layers, n_tokens, d_model)`` as labels keep them: (n_tokens, n_layers, d_model)."""
+    kept = states.transpose(0, 1).half().cpu().numpy()
+    if not np.isfinite(kept).all():
+        raise AskdError(
+            f"utterance {utterance}: a decoder state of {recipe.teacher.model} is not finite in float16 (largest: "
+            f"{states.abs().max().item():g}, float16 ends at 65504): set targets.states=last, or teacher.online=true"
+        )
+    return kept

@@ -116,7 +116,12 @@ def _online_teacher_model(recipe: Recipe) -> WindowedWhisper | None:
         return None
     hidden_states = recipe.objective.hidden_states
     layers = hidden_states.layers if hidden_states.kind != "none" else ()
-    return WindowedWhisper(load_whisper(recipe.teacher.model)[0], [teacher_layer for _, teacher_layer in layers])
+    model = load_whisper(recipe.teacher.model)[0]
+    states = recipe.objective.decoder_states
+    decoder_layers: list[int] = []
+    if states.kind != "none":
+        decoder_layers = [-1] if states.layers == "last" else list(range(model.config.decoder_layers))
+    return WindowedWhisper(model, [teacher_layer for _, teacher_layer in layers], {n: n for n in decoder_layers})
 
 
 def _online_teacher(

@@ -21,8 +21,10 @@ _LOSSES = {
     "self_kd": "divergence from itself",
     "teacher_ce": "teacher's cross-entropy",
     "hidden": "encoder states",
+    "states": "decoder states, from teacher",
+    "self_states": "decoder states, from itself",
 }
-_SCHEDULE = {"a": "a, teacher", "b": "b, self"}
+_SCHEDULE = {"a": "a, teacher", "b": "b, self", "s": "s, teacher's decoder states"}
 _WIDE_RANGE = 30.0  # an axis is logarithmic if the largest value exceeds the smallest by this factor
 
 Points = tuple[list[float], list[float]]
@@ -105,7 +107,9 @@ def _schedule(metrics: Sequence[StepMetrics]) -> Any:
     rows = [name for name in ("T", "k") if len({line.get(name) for line in metrics}) > 1]
     figure, axes = figure_of(1 + len(rows))
     for name, label in _SCHEDULE.items():
-        axes[0].plot(*points(metrics, name), label=label, linewidth=2)
+        steps, values = points(metrics, name)
+        if name != "s" or any(values):
+            axes[0].plot(steps, values, label=label, linewidth=2)
     axes[0].set_ylabel("weight in the loss")
     axes[0].set_ylim(-0.03, 1.05)
     _legend(axes[0])

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.labels import check_labels, read_labels
+from askd_ray.data.labels import StatesShape, check_labels, read_labels
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import derived_paths, read_shard, read_utterances
 from askd_ray.models.reference import resolve
 from askd_ray.runs import Run
-from askd_ray.targets.soft_labels import label_key
+from askd_ray.targets.soft_labels import kept_states, label_key
 from askd_ray.text.tokens import Tokens
 
 
@@ -27,7 +27,17 @@ def make_batch_loader(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> B
         window=recipe.window,
         augment=recipe.augment,
         seed=recipe.seed,
+        states_shape=_states_read(recipe),
     )
+
+
+def _states_read(recipe: Recipe) -> StatesShape:
+    """Return the shape of the cached decoder states that the objective reads per token."""
+    settings = recipe.objective.decoder_states
+    if settings.kind == "none" or recipe.teacher.online:
+        return 0, 0
+    n_layers, width = kept_states(recipe)
+    return 1 if settings.layers == "last" else n_layers, width
 
 
 def read_dev(recipe: Recipe) -> list[Utterance]:

@@ -144,12 +144,19 @@ class Loop:
         seeds = [draw_seed(self.recipe.seed, n_done, str(number), "dropout") for number in numbers]
         result = stepper.step(batches, weights, seeds)
         if result.outcome == TRAINED:
-            self.gap.update(result.means["ce"], result.means["teacher_ce"])
+            if result.means["taught"] > 0.0:
+                self.gap.update(result.means["taught_ce"], result.means["teacher_ce"])
             self.objects.ema.update(stepper.student)
         self.ledger.note(n_done + 1, step.epoch, [i for b in batches for i in b.ids], result.outcome)
         self._update_state(step=n_done + 1, progress=step.ends, cursor=step.next)
         rates = {f"lr/{group['name']}": float(group["lr"]) for group in stepper.optimizer.param_groups}
-        schedule = {"a": weights.teacher_weight, "b": weights.self_weight, "T": weights.temperature, "k": weights.k}
+        schedule = {
+            "a": weights.teacher_weight,
+            "b": weights.self_weight,
+            "T": weights.temperature,
+            "k": weights.k,
+            "s": weights.states_weight,
+        }
         return {**result.means, "grad_norm": result.grad_norm, "progress": step.ends, **schedule, **rates}
 
     def _evaluate(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from askd_ray.config.load import dump_recipe, with_absolute_paths
 from askd_ray.config.presets import PRESETS
-from askd_ray.config.schedules import TeacherWeight, Temperature
+from askd_ray.config.schedules import StatesWeight, TeacherWeight, Temperature
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import SPLITS
 from askd_ray.errors import AskdError
@@ -161,6 +161,8 @@ def _training(recipe: Recipe, result: StageRecord) -> str:
     if self_teacher.kind != "none" and objective.has_self_teacher:
         weight = f"{self_teacher.weight:g} {self_teacher.schedule} from {self_teacher.switch:.0%} of the run on"
         rows.append(("b, the self-teacher's weight", f"{self_teacher.kind}, {weight}"))
+    if objective.decoder_states.kind != "none":
+        rows.append(("s, the weight of the teacher's decoder states", _from_to(objective.states_weight)))
     rows += [
         ("T, temperature", _from_to(objective.temperature)),
         ("targets", recipe.targets.kind),
@@ -201,7 +203,7 @@ def _student(recipe: Recipe) -> str:
     return ", ".join([*(layers or ["all layers"]), *shrunk, *frozen])
 
 
-def _from_to(value: TeacherWeight | Temperature) -> str:
+def _from_to(value: TeacherWeight | StatesWeight | Temperature) -> str:
     if value.schedule == "constant":
         return f"{value.start:g} throughout"
     return f"{value.schedule} from {value.start:g} to {value.end:g}"

@@ -15,7 +15,7 @@ from askd_ray.config.train import Train
 from askd_ray.data.schema import Batch
 from askd_ray.errors import AskdError
 from askd_ray.models.student import StudentModel
-from askd_ray.objective.distiller import NAMES, Distiller
+from askd_ray.objective.distiller import NAMES, OVER_TAUGHT, Distiller
 from askd_ray.objective.schedules import Weights
 from askd_ray.objective.tensors import TensorBatch
 from askd_ray.train.ledger import TRAINED
@@ -29,8 +29,11 @@ NOT_FINITE = "skipped: not finite"
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step over all ranks: the means of :data:`~askd_ray.objective.distiller.NAMES` over target tokens, and the norm
-    of the gradient before clipping. ``outcome`` is ``trained``, or the reason why the step was skipped.
+    """A step over all ranks: the means of :data:`~askd_ray.objective.distiller.NAMES`, and the norm of the gradient.
+
+    The means are over target tokens; ``taught`` is the share of those that have a teacher, and the teacher's values are
+    means over these. The norm is that before clipping. ``outcome`` is ``trained``, or the reason why the step was
+    skipped.
     """
 
     means: dict[str, float]
@@ -80,7 +83,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         trained = [p for p in self.student.parameters() if p.grad is not None]
         norm = clip_gradients(trained, self.settings.optimizer.clip_norm)
-        means = dict(zip(NAMES, (_sum_over_ranks(totals) / max(1, n_tokens)).tolist(), strict=True))
+        means = _means(_sum_over_ranks(totals), n_tokens)
         outcome = self._outcome(means["loss"], norm, (suspects, [i for b in batches for i in b.ids]))
         if outcome == TRAINED:
             self.scaler.step(self.optimizer)
@@ -118,6 +121,12 @@ class Stepper:
             f"loss {loss} with gradient norm {norm} in the step of {', '.join(suspects or all_ids)}: not finite; "
             "train.not_finite=skip skips such steps"
         )
+
+
+def _means(totals: torch.Tensor, n_tokens: int) -> dict[str, float]:
+    means = dict(zip(NAMES, (totals / max(1, n_tokens)).tolist(), strict=True))
+    taught = means["taught"] or 1.0
+    return means | {name: means[name] / taught for name in OVER_TAUGHT}
 
 
 def _sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from askd_ray.config.load import dump_recipe, load_recipe
 from askd_ray.config.objective import Objective
 from askd_ray.config.presets import PRESETS
 from askd_ray.config.schema import Recipe
+from askd_ray.config.targets import Targets
 from askd_ray.config.variants import Variants
 from askd_ray.divergence.kinds import divergence
 from askd_ray.errors import AskdError
@@ -49,6 +50,15 @@ OTHER: dict[str, Any] = {
     "hidden_states.kind": "mse",
     "hidden_states.weight": 0.5,
     "hidden_states.layers": ((0, 1),),
+    "decoder_states.kind": "cosine",
+    "decoder_states.scale": 2.0,
+    "decoder_states.layers": ((0, 1),),
+    "decoder_states.self_teacher": True,
+    "states_weight.schedule": "cosine",
+    "states_weight.start": 0.7,
+    "states_weight.end": 0.11,
+    "states_weight.until": 0.55,
+    "states_weight.sharpness": 3.0,
 }
 
 
@@ -89,6 +99,7 @@ def behaviour(o: Objective) -> list[Any]:
         trust_gate(o.trust_gate, loss).tolist(),
         o.self_teacher if o.has_self_teacher else None,
         o.hidden_states,
+        o.decoder_states,
     ]
 
 
@@ -119,7 +130,7 @@ def test_a_field_that_a_preset_accepts_changes_the_training_and_others_are_refus
 def test_a_preset_survives_being_written_out_in_full(preset: str):
     objective = Objective(preset=preset)  # type: ignore[arg-type]
     assert Objective.model_validate(objective.model_dump()) == objective
-    recipe = Recipe(objective=objective)
+    recipe = Recipe(objective=objective, targets=Targets(states="all"))
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
     assert f"preset: {preset}" in dump_recipe(recipe)
 
@@ -160,6 +171,26 @@ CONTRADICTIONS = {
     r"teacher\.online = True would be ignored": ["objective.preset=ce", "teacher.online=true"],
     r"hidden_states needs the teacher beside .*teacher\.online=true": ["objective.hidden_states.kind=mse"],
     r"top_k = 8 would be ignored": ["teacher.online=true", "teacher.top_k=8"],
+    r"decoder_states needs the teacher's decoder states: set targets\.states=all": ["objective.preset=askd_window"],
+    r"layers reads all layers, and targets\.states = last keeps only the last": [
+        "objective.preset=askd_window",
+        "targets.states=last",
+    ],
+    r"targets: states = 'all' would be ignored: an online teacher": ["teacher.online=true", "targets.states=all"],
+    r"states_weight would be ignored: decoder_states\.kind is none": ["objective.states_weight.start=0.5"],
+    r"decoder_states\.self_teacher would be ignored: the self-teacher has no weight": [
+        "targets.states=all",
+        "objective={preset: askd_window, self_teacher: {kind: none}}",
+    ],
+    r"self_teacher previous_epoch keeps only distributions: use snapshot, ema or best": [
+        "targets.states=all",
+        "objective={preset: askd_window, self_teacher: {kind: previous_epoch}}",
+    ],
+    r"decoder_states\.layers names student layers, and student\.shrink changes their numbers": [
+        "targets.states=all",
+        "objective.decoder_states={kind: mse, layers: [[0, 0]]}",
+        "student.shrink=[{at: 0.5, decoder_layers: [0, 3]}]",
+    ],
 }
 
 
@@ -176,6 +207,20 @@ def test_a_recipe_that_was_written_out_can_have_another_kind():
     written["objective"]["self_teacher"]["refresh"] = 0.2
     with pytest.raises(ValueError, match=r"refresh\n.*not permitted"):
         Recipe.model_validate(written)
+
+
+def test_a_preset_s_values_that_another_schedule_does_not_read_are_dropped():
+    weight = Objective.model_validate(
+        {"preset": "askd_window", "states_weight": {"schedule": "constant"}}
+    ).states_weight
+    assert weight.model_dump() == {"schedule": "constant", "start": 1.0}
+    written = Objective(preset="askd_window").model_dump()
+    written["teacher_weight"]["schedule"] = "gap"
+    assert Objective.model_validate(written).teacher_weight.model_dump() == {
+        "schedule": "gap",
+        "start": 1.0,
+        "end": 0.2,
+    }
 
 
 @pytest.mark.parametrize("message", CONTRADICTIONS)

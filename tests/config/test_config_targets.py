@@ -28,11 +28,12 @@ def test_what_references_do_not_read_is_refused(field: str):
 
 
 def test_every_field_has_been_thought_of():
-    assert set(Targets.model_fields) == {*OTHER, "kind", "prompt"}
+    assert set(Targets.model_fields) == {*OTHER, "kind", "prompt", "states"}
 
 
-def test_both_kinds_read_the_prompt():
+def test_both_kinds_read_the_prompt_and_keep_states():
     assert load_recipe("demo", ["targets.prompt=Asterisk."]).targets.prompt == "Asterisk."
+    assert load_recipe("demo", ["targets.states=all"]).targets.states == "all"  # also if the objective reads none
 
 
 def test_pseudo_targets_survive_the_file(tmp_path):

@@ -26,8 +26,9 @@ LOUD = {"noise": {"share": 0.5}, "reverb": {"share": 0.5}, "speed": [0.9, 1.0, 1
 
 def label_of(utterance: Utterance) -> SoftLabels:
     ids, half = np.arange(3, dtype=np.int32), np.full((3, 1), np.log(0.5), np.float16)
+    states = np.zeros((3, 0, 0), np.float16)
     return SoftLabels(
-        utterance.content_hash, (1, 2), ids, "", ids[:, None].astype(np.uint16), half, half[:, 0], -half[:, 0]
+        utterance.content_hash, (1, 2), ids, "", ids[:, None].astype(np.uint16), half, half[:, 0], -half[:, 0], states
     )
 
 

@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -36,11 +38,17 @@ class Case:
         self.self_teacher = top_k(self.self_teacher_log_p, k, self.targets)
 
     def sums(
-        self, settings: Objective, weights: Weights, w: torch.Tensor | None = None, teacher: Reference | None = None
+        self,
+        settings: Objective,
+        weights: Weights,
+        w: torch.Tensor | None = None,
+        teacher: Reference | None = None,
+        has_teacher: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = TokenBatch(
-            self.targets, torch.ones(len(self.targets)) if w is None else w, teacher or self.teacher, self.self_teacher
-        )
+        ones = torch.ones(len(self.targets))
+        taught = ones.bool() if has_teacher is None else has_teacher
+        w = ones if w is None else w
+        tokens = TokenBatch(self.targets, taught, w, teacher or self.teacher, self.self_teacher)
         return objective_sums(settings, weights, tokens, (self.hidden, self.projection), lambda rows, log_q: None)
 
     def by_hand(self, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,6 +111,39 @@ def test_a_gate_silences_the_teacher_where_it_is_wrong():
     assert dict(zip(PARTS, sums.tolist(), strict=True))["teacher_share"] == trusted.sum().item()
 
 
+@pytest.mark.parametrize("ce_weight", ["complement", "instance_complement", 0.8])
+def test_cross_entropy_takes_the_teacher_s_weight_where_there_is_no_teacher(ce_weight: Any):
+    case, w, a, b = Case(k=3), torch.linspace(0.2, 1.0, N), 0.5, 0.2
+    has_teacher = torch.tensor([True, True, False, True, False, True, True])
+    for name in ("ids", "log_probs", "rest", "token_loss"):  # as labels without a teacher hold them
+        getattr(case.teacher, name)[~has_teacher] = 0
+    preset = {"complement": "askd", "instance_complement": "adakd"}.get(ce_weight, "kd_distil_whisper_code")
+    settings = Objective(preset=preset, temperature={"start": 2.0})  # type: ignore[arg-type]
+    case.hidden.requires_grad_()
+    loss, sums = case.sums(settings, Weights(a, b, temperature=2.0), w, has_teacher=has_teacher)
+    log_q = torch.log_softmax(case.hidden @ case.projection.t() / 2.0, -1)
+    ce, _, self_kd = case.by_hand(2.0)
+    buckets = case.teacher.distribution(slice(None), case.targets, 2.0)
+    kd, total = forward_kl(buckets.log_p, buckets.of_student(log_q)), torch.zeros(())
+    for n in range(N):
+        share = float(w[n]) if has_teacher[n] else 0.0
+        c = {"complement": 1 - a * float(has_teacher[n]) - b, "instance_complement": 1 - a * share - b}.get(
+            ce_weight, 0.8
+        )
+        total = total + c * ce[n] + b * 4 * self_kd[n]
+        if has_teacher[n]:
+            total = total + a * share * 4 * kd[n]
+    assert loss.item() == pytest.approx(total.item(), rel=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, case.hidden)[0], torch.autograd.grad(total, case.hidden)[0], rtol=1e-4, atol=1e-5
+    )
+    found = dict(zip(PARTS, sums.tolist(), strict=True))
+    assert found["taught"] == 5
+    assert found["taught_ce"] == pytest.approx(ce[has_teacher].sum().item(), rel=1e-5)
+    assert found["teacher_ce"] == pytest.approx(case.teacher.token_loss[has_teacher].sum().item(), rel=1e-5)
+    assert found["teacher_share"] == pytest.approx(w[has_teacher].sum().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
 def test_a_cache_of_all_tokens_equals_the_teacher_itself(kind: str):
     case = Case()
@@ -128,11 +169,14 @@ def test_without_tokens_all_is_zero_and_so_are_the_gradients():
 
 def test_what_has_no_weight_is_not_computed():
     class Untouchable:
+        states: Mapping[int, torch.Tensor] = MappingProxyType({})
+
         def distribution(self, rows: slice, targets: torch.Tensor, temperature: float) -> Any:
             raise AssertionError("asked without a weight")
 
     case = Case()
-    tokens = TokenBatch(case.targets, torch.ones(N), Untouchable(), Untouchable())
+    ones = torch.ones(N)
+    tokens = TokenBatch(case.targets, ones.bool(), ones, Untouchable(), Untouchable())
     student = (case.hidden, case.projection)
     objective_sums(Objective(), Weights(0.0, 0.0), tokens, student, lambda rows, log_q: None)
     with pytest.raises(AssertionError):

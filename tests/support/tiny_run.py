@@ -13,6 +13,7 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Recipe
+from askd_ray.config.targets import Targets
 from askd_ray.data.labels import write_labels
 from askd_ray.data.schema import Split, Utterance
 from askd_ray.data.shards import read_table, shard_paths, to_table, to_utterances, write_table
@@ -66,9 +67,10 @@ def write_labelled_run(runs_root: Path, model_folder: Path) -> Recipe:
     write_table(run.shards / "train-00001-of-00002.parquet", to_table(train[7:]))
     write_table(run.shards / "dev-00000-of-00001.parquet", to_table([clip(20 + i, WORDS[i], "dev") for i in range(3)]))
     model, tokens = load_whisper(recipe.teacher.model)
+    recipe_of_labels = recipe.model_copy(update={"targets": Targets(states="all")})  # they serve all recipes
     for shard in shard_paths(run.shards, "train"):
-        made = label(model, tokens, to_utterances(read_table(shard)), recipe)
-        write_labels(run.labels / shard.name, made, label_key(recipe))
+        made = label(model, tokens, to_utterances(read_table(shard)), recipe_of_labels)
+        write_labels(run.labels / shard.name, made, label_key(recipe_of_labels))
     return recipe
 
 

@@ -1,3 +1,5 @@
+import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_la
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import IGNORED, Utterance
-from askd_ray.data.shards import to_table, waveform_of, write_table
+from askd_ray.data.shards import read_table, to_table, waveform_of, write_table
 from askd_ray.divergence.kinds import forward_kl
 from askd_ray.errors import AskdError
 from askd_ray.models.windows import WindowedWhisper
@@ -115,6 +117,85 @@ def test_labels_round_trip_and_check_the_key(
     (tmp_path / "labels.parquet").write_bytes((tmp_path / "labels.parquet").read_bytes()[:200])
     with pytest.raises(AskdError, match="damaged"):
         check_labels(tmp_path / "labels.parquet", tmp_path / "shard.parquet", key)
+
+
+@pytest.fixture(scope="module")
+def with_states(utterances: list[Utterance], weights: Path, tiny_en: Model) -> list[SoftLabels]:
+    return label(*tiny_en, utterances, keeping_states(weights, "all"))
+
+
+def keeping_states(weights: Path, states: str) -> Recipe:
+    return Recipe.model_validate({"teacher": {"model": str(weights), "top_k": K}, "targets": {"states": states}})
+
+
+def test_states_are_those_of_a_forward_pass(
+    utterances: list[Utterance], labels: list[SoftLabels], with_states: list[SoftLabels], tiny_en: Model
+):
+    """Every decoder layer's output, at the positions that predict the target tokens; the last is normed."""
+    model, tokens = tiny_en
+    for utterance, made, without in zip(utterances, with_states, labels, strict=True):
+        prompt = tokens.prompt()
+        log_mel = log_mel_windows([waveform_of(utterance)], [PADDED_SAMPLES])
+        ids = torch.tensor([[*prompt, *made.target_ids[:-1]]])
+        with torch.no_grad():
+            output = model(input_features=log_mel, decoder_input_ids=ids, output_hidden_states=True)
+        expected = torch.stack([h[0, len(prompt) - 1 :] for h in output.decoder_hidden_states[1:]], dim=1)
+        assert made.states.dtype == np.float16 and made.states.shape == (len(made.target_ids), 4, 384)
+        assert without.states.shape == (len(made.target_ids), 0, 0)
+        np.testing.assert_allclose(made.states, expected.numpy(), atol=5e-3, rtol=2e-3)
+        logits = model.proj_out(torch.from_numpy(made.states[:, -1].astype(np.float32)))
+        np.testing.assert_allclose(
+            torch.log_softmax(logits, -1).gather(1, torch.from_numpy(made.top_ids.astype(np.int64))).detach().numpy(),
+            made.top_log_probs,
+            atol=3e-2,
+        )
+
+
+def test_states_round_trip_and_serve_recipes_that_read_fewer(
+    utterances: list[Utterance], with_states: list[SoftLabels], weights: Path, tmp_path: Path
+):
+    file, shard = tmp_path / "labels.parquet", tmp_path / "shard.parquet"
+    write_table(shard, to_table(utterances))
+    made = [*with_states[:-1], dataclasses.replace(with_states[-1], has_teacher=False)]
+    write_labels(file, made, label_key(keeping_states(weights, "all")))
+    for states in ("none", "last", "all"):
+        check_labels(file, shard, label_key(keeping_states(weights, states)))
+    for n_layers in (0, 1, 4):
+        for again, one in zip(read_labels(file, K, (n_layers, 384 if n_layers else 0)), made, strict=True):
+            expected = one.states[:, 4 - n_layers :] if n_layers else np.zeros((len(one.target_ids), 0, 0))
+            np.testing.assert_array_equal(again.states, expected)
+            assert again.has_teacher == one.has_teacher
+
+
+def test_labels_without_states_are_stale_for_a_recipe_that_keeps_them(
+    utterances: list[Utterance], labels: list[SoftLabels], weights: Path, tmp_path: Path
+):
+    file, shard = tmp_path / "labels.parquet", tmp_path / "shard.parquet"
+    write_table(shard, to_table(utterances))
+    for made_with, asked in (("none", "last"), ("last", "all")):
+        write_labels(file, labels, label_key(keeping_states(weights, made_with)))
+        with pytest.raises(AskdError, match=f"stale soft labels .* states .*, the recipe asks for {asked}"):
+            check_labels(file, shard, label_key(keeping_states(weights, asked)))
+
+
+def test_labels_that_an_earlier_version_wrote_are_read(labels: list[SoftLabels], tmp_path: Path):
+    """They have no column of states."""
+    write_labels(tmp_path / "labels.parquet", labels, {"top_k": K})
+    table = read_table(tmp_path / "labels.parquet")
+    write_table(tmp_path / "labels.parquet", table.drop_columns(["states"]))
+    for again, made in zip(read_labels(tmp_path / "labels.parquet", K), labels, strict=True):
+        np.testing.assert_array_equal(again.top_log_probs, made.top_log_probs)
+        assert again.has_teacher and again.states.shape == (len(made.target_ids), 0, 0)
+
+
+def test_states_too_large_for_float16_are_refused(utterances: list[Utterance], weights: Path, tiny_en: Model):
+    model = copy.deepcopy(tiny_en[0])
+    with torch.no_grad():
+        model.model.decoder.layers[1].fc2.bias[7] = 1e5
+    with pytest.raises(AskdError, match=r"a decoder state of .* is not finite in float16 \(largest: 1\d{5}"):
+        label(model, tiny_en[1], utterances[:1], keeping_states(weights, "all"))
+    (made,) = label(model, tiny_en[1], utterances[:1], keeping_states(weights, "last"))
+    assert np.isfinite(made.states).all()
 
 
 def test_empty_text_is_left_out(utterances: list[Utterance], weights: Path, tiny_en: Model):

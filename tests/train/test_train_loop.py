@@ -180,6 +180,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     **{s: {"teacher_weight": {"schedule": s}} for s in ("polynomial", "step", "sigmoid", "exponential", "cosine")},
     "reverse_kl": {"divergence": {"kind": "reverse_kl"}, "self_teacher": {"schedule": "linear", "switch": 0.2}},
     "gate": {"trust_gate": {"kind": "hard"}, "divergence": {"kind": "jsd"}},
+    "states": {"preset": "askd_window", "states_weight": {"schedule": "gap"}, "self_teacher": {"switch": 0.3}},
 }
 
 
@@ -190,7 +191,7 @@ def test_every_schedule_and_self_teacher_resumes_exactly(
 ):
     """Killed in the middle of the second epoch, with a checkpoint in each: the gap needs few steps to move here."""
     monkeypatch.setattr("askd_ray.objective.schedules.Gap.FIRST_STEPS", 2)
-    recipe = with_objective(labelled, OBJECTIVES[name], train={"evals_per_epoch": 2})
+    recipe = with_objective(labelled, OBJECTIVES[name], train={"evals_per_epoch": 2}, targets={"states": "all"})
     build_loop(recipe, PlainContext(CPU), tmp_path / "whole", "key").run()
     killed(recipe, tmp_path / "killed", 9)
     build_loop(recipe, PlainContext(CPU), tmp_path / "killed", "key").run()

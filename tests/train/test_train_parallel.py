@@ -48,7 +48,7 @@ def recipes(labelled: Recipe) -> dict[str, Recipe]:
         kept = {"epochs": 1.5, "optimizer": optimizer, "gradient_checkpointing": True}
         previous_epoch = {"self_teacher": {"kind": "previous_epoch", "switch": 0.5}}
         made[f"{way} kept"] = with_objective(labelled, previous_epoch, train=train | kept)
-        layers = {"hidden_states": {"kind": "mse", "layers": [[0, 0], [-1, -1]]}}
+        layers = {"hidden_states": {"kind": "mse", "layers": [[0, 0], [-1, -1]]}, "decoder_states": {"kind": "mse"}}
         online = {"epochs": 0.5, "precision": "float16", "optimizer": {"frozen_until": {"encoder": 1.0}}}
         made[f"{way} online"] = with_objective(
             with_online_teacher(labelled), NO_SELF_TEACHER | layers, train=train | online

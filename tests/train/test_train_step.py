@@ -83,24 +83,32 @@ def sgd_step(
 
 def gradients(recipe: Recipe, model: Path, batches: list[Batch], whole: Batch) -> dict[str, torch.Tensor]:
     """The gradients of a step on some micro-batches."""
-    student = WhisperStudent(load_whisper(str(model))[0])
+    student = WhisperStudentKind(recipe).build(0).train()
     sgd_step(student, student, recipe, batches, whole)
     return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
 
 
 def of_preset(labelled: Recipe, preset: str) -> Recipe:
     settings: dict[str, Any] = {"preset": preset}
-    if preset in ("askd", "askd_gap"):
+    if preset in ("askd", "askd_gap", "askd_window"):
         settings |= {"trust_gate": {"kind": "soft"}, "instance_weights": {"kind": "adakd"}}
-    return with_objective(labelled, settings)
+    if preset == "askd_window":
+        settings |= {"states_weight": {"until": 1.0, "end": 0.3}}
+    return with_objective(labelled, settings, targets={"states": "all"})
+
+
+def reading_states(labelled: Recipe) -> Recipe:
+    """A recipe whose batches have the decoder states of the teacher."""
+    return with_objective(labelled, {"decoder_states": {"kind": "mse"}}, targets={"states": "all"})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_micro_batches_equal_one_batch(labelled: Recipe, tiny_model: Path, preset: str):
     recipe = of_preset(labelled, preset)
-    whole = a_batch(labelled)
-    parts = [rows(whole, slice(i, i + 1)) for i in range(3)]
-    one, many = (gradients(recipe, tiny_model, batches, whole) for batches in ([whole], [*parts, empty_batch(80, 4)]))
+    whole = a_batch(reading_states(labelled))
+    whole.has_teacher[1] = False
+    parts = [*(rows(whole, slice(i, i + 1)) for i in range(3)), empty_batch(80, 4, states_shape=(2, 32))]
+    one, many = (gradients(recipe, tiny_model, batches, whole) for batches in ([whole], parts))
     assert one.keys() == many.keys() and any(g.abs().max() > 1e-4 for g in one.values())
     for name, gradient in one.items():
         torch.testing.assert_close(many[name], gradient, atol=1e-6, rtol=1e-4)
@@ -110,10 +118,11 @@ def _rank(rank: int, model: str, recipes: list[str], data: dict[str, bytes], out
     dist.init_process_group("gloo", init_method=f"file://{out}/ranks", rank=rank, world_size=2)
     batches = {name: from_bytes(batch) for name, batch in data.items()}
     for number, (text, step) in enumerate(itertools.product(recipes, SHARES)):
-        student = WhisperStudent(load_whisper(model)[0])
+        recipe = Recipe.model_validate_json(text)
+        student = WhisperStudentKind(recipe).build(0).train()
         network = DistributedDataParallel(student)
         rank_batches = [batches[name] for name in step[rank]]
-        result = sgd_step(network, student, Recipe.model_validate_json(text), rank_batches, batches["whole"])
+        result = sgd_step(network, student, recipe, rank_batches, batches["whole"])
         torch.save((result.means["loss"], dict(student.named_parameters())), f"{out}/{rank}-{number}.pt")
     dist.destroy_process_group()
 
@@ -126,13 +135,13 @@ SHARES = [(["u0", "none"], ["u1", "u2"]), (["whole"], ["none"])]
 @pytest.mark.slow
 def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path):
     recipes = [of_preset(labelled, preset) for preset in PRESETS]
-    batch = a_batch(labelled)
-    data = {f"u{i}": rows(batch, slice(i, i + 1)) for i in range(3)} | {"whole": batch, "none": empty_batch(80, 4)}
+    batch, none = a_batch(reading_states(labelled)), empty_batch(80, 4, states_shape=(2, 32))
+    data = {f"u{i}": rows(batch, slice(i, i + 1)) for i in range(3)} | {"whole": batch, "none": none}
     texts = [json.dumps(recipe.model_dump(mode="json")) for recipe in recipes]
     sent = {name: to_bytes(b) for name, b in data.items()}
     mp.spawn(_rank, (str(tiny_model), texts, sent, str(tmp_path)), nprocs=2)
     for number, recipe in enumerate(recipes):
-        student = WhisperStudent(load_whisper(str(tiny_model))[0])
+        student = WhisperStudentKind(recipe).build(0).train()
         alone = sgd_step(student, student, recipe, [batch], batch)
         for rank, share in itertools.product(range(2), range(2)):
             loss, parameters = torch.load(tmp_path / f"{rank}-{2 * number + share}.pt", weights_only=False)
@@ -241,7 +250,7 @@ def test_online_teacher_is_skipped_at_weight_zero(labelled: Recipe, tiny_model: 
 def test_batch_round_trip(labelled: Recipe):
     batch = a_batch(labelled, teacher_n_mels=80)
     assert batch.teacher_log_mel.shape == (3, 80, 3000)
-    for one in (batch, a_batch(labelled)):
+    for one in (batch, a_batch(labelled), a_batch(reading_states(labelled))):
         again = from_bytes(to_bytes(one))
         assert again.ids == one.ids
         for name, value in vars(one).items():

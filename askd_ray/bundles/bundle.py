@@ -15,6 +15,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.bundles.formats import FORMATS
 from askd_ray.bundles.verify import verify
 from askd_ray.config.load import dump_recipe
@@ -40,8 +42,8 @@ from askd_ray.models.reference import resolve
 from askd_ray.progress import console
 from askd_ray.runs import Result, Run, StageWork, git_sha, run_stage, stage_key, versions
 
-FORMAT = 1
-"""Version of bundle.json's layout."""
+FORMAT = 2
+"""Version of bundle.json's layout: from 2 on, the window has ``min_s``."""
 
 _N_REFERENCE = 3  # dev clips that are stored in the bundle
 _N_CLIPS = 6  # dev clips that each format transcribes before the bundle is published
@@ -55,7 +57,7 @@ def export(recipe: Recipe, force: bool = False) -> Result:
     Raises :class:`AskdError` without a student or dev shards, and when the formats disagree.
     """
     run = Run(recipe)
-    key = stage_key(recipe.window.silence_s, run.key("distill"))
+    key = stage_key(FORMAT, run.key("distill"))
     done = run.finished("export", key) if (run.bundle / BUNDLE_FILE).is_file() else None
     if done is None or force:
         if not (run.student / "model.safetensors").is_file():
@@ -90,7 +92,7 @@ def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
     folder.mkdir()
     for form in FORMATS:
         form.write(run.student, folder / form.name)
-    _write_reference(folder, clips, run.recipe.window.silence_s)
+    _write_reference(folder, clips, DecodingWindow.of(run.recipe.window))
     _copy_licences(folder / "licences", run)
     (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
     description = _describe(folder, run)
@@ -98,9 +100,9 @@ def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
     write_json(folder / BUNDLE_FILE, {**description, "sha256": hashes(folder)})
 
 
-def _write_reference(folder: Path, clips: Sequence[Utterance], silence_s: float) -> None:
+def _write_reference(folder: Path, clips: Sequence[Utterance], window: DecodingWindow) -> None:
     """Write a few clips and the model's transcripts, so that a loader can check that the bundle still works."""
-    engine = Engine(folder / "ctranslate2-int8", silence_s=silence_s)
+    engine = Engine(folder / "ctranslate2-int8", window=window)
     (folder / REFERENCE).mkdir()
     transcripts: list[dict[str, str]] = []
     for number, clip in enumerate(sorted(clips, key=lambda clip: clip.duration_s)[:_N_REFERENCE]):
@@ -118,7 +120,7 @@ def _describe(folder: Path, run: Run) -> BundleDescription:
         "format": FORMAT,
         "name": recipe.name,
         "teacher": recipe.teacher.model,
-        "window": {"silence_s": recipe.window.silence_s},
+        "window": asdict(DecodingWindow.of(recipe.window)),
         "languages": sorted({row["language"] for row in rows}),
         "data": {
             "utterances": len(rows),

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 from askd_ray.audio.augment import augment, spec_augment
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, pad_batch
-from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, decoding_window_samples, samples_of
+from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, DecodingWindow, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, read_clips
@@ -191,7 +191,7 @@ def from_bytes(data: bytes) -> Batch:
 
 
 def evaluation_windows(
-    utterances: Sequence[Utterance], silence_s: float, n_mels: int, batch_size: int
+    utterances: Sequence[Utterance], window: DecodingWindow, n_mels: int, batch_size: int
 ) -> Iterator[tuple[list[Utterance], torch.Tensor]]:
     """Yield utterances, sorted by length, with the log-mel ``(batch, n_mels, n_frames)`` of the engine's windows.
 
@@ -199,11 +199,11 @@ def evaluation_windows(
     serving, and the dev WER would hide a student that does not stop.
     """
 
-    def window_of(utterance: Utterance) -> int:
-        return decoding_window_samples(samples_of(utterance.duration_s), silence_s, n_mels)
+    def n_samples(utterance: Utterance) -> int:
+        return window.samples(samples_of(utterance.duration_s), n_mels)
 
     ordered = sorted(utterances, key=lambda u: (u.duration_s, u.id))
-    for window, group in groupby(ordered, key=window_of):
+    for length, group in groupby(ordered, key=n_samples):
         clips = list(group)
         for batch in (clips[start : start + batch_size] for start in range(0, len(clips), batch_size)):
-            yield batch, log_mel_windows([waveform_of(u) for u in batch], [window] * len(batch), n_mels)
+            yield batch, log_mel_windows([waveform_of(u) for u in batch], [length] * len(batch), n_mels)

@@ -1,9 +1,11 @@
 """The model card: training, data, scores, usage and licence of a bundle."""
 
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 import yaml
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.results.texts import difference, speed_verdicts, wer
 from askd_ray.results.timing import Speed
@@ -39,6 +41,12 @@ class BundleDescription(TypedDict):
     sha256: NotRequired[dict[str, str]]
 
 
+def window_of(description: Mapping[str, Any]) -> DecodingWindow:
+    """Return the window of a bundle's description; those of format 1 have no ``min_s``."""
+    window = description["window"]
+    return DecodingWindow(float(window["silence_s"]), float(window.get("min_s", 0.0)))
+
+
 def model_card(description: BundleDescription) -> str:
     """Return the README.md of a bundle from its description, with the YAML front matter of model hubs."""
     teacher = description["teacher"]
@@ -65,13 +73,15 @@ def model_card(description: BundleDescription) -> str:
 
 
 def _introduction(description: BundleDescription, base: str) -> str:
-    silence_s = description["window"]["silence_s"]
+    window = window_of(description)
+    at_least = f" (at least {window.min_s:g} s in all)" if window.min_s else ""
     return (
         f"# {description['name']}\n\n"
         f"A Whisper of {description['params_m']:.1f} M parameters, distilled from {base} with adaptive self-knowledge "
         f"distillation (ASKD, arXiv 2601.19919) by askd-ray {description['versions'].get('askd-ray', '')}. It was "
-        f"trained on *trimmed* windows: its encoder needs only the clip and {silence_s:g} s of "
-        "silence, not 30 s, which is where most of its speed comes from. Engines that always pad to 30 s run it too."
+        f"trained on *trimmed* windows: its encoder needs only the clip and {window.silence_s:g} s of "
+        f"silence{at_least}, not 30 s, which is where most of its speed comes from. Engines that always pad to 30 s "
+        "run it too."
     )
 
 

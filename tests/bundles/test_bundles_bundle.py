@@ -85,7 +85,7 @@ def test_ctranslate2_folders_in_stock_faster_whisper(
 def test_description_and_card(exported: dict[str, Any], run: Run):
     description = read_json(run.bundle / "bundle.json")
     assert description["name"] == "small"
-    assert description["window"] == {"silence_s": 0.3}
+    assert description["window"] == {"silence_s": 0.3, "min_s": 1.0}
     assert description["languages"] == ["en"]
     assert description["data"]["licences"] == {"CC-BY-SA-3.0": 4}
     assert description["scores"] is None

@@ -8,6 +8,7 @@ from killed_run import CPU
 from small_run import utterances
 from tiny_run import Model
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import evaluation_windows
 from askd_ray.data.shards import read_utterances, waveform_of
@@ -35,7 +36,7 @@ def test_dev_uses_the_prompt_of_the_targets(labelled: Recipe):
 
     student.whisper.model.decoder.register_forward_pre_hook(listen, with_kwargs=True)
     utterances = read_utterances(Run(labelled).shards, "dev")
-    errors = dev_errors(student, kind, utterances, recipe.window.silence_s, PlainContext(CPU))
+    errors = dev_errors(student, kind, utterances, DecodingWindow.of(recipe.window), PlainContext(CPU))
     assert asked == [list(tokens.prompt("en", "as before", timestamps=True))] * len(utterances)
     assert errors["tones"].n_reference > 0
 
@@ -45,11 +46,12 @@ def test_dev_decoding_equals_the_engine(weights: Path, tiny_en: Model, speech: P
     # A torch batch padded to the window of its longest clip would hide how the engine decodes short clips.
     model, tokens = tiny_en
     clips = utterances(speech, 12)
-    engine = Engine(weights, compute_type="float32")
+    window = DecodingWindow(silence_s=0.3, min_s=1.4)
+    engine = Engine(weights, compute_type="float32", window=window)
     transcripts = engine.transcribe([waveform_of(u) for u in clips])
     expected = {u.id: list(t.token_ids) for u, t in zip(clips, transcripts, strict=True)}
     written: dict[str, list[int]] = {}
-    for batch, log_mel in evaluation_windows(clips, 0.3, 80, batch_size=4):
+    for batch, log_mel in evaluation_windows(clips, window, 80, batch_size=4):
         written |= zip([u.id for u in batch], greedy(model, tokens, log_mel, tokens.prompt()), strict=True)
     assert written == expected
     assert len({engine.window_samples(waveform_of(u)) for u in clips}) > 3
@@ -57,13 +59,13 @@ def test_dev_decoding_equals_the_engine(weights: Path, tiny_en: Model, speech: P
 
 def test_errors_are_counted_by_domain(labelled: Recipe):
     kind = WhisperStudentKind(labelled)
-    student, silence_s = kind.build(0), labelled.window.silence_s
+    student, window = kind.build(0), DecodingWindow.of(labelled.window)
     first, *others = read_utterances(Run(labelled).shards, "dev")
     mixed = [replace(first, domain="calls"), *others]
     context = PlainContext(CPU)
-    errors = dev_errors(student, kind, mixed, silence_s, context)
+    errors = dev_errors(student, kind, mixed, window, context)
     assert list(errors) == ["calls", "tones"]
-    unmixed = dev_errors(student, kind, [first, *others], silence_s, context)
+    unmixed = dev_errors(student, kind, [first, *others], window, context)
     assert sum(errors.values(), ErrorCounts()) == unmixed["tones"]
     assert errors["calls"].n_reference == len(normalizer("en")(first.text).split())
 

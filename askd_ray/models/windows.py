@@ -1,4 +1,7 @@
-"""Whisper on trimmed windows: the encoder computes only the positions that the window has, not all 30 s."""
+"""Whisper on trimmed windows: the encoder computes only the positions that the window has, not all 30 s.
+
+:func:`encode` and :func:`decode` call the layers of transformers themselves.
+"""
 
 from collections.abc import Sequence
 
@@ -6,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
+from transformers.masking_utils import create_causal_mask
 
 from askd_ray.models.student import DecoderOutput, EncoderOutput
 
@@ -28,6 +32,26 @@ def encode(
         hidden = layer(hidden, None)
         after.append(hidden)
     return EncoderOutput(encoder.layer_norm(hidden), tuple(after[i] for i in tapped_layers))
+
+
+def decode(
+    model: WhisperForConditionalGeneration, decoder_ids: torch.Tensor, encoded: EncoderOutput
+) -> tuple[torch.Tensor, ...]:
+    """Return the hidden states ``(batch, length, d_model)`` at tokens ``(batch, length)`` after each decoder layer.
+
+    The last ones are after the decoder's final norm: the projection turns them into logits. All tokens are given, so
+    there is no cache. transformers computes the same, bit for bit, but gives its layers no mask over encoder states.
+    """
+    decoder = model.model.decoder
+    positions = torch.arange(decoder_ids.shape[1], device=decoder_ids.device).expand(decoder_ids.shape)
+    hidden = decoder.embed_tokens(decoder_ids) + decoder.embed_positions(decoder_ids, position_ids=positions)
+    hidden = functional.dropout(hidden, p=decoder.dropout, training=decoder.training)
+    causal_mask = create_causal_mask(decoder.config, hidden, attention_mask=None, past_key_values=None)
+    after: list[torch.Tensor] = []
+    for layer in decoder.layers:
+        hidden = layer(hidden, causal_mask, encoded.states, use_cache=False)
+        after.append(hidden)
+    return (*after[:-1], decoder.layer_norm(hidden))
 
 
 class WindowedWhisper(nn.Module):
@@ -66,7 +90,4 @@ class WindowedWhisper(nn.Module):
         """Return the hidden states at tokens ``(batch, length)``; ``encoded``, if given, replaces the encoder pass."""
         if encoded is None:
             encoded = self.encode(log_mel)
-        decoded = self.whisper.model.decoder(
-            input_ids=decoder_ids, encoder_hidden_states=encoded.states, use_cache=False
-        )
-        return DecoderOutput(decoded.last_hidden_state, encoded)
+        return DecoderOutput(decode(self.whisper, decoder_ids, encoded)[-1], encoded)

@@ -1,6 +1,7 @@
 """The Whisper student: a Whisper on trimmed windows, with the layers that the recipe keeps."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,11 +44,11 @@ class WhisperStudent(WindowedWhisper, StudentModel):
         width = model.config.d_model
         self.to_widths = nn.ModuleList(nn.Identity() if w == width else nn.Linear(width, w) for w in widths)
 
-    def encode(self, log_mel: torch.Tensor) -> EncoderOutput:
+    def encode(self, log_mel: torch.Tensor, window_frames: torch.Tensor | None = None) -> EncoderOutput:
         """Return the encoder states, the tapped ones in the teacher's width."""
-        encoded = super().encode(log_mel)
+        encoded = super().encode(log_mel, window_frames)
         tapped = tuple(to(states) for to, states in zip(self.to_widths, encoded.tapped, strict=True))
-        return EncoderOutput(encoded.states, tapped)
+        return replace(encoded, tapped=tapped)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters by group; projections to the teacher's width belong to the decoder's group."""

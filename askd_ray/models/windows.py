@@ -15,23 +15,38 @@ from askd_ray.models.student import DecoderOutput, EncoderOutput
 
 
 def encode(
-    model: WhisperForConditionalGeneration, log_mel: torch.Tensor, tapped_layers: Sequence[int] = ()
+    model: WhisperForConditionalGeneration,
+    log_mel: torch.Tensor,
+    tapped_layers: Sequence[int] = (),
+    window_frames: torch.Tensor | None = None,
 ) -> EncoderOutput:
-    """Return the encoder states of a window ``(batch, n_mels, n_frames)`` of any length up to 30 s.
+    """Return the encoder states of windows ``(batch, n_mels, n_frames)`` of any length up to 30 s.
 
     The encoder of transformers requires 3,000 frames, but Whisper itself does not: its positions are sinusoids from the
     window's start, so a shorter window uses the first ones. At 3,000 frames both give the same states.
+
+    ``window_frames`` (batch,) int64, even: rows with windows of their lengths, as
+    :meth:`~askd_ray.models.student.StudentModel.forward` takes them. The zeros after a window are the zeros with which
+    a convolution pads, and attention gets a mask.
     """
     encoder = model.model.encoder
     hidden = functional.gelu(encoder.conv1(log_mel))
     hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
+    inside = None
+    if window_frames is not None:
+        inside = torch.arange(hidden.shape[1], device=hidden.device) < window_frames[:, None] // 2
     after: list[torch.Tensor] = []
     for layer in encoder.layers:
-        hidden = layer(hidden, None)
+        hidden = layer(hidden, _key_mask(inside))
         after.append(hidden)
-    return EncoderOutput(encoder.layer_norm(hidden), tuple(after[i] for i in tapped_layers))
+    return EncoderOutput(encoder.layer_norm(hidden), tuple(after[i] for i in tapped_layers), inside)
+
+
+def _key_mask(inside: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the attention mask ``(batch, heads, queries, keys)`` that hides the keys that are not inside."""
+    return None if inside is None else inside[:, None, None, :]
 
 
 def decode(
@@ -49,7 +64,9 @@ def decode(
     causal_mask = create_causal_mask(decoder.config, hidden, attention_mask=None, past_key_values=None)
     after: list[torch.Tensor] = []
     for layer in decoder.layers:
-        hidden = layer(hidden, causal_mask, encoded.states, use_cache=False)
+        hidden = layer(
+            hidden, causal_mask, encoded.states, encoder_attention_mask=_key_mask(encoded.inside), use_cache=False
+        )
         after.append(hidden)
     return (*after[:-1], decoder.layer_norm(hidden))
 
@@ -80,14 +97,18 @@ class WindowedWhisper(nn.Module):
         """Return the layers of encoder and decoder."""
         return [*self.whisper.model.encoder.layers, *self.whisper.model.decoder.layers]
 
-    def encode(self, log_mel: torch.Tensor) -> EncoderOutput:
-        """Return the encoder states of a window ``(batch, n_mels, n_frames)``."""
-        return encode(self.whisper, log_mel, self.tapped_layers)
+    def encode(self, log_mel: torch.Tensor, window_frames: torch.Tensor | None = None) -> EncoderOutput:
+        """Return the encoder states of windows ``(batch, n_mels, n_frames)``; see :func:`encode`."""
+        return encode(self.whisper, log_mel, self.tapped_layers, window_frames)
 
     def forward(
-        self, log_mel: torch.Tensor, decoder_ids: torch.Tensor, encoded: EncoderOutput | None = None
+        self,
+        log_mel: torch.Tensor,
+        decoder_ids: torch.Tensor,
+        window_frames: torch.Tensor | None = None,
+        encoded: EncoderOutput | None = None,
     ) -> DecoderOutput:
         """Return the hidden states at tokens ``(batch, length)``; ``encoded``, if given, replaces the encoder pass."""
         if encoded is None:
-            encoded = self.encode(log_mel)
+            encoded = self.encode(log_mel, window_frames)
         return DecoderOutput(decode(self.whisper, decoder_ids, encoded)[-1], encoded)

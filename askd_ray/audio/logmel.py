@@ -40,12 +40,12 @@ def log_mel_windows(waveforms: Sequence[Waveform], windows: Sequence[int], n_mel
     """Return the log-mel of clips in windows of their own lengths, as one batch of the longest window.
 
     ``windows`` are lengths in samples; a clip longer than its window is cut. Shape ``(batch, n_mels,
-    max(windows) // 160)``. Each row equals the log-mel of its clip alone, followed by silence. The silent frames are
-    filled in, not computed.
+    max(windows) // 160)``. Each row is the log-mel of its clip alone in its window, and then 0. The silent frames of a
+    window are filled in, not computed.
     """
-    n_frames = max(windows) // HOP_LENGTH
-    clips = zip(waveforms, windows, strict=True)
-    return pad_batch([clip_log_mel(waveform[:window], n_frames, n_mels) for waveform, window in clips], n_frames)
+    frames = [window // HOP_LENGTH for window in windows]
+    clips = zip(waveforms, windows, frames, strict=True)
+    return pad_batch([clip_log_mel(waveform[:window], n, n_mels) for waveform, window, n in clips], frames)
 
 
 def log_mel_padded(waveforms: Sequence[Waveform], n_mels: int = 80) -> torch.Tensor:
@@ -74,10 +74,13 @@ def clip_log_mel(clip: Waveform, n_frames: int, n_mels: int) -> torch.Tensor:
     return log_mel(padded[None], n_mels)[0]
 
 
-def pad_batch(clips: Sequence[torch.Tensor], n_frames: int) -> torch.Tensor:
-    """Join log-mels ``(n_mels, at most n_frames)`` into one batch; each clip's last frame is repeated to the end."""
-    batch = torch.empty(len(clips), clips[0].shape[0], n_frames)
-    for row, clip in enumerate(clips):
-        batch[row, :, : clip.shape[1]] = clip
-        batch[row, :, clip.shape[1] :] = clip[:, -1:]
+def pad_batch(clips: Sequence[torch.Tensor], window_frames: Sequence[int]) -> torch.Tensor:
+    """Join log-mels ``(n_mels, n)`` into one batch; each one's last frame is repeated to the end of its window.
+
+    After shorter windows the batch has zeros, as the convolutions of an encoder pad.
+    """
+    batch = torch.zeros(len(clips), clips[0].shape[0], max(window_frames))
+    for row, clip, n_frames in zip(batch, clips, window_frames, strict=True):
+        row[:, : clip.shape[1]] = clip
+        row[:, clip.shape[1] : n_frames] = clip[:, -1:]
     return batch

@@ -9,12 +9,13 @@
     README.md               the model card
     hypotheses.parquet      the student's hypotheses in its last evaluation
     recipe.yaml             the recipe of the run
-    bundle.json             description, window, scores, and the SHA-256 of every other file
+    bundle.json             description, window and how it was chosen, scores, and the SHA-256 of every other file
 """
 
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -22,8 +23,10 @@ from typing import Any
 
 from safetensors import safe_open
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.bundles.formats import FORMATS
 from askd_ray.bundles.verify import verify
+from askd_ray.bundles.window_sweep import chosen_window, sweep_clips, sweep_windows, window_grid
 from askd_ray.config.load import dump_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
@@ -38,10 +41,11 @@ from askd_ray.models.engine import Engine
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console
+from askd_ray.results.windows import WindowSweep
 from askd_ray.runs import Result, Run, StageWork, git_sha, run_stage, stage_key, versions
 
-FORMAT = 1
-"""Version of bundle.json's layout."""
+FORMAT = 2
+"""Version of bundle.json's layout: from 2 on, the window has ``min_s``."""
 
 _N_REFERENCE = 3  # dev clips that are stored in the bundle
 _N_CLIPS = 6  # dev clips that each format transcribes before the bundle is published
@@ -55,7 +59,7 @@ def export(recipe: Recipe, force: bool = False) -> Result:
     Raises :class:`AskdError` without a student or dev shards, and when the formats disagree.
     """
     run = Run(recipe)
-    key = stage_key(recipe.window.silence_s, run.key("distill"))
+    key = stage_key(FORMAT, recipe.window.choose_on_dev, run.key("distill"))
     done = run.finished("export", key) if (run.bundle / BUNDLE_FILE).is_file() else None
     if done is None or force:
         if not (run.student / "model.safetensors").is_file():
@@ -67,10 +71,18 @@ def export(recipe: Recipe, force: bool = False) -> Result:
 
 
 def _export(run: Run) -> Result:
-    clips = read_utterances(run.shards, "dev")[:_N_CLIPS]
+    dev = read_utterances(run.shards, "dev")
+    clips = dev[:_N_CLIPS]
     with quiet_transformers(), atomic_path(run.bundle) as temporary:
         with console.status("Converting the student"):
-            _write(temporary, run, clips)
+            temporary.mkdir()
+            for form in FORMATS:
+                form.write(run.student, temporary / form.name)
+        window = DecodingWindow.of(run.recipe.window)
+        sweep = _sweep(temporary, dev, window) if run.recipe.window.choose_on_dev else None
+        if sweep is not None:
+            window = chosen_window(sweep)
+        _write(temporary, run, clips, window, sweep)
         with console.status(f"Verifying every format on {len(clips)} clips"):
             verified = verify(temporary, clips)
         run.forget("export")
@@ -78,6 +90,8 @@ def _export(run: Run) -> Result:
         "bundle": str(run.bundle),
         "params_m": read_json(run.bundle / BUNDLE_FILE)["params_m"],
         "size_mb": {f.name: _size_mb(f) for f in sorted(run.bundle.iterdir()) if f.is_dir()},
+        "window": asdict(window),
+        "window_sweep": sweep,
         **verified,
     }
     shares = ", ".join(f"{name} {share:.0%}" for name, share in verified["agreement"].items())
@@ -85,22 +99,30 @@ def _export(run: Run) -> Result:
     return result
 
 
-def _write(folder: Path, run: Run, clips: Sequence[Utterance]) -> None:
-    """Write all files of the bundle into ``folder``."""
-    folder.mkdir()
-    for form in FORMATS:
-        form.write(run.student, folder / form.name)
-    _write_reference(folder, clips, run.recipe.window.silence_s)
+def _sweep(folder: Path, dev: Sequence[Utterance], window: DecodingWindow) -> WindowSweep:
+    """Compare a grid of windows, and ``window``, on dev clips, in int8."""
+    clips, windows = sweep_clips(dev), window_grid(window)
+    with console.status(f"Comparing {len(windows)} windows on {len(clips)} dev clips"):
+        sweep = sweep_windows(Engine(folder / "ctranslate2-int8"), clips, windows)
+    console.print(f"window: {chosen_window(sweep)}, of {len(windows)} compared on {len(clips)} dev clips")
+    return sweep
+
+
+def _write(
+    folder: Path, run: Run, clips: Sequence[Utterance], window: DecodingWindow, sweep: WindowSweep | None
+) -> None:
+    """Write all other files of the bundle into ``folder``, which has the formats."""
+    _write_reference(folder, clips, window)
     _copy_licences(folder / "licences", run)
     (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
-    description = _describe(folder, run)
+    description = _describe(folder, run, window, sweep)
     (folder / CARD).write_text(model_card(description), encoding="utf-8")
     write_json(folder / BUNDLE_FILE, {**description, "sha256": hashes(folder)})
 
 
-def _write_reference(folder: Path, clips: Sequence[Utterance], silence_s: float) -> None:
+def _write_reference(folder: Path, clips: Sequence[Utterance], window: DecodingWindow) -> None:
     """Write a few clips and the model's transcripts, so that a loader can check that the bundle still works."""
-    engine = Engine(folder / "ctranslate2-int8", silence_s=silence_s)
+    engine = Engine(folder / "ctranslate2-int8", window=window)
     (folder / REFERENCE).mkdir()
     transcripts: list[dict[str, str]] = []
     for number, clip in enumerate(sorted(clips, key=lambda clip: clip.duration_s)[:_N_REFERENCE]):
@@ -111,14 +133,15 @@ def _write_reference(folder: Path, clips: Sequence[Utterance], silence_s: float)
     write_json(folder / REFERENCE / "reference.json", transcripts)
 
 
-def _describe(folder: Path, run: Run) -> BundleDescription:
+def _describe(folder: Path, run: Run, window: DecodingWindow, sweep: WindowSweep | None) -> BundleDescription:
     recipe = run.recipe
     rows = [row for path in shard_paths(run.shards, "train") for row in _rows(path)]
     return {
         "format": FORMAT,
         "name": recipe.name,
         "teacher": recipe.teacher.model,
-        "window": {"silence_s": recipe.window.silence_s},
+        "window": asdict(window),
+        "window_sweep": sweep,
         "languages": sorted({row["language"] for row in rows}),
         "data": {
             "utterances": len(rows),

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from askd_ray.audio.logmel import log_mel_padded
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
@@ -19,8 +20,8 @@ from askd_ray.models.engine import Engine
 from askd_ray.models.load import convert_to_ctranslate2
 from askd_ray.text.tokens import MAX_TOKENS, Tokens
 
-Transcribe = Callable[[Path, Sequence[Utterance], float | None], list[str]]
-"""Returns the texts of clips from a format's folder, with trimmed windows of this much silence (s), or None: 30 s."""
+Transcribe = Callable[[Path, Sequence[Utterance], DecodingWindow | None], list[str]]
+"""Returns the texts of clips from a format's folder, in trimmed windows, or (None) in windows of 30 s."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ class Format:
 
 
 def _transcribe_with_engine(
-    compute_type: str, folder: Path, clips: Sequence[Utterance], silence_s: float | None
+    compute_type: str, folder: Path, clips: Sequence[Utterance], window: DecodingWindow | None
 ) -> list[str]:
-    engine = Engine(folder, compute_type=compute_type, silence_s=silence_s)
+    engine = Engine(folder, compute_type=compute_type, window=window)
     return [engine.transcribe([waveform_of(clip)], clip.language)[0].text for clip in clips]
 
 
 @torch.no_grad()
-def _transcribe_with_transformers(folder: Path, clips: Sequence[Utterance], silence_s: float | None) -> list[str]:
+def _transcribe_with_transformers(folder: Path, clips: Sequence[Utterance], window: DecodingWindow | None) -> list[str]:
     """Transcribe with transformers, greedily, with weights rounded to float16 as in the float16 folder."""
-    assert silence_s is None, "transformers' encoder takes 30 s"
+    assert window is None, "transformers' encoder takes 30 s"
     try:
         processor = AutoProcessor.from_pretrained(folder)
         model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype="float32").half().float().eval()
@@ -83,7 +84,7 @@ FORMATS = (
         "ctranslate2-int8",
         "int8",
         lambda source, folder: convert_to_ctranslate2(source, folder, "int8"),
-        lambda folder, clips, silence_s: _transcribe_with_engine("int8", folder, clips, silence_s),
+        lambda folder, clips, window: _transcribe_with_engine("int8", folder, clips, window),
         trims=True,
         compared_with="float16",
     ),
@@ -91,7 +92,7 @@ FORMATS = (
         "ctranslate2-float16",
         "float16",
         lambda source, folder: convert_to_ctranslate2(source, folder, "float16"),
-        lambda folder, clips, silence_s: _transcribe_with_engine("float32", folder, clips, silence_s),
+        lambda folder, clips, window: _transcribe_with_engine("float32", folder, clips, window),
         trims=True,
         compared_with=None,
     ),

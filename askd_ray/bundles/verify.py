@@ -9,6 +9,7 @@ from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.models.bundle import BUNDLE_FILE, check_hashes
+from askd_ray.models.card import window_of
 from askd_ray.models.stock import StockWhisper
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
@@ -27,9 +28,9 @@ def verify(bundle: Path, clips: Sequence[Utterance], formats: Sequence[Format] =
     weights differ in more than a fifth of the words.
     """
     n_files = check_hashes(bundle)
-    silence_s = float(read_json(bundle / BUNDLE_FILE)["window"]["silence_s"])
+    window = window_of(read_json(bundle / BUNDLE_FILE))
     padded = {f.label: f.transcribe(bundle / f.name, clips, None) for f in formats}
-    trimmed = {f.label: f.transcribe(bundle / f.name, clips, silence_s) for f in formats if f.trims}
+    trimmed = {f.label: f.transcribe(bundle / f.name, clips, window) for f in formats if f.trims}
     stock = StockWhisper(bundle / "ctranslate2-int8", timestamps=False)
     padded["faster-whisper"] = [stock.transcribe(clip.audio, clip.language) for clip in clips]
     agreement: dict[str, float] = {}

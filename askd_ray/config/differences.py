@@ -5,14 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from askd_ray.config.load import with_absolute_paths, without_secrets
-from askd_ray.config.schema import Recipe
+from askd_ray.config.schema import Recipe, Window
 from askd_ray.config.train import PLACEMENT
 
 DECIDES: Mapping[str, tuple[str, ...]] = {
     "prepare": ("data",),
     "label": ("teacher.model", "teacher.online", "teacher.top_k", "targets"),
     "tune": ("tune",),
-    "distill": ("student", "window", "augment", "objective", "train", "seed"),
+    "distill": (
+        "student",
+        *(f"window.{name}" for name in Window.model_fields if name != "choose_on_dev"),
+        "augment",
+        "objective",
+        "train",
+        "seed",
+    ),
+    "export": ("window.choose_on_dev",),
     "evaluate": ("evaluate",),
 }
 """The recipe's keys, or whole sections, that decide a stage's result, besides the keys of earlier stages."""

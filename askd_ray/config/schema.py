@@ -92,13 +92,23 @@ class Student(Section):
         return self
 
 
+WindowSeconds = Annotated[float, Field(ge=0.0, le=30.0)]
+
+
 class Window(Section):
     """The trimmed window of the student's encoder: the clip and some silence instead of 30 s."""
 
-    train_silence_s: tuple[Positive, Positive] = (0.1, 1.0)
+    train_silence_s: tuple[Positive, Positive] = (0.2, 2.5)
     """The silence after a clip in training, in seconds, drawn from [min, max]."""
+    train_min_s: WindowSeconds = 1.0
+    """The minimal window in training, in seconds."""
     silence_s: Positive = 0.3
     """The silence after a clip in decoding, in seconds."""
+    min_s: WindowSeconds = 1.0
+    """The minimal window in decoding, in seconds."""
+    choose_on_dev: bool = True
+    """Whether `askd export` chooses the bundle's silence_s and min_s on dev clips; false keeps these, with which dev
+    is decoded during the training."""
     padded_share: Share = 0.01
     """The share of the train utterances that get the whole 30 s, so that engines that always pad can run the
     student."""

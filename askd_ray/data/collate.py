@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 from askd_ray.audio.augment import augment, spec_augment
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, pad_batch
-from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, decoding_window_samples, samples_of
+from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, DecodingWindow, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, read_clips
@@ -114,27 +114,33 @@ class BatchLoader:
     def _collate(self, rows: Sequence[tuple[Clip, SoftLabels]], planned: Sequence[Planned], epoch: int) -> Batch:
         if not rows:
             return empty_batch(self.n_mels, self.label_key["top_k"], self.teacher_n_mels, self.states_shape)
-        n_frames = max(p.window_samples for p in planned) // HOP_LENGTH
+        window_frames = [p.window_samples // HOP_LENGTH for p in planned]
         draws = [Draw(self.seed, epoch, clip.id, p.copy) for (clip, _), p in zip(rows, planned, strict=True)]
-        log_mels, clean, lengths = list[torch.Tensor](), list[Waveform](), list[int]()
-        for (clip, _), p, draw in zip(rows, planned, draws, strict=True):
-            log_mel, n_samples = clip.cached_log_mel(p.window_samples, n_frames), clip.n_samples
+        log_mels, clean, speech_frames = list[torch.Tensor](), list[Waveform](), list[int]()
+        for (clip, _), n_frames, draw in zip(rows, window_frames, draws, strict=True):
+            log_mel, n_samples = clip.cached_log_mel(n_frames), clip.n_samples
             if log_mel is None:
                 clean.append(clip.waveform())
                 augmented = augment(clean[-1], self.augment, draw)
-                log_mel, n_samples = clip_log_mel(augmented[: p.window_samples], n_frames, self.n_mels), len(augmented)
+                log_mel = clip_log_mel(augmented[: n_frames * HOP_LENGTH], n_frames, self.n_mels)
+                n_samples = len(augmented)
             log_mels.append(log_mel)
-            lengths.append(n_samples)
-        batch = pad_batch(log_mels, n_frames)
-        for row, n_samples, draw in zip(batch, lengths, draws, strict=True):
-            speech_frames = slice(0, min(n_samples // HOP_LENGTH, n_frames))
-            row[:, speech_frames] = spec_augment(row[:, speech_frames], self.augment.spec, draw.seed_of("mask"))
+            speech_frames.append(min(n_samples // HOP_LENGTH, n_frames))
+        batch = pad_batch(log_mels, window_frames)
+        for row, n_frames, draw in zip(batch, speech_frames, draws, strict=True):
+            row[:, :n_frames] = spec_augment(row[:, :n_frames], self.augment.spec, draw.seed_of("mask"))
         if self.teacher_n_mels:  # clean and padded, as `askd label` does it; the feature cache holds waveforms then
             padded = log_mel_windows(clean, [PADDED_SAMPLES] * len(rows), self.teacher_n_mels).numpy()
         else:
             padded = np.zeros((len(rows), 0, 0), np.float32)
         arrays = _targets([label for _, label in rows])
-        return Batch(ids=tuple(clip.id for clip, _ in rows), log_mel=batch.numpy(), teacher_log_mel=padded, **arrays)
+        return Batch(
+            ids=tuple(clip.id for clip, _ in rows),
+            log_mel=batch.numpy(),
+            window_frames=np.asarray(window_frames, np.int64),
+            teacher_log_mel=padded,
+            **arrays,
+        )
 
 
 def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
@@ -175,6 +181,7 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0, states_shape: 
     return Batch(
         ids=(),
         log_mel=np.zeros((1, n_mels, 2), np.float32),
+        window_frames=np.full(1, 2, np.int64),
         decoder_ids=np.zeros((1, 1), np.int64),
         targets=np.full((1, 1), IGNORED, np.int64),
         top_ids=np.zeros((1, 1, top_k), np.int64),
@@ -201,7 +208,7 @@ def from_bytes(data: bytes) -> Batch:
 
 
 def evaluation_windows(
-    utterances: Sequence[Utterance], silence_s: float, n_mels: int, batch_size: int
+    utterances: Sequence[Utterance], window: DecodingWindow, n_mels: int, batch_size: int
 ) -> Iterator[tuple[list[Utterance], torch.Tensor]]:
     """Yield utterances, sorted by length, with the log-mel ``(batch, n_mels, n_frames)`` of the engine's windows.
 
@@ -209,11 +216,11 @@ def evaluation_windows(
     serving, and the dev WER would hide a student that does not stop.
     """
 
-    def window_of(utterance: Utterance) -> int:
-        return decoding_window_samples(samples_of(utterance.duration_s), silence_s, n_mels)
+    def n_samples(utterance: Utterance) -> int:
+        return window.samples(samples_of(utterance.duration_s), n_mels)
 
     ordered = sorted(utterances, key=lambda u: (u.duration_s, u.id))
-    for window, group in groupby(ordered, key=window_of):
+    for length, group in groupby(ordered, key=n_samples):
         clips = list(group)
         for batch in (clips[start : start + batch_size] for start in range(0, len(clips), batch_size)):
-            yield batch, log_mel_windows([waveform_of(u) for u in batch], [window] * len(batch), n_mels)
+            yield batch, log_mel_windows([waveform_of(u) for u in batch], [length] * len(batch), n_mels)

@@ -32,9 +32,9 @@ class Clip:
     log_mel: NDArray[np.float32] | None = None
     """(n_mels, :func:`~askd_ray.audio.logmel.informative_frames`), read-only."""
 
-    def cached_log_mel(self, window_samples: int, n_frames: int) -> torch.Tensor | None:
-        """Return the cached log-mel, or None if there is none or it does not fit this window and ``n_frames``."""
-        if self.log_mel is None or window_samples < self.n_samples or n_frames < self.log_mel.shape[1]:
+    def cached_log_mel(self, window_frames: int) -> torch.Tensor | None:
+        """Return the cached log-mel, or None if there is none or the window is too short for it."""
+        if self.log_mel is None or window_frames < self.log_mel.shape[1]:
             return None
         return torch.from_numpy(self.log_mel.copy())  # a copy, since torch warns of read-only memory
 

@@ -176,7 +176,7 @@ class LengthGroupedSampler:
             return PADDED_SAMPLES
         n_samples = samples_of(row.duration_s)
         n_samples = sped_up_samples(n_samples, speed_factor(self.augment, draw, n_samples))
-        return window_samples(n_samples, rng.uniform(*self.window.train_silence_s))
+        return window_samples(n_samples, rng.uniform(*self.window.train_silence_s), self.window.train_min_s)
 
 
 def unknown_domains(weights: Mapping[str, float], shards: Sequence[Sequence[Row]]) -> tuple[list[str], list[str]]:

@@ -125,7 +125,8 @@ class Utterance:
 class Batch:
     """One micro-batch for the student.
 
-    ``log_mel`` (batch, n_mels, n_frames) float32; ``decoder_ids`` (batch, length) int64: the prompt, then the text;
+    ``log_mel`` (batch, n_mels, n_frames) float32, and ``window_frames`` (batch,) int64, even: the length of each row's
+    window, after which its log-mel is 0; ``decoder_ids`` (batch, length) int64: the prompt, then the text;
     ``targets`` (batch, length) int64: the text and the end token, -100 at positions without loss; ``top_ids`` int64 and
     ``top_log_probs`` float32 (batch, length, k), ``rest_log_prob`` float32 (batch, length): the teacher's soft labels
     at the same positions, and ``token_loss`` float32 (batch, length) its cross-entropy there (k = 0 and zeros for an
@@ -137,6 +138,7 @@ class Batch:
 
     ids: tuple[str, ...]
     log_mel: NDArray[np.float32]
+    window_frames: NDArray[np.int64]
     decoder_ids: NDArray[np.int64]
     targets: NDArray[np.int64]
     top_ids: NDArray[np.int64]

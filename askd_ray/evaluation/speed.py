@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, PADDED_S, samples_of, window_samples
+from askd_ray.audio.units import HOP_LENGTH, PADDED_S, PADDED_SAMPLES, samples_of
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.data.schema import Utterance
 from askd_ray.evaluation.isolated import Isolated
@@ -97,13 +97,13 @@ def _cost(reference: str) -> ModelCost:
     """Return the parameters of a model, and its multiply-adds for a clip of 5 s in the model's window."""
     folder = local_path(reference)
     config = load_config(str(folder / "transformers") if (folder / "bundle.json").is_file() else reference)
-    silence_s = bundle_info(reference).silence_s
-    n_frames = PADDED_FRAMES if silence_s is None else window_samples(samples_of(CLIP_S), silence_s) // HOP_LENGTH
-    items = parts(config, n_frames)
+    window = bundle_info(reference).window
+    n_samples = PADDED_SAMPLES if window is None else window.samples(samples_of(CLIP_S), config.num_mel_bins)
+    items = parts(config, n_samples // HOP_LENGTH)
     return {
         "params_m": round(sum(item.params for item in items) / 1e6, 2),
         "multiply_adds_g": round(sum(item.multiply_adds for item in items) / 1e9, 2),
-        "window": "30 s" if silence_s is None else f"clip + {silence_s:g} s",
+        "window": "30 s" if window is None else str(window),
     }
 
 

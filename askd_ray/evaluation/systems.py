@@ -72,7 +72,7 @@ def weights_hash(reference: str, device: Device = "cpu") -> str:
         return uuid4().hex
     if (local_path(reference) / "bundle.json").is_file():
         info = bundle_info(reference, device)
-        return f"{sha256_of_file(info.folder / 'model.bin')}/{info.silence_s}"
+        return f"{sha256_of_file(info.folder / 'model.bin')}/{info.window}"
     return fingerprint(reference) if device == "cpu" else f"{fingerprint(reference)}/{device}"
 
 

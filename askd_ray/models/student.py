@@ -15,10 +15,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """Encoder states ``(batch, n_frames / 2, d_model)``: ``states`` after the last layer, ``tapped`` after others."""
+    """Encoder states ``(batch, n_frames / 2, d_model)``: ``states`` after the last layer, ``tapped`` after others.
+
+    ``inside`` (batch, n_frames / 2) bool marks the positions in each row's window; None: all are. States at the other
+    positions are padding: nothing may depend on them.
+    """
 
     states: torch.Tensor
     tapped: tuple[torch.Tensor, ...] = ()
+    inside: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,14 @@ class StudentModel(nn.Module, ABC):
         """The output projection ``(n_vocab, d_model)`` from hidden states to logits."""
 
     @abstractmethod
-    def forward(self, log_mel: torch.Tensor, decoder_ids: torch.Tensor) -> DecoderOutput:
-        """Return the hidden states of windows ``(batch, n_mels, n_frames)`` at tokens ``(batch, length)``."""
+    def forward(
+        self, log_mel: torch.Tensor, decoder_ids: torch.Tensor, window_frames: torch.Tensor | None = None
+    ) -> DecoderOutput:
+        """Return the hidden states of windows ``(batch, n_mels, n_frames)`` at tokens ``(batch, length)``.
+
+        ``window_frames`` (batch,) int64 are the lengths of shorter windows, after which the log-mel is 0: a row's
+        states must be those of the row alone in its window. None: every window has ``n_frames``.
+        """
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -52,17 +52,21 @@ class WhisperStudent(WindowedWhisper, StudentModel):
         projected = self.decoder_layers if decoder_width != width else {}
         self.to_decoder_width = nn.ModuleDict({str(layer): nn.Linear(width, decoder_width) for layer in projected})
 
-    def encode(self, log_mel: torch.Tensor) -> EncoderOutput:
+    def encode(self, log_mel: torch.Tensor, window_frames: torch.Tensor | None = None) -> EncoderOutput:
         """Return the encoder states, the tapped ones in the teacher's width."""
-        encoded = super().encode(log_mel)
+        encoded = super().encode(log_mel, window_frames)
         tapped = tuple(to(states) for to, states in zip(self.to_widths, encoded.tapped, strict=True))
-        return EncoderOutput(encoded.states, tapped)
+        return replace(encoded, tapped=tapped)
 
     def forward(
-        self, log_mel: torch.Tensor, decoder_ids: torch.Tensor, encoded: EncoderOutput | None = None
+        self,
+        log_mel: torch.Tensor,
+        decoder_ids: torch.Tensor,
+        window_frames: torch.Tensor | None = None,
+        encoded: EncoderOutput | None = None,
     ) -> DecoderOutput:
         """Return the hidden states at tokens ``(batch, length)``, the tapped ones also in the teacher's width."""
-        decoded = super().forward(log_mel, decoder_ids, encoded)
+        decoded = super().forward(log_mel, decoder_ids, window_frames, encoded)
         projections = {int(layer): projection for layer, projection in self.to_decoder_width.items()}
         projected = {n: projections[n](s) if n in projections else s for n, s in decoded.tapped.items()}
         return replace(decoded, projected=projected)

@@ -1,4 +1,7 @@
-"""Whisper on trimmed windows: the encoder computes only the positions that the window has, not all 30 s."""
+"""Whisper on trimmed windows: the encoder computes only the positions that the window has, not all 30 s.
+
+:func:`encode` and :func:`decode` call the layers of transformers themselves.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,28 +9,66 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
+from transformers.masking_utils import create_causal_mask
 
 from askd_ray.models.student import DecoderOutput, EncoderOutput
 
 
 def encode(
-    model: WhisperForConditionalGeneration, log_mel: torch.Tensor, tapped_layers: Sequence[int] = ()
+    model: WhisperForConditionalGeneration,
+    log_mel: torch.Tensor,
+    tapped_layers: Sequence[int] = (),
+    window_frames: torch.Tensor | None = None,
 ) -> EncoderOutput:
-    """Return the encoder states of a window ``(batch, n_mels, n_frames)`` of any length up to 30 s.
+    """Return the encoder states of windows ``(batch, n_mels, n_frames)`` of any length up to 30 s.
 
     The encoder of transformers requires 3,000 frames, but Whisper itself does not: its positions are sinusoids from the
     window's start, so a shorter window uses the first ones. At 3,000 frames both give the same states.
+
+    ``window_frames`` (batch,) int64, even: rows with windows of their lengths, as
+    :meth:`~askd_ray.models.student.StudentModel.forward` takes them. The zeros after a window are the zeros with which
+    a convolution pads, and attention gets a mask.
     """
     encoder = model.model.encoder
     hidden = functional.gelu(encoder.conv1(log_mel))
     hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
+    inside = None
+    if window_frames is not None:
+        inside = torch.arange(hidden.shape[1], device=hidden.device) < window_frames[:, None] // 2
     after: list[torch.Tensor] = []
     for layer in encoder.layers:
-        hidden = layer(hidden, None)
+        hidden = layer(hidden, _key_mask(inside))
         after.append(hidden)
-    return EncoderOutput(encoder.layer_norm(hidden), tuple(after[i] for i in tapped_layers))
+    return EncoderOutput(encoder.layer_norm(hidden), tuple(after[i] for i in tapped_layers), inside)
+
+
+def _key_mask(inside: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the attention mask ``(batch, heads, queries, keys)`` that hides the keys that are not inside."""
+    return None if inside is None else inside[:, None, None, :]
+
+
+def decode(
+    model: WhisperForConditionalGeneration, decoder_ids: torch.Tensor, encoded: EncoderOutput
+) -> tuple[torch.Tensor, ...]:
+    """Return the hidden states ``(batch, length, d_model)`` at tokens ``(batch, length)`` after each decoder layer.
+
+    The last ones are after the decoder's final norm: the projection turns them into logits. All tokens are given, so
+    there is no cache. transformers computes the same, bit for bit, but gives its layers no mask over encoder states.
+    """
+    decoder = model.model.decoder
+    positions = torch.arange(decoder_ids.shape[1], device=decoder_ids.device).expand(decoder_ids.shape)
+    hidden = decoder.embed_tokens(decoder_ids) + decoder.embed_positions(decoder_ids, position_ids=positions)
+    hidden = functional.dropout(hidden, p=decoder.dropout, training=decoder.training)
+    causal_mask = create_causal_mask(decoder.config, hidden, attention_mask=None, past_key_values=None)
+    after: list[torch.Tensor] = []
+    for layer in decoder.layers:
+        hidden = layer(
+            hidden, causal_mask, encoded.states, encoder_attention_mask=_key_mask(encoded.inside), use_cache=False
+        )
+        after.append(hidden)
+    return (*after[:-1], decoder.layer_norm(hidden))
 
 
 class WindowedWhisper(nn.Module):
@@ -63,22 +104,20 @@ class WindowedWhisper(nn.Module):
         """Return the layers of encoder and decoder."""
         return [*self.whisper.model.encoder.layers, *self.whisper.model.decoder.layers]
 
-    def encode(self, log_mel: torch.Tensor) -> EncoderOutput:
-        """Return the encoder states of a window ``(batch, n_mels, n_frames)``."""
-        return encode(self.whisper, log_mel, self.tapped_layers)
+    def encode(self, log_mel: torch.Tensor, window_frames: torch.Tensor | None = None) -> EncoderOutput:
+        """Return the encoder states of windows ``(batch, n_mels, n_frames)``; see :func:`encode`."""
+        return encode(self.whisper, log_mel, self.tapped_layers, window_frames)
 
     def forward(
-        self, log_mel: torch.Tensor, decoder_ids: torch.Tensor, encoded: EncoderOutput | None = None
+        self,
+        log_mel: torch.Tensor,
+        decoder_ids: torch.Tensor,
+        window_frames: torch.Tensor | None = None,
+        encoded: EncoderOutput | None = None,
     ) -> DecoderOutput:
         """Return the hidden states at tokens ``(batch, length)``; ``encoded``, if given, replaces the encoder pass."""
         if encoded is None:
-            encoded = self.encode(log_mel)
-        decoded = self.whisper.model.decoder(
-            input_ids=decoder_ids,
-            encoder_hidden_states=encoded.states,
-            use_cache=False,
-            output_hidden_states=bool(self.decoder_layers),
-        )
-        after = (decoded.hidden_states or ())[1:]  # the first are the embeddings
+            encoded = self.encode(log_mel, window_frames)
+        after = decode(self.whisper, decoder_ids, encoded)
         tapped = {teacher_layer: after[layer] for teacher_layer, layer in self.decoder_layers.items()}
-        return DecoderOutput(decoded.last_hidden_state, encoded, tapped)
+        return DecoderOutput(after[-1], encoded, tapped)

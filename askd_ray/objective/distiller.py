@@ -37,7 +37,7 @@ class Distiller:
 
         ``network`` is ``student`` or its wrapper that averages gradients over ranks.
         """
-        decoded: DecoderOutput = network(batch.log_mel, batch.decoder_ids)
+        decoded: DecoderOutput = network(batch.log_mel, batch.decoder_ids, batch.window_frames)
         teacher = self._teacher(batch, decoded, weights)
         tokens = TokenBatch(
             batch.targets[batch.valid],

@@ -29,7 +29,7 @@ class OnlineTeacher:
     def __call__(self, batch: TensorBatch, student: EncoderOutput) -> DecoderOutput:
         """Return the teacher's hidden states at every position; ``student`` is the student's encoder output."""
         encoded = EncoderOutput(student.states.detach()) if self.shares_encoder else None
-        return self.model(batch.teacher_log_mel, batch.decoder_ids, encoded)
+        return self.model(batch.teacher_log_mel, batch.decoder_ids, encoded=encoded)
 
 
 def encoders_agree(recipe: Recipe, student: StudentModel, teacher: WindowedWhisper) -> bool:
@@ -56,16 +56,23 @@ def hidden_state_loss(
 ) -> torch.Tensor:
     """Return the loss between the tapped encoder states, summed over target tokens like every other term.
 
-    It is the mean squared error, or 1 - cosine similarity, averaged over layers and over the student's frames, times
-    ``lengths`` (batch,) of each utterance. The teacher's window is longer; both windows begin at the clip's start, so
-    the teacher's first frames match the student's.
+    It is the mean squared error, or 1 - cosine similarity, averaged over layers and over the positions of the student's
+    window, times ``lengths`` (batch,) of each utterance. The teacher's window is longer; both windows begin at the
+    clip's start, so the teacher's first positions match the student's.
     """
     per_layer: list[torch.Tensor] = []
     for student_states, teacher_states in zip(student.tapped, teacher.tapped, strict=True):
         teacher_states = teacher_states[:, : student_states.shape[1]].float()
         if settings.kind == "mse":
-            per_frame = functional.mse_loss(student_states.float(), teacher_states, reduction="none").mean(dim=-1)
+            each = functional.mse_loss(student_states.float(), teacher_states, reduction="none").mean(dim=-1)
         else:
-            per_frame = 1.0 - functional.cosine_similarity(student_states.float(), teacher_states, dim=-1)
-        per_layer.append(per_frame.mean(dim=1))
+            each = 1.0 - functional.cosine_similarity(student_states.float(), teacher_states, dim=-1)
+        per_layer.append(_mean_inside(each, student.inside))
     return (torch.stack(per_layer).mean(dim=0) * lengths).sum()
+
+
+def _mean_inside(values: torch.Tensor, inside: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean ``(batch,)`` of values ``(batch, n_positions)`` over the positions of each row's window."""
+    if inside is None:
+        return values.mean(dim=1)
+    return (values * inside).sum(dim=1) / inside.sum(dim=1)

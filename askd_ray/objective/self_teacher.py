@@ -92,7 +92,7 @@ class _Copy(Generic[Config]):
     def reference(self, batch: TensorBatch) -> Reference | None:
         if self.model is None:
             return None
-        decoded = self.model(batch.log_mel, batch.decoder_ids)
+        decoded = self.model(batch.log_mel, batch.decoder_ids, batch.window_frames)
         return Dense(decoded.hidden[batch.valid], self.model.projection, batch.at_targets(decoded.tapped))
 
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,14 @@ from askd_ray.data.schema import IGNORED, Batch
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """The arrays of a :class:`~askd_ray.data.schema.Batch` as tensors on a device; the shapes are documented there."""
+    """The arrays of a :class:`~askd_ray.data.schema.Batch` as tensors on a device; the shapes are documented there.
+
+    ``window_frames`` is None if all windows have the length of the log-mel: then attention needs no mask.
+    """
 
     ids: tuple[str, ...]
     log_mel: torch.Tensor
+    window_frames: torch.Tensor | None
     decoder_ids: torch.Tensor
     targets: torch.Tensor
     top_ids: torch.Tensor
@@ -34,7 +39,10 @@ class TensorBatch:
         def moved(array: NDArray[np.generic]) -> torch.Tensor:
             return torch.from_numpy(array).to(device)
 
-        return cls(ids=batch.ids, **{name: moved(value) for name, value in vars(batch).items() if name != "ids"})
+        tensors: dict[str, Any] = {name: moved(value) for name, value in vars(batch).items() if name != "ids"}
+        if (batch.window_frames == batch.log_mel.shape[2]).all():
+            tensors["window_frames"] = None
+        return cls(ids=batch.ids, **tensors)
 
     @cached_property
     def valid(self) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from askd_ray.audio.units import PADDED_SAMPLES, window_samples
+from askd_ray.audio.units import PADDED_SAMPLES, DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, read_labels
 from askd_ray.data.schema import Utterance
@@ -72,7 +72,7 @@ def kl_lost(
         if label.left_out:
             continue
         waveform = waveform_of(utterance)
-        window = window_samples(len(waveform), recipe.window.silence_s)
+        window = DecodingWindow.of(recipe.window).samples(len(waveform), student.config.num_mel_bins)
         (of_teacher,) = forced_logits(teacher, [waveform], [PADDED_SAMPLES], [label])
         (of_student,) = forced_logits(student, [waveform], [window], [label])
         log_p = torch.log_softmax(of_teacher / recipe.objective.temperature.start, dim=-1)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from askd_ray.audio.units import PADDED_S
+from askd_ray.audio.units import PADDED_S, DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
@@ -34,7 +34,7 @@ def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
         compute_type="default",
         threads=threads,
         device=usable_device(recipe.train.workers.gpu),
-        silence_s=PADDED_S,
+        window=DecodingWindow(PADDED_S),
         decoding=Decoding(targets.beam_size, targets.timestamps, targets.prompt),
     )
 

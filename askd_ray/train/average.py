@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import RECIPE_FILE
@@ -119,7 +120,7 @@ def interpolated(mean: Tensors, initial: Tensors, factor: float) -> dict[str, to
 def _scores(
     student: StudentModel, kind: StudentKind, dev: Sequence[Utterance], recipe: Recipe, context: PlainContext
 ) -> dict[str, float]:
-    errors = dev_errors(student, kind, dev, recipe.window.silence_s, context)
+    errors = dev_errors(student, kind, dev, DecodingWindow.of(recipe.window), context)
     scores = dev_metrics(errors, silent_minutes(dev), ())
     return {**scores, "dev_score": dev_score(scores, recipe.train.selection)}
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.train import Selection
 from askd_ray.data.collate import evaluation_windows
 from askd_ray.data.schema import DerivedKind, Utterance
@@ -38,7 +39,7 @@ def dev_errors(
     student: StudentModel,
     student_kind: StudentKind,
     utterances: Sequence[Utterance],
-    silence_s: float,
+    window: DecodingWindow,
     context: Context,
 ) -> dict[DevGroup, ErrorCounts]:
     """Return the word errors of greedy transcripts in trimmed windows, by group, summed over all ranks.
@@ -49,7 +50,7 @@ def dev_errors(
     student.eval()
     rank_utterances = utterances[context.rank :: context.world_size]
     counts = {group: ErrorCounts() for group in sorted({DevGroup.of(u) for u in utterances})}
-    for batch, log_mel in evaluation_windows(rank_utterances, silence_s, student.n_mels, _BATCH_SIZE):
+    for batch, log_mel in evaluation_windows(rank_utterances, window, student.n_mels, _BATCH_SIZE):
         # One decode per language, because the prompt contains the language.
         for language in sorted({u.language for u in batch}):
             rows = [i for i, u in enumerate(batch) if u.language == language]

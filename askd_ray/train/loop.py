@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
 from askd_ray.data.collate import BatchLoader
@@ -163,8 +164,8 @@ class Loop:
         """Score dev, save the student if it is the best so far, and return the scores."""
         with self.objects.ema.applied(self.objects.student):
             student = unsharded(self.objects.student, self.student_kind)
-            silence_s = self.recipe.window.silence_s
-            errors = dev_errors(student, self.student_kind, self.dev, silence_s, self.context)
+            window = DecodingWindow.of(self.recipe.window)
+            errors = dev_errors(student, self.student_kind, self.dev, window, self.context)
             scores = dev_metrics(errors, silent_minutes(self.dev), self.recipe.tune.ood_domains)
             scores["dev_score"] = dev_score(scores, self.recipe.train.selection)
             better = self.best.receive(scores["dev_score"], scores["dev_wer"], self.train_state.step)

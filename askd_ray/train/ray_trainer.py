@@ -107,7 +107,8 @@ def distill_key(run: Run) -> str:
     """Return the key of everything that decides the student; devices and the number of workers do not."""
     r = run.recipe
     train = r.train.on_one_worker().model_dump(mode="json", exclude=PLACEMENT)  # its steps are those of all workers
-    return stage_key(r.student, r.window, r.augment, r.objective, train, r.seed, run.key("label"))
+    window = r.window.model_dump(mode="json", exclude={"choose_on_dev"})  # the export reads it
+    return stage_key(r.student, window, r.augment, r.objective, train, r.seed, run.key("label"))
 
 
 def check_inputs(recipe: Recipe) -> Sampler:

@@ -21,11 +21,13 @@ from askd_ray.files import atomic_path
 from askd_ray.progress import console
 from askd_ray.results.evaluation import checked
 from askd_ray.results.texts import percent, speed_verdicts, wer
+from askd_ray.results.windows import WindowSweep
 from askd_ray.runs import Run
 from askd_ray.train import average
 from askd_ray.train.curves import draw_curves
 from askd_ray.train.mlflow_mirror import send_finished_run
 from askd_ray.train.track import StepMetrics, read_metrics
+from askd_ray.train.window_picture import draw_windows
 
 StageRecord = Mapping[str, Any]
 
@@ -71,7 +73,7 @@ def write_report(run: Run) -> Path | None:
             f"# {trained.name}",
             *_result(result, read_metrics(run.distill), trained, folder),
             *_held_out(_record(run, "evaluate"), run),
-            *_exported(_record(run, "export")),
+            *_exported(_record(run, "export"), folder),
             *([] if _is_average(result) else [_training(trained, result)]),
             _data(run, run.record("prepare"), run.record("label")),
             *_utterance_counts(result.get("utterances")),
@@ -136,11 +138,39 @@ def _held_out(record: StageRecord | None, run: Run) -> list[str]:
     ]
 
 
-def _exported(record: StageRecord | None) -> list[str]:
+def _exported(record: StageRecord | None, folder: Path) -> list[str]:
     if record is None:
         return []
     sizes = [(f"`{name}`", size) for name, size in record["result"]["size_mb"].items()]
-    return ["## Bundle", _table(("part of [bundle/](bundle)", "MB"), sizes)]
+    parts = ["## Bundle", _table(("part of [bundle/](bundle)", "MB"), sizes)]
+    sweep: WindowSweep | None = record["result"].get("window_sweep")
+    return parts if sweep is None else [*parts, *_windows(sweep, folder)]
+
+
+def _windows(sweep: WindowSweep, folder: Path) -> list[str]:
+    """Return the table and the picture of the windows that the export has compared."""
+    rows = [
+        (
+            f"**clip + {score['silence_s']:g} s**" if i == sweep["chosen"] else f"clip + {score['silence_s']:g} s",
+            f"{score['min_s']:g} s",
+            f"{score['window_s']:.2f} s",
+            f"{score['decoding_ms']:.0f} ms",
+            percent(score["wer"]),
+            f"{100 * score['above_best']:.2f} ({100 * score['standard_error']:.2f})",
+            score["runaways"],
+        )
+        for i, score in enumerate(sweep["scores"])
+    ]
+    head = ("window", "at least", "mean window", "mean time", "WER, %", "above the best (standard error)", "runaways")
+    text = (
+        f"The decoding window was chosen on {sweep['clips']} dev clips ({sweep['words']} words): the shortest with as "
+        "few runaways as the best window, and a WER above its by at most one standard error of the difference."
+    )
+    try:
+        picture = [f"![windows](report/{draw_windows(sweep, folder).name})"]
+    except AskdError as error:
+        picture = [f"No picture: {error}"]
+    return ["### Window", text, _table(head, rows), *picture]
 
 
 def _training(recipe: Recipe, result: StageRecord) -> str:

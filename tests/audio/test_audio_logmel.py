@@ -70,17 +70,19 @@ def test_features_are_independent_of_the_batch(clips):
     assert batch.shape == (len(clips), 80, max(windows) // HOP_LENGTH)
     for row, (clip, window) in enumerate(zip(clips, windows, strict=True)):
         alone = log_mel_windows([clip], [window])[0]
-        assert (batch[row, :, : alone.shape[1]] - alone).abs().max() <= 1e-5
+        assert torch.equal(batch[row, :, : alone.shape[1]], alone)
+        assert not batch[row, :, alone.shape[1] :].any()
 
 
 def test_filled_silence_equals_computed_silence(clips):
     noisy = [clip + 0.05 * np.random.default_rng(0).standard_normal(len(clip), np.float32) for clip in clips[:3]]
     for all_clips in (clips[:6], noisy):
-        windows = [window_samples(len(clip) - 500, 0.05) for clip in all_clips]  # some clips end with their window
-        waveforms = torch.zeros(len(windows), max(windows))
-        for row, (clip, window) in enumerate(zip(all_clips, windows, strict=True)):
-            waveforms[row, : min(len(clip), window)] = torch.from_numpy(clip[:window])
-        torch.testing.assert_close(log_mel_windows(all_clips, windows), log_mel(waveforms), rtol=0, atol=1e-6)
+        for clip in all_clips:
+            for silence_s in (0.05, 1.0):
+                window = window_samples(len(clip) - 500, silence_s)  # some clips end with their window
+                waveform = torch.zeros(1, window)
+                waveform[0, : min(len(clip), window)] = torch.from_numpy(clip[:window])
+                torch.testing.assert_close(log_mel_windows([clip], [window]), log_mel(waveform), rtol=0, atol=1e-6)
 
 
 def test_long_clip_is_cut_to_the_window(clips):
@@ -95,14 +97,17 @@ def test_silence_has_the_floor_value():
 
 
 @pytest.mark.parametrize(
-    ("n_samples", "silence_s", "expected"),
+    ("n_samples", "silence_s", "min_s", "expected"),
     [
-        (16_000, 0.3, 20_800),  # 65 positions exactly
-        (16_001, 0.3, 21_120),  # one sample more needs one position more
-        (1, 0.01, 320),
-        (480_000, 0.3, 480_000),  # never beyond 30 s
-        (479_999, 1.0, 480_000),
+        (16_000, 0.3, 0.0, 20_800),  # 65 positions exactly
+        (16_001, 0.3, 0.0, 21_120),  # one sample more needs one position more
+        (1, 0.01, 0.0, 320),
+        (480_000, 0.3, 0.0, 480_000),  # never beyond 30 s
+        (479_999, 1.0, 0.0, 480_000),
+        (1, 0.3, 1.0, 16_000),
+        (16_000, 0.3, 1.0, 20_800),
+        (16_000, 0.3, 30.0, 480_000),
     ],
 )
-def test_window_samples(n_samples, silence_s, expected):
-    assert window_samples(n_samples, silence_s) == expected
+def test_window_samples(n_samples, silence_s, min_s, expected):
+    assert window_samples(n_samples, silence_s, min_s) == expected

@@ -12,10 +12,12 @@ from safetensors.numpy import load_file, save_file
 from small_run import small_run
 from tiny_run import Model
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.bundles.bundle import export
 from askd_ray.bundles.formats import FORMATS
 from askd_ray.bundles.verify import verify
 from askd_ray.config.load import load_recipe
+from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.errors import AskdError
@@ -85,7 +87,11 @@ def test_ctranslate2_folders_in_stock_faster_whisper(
 def test_description_and_card(exported: dict[str, Any], run: Run):
     description = read_json(run.bundle / "bundle.json")
     assert description["name"] == "small"
-    assert description["window"] == {"silence_s": 0.3}
+    sweep = description["window_sweep"]
+    assert sweep == exported["window_sweep"] and sweep["clips"] == 4 and len(sweep["scores"]) == 13
+    score = sweep["scores"][sweep["chosen"]]
+    assert description["window"] == exported["window"] == {name: score[name] for name in ("silence_s", "min_s")}
+    assert read_bundle(run.bundle).window == DecodingWindow(**exported["window"])
     assert description["languages"] == ["en"]
     assert description["data"]["licences"] == {"CC-BY-SA-3.0": 4}
     assert description["scores"] is None
@@ -104,6 +110,16 @@ def test_finished_export_is_not_repeated(exported: dict[str, Any], run: Run):
     before = (run.bundle / "bundle.json").stat().st_mtime_ns
     assert export(run.recipe) == exported
     assert (run.bundle / "bundle.json").stat().st_mtime_ns == before
+
+
+def test_fixed_window_is_not_compared(exported: dict[str, Any], run: Run, tmp_path: Path):
+    values = run.recipe.model_dump(mode="json")
+    values["window"] |= {"choose_on_dev": False}
+    shutil.copytree(run.path, tmp_path / run.recipe.name)
+    fixed = Recipe.model_validate({**values, "runs_root": str(tmp_path)})
+    result = export(fixed)
+    assert result["window"] == {"silence_s": 0.3, "min_s": 1.0} and result["window_sweep"] is None
+    assert read_bundle(tmp_path / run.recipe.name / "bundle").window == DecodingWindow(0.3, 1.0)
 
 
 def test_reference_clips_are_in_the_bundle(exported: dict[str, Any], run: Run):

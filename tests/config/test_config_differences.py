@@ -20,7 +20,9 @@ CHANGES = {
         "student.decoder_layers=[0]",
         "seed=5",
         "window.silence_s=0.9",
+        "window.train_min_s=1.5",
     ],
+    "export": ["window.choose_on_dev=false"],
     "evaluate": ["evaluate.stock=false"],
 }
 DECIDE_NOTHING = [

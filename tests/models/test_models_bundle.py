@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.errors import AskdError
 from askd_ray.files import write_json
 from askd_ray.models.bundle import read_bundle
@@ -16,17 +17,26 @@ def a_bundle(folder: Path, description: object) -> Path:
 
 
 def test_bundle_names_model_and_window(tmp_path: Path):
-    bundle = a_bundle(tmp_path / "b", {"name": "tiny-student", "window": {"silence_s": 0.4}})
+    bundle = a_bundle(tmp_path / "b", {"name": "tiny-student", "window": {"silence_s": 0.4, "min_s": 1.2}})
     info = read_bundle(bundle)
-    assert (info.name, info.silence_s, info.folder) == ("tiny-student", 0.4, bundle / "ctranslate2-int8")
+    assert (info.name, info.window, info.folder) == (
+        "tiny-student",
+        DecodingWindow(0.4, 1.2),
+        bundle / "ctranslate2-int8",
+    )
     assert read_bundle(bundle, "cuda").folder == bundle / "ctranslate2-float16"
+
+
+def test_bundle_of_format_1_has_no_minimal_window(tmp_path: Path):
+    bundle = a_bundle(tmp_path / "b", {"format": 1, "name": "x", "window": {"silence_s": 0.3}})
+    assert read_bundle(bundle).window == DecodingWindow(silence_s=0.3, min_s=0.0)
 
 
 def test_plain_ctranslate2_folder_has_padded_windows(tmp_path: Path):
     (tmp_path / "whisper").mkdir()
     (tmp_path / "whisper" / "model.bin").touch()
     info = read_bundle(tmp_path / "whisper")
-    assert (info.name, info.silence_s) == ("whisper", None)
+    assert (info.name, info.window) == ("whisper", None)
 
 
 def test_invalid_folders_are_refused(tmp_path: Path):
@@ -37,7 +47,14 @@ def test_invalid_folders_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "description", [{}, {"name": "x", "window": None}, {"name": "x", "window": {"silence_s": "?"}}]
+    "description",
+    [
+        {},
+        {"name": "x", "window": None},
+        {"name": "x", "window": 0.3},
+        {"name": "x", "window": {"silence_s": "?"}},
+        {"name": "x", "window": {"silence_s": 0.3, "min_s": "?"}},
+    ],
 )
 def test_damaged_description_is_refused(tmp_path: Path, description: object):
     with pytest.raises(AskdError, match=r"bundle\.json is damaged"):

@@ -113,4 +113,4 @@ def test_command_prints_every_part(weights: Path, capsys: pytest.CaptureFixture[
         assert f"{model.params / 1e6:.2f} M" in output
     for part in costs(recipe)[1].trimmed:
         assert f"{part.name} " in output
-    assert "from 40% on, decoder 0, 1+2, 3" in output and "5.3 s" in output
+    assert "from 40% on, decoder 0, 1+2, 3" in output and "5.4 s" in output

@@ -14,6 +14,7 @@ from askd_ray.audio.units import (
     SAMPLE_RATE_HZ,
     SAMPLES_PER_POSITION,
     WINDOW_STEP_SAMPLES,
+    DecodingWindow,
     samples_of,
 )
 from askd_ray.data.shards import waveform_of
@@ -23,6 +24,8 @@ from askd_ray.models.generate import greedy
 from askd_ray.models.windows import encode
 from askd_ray.text.tokens import max_tokens
 
+TRIMMED = DecodingWindow(silence_s=0.3)
+
 
 @pytest.fixture(scope="module")
 def clips(speech: Path) -> list[Waveform]:
@@ -31,12 +34,12 @@ def clips(speech: Path) -> list[Waveform]:
 
 @pytest.fixture(scope="module")
 def trimmed(weights: Path) -> Engine:
-    return Engine(weights)
+    return Engine(weights, window=TRIMMED)
 
 
 @pytest.fixture(scope="module")
 def padded(weights: Path) -> Engine:
-    return Engine(weights, silence_s=None)
+    return Engine(weights)
 
 
 def test_no_clips(trimmed: Engine):
@@ -68,7 +71,7 @@ def test_real_clips_in_padded_windows(padded: Engine, speech: Path):
 
 @pytest.mark.slow
 def test_avg_logprob_includes_the_end_token(weights: Path, tiny_en: Model, clips: list[Waveform]):
-    transcript = Engine(weights, compute_type="float32", silence_s=None).transcribe(clips[:1])[0]
+    transcript = Engine(weights, compute_type="float32").transcribe(clips[:1])[0]
     model, tokens = tiny_en
     prompt, target_ids = tokens.prompt(), [*transcript.token_ids, tokens.end]
     with torch.no_grad():
@@ -86,7 +89,7 @@ def test_avg_logprob_includes_the_end_token(weights: Path, tiny_en: Model, clips
 def test_endless_decoding_is_limited(weights: Path, speech: Path, prompt: str):
     # tiny.en was never trained on trimmed windows and repeats itself in some of them.
     waveforms = [waveform_of(u) for u in utterances(speech, 24)]
-    engine = Engine(weights, decoding=Decoding(prompt=prompt))
+    engine = Engine(weights, window=TRIMMED, decoding=Decoding(prompt=prompt))
     transcripts = engine.transcribe(waveforms)
     lengths = [len(t.token_ids) for t in transcripts]
     assert max(n for n, t in zip(lengths, transcripts, strict=True) if not t.ended) == max(lengths)
@@ -99,7 +102,7 @@ def test_endless_decoding_is_limited(weights: Path, speech: Path, prompt: str):
 def test_states_with_the_shape_of_a_log_mel_are_refused(
     weights: Path, clips: list[Waveform], monkeypatch: pytest.MonkeyPatch
 ):
-    engine = Engine(weights)
+    engine = Engine(weights, window=TRIMMED)
     monkeypatch.setattr(engine, "window_samples", lambda waveform: 80 * SAMPLES_PER_POSITION)
     with pytest.raises(AssertionError, match="log-mel"):
         engine.transcribe(clips[:1])
@@ -108,7 +111,7 @@ def test_states_with_the_shape_of_a_log_mel_are_refused(
 @pytest.mark.slow
 def test_engine_equals_the_decoder_in_every_window(weights: Path, tiny_en: Model, speech: Path):
     # CTranslate2 took the 80 states of a 1.6 s window for a log-mel of 80 bands, so the model got noise.
-    engine = Engine(weights, compute_type="float32")
+    engine = Engine(weights, compute_type="float32", window=TRIMMED)
     model, tokens = tiny_en
     talk = np.concatenate([waveform_of(u) for u in utterances(speech, 16)])
     steps = [*range(2, 26), *range(30, 151, 20)]  # of 0.2 s: each up to 5 s, then some
@@ -121,6 +124,18 @@ def test_engine_equals_the_decoder_in_every_window(weights: Path, tiny_en: Model
         assert list(transcript.token_ids)[:20] == expected[:20], f"window of {window / SAMPLE_RATE_HZ:g} s"
         windows.append(window)
     assert windows == [(n + (n == 8)) * WINDOW_STEP_SAMPLES for n in steps]  # 1.6 s has 80 positions
+
+
+@pytest.mark.slow
+def test_engine_equals_the_decoder_in_minimal_windows(weights: Path, tiny_en: Model, clips: list[Waveform]):
+    model, tokens = tiny_en
+    engine = Engine(weights, compute_type="float32", window=DecodingWindow(silence_s=0.3, min_s=1.6))
+    blips = [clip[: samples_of(seconds)] for clip, seconds in zip(clips, (0.1, 0.5, 1.0, 1.4), strict=False)]
+    assert {engine.window_samples(blip) for blip in blips} == {samples_of(1.8)}  # 1.6 s has 80 positions
+    log_mel = log_mel_windows(blips, [samples_of(1.8)] * len(blips))
+    expected = greedy(model, tokens, log_mel, tokens.prompt())
+    found = [list(transcript.token_ids) for transcript in engine.transcribe(blips)]
+    assert [ids[:20] for ids in found] == [ids[:20] for ids in expected]
 
 
 def test_max_tokens():
@@ -167,9 +182,9 @@ def test_damaged_model_is_refused(weights: Path, tmp_path: Path):
 
 @pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.parametrize("silence_s", [None, 0.3])
-def test_token_probabilities(weights: Path, clips: list[Waveform], silence_s: float | None):
-    settings = {"compute_type": "float32", "silence_s": silence_s}
+@pytest.mark.parametrize("window", [None, TRIMMED])
+def test_token_probabilities(weights: Path, clips: list[Waveform], window: DecodingWindow | None):
+    settings = {"compute_type": "float32", "window": window}
     plain = Engine(weights, **settings).transcribe(clips)
     sure = Engine(weights, **settings, decoding=Decoding(confidence=True)).transcribe(clips)
     assert [t.text for t in sure] == [t.text for t in plain] == ["".join(t.token_texts).strip() for t in sure]
@@ -177,7 +192,7 @@ def test_token_probabilities(weights: Path, clips: list[Waveform], silence_s: fl
     for transcript in sure:
         assert len(transcript.token_probs) == len(transcript.token_texts) == len(transcript.token_ids)
         assert all(0.0 < p <= 1.0 for p in transcript.token_probs)
-        if transcript.ended and silence_s is None:
+        if transcript.ended and window is None:
             # avg_logprob includes the end token, and its softmax leaves out suppressed tokens.
             assert np.log(transcript.token_probs).sum() == pytest.approx(
                 transcript.avg_logprob * (len(transcript.token_ids) + 1), abs=0.6

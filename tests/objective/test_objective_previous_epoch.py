@@ -19,7 +19,7 @@ def batch(*ids: str) -> TensorBatch:
     for row, name in enumerate(ids):
         targets[row, 1 : 1 + LENGTHS[name]] = 5
     nothing = torch.zeros(0)
-    return TensorBatch(ids, nothing, nothing, targets, *[nothing] * 7)
+    return TensorBatch(ids, nothing, None, nothing, targets, *[nothing] * 7)
 
 
 def random_log_probs(name: str, epoch: int) -> torch.Tensor:

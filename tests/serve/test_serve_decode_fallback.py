@@ -124,7 +124,7 @@ def repeated(speech: Path, n_times: int) -> list[tuple[Waveform, str]]:
 @pytest.mark.slow
 def test_repeated_speech_is_transcribed_each_time(weights: Path, speech: Path):
     """With repeated trigrams forbidden, the repetitions had hallucinated words ("All circuits're busy now")."""
-    engine, clips = Engine(weights, silence_s=None), repeated(speech, 3)
+    engine, clips = Engine(weights), repeated(speech, 3)
     assert len(clips) == 6
     normalize = normalizer("en")
 
@@ -142,7 +142,7 @@ def test_repeated_speech_is_transcribed_each_time(weights: Path, speech: Path):
 @pytest.mark.slow
 def test_loop_of_tiny_en_is_cut(weights: Path, speech: Path):
     """At twice its speed, this speech makes tiny.en loop up to the token limit."""
-    engine = Engine(weights, silence_s=None)
+    engine = Engine(weights)
     waveforms = [np.ascontiguousarray(waveform[::2]) for waveform, _ in spoken(speech, 8)]
     plain = engine.transcribe(waveforms, "en", GREEDY)
     assert any(is_loop(transcript, duration_s(w)) for transcript, w in zip(plain, waveforms, strict=True))

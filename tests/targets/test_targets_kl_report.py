@@ -9,7 +9,7 @@ from small_run import utterances
 from tiny_run import Model
 from transformers import WhisperForConditionalGeneration
 
-from askd_ray.audio.units import PADDED_SAMPLES, window_samples
+from askd_ray.audio.units import PADDED_SAMPLES, DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, write_labels
 from askd_ray.data.schema import Utterance
@@ -64,7 +64,7 @@ def test_lost_kl_uses_the_divergence_of_the_objective(
     with torch.no_grad():
         for utterance, made in zip(*rows, strict=True):
             clip = waveform_of(utterance)
-            windows = (PADDED_SAMPLES, window_samples(len(clip), recipe.window.silence_s))
+            windows = (PADDED_SAMPLES, DecodingWindow.of(recipe.window).samples(len(clip), 80))
             log_p, log_q = (
                 torch.log_softmax(next(forced_logits(teacher, [clip], [w], [made])) / 2.0, -1) for w in windows
             )

@@ -9,7 +9,7 @@ from small_run import utterances
 from tiny_run import Model
 
 from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import PADDED_S, PADDED_SAMPLES
+from askd_ray.audio.units import PADDED_S, PADDED_SAMPLES, DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, write_labels
 from askd_ray.data.schema import Utterance
@@ -48,7 +48,7 @@ def test_greedy_labels_equal_the_teacher(
     """CTranslate2 in float32 and torch give the same tokens, so no int8 copy makes the labels."""
     model, tokens = tiny_en
     waveforms = [waveform_of(u) for u in clips]
-    make_transcript = Engine(weights, compute_type="float32", silence_s=PADDED_S).transcribe(waveforms)
+    make_transcript = Engine(weights, compute_type="float32", window=DecodingWindow(PADDED_S)).transcribe(waveforms)
     in_torch = greedy(model, tokens, log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms)), tokens.prompt())
     for made, transcript, ids in zip(labels, make_transcript, in_torch, strict=True):
         assert made.left_out == "" and made.prompt_ids == (SOT, NO_TIMESTAMPS)

@@ -8,6 +8,7 @@ from killed_run import CPU
 from small_run import utterances
 from tiny_run import Model
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Selection
 from askd_ray.data.collate import evaluation_windows
@@ -38,7 +39,7 @@ def test_dev_uses_the_prompt_of_the_targets(labelled: Recipe):
 
     student.whisper.model.decoder.register_forward_pre_hook(listen, with_kwargs=True)
     utterances = read_utterances(Run(labelled).shards, "dev")
-    errors = dev_errors(student, kind, utterances, recipe.window.silence_s, PlainContext(CPU))
+    errors = dev_errors(student, kind, utterances, DecodingWindow.of(recipe.window), PlainContext(CPU))
     assert asked == [list(tokens.prompt("en", "as before", timestamps=True))] * len(utterances)
     assert errors[TONES].n_reference > 0
 
@@ -48,11 +49,12 @@ def test_dev_decoding_equals_the_engine(weights: Path, tiny_en: Model, speech: P
     # A torch batch padded to the window of its longest clip would hide how the engine decodes short clips.
     model, tokens = tiny_en
     clips = utterances(speech, 12)
-    engine = Engine(weights, compute_type="float32")
+    window = DecodingWindow(silence_s=0.3, min_s=1.4)
+    engine = Engine(weights, compute_type="float32", window=window)
     transcripts = engine.transcribe([waveform_of(u) for u in clips])
     expected = {u.id: list(t.token_ids) for u, t in zip(clips, transcripts, strict=True)}
     written: dict[str, list[int]] = {}
-    for batch, log_mel in evaluation_windows(clips, 0.3, 80, batch_size=4):
+    for batch, log_mel in evaluation_windows(clips, window, 80, batch_size=4):
         written |= zip([u.id for u in batch], greedy(model, tokens, log_mel, tokens.prompt()), strict=True)
     assert written == expected
     assert len({engine.window_samples(waveform_of(u)) for u in clips}) > 3
@@ -60,13 +62,13 @@ def test_dev_decoding_equals_the_engine(weights: Path, tiny_en: Model, speech: P
 
 def test_errors_are_counted_by_domain(labelled: Recipe):
     kind = WhisperStudentKind(labelled)
-    student, silence_s = kind.build(0), labelled.window.silence_s
+    student, window = kind.build(0), DecodingWindow.of(labelled.window)
     first, *others = read_utterances(Run(labelled).shards, "dev")
     mixed = [replace(first, domain="calls"), *others]
     context = PlainContext(CPU)
-    errors = dev_errors(student, kind, mixed, silence_s, context)
+    errors = dev_errors(student, kind, mixed, window, context)
     assert list(errors) == [CALLS, TONES]
-    unmixed = dev_errors(student, kind, [first, *others], silence_s, context)
+    unmixed = dev_errors(student, kind, [first, *others], window, context)
     assert sum(errors.values(), ErrorCounts()) == unmixed[TONES]
     assert errors[CALLS].n_reference == len(normalizer("en")(first.text).split())
 
@@ -92,7 +94,7 @@ def test_derived_clips_have_scores_of_their_kind(labelled: Recipe):
     kind = WhisperStudentKind(labelled)
     first, second, third = read_utterances(Run(labelled).shards, "dev")
     clips = [first, replace(second, derived="crop"), replace(third, derived="non_speech", text="", domain="non_speech")]
-    errors = dev_errors(kind.build(0), kind, clips, labelled.window.silence_s, PlainContext(CPU))
+    errors = dev_errors(kind.build(0), kind, clips, DecodingWindow.of(labelled.window), PlainContext(CPU))
     assert set(errors) == {TONES, DevGroup("crop", ""), DevGroup("non_speech", "")}
     assert errors[DevGroup("non_speech", "")].n_reference == 0
     assert silent_minutes(clips) == third.duration_s / 60

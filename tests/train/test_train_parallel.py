@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from small_run import with_objective
 from torch.distributed.fsdp import FSDPModule
 
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import write_labels
 from askd_ray.data.shards import read_table, read_utterances, shard_paths, to_utterances
@@ -117,7 +118,7 @@ def _note(loop: Loop, rank: int, root: Path) -> None:
         for tensors in (list(student.parameters()), moments, loop.objects.ema.state()[0].values())
     ]
     dev = read_utterances(Run(loop.recipe).shards, "dev")[:1]
-    errors = dev_errors(unsharded(student, kind), kind, dev, loop.recipe.window.silence_s, loop.context)
+    errors = dev_errors(unsharded(student, kind), kind, dev, DecodingWindow.of(loop.recipe.window), loop.context)
     (root / f"rank-{rank}.json").write_text(json.dumps({"shares": shares, "words": errors["tones"].n_reference}))
 
 

@@ -90,6 +90,19 @@ def test_report_accounts_for_every_utterance(run: Run):
         assert f"| {row} |" in text
 
 
+def test_report_shows_the_windows_that_the_export_compared(run: Run):
+    one = {"silence_s": 0.2, "min_s": 1.0, "window_s": 1.84, "decoding_ms": 21.3, "wer": 0.05, "runaways": 0}
+    one |= {"above_best": 0.01, "standard_error": 0.0125}
+    scores = [one, {**one, "silence_s": 0.6, "window_s": 2.24, "wer": 0.04, "above_best": 0.0, "standard_error": 0.0}]
+    sweep = {"clips": 120, "words": 900, "scores": scores, "chosen": 0}
+    run.finish("export", "key", {"size_mb": {}, "window_sweep": sweep}, run.begin("export"))
+    text = report(run)
+    assert "| **clip + 0.2 s** | 1 s | 1.84 s | 21 ms | 5.00 | 1.00 (1.25) | 0 |" in text
+    assert "| clip + 0.6 s | 1 s | 2.24 s | 21 ms | 4.00 | 0.00 (0.00) | 0 |" in text
+    assert "120 dev clips (900 words)" in text
+    assert (run.path / "report" / "windows.png").stat().st_size > 5000
+
+
 def test_report_adds_later_stages_of_the_same_training(run: Run):
     run.finish("export", "key", {"size_mb": {"ctranslate2-int8": 39.5}}, run.begin("export"))
     run.finish("evaluate", "key", evaluation(), run.begin("evaluate"))

@@ -23,6 +23,7 @@ from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import Batch
 from askd_ray.models.load import load_whisper
 from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
+from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.online_teacher import OnlineTeacher
 from askd_ray.objective.schedules import Progress, Weights, weights_at
@@ -112,6 +113,40 @@ def test_micro_batches_equal_one_batch(labelled: Recipe, tiny_model: Path, prese
     assert one.keys() == many.keys() and any(g.abs().max() > 1e-4 for g in one.values())
     for name, gradient in one.items():
         torch.testing.assert_close(many[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def in_windows(batch: Batch, row: int) -> Batch:
+    """One row of a batch, alone in its window."""
+    alone = rows(batch, slice(row, row + 1))
+    return Batch(**{**vars(alone), "log_mel": alone.log_mel[:, :, : batch.window_frames[row]]})
+
+
+@pytest.mark.parametrize("hidden_states", ["none", "mse", "cosine"])
+def test_batch_equals_rows_alone_in_their_windows(labelled: Recipe, tiny_model: Path, hidden_states: str):
+    recipe = labelled
+    if hidden_states != "none":
+        objective = {"hidden_states": {"kind": hidden_states, "layers": [[0, 0], [-1, -1]], "weight": 10.0}}
+        recipe = with_objective(labelled, objective, teacher={"online": True, "top_k": 32})
+    whole = a_batch(labelled)
+    assert len(set(whole.window_frames.tolist())) == 3 == len(whole.ids)
+    padded = np.random.default_rng(0).standard_normal((3, 80, 3000)).astype(np.float32)
+    whole = Batch(**{**vars(whole), "teacher_log_mel": padded})
+    student = WhisperStudentKind(recipe, teacher_width=32).build(0)
+    teacher = WindowedWhisper(load_whisper(str(tiny_model))[0], [0, -1])
+    with torch.no_grad():
+        teacher.whisper.model.encoder.layers[0].fc1.weight.mul_(1.5)
+    online = OnlineTeacher(teacher, shares_encoder=False) if recipe.teacher.online else None
+    made = Distiller(recipe.objective, build_self_teacher(recipe.objective.self_teacher, lambda: None), online, 0.0)
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        return made.sums(student, student, TensorBatch.of(batch, CPU), Weights(0.5, 0.0))[0]
+
+    assert TensorBatch.of(in_windows(whole, 0), CPU).window_frames is None
+    together, apart = loss_of(whole), sum(loss_of(in_windows(whole, row)) for row in range(3))
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    for one, other_ in zip(*(torch.autograd.grad(x, trained) for x in (together, apart)), strict=True):
+        torch.testing.assert_close(one, other_, atol=1e-5, rtol=1e-4)
 
 
 def _rank(rank: int, model: str, recipes: list[str], data: dict[str, bytes], out: str) -> None:

@@ -111,15 +111,16 @@ def _dev_settings(folder: Location) -> Derive:
 
 def _write_sounds(path: Location, files: str | None) -> _Sounds:
     """Write the sounds as FLAC, one row each."""
-    rows: list[dict[str, object]] = []
-    lengths_s: list[float] = []
+    names, audio, lengths_s = list[str](), list[bytes](), list[float]()
     for sound in sounds_without_speech(files, _SOUNDS_SEED):
         file = io.BytesIO()
         soundfile.write(file, sound.waveform, SAMPLE_RATE_HZ, format="FLAC")
-        rows.append({"id": sound.name, "audio": {"bytes": file.getvalue(), "path": f"{sound.name}.flac"}})
+        names.append(sound.name)
+        audio.append(file.getvalue())
         lengths_s.append(duration_s(sound.waveform))
+    rows = [{"id": n, "audio": {"bytes": a, "path": f"{n}.flac"}} for n, a in zip(names, audio, strict=True)]
     write_table(path, pa.Table.from_pylist(rows, schema=SOUND_SCHEMA))
-    return _Sounds(tuple(lengths_s), tuple(row["audio"]["bytes"] for row in rows))
+    return _Sounds(tuple(lengths_s), tuple(audio))
 
 
 def _derive_shard(path: Location, settings: Derive, sounds: _Sounds, vad: Vad) -> Counter[str]:

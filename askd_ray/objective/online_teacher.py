@@ -3,8 +3,8 @@
 import torch
 from torch.nn import functional
 
-from askd_ray.config.objective import HiddenStatesLoss
 from askd_ray.config.schema import Recipe
+from askd_ray.config.states import HiddenStatesLoss
 from askd_ray.models.student import DecoderOutput, EncoderOutput, StudentModel
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.tensors import TensorBatch

@@ -37,8 +37,8 @@ class Data(Section):
     """The characters of text per second of audio that a row may have, [min, max]; null disables the limit."""
     max_quarantine_share: Share = 0.2
     """The stage fails if more than this share of the rows cannot be used."""
-    derive: Derive = Field(default_factory=Derive)
-    """Short, long and silent clips that are made of the utterances."""
+    derive: Derive | None = Field(default_factory=Derive)
+    """Short, long and silent clips that are made of the utterances; null makes none."""
 
     @model_validator(mode="after")
     def _check_limits(self) -> "Data":

@@ -94,9 +94,3 @@ class Derive(Section):
     """Clips without speech."""
     dev: bool = True
     """Also make short, long and silent clips of dev: training measures the student on each kind."""
-
-    @property
-    def is_off(self) -> bool:
-        """Whether no clip is made."""
-        train = self.crops.per_utterance, self.stitched.per_utterance, self.non_speech.per_utterance
-        return not (any(train) or self.dev)

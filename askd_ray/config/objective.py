@@ -134,8 +134,8 @@ class Objective(Section):
     preset: PresetName = "askd"
     """The method (`askd presets`): it fills in the fields that are not set, and fixes some of them."""
     ce_weight: Literal["complement", "instance_complement"] | float = "complement"
-    """The c_n: a number, ``complement`` for 1 - a - b, or ``instance_complement`` for 1 - a w_i g_n - b, without a
-    where a target does not come from the teacher."""
+    """The c_n: a number, ``complement`` for 1 - a - b, or ``instance_complement`` for 1 - a w_i g_n - b, with a = 0
+    for targets that do not come from the teacher."""
     teacher_weight: TeacherWeight = Field(default_factory=FallingWeight)
     """The weight a of the teacher. If it ends after ``self_teacher.switch``, the two phases overlap; if before,
     cross-entropy has the time between them."""
@@ -149,9 +149,9 @@ class Objective(Section):
     """The weight g_n of the teacher's term for a token."""
     divergence: Divergence = KlDivergence()
     """The divergence D between a teacher and the student."""
-    hidden_states: HiddenStates = NoHiddenStates()
+    hidden_states: HiddenStates = Field(default_factory=NoHiddenStates)
     """A loss between encoder states, added to the sum."""
-    decoder_states: DecoderStates = NoDecoderStates()
+    decoder_states: DecoderStates = Field(default_factory=NoDecoderStates)
     """A loss between decoder states, added to the sum."""
     states_weight: StatesWeight = Field(default_factory=ConstantStatesWeight)
     """The weight s of the teacher's decoder states."""

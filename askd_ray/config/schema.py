@@ -161,7 +161,7 @@ class Recipe(Section):
     @property
     def has_pseudo_labels(self) -> bool:
         """Whether the teacher transcribes any clip."""
-        return self.targets.kind == "pseudo" or not self.data.derive.is_off
+        return self.targets.kind == "pseudo" or self.data.derive is not None
 
     @field_validator("runs_root")
     @classmethod
@@ -247,8 +247,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_decoder_states(self) -> "Recipe":
         kept, matched = self.targets.states, self.objective.decoder_states
-        if self.teacher.online:
-            self.targets.refuse_unread(["states"], "an online teacher gives its states at every step")
+        if self.teacher.online and kept != "none":
+            raise ValueError(f"targets.states = {kept} would be ignored: an online teacher gives its states itself")
         if matched.kind == "none":
             return self
         if not self.teacher.online and kept == "none":

@@ -82,8 +82,6 @@ def derive(folder: Location, settings: Derive) -> dict[str, dict[str, int]]:
 
     Raises :class:`~askd_ray.errors.AskdError` when a recording of ``non_speech.files`` cannot be read.
     """
-    if settings.is_off:
-        return {}
     by_split: dict[Split, Derive] = {"train": settings}
     if settings.dev:
         by_split["dev"] = _dev_settings(folder)

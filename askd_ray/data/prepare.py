@@ -47,7 +47,7 @@ def prepare(recipe: Recipe, force: bool = False) -> Result:
     Returns ``{"read", "utterances": {split: n}, "minutes": {split: min}, "quarantined": {reason: n}}``, and for the
     utterances: ``speakers`` and ``marked`` (the source names the split), by split; ``languages``, by code;
     ``speakers_in_several_splits``; and ``without_text``, the number of train utterances without a text. ``derived``:
-    the clips that are made of them, ``{split: {kind: n}}``, which no other count includes.
+    the clips that are made of them, ``{split: {kind: n}}``, which no other count includes; {} if none are made.
     Raises :class:`AskdError`: no or unusable sources, no usable row, too many quarantined rows, a language that the
     teacher is known not to have, or no rows for a split that has a share and that a later stage needs. The shards are
     then deleted, and only the quarantine file may remain. Raises :class:`OSError` if the folder cannot be written.
@@ -85,7 +85,7 @@ def _prepare(run: Run, n_rows: int | None) -> Result:
         problem = rows_problem(result, recipe.data) or splits_problem(result, recipe)
         if problem:
             map_concurrently(Location.delete, folder.files("*.parquet"))
-        else:
+        elif recipe.data.derive is not None:
             result["derived"] = derive(folder, recipe.data.derive)
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)
     _raise_problem(problem, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
@@ -125,7 +125,7 @@ def _complete(folder: Location, data: Data, done: dict[str, Any]) -> bool:
     """Whether all shards of a finished run still exist."""
     n_files = {split: -(-n // data.utterances_per_shard) for split, n in done["utterances"].items()}
     names = [file.name.partition("-")[0] for file in folder.files("*.parquet")]
-    has_derived = "derived" in names or not any(n for kinds in done["derived"].values() for n in kinds.values())
+    has_derived = "derived" in names or not any(done["derived"].values())
     return has_derived and {split: names.count(split) for split in SPLITS} == n_files
 
 

@@ -44,6 +44,7 @@ class PrepareCounts:
             "speakers_in_several_splits": sum(n > 1 for n in speakers.values()),
             "quarantined": dict(self.quarantined.most_common()),
             "without_text": self.by_split["train"].without_text,
+            "derived": {},
         }
 
 

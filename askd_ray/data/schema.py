@@ -27,15 +27,15 @@ SHARD_SCHEMA = pa.schema(
 )
 """A shard: one row for each utterance."""
 
-SOUND_SCHEMA = pa.schema([SHARD_SCHEMA.field("id"), SHARD_SCHEMA.field("audio")])
+SOUND_SCHEMA = pa.schema([("id", pa.string()), ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
 """The file of sounds without speech: one row for each sound."""
 
 DERIVED_SCHEMA = pa.schema(
     [
+        ("id", pa.string()),
         ("kind", pa.string()),  # crop, stitched or non_speech
-        *(SHARD_SCHEMA.field(name) for name in SHARD_SCHEMA.names if name != "audio"),
         (
-            "pieces",  # of stored clips, in order
+            "pieces",  # in order
             pa.list_(
                 pa.struct(
                     [
@@ -49,6 +49,14 @@ DERIVED_SCHEMA = pa.schema(
                 )
             ),
         ),
+        ("text", pa.string()),
+        ("duration_s", pa.float64()),
+        ("speaker", pa.string()),
+        ("language", pa.string()),
+        ("domain", pa.string()),
+        ("split", pa.string()),
+        ("licence", pa.string()),
+        ("content_hash", pa.string()),
     ]
 )
 """A derived shard: one row for each clip that is made of stored audio (:mod:`askd_ray.data.derive`)."""

@@ -1,17 +1,13 @@
 """What a training reads: the batches of shards and labels, and the clips of dev."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.labels import StatesShape, check_labels, read_labels
+from askd_ray.data.labels import StatesShape
 from askd_ray.data.schema import Utterance
-from askd_ray.data.shards import derived_paths, read_shard, read_utterances
-from askd_ray.models.reference import resolve
+from askd_ray.data.shards import read_utterances
 from askd_ray.runs import Run
+from askd_ray.targets.derived_dev import derived_dev_clips
 from askd_ray.targets.soft_labels import kept_states, label_key
-from askd_ray.text.tokens import Tokens
 
 
 def make_batch_loader(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> BatchLoader:
@@ -45,16 +41,4 @@ def read_dev(recipe: Recipe) -> list[Utterance]:
 
     Raises :class:`AskdError` when shards or labels are missing, damaged or stale.
     """
-    return [*read_utterances(Run(recipe).shards, "dev"), *_derived(recipe)]
-
-
-def _derived(recipe: Recipe) -> Iterator[Utterance]:
-    """Yield the derived clips of dev with their texts; those of crops are in the labels."""
-    run, key = Run(recipe), label_key(recipe)
-    tokens = Tokens(resolve(recipe.teacher.model))
-    for path in derived_paths(run.shards, "dev"):
-        labels = run.labels / path.name
-        check_labels(labels, path, key)
-        for utterance, label in zip(read_shard(path), read_labels(labels, key["top_k"]), strict=True):
-            if not label.left_out:
-                yield replace(utterance, text=tokens.decode(label.target_ids[:-1].tolist()))
+    return [*read_utterances(Run(recipe).shards, "dev"), *derived_dev_clips(recipe)]

@@ -176,7 +176,7 @@ CONTRADICTIONS = {
         "objective.preset=askd_window",
         "targets.states=last",
     ],
-    r"targets: states = 'all' would be ignored: an online teacher": ["teacher.online=true", "targets.states=all"],
+    r"targets\.states = all would be ignored: an online teacher": ["teacher.online=true", "targets.states=all"],
     r"states_weight would be ignored: decoder_states\.kind is none": ["objective.states_weight.start=0.5"],
     r"decoder_states\.self_teacher would be ignored: the self-teacher has no weight": [
         "targets.states=all",

@@ -21,10 +21,11 @@ OTHER: dict[str, Any] = {
 
 @pytest.mark.parametrize("field", OTHER)
 def test_what_references_do_not_read_is_refused(field: str):
-    with pytest.raises(AskdError, match=rf"targets: {field} = .* would be ignored: only targets.kind pseudo reads it"):
-        load_recipe("demo", [f"targets.{field}={OTHER[field]}"])
-    read = load_recipe("demo", ["targets.kind=pseudo", f"targets.{field}={OTHER[field]}"])
-    assert getattr(read.targets, field) != getattr(Targets(), field)
+    setting = f"targets.{field}={OTHER[field]}"
+    with pytest.raises(AskdError, match=rf"{field} = .* would be ignored: the teacher transcribes nothing"):
+        load_recipe("demo", ["data.derive=null", setting])
+    for pseudo in (["targets.kind=pseudo", "data.derive=null"], []):  # the teacher transcribes derived clips
+        assert getattr(load_recipe("demo", [*pseudo, setting]).targets, field) != getattr(Targets(), field)
 
 
 def test_every_field_has_been_thought_of():

@@ -138,18 +138,6 @@ def test_dev_gets_short_long_and_silent_clips(shards):
     assert derived_paths(shards, "test") == []
 
 
-def test_nothing_is_derived_where_it_is_off(shards):
-    off = Derive(
-        crops=Crops(per_utterance=0),
-        stitched=Stitched(per_utterance=0),
-        non_speech=NonSpeechClips(per_utterance=0),
-        dev=False,
-    )
-    names = [file.name for file in shards.files()]
-    assert derive(shards, off) == {}
-    assert [file.name for file in shards.files()] == names
-
-
 def test_shards_of_a_split_leave_derived_clips_out(shards):
     n = len(read_utterances(shards, "train"))
     derive(shards, SETTINGS)

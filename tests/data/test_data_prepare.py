@@ -30,7 +30,7 @@ def recipe(tmp_path):
     def _recipe(*folders, **data):
         sources = [{"path": str(folder), "domain": "calls"} for folder in folders]
         return Recipe.model_validate(
-            {"name": "mine", "runs_root": str(tmp_path / "runs"), "data": {"sources": sources, **data}}
+            {"name": "mine", "runs_root": str(tmp_path / "runs"), "data": {"sources": sources, "derive": None, **data}}
         )
 
     return _recipe

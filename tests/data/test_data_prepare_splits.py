@@ -46,7 +46,7 @@ def prepared(root: Path, rows: Sequence[dict[str, Any]], **sections: Any) -> tup
         write(folder / row["audio"], row.pop("bytes"))
         lines.append(json.dumps(row) + "\n")
     write(folder / "manifest.jsonl", "".join(lines).encode())
-    data = {"sources": [{"path": str(folder)}], **QUARTERS, **sections.pop("data", {})}
+    data = {"sources": [{"path": str(folder)}], "derive": None, **QUARTERS, **sections.pop("data", {})}
     recipe = Recipe.model_validate({"name": "mine", "runs_root": str(root / "runs"), "data": data, **sections})
     return prepare(recipe), Run(recipe)
 

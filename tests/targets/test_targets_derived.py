@@ -7,7 +7,6 @@ import pytest
 from small_run import small_run
 from tiny_run import Model
 
-from askd_ray.config.derive import Crops, Derive, NonSpeechClips, Stitched
 from askd_ray.config.schema import Recipe
 from askd_ray.data.derive import derive
 from askd_ray.data.schema import Utterance
@@ -81,13 +80,7 @@ def test_crop_without_a_match_is_left_out(run: Run, tiny_en: Model):
 
 
 def test_recipe_without_derived_clips_refuses_filters():
-    off = Derive(
-        crops=Crops(per_utterance=0),
-        stitched=Stitched(per_utterance=0),
-        dev=False,
-        non_speech=NonSpeechClips(per_utterance=0),
-    )
-    values = {"data": {"derive": off.model_dump(mode="json")}, "targets": {"beam_size": 3}}
+    values = {"data": {"derive": None}, "targets": {"beam_size": 3}}
     with pytest.raises(ValueError, match="the teacher transcribes nothing"):
         Recipe.model_validate(values)
     assert Recipe.model_validate({"targets": {"beam_size": 3}}).has_pseudo_labels

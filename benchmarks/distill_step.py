@@ -33,8 +33,7 @@ from speech_rows import clips
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import functional
 
-from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import PADDED_SAMPLES
+from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.config.objective import Objective
 from askd_ray.config.schema import Recipe
 from askd_ray.data.length_grouped import length_grouped_sampler
@@ -148,7 +147,7 @@ def _time(
     with bar("steps", len(batches) + 1, "batch") as progress:
         for number, batch in enumerate([min(batches, key=lambda b: len(b.ids)), *batches]):
             waveforms = [waveform_of(audio[i]) for i in batch.ids]
-            padded = log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms), 80).numpy()
+            padded = log_mel_padded(waveforms).numpy()
             with_audio = Batch(**{**vars(batch), "teacher_log_mel": padded})
             first = number % len(step)
             for name in [*step, *step][first : first + len(step)]:

@@ -13,7 +13,8 @@ class Targets(Section):
     """The target text of the train utterances: the ``reference``, or ``pseudo``: the teacher's transcript.
 
     The teacher transcribes crops in any case (``data.derive``). With ``pseudo``, utterances need no text. If there is
-    a reference, ``max_wer`` filters the transcripts; without a reference, the other filters do. null disables a filter.
+    a reference, ``max_wer`` filters the transcripts; without a reference, or with ``max_wer`` null, the other filters
+    do. null disables a filter.
     """
 
     kind: Literal["reference", "pseudo"] = "reference"

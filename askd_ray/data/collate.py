@@ -16,8 +16,8 @@ from safetensors.numpy import load, save
 
 from askd_ray.audio.augment import augment, spec_augment
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.logmel import clip_log_mel, log_mel_windows, pad_batch
-from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, DecodingWindow, samples_of
+from askd_ray.audio.logmel import clip_log_mel, log_mel_padded, log_mel_windows, pad_batch
+from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, DecodingWindow, samples_of
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, read_clips
@@ -127,10 +127,12 @@ class BatchLoader:
             log_mels.append(log_mel)
             speech_frames.append(min(n_samples // HOP_LENGTH, n_frames))
         batch = pad_batch(log_mels, window_frames)
-        for row, n_frames, draw in zip(batch, speech_frames, draws, strict=True):
+        for row, window, n_frames, draw in zip(batch, window_frames, speech_frames, draws, strict=True):
             row[:, :n_frames] = spec_augment(row[:, :n_frames], self.augment.spec, draw.seed_of("mask"))
+            if window == PADDED_FRAMES:
+                row[:, n_frames:] = 0.0  # as log_mel_padded does it
         if self.teacher_n_mels:  # clean and padded, as `askd label` does it; the feature cache holds waveforms then
-            padded = log_mel_windows(clean, [PADDED_SAMPLES] * len(rows), self.teacher_n_mels).numpy()
+            padded = log_mel_padded(clean, self.teacher_n_mels).numpy()
         else:
             padded = np.zeros((len(rows), 0, 0), np.float32)
         arrays = _targets([label for _, label in rows])

@@ -7,7 +7,8 @@ from typing import cast
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from askd_ray.audio.units import PADDED_SAMPLES, DecodingWindow
+from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, read_labels
 from askd_ray.data.schema import Utterance
@@ -73,8 +74,9 @@ def kl_lost(
             continue
         waveform = waveform_of(utterance)
         window = DecodingWindow.of(recipe.window).samples(len(waveform), student.config.num_mel_bins)
-        (of_teacher,) = forced_logits(teacher, [waveform], [PADDED_SAMPLES], [label])
-        (of_student,) = forced_logits(student, [waveform], [window], [label])
+        n_mels = teacher.config.num_mel_bins, student.config.num_mel_bins
+        (of_teacher,) = forced_logits(teacher, log_mel_padded([waveform], n_mels[0]), [label])
+        (of_student,) = forced_logits(student, log_mel_windows([waveform], [window], n_mels[1]), [label])
         log_p = torch.log_softmax(of_teacher / recipe.objective.temperature.start, dim=-1)
         log_q = torch.log_softmax(of_student / recipe.objective.temperature.start, dim=-1)
         ids = log_p.topk(max(ks), dim=-1).indices

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from askd_ray.audio.units import PADDED_S, DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
@@ -24,7 +23,7 @@ class Target:
 
 def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
     """Return an engine of the teacher with the recipe's prompt and beam. Its windows are those of the soft labels:
-    30 s, with silence after the clip.
+    padded to 30 s.
 
     The weights keep their precision (float32 on a CPU): in int8 the teacher would differ from that of the soft labels.
     """
@@ -34,7 +33,7 @@ def teacher_engine(recipe: Recipe, threads: int = 0) -> Engine:
         compute_type="default",
         threads=threads,
         device=usable_device(recipe.train.workers.gpu),
-        window=DecodingWindow(PADDED_S),
+        window=None,
         decoding=Decoding(targets.beam_size, targets.timestamps, targets.prompt),
     )
 

@@ -13,9 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import WhisperForConditionalGeneration
 
-from askd_ray.audio.decode import Waveform
-from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import PADDED_SAMPLES
+from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import LabelKey, SoftLabels, StatesShape
 from askd_ray.data.schema import Utterance
@@ -37,7 +35,7 @@ def label_key(recipe: Recipe) -> LabelKey:
     pseudo = targets.model_dump(mode="json", exclude=other) if recipe.has_pseudo_labels else {}
     prompt = Tokens(resolve(recipe.teacher.model)).prompt(prompt=targets.prompt, timestamps=targets.timestamps)
     return {
-        "format": 3,
+        "format": 4,
         "teacher": fingerprint(recipe.teacher.model),
         "targets": targets.kind,
         **pseudo,
@@ -88,8 +86,8 @@ def label(
     todo.sort(key=lambda i: len(labels[i].target_ids))  # batches of similar length have less padding
     for start in range(0, len(todo), recipe.teacher.batch_size):
         rows = todo[start : start + recipe.teacher.batch_size]
-        waveforms = [waveform_of(utterances[i]) for i in rows]
-        states = forced_states(model, waveforms, [PADDED_SAMPLES] * len(rows), [labels[i] for i in rows])
+        log_mel = log_mel_padded([waveform_of(utterances[i]) for i in rows], model.config.num_mel_bins)
+        states = forced_states(model, log_mel, [labels[i] for i in rows])
         for i, clip_states in zip(rows, states, strict=True):
             labels[i] = _with_soft_labels(labels[i], model.proj_out(clip_states[-1]).float(), recipe)
             if n_layers := shape[0]:
@@ -99,32 +97,26 @@ def label(
 
 
 def forced_logits(
-    model: WhisperForConditionalGeneration,
-    waveforms: Sequence[Waveform],
-    windows: Sequence[int],
-    labels: Sequence[SoftLabels],
+    model: WhisperForConditionalGeneration, log_mel: torch.Tensor, labels: Sequence[SoftLabels]
 ) -> Iterator[torch.Tensor]:
-    """Yield a model's logits ``(n_tokens, n_vocab)`` along the targets of each clip. ``windows`` are in samples."""
-    for states in forced_states(model, waveforms, windows, labels):
+    """Yield a model's logits ``(n_tokens, n_vocab)`` along the targets of each window ``(batch, n_mels, n_frames)``."""
+    for states in forced_states(model, log_mel, labels):
         yield model.proj_out(states[-1]).float()
 
 
 def forced_states(
-    model: WhisperForConditionalGeneration,
-    waveforms: Sequence[Waveform],
-    windows: Sequence[int],
-    labels: Sequence[SoftLabels],
+    model: WhisperForConditionalGeneration, log_mel: torch.Tensor, labels: Sequence[SoftLabels]
 ) -> Iterator[torch.Tensor]:
-    """Yield a model's decoder states ``(n_layers, n_tokens, d_model)`` along the targets of each clip.
+    """Yield a model's decoder states ``(n_layers, n_tokens, d_model)`` along the targets of each window.
 
-    The last layer's are those after the final layer norm, which the projection turns into logits. ``windows`` are in
-    samples. Encoder and decoder run on all clips at once; logits are large, so the caller computes them clip by clip.
+    ``log_mel`` (batch, n_mels, n_frames). The last layer's states are those after the final layer norm, which the
+    projection turns into logits. Encoder and decoder run on all clips at once; logits are large, so the caller computes
+    them clip by clip.
     """
     inputs = [[*label.prompt_ids, *label.target_ids[:-1].tolist()] for label in labels]
     length = max(len(row) for row in inputs)
     # The decoder is causal: padding at the end does not change earlier positions.
     ids = torch.tensor([row + [0] * (length - len(row)) for row in inputs], device=model.device)
-    log_mel = log_mel_windows(waveforms, windows, model.config.num_mel_bins)
     encoded = encode(model, log_mel.to(model.device)).states
     decoded = model.model.decoder(
         input_ids=ids, encoder_hidden_states=encoded, use_cache=False, output_hidden_states=True

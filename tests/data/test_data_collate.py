@@ -8,8 +8,8 @@ import pytest
 from small_run import utterances
 
 from askd_ray.audio.augment import augment, speed_factor
-from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import HOP_LENGTH, PADDED_SAMPLES, window_samples
+from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
+from askd_ray.audio.units import HOP_LENGTH, window_samples
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import SoftLabels, write_labels
@@ -86,7 +86,7 @@ def test_online_teacher_gets_the_clean_clip(batches, clips: list[Utterance], aug
     augmented = by_id(batches(augmentation, teacher_n_mels=80), "teacher_log_mel")
     assert augmented.keys() == {u.id for u in clips}
     for utterance in clips:
-        clean = log_mel_windows([waveform_of(utterance)], [PADDED_SAMPLES]).numpy()[0]
+        clean = log_mel_padded([waveform_of(utterance)]).numpy()[0]
         np.testing.assert_allclose(augmented[utterance.id], clean, atol=1e-5)
 
 

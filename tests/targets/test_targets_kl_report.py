@@ -9,7 +9,8 @@ from small_run import utterances
 from tiny_run import Model
 from transformers import WhisperForConditionalGeneration
 
-from askd_ray.audio.units import PADDED_SAMPLES, DecodingWindow
+from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, write_labels
 from askd_ray.data.schema import Utterance
@@ -64,10 +65,9 @@ def test_lost_kl_uses_the_divergence_of_the_objective(
     with torch.no_grad():
         for utterance, made in zip(*rows, strict=True):
             clip = waveform_of(utterance)
-            windows = (PADDED_SAMPLES, DecodingWindow.of(recipe.window).samples(len(clip), 80))
-            log_p, log_q = (
-                torch.log_softmax(next(forced_logits(teacher, [clip], [w], [made])) / 2.0, -1) for w in windows
-            )
+            window = DecodingWindow.of(recipe.window).samples(len(clip), 80)
+            windows = (log_mel_padded([clip]), log_mel_windows([clip], [window]))
+            log_p, log_q = (torch.log_softmax(next(forced_logits(teacher, w, [made])) / 2.0, -1) for w in windows)
             ids = log_p.topk(K).indices
             dense.append(kinds.forward_kl(log_p, log_q))
             kept.append(kinds.forward_kl(to_buckets(log_p, ids), to_buckets(log_q, ids)))

@@ -8,8 +8,7 @@ import torch
 from small_run import utterances
 from tiny_run import Model
 
-from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import PADDED_S, PADDED_SAMPLES, DecodingWindow
+from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, write_labels
 from askd_ray.data.schema import Utterance
@@ -19,7 +18,7 @@ from askd_ray.models.engine import Engine, Transcript
 from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import encode
-from askd_ray.targets.pseudo_label import pseudo_label, teacher_engine
+from askd_ray.targets.pseudo_label import targets_of, teacher_engine
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.text.tokens import MAX_PROMPT_TOKENS
 
@@ -48,8 +47,8 @@ def test_greedy_labels_equal_the_teacher(
     """CTranslate2 in float32 and torch give the same tokens, so no int8 copy makes the labels."""
     model, tokens = tiny_en
     waveforms = [waveform_of(u) for u in clips]
-    make_transcript = Engine(weights, compute_type="float32", window=DecodingWindow(PADDED_S)).transcribe(waveforms)
-    in_torch = greedy(model, tokens, log_mel_windows(waveforms, [PADDED_SAMPLES] * len(waveforms)), tokens.prompt())
+    make_transcript = Engine(weights, compute_type="float32", window=None).transcribe(waveforms)
+    in_torch = greedy(model, tokens, log_mel_padded(waveforms), tokens.prompt())
     for made, transcript, ids in zip(labels, make_transcript, in_torch, strict=True):
         assert made.left_out == "" and made.prompt_ids == (SOT, NO_TIMESTAMPS)
         assert made.target_ids.tolist() == [*transcript.token_ids, tokens.end] == [*ids, tokens.end]
@@ -73,7 +72,7 @@ def test_mean_log_probability_of_the_tokens(
     (make_transcript,) = engine.transcribe([waveform_of(clips[0])])
     prompt, ids = tokens.prompt(timestamps=timestamps), [*make_transcript.token_ids, tokens.end]
     with torch.no_grad():
-        states = encode(model, log_mel_windows([waveform_of(clips[0])], [PADDED_SAMPLES])).states
+        states = encode(model, log_mel_padded([waveform_of(clips[0])])).states
         decoder_ids = torch.tensor([[*prompt, *ids[:-1]]])
         logits = model.proj_out(model.model.decoder(input_ids=decoder_ids, encoder_hidden_states=states)[0])[0]
     logits = logits[len(prompt) - 1 :]
@@ -161,13 +160,14 @@ def test_dropped_clips_are_empty_with_a_reason(tiny_en: Model, clips: list[Utter
     assert Counter(m.left_out for m in made).total() == len(rows)
 
 
-def test_transcripts_belong_to_the_clips_across_languages(clips: list[Utterance], weights: Path):
+def test_transcripts_belong_to_the_clips_across_languages(tiny_en: Model, clips: list[Utterance], weights: Path):
     rows = [replace(u, language=language) for u, language in zip(clips, ("es", "en", "es", "de"), strict=True)]
     answers = {
         language: [Transcript(f"word {i}", (i,), -0.1, 0.0) for i, u in enumerate(rows) if u.language == language]
         for language in ("es", "en", "de")
     }
-    assert [t.token_ids for t in pseudo_label(Deaf(answers), rows, recipe(weights))] == [(0,), (1,), (2,), (3,)]
+    targets = targets_of(rows, recipe(weights), tiny_en[1], Deaf(answers))
+    assert [t.token_ids for t in targets] == [(0,), (1,), (2,), (3,)]
 
 
 def test_too_long_prompt_is_refused(clips: list[Utterance], weights: Path):

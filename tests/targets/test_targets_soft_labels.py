@@ -10,8 +10,7 @@ import torch
 from tiny_run import Model
 
 from askd_ray.audio.decode import decode, duration_s
-from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import PADDED_SAMPLES
+from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_labels
 from askd_ray.data.length_grouped import length_grouped_sampler
@@ -56,7 +55,7 @@ def test_labels_equal_the_distribution_of_the_teacher(
     model, tokens = tiny_en
     for utterance, made in zip(utterances, labels, strict=True):
         prompt = tokens.prompt()
-        log_mel = log_mel_windows([waveform_of(utterance)], [PADDED_SAMPLES])
+        log_mel = log_mel_padded([waveform_of(utterance)])
         with torch.no_grad():
             hidden = WindowedWhisper(model)(log_mel, torch.tensor([[*prompt, *made.target_ids[:-1]]])).hidden[0]
             log_q = torch.log_softmax(model.proj_out(hidden[len(prompt) - 1 :]), -1)
@@ -135,7 +134,7 @@ def test_states_are_those_of_a_forward_pass(
     model, tokens = tiny_en
     for utterance, made, without in zip(utterances, with_states, labels, strict=True):
         prompt = tokens.prompt()
-        log_mel = log_mel_windows([waveform_of(utterance)], [PADDED_SAMPLES])
+        log_mel = log_mel_padded([waveform_of(utterance)])
         ids = torch.tensor([[*prompt, *made.target_ids[:-1]]])
         with torch.no_grad():
             output = model(input_features=log_mel, decoder_input_ids=ids, output_hidden_states=True)

@@ -41,7 +41,7 @@ class FakeEngine:
 
 
 def one_text(clips: list[Utterance]) -> list[Utterance]:
-    return [replace(clip, text="one two three four") for clip in clips]
+    return [replace(clip, text="red green blue brown") for clip in clips]
 
 
 def sweep_of(clips: list[Utterance], *texts: str, needed_s: float = 0.0) -> Any:
@@ -50,7 +50,7 @@ def sweep_of(clips: list[Utterance], *texts: str, needed_s: float = 0.0) -> Any:
 
 
 def test_shortest_of_equal_windows_is_chosen(clips: list[Utterance]):
-    sweep = sweep_of(clips, *["one two three four"] * 3)
+    sweep = sweep_of(clips, *["red green blue brown"] * 3)
     assert chosen_window(sweep) == WINDOWS[0]
     assert [score["wer"] for score in sweep["scores"]] == [0.0] * 3
     assert sweep["clips"] == 4 and sweep["words"] == 16
@@ -59,14 +59,14 @@ def test_shortest_of_equal_windows_is_chosen(clips: list[Utterance]):
 
 
 def test_window_with_more_errors_is_not_chosen(clips: list[Utterance]):
-    sweep = sweep_of(clips, "one two three", "one two three four", "one two three four")
+    sweep = sweep_of(clips, "red green blue", "red green blue brown", "red green blue brown")
     assert chosen_window(sweep) == WINDOWS[1]
     first = sweep["scores"][0]
     assert (first["wer"], first["above_best"], first["standard_error"]) == (0.25, 0.25, 0.0)  # each clip has one error
 
 
 def test_window_with_runaways_is_not_chosen(clips: list[Utterance]):
-    sweep = sweep_of(clips, "one two three four", "one two", "one two three", needed_s=0.4)
+    sweep = sweep_of(clips, "red green blue brown", "red green", "red green blue", needed_s=0.4)
     assert [score["runaways"] for score in sweep["scores"]] == [4, 0, 0]
     assert chosen_window(sweep) == WINDOWS[2]
 

@@ -3,7 +3,8 @@
     python benchmarks/evaluate_speed.py [--data FOLDER] [--clips N] [--model NAME] [--quick] [--json]
 
 Both systems use the same files, Whisper weights and number of threads; greedy, int8, 30 s windows. `askd evaluate`
-decodes clips in batches and also returns token probabilities; faster-whisper decodes clip by clip, as users do. Each
+decodes clips in batches and also returns token probabilities and the served texts, which are not compared here;
+faster-whisper decodes clip by clip, as users do. Each
 system has a separate process, and they take turns of eight clips. Both go from encoded audio to text, and the texts
 are normalised and scored in the same way.
 
@@ -45,9 +46,8 @@ class Ours:
 
     def transcribe(self, rows: Sequence[Utterance]) -> list[str]:
         """Return the texts of clips of one language."""
-        return [
-            transcript.text for transcript in self._system.transcribe([waveform_of(u) for u in rows], rows[0].language)
-        ]
+        transcripts = self._system.transcribe([waveform_of(u) for u in rows], rows[0].language)
+        return [(both.raw or both.served).text for both in transcripts]
 
 
 class Stock:

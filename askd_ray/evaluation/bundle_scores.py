@@ -12,7 +12,7 @@ from askd_ray.results.timing import Speed
 
 
 def publish_scores(bundle: Path, evaluated: Evaluation, rows: Sequence[Hypothesis]) -> None:
-    """Write the scores and the student's hypotheses of clean clips into the student's bundle.
+    """Write the scores and the student's hypotheses of clean clips, served and raw, into the student's bundle.
 
     ``evaluated`` is the result of the stage `evaluate`; ``rows`` are its hypotheses.
 

@@ -11,7 +11,16 @@ from askd_ray.config.evaluate import Evaluate
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.evaluation.conditions import Condition, Sounds, apply, voices_of
-from askd_ray.evaluation.hypotheses import CLEAN, NON_SPEECH, Hypothesis, read_hypotheses, write_hypotheses
+from askd_ray.evaluation.hypotheses import (
+    CLEAN,
+    NON_SPEECH,
+    RAW,
+    SERVED,
+    DecodingPath,
+    Hypothesis,
+    read_hypotheses,
+    write_hypotheses,
+)
 from askd_ray.evaluation.latency import evenly
 from askd_ray.evaluation.sets import EvalSet
 from askd_ray.evaluation.systems import AsrSystem, SystemTranscript, weights_hash
@@ -19,7 +28,8 @@ from askd_ray.files import digest
 from askd_ray.torch_setup import Device
 
 JOB_CLIPS = 64
-_FORMAT = 3  # changes with the file's columns and with the way models transcribe
+DECODING_FORMAT = 4
+"""Changes with the columns of a job's file and with the way models transcribe."""
 _SEED = 0  # of the conditions: they are the same in every evaluation
 
 
@@ -89,7 +99,7 @@ def decode_jobs(
             for condition, numbers in _clips_by_condition(chosen, settings):
                 for first in range(0, len(numbers), JOB_CLIPS):
                     job_numbers = tuple(numbers[first : first + JOB_CLIPS])
-                    inputs = [_FORMAT, weights, chosen.fingerprint, condition, job_numbers]
+                    inputs = [DECODING_FORMAT, weights, chosen.fingerprint, condition, job_numbers]
                     key = digest(inputs if condition == CLEAN else [*inputs, sounds])
                     jobs.append(DecodeJob(model, reference, chosen.name, condition, job_numbers, key))
     return jobs
@@ -110,16 +120,20 @@ def _clips_by_condition(chosen: EvalSet, settings: Evaluate) -> Iterator[tuple[s
 
 def run_decode_job(job: DecodeJob, system: AsrSystem, material: Material, folder: Path) -> None:
     """Transcribe the utterances of a job and write the hypotheses."""
-    chosen, rows = material.sets[job.set], dict[int, Hypothesis]()
+    chosen, rows = material.sets[job.set], dict[int, list[Hypothesis]]()
     by_language = sorted(job.numbers, key=lambda n: chosen.utterances[n].language)
     for language, numbers in groupby(by_language, key=lambda n: chosen.utterances[n].language):
         clips = [(n, chosen.utterances[n]) for n in numbers]
         transcripts = system.transcribe([material.waveform(job, u) for _, u in clips], language)
-        rows |= {n: _row(job, chosen, u, transcript) for (n, u), transcript in zip(clips, transcripts, strict=True)}
-    write_hypotheses(job.file(folder), [rows[n] for n in job.numbers])
+        for (n, u), both in zip(clips, transcripts, strict=True):
+            rows[n] = [_row(job, chosen, u, both.served, SERVED)]
+            rows[n] += [] if both.raw is None else [_row(job, chosen, u, both.raw, RAW)]
+    write_hypotheses(job.file(folder), [row for n in job.numbers for row in rows[n]])
 
 
-def _row(job: DecodeJob, chosen: EvalSet, utterance: Utterance, transcript: SystemTranscript) -> Hypothesis:
+def _row(
+    job: DecodeJob, chosen: EvalSet, utterance: Utterance, transcript: SystemTranscript, path: DecodingPath
+) -> Hypothesis:
     return Hypothesis(
         model=job.model,
         set=job.set,
@@ -134,6 +148,7 @@ def _row(job: DecodeJob, chosen: EvalSet, utterance: Utterance, transcript: Syst
         token_texts=transcript.token_texts,
         token_probs=transcript.token_probs,
         ended=transcript.ended,
+        path=path,
     )
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from askd_ray.errors import AskdError
-from askd_ray.evaluation.hypotheses import Hypothesis, read_hypotheses
-from askd_ray.evaluation.scores import score
+from askd_ray.evaluation.hypotheses import RAW, SERVED, Hypothesis, read_hypotheses
+from askd_ray.evaluation.scores import score_path
 from askd_ray.evaluation.significance import verdict
 from askd_ray.models.bundle import HYPOTHESES_FILE
 from askd_ray.progress import console
@@ -42,13 +42,15 @@ def _differences(candidate: Path, current: Path) -> dict[str, RateDifference]:
             f"promote: the evaluations of {candidate} and {current} have no utterance in common: evaluate both on the "
             "same sets (askd evaluate), or use --force"
         )
-    rows = [replace(by_model[name][key], model=name) for name in by_model for key in sorted(shared)]
-    scores = score(rows, _CURRENT)
+    path = SERVED if any(key[0] == SERVED for key in shared) else RAW  # an earlier version had no served hypotheses
+    keys = sorted(key for key in shared if key[0] == path)
+    rows = [replace(by_model[name][key], model=name) for name in by_model for key in keys]
+    scores = score_path(rows, _CURRENT)
     return {place: of["macro"]["against_baseline"][_CANDIDATE] for place, of in domains(scores).items()}
 
 
-def _hypotheses(bundle: Path) -> dict[tuple[str, str, str], Hypothesis]:
-    """Return the hypotheses of a bundle's evaluation, by set, utterance id and reference."""
+def _hypotheses(bundle: Path) -> dict[tuple[str, str, str, str], Hypothesis]:
+    """Return the hypotheses of a bundle's evaluation, by decoding path, set, utterance id and reference."""
     if not (bundle / HYPOTHESES_FILE).is_file():
         raise AskdError(f"promote: {bundle} was not evaluated: run `askd evaluate` on it, or use --force")
-    return {(row.set, row.id, row.reference): row for row in read_hypotheses(bundle / HYPOTHESES_FILE)}
+    return {(row.path, row.set, row.id, row.reference): row for row in read_hypotheses(bundle / HYPOTHESES_FILE)}

@@ -22,6 +22,7 @@ def score_hallucinations(kinds: Sequence[SetResults]) -> Hallucinations | None:
             "share_with_words": with_words / clips,
             "words": words,
             "words_per_minute": words / minutes,
+            "runaways": sum(r.results[name].runaways for r in kinds),
             "by_kind": by_kind,
         }
     return {"clips": clips, "minutes": minutes, "models": models}

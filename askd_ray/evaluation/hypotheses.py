@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
@@ -11,6 +12,10 @@ from askd_ray.data.shards import read_table, write_table
 CLEAN = "clean"
 NON_SPEECH = "non_speech"
 """The set of clips without speech: the references are empty, and the conditions are kinds of sound."""
+DecodingPath = Literal["served", "raw"]
+"""As the service decodes (:mod:`askd_ray.models.served`), or the clip decoded once, greedily."""
+SERVED: DecodingPath = "served"
+RAW: DecodingPath = "raw"
 STUDENT, TEACHER = "student", "teacher"
 HYPOTHESES, SCORES = "hypotheses.parquet", "scores.json"
 
@@ -29,9 +34,10 @@ SCHEMA = pa.schema(
         ("token_texts", pa.list_(pa.string())),  # joined they give the hypothesis; null if the model returns no tokens
         ("token_probs", pa.list_(pa.float32())),  # the model's probability of each token
         ("ended", pa.bool_()),  # false: the length limit ended the output; null if unknown
+        ("path", pa.string()),  # served or raw; a file without this column has raw rows
     ]
 )
-"""One row for each model, condition and utterance."""
+"""One row for each model, condition, utterance and decoding path; servers have no raw rows."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Hypothesis:
     token_texts: tuple[str, ...] | None = None
     token_probs: tuple[float, ...] | None = None
     ended: bool | None = None
+    path: DecodingPath = SERVED
 
 
 def write_hypotheses(path: Path, rows: Sequence[Hypothesis]) -> None:
@@ -64,9 +71,10 @@ def to_table(rows: Sequence[Hypothesis]) -> pa.Table:
 
 
 def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read a file of :func:`write_hypotheses`."""
-    rows = read_table(path, SCHEMA.names).to_pylist()
+    """Read a file of :func:`write_hypotheses`. The rows of an earlier version, which had no served ones, are raw."""
+    rows = read_table(path).to_pylist()
     for row in rows:
+        row.setdefault("path", RAW)
         for name in ("token_texts", "token_probs"):
             row[name] = None if row[name] is None else tuple(row[name])
     return [Hypothesis(**row) for row in rows]

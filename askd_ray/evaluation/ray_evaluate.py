@@ -15,7 +15,7 @@ from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.bundle_scores import publish_scores
-from askd_ray.evaluation.decode import Material, collect_hypotheses, decode_jobs
+from askd_ray.evaluation.decode import DECODING_FORMAT, Material, collect_hypotheses, decode_jobs
 from askd_ray.evaluation.hypotheses import (
     HYPOTHESES,
     NON_SPEECH,
@@ -79,7 +79,7 @@ def evaluate_models(
     sets, left_out = read_sets(run)
     print_left_out(left_out)
     weights = {name: weights_hash(reference, device) for name, reference in models.items()}
-    key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets])
+    key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets], DECODING_FORMAT)
 
     def work() -> Result:
         scores = compare(models, TEACHER, sets, settings, folder, device=device)

@@ -11,7 +11,7 @@ from askd_ray.config.evaluate import Normalizer
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.calibration import expected_calibration_error, reliability
 from askd_ray.evaluation.hallucination import score_hallucinations
-from askd_ray.evaluation.hypotheses import CLEAN, NON_SPEECH, Hypothesis
+from askd_ray.evaluation.hypotheses import CLEAN, NON_SPEECH, RAW, SERVED, Hypothesis
 from askd_ray.evaluation.significance import Array, compare
 from askd_ray.evaluation.tally import ModelResults, SetResults, tally
 from askd_ray.results.wer import (
@@ -19,6 +19,7 @@ from askd_ray.results.wer import (
     DomainScores,
     DurationScores,
     ModelScores,
+    PathScores,
     Rate,
     Scores,
     SetScores,
@@ -33,9 +34,22 @@ N_WORST_SPEAKERS = 5
 
 
 def score(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "whisper") -> Scores:
-    """Return the scores of all models, and their differences to the model ``baseline``.
+    """Return the scores of all models on both decoding paths, and their differences to the model ``baseline``.
 
     The order of the rows does not matter. Intervals are reproducible.
+
+    Raises :class:`AskdError` as :func:`score_path` does.
+    """
+    by_path = {path: [row for row in rows if row.path == path] for path in (SERVED, RAW)}
+    has_raw = any(row.model == baseline for row in by_path[RAW])
+    return {
+        **score_path(by_path[SERVED], baseline, normalizer),
+        "raw": score_path(by_path[RAW], baseline, normalizer) if has_raw else None,
+    }
+
+
+def score_path(rows: Sequence[Hypothesis], baseline: str, normalizer: Normalizer = "whisper") -> PathScores:
+    """Return the scores of rows of one decoding path.
 
     Raises :class:`AskdError` when the models cannot be compared (see :func:`askd_ray.evaluation.tally.tally`), and for
     an utterance that has a row under a condition but no clean row.
@@ -75,7 +89,6 @@ def _score_set(set_results: SetResults, rates: Array, baseline: str) -> SetScore
 
 def _score_model(results: ModelResults, rate: Rate) -> ModelScores:
     total = reduce(operator.add, results.counts)
-    ended = [row.ended for row in results.rows if row.ended is not None]
     texts = list(zip(results.references, results.hypotheses, strict=True))
     bins = reliability(results.rows)
     return {
@@ -87,7 +100,7 @@ def _score_model(results: ModelResults, rate: Rate) -> ModelScores:
         "insertion_rate": total.insertions / total.n_reference,
         "cer": count_character_errors(results.references, results.hypotheses).rate,
         "repeated_5grams": sum(repeated_ngrams(reference, hypothesis) for reference, hypothesis in texts),
-        "runaways": ended.count(False) if ended else None,
+        "runaways": results.runaways,
         "empty": sum(bool(reference) and not hypothesis for reference, hypothesis in texts),
         "ece": expected_calibration_error(bins),
         "reliability": bins,

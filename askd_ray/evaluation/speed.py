@@ -78,7 +78,7 @@ def measure_speed(
         "speedup_against": against,
         "short_s": settings.short_s,
         "hardware": {"cpu": cpu_model(), "cores": n_cores(), "threads": max_threads, "device": device},
-        "decoding": f"greedy, {'int8' if device == 'cpu' else 'float16'}, one clip at a time, from encoded audio",
+        "decoding": f"served path, {'int8' if device == 'cpu' else 'float16'}, one clip at a time, from encoded audio",
         "versions": versions(),
     }
 

@@ -13,15 +13,15 @@ import httpx
 import soundfile
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ
+from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
 from askd_ray.files import local_path, sha256_of_file
 from askd_ray.models.bundle import BundleInfo, open_engine, read_bundle
 from askd_ray.models.engine import Decoding, Transcript
 from askd_ray.models.load import ctranslate2_folder
-from askd_ray.models.long_form import transcribe_long
 from askd_ray.models.reference import fingerprint, resolve
+from askd_ray.models.served import transcribe_raw_and_served
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import Device
 
@@ -39,11 +39,19 @@ class SystemTranscript:
     ended: bool | None = None
 
 
+@dataclass(frozen=True)
+class SystemTranscripts:
+    """A model's transcripts of a clip: as served, and the raw one, which a server does not return."""
+
+    served: SystemTranscript
+    raw: SystemTranscript | None = None
+
+
 class AsrSystem(Protocol):
     """A model in a comparison."""
 
-    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
-        """Return a transcript of each clip."""
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscripts]:
+        """Return the transcripts of each clip."""
         ...
 
 
@@ -96,22 +104,21 @@ def open_system(reference: str, threads: int = 0, device: Device = "cpu") -> Asr
 
 
 class _Local:
-    """Our engine, greedy, in int8 on the CPU and float16 on a GPU."""
+    """Our engine on the served path, in int8 on the CPU and float16 on a GPU."""
 
     def __init__(self, info: BundleInfo, threads: int, device: Device):
-        self._engine = open_engine(info, device, threads, Decoding(confidence=True))
-        self._vad: Vad | None = None  # only for clips over 30 s; most sets have none
+        self._engine = open_engine(info, device, threads)
+        self._vad = Vad()
 
-    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
-        """Return a transcript of each clip, with tokens and their probabilities."""
-        short = [w for w in waveforms if len(w) <= PADDED_SAMPLES]
-        of_short = iter(self._engine.transcribe(short, language))
-        transcripts = [next(of_short) if len(w) <= PADDED_SAMPLES else self._long(w, language) for w in waveforms]
-        return [SystemTranscript(t.text, t.token_texts, t.token_probs, t.ended) for t in transcripts]
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscripts]:
+        """Return the transcripts of each clip, with tokens and their probabilities."""
+        settings = Decoding(confidence=True)
+        raw, served = transcribe_raw_and_served(self._engine, self._vad, waveforms, language, settings)
+        return [SystemTranscripts(_of_engine(s), _of_engine(r)) for s, r in zip(served, raw, strict=True)]
 
-    def _long(self, waveform: Waveform, language: str) -> Transcript:
-        self._vad = self._vad or Vad()
-        return transcribe_long(self._engine, self._vad, waveform, language)
+
+def _of_engine(transcript: Transcript) -> SystemTranscript:
+    return SystemTranscript(transcript.text, transcript.token_texts, transcript.token_probs, transcript.ended)
 
 
 class _Server:
@@ -126,12 +133,12 @@ class _Server:
         self._url = f"{address.rstrip('/')}/audio/transcriptions"
         self._client = httpx.Client(headers=headers, timeout=_PATIENCE_S)
 
-    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
-        """Return a transcript of each clip.
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscripts]:
+        """Return the transcript of each clip.
 
         Raises :class:`AskdError` when the server does not answer, and when it answers with an error.
         """
-        return [SystemTranscript(self._request(waveform, language)) for waveform in waveforms]
+        return [SystemTranscripts(SystemTranscript(self._request(waveform, language))) for waveform in waveforms]
 
     def _request(self, waveform: Waveform, language: str) -> str:
         file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Scores as tables for the terminal: first the verdict, then the sets, then the conditions of the audio."""
+"""Scores as tables for the terminal: the headline, the verdict, the sets, and the conditions of the audio."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,20 +6,19 @@ from rich.console import Group
 
 from askd_ray.evaluation.significance import verdict
 from askd_ray.progress import Table
-from askd_ray.results.texts import count, difference, latency, percent, speed_verdicts, wer
+from askd_ray.results.headline import HEAD, headline
+from askd_ray.results.texts import count, difference, latency, speed_verdicts, wer
 from askd_ray.results.timing import ModelSpeed, Speed
-from askd_ray.results.wer import DomainScores, Hallucinations, Rate, Scores, domains
+from askd_ray.results.wer import DomainScores, Rate, Scores, domains
 
 _ANSWERS = {"yes": "yes", "no": "no", "cannot tell": "cannot tell (95 % interval contains 0)"}
 
 
 def table(scores: Scores) -> Group:
-    """Return verdicts, and tables of WERs in percent with their 95 % intervals, one column per model."""
-    parts: list[str | Table] = [*verdicts(scores), _sets(scores)]
+    """Return the headline, verdicts, and tables of WERs in percent with their 95 % intervals, one column per model."""
+    parts: list[str | Table] = [_headline(scores), *verdicts(scores), _sets(scores)]
     if scores["conditions"]:
         parts.append(_conditions(scores))
-    if scores["non_speech"] is not None:
-        parts.append(_non_speech(scores["non_speech"]))
     return Group(*parts)
 
 
@@ -41,6 +40,15 @@ def _answer(domain: DomainScores, name: str) -> str:
     return answer if len(domain["sets"]) == 1 else f"{answer}; word-weighted: {verdict(pooled)}, {difference(pooled)}"
 
 
+def _headline(scores: Scores) -> Table:
+    shown = Table(title="WER (mean of the sets, 95 %), runaways, words where nobody speaks", title_justify="left")
+    for i, name in enumerate(HEAD):
+        shown.add_column(name, justify="left" if i < 2 else "right")
+    for row in headline(scores):
+        shown.add_row(*row)
+    return shown
+
+
 def _sets(scores: Scores) -> Table:
     shown = _table("WER in %, with 95 % intervals", scores, "set", "utterances", "words")
     for place, domain in domains(scores).items():
@@ -60,16 +68,6 @@ def _conditions(scores: Scores) -> Table:
     shown = _table("WER in %, changed audio, all sets word-weighted", scores, "condition", "sets", "words")
     for name, one in scores["conditions"].items():
         shown.add_row(name, str(len(one["sets"])), str(one["words"]), *_rates(scores, one["models"]))
-    return shown
-
-
-def _non_speech(hallucinations: Hallucinations) -> Table:
-    title = f"Clips without speech: {count(hallucinations['clips'], 'clip')}, {hallucinations['minutes']:.1f} min"
-    shown = Table("", *hallucinations["models"], title=title, title_justify="left")
-    shown.add_row(
-        "clips with words", *(f"{percent(m['share_with_words'])} %" for m in hallucinations["models"].values())
-    )
-    shown.add_row("words per minute", *(f"{m['words_per_minute']:.1f}" for m in hallucinations["models"].values()))
     return shown
 
 

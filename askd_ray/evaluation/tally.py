@@ -12,6 +12,7 @@ from askd_ray.config.evaluate import Normalizer
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.hypotheses import NON_SPEECH, Hypothesis
 from askd_ray.evaluation.significance import BootstrapDraws, draw
+from askd_ray.models.decode_fallback import has_too_many_characters
 from askd_ray.text.error_rate import ErrorCounts, count_each
 from askd_ray.text.normalize import normalizer
 
@@ -36,6 +37,12 @@ class ModelResults:
     def words(self) -> NDArray[np.int64]:
         """Words of each reference, ``(n_utterances,)``."""
         return np.asarray([c.n_reference for c in self.counts], dtype=np.int64)
+
+    @property
+    def runaways(self) -> int:
+        """The number of outputs that the decoding limit ended, or that have more characters than anybody can say."""
+        rows = self.rows
+        return sum(r.ended is False or has_too_many_characters(r.hypothesis, r.duration_s) for r in rows)
 
 
 @dataclass(frozen=True)

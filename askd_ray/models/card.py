@@ -7,6 +7,7 @@ import yaml
 
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.results.evaluation import Evaluation
+from askd_ray.results.headline import HEAD, headline
 from askd_ray.results.texts import difference, speed_verdicts, wer
 from askd_ray.results.timing import Speed
 from askd_ray.results.wer import domains
@@ -97,7 +98,14 @@ def _scores(scores: Evaluation | None) -> str:
     lines = [
         "## Scores",
         "",
-        "WER in %, greedy; in brackets the 95 % bootstrap interval. *In domain* is speech like that of the training.",
+        "As served: with speech detection, chunks and a second decoding of doubtful transcripts; *raw* is one greedy "
+        "decoding. WERs with their 95 % bootstrap interval. *In domain* is speech like that of the training.",
+        "",
+        f"| {' | '.join(HEAD)} |",
+        "|---" * len(HEAD) + "|",
+        *(f"| {' | '.join(row)} |" for row in headline(scores)),
+        "",
+        "WER of each set in %, as served:",
         "",
         f"| | utterances | {' | '.join(models)} |",
         "|---|" + "---|" * (len(models) + 1),

@@ -85,7 +85,7 @@ class ModelScores(Rate):
     insertion_rate: float
     cer: float
     repeated_5grams: int
-    runaways: int | None
+    runaways: int
     empty: int
     ece: float | None
     reliability: list[Bin]
@@ -124,7 +124,7 @@ class ConditionScores(Comparison):
 
 
 class HallucinatedText(TypedDict):
-    """A model's raw output for a clip without speech."""
+    """A model's text for a clip without speech, not normalised."""
 
     id: str
     text: str
@@ -145,6 +145,7 @@ class ModelHallucinations(TypedDict):
     share_with_words: float
     words: int
     words_per_minute: float
+    runaways: int
     by_kind: dict[str, KindScores]
 
 
@@ -156,8 +157,8 @@ class Hallucinations(TypedDict):
     models: dict[str, ModelHallucinations]
 
 
-class Scores(TypedDict):
-    """The scores of hypotheses. The baseline is the first model."""
+class PathScores(TypedDict):
+    """The scores of the hypotheses of one decoding path. The baseline is the first model."""
 
     baseline: str
     normalizer: Normalizer
@@ -169,7 +170,22 @@ class Scores(TypedDict):
     non_speech: Hallucinations | None
 
 
-def domains(scores: Scores) -> dict[str, DomainScores]:
+class Scores(PathScores):
+    """The scores on the served path, and beside them those of the raw transcripts of the models that return them.
+
+    ``raw`` is None where the baseline has no raw transcripts.
+    """
+
+    raw: PathScores | None
+
+
+def domains(scores: PathScores) -> dict[str, DomainScores]:
     """Return the scores ``in domain`` and ``out of domain``, each if it has sets."""
     both = {"in domain": scores["in_domain"], "out of domain": scores["out_of_domain"]}
     return {place: domain for place, domain in both.items() if domain is not None}
+
+
+def by_path(scores: Scores) -> dict[str, PathScores]:
+    """Return the scores of each decoding path, ``served`` first."""
+    raw = scores["raw"]
+    return {"served": scores} if raw is None else {"served": scores, "raw": raw}

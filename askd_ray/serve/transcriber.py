@@ -1,8 +1,9 @@
 """Transcription in this process: what `askd.load` returns and `askd transcribe` uses."""
 
 import asyncio
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ class Transcriber:
         self.languages = loaded.model.languages
         self._model = loaded.model.name
         self._service = TranscriptionService(models, _InProcessDecoder())
+        # One event loop for all calls: the queue counts a batch that outlives its call, such as that of a silent clip,
+        # when the batch ends. A thread of its own: in a notebook the caller's already runs an event loop.
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="transcriber", daemon=True).start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
 
     def transcribe(
         self, audio: Path | str | bytes | Waveform, language: str | None = None, prompt: str = "", words: bool = True
@@ -52,9 +58,7 @@ class Transcriber:
         language = None if language is None else language_code(language)
         decoding = Decoding(prompt=prompt, confidence=words, no_speech=words)
         work = self._transcribe(audio, TranscribeOptions(self._model, language, decoding))
-        # A thread of its own: in a notebook this one already runs an event loop.
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, work).result()
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _transcribe(self, audio: Path | str | bytes | Waveform, options: TranscribeOptions) -> Transcription:
         if isinstance(audio, np.ndarray):

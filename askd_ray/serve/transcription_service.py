@@ -7,13 +7,12 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from askd_ray.audio.chunking import MAX_CHUNK_S, halves, split_into_chunks
+from askd_ray.audio.chunking import split_into_chunks
 from askd_ray.audio.decode import DecodedAudio, Waveform, duration_s
-from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Span, Vad, VadOptions
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Decoding, Transcript
-from askd_ray.serve.decode_fallback import stops_early
+from askd_ray.models.served import halves_are_better, halves_with_missing_words, is_one_chunk
 from askd_ray.serve.transcription import Segment, segments_of
 
 MAX_AUDIO_S = 7200.0  # 460 MB as a waveform; a file of 25 MiB rarely contains more speech
@@ -105,7 +104,10 @@ class TranscribedChunk:
 
 
 class TranscriptionService:
-    """Transcribes audio files: decodes them, detects speech, and transcribes chunks in order."""
+    """Transcribes audio files: decodes them, detects speech, and transcribes chunks in order.
+
+    The text of a file is that of :func:`askd_ray.models.served.transcribe_as_served`, which the evaluation uses.
+    """
 
     def __init__(self, engine: SpeechEngine, decoder: AudioDecoder, max_audio_s: float = MAX_AUDIO_S):
         self.engine = engine
@@ -139,7 +141,7 @@ class TranscriptionService:
         owner = uuid.uuid4().hex
         pending: list[asyncio.Task[list[tuple[Span, ChunkResult]]]] = []
         whole: asyncio.Task[ChunkResult] | None = None
-        if len(waveform) <= samples_of(MAX_CHUNK_S):  # at most one chunk: transcribe it while the VAD runs
+        if is_one_chunk(waveform):  # transcribe it while the VAD runs
             whole = asyncio.ensure_future(self.engine.transcribe_chunk(waveform, options, owner))
         try:
             speech = await asyncio.to_thread(self.vad.speech, waveform, options.vad_options)
@@ -175,13 +177,9 @@ class TranscriptionService:
         ``started`` is the transcription of the whole chunk, where it already runs.
         """
         result = await (started or self.engine.transcribe_chunk(waveform[chunk.start : chunk.end], options, owner))
-        spans = [s for s in speech if s.start < chunk.end and s.end > chunk.start]
-        speech_s = sum(min(s.end, chunk.end) - max(s.start, chunk.start) for s in spans) / SAMPLE_RATE_HZ
-        if not stops_early(result.transcript, speech_s):
-            return [(chunk, result)]
         options = replace(options, language=result.transcript.language)
         parts: list[tuple[Span, ChunkResult]] = []
-        for half in halves(waveform, chunk, spans):
+        for half in halves_with_missing_words(waveform, chunk, speech, result.transcript):
             parts += await self._transcribe_chunk(waveform, half, speech, options, owner)
-        n_tokens = sum(len(part.transcript.token_ids) for _, part in parts)
-        return parts if n_tokens > len(result.transcript.token_ids) else [(chunk, result)]
+        better = halves_are_better([part.transcript for _, part in parts], result.transcript)
+        return parts if better else [(chunk, result)]

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 from scored import TEXTS, description_of_bundle, evaluation, hypotheses
 
+from askd_ray.data.shards import write_table
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.bundle_scores import evaluation_of_one, publish_scores
 from askd_ray.evaluation.gate import check_gate
-from askd_ray.evaluation.hypotheses import TEACHER, Hypothesis, read_hypotheses
+from askd_ray.evaluation.hypotheses import RAW, TEACHER, Hypothesis, read_hypotheses, to_table
 from askd_ray.evaluation.scores import score
 from askd_ray.files import read_json
 from askd_ray.models.bundle import HYPOTHESES_FILE, check_hashes
@@ -29,6 +30,7 @@ def test_scores_go_into_the_card_and_the_bundle_stays_whole(tmp_path: Path):
     assert read_hypotheses(made / HYPOTHESES_FILE) == [row for row in hypotheses() if row.model == "student"]
     card = (made / "README.md").read_text()
     assert "| test (in domain) | 3 | 20.00 (" in card and "| 10.00 (" in card and "Not evaluated" not in card
+    assert "| student | served | 10.00 (" in card and "| 0 of 3 |" in card
     assert "-10.00 points" in card and "Out of domain: not scored" in card
     assert (
         "student: 9.83x (95 %: 9.10 to 10.40) as fast as teacher on the median of 3 clips, one at a time, on up" in card
@@ -44,6 +46,31 @@ def test_a_damaged_bundle_takes_no_scores(tmp_path: Path):
     (made / "ctranslate2-int8" / "model.bin").write_text("other")
     with pytest.raises(AskdError, match=r"model\.bin is corrupt"):
         publish_scores(made, evaluation(), hypotheses())
+
+
+def test_promote_compares_the_path_that_both_bundles_have(tmp_path: Path):
+    """Bundles of an earlier version have only raw hypotheses."""
+
+    def scored(name: str, rows: list[Hypothesis]) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        write_table(folder / HYPOTHESES_FILE, to_table(rows))
+        return folder
+
+    reference, wrong = TEXTS["student"][0], "red green"
+    right = [replace(hypotheses()[0], id=f"u{i}", reference=reference, hypothesis=reference) for i in range(30)]
+    bad = [replace(row, hypothesis=wrong) for row in right]
+    raw_right, raw_bad = ([replace(row, path=RAW) for row in rows] for rows in (right, bad))
+    old = tmp_path / "old"
+    old.mkdir()
+    write_table(old / HYPOTHESES_FILE, to_table(bad).drop_columns(["path"]))
+    check_gate(scored("raw is better", [*bad, *raw_right]), old)
+    with pytest.raises(AskdError, match="does not beat"):
+        check_gate(scored("served is better", [*right, *raw_bad]), old)
+    current = scored("current", [*bad, *raw_right])
+    check_gate(scored("as served", [*right, *raw_bad]), current)
+    with pytest.raises(AskdError, match="does not beat"):
+        check_gate(scored("raw only", [*bad, *raw_right]), current)
 
 
 def of_a_study(n_wrong: dict[str, int], n: int = 30) -> tuple[Evaluation, list[Hypothesis]]:

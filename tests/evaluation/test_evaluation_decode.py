@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,26 +9,37 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.evaluation import decode
 from askd_ray.evaluation.decode import Material, collect_hypotheses, decode_jobs, run_decode_job
-from askd_ray.evaluation.hypotheses import CLEAN, NON_SPEECH, read_hypotheses
+from askd_ray.evaluation.hypotheses import CLEAN, NON_SPEECH, RAW, SERVED, Hypothesis, read_hypotheses
 from askd_ray.evaluation.sets import EvalSet
-from askd_ray.evaluation.systems import SystemTranscript
+from askd_ray.evaluation.systems import SystemTranscript, SystemTranscripts
 
 
 class Counting:
-    """Returns the language and the length of each clip as its text, and counts the clips of each call."""
+    """Returns the language and the length of each clip as its text, and counts the clips of each call.
+
+    Clips in English also have a raw transcript.
+    """
 
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscript]:
+    def transcribe(self, waveforms: Sequence[Waveform], language: str) -> list[SystemTranscripts]:
         self.calls.append(len(waveforms))
-        return [SystemTranscript(f"{language} {len(w)}", ("a", "b"), (0.5, 0.25), True) for w in waveforms]
+        raw = SystemTranscript("raw", ended=False) if language == "en" else None
+        return [
+            SystemTranscripts(SystemTranscript(f"{language} {len(w)}", ("a", "b"), (0.5, 0.25), True), raw)
+            for w in waveforms
+        ]
 
 
 @pytest.fixture
 def clips(speech: Path) -> EvalSet:
     rows = utterances(speech, 5)
     return EvalSet("calls", False, tuple(replace(u, language="de" if i == 1 else "en") for i, u in enumerate(rows)))
+
+
+def served(rows: Iterable[Hypothesis]) -> list[Hypothesis]:
+    return [row for row in rows if row.path == SERVED]
 
 
 @pytest.fixture(autouse=True)
@@ -64,13 +75,17 @@ def test_rows_come_back_in_order_under_the_names_of_now(clips: EvalSet, tmp_path
     for job in jobs:
         run_decode_job(job, system, Material.of([clips], Evaluate()), tmp_path)
     assert system.calls == [1, 2, 2]  # a language at a time
-    assert [r.id for r in read_hypotheses(jobs[0].file(tmp_path))] == [u.id for u in clips.utterances[:3]]
+    assert [r.id for r in served(read_hypotheses(jobs[0].file(tmp_path)))] == [u.id for u in clips.utterances[:3]]
     renamed = replace(clips, name="lines", in_domain=True)
     rows = list(
         collect_hypotheses(
             decode_jobs({"mine": "s"}, [renamed], Evaluate()), Material.of([renamed], Evaluate()), tmp_path
         )
     )
+    raw = [row for row in rows if row.path == RAW]
+    assert [r.id for r in raw] == [u.id for u in clips.utterances if u.language == "en"]
+    assert {(r.hypothesis, r.ended, r.token_texts) for r in raw} == {("raw", False, None)}
+    rows = served(rows)
     assert [r.id for r in rows] == [u.id for u in clips.utterances]
     assert {(r.model, r.set, r.in_domain, r.condition) for r in rows} == {("mine", "lines", True, CLEAN)}
     assert [r.hypothesis.split()[0] for r in rows] == ["en", "de", "en", "en", "en"]
@@ -87,7 +102,7 @@ def test_conditions_take_the_same_sample_for_every_model(clips: EvalSet, tmp_pat
     )
     (slower,) = (p for p in jobs if (p.model, p.condition) == ("student", "speed@0.9"))
     run_decode_job(slower, Counting(), Material.of([clips], settings), tmp_path)
-    for row, number in zip(read_hypotheses(slower.file(tmp_path)), slower.numbers, strict=True):
+    for row, number in zip(served(read_hypotheses(slower.file(tmp_path))), slower.numbers, strict=True):
         n_samples = int(row.hypothesis.split()[1])
         assert n_samples == pytest.approx(16_000 * clips.utterances[number].duration_s / 0.9, abs=2)
         assert row.condition == "speed@0.9"

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from parsed import Page, read_markdown
-from reported import BETTER, EQUAL, NOISY, finish, model_rows, non_speech_rows, time_it, write_run
+from reported import BETTER, EQUAL, NOISY, finish, model_rows, non_speech_rows, raw_rows, time_it, write_run
 
 from askd_ray.cli import main
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.report.write import report
+from askd_ray.files import read_json
+from askd_ray.results.headline import HEAD, headline
 from askd_ray.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -25,7 +27,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         timed = json.loads(json.dumps(time_it(run, patch)))
     rows = [*model_rows(run, BETTER | {"tiny": 0.5}, NOISY), *non_speech_rows(["teacher", "tiny", "student"])]
-    finish(run, rows, timed)
+    finish(run, [*rows, *raw_rows(rows)], timed)
     assert report([str(run.path)]) == page_of(run)
     return run
 
@@ -68,6 +70,16 @@ def test_every_section_is_there_and_its_plots_beside_it(full: Run):
     pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown_of(page), re.MULTILINE)
     assert len(pictures) == 7 == html_of(page).count("<svg")
     assert all((page.parent / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_headline_comes_first_with_both_paths(full: Run):
+    head, first, *rows = read_markdown(markdown_of(page_of(full))).tables[0]
+    assert head == list(HEAD) and [row[:2] for row in (first, *rows)] == [
+        [model, path] for model in ("teacher", "student", "tiny") for path in ("served", "raw")
+    ]
+    scores = read_json(full.path / "evaluate" / "scores.json")
+    assert [first, *rows] == [list(row) for row in headline(scores)]
+    assert rows[1][-2:] == ["0 of 51", "3 of 6 clips, 12.00 a minute"] and rows[2][-2].startswith("51 of 51")
 
 
 def test_a_section_needs_data(tmp_path: Path):

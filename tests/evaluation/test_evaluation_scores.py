@@ -11,7 +11,7 @@ from hypothesis_rows import make_row, make_rows
 
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.hypotheses import Hypothesis, read_hypotheses, write_hypotheses
-from askd_ray.evaluation.scores import score
+from askd_ray.evaluation.scores import score, score_path
 
 LOOP = "a b c d e " * 3
 A = [
@@ -46,6 +46,39 @@ def test_scores_of_a_set_made_by_hand():
     assert list(one["against_baseline"]) == ["student"]
 
 
+def test_runaways_have_no_end_or_too_many_characters():
+    outputs = {"a": ("a", True), "b": ("b b", False), "c": ("x" * 61, True), "d": ("x" * 60, None)}  # of 1 s: 30 * 2
+    rows = [make_row("t", ref, text, ended=ended) for ref, (text, ended) in outputs.items()]
+    assert score(rows, "t")["sets"]["a"]["models"]["t"]["runaways"] == 2
+    silent = [make_row("t", "", "x" * n, set="non_speech", condition="hum", id=str(n), ended=True) for n in (61, 60, 0)]
+    hallucinations = score([*rows, *silent], "t")["non_speech"]
+    assert hallucinations is not None and hallucinations["models"]["t"]["runaways"] == 1
+
+
+def test_raw_and_served_side_by_side():
+    """The served path decides; a server has no raw transcripts."""
+    served = make_rows(
+        {
+            "a b": {"teacher": "a b", "student": "a b", "server": "a b"},
+            "c d": {"teacher": "c x", "student": "c d", "server": "c d"},
+        }
+    )
+    raw = [replace(row, path="raw", hypothesis="x x", ended=False) for row in served if row.model == "student"]
+    raw += [replace(row, path="raw") for row in served if row.model == "teacher"]
+    scores = score([*raw, *served], "teacher")
+    assert scores["models"] == ["teacher", "server", "student"]
+    domain = scores["in_domain"]
+    assert domain is not None and domain["macro"]["against_baseline"]["student"]["value"] == -0.25
+    beside = scores["raw"]
+    assert beside is not None and beside["models"] == ["teacher", "student"] and beside["in_domain"] is not None
+    assert beside["in_domain"]["macro"]["against_baseline"]["student"]["value"] == 0.75
+    assert beside["sets"]["a"]["models"]["student"]["runaways"] == 2
+    assert beside == score_path(raw, "teacher")
+    assert (
+        score([row for row in [*raw, *served] if row.model != "teacher" or row.path != "raw"], "teacher")["raw"] is None
+    )
+
+
 def test_by_duration_and_by_speaker():
     student = score(A, "teacher")["sets"]["a"]["models"]["student"]
     buckets = [(b["low_s"], b["high_s"], b["utterances"], b["words"], b["wer"]) for b in student["by_duration"]]
@@ -62,7 +95,7 @@ def test_what_the_data_do_not_tell():
     rows = make_rows({"a b": {"teacher": "a b"}, "(!)": {"teacher": "x"}}, duration_s=1.0)
     rows = [rows[0], replace(rows[1], duration_s=7.0)]
     teacher = score(rows, "teacher")["sets"]["a"]["models"]["teacher"]
-    assert teacher["by_speaker"] is teacher["runaways"] is None
+    assert teacher["by_speaker"] is None and teacher["runaways"] == 0
     assert [b["wer"] for b in teacher["by_duration"]] == [0.0, None]  # the reference has no words
     assert teacher["empty"] == 0 and teacher["wer"] == 0.5
 
@@ -132,6 +165,7 @@ def test_where_nobody_speaks():
         "share_with_words": 1 / 3,
         "words": 3,
         "words_per_minute": 3.0,
+        "runaways": 0,
         "by_kind": {
             "music": {"clips": 1, "clips_with_words": 0, "texts": []},
             "silence": {"clips": 2, "clips_with_words": 1, "texts": [{"id": "2", "text": " Thanks for watching!"}]},

@@ -54,8 +54,12 @@ def test_a_server(server: str, monkeypatch: pytest.MonkeyPatch):
     system = open_system(f"{server}#small")
     transcripts = system.transcribe([np.zeros(1600, np.float32), np.zeros(3200, np.float32)], "de")
     where = "Bearer sk-secret /v1/audio/transcriptions"
-    assert [h.text for h in transcripts] == [f"small de 1600/16000 {where}", f"small de 3200/16000 {where}"]
-    assert transcripts[0].token_probs is None and transcripts[0].ended is None
+    assert [both.served.text for both in transcripts] == [
+        f"small de 1600/16000 {where}",
+        f"small de 3200/16000 {where}",
+    ]
+    served, raw = transcripts[0].served, transcripts[0].raw
+    assert (raw, served.token_probs, served.ended) == (None, None, None)
 
 
 def test_a_server_that_fails(server: str):
@@ -82,7 +86,8 @@ def test_windows_are_those_of_the_model(tmp_path: Path, weights: Path):
 @pytest.mark.slow
 def test_our_engine_tells_how_sure_it_is(weights: Path, speech: Path):
     transcripts = open_system(str(weights)).transcribe([waveform_of(u) for u in utterances(speech, 2)], "en")
-    for transcript in transcripts:
+    for transcript in (transcript for both in transcripts for transcript in (both.served, both.raw)):
+        assert transcript is not None
         assert transcript.token_texts is not None and "".join(transcript.token_texts).strip() == transcript.text
         assert transcript.token_probs is not None and len(transcript.token_probs) == len(transcript.token_texts)
         assert transcript.ended is True

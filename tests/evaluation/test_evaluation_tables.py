@@ -20,7 +20,7 @@ def shown(rows: list) -> str:
     return console.export_text()
 
 
-def test_the_verdict_comes_first():
+def test_headline_and_verdict_come_first():
     scores = score([*WORSE, *OUTSIDE], "teacher")
     inside, outside = verdicts(scores)
     assert inside == (
@@ -31,8 +31,8 @@ def test_the_verdict_comes_first():
         "student against teacher, out of domain (2 sets): lower WER: cannot tell (95 % interval contains 0), +0.00 poi"
     )
     assert "; word-weighted: cannot tell, +0.00 points" in outside
-    lines = shown([*WORSE, *OUTSIDE]).splitlines()
-    assert [line.rstrip() for line in lines[:2]] == [inside, outside]
+    lines = [line.rstrip() for line in shown([*WORSE, *OUTSIDE]).splitlines()]
+    assert lines[0].startswith("WER (mean of the sets, 95 %), runaways") and lines[7:9] == [inside, outside]
     swapped = [replace(row, model={"student": "teacher", "teacher": "student"}[row.model]) for row in WORSE]
     assert "lower WER: no, +50.00 points" in verdicts(score(swapped, "teacher"))[0]
 
@@ -43,7 +43,7 @@ def test_what_the_tables_say():
     assert [cell.strip() for cell in row[1:-1]] == ["a", "30", "60", "50.00 (50.00 to 50.00)", "0.00 (0.00 to 0.00)"]
     assert "out of domain, mean of sets" in text and "out of domain, word-weighted" in text
     assert "in domain, mean" not in text.replace("out of domain, mean", "")  # of one set there is none
-    assert "changed audio" not in text and "without speech" not in text
+    assert "changed audio" not in text and "a minute" not in text
 
 
 def test_conditions_and_silence():
@@ -53,4 +53,4 @@ def test_conditions_and_silence():
     ]
     text = shown([*WORSE, *noisy, *silent])
     assert "white@0" in text and "100.00 (100.00 to 100.00)" in text
-    assert "Clips without speech: 1 clip, 0.5 min" in text and "100.00 %" in text and " 4.0 " in text
+    assert text.count("1 of 1 clip, 4.00 a minute") == 2

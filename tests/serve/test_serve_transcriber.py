@@ -80,6 +80,15 @@ def test_silence_has_no_segments(transcriber: Transcriber):
 
 
 @pytest.mark.slow
+def test_silent_clips_do_not_block_the_next_one(transcriber: Transcriber, speech: Path):
+    """The VAD drops a silent clip before the engine has decoded it; each such clip had blocked a worker forever."""
+    ((clip, _),) = spoken(speech)
+    noise = np.random.default_rng(0).normal(0.0, 0.1, 8 * SAMPLE_RATE_HZ).astype(np.float32)
+    assert [transcriber.transcribe(noise, "en").text for _ in range(4)] == [""] * 4
+    assert transcriber.transcribe(clip, "en").text != ""
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("audio", "message"),
     [

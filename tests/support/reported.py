@@ -3,6 +3,7 @@
 import io
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import to_table, write_table
 from askd_ray.evaluation import latency, speed
-from askd_ray.evaluation.hypotheses import NON_SPEECH, Hypothesis, write_hypotheses
+from askd_ray.evaluation.hypotheses import NON_SPEECH, RAW, STUDENT, Hypothesis, write_hypotheses
 from askd_ray.evaluation.scores import score
 from askd_ray.evaluation.sets import read_sets
 from askd_ray.files import read_json, write_json
@@ -100,6 +101,16 @@ def model_rows(run: Run, rates: Mapping[str, float], noisy: Mapping[str, float] 
                         )
                     )
     return rows
+
+
+def raw_rows(rows: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Raw rows beside served ones: the student has an additional word, and does not end."""
+    return [
+        replace(row, path=RAW, hypothesis=f"{row.hypothesis} oh".strip(), ended=False)
+        if row.model == STUDENT
+        else replace(row, path=RAW)
+        for row in rows
+    ]
 
 
 def non_speech_rows(models: Sequence[str]) -> list[Hypothesis]:

@@ -52,10 +52,10 @@ def _clips_by_condition(rows: Sequence[Hypothesis]) -> dict[SetCondition, frozen
 
 
 def _names(rows: Mapping[str, Sequence[Hypothesis]]) -> dict[tuple[str, str], str]:
-    hypotheses = dict[tuple[str, str], dict[tuple[str, str, str], str]]()
+    hypotheses = dict[tuple[str, str], dict[tuple[str, str, str, str], str]]()
     for run, run_rows in rows.items():
         for row in run_rows:
-            hypotheses.setdefault((run, row.model), {})[row.set, row.condition, row.id] = row.hypothesis
+            hypotheses.setdefault((run, row.model), {})[row.path, row.set, row.condition, row.id] = row.hypothesis
     names = dict[tuple[str, str], str]()
     for run, model in hypotheses:
         equal = all(texts == hypotheses[run, model] for (_, other), texts in hypotheses.items() if other == model)

@@ -13,7 +13,7 @@ from askd_ray.evaluation.report.document import (
 from askd_ray.evaluation.report.plots import Curve, Kinds, Panel, draw_bars, draw_panels, interval
 from askd_ray.evaluation.report.runs import Evaluated
 from askd_ray.results.texts import count, difference_cell, percent, wer
-from askd_ray.results.wer import Bin, ConditionScores, DurationScores, Scores, domains
+from askd_ray.results.wer import Bin, ConditionScores, DurationScores, Scores, by_path, domains
 
 _NOISES = {"white": "white noise", "babble": "babble of other speakers", "noise": "recorded noise"}
 _MAX_TEXTS = 12
@@ -39,34 +39,41 @@ def _non_speech(scores: Scores) -> Iterator[Block]:
     hallucinations = scores["non_speech"]
     assert hallucinations is not None
     clips = f"{count(hallucinations['clips'], 'clip')}, {hallucinations['minutes']:.1f} min"
-    rows = [
-        (model, f"{m['clips_with_words']} ({percent(m['share_with_words'])} %)", f"{m['words_per_minute']:.2f}")
-        for model, m in hallucinations["models"].items()
+    of_models = [
+        (model, path, of["non_speech"]["models"][model])
+        for model in scores["models"]
+        for path, of in by_path(scores).items()
+        if of["non_speech"] is not None and model in of["models"]
     ]
-    head = ("model", "clips with words", "words per minute")
-    yield TableBlock(f"Hallucination: words in {clips} without speech; 0 is correct", head, tuple(rows))
+    rows = [
+        (
+            model,
+            path,
+            f"{m['clips_with_words']} ({percent(m['share_with_words'])} %)",
+            f"{m['words_per_minute']:.2f}",
+            str(m["runaways"]),
+        )
+        for model, path, m in of_models
+    ]
+    head = ("model", "path", "clips with words", "words per minute", "runaways")
+    yield TableBlock(f"Hallucination: words in {clips} without speech; 0 is correct", head, tuple(rows), n_labels=2)
     kinds = list(hallucinations["models"][scores["baseline"]]["by_kind"])
     rows = [
-        (kind, model, f"{m['by_kind'][kind]['clips_with_words']} of {m['by_kind'][kind]['clips']}")
+        (kind, model, path, f"{m['by_kind'][kind]['clips_with_words']} of {m['by_kind'][kind]['clips']}")
         for kind in kinds
-        for model, m in hallucinations["models"].items()
+        for model, path, m in of_models
     ]
-    yield TableBlock(
-        "Clips with words, by kind of sound", ("kind", "model", "clips with words"), tuple(rows), n_labels=2
-    )
-    texts = [
-        (model, kind, text["text"])
-        for model, m in hallucinations["models"].items()
+    head = ("kind", "model", "path", "clips with words")
+    yield TableBlock("Clips with words, by kind of sound", head, tuple(rows), n_labels=3)
+    rows = [
+        (model, path, kind, text["text"])
+        for model, path, m in of_models
         for kind in kinds
         for text in m["by_kind"][kind]["texts"][:_MAX_TEXTS]
     ]
-    if texts:
-        yield TableBlock(
-            f"The hallucinated texts, at most {_MAX_TEXTS} per kind and model",
-            ("model", "kind", "text"),
-            tuple(texts),
-            n_labels=2,
-        )
+    if rows:
+        caption = f"The hallucinated texts, at most {_MAX_TEXTS} per kind, model and path"
+        yield TableBlock(caption, ("model", "path", "kind", "text"), tuple(rows), n_labels=3)
 
 
 def _conditions(scores: Scores, kinds: Kinds) -> Iterator[Block]:

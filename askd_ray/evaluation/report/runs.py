@@ -8,7 +8,16 @@ from pydantic import ValidationError
 
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
-from askd_ray.evaluation.hypotheses import CLEAN, HYPOTHESES, NON_SPEECH, SCORES, STUDENT, Hypothesis, read_hypotheses
+from askd_ray.evaluation.hypotheses import (
+    CLEAN,
+    HYPOTHESES,
+    NON_SPEECH,
+    SCORES,
+    SERVED,
+    STUDENT,
+    Hypothesis,
+    read_hypotheses,
+)
 from askd_ray.evaluation.report.common import merge_runs
 from askd_ray.evaluation.scores import score
 from askd_ray.evaluation.tally import SetResults, tally
@@ -23,8 +32,8 @@ class Evaluated:
     """The input of a report.
 
     ``runs`` and ``stored`` (their scores.json) have the runs' names as keys. ``students`` maps each student to its run,
-    and ``kinds`` maps each model to its kind: the arm of a study, or the model itself. ``clean`` holds the results on
-    the clean sets of speech, and ``left_out`` the sets and conditions that not all runs have.
+    and ``kinds`` maps each model to its kind: the arm of a study, or the model itself. ``clean`` holds the served
+    results on the clean sets of speech, and ``left_out`` the sets and conditions that not all runs have.
     """
 
     runs: Mapping[str, Run]
@@ -90,5 +99,5 @@ def _kinds(scores: Scores, run: Run) -> dict[str, str]:
 
 
 def _clean(rows: Sequence[Hypothesis], scores: Scores) -> tuple[SetResults, ...]:
-    speech = [row for row in rows if row.condition == CLEAN and row.set != NON_SPEECH]
+    speech = [row for row in rows if row.path == SERVED and row.condition == CLEAN and row.set != NON_SPEECH]
     return tuple(tally(speech, scores["baseline"], scores["normalizer"]))

@@ -17,6 +17,7 @@ from askd_ray.evaluation.report.runs import Evaluated
 from askd_ray.evaluation.report.seeds import seed_answers, seed_section, studies
 from askd_ray.evaluation.report.speed import speed_answers
 from askd_ray.evaluation.significance import verdict
+from askd_ray.results.headline import HEAD, headline
 from askd_ray.results.texts import count, difference, difference_cell, percent, wer
 from askd_ray.results.wer import Comparison, DomainScores, Scores, SetScores, domains
 
@@ -25,7 +26,7 @@ FEW_UTTERANCES = 30
 
 
 def verdict_section(evaluated: Evaluated) -> ReportSection:
-    """Answer whether each student's WER is lower than the baseline's, and how many times as fast it is."""
+    """Return the headline, and answer whether each student's WER is lower than the baseline's, and how fast it is."""
     scores, by_seed = evaluated.scores, studies(evaluated)
     answers = [answer for compared in by_seed.values() for answer in seed_answers(compared)] or [
         _answer(scores, student, place, domain)
@@ -40,7 +41,18 @@ def verdict_section(evaluated: Evaluated) -> ReportSection:
         remark += "Intervals are t-intervals over seeds: they do not cover other utterances."
     else:
         remark += "Intervals come from a paired bootstrap over utterances: they do not cover other training runs."
-    return ReportSection("Verdict", (Answers((*answers, *speed_answers(evaluated))), Text(remark, remark=True)))
+    verdict_blocks = Answers((*answers, *speed_answers(evaluated))), Text(remark, remark=True)
+    summary = TableBlock(_HEADLINE, HEAD, tuple(headline(scores)), n_labels=2), Text(_PATHS_REMARK, remark=True)
+    # A study has many models: its verdict first.
+    return ReportSection("Verdict", (*verdict_blocks, *summary) if by_seed else (*summary, *verdict_blocks))
+
+
+_HEADLINE = "WER (mean of the sets, 95 %), runaways, and words where nobody speaks"
+_PATHS_REMARK = (
+    "served: as the service decodes, with speech detection, chunks and a second decoding of doubtful transcripts; all "
+    "other numbers of this report are of this path. raw: one greedy decoding, whatever the clip contains. Runaways: "
+    "outputs that were ended by the decoding limit, or have more characters than anybody can say in the clip."
+)
 
 
 _TONES: dict[str, Tone] = {"yes": "good", "no": "bad", "cannot tell": "open"}
@@ -162,9 +174,9 @@ def _plot(evaluated: Evaluated) -> tuple[Figure, ...]:
 
 _KINDS_REMARK = (
     "Insertion rate: inserted words per reference word. Repeated 5-grams: repetitions of a sequence of five words "
-    "that the reference does not repeat, a sign of a loop. Runaways: outputs that were ended by the decoding limit, "
-    "not by the model. Empty: outputs without words where the reference has words. ECE: expected calibration error, "
-    "the distance of token confidence from the share of correct tokens. A dash: the model gives no value."
+    "that the reference does not repeat, a sign of a loop. Empty: outputs without words where the reference has words. "
+    "ECE: expected calibration error, the distance of token confidence from the share of correct tokens. A dash: the "
+    "model gives no value."
 )
 
 
@@ -178,7 +190,7 @@ def _kinds(scores: Scores) -> TableBlock:
             percent(m["insertion_rate"]),
             percent(m["cer"]),
             str(m["repeated_5grams"]),
-            "-" if m["runaways"] is None else str(m["runaways"]),
+            str(m["runaways"]),
             str(m["empty"]),
             "-" if m["ece"] is None else f"{m['ece']:.3f}",
         )

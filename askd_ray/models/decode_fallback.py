@@ -32,9 +32,14 @@ class DecodingEngine(Protocol):
         ...
 
 
+def has_too_many_characters(text: str, clip_s: float) -> bool:
+    """Whether a text has more characters than anybody can say in the clip."""
+    return len(text) > MAX_CHARS_PER_S * (clip_s + 1.0)
+
+
 def is_loop(transcript: Transcript, clip_s: float) -> bool:
     """Whether a transcript has no end token, or more characters than anybody can say in the clip."""
-    return not transcript.ended or len(transcript.text) > MAX_CHARS_PER_S * (clip_s + 1.0)
+    return not transcript.ended or has_too_many_characters(transcript.text, clip_s)
 
 
 def repeats_itself(transcript: Transcript) -> bool:
@@ -55,19 +60,35 @@ def stops_early(transcript: Transcript, speech_s: float) -> bool:
 def transcribe_with_fallback(
     engine: DecodingEngine, waveforms: Sequence[Waveform], language: str | None, decoding: Decoding
 ) -> list[Transcript]:
-    """Transcribe clips of at most 30 s. Decode doubtful clips again with a beam, then loops without repeated trigrams.
+    """Transcribe clips of at most 30 s, and decode doubtful clips again (:func:`decode_doubtful_again`).
 
-    The best transcript of a clip has the highest average log-probability of those that are not a loop. A speaker may
-    repeat a sentence: if repeated trigrams were always forbidden, the model would hallucinate from the second "All
-    circuits are busy now." on. So the third try runs only where the first was a loop, and there a text that repeats
-    itself is rejected too. The text is empty where it is improbable and the model detects no speech, which is estimated
-    only for doubtful clips. A clip's text does not depend on the other clips. With a temperature, tokens are sampled
-    and there is one try.
+    With a temperature, tokens are sampled and there is one try.
     """
     decoding = replace(decoding, no_speech=decoding.no_speech or decoding.temperature > 0.0)
     transcripts = engine.transcribe(waveforms, language, decoding)
     if decoding.temperature:
         return [_silence(t) if is_hallucinated(t) else t for t in transcripts]
+    return decode_doubtful_again(engine, waveforms, transcripts, language, decoding)
+
+
+def decode_doubtful_again(
+    engine: DecodingEngine,
+    waveforms: Sequence[Waveform],
+    transcripts: Sequence[Transcript],
+    language: str | None,
+    decoding: Decoding,
+) -> list[Transcript]:
+    """Decode clips with doubtful transcripts again with a beam, then loops without repeated trigrams.
+
+    ``transcripts`` are those of the clips with ``decoding``, which has no temperature.
+
+    The best transcript of a clip has the highest average log-probability of those that are not a loop. A speaker may
+    repeat a sentence: if repeated trigrams were always forbidden, the model would hallucinate from the second "All
+    circuits are busy now." on. So the third try runs only where the first was a loop, and there a text that repeats
+    itself is rejected too. The text is empty where it is improbable and the model detects no speech, which is estimated
+    only for doubtful clips. A clip's text does not depend on the other clips.
+    """
+    best = list(transcripts)
     clips_s = [duration_s(waveform) for waveform in waveforms]
     loops = [is_loop(t, clip_s) for t, clip_s in zip(transcripts, clips_s, strict=True)]
 
@@ -77,16 +98,16 @@ def transcribe_with_fallback(
     def decode_again(clips: Sequence[int], settings: Decoding) -> None:
         retries = engine.transcribe([waveforms[i] for i in clips], language, settings) if clips else []
         for i, retry in zip(clips, retries, strict=True):
-            best = max(transcripts[i], retry, key=lambda t: (not is_bad(i, t), t.avg_logprob))
-            transcripts[i] = replace(best, no_speech_prob=retry.no_speech_prob)
+            better = max(best[i], retry, key=lambda t: (not is_bad(i, t), t.avg_logprob))
+            best[i] = replace(better, no_speech_prob=retry.no_speech_prob)
 
     beam = replace(decoding, beam_size=_BEAM_SIZE, no_speech=True)
-    decode_again([i for i, t in enumerate(transcripts) if is_doubtful(t, clips_s[i])], beam)
+    decode_again([i for i, t in enumerate(best) if is_doubtful(t, clips_s[i])], beam)
     decode_again(
-        [i for i, t in enumerate(transcripts) if loops[i] and is_bad(i, t)],
+        [i for i, t in enumerate(best) if loops[i] and is_bad(i, t)],
         replace(beam, no_repeat_ngram_size=_NO_REPEAT_NGRAM_SIZE),
     )
-    return [_silence(t) if is_hallucinated(t) else t for t in transcripts]
+    return [_silence(t) if is_hallucinated(t) else t for t in best]
 
 
 def is_hallucinated(transcript: Transcript) -> bool:

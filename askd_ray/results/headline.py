@@ -9,8 +9,8 @@ HEAD = ("model", "path", "WER in domain, %", "WER out of domain, %", "runaways",
 def headline(scores: Scores) -> list[tuple[str, ...]]:
     """Return a row for each model and decoding path; the columns are :data:`HEAD`.
 
-    WERs are the mean of the domain's sets. Runaways are counted in all clean clips, those without speech included. The
-    last column: how many of the clips without speech have words, and the words a minute.
+    WERs are the mean of the domain's sets. The last column: how many of the clips without speech have words, and the
+    words a minute.
     """
     return [
         (model, path, *_row(of, model))
@@ -20,18 +20,25 @@ def headline(scores: Scores) -> list[tuple[str, ...]]:
     ]
 
 
-def _row(scores: PathScores, model: str) -> tuple[str, ...]:
+def count_runaways(scores: PathScores, model: str) -> tuple[int, int]:
+    """Return the runaways of a model and the number of clips: all clean clips, those without speech included."""
     runaways = sum(one["models"][model]["runaways"] for one in scores["sets"].values())
     clips = sum(one["utterances"] for one in scores["sets"].values())
+    silence = scores["non_speech"]
+    if silence is None:
+        return runaways, clips
+    return runaways + silence["models"][model]["runaways"], clips + silence["clips"]
+
+
+def _row(scores: PathScores, model: str) -> tuple[str, ...]:
     words = "-"
     silence = scores["non_speech"]
     if silence is not None:
         of_model = silence["models"][model]
-        runaways += of_model["runaways"]
-        clips += silence["clips"]
         words = f"{of_model['clips_with_words']} of {count(silence['clips'], 'clip')}"
         words += f", {of_model['words_per_minute']:.2f} a minute"
     rates = (_macro_wer(scores[domain], model) for domain in ("in_domain", "out_of_domain"))
+    runaways, clips = count_runaways(scores, model)
     return (*rates, f"{runaways} of {clips}", words)
 
 

@@ -20,6 +20,7 @@ from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path
 from askd_ray.progress import console
 from askd_ray.results.evaluation import checked
+from askd_ray.results.headline import HEAD, headline
 from askd_ray.results.texts import percent, speed_verdicts, wer
 from askd_ray.results.windows import WindowSweep
 from askd_ray.runs import Run
@@ -132,7 +133,8 @@ def _held_out(record: StageRecord | None, run: Run) -> list[str]:
     ]
     return [
         "## Held-out",
-        "WER in %, with its 95 % interval. `askd report` shows more.",
+        "WER in %, with its 95 % interval; *raw* is one greedy decoding. `askd report` shows more.",
+        _table(HEAD, headline(scores)),
         _table(("set", "domain", "utterances", *models), rows),
         *(f"{line}." for line in speed_verdicts(scores["speed"])),
     ]

@@ -109,6 +109,7 @@ def test_report_adds_later_stages_of_the_same_training(run: Run):
     run.bundle.mkdir()
     text = report(run)
     assert "| `ctranslate2-int8` | 39.5 |" in text and "| test | in | 3 | 20.00 (" in text
+    assert "| student | served | 10.00 (" in text
     assert "student: 9.83x (95 %: 9.10 to 10.40) as fast as teacher on the median of 3 clips." in text
     now = (run.path / "evaluate.json").stat().st_mtime + 1
     os.utime(run.path / "distill.json", (now, now))

@@ -10,7 +10,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError
 from askd_ray.evaluation import ray_evaluate, sets
-from askd_ray.evaluation.hypotheses import CLEAN, read_hypotheses
+from askd_ray.evaluation.hypotheses import CLEAN, RAW, SERVED, read_hypotheses
 from askd_ray.evaluation.non_speech import non_speech_clips
 from askd_ray.evaluation.ray_evaluate import evaluate
 from askd_ray.files import read_json
@@ -74,10 +74,11 @@ def test_models_on_sets_and_conditions(run: Run, calls: dict[str, Any], weights:
     assert {row.model for row in read_hypotheses(run.bundle / HYPOTHESES_FILE)} == {"student"}
 
     rows = read_hypotheses(run.path / "evaluate" / "hypotheses.parquet")
-    clean = [r for r in rows if (r.model, r.set, r.condition) == ("student", "test", CLEAN)]
-    assert [r.reference for r in clean] == [u.text for u in read_utterances(run.shards, "test")]  # raw, as written
+    for path in (SERVED, RAW):
+        clean = [r for r in rows if (r.model, r.set, r.condition, r.path) == ("student", "test", CLEAN, path)]
+        assert [r.reference for r in clean] == [u.text for u in read_utterances(run.shards, "test")]  # not normalised
     assert all("".join(r.token_texts or ()).strip() == r.hypothesis for r in rows)
-    assert len([r for r in rows if r.condition == "white@10"]) == 3 * (N_PER_SPLIT + 4)
+    assert len([r for r in rows if r.condition == "white@10"]) == 2 * 3 * (N_PER_SPLIT + 4)
     with pytest.raises(AskdError, match="babble behind set test, calls: an utterance has no speaker label"):
         evaluate(with_(recipe, conditions=["babble@10"]))
 

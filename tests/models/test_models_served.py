@@ -150,7 +150,7 @@ def test_long_recording_has_the_word_errors_of_the_parts(vad: Vad, weights: Path
     pause = np.random.default_rng(0).normal(0.0, 1e-3, samples_of(0.4)).astype(np.float32)
     recording = np.concatenate([piece for clip in clips for piece in (clip, pause)])
     assert len(recording) > 1.5 * PADDED_SAMPLES
-    engine, normalize = Engine(weights, silence_s=None), normalizer("en")
+    engine, normalize = Engine(weights), normalizer("en")
     references = [normalize(text) for _, text in rows]
     alone = count_word_errors(references, [normalize(t.text) for t in engine.transcribe(clips)])
     (transcript,) = transcribe_as_served(engine, vad, [recording], "en")

@@ -149,9 +149,9 @@ class Objective(Section):
     """The weight g_n of the teacher's term for a token."""
     divergence: Divergence = KlDivergence()
     """The divergence D between a teacher and the student."""
-    hidden_states: HiddenStates = NoHiddenStates()
+    hidden_states: HiddenStates = Field(default_factory=NoHiddenStates)
     """A loss between encoder states, added to the sum."""
-    decoder_states: DecoderStates = NoDecoderStates()
+    decoder_states: DecoderStates = Field(default_factory=NoDecoderStates)
     """A loss between decoder states, added to the sum."""
     states_weight: StatesWeight = Field(default_factory=ConstantStatesWeight)
     """The weight s of the teacher's decoder states."""

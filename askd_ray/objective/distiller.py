@@ -93,8 +93,7 @@ class Distiller:
         if self.online is None:
             cached = (batch.top_ids, batch.top_log_probs, batch.rest_log_prob, batch.token_loss)
             states = batch.at_targets({layer: batch.states[:, :, layer] for layer in layers})
-            ids, log_probs, rest, token_loss = (array[batch.valid] for array in cached)
-            return TopK(ids, log_probs, rest, token_loss, states)
+            return TopK(*(array[batch.valid] for array in cached), states=states)
         assert teacher is not None
         states = batch.at_targets({layer: teacher.tapped[layer] for layer in layers})
         return Dense(teacher.hidden[batch.valid], self.online.model.projection, states)

@@ -46,7 +46,7 @@ from askd_ray.runs import Run
 from askd_ray.torch_setup import n_cores
 
 SHORT_S = 5.0
-QUICK_CLIPS, QUICK_SPEED_CLIPS, SPEED_CLIPS = 6, 12, 48
+QUICK_CLIPS, QUICK_SPEED_CLIPS, SPEED_CLIPS = 40, 10, 48
 
 
 def main() -> None:
@@ -61,7 +61,8 @@ def main() -> None:
         run = Run(recipe(options.data, Path(folder)))
         sets = read_sets(run)[0]
         if options.quick:
-            sets = [replace(one, utterances=tuple(evenly(one.utterances, QUICK_CLIPS))) for one in sets]
+            n_clips = max(2, QUICK_CLIPS // len(sets))
+            sets = [replace(one, utterances=tuple(evenly(one.utterances, n_clips))) for one in sets]
         scores = decode_and_score(models, sets, run, Path(folder))
         short = [u for one in sets if one.name != NON_SPEECH for u in one.utterances if u.duration_s < SHORT_S]
         timings = time_short_clips(models, evenly(short, QUICK_SPEED_CLIPS if options.quick else SPEED_CLIPS))

@@ -123,7 +123,7 @@ def difficult_clips(speech: Path) -> dict[str, Waveform]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trimmed", [False, True])
+@pytest.mark.parametrize("trimmed", [True, pytest.param(False, marks=pytest.mark.full)], ids=["trimmed", "30 s"])
 def test_served_text_of_the_evaluation_is_that_of_the_service(
     weights: Path, speech: Path, tmp_path: Path, trimmed: bool
 ):

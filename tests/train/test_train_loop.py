@@ -36,6 +36,7 @@ from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.train.build import build_loop
 from askd_ray.train.checkpoint import TrainState, save_checkpoint
 from askd_ray.train.context import PlainContext
+from askd_ray.train.dev import DevGroup
 from askd_ray.train.loop import is_evaluated
 from askd_ray.train.ray_trainer import check_inputs
 from askd_ray.train.track import read_metrics
@@ -233,7 +234,9 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
 @pytest.mark.full
 def test_early_stopping(labelled: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rates = iter((5, 4, 4, 6))
-    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(next(rates), 0, 0, 10)})
+    monkeypatch.setattr(
+        "askd_ray.train.loop.dev_errors", lambda *_: {DevGroup("", "tones"): ErrorCounts(next(rates), 0, 0, 10)}
+    )
     recipe = with_objective(labelled, {}, train={"epochs": 9, "patience": 2})
     summary = build_loop(recipe, PlainContext(CPU), tmp_path, "key").run()
     assert (summary["stopped"], summary["best_step"], summary["steps"]) == ("patience", 10, 20)

@@ -25,7 +25,7 @@ from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
-from askd_ray.train.dev import dev_errors
+from askd_ray.train.dev import DevGroup, dev_errors
 from askd_ray.train.loop import Loop
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.parallel import unsharded
@@ -119,7 +119,9 @@ def _note(loop: Loop, rank: int, root: Path) -> None:
     ]
     dev = read_utterances(Run(loop.recipe).shards, "dev")[:1]
     errors = dev_errors(unsharded(student, kind), kind, dev, DecodingWindow.of(loop.recipe.window), loop.context)
-    (root / f"rank-{rank}.json").write_text(json.dumps({"shares": shares, "words": errors["tones"].n_reference}))
+    (root / f"rank-{rank}.json").write_text(
+        json.dumps({"shares": shares, "words": errors[DevGroup("", "tones")].n_reference})
+    )
 
 
 @pytest.fixture(scope="module")

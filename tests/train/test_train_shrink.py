@@ -20,6 +20,7 @@ from askd_ray.models.whisper_student import WhisperStudentKind
 from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
+from askd_ray.train.dev import DevGroup
 from askd_ray.train.loop import is_evaluated
 from askd_ray.train.optim import build_optimizer, freeze
 from askd_ray.train.ray_trainer import check_inputs
@@ -164,7 +165,9 @@ def test_moments_are_kept_or_averaged(shrinking: Recipe):
 
 def test_best_student_has_the_final_size(shrinking: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rates = iter((1, 2, 8, 6))
-    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(next(rates), 0, 0, 10)})
+    monkeypatch.setattr(
+        "askd_ray.train.loop.dev_errors", lambda *_: {DevGroup("", "tones"): ErrorCounts(next(rates), 0, 0, 10)}
+    )
     context = PlainContext(CPU)
     summary = build_loop(shrinking, context, tmp_path, "key").run()
     assert (summary["dev_wer"], summary["best_step"]) == (0.6, 10)

@@ -28,6 +28,7 @@ from askd_ray.objective.tensors import TensorBatch
 from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
+from askd_ray.train.dev import DevGroup
 from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.step import Stepper, StepResult
 
@@ -252,7 +253,7 @@ def test_killed_run_with_projections_ends_with_the_same_bits(
     shrink: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {"tones": ErrorCounts(1, 0, 0, 10)})
+    monkeypatch.setattr("askd_ray.train.loop.dev_errors", lambda *_: {DevGroup("", "tones"): ErrorCounts(1, 0, 0, 10)})
     recipe = with_wide_student(deep, models, shrink=shrink)
     objective = {**recipe.objective.model_dump(), "self_teacher": {"kind": self_teacher, "switch": 0.1}}
     recipe = with_objective(recipe, objective)

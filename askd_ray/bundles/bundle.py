@@ -29,8 +29,9 @@ from askd_ray.bundles.verify import verify
 from askd_ray.bundles.window_sweep import chosen_window, sweep_clips, sweep_windows, window_grid
 from askd_ray.config.load import dump_recipe
 from askd_ray.config.schema import Recipe
+from askd_ray.data.dev import read_dev
 from askd_ray.data.schema import Utterance
-from askd_ray.data.shards import read_table, read_utterances, shard_paths, waveform_of
+from askd_ray.data.shards import read_table, shard_paths, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, write_json
@@ -71,8 +72,8 @@ def export(recipe: Recipe, force: bool = False) -> Result:
 
 
 def _export(run: Run) -> Result:
-    dev = read_utterances(run.shards, "dev")
-    clips = dev[:_N_CLIPS]
+    dev = read_dev(run.shards, run.labels, {})
+    clips = [u for u in dev if not u.derived][:_N_CLIPS]
     with quiet_transformers(), atomic_path(run.bundle) as temporary:
         with console.status("Converting the student"):
             temporary.mkdir()

@@ -30,18 +30,19 @@ class SoftLabels:
     """The teacher's labels for one utterance.
 
     ``prompt_ids``: the decoder's prompt. ``target_ids`` int32 (n_tokens,): the text and the end token; empty if the
-    utterance is left out, with the reason in ``left_out``. ``top_ids`` uint16 and ``top_log_probs`` float16
-    (n_tokens, k), k = 0 for an online teacher; ``rest_log_prob`` float16 (n_tokens,): log of the probability outside
-    the top k; ``token_loss`` float16 (n_tokens,): cross-entropy of the target tokens at temperature 1, in nats;
-    ``states`` float16 (n_tokens, n_layers, d_model): the decoder states that predict the target tokens, those of the
-    last layer after the final layer norm. ``has_teacher``: False for a target that does not come from the teacher; its
-    soft labels and states are zeros, and count in no term of the objective.
+    utterance is left out, with the reason in ``left_out``; ``text`` is their text. ``top_ids`` uint16 and
+    ``top_log_probs`` float16 (n_tokens, k), k = 0 for an online teacher; ``rest_log_prob`` float16 (n_tokens,): log of
+    the probability outside the top k; ``token_loss`` float16 (n_tokens,): cross-entropy of the target tokens at
+    temperature 1, in nats; ``states`` float16 (n_tokens, n_layers, d_model): the decoder states that predict the target
+    tokens, those of the last layer after the final layer norm. ``has_teacher``: False for a target that does not come
+    from the teacher; its soft labels and states are zeros, and count in no term of the objective.
     """
 
     content_hash: str
     prompt_ids: tuple[int, ...]
     target_ids: NDArray[np.int32]
     left_out: str
+    text: str
     top_ids: NDArray[np.uint16]
     top_log_probs: NDArray[np.float16]
     rest_log_prob: NDArray[np.float16]
@@ -67,6 +68,7 @@ def write_labels(path: PathOrUri, labels: Sequence[SoftLabels], key: LabelKey) -
             "prompt_ids": list(label.prompt_ids),
             "target_ids": label.target_ids.tolist(),
             "left_out": label.left_out,
+            "text": label.text,
             "teacher_loss": label.teacher_loss if label.has_teacher else None,
             **{name: getattr(label, name).astype(dtype).tobytes() for name, dtype in ARRAYS.items()},
         }
@@ -128,8 +130,15 @@ def read_labels(path: PathOrUri, top_k: int, states_shape: StatesShape = (0, 0))
                 prompt_ids=tuple(row["prompt_ids"]),
                 target_ids=target_ids,
                 left_out=row["left_out"],
+                text=row["text"],
                 has_teacher=row["teacher_loss"] is not None,
                 **arrays,
             )
         )
     return labels
+
+
+def read_label_texts(path: PathOrUri) -> list[str | None]:
+    """Return the texts of a label shard's targets; None for an utterance that is left out."""
+    rows = read_table(path, ["left_out", "text"]).to_pylist()
+    return [None if row["left_out"] else row["text"] for row in rows]

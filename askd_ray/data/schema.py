@@ -67,6 +67,7 @@ LABEL_SCHEMA = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),  # the decoder's prompt, before the text
         ("target_ids", pa.list_(pa.int32())),  # (n_tokens,): the text and the end token; empty if left out
         ("left_out", pa.string()),  # the reason, if target_ids is empty
+        ("text", pa.string()),  # of the target
         ("top_ids", pa.binary()),  # uint16 (n_tokens, k): Whisper's vocabularies have at most 51,866 tokens
         ("top_log_probs", pa.binary()),  # float16 (n_tokens, k)
         ("rest_log_prob", pa.binary()),  # float16 (n_tokens,): log of the probability outside the top k

@@ -15,17 +15,18 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import RECIPE_FILE
+from askd_ray.data.dev import read_dev
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.progress import Table, bar, console
 from askd_ray.results.texts import percent
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
+from askd_ray.targets.soft_labels import label_key
 from askd_ray.torch_setup import usable_device, use_threads
 from askd_ray.train.build import student_kind
 from askd_ray.train.context import PlainContext
 from askd_ray.train.dev import dev_errors, dev_metrics, dev_score, silent_minutes
-from askd_ray.train.inputs import read_dev
 
 FACTORS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 """The shares of the initial weights that dev chooses from; 0 is the mean of the students."""
@@ -88,7 +89,7 @@ def _average(run: Run, runs: Sequence[Run]) -> Result:
     initial = kind.build(n_shrunk).state_dict()
     mean = mean_weights([kind.load(other.student, n_shrunk).state_dict() for other in runs])
     context = PlainContext(torch.device(usable_device(recipe.train.workers.gpu)))
-    dev, by_factor = read_dev(recipe), dict[float, dict[str, float]]()
+    dev, by_factor = read_dev(run.shards, run.labels, label_key(recipe)), dict[float, dict[str, float]]()
     with bar("Scoring averages on dev", len(FACTORS), "averages") as progress:
         for factor in FACTORS:
             student.load_state_dict(interpolated(mean, initial, factor))

@@ -11,6 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
+from askd_ray.data.dev import read_dev
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import SamplerFactory
 from askd_ray.models.load import load_whisper
@@ -25,7 +26,7 @@ from askd_ray.torch_setup import use_threads
 from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_state, load_checkpoint
 from askd_ray.train.context import Context
-from askd_ray.train.inputs import make_batch_loader, read_dev
+from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.ledger import Ledger
 from askd_ray.train.loop import CHECKPOINTS, LEDGER, Loop
 from askd_ray.train.optim import build_optimizer
@@ -88,7 +89,7 @@ def build_loop(
         student_kind=kind,
         loader=loader,
         sampler=sampler,
-        dev=read_dev(recipe),
+        dev=read_dev(loader.shards, loader.labels, loader.label_key),
         distiller=Distiller(recipe.objective, self_teacher, teacher, _adakd_threshold(recipe, loader)),
         objects=objects,
         best=best,

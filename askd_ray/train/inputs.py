@@ -1,12 +1,9 @@
-"""What a training reads: the batches of shards and labels, and the clips of dev."""
+"""What a training reads besides dev: the batches of shards and labels."""
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import StatesShape
-from askd_ray.data.schema import Utterance
-from askd_ray.data.shards import read_utterances
 from askd_ray.runs import Run
-from askd_ray.targets.derived_dev import derived_dev_clips
 from askd_ray.targets.soft_labels import kept_states, label_key
 
 
@@ -34,11 +31,3 @@ def _states_read(recipe: Recipe) -> StatesShape:
         return 0, 0
     n_layers, width = kept_states(recipe)
     return 1 if settings.layers == "last" else n_layers, width
-
-
-def read_dev(recipe: Recipe) -> list[Utterance]:
-    """Return the utterances of dev, then the clips that are made of them and have a reference.
-
-    Raises :class:`AskdError` when shards or labels are missing, damaged or stale.
-    """
-    return [*read_utterances(Run(recipe).shards, "dev"), *derived_dev_clips(recipe)]

@@ -30,7 +30,16 @@ def label_of(utterance: Utterance) -> SoftLabels:
     ids, half = np.arange(3, dtype=np.int32), np.full((3, 1), np.log(0.5), np.float16)
     states = np.zeros((3, 0, 0), np.float16)
     return SoftLabels(
-        utterance.content_hash, (1, 2), ids, "", ids[:, None].astype(np.uint16), half, half[:, 0], -half[:, 0], states
+        utterance.content_hash,
+        (1, 2),
+        ids,
+        "",
+        "",
+        ids[:, None].astype(np.uint16),
+        half,
+        half[:, 0],
+        -half[:, 0],
+        states,
     )
 
 

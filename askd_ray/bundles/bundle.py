@@ -31,7 +31,7 @@ from askd_ray.config.load import dump_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.data.dev import read_dev
 from askd_ray.data.schema import Utterance
-from askd_ray.data.shards import read_table, shard_paths, waveform_of
+from askd_ray.data.shards import derived_paths, read_table, shard_paths, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, write_json
@@ -146,6 +146,7 @@ def _describe(folder: Path, run: Run, window: DecodingWindow, sweep: WindowSweep
         "languages": sorted({row["language"] for row in rows}),
         "data": {
             "utterances": len(rows),
+            "derived": _derived_clips(run),
             "hours": round(sum(row["duration_s"] for row in rows) / 3600, 3),
             "domains": dict(sorted(Counter(row["domain"] for row in rows).items())),
             "licences": dict(sorted(Counter(row["licence"] for row in rows).items())),
@@ -157,6 +158,12 @@ def _describe(folder: Path, run: Run, window: DecodingWindow, sweep: WindowSweep
         "git_sha": git_sha(),
         "versions": versions(),
     }
+
+
+def _derived_clips(run: Run) -> dict[str, int]:
+    """Return the number of derived train clips by kind."""
+    kinds = [read_table(path, ["kind"]).column("kind") for path in derived_paths(run.shards, "train")]
+    return dict(sorted(Counter(kind for column in kinds for kind in column.to_pylist()).items()))
 
 
 def _rows(path: Location) -> list[dict[str, Any]]:

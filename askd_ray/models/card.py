@@ -17,9 +17,13 @@ _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai
 
 
 class BundleData(TypedDict):
-    """The train split of a bundle's student: ``domains`` and ``licences`` count utterances."""
+    """The train split of a bundle's student: ``domains`` and ``licences`` count utterances.
+
+    ``derived`` counts the clips that were made of them, by kind.
+    """
 
     utterances: int
+    derived: NotRequired[dict[str, int]]
     hours: float
     domains: dict[str, int]
     licences: dict[str, int]
@@ -146,9 +150,12 @@ def _training(description: BundleDescription) -> str:
     self_kd = "off"
     if self_teacher["kind"] != "none":
         self_kd = f"{self_teacher['weight']:g} from {self_teacher['switch']:.0%} of the run on"
+    kinds = {"crop": "short", "stitched": "long", "non_speech": "without speech"}
+    derived = ", ".join(f"{n} {kinds[kind]}" for kind, n in data.get("derived", {}).items())
     return (
         "## Training\n\n"
-        f"- Data: {data['utterances']} utterances, {data['hours']:.2f} hours; domains: {by_domain}.\n"
+        f"- Data: {data['utterances']} utterances, {data['hours']:.2f} hours; domains: {by_domain}. Clips made of them: "
+        f"{derived or 'none'}.\n"
         f"- Objective: `a * KD + b * self-KD + (1 - a - b) * CE`, {description['epochs']} epochs; the teacher's weight "
         f"`a` {weight}; the self-teacher's `b` is "
         f"{self_kd}.\n"

@@ -154,8 +154,8 @@ def _training(description: BundleDescription) -> str:
     derived = ", ".join(f"{n} {kinds[kind]}" for kind, n in data.get("derived", {}).items())
     return (
         "## Training\n\n"
-        f"- Data: {data['utterances']} utterances, {data['hours']:.2f} hours; domains: {by_domain}. Clips made of them: "
-        f"{derived or 'none'}.\n"
+        f"- Data: {data['utterances']} utterances, {data['hours']:.2f} hours; domains: {by_domain}. "
+        f"Clips made of them: {derived or 'none'}.\n"
         f"- Objective: `a * KD + b * self-KD + (1 - a - b) * CE`, {description['epochs']} epochs; the teacher's weight "
         f"`a` {weight}; the self-teacher's `b` is "
         f"{self_kd}.\n"

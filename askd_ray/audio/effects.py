@@ -11,13 +11,11 @@ from typing import cast
 import numpy as np
 import torch
 import torchaudio.functional as F
-from numpy.typing import NDArray
 from torchaudio.transforms import Resample
 
-from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
+from askd_ray.audio.units import SAMPLE_RATE_HZ
 
 _LINE_HZ, _LINE_LOW_HZ, _LINE_HIGH_HZ, _MU_LAW_LEVELS = 8_000, 300.0, 3_400.0, 256  # ITU-T G.711, G.712
-_FADE_S = 0.01
 
 
 def sped_up_samples(n_samples: int, factor: float) -> int:
@@ -83,15 +81,6 @@ def within_one(clip: torch.Tensor) -> torch.Tensor:
     low, high = clip.aminmax()
     peak = torch.maximum(-low, high)
     return clip / peak if peak > 1.0 else clip
-
-
-def fade_ends(clip: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a clip that begins and ends within 10 ms, without the click of a cut."""
-    n = min(samples_of(_FADE_S), len(clip) // 2)
-    faded, ramp = clip.copy(), np.linspace(0.0, 1.0, n, dtype=np.float32)
-    faded[:n] *= ramp
-    faded[len(clip) - n :] *= ramp[::-1]
-    return faded
 
 
 def _rates(factor: float) -> tuple[int, int]:

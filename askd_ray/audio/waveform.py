@@ -14,6 +14,7 @@ Waveform = NDArray[np.float32]
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
 MAX_SAMPLES = 1 << 28  # at 16 kHz: 1 GB, 4.6 hours
 _INTEGER_SCALES = (1 << 15, 1 << 23, 1 << 31)  # full scale of 16, 24 and 32 bits
+_FADE_S = 0.01
 MAX_PEAK = 32.0  # 30 dB above full scale: louder samples are integers that were written as floats
 
 
@@ -24,6 +25,15 @@ class AudioError(ValueError):
 def duration_s(waveform: Waveform) -> float:
     """Return the duration of a waveform at 16 kHz in seconds."""
     return waveform.shape[0] / SAMPLE_RATE_HZ
+
+
+def fade_ends(clip: Waveform) -> Waveform:
+    """Return a clip that begins and ends within 10 ms, without the click of a cut."""
+    n = min(samples_of(_FADE_S), len(clip) // 2)
+    faded, ramp = clip.copy(), np.linspace(0.0, 1.0, n, dtype=np.float32)
+    faded[:n] *= ramp
+    faded[len(clip) - n :] *= ramp[::-1]
+    return faded
 
 
 class WaveformBuilder:

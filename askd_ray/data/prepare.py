@@ -14,7 +14,6 @@ import pyarrow as pa
 from askd_ray.config.data import Data
 from askd_ray.config.load import without_secrets
 from askd_ray.config.schema import Recipe
-from askd_ray.data.derive import derive
 from askd_ray.data.model_languages import languages_of_models, refuse_languages
 from askd_ray.data.prepared import PrepareCounts, notes, rows_problem, splits_problem, table
 from askd_ray.data.row_check import NO_REFERENCE, NO_TEXT, Rejected, RowLimits, check_row, clean_row
@@ -86,6 +85,8 @@ def _prepare(run: Run, n_rows: int | None) -> Result:
         if problem:
             map_concurrently(Location.delete, folder.files("*.parquet"))
         elif recipe.data.derive is not None:
+            from askd_ray.data.derive import derive  # loads torch, which a refusal does not need
+
             result["derived"] = derive(folder, recipe.data.derive)
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)
     _raise_problem(problem, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from askd_ray.audio.decode import AudioError, Waveform, decode
-from askd_ray.audio.effects import fade_ends
 from askd_ray.audio.units import samples_of
+from askd_ray.audio.waveform import fade_ends
 from askd_ray.data.schema import SHARD_SCHEMA, Piece, Split, Utterance
 from askd_ray.errors import AskdError
 from askd_ray.location import UNFINISHED, Location, PathOrUri

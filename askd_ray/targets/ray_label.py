@@ -11,7 +11,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import ARRAYS, LabelKey, labels_match, read_labels, write_labels
 from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.ray_stream import configure
-from askd_ray.data.shards import derived_paths, read_shard, read_table, train_paths
+from askd_ray.data.shards import derived_paths, read_shard, read_table, shard_paths, train_paths
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
 from askd_ray.models.load import load_whisper
@@ -65,7 +65,10 @@ def label(recipe: Recipe, force: bool = False) -> Result:
     shards = train_paths(run.shards)
     teacher = Tokens(resolve(recipe.teacher.model))
     refuse_languages(
-        _languages(shards), f"teacher.model {recipe.teacher.model}", teacher.languages, "label: the shards have"
+        _languages(shard_paths(run.shards, "train")),
+        f"teacher.model {recipe.teacher.model}",
+        teacher.languages,
+        "label: the shards have",
     )
     labelled = [*shards, *derived_paths(run.shards, "dev")]  # crops of dev need a text
     are_done = map_concurrently(lambda s: not force and labels_match(run.labels / s.name, s, key), labelled)

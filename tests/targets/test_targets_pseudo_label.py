@@ -85,8 +85,8 @@ def test_mean_log_probability_of_the_tokens(
 def test_beam_search(tiny_en: Model, clips: list[Utterance], labels: list[SoftLabels], weights: Path):
     made = label(*tiny_en, clips, recipe(weights, beam_size=4))
     assert [m.left_out for m in made] == [""] * len(clips)
-    beam, one = (sum(m.token_loss.astype(float).sum() for m in of) for of in (made, labels))
-    assert beam <= one + 0.05  # beam search finds a text that is at least as likely
+    beam, one = (sum(m.teacher_loss for m in of) for of in (made, labels))
+    assert beam <= one + 0.01  # beam search finds a text whose tokens are at least as likely on average
 
 
 def test_timestamps(tiny_en: Model, clips: list[Utterance], labels: list[SoftLabels], weights: Path):

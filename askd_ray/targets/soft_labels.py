@@ -142,7 +142,7 @@ def _draft(
         prompt_ids=prompt,
         target_ids=np.asarray(target_ids[:n_tokens], np.int32),
         left_out=left_out,
-        text="" if left_out else tokens.decode(target.token_ids),
+        text="" if left_out else tokens.decode(list(target.token_ids)),
         top_ids=np.zeros((n_tokens, kept_tokens(recipe)), np.uint16),
         top_log_probs=np.zeros((n_tokens, kept_tokens(recipe)), np.float16),
         rest_log_prob=np.zeros(n_tokens, np.float16),

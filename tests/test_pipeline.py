@@ -83,10 +83,12 @@ def test_every_row_is_accounted_for(distilled: dict[str, Any], recipe: Recipe):
     prepared = distilled["prepare"]
     assert prepared["read"] == N_CLIPS + 1
     assert sum(prepared["utterances"].values()) + sum(prepared["quarantined"].values()) == N_CLIPS + 1
-    assert distilled["label"]["utterances"] == prepared["utterances"]["train"]
+    n_derived = sum(prepared["derived"]["train"].values())
+    assert n_derived > 0
+    assert distilled["label"]["utterances"] == prepared["utterances"]["train"] + n_derived
     fates = distilled["distill"]["utterances"]
-    assert (fates["read"], fates["unaccounted"]) == (N_CLIPS + 1, 0)
-    assert fates["trained"] + fates["not_reached"] == prepared["utterances"]["train"]
+    assert (fates["read"], fates["unaccounted"]) == (N_CLIPS + 1 + n_derived, 0)
+    assert fates["trained"] + fates["not_reached"] == distilled["label"]["labelled"]
 
 
 def test_search_writes_the_best_recipe(distilled: dict[str, Any], recipe: Recipe):

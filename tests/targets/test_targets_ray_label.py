@@ -32,7 +32,8 @@ def clips(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def a_recipe(clips: Path, root: Path, **sections: object) -> Recipe:
     shares = {"dev_share": 0.0, "test_share": 0.0}
     # One text is another clip's: the WER filter drops it; its length fits the clip.
-    data = {"sources": [{"path": str(clips)}], **shares, "utterances_per_shard": 4, "chars_per_s": None}
+    data = {"sources": [{"path": str(clips)}], **shares, "utterances_per_shard": 4}
+    data |= {"chars_per_s": None, "derive": None}
     return Recipe.model_validate(
         {"name": "pseudo", "runs_root": str(root), "data": data, "targets": {"kind": "pseudo"}, **sections}
     )

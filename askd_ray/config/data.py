@@ -40,6 +40,11 @@ class Data(Section):
     derive: Derive | None = Field(default_factory=Derive)
     """Short, long and silent clips that are made of the utterances; null makes none."""
 
+    @property
+    def learns_silence(self) -> bool:
+        """Whether a student is trained on clips without speech."""
+        return self.derive is not None and self.derive.non_speech.per_utterance > 0.0
+
     @model_validator(mode="after")
     def _check_limits(self) -> "Data":
         if self.dev_share + self.test_share >= 1.0:

@@ -154,6 +154,8 @@ class WhisperStudentKind:
         """Return the student around a model that has ``n_shrunk`` shrinkings behind it."""
         hidden_states = self._recipe.objective.hidden_states
         layers = hidden_states.layers if hidden_states.kind != "none" else ()
+        if self._recipe.data.learns_silence:
+            _allow_empty_text(model, self._tokens.end)
         if self._recipe.train.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         tapped_layers = [student_layer for student_layer, _ in layers]
@@ -161,6 +163,15 @@ class WhisperStudentKind:
         if pairs:
             width = load_config(self._recipe.teacher.model).d_model
         return WhisperStudent(model, tapped_layers, [self._width] * len(layers), n_shrunk, pairs, width)
+
+
+def _allow_empty_text(model: WhisperForConditionalGeneration, end: int) -> None:
+    """Let every engine take the end token as the first one; Whisper's settings forbid it, so it must write something.
+
+    Without it, a student that has learnt to be silent writes a lone "." where nobody speaks.
+    """
+    settings = model.generation_config
+    settings.begin_suppress_tokens = [i for i in settings.begin_suppress_tokens or [] if i != end]
 
 
 def _vocabulary(tokens: Tokens) -> dict[str, int]:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from askd_ray.config.section import Section, Share
+from askd_ray.config.section import Section, Share, check_order
 from askd_ray.files import check_place
 
 Decibels = Annotated[float, Field(ge=-100.0, le=100.0)]
@@ -12,11 +12,6 @@ Seconds = Annotated[float, Field(ge=0.05, le=10.0)]
 Factor = Annotated[
     float, Field(ge=0.5, le=2.0, multiple_of=0.01)
 ]  # in hundredths, so that the resampling kernels stay small
-
-
-def _check_order(name: str, bounds: tuple[float, float]) -> None:
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"{name} is [min, max]: the first must not exceed the second")
 
 
 class Noise(Section):
@@ -38,7 +33,7 @@ class Noise(Section):
     def _check_unread_fields(self) -> "Noise":
         if self.share == 0.0:
             self.refuse_unread(["snr_db", "files"], "the share is 0")
-        _check_order("snr_db", self.snr_db)
+        check_order("snr_db", self.snr_db)
         return self
 
 
@@ -63,7 +58,7 @@ class Reverb(Section):
             self.refuse_unread(["rt60_s", "files"], "the share is 0")
         if self.files is not None:
             self.refuse_unread(["rt60_s"], "the files have their own reverberation times")
-        _check_order("rt60_s", self.rt60_s)
+        check_order("rt60_s", self.rt60_s)
         return self
 
 
@@ -115,7 +110,7 @@ class Augment(Section):
     def _check_speed_and_gain(self) -> "Augment":
         if not self.speed:
             raise ValueError("speed is empty: [1.0] keeps the speed unchanged")
-        _check_order("gain_db", self.gain_db)
+        check_order("gain_db", self.gain_db)
         return self
 
     @property

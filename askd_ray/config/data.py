@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from askd_ray.config.derive import Derive
-from askd_ray.config.section import Count, Section, Share
+from askd_ray.config.section import Count, Section, Share, check_order
 from askd_ray.config.source import Source
 
 NotNegative = Annotated[float, Field(ge=0.0)]
@@ -51,6 +51,6 @@ class Data(Section):
             raise ValueError("dev_share + test_share must be below 1: no train rows would remain")
         if self.min_duration_s > self.max_duration_s:
             raise ValueError(f"min_duration_s = {self.min_duration_s:g} exceeds max_duration_s: no clip would pass")
-        if self.chars_per_s is not None and self.chars_per_s[0] > self.chars_per_s[1]:
-            raise ValueError("chars_per_s is [min, max]: the first must not exceed the second")
+        if self.chars_per_s is not None:
+            check_order("chars_per_s", self.chars_per_s)
         return self

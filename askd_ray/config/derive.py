@@ -4,16 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from askd_ray.config.section import Section
+from askd_ray.config.section import Section, check_order
 from askd_ray.files import check_place
 
 PerUtterance = Annotated[float, Field(ge=0.0, le=100.0)]
 Seconds = Annotated[float, Field(ge=0.1, le=30.0)]
-
-
-def _check_order(name: str, bounds: tuple[float, float]) -> None:
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"{name} is [min, max]: the first must not exceed the second")
 
 
 class Crops(Section):
@@ -31,7 +26,7 @@ class Crops(Section):
     def _check_fields(self) -> "Crops":
         if self.per_utterance == 0.0:
             self.refuse_unread(["duration_s", "text"], "per_utterance is 0")
-        _check_order("duration_s", self.duration_s)
+        check_order("duration_s", self.duration_s)
         return self
 
 
@@ -51,8 +46,8 @@ class Stitched(Section):
     def _check_fields(self) -> "Stitched":
         if self.per_utterance == 0.0:
             self.refuse_unread(["duration_s", "pause_s", "mixed_speakers"], "per_utterance is 0")
-        _check_order("duration_s", self.duration_s)
-        _check_order("pause_s", self.pause_s)
+        check_order("duration_s", self.duration_s)
+        check_order("pause_s", self.pause_s)
         return self
 
 
@@ -79,7 +74,7 @@ class NonSpeechClips(Section):
     def _check_fields(self) -> "NonSpeechClips":
         if self.per_utterance == 0.0:
             self.refuse_unread(["duration_s", "files"], "per_utterance is 0")
-        _check_order("duration_s", self.duration_s)
+        check_order("duration_s", self.duration_s)
         return self
 
 

@@ -12,7 +12,7 @@ from askd_ray.config.augment import Augment
 from askd_ray.config.data import Data
 from askd_ray.config.evaluate import Evaluate, Name
 from askd_ray.config.objective import Objective
-from askd_ray.config.section import Count, Positive, Section, Share
+from askd_ray.config.section import Count, Positive, Section, Share, check_order
 from askd_ray.config.study import Study
 from askd_ray.config.targets import Targets
 from askd_ray.config.tracking import Tracking
@@ -115,8 +115,7 @@ class Window(Section):
 
     @model_validator(mode="after")
     def _check_order(self) -> "Window":
-        if self.train_silence_s[0] > self.train_silence_s[1]:
-            raise ValueError("train_silence_s is [min, max]: the first must not exceed the second")
+        check_order("train_silence_s", self.train_silence_s)
         return self
 
 

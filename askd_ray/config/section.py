@@ -10,6 +10,15 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def check_order(name: str, bounds: tuple[float, float]) -> None:
+    """Check the field ``name``, which is [min, max].
+
+    Raises :class:`ValueError` when the first exceeds the second.
+    """
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"{name} is [min, max]: the first must not exceed the second")
+
+
 class Section(BaseModel):
     """Base of all sections of a recipe."""
 

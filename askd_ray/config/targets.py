@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from askd_ray.config.section import Count, Positive, Section
+from askd_ray.config.section import Count, Positive, Section, check_order
 
 NotNegative = Annotated[float, Field(ge=0.0)]
 
@@ -41,6 +41,6 @@ class Targets(Section):
 
     @model_validator(mode="after")
     def _check_order(self) -> "Targets":
-        if self.chars_per_s is not None and self.chars_per_s[0] > self.chars_per_s[1]:
-            raise ValueError("chars_per_s is [min, max]: the first must not exceed the second")
+        if self.chars_per_s is not None:
+            check_order("chars_per_s", self.chars_per_s)
         return self

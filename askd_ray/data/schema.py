@@ -11,23 +11,22 @@ from numpy.typing import NDArray
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
-SHARD_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),  # the Hugging Face convention
-        ("text", pa.string()),
-        ("duration_s", pa.float64()),
-        ("speaker", pa.string()),
-        ("language", pa.string()),
-        ("domain", pa.string()),
-        ("split", pa.string()),
-        ("licence", pa.string()),
-        ("content_hash", pa.string()),
-    ]
+_AUDIO = ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # the Hugging Face convention
+_DESCRIPTION = (
+    ("text", pa.string()),
+    ("duration_s", pa.float64()),
+    ("speaker", pa.string()),
+    ("language", pa.string()),
+    ("domain", pa.string()),
+    ("split", pa.string()),
+    ("licence", pa.string()),
+    ("content_hash", pa.string()),
 )
+
+SHARD_SCHEMA = pa.schema([("id", pa.string()), _AUDIO, *_DESCRIPTION])
 """A shard: one row for each utterance."""
 
-SOUND_SCHEMA = pa.schema([("id", pa.string()), ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
+SOUND_SCHEMA = pa.schema([("id", pa.string()), _AUDIO])
 """The file of sounds without speech: one row for each sound."""
 
 DERIVED_SCHEMA = pa.schema(
@@ -49,14 +48,7 @@ DERIVED_SCHEMA = pa.schema(
                 )
             ),
         ),
-        ("text", pa.string()),
-        ("duration_s", pa.float64()),
-        ("speaker", pa.string()),
-        ("language", pa.string()),
-        ("domain", pa.string()),
-        ("split", pa.string()),
-        ("licence", pa.string()),
-        ("content_hash", pa.string()),
+        *_DESCRIPTION,
     ]
 )
 """A derived shard: one row for each clip that is made of stored audio (:mod:`askd_ray.data.derive`)."""

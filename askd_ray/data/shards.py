@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -105,21 +106,22 @@ def to_table(utterances: Sequence[Utterance]) -> pa.Table:
 
 def to_utterances(table: pa.Table) -> list[Utterance]:
     """Return the rows of a shard as utterances."""
-    return [
-        Utterance(
-            id=row["id"],
-            audio=row["audio"]["bytes"],
-            path=row["audio"]["path"],
-            text=row["text"],
-            duration_s=row["duration_s"],
-            speaker=row["speaker"],
-            language=row["language"],
-            domain=row["domain"],
-            split=row["split"],
-            licence=row["licence"],
-        )
-        for row in table.to_pylist()
-    ]
+    return [_utterance(row, row["audio"]["bytes"], row["audio"]["path"]) for row in table.to_pylist()]
+
+
+def _utterance(row: dict[str, Any], audio: bytes, path: str) -> Utterance:
+    return Utterance(
+        id=row["id"],
+        audio=audio,
+        path=path,
+        text=row["text"],
+        duration_s=row["duration_s"],
+        speaker=row["speaker"],
+        language=row["language"],
+        domain=row["domain"],
+        split=row["split"],
+        licence=row["licence"],
+    )
 
 
 def read_shard(path: PathOrUri) -> list[Utterance]:
@@ -143,20 +145,7 @@ def _derived_utterance(row: dict[str, Any], stored: Mapping[str, Sequence[bytes]
     pieces = tuple(
         Piece(stored[p["shard"]][p["row"]], p["start_s"], p["end_s"], p["pause_s"], p["gain_db"]) for p in row["pieces"]
     )
-    return Utterance(
-        id=row["id"],
-        audio=b"",
-        path="",
-        text=row["text"],
-        duration_s=row["duration_s"],
-        speaker=row["speaker"],
-        language=row["language"],
-        domain=row["domain"],
-        split=row["split"],
-        licence=row["licence"],
-        derived=row["kind"],
-        pieces=pieces,
-    )
+    return replace(_utterance(row, b"", ""), derived=row["kind"], pieces=pieces)
 
 
 def read_utterances(folder: Location, split: Split) -> list[Utterance]:

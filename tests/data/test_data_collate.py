@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from small_run import utterances
+from tiny_run import label_of
 
 from askd_ray.audio.augment import augment, speed_factor
 from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
 from askd_ray.audio.units import HOP_LENGTH, window_samples
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.labels import SoftLabels, write_labels
+from askd_ray.data.labels import write_labels
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.sampler import DataCursor
@@ -23,24 +24,6 @@ from askd_ray.randomness import Draw
 
 UNMASKED = {"freq_masks": 0, "time_masks": 0}
 LOUD = {"noise": {"share": 1.0}, "reverb": {"share": 1.0}, "telephone": {"share": 1.0}, "gain_db": [-6, 6]}
-
-
-def label_of(utterance: Utterance) -> SoftLabels:
-    """Three tokens, of which the teacher gives one a probability of one half."""
-    ids, half = np.arange(3, dtype=np.int32), np.full((3, 1), np.log(0.5), np.float16)
-    states = np.zeros((3, 0, 0), np.float16)
-    return SoftLabels(
-        utterance.content_hash,
-        (1, 2),
-        ids,
-        "",
-        "",
-        ids[:, None].astype(np.uint16),
-        half,
-        half[:, 0],
-        -half[:, 0],
-        states,
-    )
 
 
 EPOCHS = 4

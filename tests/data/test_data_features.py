@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 import soundfile
 from small_run import utterances
+from tiny_run import label_of
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data import features
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.labels import SoftLabels, write_labels
+from askd_ray.data.labels import write_labels
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.sampler import DataCursor
@@ -22,23 +23,6 @@ from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.location import Location
 
 LOUD = {"noise": {"share": 0.5}, "reverb": {"share": 0.5}, "speed": [0.9, 1.0, 1.1], "gain_db": [-6, 6]}
-
-
-def label_of(utterance: Utterance) -> SoftLabels:
-    ids, half = np.arange(3, dtype=np.int32), np.full((3, 1), np.log(0.5), np.float16)
-    states = np.zeros((3, 0, 0), np.float16)
-    return SoftLabels(
-        utterance.content_hash,
-        (1, 2),
-        ids,
-        "",
-        "",
-        ids[:, None].astype(np.uint16),
-        half,
-        half[:, 0],
-        -half[:, 0],
-        states,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Recipe
 from askd_ray.config.targets import Targets
-from askd_ray.data.labels import write_labels
+from askd_ray.data.labels import SoftLabels, write_labels
 from askd_ray.data.schema import Split, Utterance
 from askd_ray.data.shards import read_table, shard_paths, to_table, to_utterances, write_table
 from askd_ray.models.load import load_whisper, save_whisper
@@ -34,6 +34,23 @@ def clip(seed: int, text: str, split: Split) -> Utterance:
     file = io.BytesIO()
     soundfile.write(file, wave, 16_000, format="FLAC")
     return Utterance(f"u{seed}", file.getvalue(), f"u{seed}.flac", text, seconds, "", "en", "tones", split, "none")
+
+
+def label_of(utterance: Utterance) -> SoftLabels:
+    """Labels of three tokens, of which the teacher gives one a probability of one half."""
+    ids, half = np.arange(3, dtype=np.int32), np.full((3, 1), np.log(0.5), np.float16)
+    return SoftLabels(
+        content_hash=utterance.content_hash,
+        prompt_ids=(1, 2),
+        target_ids=ids,
+        left_out="",
+        text="",
+        top_ids=ids[:, None].astype(np.uint16),
+        top_log_probs=half,
+        rest_log_prob=half[:, 0],
+        token_loss=-half[:, 0],
+        states=np.zeros((3, 0, 0), np.float16),
+    )
 
 
 def write_tiny_model(folder: Path, model: Model) -> None:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from askd_ray.config.candidate import check_space
+from askd_ray.config.data import Data
 from askd_ray.config.evaluate import Evaluate
 from askd_ray.config.explain import explain
 from askd_ray.config.schema import Recipe
@@ -87,6 +88,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         if part.files is not None
     }
     placed = _with_paths(recipe, _absolute)
+    placed = placed.model_copy(update={"data": _with_absolute_sounds(placed.data)})
     return placed.model_copy(
         update={
             "runs_root": _absolute(recipe.runs_root),
@@ -97,6 +99,13 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
             "evaluate": _evaluate(placed.evaluate),
         }
     )
+
+
+def _with_absolute_sounds(data: Data) -> Data:
+    if data.derive is None or data.derive.non_speech.files is None:
+        return data
+    non_speech = data.derive.non_speech.model_copy(update={"files": _absolute(data.derive.non_speech.files)})
+    return data.model_copy(update={"derive": data.derive.model_copy(update={"non_speech": non_speech})})
 
 
 def _evaluate(settings: Evaluate) -> Evaluate:

@@ -55,6 +55,7 @@ def prepare(recipe: Recipe, force: bool = False) -> Result:
     if not data.sources:
         raise AskdError(f"recipe {recipe.name}: data.sources is empty: --set data.sources=[{{path: FOLDER}}] names one")
     _check_languages_of_sources(data)
+    _check_sounds(data)
     pseudo = recipe.targets.kind == "pseudo"
     surveyed = survey(data.sources, needs_text=not pseudo)
     inputs = (without_secrets(recipe).data, surveyed.fingerprint)
@@ -104,6 +105,14 @@ def _check_languages_of_sources(data: Data) -> None:
             language_code(source.language)
         except AskdError as error:
             raise AskdError(f"data.sources[{number}] {source.path}: {error}") from None
+
+
+def _check_sounds(data: Data) -> None:
+    """Check that the recordings without speech are there, before any row is read."""
+    if data.derive is not None and data.derive.non_speech.files is not None:
+        from askd_ray.audio.sounds import check_sound_files  # loads torch, which other refusals do not need
+
+        check_sound_files("data.derive.non_speech.files", data.derive.non_speech.files)
 
 
 def _refuse_languages(spoken: dict[str, int], recipe: Recipe, where: str = "prepare: the data have") -> None:

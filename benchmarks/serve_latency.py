@@ -32,8 +32,8 @@ from askd_ray.audio.decode import DecodedAudio, read_audio
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.files import read_json
-from askd_ray.models.engine import GREEDY
 from askd_ray.models.load import ctranslate2_folder
+from askd_ray.models.transcript import GREEDY
 from askd_ray.progress import bar, console
 from askd_ray.serve.engine import ServedModels, allocate_hardware, load
 from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService

@@ -36,7 +36,8 @@ SOUNDS = "sounds.parquet"
 NON_SPEECH_DOMAIN = "non_speech"
 
 _DEV_CROPS_S = (0.4, 1.0)
-_MAX_DEV: dict[str, int] = {"crop": 96, "stitched": 8, "non_speech": 32}  # about half of the crops get a reference
+_MAX_DEV: dict[str, int] = {"crop": 192, "stitched": 12, "non_speech": 32}  # a third of the crops get a reference
+_MAX_DEV_PER_UTTERANCE: dict[str, float] = {"crop": 2.0, "stitched": 0.2, "non_speech": 0.5}
 _DRAWS = 5  # attempts to find a part with (or without) speech
 _SPEECH_PROB, _SILENCE_PROB = 0.5, 0.1  # of the voice activity detection: in between, nobody knows
 _MIN_SPEECH_S = 0.15  # in a crop
@@ -99,11 +100,11 @@ def derive(folder: Location, settings: Derive) -> dict[str, dict[str, int]]:
 def _dev_settings(folder: Location) -> Derive:
     """Return the settings for dev: few clips, and crops of under a second that need a reference."""
     n = max(1, sum(read_table(path, ["id"]).num_rows for path in folder.files("dev-*.parquet")))
-    rates = {kind: min(1.0, max_clips / n) for kind, max_clips in _MAX_DEV.items()}
+    rates = {kind: min(_MAX_DEV_PER_UTTERANCE[kind], max_clips / n) for kind, max_clips in _MAX_DEV.items()}
     return Derive(
         crops=Crops(per_utterance=rates["crop"], duration_s=_DEV_CROPS_S, text="reference"),
-        stitched=Stitched(per_utterance=min(0.2, rates["stitched"])),
-        non_speech=NonSpeechClips(per_utterance=min(0.5, rates["non_speech"])),
+        stitched=Stitched(per_utterance=rates["stitched"]),
+        non_speech=NonSpeechClips(per_utterance=rates["non_speech"]),
     )
 
 

@@ -18,10 +18,10 @@ from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
 from askd_ray.files import local_path, sha256_of_file
 from askd_ray.models.bundle import BundleInfo, open_engine, read_bundle
-from askd_ray.models.engine import Decoding, Transcript
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.models.served import transcribe_raw_and_served
+from askd_ray.models.transcript import Decoding, Transcript
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import Device
 

@@ -10,8 +10,8 @@ from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.systems import bundle_info
 from askd_ray.models.bundle import open_engine
-from askd_ray.models.engine import Transcript
 from askd_ray.models.served import transcribe_as_served
+from askd_ray.models.transcript import Transcript
 from askd_ray.torch_setup import Device
 
 

@@ -12,7 +12,8 @@ from askd_ray.data.shards import write_table
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path, read_json, sha256_of_file, write_json
 from askd_ray.models.card import BundleDescription, model_card, window_of
-from askd_ray.models.engine import GREEDY, Decoding, Engine
+from askd_ray.models.engine import Engine
+from askd_ray.models.transcript import GREEDY, Decoding
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from askd_ray.audio.decode import Waveform, duration_s
-from askd_ray.models.engine import Decoding, Transcript
+from askd_ray.models.transcript import Decoding, Transcript
 from askd_ray.text.ngrams import compression_ratio
 
 MAX_COMPRESSION_RATIO = 2.4  # above it, a text repeats itself

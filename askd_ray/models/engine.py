@@ -5,14 +5,15 @@ The service and the evaluation use it. It needs neither Ray nor transformers.
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import ctranslate2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
@@ -27,6 +28,7 @@ from askd_ray.audio.units import (
 )
 from askd_ray.errors import AskdError
 from askd_ray.models.cublas import load_cublas
+from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.tokens import MAX_TOKENS, Tokens, max_tokens
 from askd_ray.torch_setup import n_cores
 
@@ -34,65 +36,11 @@ _POSITIONS_PER_S = SAMPLE_RATE_HZ // SAMPLES_PER_POSITION
 _BATCH_CPU_S, _BATCH_GPU_S = 60.0, 480.0  # maximum audio in a batch: attention over 30 s takes most memory
 
 
-Task = Literal["transcribe", "translate"]
-"""``translate`` always translates into English."""
-
-
 class _Alignment(Protocol):
     """CTranslate2's WhisperAlignmentResult, which is missing in its type stubs."""
 
     alignments: Sequence[tuple[int, int]]
     text_token_probs: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """The transcript of a clip.
-
-    ``token_ids`` are without prompt and end token; ``avg_logprob`` is the mean log-probability of the tokens and the
-    end token, in nats. ``ended`` is False if decoding reached its token limit before the model wrote the end token.
-    ``language`` is the given or the detected language.
-
-    With :attr:`Decoding.no_speech`, ``no_speech_prob`` is the model's estimate, which a student may have unlearnt.
-
-    With :attr:`Decoding.confidence`, ``token_texts`` has the text of each token, ``token_probs`` its probability, and
-    ``token_times`` its start, in seconds from the clip's start; one additional time is the end of the last token.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    avg_logprob: float
-    no_speech_prob: float | None = None
-    ended: bool = True
-    token_texts: tuple[str, ...] = ()
-    token_probs: tuple[float, ...] = ()
-    token_times: tuple[float, ...] = ()
-    language: str = "en"
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """Decoding options: ``beam_size`` 1 is greedy; ``prompt`` is the text before the transcript.
-
-    ``confidence`` also returns the probability and time of each token: the decoder reads the text once more, without
-    timestamps, and the cross-attention of its alignment heads gives the times (dynamic time warping, as in
-    openai/whisper's timing.py). ``no_speech`` also estimates whether the clip has no speech: one more projection to the
-    vocabulary, which takes most of a token's time. A ``temperature`` above 0 samples tokens. A sequence of
-    ``no_repeat_ngram_size`` tokens may occur only once in a text; 0 disables the rule.
-    """
-
-    beam_size: int = 1
-    timestamps: bool = False
-    prompt: str = ""
-    confidence: bool = False
-    no_speech: bool = False
-    task: Task = "transcribe"
-    temperature: float = 0.0
-    no_repeat_ngram_size: int = 0
-
-
-GREEDY = Decoding()
-"""The default of the service and of evaluations."""
 
 
 class Engine:
@@ -175,6 +123,14 @@ class Engine:
                 transcripts |= zip(batch, decoded, strict=True)
         return [transcripts[i] for i in range(len(waveforms))]
 
+    def transcribe_states(self, states: NDArray[np.float32], languages: Sequence[str]) -> list[Transcript]:
+        """Transcribe windows of 30 s by their encoder states ``(batch, 1500, d_model)``, which need no second pass.
+
+        The states are those of the same weights, computed elsewhere. Raises :class:`AskdError` as ``transcribe`` does.
+        """
+        view = ctranslate2.StorageView.from_array(states)
+        return self._decode_states(view, PADDED_SAMPLES, languages, self._decoding)
+
     def _prompt(self, language: str, decoding: Decoding) -> tuple[int, ...]:
         return self._tokens.prompt(language, decoding.prompt, decoding.timestamps, decoding.task)
 
@@ -192,6 +148,11 @@ class Engine:
         states = self._model.encode(ctranslate2.StorageView.from_array(log_mel.numpy()))
         assert states.shape[1] != self._model.n_mels, "CTranslate2 would take these states for a log-mel"
         languages = [language] * len(waveforms) if language is not None else self._detect_languages(states)
+        return self._decode_states(states, window, languages, decoding)
+
+    def _decode_states(
+        self, states: ctranslate2.StorageView, window: int, languages: Sequence[str], decoding: Decoding
+    ) -> list[Transcript]:
         prompts = [self._prompt(spoken, decoding) for spoken in languages]
         # CTranslate2 limits the new tokens to max_length / 2, and to max_length - (prompt length - 1).
         max_new_tokens = min(max_tokens(window / SAMPLE_RATE_HZ), 2 * MAX_TOKENS - len(prompts[0]))

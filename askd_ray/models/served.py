@@ -13,7 +13,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Span, Vad
 from askd_ray.models.decode_fallback import DecodingEngine, decode_doubtful_again, stops_early
-from askd_ray.models.engine import GREEDY, Decoding, Transcript
+from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.normalize import UNSPACED
 
 ClipPart = tuple[int, Span]

@@ -14,8 +14,9 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
 from askd_ray.models.bundle import open_engine, read_bundle
 from askd_ray.models.decode_fallback import transcribe_with_fallback
-from askd_ray.models.engine import Decoding, Engine
+from askd_ray.models.engine import Engine
 from askd_ray.models.threads import allocate_threads
+from askd_ray.models.transcript import Decoding
 from askd_ray.serve.scheduler import Scheduler
 from askd_ray.serve.transcription_service import ChunkResult, Model, TranscribeOptions, UnknownModelError
 from askd_ray.torch_setup import Device, n_cores

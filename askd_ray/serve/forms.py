@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from askd_ray.audio.vad import VadOptions
 from askd_ray.errors import AskdError, did_you_mean
-from askd_ray.models.engine import Decoding, Task
+from askd_ray.models.transcript import Decoding, Task
 from askd_ray.serve.api_errors import ApiError
 from askd_ray.serve.formats import Format
 from askd_ray.serve.limits import MAX_TEXT_BYTES

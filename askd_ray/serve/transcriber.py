@@ -10,7 +10,7 @@ import numpy as np
 
 from askd_ray.audio.decode import AudioError, DecodedAudio, Waveform, decode, duration_s
 from askd_ray.errors import AskdError
-from askd_ray.models.engine import Decoding
+from askd_ray.models.transcript import Decoding
 from askd_ray.serve.engine import ServedModels, allocate_hardware, load
 from askd_ray.serve.transcription import Segment, Transcription
 from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService

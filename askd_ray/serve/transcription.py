@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.audio.vad import Span
-from askd_ray.models.engine import Transcript
+from askd_ray.models.transcript import Transcript
 from askd_ray.text.ngrams import compression_ratio
 from askd_ray.text.normalize import UNSPACED
 

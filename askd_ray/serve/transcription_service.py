@@ -11,8 +11,8 @@ from askd_ray.audio.chunking import split_into_chunks
 from askd_ray.audio.decode import DecodedAudio, Waveform, duration_s
 from askd_ray.audio.vad import Span, Vad, VadOptions
 from askd_ray.errors import AskdError
-from askd_ray.models.engine import Decoding, Transcript
 from askd_ray.models.served import halves_are_better, halves_with_missing_words, is_one_chunk
+from askd_ray.models.transcript import Decoding, Transcript
 from askd_ray.serve.transcription import Segment, segments_of
 
 MAX_AUDIO_S = 7200.0  # 460 MB as a waveform; a file of 25 MiB rarely contains more speech

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from askd_ray.config.targets import Targets
 from askd_ray.data.schema import Utterance
-from askd_ray.models.engine import Transcript
+from askd_ray.models.transcript import Transcript
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.ngrams import compression_ratio
 from askd_ray.text.normalize import UNSPACED, normalizer

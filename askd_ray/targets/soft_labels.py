@@ -24,7 +24,7 @@ from askd_ray.models.engine import Engine
 from askd_ray.models.load import load_config
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.models.windows import encode
-from askd_ray.targets.pseudo_label import Target, targets_of
+from askd_ray.targets.pseudo_label import Target, is_pseudo_labelled, pseudo_target, teacher_engine, text_target
 from askd_ray.text.tokens import Tokens
 
 
@@ -78,46 +78,74 @@ def label(
     Raises :class:`AskdError` when the audio of a shard cannot be decoded, or when a decoder state is too large for
     float16.
     """
-    targets = targets_of(utterances, recipe, tokens, engine)
-    n_positions = model.config.max_target_positions
-    shape = kept_states(recipe)
-    labels = [_draft(tokens, u, t, recipe, n_positions, shape) for u, t in zip(utterances, targets, strict=True)]
-    todo = [i for i, made in enumerate(labels) if made.has_teacher and not made.left_out and not recipe.teacher.online]
-    todo.sort(key=lambda i: len(labels[i].target_ids))  # batches of similar length have less padding
+    engine = engine or (teacher_engine(recipe) if recipe.has_pseudo_labels else None)
+    sizes = model.config.max_target_positions, kept_states(recipe)
+    labels = [_draft(tokens, u, text_target(u, tokens), recipe, *sizes) for u in utterances]
+    todo = [i for i, u in enumerate(utterances) if is_pseudo_labelled(u, recipe) or _is_taught(labels[i], recipe)]
+    todo.sort(key=lambda i: utterances[i].duration_s)  # texts of similar length have less padding
     for start in range(0, len(todo), recipe.teacher.batch_size):
         rows = todo[start : start + recipe.teacher.batch_size]
         log_mel = log_mel_padded([waveform_of(utterances[i]) for i in rows], model.config.num_mel_bins)
-        states = forced_states(model, log_mel, [labels[i] for i in rows])
-        for i, clip_states in zip(rows, states, strict=True):
+        encoded = encode(model, log_mel.to(model.device)).states
+        if engine is not None:
+            for i, target in _pseudo_targets(rows, utterances, encoded, recipe, tokens, engine):
+                labels[i] = _draft(tokens, utterances[i], target, recipe, *sizes)
+        taught = [n for n, i in enumerate(rows) if _is_taught(labels[i], recipe)]
+        states = forced_states(model, encoded[taught], [labels[rows[n]] for n in taught])
+        for i, clip_states in zip((rows[n] for n in taught), states, strict=True):
             labels[i] = _with_soft_labels(labels[i], model.proj_out(clip_states[-1]).float(), recipe)
-            if n_layers := shape[0]:
+            if n_layers := sizes[1][0]:
                 kept = _in_float16(clip_states[-n_layers:], utterances[i].id, recipe)
                 labels[i] = dataclasses.replace(labels[i], states=kept)
     return labels
+
+
+def _is_taught(label: SoftLabels, recipe: Recipe) -> bool:
+    """Whether the labels get the teacher's probabilities."""
+    return label.has_teacher and not label.left_out and not recipe.teacher.online
+
+
+def _pseudo_targets(
+    rows: Sequence[int],
+    utterances: Sequence[Utterance],
+    encoded: torch.Tensor,
+    recipe: Recipe,
+    tokens: Tokens,
+    engine: Engine,
+) -> Iterator[tuple[int, Target]]:
+    """Yield the rows that the teacher transcribes, with its filtered transcripts, by their encoder states."""
+    pseudo = [(n, i) for n, i in enumerate(rows) if is_pseudo_labelled(utterances[i], recipe)]
+    if not pseudo:
+        return
+    states = encoded[[n for n, _ in pseudo]].float().cpu().numpy()
+    transcripts = engine.transcribe_states(states, [utterances[i].language for _, i in pseudo])
+    for (_, i), transcript in zip(pseudo, transcripts, strict=True):
+        yield i, pseudo_target(utterances[i], transcript, recipe, tokens)
 
 
 def forced_logits(
     model: WhisperForConditionalGeneration, log_mel: torch.Tensor, labels: Sequence[SoftLabels]
 ) -> Iterator[torch.Tensor]:
     """Yield a model's logits ``(n_tokens, n_vocab)`` along the targets of each window ``(batch, n_mels, n_frames)``."""
-    for states in forced_states(model, log_mel, labels):
+    for states in forced_states(model, encode(model, log_mel.to(model.device)).states, labels):
         yield model.proj_out(states[-1]).float()
 
 
 def forced_states(
-    model: WhisperForConditionalGeneration, log_mel: torch.Tensor, labels: Sequence[SoftLabels]
+    model: WhisperForConditionalGeneration, encoded: torch.Tensor, labels: Sequence[SoftLabels]
 ) -> Iterator[torch.Tensor]:
-    """Yield a model's decoder states ``(n_layers, n_tokens, d_model)`` along the targets of each window.
+    """Yield a model's decoder states ``(n_layers, n_tokens, d_model)`` along the targets of each clip.
 
-    ``log_mel`` (batch, n_mels, n_frames). The last layer's states are those after the final layer norm, which the
-    projection turns into logits. Encoder and decoder run on all clips at once; logits are large, so the caller computes
-    them clip by clip.
+    ``encoded`` (batch, positions, d_model): the encoder states. The last layer's states are those after the final layer
+    norm, which the projection turns into logits. The decoder runs on all clips at once; logits are large, so the caller
+    computes them clip by clip.
     """
+    if not labels:
+        return
     inputs = [[*label.prompt_ids, *label.target_ids[:-1].tolist()] for label in labels]
     length = max(len(row) for row in inputs)
     # The decoder is causal: padding at the end does not change earlier positions.
     ids = torch.tensor([row + [0] * (length - len(row)) for row in inputs], device=model.device)
-    encoded = encode(model, log_mel.to(model.device)).states
     decoded = model.model.decoder(
         input_ids=ids, encoder_hidden_states=encoded, use_cache=False, output_hidden_states=True
     )

@@ -13,8 +13,9 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ, DecodingWindow
 from askd_ray.bundles import window_sweep
 from askd_ray.bundles.window_sweep import chosen_window, sweep_clips, sweep_windows, window_grid
 from askd_ray.data.schema import Utterance
-from askd_ray.models.engine import Engine, Transcript
+from askd_ray.models.engine import Engine
 from askd_ray.models.load import ctranslate2_folder
+from askd_ray.models.transcript import Transcript
 
 WINDOWS = [DecodingWindow(0.2, 1.0), DecodingWindow(0.4, 1.0), DecodingWindow(1.0, 1.0)]
 

@@ -9,7 +9,8 @@ from serving import spoken
 from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.units import samples_of
 from askd_ray.models.decode_fallback import is_doubtful, is_loop, repeats_itself, transcribe_with_fallback
-from askd_ray.models.engine import GREEDY, Decoding, Engine, Transcript
+from askd_ray.models.engine import Engine
+from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 

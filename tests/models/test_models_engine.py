@@ -19,8 +19,9 @@ from askd_ray.audio.units import (
 )
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.models.engine import Decoding, Engine
+from askd_ray.models.engine import Engine
 from askd_ray.models.generate import greedy
+from askd_ray.models.transcript import Decoding
 from askd_ray.models.windows import encode
 from askd_ray.text.tokens import max_tokens
 

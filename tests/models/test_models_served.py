@@ -9,7 +9,7 @@ from serving import spoken
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Span, Vad
-from askd_ray.models.engine import GREEDY, Decoding, Engine, Transcript
+from askd_ray.models.engine import Engine
 from askd_ray.models.served import (
     halves_are_better,
     halves_with_missing_words,
@@ -18,6 +18,7 @@ from askd_ray.models.served import (
     transcribe_as_served,
     transcribe_raw_and_served,
 )
+from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 

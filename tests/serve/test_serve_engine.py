@@ -9,7 +9,7 @@ from serving import InProcessDecoder, spoken
 
 from askd_ray.audio.units import samples_of
 from askd_ray.errors import AskdError
-from askd_ray.models.engine import Decoding
+from askd_ray.models.transcript import Decoding
 from askd_ray.serve import engine
 from askd_ray.serve.engine import LoadedModel, ServedModels, load
 from askd_ray.serve.transcription import Transcription

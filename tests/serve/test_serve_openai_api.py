@@ -20,7 +20,7 @@ from serving import FakeSpeechEngine, build_test_app, spoken, wav
 from askd_ray.audio.units import samples_of
 from askd_ray.audio.vad import VadOptions
 from askd_ray.errors import AskdError
-from askd_ray.models.engine import Transcript
+from askd_ray.models.transcript import Transcript
 from askd_ray.serve import openai_api, transcription_service
 from askd_ray.serve.limits import MAX_FILE_BYTES
 from askd_ray.serve.openai_api import RequestLimits

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from askd_ray.audio.units import samples_of
 from askd_ray.audio.vad import Span
-from askd_ray.models.engine import Transcript
+from askd_ray.models.transcript import Transcript
 from askd_ray.serve.transcription import Segment, Transcription, segments_of
 from askd_ray.text.ngrams import compression_ratio
 

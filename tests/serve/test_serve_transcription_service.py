@@ -17,8 +17,8 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import Span, VadOptions
 from askd_ray.evaluation.systems import open_system
 from askd_ray.models.decode_fallback import transcribe_with_fallback
-from askd_ray.models.engine import Decoding, Transcript
 from askd_ray.models.served import transcribe_as_served, transcribe_raw_and_served
+from askd_ray.models.transcript import Decoding, Transcript
 from askd_ray.serve.engine import ServedModels, load
 from askd_ray.serve.metrics import ServiceMetrics
 from askd_ray.serve.openai_api import RequestLimits, build_app

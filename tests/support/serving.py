@@ -16,7 +16,7 @@ from askd_ray.audio.decode import DecodedAudio, Waveform, decode, read_audio
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.files import write_json
 from askd_ray.models.bundle import BUNDLE_FILE, hashes
-from askd_ray.models.engine import Transcript
+from askd_ray.models.transcript import Transcript
 from askd_ray.serve.metrics import ServiceMetrics
 from askd_ray.serve.openai_api import RequestLimits, build_app
 from askd_ray.serve.transcription_service import (

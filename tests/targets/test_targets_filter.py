@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from askd_ray.config.targets import Targets
 from askd_ray.data.schema import Utterance
-from askd_ray.models.engine import Transcript
+from askd_ray.models.transcript import Transcript
 from askd_ray.targets.filter import failed_filter, matching_part, max_repeats_in
 from askd_ray.text.ngrams import compression_ratio
 

@@ -1,8 +1,10 @@
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_run import utterances
@@ -14,11 +16,12 @@ from askd_ray.data.labels import SoftLabels, check_labels, write_labels
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.errors import AskdError
-from askd_ray.models.engine import Decoding, Engine, Transcript
+from askd_ray.models.engine import Engine
 from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
+from askd_ray.models.transcript import Decoding, Transcript
 from askd_ray.models.windows import encode
-from askd_ray.targets.pseudo_label import targets_of, teacher_engine
+from askd_ray.targets.pseudo_label import teacher_engine
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.text.tokens import MAX_PROMPT_TOKENS
 
@@ -134,8 +137,9 @@ class Deaf(Engine):
     def __init__(self, answers: dict[str, list[Transcript]]):
         self.answers = answers
 
-    def transcribe(self, waveforms: Any, language: str = "en") -> list[Transcript]:
-        return [self.answers[language].pop(0) for _ in waveforms]
+    def transcribe_states(self, states: Any, languages: Sequence[str]) -> list[Transcript]:
+        assert len(states) == len(languages)
+        return [self.answers[language].pop(0) for language in languages]
 
 
 def test_dropped_clips_are_empty_with_a_reason(tiny_en: Model, clips: list[Utterance], weights: Path):
@@ -145,6 +149,7 @@ def test_dropped_clips_are_empty_with_a_reason(tiny_en: Model, clips: list[Utter
         return Transcript(text, tuple(tokens.encode(text)), log_prob, 0.0, ended)
 
     rows = [*clips, replace(clips[0], text="entirely other words"), replace(clips[1], text="hello")]
+    rows = [replace(u, duration_s=1.0 + i / 10) for i, u in enumerate(rows)]  # the order in which they are labelled
     answers = [
         make_transcript("hello"),
         make_transcript("hello", log_prob=-3.0),
@@ -162,14 +167,16 @@ def test_dropped_clips_are_empty_with_a_reason(tiny_en: Model, clips: list[Utter
     assert Counter(m.left_out for m in made).total() == len(rows)
 
 
-def test_transcripts_belong_to_the_clips_across_languages(tiny_en: Model, clips: list[Utterance], weights: Path):
-    rows = [replace(u, language=language) for u, language in zip(clips, ("es", "en", "es", "de"), strict=True)]
-    answers = {
-        language: [Transcript(f"word {i}", (i,), -0.1, 0.0) for i, u in enumerate(rows) if u.language == language]
-        for language in ("es", "en", "de")
-    }
-    targets = targets_of(rows, recipe(weights), tiny_en[1], Deaf(answers))
-    assert [t.token_ids for t in targets] == [(0,), (1,), (2,), (3,)]
+def test_labels_belong_to_the_clips_in_any_order(
+    tiny_en: Model, clips: list[Utterance], labels: list[SoftLabels], weights: Path
+):
+    """Clips are labelled in batches by their duration; some of a batch have a reference or no speech."""
+    rows = [replace(clips[0], id="silence", derived="non_speech"), *reversed(clips)]
+    made = label(*tiny_en, rows, recipe(weights, teacher={"batch_size": 2}))
+    assert made[0].target_ids.tolist() == [tiny_en[1].end] and not made[0].has_teacher
+    for one, alone in zip(made[1:], reversed(labels), strict=True):
+        assert one.target_ids.tolist() == alone.target_ids.tolist() and one.content_hash == alone.content_hash
+        np.testing.assert_allclose(one.token_loss, alone.token_loss, atol=2e-3)
 
 
 def test_too_long_prompt_is_refused(clips: list[Utterance], weights: Path):

@@ -13,7 +13,7 @@ from askd_ray.audio.chunking import MIN_CHUNK_S, SEARCH_S, quietest
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import VadOptions
-from askd_ray.models.engine import Decoding
+from askd_ray.models.transcript import Decoding
 from askd_ray.serve.live.audio import LiveAudio, TurnDetector
 from askd_ray.serve.live.buffer import AudioBuffer
 from askd_ray.serve.live.events import EventError, EventSender

@@ -9,7 +9,7 @@ from typing import Any
 
 from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.units import samples_of
-from askd_ray.models.engine import Transcript
+from askd_ray.models.transcript import Transcript
 from askd_ray.serve.live.agreement import Agreement
 from askd_ray.serve.live.events import EventSender
 from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService

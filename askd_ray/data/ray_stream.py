@@ -7,11 +7,13 @@ by the number of ranks, and it cannot resume in the middle of an epoch; a plan h
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from askd_ray.data.collate import BatchLoader, from_bytes, to_bytes
 from askd_ray.data.prefetch import prefetch
@@ -21,11 +23,25 @@ from askd_ray.torch_setup import n_cores
 
 _CPUS_PER_TASK = 0.5  # leaves CPUs for the training workers also on a small machine
 _AHEAD = 8  # batches that wait in the worker, for example while the next epoch's dataset starts
+_PAUSE_S = 0.02
+
+
+class _Pause(ExecutionCallback):
+    """Lets the loop of Ray Data's executor sleep between its steps.
+
+    While a task's output has to wait, the loop never blocks: its thread takes a core of the process, and the Python
+    interpreter from the training thread, which then takes two to three times as long for a step.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        """Sleep."""
+        time.sleep(_PAUSE_S)
 
 
 def configure() -> None:
-    """Make Ray Data keep the order of its input in this process, and hide its progress bars and logs."""
+    """Make Ray Data keep the order of its input in this process, leave it the processor, and show no bars and logs."""
     context = ray.data.DataContext.get_current()
+    context.custom_execution_callback_classes = [_Pause]
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     # Errors in rows are raised; the log would only repeat them with long tracebacks.

@@ -37,7 +37,7 @@ class VadOptions:
     ``padding_s`` is added on both sides.
     """
 
-    threshold: float = 0.35  # silero's 0.5 loses short words over the telephone; a lost word is worse than some noise
+    threshold: float = 0.25  # silero's 0.5 loses short words over the telephone; a lost word is worse than some noise
     silence_s: float = 0.3
     padding_s: float = 0.2
 

@@ -20,7 +20,7 @@ class Crops(Section):
     """The length of a crop in seconds, drawn from [min, max]; its logarithm is uniform."""
     text: Literal["teacher", "reference"] = "teacher"
     """The target text. ``teacher``: the crop is cut anywhere, and the teacher transcribes it. ``reference``: the crop
-    is cut at quiet points, and kept if the teacher's transcript is a part of the reference."""
+    is cut at quiet points, and kept if the teacher's transcript is a part of the reference, so that it is right."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> "Crops":

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from random import Random
 
 import numpy as np
@@ -44,6 +44,7 @@ _MIN_SPEECH_S = 0.15  # in a crop
 _MARGIN_S = 0.1  # between a pause and the speech beside it
 _SNAP_S = 0.15  # crops of references move up to this far to a quiet point
 _LEVELS_DB = (-60.0, -12.0)  # RMS of sounds: from the noise floor of a room to a loud street
+_FLOOR_DB = -80.0  # quieter pauses have no sound that could be made louder
 _SOUNDS_SEED = 1
 
 
@@ -181,11 +182,16 @@ class _Shard:
                 yield _Clip(f"{self.name}#stitched{number}", "stitched", text, like, tuple(parts))
 
     def non_speech(self, settings: NonSpeechClips) -> Iterator[_Clip]:
-        """Yield clips without speech: pauses of the utterances and stored sounds, in turn."""
+        """Yield clips without speech: pauses of the utterances and stored sounds, in turn.
+
+        Every second pause is made as loud as the sounds are: it is the only recorded noise that all data have.
+        """
         rng = Draw(0, 0, self.name).rng("non_speech")
         for number in range(_count(settings.per_utterance * len(self.utterances), rng)):
             row, length_s = rng.randrange(len(self.utterances)), _log_uniform(rng, *settings.duration_s)
             pause = self._pause(row, settings.duration_s[0], length_s, rng) if number % 2 else None
+            if pause is not None and number % 4 == 1:
+                pause = self._loud(pause, rng)
             part = pause or self._sound(length_s, rng)
             yield _Clip(f"{self.name}#non_speech{number}", "non_speech", "", self.utterances[row], (part,))
 
@@ -246,6 +252,15 @@ class _Shard:
         length_s = min(max_s, end_s - start_s)
         start_s = rng.uniform(start_s, end_s - length_s)
         return _Part(self.name, row, start_s, start_s + length_s)
+
+    def _loud(self, pause: _Part, rng: Random) -> _Part:
+        """Return a pause at a random level, unless it is digital silence."""
+        waveform, _ = self._analyse(pause.row)
+        part = waveform[samples_of(pause.start_s) : samples_of(pause.end_s)]
+        level_db = 10.0 * math.log10(float(np.mean(np.square(part))) + 1e-12)
+        if level_db < _FLOOR_DB:
+            return pause
+        return replace(pause, gain_db=max(0.0, rng.uniform(*_LEVELS_DB) - level_db))
 
     def _sound(self, max_s: float, rng: Random) -> _Part:
         row = rng.randrange(len(self._sounds.lengths_s))

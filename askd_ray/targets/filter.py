@@ -60,18 +60,22 @@ def max_repeats_in(words: Sequence[str]) -> int:
 def matching_part(reference: str, transcript: str, language: str) -> str:
     """Return the part of a reference that has the words of a transcript, or "" if there is none.
 
-    Case and punctuation do not matter.
+    Words are compared one by one after normalisation: case, punctuation and digits for number words do not matter.
     """
-    spaced = language not in UNSPACED
-    units = reference.split() if spaced else list("".join(reference.split()))
-    basic = normalizer(language, "basic")
-    plain = [(basic(unit).strip(), unit) for unit in units]
-    words = basic(transcript).split() if spaced else list("".join(basic(transcript).split()))
-    spoken = [(word, unit) for word, unit in plain if word]  # punctuation between words stays out
+    normal = normalizer(language)
+    units = _units(reference, language)
+    spoken = [(word, unit) for unit in units if (word := normal(unit).strip())]  # punctuation between words stays out
+    words = [word for unit in _units(transcript, language) if (word := normal(unit).strip())]
     for start in range(len(spoken) - len(words) + 1):
         if words and [word for word, _ in spoken[start : start + len(words)]] == words:
-            return (" " if spaced else "").join(unit for _, unit in spoken[start : start + len(words)])
+            space = "" if language in UNSPACED else " "
+            return space.join(unit for _, unit in spoken[start : start + len(words)])
     return ""
+
+
+def _units(text: str, language: str) -> list[str]:
+    """Return the words of a text as written; in a language without spaces between words, the characters."""
+    return list("".join(text.split())) if language in UNSPACED else text.split()
 
 
 def _words(text: str, language: str) -> list[str]:

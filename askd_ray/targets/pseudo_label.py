@@ -51,8 +51,13 @@ def text_target(utterance: Utterance, tokens: Tokens) -> Target:
 
 
 def pseudo_target(utterance: Utterance, transcript: Transcript, recipe: Recipe, tokens: Tokens) -> Target:
-    """Return a filtered transcript; for a crop of an utterance with a text, the part of this text that it matches."""
+    """Return a filtered transcript. That of a crop of an utterance with a text must be a part of this text.
+
+    Where other clips have their references, such a crop gets its part of the reference, as that writes it.
+    """
     if utterance.derived == "crop" and utterance.text:
         part = matching_part(utterance.text, transcript.text, utterance.language) if transcript.ended else ""
-        return Target(tuple(tokens.encode(part)), "") if part else Target((), "not a part of the reference")
+        if not part:
+            return Target((), "not a part of the reference")
+        return Target(transcript.token_ids if recipe.targets.kind == "pseudo" else tuple(tokens.encode(part)), "")
     return Target(transcript.token_ids, failed_filter(recipe.targets, utterance, transcript))

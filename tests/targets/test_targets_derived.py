@@ -72,6 +72,19 @@ def test_crops_of_dev_get_a_part_of_the_reference(run: Run, tiny_en: Model):
         assert not made.token_loss.any()  # dev needs a text only
 
 
+def test_crops_are_written_as_the_other_targets_are(run: Run, tiny_en: Model):
+    """Beside pseudo-labels, a crop that passes the check has the teacher's own writing."""
+    tokens, basic = tiny_en[1], normalizer("en", "basic")
+    pseudo = run.recipe.model_copy(update={"targets": run.recipe.targets.model_copy(update={"kind": "pseudo"})})
+    crops = clips(run, "crop", "dev")
+    made = {one.content_hash: one for one in label(*tiny_en, crops, run.recipe)}
+    written = [(made[one.content_hash], one) for one in label(*tiny_en, crops, pseudo)]
+    assert [a.left_out for a, _ in written] == [b.left_out for _, b in written]
+    texts = [[tokens.decode(one.target_ids.tolist()) for one in pair] for pair in written if not pair[0].left_out]
+    assert texts and all(basic(a) == basic(b) for a, b in texts)
+    assert any(a != b for a, b in texts)  # " Please" and "please"
+
+
 def test_crop_without_a_match_is_left_out(run: Run, tiny_en: Model):
     crop = next(u for u in clips(run, "crop") if u.duration_s > 1.0)
     (made,) = label(*tiny_en, [replace(crop, text="words of another clip")], run.recipe)

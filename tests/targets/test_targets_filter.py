@@ -135,6 +135,7 @@ def test_any_transcript_has_one_decision(text: str, seconds: float, log_prob: fl
         ("Please press Four, now.", "please now", ""),  # not one after the other
         ("one two one two three", "one two three", "one two three"),
         ("yes - no", "yes no", "yes no"),
+        ("Enter six two", " 6, 2.", "six two"),
         ("anything", "", ""),
         ("", "anything", ""),
     ],

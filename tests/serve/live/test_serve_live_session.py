@@ -437,7 +437,7 @@ def test_beta_protocol_gets_beta_events():
 
     _, beta, now = converse(scenario)
     assert beta["type"] == "transcription_session.updated" and beta["ignored"] == []
-    detection = {"type": "server_vad", "threshold": 0.35, "prefix_padding_ms": 300, "silence_duration_ms": 700}
+    detection = {"type": "server_vad", "threshold": 0.25, "prefix_padding_ms": 300, "silence_duration_ms": 700}
     assert beta["session"] == {
         "id": now["session"]["id"],
         "input_audio_format": "g711_ulaw",

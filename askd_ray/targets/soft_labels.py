@@ -35,7 +35,7 @@ def label_key(recipe: Recipe) -> LabelKey:
     pseudo = targets.model_dump(mode="json", exclude=other) if recipe.has_pseudo_labels else {}
     prompt = Tokens(resolve(recipe.teacher.model)).prompt(prompt=targets.prompt, timestamps=targets.timestamps)
     return {
-        "format": 4,
+        "format": 5,
         "teacher": fingerprint(recipe.teacher.model),
         "targets": targets.kind,
         **pseudo,

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from askd_ray.audio.decode import AudioError
 from askd_ray.cli import app
+from askd_ray.config import schedules
 from askd_ray.config.load import load_recipe
 from askd_ray.config.objective import JsdDivergence
 from askd_ray.config.schedules import FallingWeight
@@ -25,7 +26,6 @@ from askd_ray.config.section import Section
 from askd_ray.config.source import Source
 from askd_ray.data.sources import files, read
 from askd_ray.divergence import kinds
-from askd_ray.objective import schedules
 from askd_ray.runs import Run
 from askd_ray.serve.transcription import Segment
 
@@ -158,7 +158,7 @@ def test_the_schedule_of_extending(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(schedules, "SHAPES", {**schedules.SHAPES})
     example("square_root")
     falling = FallingWeight(start=0.8, end=0.2).model_copy(update={"schedule": "square_root"})
-    assert [schedules.teacher_weight(falling, u) for u in (0.0, 0.25, 1.0)] == pytest.approx([0.8, 0.5, 0.2])
+    assert [schedules.weight_at(falling, u) for u in (0.0, 0.25, 1.0)] == pytest.approx([0.8, 0.5, 0.2])
 
 
 def test_the_source_of_extending(tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch):

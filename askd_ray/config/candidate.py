@@ -3,12 +3,14 @@
 import itertools
 import random
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from askd_ray.config.explain import explain
 from askd_ray.config.objective import TERMS, Objective
+from askd_ray.config.schedules import TeacherWeight, weight_at
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tune import Between, Domain, Tune, Value, is_integer
 from askd_ray.config.variants import Variants
@@ -26,7 +28,7 @@ def with_values(recipe: Recipe, values: FieldValues) -> Recipe:
     """Return the recipe with a candidate's values.
 
     Fields that the candidate's kinds do not read keep their defaults. A searched teacher weight never rises, and the
-    self-teacher's weight is limited so that both add up to at most 1.
+    self-teacher's weight is limited so that both add up to at most 1 from ``self_teacher.switch`` on.
 
     Raises :class:`AskdError` when the result is no valid recipe.
     """
@@ -98,8 +100,18 @@ def _limit_weights(objective: dict[str, Any], values: FieldValues) -> None:
     if "end" in teacher and (_START in values or _END in values):
         teacher["end"] = min(teacher["end"], teacher["start"])
     if "weight" in self_teacher:
-        max_teacher_weight = max(teacher["start"], teacher.get("end", 0.0))
-        self_teacher["weight"] = min(self_teacher["weight"], 1.0 - max_teacher_weight)
+        schedule = _teacher_weight(teacher)
+        beside = max(weight_at(schedule, u) for u in (self_teacher["switch"], 1.0))  # between them it lies between both
+        self_teacher["weight"] = min(self_teacher["weight"], 1.0 - beside)
+
+
+def _teacher_weight(plain: dict[str, Any]) -> TeacherWeight:
+    return _adapter().validate_python(plain)
+
+
+@cache
+def _adapter() -> TypeAdapter[TeacherWeight]:
+    return TypeAdapter(TeacherWeight)
 
 
 def _section_of(plain: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

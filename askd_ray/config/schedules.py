@@ -1,10 +1,36 @@
-"""The recipe's schedules: how the teacher's weight and the temperature change over a run (docs/objective.md)."""
+"""The recipe's schedules: how the teacher's weight and the temperature change over a run (docs/objective.md).
 
+The values are pure functions of progress (the schedule ``gap`` also of the losses). To add a shape, extend
+:data:`SHAPES`.
+"""
+
+import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from askd_ray.config.section import Positive, Section, Share
+
+
+def _exponential(v: float, rate: float) -> float:
+    return (math.exp(-rate * v) - math.exp(-rate)) / (1.0 - math.exp(-rate))
+
+
+def _sigmoid(v: float, steepness: float) -> float:
+    # the logistic function, as tanh to avoid overflow, scaled to exactly 1 and 0 at the ends
+    return 0.5 - 0.5 * math.tanh(steepness * (v - 0.5) / 2.0) / math.tanh(steepness / 4.0)
+
+
+SHAPES: dict[str, Callable[[float, float], float]] = {
+    "linear": lambda v, _: 1.0 - v,
+    "cosine": lambda v, _: 0.5 * (1.0 + math.cos(math.pi * v)),
+    "exponential": _exponential,
+    "polynomial": lambda v, power: (1.0 - v) ** power,
+    "step": lambda v, n: max(0.0, 1.0 - math.floor(v * n + 1e-9) / n),
+    "sigmoid": _sigmoid,
+}
+"""Each falls from 1 at v = 0 to 0 at v = 1; the second argument is its sharpness."""
 
 SHARPNESS = {"exponential": 5.0, "polynomial": 2.0, "step": 4.0, "sigmoid": 10.0}
 """Defaults: rate of the exponential, power of the polynomial, number of steps, steepness of the sigmoid."""
@@ -125,3 +151,25 @@ class ChangingTemperature(Section):
 
 Temperature = Annotated[ConstantTemperature | ChangingTemperature, Field(discriminator="schedule")]
 """The temperature T of both divergences."""
+
+
+def weight_at(settings: TeacherWeight | StatesWeight, u: float, gap: float = 1.0) -> float:
+    """Return ``a`` or ``s`` at progress ``u``: from ``start`` to ``end``, reached at ``until``.
+
+    ``gap`` is the value that the schedule ``gap`` needs: :attr:`askd_ray.objective.schedules.Gap.value`.
+    """
+    if settings.schedule == "constant":
+        return settings.start
+    if settings.schedule == "gap":
+        shape = gap
+    else:
+        sharpness = settings.sharpness or SHARPNESS[settings.schedule] if isinstance(settings, SharpWeight) else 0.0
+        shape = SHAPES[settings.schedule](min(u / settings.until, 1.0), sharpness)
+    return settings.end + (settings.start - settings.end) * shape
+
+
+def temperature_at(settings: Temperature, u: float) -> float:
+    """Return ``T`` at progress ``u``."""
+    if settings.schedule == "constant":
+        return settings.start
+    return settings.end + (settings.start - settings.end) * SHAPES[settings.schedule](u, 0.0)

@@ -1,37 +1,13 @@
-"""Weights and temperature over a run: pure functions of progress (the schedule ``gap`` also of the losses).
-
-To add a shape, extend :data:`SHAPES`.
-"""
+"""The weights of a step, the temperature and the gap over a run; the shapes are in :mod:`askd_ray.config.schedules`."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from askd_ray.config.objective import InstanceWeights, Objective
-from askd_ray.config.schedules import SHARPNESS, SharpWeight, StatesWeight, TeacherWeight, Temperature
+from askd_ray.config.schedules import temperature_at, weight_at
 from askd_ray.config.self_teacher import SelfTeacherConfig
 from askd_ray.errors import AskdError
-
-
-def _exponential(v: float, rate: float) -> float:
-    return (math.exp(-rate * v) - math.exp(-rate)) / (1.0 - math.exp(-rate))
-
-
-def _sigmoid(v: float, steepness: float) -> float:
-    # the logistic function, as tanh to avoid overflow, scaled to exactly 1 and 0 at the ends
-    return 0.5 - 0.5 * math.tanh(steepness * (v - 0.5) / 2.0) / math.tanh(steepness / 4.0)
-
-
-SHAPES: dict[str, Callable[[float, float], float]] = {
-    "linear": lambda v, _: 1.0 - v,
-    "cosine": lambda v, _: 0.5 * (1.0 + math.cos(math.pi * v)),
-    "exponential": _exponential,
-    "polynomial": lambda v, power: (1.0 - v) ** power,
-    "step": lambda v, n: max(0.0, 1.0 - math.floor(v * n + 1e-9) / n),
-    "sigmoid": _sigmoid,
-}
-"""Each falls from 1 at v = 0 to 0 at v = 1; the second argument is its sharpness."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +74,6 @@ class Gap:
         return asdict(self)
 
 
-def teacher_weight(settings: TeacherWeight | StatesWeight, u: float, gap: float = 1.0) -> float:
-    """Return ``a`` or ``s`` at progress ``u``: from ``start`` to ``end``, reached at ``until``.
-
-    ``gap`` is :attr:`Gap.value`.
-    """
-    if settings.schedule == "constant":
-        return settings.start
-    if settings.schedule == "gap":
-        shape = gap
-    else:
-        sharpness = settings.sharpness or SHARPNESS[settings.schedule] if isinstance(settings, SharpWeight) else 0.0
-        shape = SHAPES[settings.schedule](min(u / settings.until, 1.0), sharpness)
-    return settings.end + (settings.start - settings.end) * shape
-
-
 def self_weight(settings: SelfTeacherConfig, progress: Progress) -> float:
     """Return ``b``: 0 before the switch, then ``weight``, or rising to it until the end of the run.
 
@@ -127,13 +88,6 @@ def self_weight(settings: SelfTeacherConfig, progress: Progress) -> float:
     return settings.weight * rising[settings.schedule]
 
 
-def temperature(settings: Temperature, u: float) -> float:
-    """Return ``T`` at progress ``u``."""
-    if settings.schedule == "constant":
-        return settings.start
-    return settings.end + (settings.start - settings.end) * SHAPES[settings.schedule](u, 0.0)
-
-
 def adakd_k(settings: InstanceWeights, u: float) -> float:
     """Return AdaKD's ``k``. It goes linearly from ``k_start`` to ``k_end``: easy utterances first, hard ones later."""
     return settings.k_start + (settings.k_end - settings.k_start) * u if settings.kind == "adakd" else 0.0
@@ -142,11 +96,11 @@ def adakd_k(settings: InstanceWeights, u: float) -> float:
 def weights_at(objective: Objective, progress: Progress, gap: float = 1.0) -> Weights:
     """Return the weights, the temperature and ``k`` at a point of the run."""
     return Weights(
-        teacher_weight(objective.teacher_weight, progress.u, gap),
+        weight_at(objective.teacher_weight, progress.u, gap),
         self_weight(objective.self_teacher, progress),
-        temperature(objective.temperature, progress.u),
+        temperature_at(objective.temperature, progress.u),
         adakd_k(objective.instance_weights, progress.u),
-        teacher_weight(objective.states_weight, progress.u, gap) if objective.decoder_states.kind != "none" else 0.0,
+        weight_at(objective.states_weight, progress.u, gap) if objective.decoder_states.kind != "none" else 0.0,
     )
 
 

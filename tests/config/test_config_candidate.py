@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from askd_ray.config.candidate import check_space, grid, read_values, with_values
 from askd_ray.config.objective import Objective
-from askd_ray.config.schedules import ConstantWeight
+from askd_ray.config.schedules import ConstantWeight, weight_at
 from askd_ray.config.schema import Recipe
 from askd_ray.config.self_teacher import EmaConfig, SnapshotConfig
 from askd_ray.config.tune import DEFAULT_SPACE, Between, Value
@@ -64,7 +64,8 @@ def test_the_default_space_means_what_it_always_did(schedule: str, start: float,
     a = objective.teacher_weight
     assert (a.schedule, a.start) == (schedule, start)
     assert a.schedule == "constant" or a.end == end
-    assert objective.self_teacher.kind == "snapshot" and objective.self_teacher.weight == min(weight, 1.0 - start)
+    assert objective.self_teacher.kind == "snapshot"
+    assert objective.self_teacher.weight == min(weight, 1.0 - weight_at(a, Recipe().objective.self_teacher.switch))
 
 
 def test_what_is_not_read_is_left_out():
@@ -98,6 +99,17 @@ def test_weights_are_cut_where_a_candidate_varies_them():
     assert with_values(rising, {"train.optimizer.lr": 1e-3}).objective == rising.objective
     self_teacher = with_values(rising, {f"{SELF_TEACHER}.weight": 0.9}).objective.self_teacher
     assert self_teacher == SnapshotConfig(weight=1.0 - 0.6)
+
+
+def test_a_self_teacher_is_cut_only_where_it_has_a_weight():
+    # a falls from 1, and b begins at 0.7
+    window = Recipe.model_validate({"objective": {"preset": "askd_window"}, "targets": {"states": "all"}})
+    values: dict[str, Value] = {f"{A}.end": 0.5, f"{SELF_TEACHER}.weight": 0.9}
+    objective = with_values(window, values).objective
+    check(objective, window.train.epochs)
+    assert objective.teacher_weight.start == 1.0
+    assert objective.self_teacher.weight == pytest.approx(1.0 - (0.5 + 0.5 * 0.3))  # a at 0.7
+    check_space(Recipe.model_validate({**window.model_dump(), "tune": {"space": {f"{A}.end": [0.0, 0.2]}}}))
 
 
 def test_a_grid_has_each_candidate_once():

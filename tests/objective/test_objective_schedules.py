@@ -7,20 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from askd_ray.config.objective import Objective
-from askd_ray.config.schedules import SHARPNESS, ConstantWeight, FallingWeight, TeacherWeight
+from askd_ray.config.schedules import (
+    SHAPES,
+    SHARPNESS,
+    ConstantWeight,
+    FallingWeight,
+    TeacherWeight,
+    temperature_at,
+    weight_at,
+)
 from askd_ray.config.self_teacher import EmaConfig, NoSelfTeacher, SnapshotConfig
 from askd_ray.config.variants import Variants
 from askd_ray.errors import AskdError
-from askd_ray.objective.schedules import (
-    SHAPES,
-    Gap,
-    Progress,
-    check,
-    self_weight,
-    teacher_weight,
-    temperature,
-    weights_at,
-)
+from askd_ray.objective.schedules import Gap, Progress, check, self_weight, weights_at
 
 FALLING = sorted(SHAPES)
 
@@ -42,14 +41,14 @@ def test_every_shape_that_a_recipe_can_name_is_there():
 @pytest.mark.parametrize("schedule", FALLING)
 def test_shapes_go_from_start_to_end(schedule: str):
     settings = falling(schedule=schedule, start=0.8, end=0.16, until=0.5)
-    assert teacher_weight(settings, 0.0) == pytest.approx(0.8)
-    assert teacher_weight(settings, 0.5) == pytest.approx(0.16)
-    assert teacher_weight(settings, 1.0) == pytest.approx(0.16)
+    assert weight_at(settings, 0.0) == pytest.approx(0.8)
+    assert weight_at(settings, 0.5) == pytest.approx(0.16)
+    assert weight_at(settings, 1.0) == pytest.approx(0.16)
 
 
 def test_values_a_third_of_the_way():
     low, third, high = (1.0 / (1.0 + math.exp(10.0 * (v - 0.5))) for v in (0.0, 1 / 3, 1.0))  # the logistic function
-    found = {s: teacher_weight(falling(schedule=s, start=1.0, end=0.0), 1 / 3) for s in FALLING}
+    found = {s: weight_at(falling(schedule=s, start=1.0, end=0.0), 1 / 3) for s in FALLING}
     by_hand = {
         "linear": 2 / 3,
         "cosine": 0.75,
@@ -71,7 +70,7 @@ def test_sharpness_is_rate_power_steps_or_steepness():
     }
     for (schedule, sharpness), expected in values.items():
         settings = falling(schedule=schedule, start=1.0, end=0.0, sharpness=sharpness)
-        assert teacher_weight(settings, 0.5) == pytest.approx(expected)
+        assert weight_at(settings, 0.5) == pytest.approx(expected)
 
 
 @given(
@@ -88,12 +87,12 @@ def test_the_weight_falls_and_stays_between_its_ends(
     start, end = max(start, end), min(start, end)
     sharp = {"sharpness": sharpness} if schedule in SHARPNESS else {}
     settings = falling(schedule=schedule, start=start, end=end, until=until, **sharp)
-    assert end - 1e-9 <= teacher_weight(settings, u) <= start + 1e-9
-    assert teacher_weight(settings, u) >= teacher_weight(settings, min(1.0, u + 0.1)) - 1e-9
+    assert end - 1e-9 <= weight_at(settings, u) <= start + 1e-9
+    assert weight_at(settings, u) >= weight_at(settings, min(1.0, u + 0.1)) - 1e-9
 
 
 def test_a_constant_weight_is_exact():
-    assert teacher_weight(ConstantWeight(start=0.7), 0.9) == 0.7
+    assert weight_at(ConstantWeight(start=0.7), 0.9) == 0.7
 
 
 def test_self_weight_waits_for_the_switch():
@@ -120,10 +119,10 @@ def test_ps_kd_s_weight_follows_the_epochs():
 def test_the_temperature_stays_between_its_ends(schedule: str, u: float, start: float, end: float):
     values = {"schedule": schedule, "start": start} | ({} if schedule == "constant" else {"end": end})
     settings = Objective.model_validate({"temperature": values}).temperature
-    assert temperature(settings, 0.0) == pytest.approx(start)
+    assert temperature_at(settings, 0.0) == pytest.approx(start)
     if schedule != "constant":
-        assert temperature(settings, 1.0) == pytest.approx(end)
-        assert min(start, end) - 1e-9 <= temperature(settings, u) <= max(start, end) + 1e-9
+        assert temperature_at(settings, 1.0) == pytest.approx(end)
+        assert min(start, end) - 1e-9 <= temperature_at(settings, u) <= max(start, end) + 1e-9
 
 
 @given(st.floats(0, 1), st.floats(0.1, 9.5))

@@ -108,8 +108,8 @@ PRESETS: dict[str, Preset] = {
         {
             "teacher_weight": {"schedule": "linear", "start": 1.0, "end": 0.2},
             "self_teacher": {"kind": "ema", "weight": 0.2, "switch": 0.7},
-            "decoder_states": {"kind": "mse", "layers": "all", "self_teacher": True, "scale": 0.03},
-            "states_weight": {"schedule": "linear", "start": 1.0, "end": 0.0, "until": 0.7},
+            "decoder_states": {"kind": "mse", "layers": "all", "self_teacher": True, "scale": 0.1},
+            "states_weight": {"schedule": "linear", "start": 1.0, "end": 0.5},
         },
         _ASKD_OPEN,
     ),

@@ -171,6 +171,7 @@ class Objective(Section):
             if isinstance(merged[name], dict):
                 of_preset = preset.values.get(name, {}) if preset is not None else {}
                 merged[name] = variant.without_other_defaults(merged[name], of_preset)
+        _leave_out_unweighted(merged, preset.values if preset is not None else {})
         return merged
 
     @model_validator(mode="after")
@@ -243,6 +244,21 @@ def _merged(lower_priority: FieldValues, higher_priority: FieldValues) -> FieldV
         both_nested = isinstance(inner, dict) and isinstance(value, dict)
         merged[name] = _merged(cast(FieldValues, inner), cast(FieldValues, value)) if both_nested else value
     return merged
+
+
+def _leave_out_unweighted(merged: FieldValues, preset: FieldValues) -> None:
+    """Leave out what a preset sets for a self-teacher to which the recipe gives no weight."""
+    self_teacher = merged["self_teacher"]
+    if not isinstance(self_teacher, dict) or not isinstance(merged["decoder_states"], dict):
+        return
+    values = cast(FieldValues, self_teacher)
+    if values.get("kind") != "none" and values.get("weight") != 0.0:
+        return
+    read_by_it = [("self_teacher", name) for name in preset.get("self_teacher", {}) if name not in ("kind", "weight")]
+    for section, name in [*read_by_it, ("decoder_states", "self_teacher")]:
+        of_preset = preset.get(section, {})
+        if name in of_preset and merged[section].get(name) == of_preset[name]:
+            del merged[section][name]
 
 
 def _flat(values: FieldValues, prefix: str = "") -> FieldValues:

@@ -118,6 +118,7 @@ def test_a_grid_has_each_candidate_once():
     assert len(grid(recipe)) == 6
 
 
-def test_the_default_space_is_fit_for_askd():
-    check_space(Recipe())
+@pytest.mark.parametrize("preset", ["askd", "askd_window"])
+def test_the_default_space_is_fit_for_askd(preset: str):
+    check_space(Recipe.model_validate({"objective": {"preset": preset}, "targets": {"states": "all"}}))
     assert isinstance(DEFAULT_SPACE[f"{A}.start"], Between)

@@ -135,6 +135,16 @@ def test_a_preset_survives_being_written_out_in_full(preset: str):
     assert f"preset: {preset}" in dump_recipe(recipe)
 
 
+@pytest.mark.parametrize("of_self", [{"weight": 0.0}, {"kind": "none"}], ids=["no weight", "none"])
+@pytest.mark.parametrize("preset", [name for name, preset in PRESETS.items() if "self_teacher" in preset.open])
+def test_what_a_preset_sets_for_a_self_teacher_goes_with_it(preset: str, of_self: dict[str, object]):
+    objective = Objective.model_validate({"preset": preset, "self_teacher": of_self})
+    assert not objective.has_self_teacher
+    assert Objective.model_validate(objective.model_dump()) == objective
+    in_full = Objective(preset=preset).model_dump()  # type: ignore[arg-type]
+    assert Objective.model_validate(in_full | {"self_teacher": in_full["self_teacher"] | of_self}) == objective
+
+
 @given(st.sampled_from(sorted(PRESETS)), st.sampled_from(sorted(PRESETS)))
 def test_presets_differ(one: str, other: str):
     same = behaviour(Objective(preset=one)) == behaviour(Objective(preset=other))  # type: ignore[arg-type]
@@ -180,7 +190,7 @@ CONTRADICTIONS = {
     r"states_weight would be ignored: decoder_states\.kind is none": ["objective.states_weight.start=0.5"],
     r"decoder_states\.self_teacher would be ignored: the self-teacher has no weight": [
         "targets.states=all",
-        "objective={preset: askd_window, self_teacher: {kind: none}}",
+        "objective={self_teacher: {kind: none}, decoder_states: {kind: mse, self_teacher: true}}",
     ],
     r"self_teacher previous_epoch keeps only distributions: use snapshot, ema or best": [
         "targets.states=all",

@@ -14,7 +14,7 @@ def test_the_arrays_are_what_the_steps_get():
     assert (arrays["b"][0], arrays["b"][249], arrays["b"][250]) == (0.0, 0.0, 0.2)
     assert set(arrays["T"]) == {1.0} and set(arrays["k"]) == {0.0} and set(arrays["s"]) == {0.0}
     with_states = schedule_arrays(load_recipe("demo", ["objective.preset=askd_window", "targets.states=all"]))
-    assert (with_states["s"][0], with_states["s"][175], with_states["s"][-1]) == pytest.approx((1.0, 0.5, 0.0))
+    assert (with_states["s"][0], with_states["s"][175], with_states["s"][-1]) == pytest.approx((1.0, 0.825, 0.5))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

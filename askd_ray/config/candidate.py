@@ -100,17 +100,13 @@ def _limit_weights(objective: dict[str, Any], values: FieldValues) -> None:
     if "end" in teacher and (_START in values or _END in values):
         teacher["end"] = min(teacher["end"], teacher["start"])
     if "weight" in self_teacher:
-        schedule = _teacher_weight(teacher)
+        schedule = _teacher_weights().validate_python(teacher)
         beside = max(weight_at(schedule, u) for u in (self_teacher["switch"], 1.0))  # between them it lies between both
         self_teacher["weight"] = min(self_teacher["weight"], 1.0 - beside)
 
 
-def _teacher_weight(plain: dict[str, Any]) -> TeacherWeight:
-    return _adapter().validate_python(plain)
-
-
 @cache
-def _adapter() -> TypeAdapter[TeacherWeight]:
+def _teacher_weights() -> TypeAdapter[TeacherWeight]:
     return TypeAdapter(TeacherWeight)
 
 

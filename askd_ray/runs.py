@@ -112,14 +112,16 @@ class Run:
         return next((recipe for name, recipe in self._recorded() if name == stage), self.recipe)
 
     def key(self, stage: str) -> str:
-        """Return the key of a finished stage's inputs, for later stages.
+        """Return the key of a finished stage, for later stages: that of its content if it has one, else of its inputs.
+
+        Sources that are copied or touched make `prepare` read them again, but the same rows keep later stages valid.
 
         Raises :class:`AskdError` as :meth:`result` does.
         """
         self.result(stage)
         record = self.record(stage)
         assert record is not None
-        return record["key"]
+        return record["result"].get("content", record["key"])
 
     def finished(self, stage: str, key: str) -> dict[str, Any] | None:
         """Return the stage's result if it has finished with the same inputs, else None."""

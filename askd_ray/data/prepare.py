@@ -19,9 +19,11 @@ from askd_ray.data.prepared import PrepareCounts, notes, rows_problem, splits_pr
 from askd_ray.data.row_check import NO_REFERENCE, NO_TEXT, Rejected, RowLimits, check_row, clean_row
 from askd_ray.data.schema import SPLITS, Utterance
 from askd_ray.data.shard_writer import ShardWriter
+from askd_ray.data.shards import derived_paths, rows_hash
 from askd_ray.data.sources import SourceRow, read_rows, survey
 from askd_ray.data.split import SplitAssignment, assign_split
 from askd_ray.errors import AskdError
+from askd_ray.files import digest
 from askd_ray.location import Location, map_concurrently
 from askd_ray.progress import bar, console
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
@@ -47,6 +49,7 @@ def prepare(recipe: Recipe, force: bool = False) -> Result:
     utterances: ``speakers`` and ``marked`` (the source names the split), by split; ``languages``, by code;
     ``speakers_in_several_splits``; and ``without_text``, the number of train utterances without a text. ``derived``:
     the clips that are made of them, ``{split: {kind: n}}``, which no other count includes; {} if none are made.
+    ``content``: a hash of the rows, on which the later stages build: it stays when files are copied or touched.
     Raises :class:`AskdError`: no or unusable sources, no usable row, too many quarantined rows, a language that the
     teacher is known not to have, or no rows for a split that has a share and that a later stage needs. The shards are
     then deleted, and only the quarantine file may remain. Raises :class:`OSError` if the folder cannot be written.
@@ -89,9 +92,17 @@ def _prepare(run: Run, n_rows: int | None) -> Result:
             from askd_ray.data.derive import derive  # loads torch, which a refusal does not need
 
             result["derived"] = derive(folder, recipe.data.derive)
+        if not problem:
+            result["content"] = _content(folder)
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)
     _raise_problem(problem, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
     return result
+
+
+def _content(folder: Location) -> str:
+    """Return a hash of the rows of all shards of a folder."""
+    shards = [path for split in SPLITS for path in (*folder.files(f"{split}-*.parquet"), *derived_paths(folder, split))]
+    return digest(list(zip([path.name for path in shards], map_concurrently(rows_hash, shards), strict=True)))
 
 
 def _raise_problem(problem: str | None, more: str = "") -> None:

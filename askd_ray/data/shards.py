@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from askd_ray.audio.decode import AudioError, Waveform, decode
 from askd_ray.audio.units import samples_of
 from askd_ray.audio.waveform import fade_ends
-from askd_ray.data.schema import SHARD_SCHEMA, Piece, Split, Utterance
+from askd_ray.data.schema import DERIVED_SCHEMA, SHARD_SCHEMA, Piece, Split, Utterance
 from askd_ray.errors import AskdError
+from askd_ray.files import digest
 from askd_ray.location import UNFINISHED, Location, PathOrUri
 
 DERIVED = "derived-"
@@ -75,6 +76,15 @@ def read_table(path: PathOrUri, columns: Sequence[str] | None = None) -> pa.Tabl
     _refuse_sealed(location.name)
     with location.explain("is damaged or no Parquet file of this kind"), location.open() as file:
         return pq.read_table(file, columns=list(columns) if columns is not None else None)
+
+
+def rows_hash(path: Location) -> str:
+    """Return a hash of the rows of a shard, or of a derived shard, in their order; ``content_hash`` stands for audio.
+
+    Raises :class:`AskdError` when the file is missing or damaged.
+    """
+    schema = DERIVED_SCHEMA if path.name.startswith(DERIVED) else SHARD_SCHEMA
+    return digest(read_table(path, [name for name in schema.names if name != "audio"]).to_pylist())
 
 
 def write_table(path: PathOrUri, table: pa.Table) -> None:

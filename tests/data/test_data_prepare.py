@@ -1,6 +1,8 @@
 import io
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -179,6 +181,26 @@ def test_finished_prepare_is_not_repeated(manifest, recipe, capsys):
 
     (folder / "2.wav").write_bytes(noise_file(5.0))  # other audio under the same name
     assert prepare(run_recipe)["minutes"] != result["minutes"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "rows"),
+    [({}, [{}, {}, {}]), ({"speaker": "Ann"}, [{}, {"speaker": "Ann"}, {}])],
+    ids=["touched", "another speaker"],
+)
+def test_later_stages_stay_valid_as_long_as_the_rows_do(setting, rows, manifest, recipe):
+    folder = manifest([{}, {}, {}])
+    run_recipe = recipe(folder, utterances_per_shard=2, **ALL_TRAIN)
+    prepare(run_recipe)
+    run = Run(run_recipe)
+    inputs, key = run.record("prepare")["key"], run.key("prepare")
+    shutil.rmtree(folder)
+    manifest(rows)
+    for file in folder.iterdir():
+        os.utime(file, (1, 1))  # as after a copy
+    prepare(run_recipe)
+    assert run.record("prepare")["key"] != inputs
+    assert (run.key("prepare") == key) is (not setting)
 
 
 def test_changed_settings_prepare_again(manifest, recipe):

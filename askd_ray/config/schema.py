@@ -247,7 +247,10 @@ class Recipe(Section):
     def _check_decoder_states(self) -> "Recipe":
         kept, matched = self.targets.states, self.objective.decoder_states
         if self.teacher.online and kept != "none":
-            raise ValueError(f"targets.states = {kept} would be ignored: an online teacher gives its states itself")
+            raise ValueError(
+                f"targets.states = {kept} would be ignored: an online teacher gives its states itself: set "
+                "targets.states=none"
+            )
         if matched.kind == "none":
             return self
         if not self.teacher.online and kept == "none":

@@ -151,6 +151,7 @@ def test_presets_differ(one: str, other: str):
     assert same == (one == other)
 
 
+PLAIN_ASKD = ["objective={preset: askd}", "targets.states=none"]
 NO_TEACHER = ["objective.teacher_weight.start=0", "objective.teacher_weight.end=0"]
 CONTRADICTIONS = {
     r"objective\.preset = 'adkd'.*did you mean 'adakd'": ["objective.preset=adkd"],
@@ -186,7 +187,10 @@ CONTRADICTIONS = {
         "objective.preset=askd_window",
         "targets.states=last",
     ],
-    r"targets\.states = all would be ignored: an online teacher": ["teacher.online=true", "targets.states=all"],
+    r"targets\.states = all would be ignored: an online teacher .*: set targets\.states=none": [
+        "teacher.online=true",
+        "targets.states=all",
+    ],
     r"states_weight would be ignored: decoder_states\.kind is none": ["objective.states_weight.start=0.5"],
     r"decoder_states\.self_teacher would be ignored: the self-teacher has no weight": [
         "targets.states=all",
@@ -236,4 +240,4 @@ def test_a_preset_s_values_that_another_schedule_does_not_read_are_dropped():
 @pytest.mark.parametrize("message", CONTRADICTIONS)
 def test_contradictions_have_one_clear_line(message: str):
     with pytest.raises(AskdError, match=message):
-        load_recipe("demo", CONTRADICTIONS[message])
+        load_recipe("demo", [*PLAIN_ASKD, *CONTRADICTIONS[message]])

@@ -39,10 +39,14 @@ def tune(recipe: Recipe, force: bool = False) -> Result:
 
 
 def distill(recipe: Recipe, force: bool = False) -> Result:
-    """Train the student (:func:`askd_ray.train.ray_trainer.distill`) and write the run's report."""
-    from askd_ray.train import ray_trainer
+    """Train the student (:func:`askd_ray.train.ray_trainer.distill`) and write the run's report.
 
-    return _published(recipe, ray_trainer.distill(recipe, force))
+    With ``train.averaged_seeds`` it is an average (:func:`askd_ray.train.ray_seeds.distill_seeds`).
+    """
+    from askd_ray.train import ray_seeds, ray_trainer
+
+    train = ray_trainer.distill if recipe.train.averaged_seeds == 1 else ray_seeds.distill_seeds
+    return _published(recipe, train(recipe, force))
 
 
 def average(runs: "Sequence[Path]", name: str, force: bool = False) -> Result:

@@ -196,6 +196,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_seeds(self) -> "Recipe":
+        if self.study is not None:
+            self.train.refuse_unread(
+                ["averaged_seeds"], "a study compares single trainings, with the seeds of study.seeds"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_search(self) -> "Recipe":
         tested = {name for test in self.evaluate.sets for name in (test.domain, test.name)}
         if shared_names := sorted(tested & set(self.tune.ood_domains)):

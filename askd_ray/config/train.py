@@ -17,6 +17,10 @@ PLACEMENT = {
 """The fields of :class:`Train` that do not change the result of a run: they may change when a run is resumed."""
 
 
+TRAININGS = {"averaged_seeds"}
+"""The fields of :class:`Train` that say how many trainings there are; each one is the same without them."""
+
+
 class FrozenUntil(Section):
     """The progress of the run at which the training of a group of parameters begins: 0 at the start, 1 never."""
 
@@ -136,6 +140,9 @@ class Train(Section):
     """Precision of the forward and backward pass (autocast); parameters and losses stay in float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
+    averaged_seeds: Count = 1
+    """The number of trainings, with seeds from ``seed`` on, whose students are averaged (docs/training.md): their
+    average is usually better than each of them, and as fast."""
     optimizer: Optimization = Field(default_factory=Optimization)
     """The optimizer."""
     selection: Selection = Selection()

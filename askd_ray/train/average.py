@@ -53,11 +53,12 @@ def average(folders: Sequence[Path], name: str, force: bool = False) -> Result:
         raise AskdError(f"askd average: {name} is one of the averaged runs: give the average another name")
     key = stage_key("average", [other.key("distill") for other in runs])
     done = run.finished("distill", key) if run.student.is_dir() else None
-    work = StageWork(run, "distill", key, done, lambda: _average(run, runs), _summary)
+    work = StageWork(run, "distill", key, done, lambda: write_average(run, runs), summary)
     return run_stage(work, force)
 
 
-def _summary(result: Result) -> str:
+def summary(result: Result) -> str:
+    """Return the result of an average in a few words."""
     return f"the average of {', '.join(result['students'])} and {result['factor']:g} of the initial weights"
 
 
@@ -81,7 +82,8 @@ def _check_same(recipe: Recipe, other: Run) -> None:
             )
 
 
-def _average(run: Run, runs: Sequence[Run]) -> Result:
+def write_average(run: Run, runs: Sequence[Run]) -> Result:
+    """Write the average of the students of ``runs`` as that of ``run``, and return the result of :func:`average`."""
     recipe = run.recipe
     use_threads()
     kind, n_shrunk = student_kind(recipe), len(recipe.student.shrink)

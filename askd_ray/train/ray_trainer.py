@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer, get_device
 from askd_ray.audio.sounds import check_sounds
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
-from askd_ray.config.train import PLACEMENT
+from askd_ray.config.train import PLACEMENT, TRAININGS
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.ray_stream import ray_batches
@@ -106,7 +106,7 @@ def trained(run: Run, key: str) -> Result | None:
 def distill_key(run: Run) -> str:
     """Return the key of everything that decides the student; devices and the number of workers do not."""
     r = run.recipe
-    train = r.train.on_one_worker().model_dump(mode="json", exclude=PLACEMENT)  # its steps are those of all workers
+    train = r.train.on_one_worker().model_dump(mode="json", exclude=PLACEMENT | TRAININGS)  # steps of all workers
     window = r.window.model_dump(mode="json", exclude={"choose_on_dev"})  # the export reads it
     return stage_key(r.student, window, r.augment, r.objective, train, r.seed, run.key("label"))
 

@@ -121,7 +121,13 @@ def test_forced_stage_records_the_new_recipe(root: Path):
 
 
 def test_unrelated_recipe_replaces_the_old(root: Path):
-    online = ("teacher.online=true", "objective.temperature.schedule=linear", "objective.temperature.end=2")
+    online = (
+        "targets.states=none",
+        "objective.preset=askd",
+        "teacher.online=true",
+        "objective.temperature.schedule=linear",
+        "objective.temperature.end=2",
+    )
     done(a_run(root, *online), "prepare", "label", "distill")
     a_run(root).begin("label")
     assert recipe_of(a_run(root))["objective"]["temperature"]["schedule"] == "constant"

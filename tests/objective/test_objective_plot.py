@@ -9,7 +9,7 @@ from askd_ray.objective.plot import plot_schedule, schedule_arrays
 
 
 def test_the_arrays_are_what_the_steps_get():
-    arrays = schedule_arrays(load_recipe("demo", ["objective.teacher_weight={start: 0.6, end: 0.2}"]))
+    arrays = schedule_arrays(load_recipe("demo", ["objective={preset: askd, teacher_weight: {start: 0.6, end: 0.2}}"]))
     assert (arrays["a"][0], arrays["a"][250], arrays["a"][-1]) == pytest.approx((0.6, 0.4, 0.2))
     assert (arrays["b"][0], arrays["b"][249], arrays["b"][250]) == (0.0, 0.0, 0.2)
     assert set(arrays["T"]) == {1.0} and set(arrays["k"]) == {0.0} and set(arrays["s"]) == {0.0}

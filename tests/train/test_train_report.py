@@ -54,7 +54,7 @@ def report(run: Run) -> str:
 def test_report_describes_the_training(run: Run):
     text = report(run)
     assert "**Dev WER 12.50 %** at step 2 of 3" in text
-    assert "`askd`: (1 - a - b) CE" in text and "| a, the teacher's weight | linear from" in text
+    assert "`askd_window`: (1 - a - b) CE" in text and "| a, the teacher's weight | linear from" in text
     assert "| teacher | `wheel:tiny.en`" in text and "37.76 M parameters" in text
     assert "- `calls` (manifest, en, default; licence: own)" in text
     for row in ("train | 5 | 3.2", "test | 1 | 0.5", "silence | 1", "repeats | 1"):

@@ -44,6 +44,12 @@ class Run:
         """The folder with the shards and labels: that of this run, or of the run ``recipe.data_run``."""
         return Location.of(self.recipe.data_root or self.path.parent) / (self.recipe.data_run or self.recipe.name)
 
+    def inside(self, folder: str, **settings: Any) -> Recipe:
+        """Return the recipe of a run in a folder of this run's, on the same shards and labels, with other settings."""
+        shared = {"data_root": str(self.data_path.parent), "data_run": self.recipe.data_run or self.recipe.name}
+        here = {**self.recipe.model_dump(mode="json"), **shared, "runs_root": str(self.path / folder)}
+        return Recipe.model_validate({**here, **settings})
+
     @property
     def shards(self) -> Location:
         """Parquet files of utterances, several per split."""

@@ -1,7 +1,6 @@
 """`askd study`: compares objectives with equal budgets over seeds, in domain and out of domain."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from askd_ray import stages
 from askd_ray.config.load import with_absolute_paths
@@ -65,18 +64,14 @@ def _study(run: Run, runs: Mapping[str, Recipe], study: Study, force: bool) -> R
 def _run_of(recipe: Recipe, arm: str, seed: int) -> Recipe:
     """Return the recipe of one run: the arm's objective and a seed, in a subfolder of the study."""
     assert recipe.study is not None
-    run = Run(recipe)
-    values: dict[str, Any] = recipe.model_dump(mode="json") | {
-        "name": f"{arm}-{seed}",
-        "seed": seed,
-        "objective": recipe.study.arms[arm].model_dump(mode="json"),
-        "runs_root": str(run.path / "runs"),
-        "data_root": recipe.data_root or str(run.path.parent),
-        "data_run": recipe.data_run or recipe.name,
-        "study": None,
-        "train": recipe.train.on_one_worker().model_dump(mode="json"),
-    }
-    return Recipe.model_validate(values)
+    return Run(recipe).inside(
+        "runs",
+        name=f"{arm}-{seed}",
+        seed=seed,
+        objective=recipe.study.arms[arm].model_dump(mode="json"),
+        study=None,
+        train=recipe.train.on_one_worker().model_dump(mode="json"),
+    )
 
 
 def over_seeds(scores: Scores, study: Study) -> dict[str, DomainComparison]:

@@ -33,13 +33,5 @@ def distill_seeds(recipe: Recipe, force: bool = False) -> Result:
 
 
 def _run_of_seed(run: Run, seed: int) -> Run:
-    recipe = run.recipe
-    values = recipe.model_dump(mode="json") | {
-        "name": f"seed-{seed}",
-        "seed": seed,
-        "runs_root": str(run.path / "seeds"),
-        "data_root": str(run.data_path.parent),
-        "data_run": recipe.data_run or recipe.name,
-        "train": recipe.train.model_copy(update={"averaged_seeds": 1}).model_dump(mode="json"),
-    }
-    return Run(Recipe.model_validate(values))
+    train = run.recipe.train.model_copy(update={"averaged_seeds": 1})
+    return Run(run.inside("seeds", name=f"seed-{seed}", seed=seed, train=train.model_dump(mode="json")))

@@ -106,7 +106,8 @@ def trained(run: Run, key: str) -> Result | None:
 def distill_key(run: Run) -> str:
     """Return the key of everything that decides the student; devices and the number of workers do not."""
     r = run.recipe
-    train = r.train.on_one_worker().model_dump(mode="json", exclude=PLACEMENT | TRAININGS)  # steps of all workers
+    one_worker = r.train.on_one_worker()  # its steps are those of all workers
+    train = one_worker.model_dump(mode="json", exclude=PLACEMENT | TRAININGS)
     window = r.window.model_dump(mode="json", exclude={"choose_on_dev"})  # the export reads it
     return stage_key(r.student, window, r.augment, r.objective, train, r.seed, run.key("label"))
 

@@ -131,13 +131,22 @@ class Location:
                 return file.read()
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
-        """Write a file atomically: with a rename on a local disk, as one object on a store."""
-        if not self.root:
-            with atomic_path(Path(self.path)) as temporary:
-                temporary.write_bytes(data)
+        """Write a file atomically; see :meth:`atomic_output`."""
+        with self.atomic_output() as file, self._store_errors():
+            file.write(data)
+
+    @contextmanager
+    def atomic_output(self) -> Generator[pa.NativeFile]:
+        """Open a file for writing in steps: on a local disk it appears by a rename, on a store as one object.
+
+        After an error, a local file is as before, and a store has the written part.
+        """
+        if self.root:
+            with self.output() as file:
+                yield file
         else:
-            with self.output() as file, self._store_errors():
-                file.write(data)
+            with atomic_path(Path(self.path)) as temporary, pa.OSFile(str(temporary), "wb") as file:
+                yield file
 
     @contextmanager
     def output(self) -> Generator[pa.NativeFile]:

@@ -37,7 +37,7 @@ from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.config.objective import Objective
 from askd_ray.config.schema import Recipe
 from askd_ray.data.length_grouped import length_grouped_sampler
-from askd_ray.data.sampler import DataCursor
+from askd_ray.data.sampler import DataCursor, tasks_from
 from askd_ray.data.schema import IGNORED, Batch, Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.fetch.weights import fetch_weights
@@ -131,7 +131,7 @@ def _time(
     loader = make_batch_loader(recipe, n_mels=80)
     batches = [
         batch
-        for task in length_grouped_sampler(loader.labelled_rows(), loader).tasks(DataCursor(), 0, 1)
+        for task in tasks_from(length_grouped_sampler(loader.rows(), loader), DataCursor(), 0, 1)
         for batch in loader.batches(task)
     ]
     audio = {u.id: u for u in utterances}

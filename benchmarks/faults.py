@@ -138,7 +138,7 @@ def _write_run(root: Path, workers: int) -> Recipe:
                 "epochs": EPOCHS,
                 "checkpoint_steps": 3,
                 "optimizer": {"lr": 1e-3},
-                "batching": {"utterances": 1, "micro_batches": 2, "shuffle_shards": 2},
+                "batching": {"utterances": 1, "micro_batches": 2, "shuffle_blocks": 2},
                 "workers": {"count": workers},
             },
         }

@@ -135,7 +135,7 @@ class Bench:
     def run(self, n_warm_up: int, n_steps: int) -> None:
         """Take steps on streamed batches; the first steps are not counted."""
         batches = PlainContext(self._device).batches(
-            self._loader, length_grouped_sampler(self._loader.labelled_rows(), self._loader).tasks(DataCursor(), 0, 1)
+            self._loader, length_grouped_sampler(self._loader.rows(), self._loader), DataCursor()
         )
         with bar("steps", n_warm_up + n_steps, "step") as progress:
             for number in range(n_warm_up + n_steps):

@@ -45,7 +45,8 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.length_grouped import length_grouped_sampler
-from askd_ray.data.sampler import DataCursor, ReadTask
+from askd_ray.data.prefetch import prefetch
+from askd_ray.data.sampler import DataCursor, ReadTask, tasks_from
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_table, shard_paths
 from askd_ray.fetch.weights import fetch_weights
@@ -141,7 +142,7 @@ def _recipe(root: str, noises: Sequence[Path], epochs: int) -> Recipe:
 def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, list[float]]:
     """Return the utterances per second in each round; a first round for warm-up does not count."""
     loader = make_batch_loader(recipe, n_mels=80)
-    tasks = list(length_grouped_sampler(loader.labelled_rows(), loader).tasks(DataCursor(), 0, 1))
+    tasks = list(tasks_from(length_grouped_sampler(loader.rows(), loader), DataCursor(), 0, 1))
     peer = _Peer(loader, noises)
     makers = {"datasets": peer.batches, OUR_BATCHES: peer.our_batches, "ours": partial(_our_batches, loader)}
     rates: dict[str, list[float]] = {name: [] for name in makers}
@@ -159,7 +160,8 @@ def _rates(recipe: Recipe, noises: Sequence[Path], rounds: int) -> dict[str, lis
 
 def _our_batches(loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[int]:
     """Make the batches of tasks; yield the number of utterances in each."""
-    return (len(batch.log_mel) for batch in PlainContext(torch.device("cpu")).batches(loader, tasks))
+    made = prefetch((job for task in tasks for job in loader.batch_tasks(task)), 4 * n_cores(), threads=n_cores())
+    return (len(batch.log_mel) for batch in made)  # as the plain loop does it
 
 
 class _Peer:
@@ -198,7 +200,10 @@ class _Peer:
     def our_batches(self, tasks: Iterable[ReadTask]) -> Iterator[int]:
         """Make the batches of tasks in their windows; yield the number of utterances in each."""
         self._planned[:] = [
-            [(self._first_row[p.shard] + p.index, p.window_samples) for p in batch]
+            [
+                (self._first_row[task.blocks[block].shard] + task.blocks[block].rows.start + row, window)
+                for block, row, window in batch[["block", "row", "window_samples"]].tolist()
+            ]
             for task in tasks
             for batch in task.batches
         ]

@@ -33,7 +33,7 @@ from speech_rows import clips
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.length_grouped import length_grouped_sampler
-from askd_ray.data.sampler import DataCursor, ReadTask
+from askd_ray.data.sampler import DataCursor, Sampler, steps_from
 from askd_ray.data.schema import Batch
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.progress import bar, console
@@ -70,8 +70,8 @@ def main() -> None:
         }
         recipe = Recipe.model_validate(values)
         write_run(recipe, clips(options.data, n_clips))
-        sampler = length_grouped_sampler(make_batch_loader(recipe, n_mels=80).labelled_rows(), recipe)
-        n_steps = sum(1 for _ in sampler.steps(DataCursor()))
+        sampler = length_grouped_sampler(make_batch_loader(recipe, n_mels=80).rows(), recipe)
+        n_steps = sum(1 for _ in steps_from(sampler, DataCursor()))
         with Listener(str(Path(root) / "socket"), "AF_UNIX", authkey=KEY) as listener:
             config = {"recipe": recipe.model_dump(mode="json"), "root": root, "socket": listener.address}
             process_settings, times = dict[str, dict[str, int]](), {kind: list[float]() for kind in KINDS}
@@ -142,8 +142,8 @@ def _handed_over(kind: str, socket: str, batches: Iterable[Batch]) -> Iterator[B
 
 def _run_plain(config: dict[str, Any]) -> None:
     class Plain(PlainContext):
-        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            return _handed_over("plain", config["socket"], super().batches(loader, tasks))
+        def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
+            return _handed_over("plain", config["socket"], super().batches(loader, sampler, cursor))
 
     context = Plain(torch.device("cpu"))
     build_loop(Recipe.model_validate(config["recipe"]), context, Path(config["root"]) / "plain", "plain").run()
@@ -176,8 +176,8 @@ def ray_worker(config: dict[str, Any]) -> None:
     from askd_ray.train.ray_trainer import RayTrainContext
 
     class InRay(RayTrainContext):
-        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            made = PlainContext(self.device).batches(loader, tasks)
+        def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
+            made = PlainContext(self.device).batches(loader, sampler, cursor)
             return _handed_over("ray", config["socket"], made)
 
     build_loop(Recipe.model_validate(config["recipe"]), InRay(use_gpu=False), Path(config["root"]) / "ray", "ray").run()

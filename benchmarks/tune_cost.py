@@ -15,7 +15,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,7 @@ from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import write_labels
-from askd_ray.data.sampler import ReadTask
+from askd_ray.data.sampler import DataCursor, Sampler
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_table, shard_paths, to_table, to_utterances, write_table
 from askd_ray.fetch.weights import fetch_weights
@@ -50,9 +50,9 @@ class Sharing(PlainContext):
 
     features: Path | None = None
 
-    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+    def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
         """Build the batches from decoded clips."""
-        return super().batches(replace(loader, features_folder=self.features), tasks)
+        return super().batches(replace(loader, features_folder=self.features), sampler, cursor)
 
 
 def main() -> None:

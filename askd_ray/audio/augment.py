@@ -1,6 +1,8 @@
 """Augmentation: every draw is a pure function of (seed, epoch, utterance id), so that a resumed run repeats it."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.effects import add_noise, fit_length, reverberate, sped_up, sped_up_samples, telephone, within_one
@@ -10,12 +12,18 @@ from askd_ray.config.augment import Augment, SpecAugment
 from askd_ray.randomness import Draw
 
 
+def speed_factors(settings: Augment, draws: NDArray[np.float64], n_samples: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the speed factors of clips of ``n_samples`` for numbers in [0, 1); 1 where a clip would exceed 30 s."""
+    speeds = np.asarray(settings.speed, np.float64)
+    factors = speeds[(draws * len(speeds)).astype(np.int64)]
+    return np.where(sped_up_samples(n_samples, factors) <= PADDED_SAMPLES, factors, 1.0)
+
+
 def speed_factor(settings: Augment, draw: Draw, n_samples: int) -> float:
-    """Draw the speed factor of a clip of ``n_samples``; 1 if the clip would become longer than 30 s."""
-    if not settings.changes_speed:  # a shortcut: planning calls this for millions of rows
+    """Draw the speed factor of a clip of ``n_samples``: that of :func:`speed_factors`."""
+    if not settings.changes_speed:
         return 1.0
-    factor = draw.rng("speed").choice(settings.speed)
-    return factor if sped_up_samples(n_samples, factor) <= PADDED_SAMPLES else 1.0
+    return float(speed_factors(settings, np.array([draw.uniform("speed")]), np.array([n_samples]))[0])
 
 
 def augment(waveform: Waveform, settings: Augment, draw: Draw) -> Waveform:

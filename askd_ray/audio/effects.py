@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import torch
 import torchaudio.functional as F
+from numpy.typing import NDArray
 from torchaudio.transforms import Resample
 
 from askd_ray.audio.units import SAMPLE_RATE_HZ
@@ -18,10 +19,12 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ
 _LINE_HZ, _LINE_LOW_HZ, _LINE_HIGH_HZ, _MU_LAW_LEVELS = 8_000, 300.0, 3_400.0, 256  # ITU-T G.711, G.712
 
 
-def sped_up_samples(n_samples: int, factor: float) -> int:
-    """Return the length of a clip of ``n_samples`` after :func:`sped_up`: the length that torchaudio gives."""
-    from_hz, to_hz = _rates(factor)
-    return math.ceil(np.float32(to_hz * n_samples / from_hz))  # torchaudio rounds up a 32-bit float
+def sped_up_samples(n_samples: NDArray[np.int64] | int, factors: NDArray[np.float64] | float) -> NDArray[np.int64]:
+    """Return the lengths of clips of ``n_samples`` after :func:`sped_up`: the lengths that torchaudio gives."""
+    from_hz, to_hz = _rates(factors)
+    return np.ceil((to_hz * np.asarray(n_samples) / from_hz).astype(np.float32)).astype(
+        np.int64
+    )  # torchaudio rounds up a float32
 
 
 def sped_up(clip: torch.Tensor, factor: float) -> torch.Tensor:
@@ -29,11 +32,11 @@ def sped_up(clip: torch.Tensor, factor: float) -> torch.Tensor:
 
     The result is that of torchaudio's Resample, whose convolution takes twice as long as this matrix product.
     """
-    from_hz, to_hz = _rates(factor)
+    from_hz, to_hz = int(_rates(factor)[0]), _rates(factor)[1]
     if from_hz == to_hz:
         return clip
     resampler, step = _resampler(from_hz, to_hz), from_hz // math.gcd(from_hz, to_hz)
-    n_after = sped_up_samples(len(clip), factor)
+    n_after = int(sped_up_samples(len(clip), factor))
     kernels = cast(torch.Tensor, resampler.kernel)[:, 0]
     padded = torch.nn.functional.pad(clip, (resampler.width, resampler.width + step))
     return (padded.unfold(0, kernels.shape[1], step) @ kernels.T).reshape(-1)[:n_after]
@@ -83,9 +86,9 @@ def within_one(clip: torch.Tensor) -> torch.Tensor:
     return clip / peak if peak > 1.0 else clip
 
 
-def _rates(factor: float) -> tuple[int, int]:
-    """Return the rates between which resampling speeds a clip up by a factor, which has at most two decimals."""
-    return round(100 * factor), 100
+def _rates(factors: NDArray[np.float64] | float) -> tuple[NDArray[np.int64], int]:
+    """Return the rates between which resampling speeds clips up by factors, which have at most two decimals."""
+    return np.rint(100 * np.asarray(factors)).astype(np.int64), 100
 
 
 @lru_cache(maxsize=16)

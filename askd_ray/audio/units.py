@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from askd_ray.config.schema import Window
 
 SAMPLE_RATE_HZ = 16_000
@@ -25,8 +28,15 @@ def window_samples(n_samples: int, silence_s: float, min_s: float = 0.0) -> int:
 
     Rounded up to a multiple of :data:`SAMPLES_PER_POSITION`, and at most 30 s.
     """
-    n_needed = max(n_samples + samples_of(silence_s), samples_of(min_s))
-    return min(-(-n_needed // SAMPLES_PER_POSITION) * SAMPLES_PER_POSITION, PADDED_SAMPLES)
+    return int(windows_samples(np.array(n_samples), np.array(silence_s), min_s))
+
+
+def windows_samples(
+    n_samples: NDArray[np.int64], silence_s: NDArray[np.float64], min_s: float = 0.0
+) -> NDArray[np.int64]:
+    """Return :func:`window_samples` of many clips."""
+    n_needed = np.maximum(n_samples + np.rint(silence_s * SAMPLE_RATE_HZ).astype(np.int64), samples_of(min_s))
+    return np.minimum(-(-n_needed // SAMPLES_PER_POSITION) * SAMPLES_PER_POSITION, PADDED_SAMPLES)
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ class Batching(Section):
     domain_weights: dict[str, Weight] = Field(default_factory=dict[str, Weight])
     """How often an epoch takes the utterances of a domain: 0.5 takes each one every second epoch, 2 takes each twice
     per epoch; 1 for other domains."""
-    shuffle_shards: Count = 8
-    """The shards per micro-batch of a step whose utterances are shuffled together."""
+    shuffle_blocks: Count = 8
+    """The blocks (64 utterances of a shard) per micro-batch of a step whose utterances are shuffled together."""
 
 
 class Workers(Section):

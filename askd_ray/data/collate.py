@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
@@ -21,13 +20,14 @@ from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, DecodingWindow, samp
 from askd_ray.config.augment import Augment
 from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, read_clips
-from askd_ray.data.labels import LabelKey, SoftLabels, StatesShape, check_labels, read_labels
+from askd_ray.data.labels import LabelKey, SoftLabels, StatesShape, read_labels
 from askd_ray.data.length_grouped import unknown_domains
-from askd_ray.data.sampler import Planned, ReadTask, Row
+from askd_ray.data.row_index import RowIndex, row_index
+from askd_ray.data.sampler import MicroBatch, ReadTask
 from askd_ray.data.schema import IGNORED, Batch, Utterance
-from askd_ray.data.shards import read_table, train_paths, waveform_of
+from askd_ray.data.shards import Block, waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.location import Location, map_concurrently
+from askd_ray.location import Location
 from askd_ray.randomness import Draw
 
 
@@ -52,70 +52,56 @@ class BatchLoader:
     features_folder: Path | None = None
     """A cache of decoded clips that other processes share; None disables it."""
 
-    def labelled_rows(self) -> tuple[tuple[Row, ...], ...]:
-        """Check every label shard against its shard and return the rows that have labels, by shard: for a sampler.
+    def rows(self) -> RowIndex:
+        """Return the labelled train utterances, for a sampler; an index that is missing or stale is made first.
 
         Raises :class:`AskdError` when there are no shards, labels are missing or stale, or ``domain_weights`` names a
         domain without rows.
         """
-        shards = map_concurrently(self._rows, train_paths(self.shards))
-        if not any(shards):
+        index = row_index(self.shards, self.labels, self.label_key)
+        if not index.n_rows:
             raise AskdError(f"no train utterance in {self.labels} has labels: `askd label` says why each is left out")
-        unknown, known = unknown_domains(self.train.batching.domain_weights, shards)
+        unknown = unknown_domains(self.train.batching.domain_weights, index.domains)
         if unknown:
             raise AskdError(
                 f"train.batching.domain_weights: no train utterance of {', '.join(unknown)}; "
-                f"there are: {', '.join(known)}"
+                f"there are: {', '.join(sorted(index.domains))}"
             )
-        return tuple(shards)
-
-    def _rows(self, path: Location) -> tuple[Row, ...]:
-        """Return the rows of a shard that have labels."""
-        labels = self.labels / path.name
-        check_labels(labels, path, self.label_key)
-        targets = read_table(labels, ["target_ids"]).column("target_ids")
-        lengths = pc.call_function("list_value_length", [targets]).to_pylist()
-        rows = read_table(path, ["id", "duration_s", "domain"]).to_pylist()
-        indexed_rows = enumerate(zip(rows, lengths, strict=True))
-        return tuple(Row(path.name, i, **row, n_tokens=n) for i, (row, n) in indexed_rows if n)
+        return index
 
     def batches(self, task: ReadTask) -> Iterator[Batch]:
         """Make and yield the batches of a task in order; see :meth:`batch_tasks`."""
         return (make() for make in self.batch_tasks(task))
 
     def batch_tasks(self, task: ReadTask) -> Iterator[Callable[[], Batch]]:
-        """Read the shards of a task once and yield one function for each batch; any thread may call it.
+        """Read the blocks of a task once and yield one function for each batch; any thread may call it.
 
         Raises :class:`AskdError` when a shard is damaged; the functions raise it when audio cannot be decoded.
         """
-        shard_names = sorted({p.shard for batch in task.batches for p in batch})
-        clips = {name: self._clips(self.shards / name) for name in shard_names}
         sizes = self.label_key["top_k"], self.states_shape
-        labels = {name: read_labels(self.labels / name, *sizes) for name in shard_names}
+        blocks = {
+            number: (self._clips(block), read_labels(self.labels / block.shard, *sizes, block))
+            for number, block in task.blocks.items()
+        }
         for batch in task.batches:
-            rows = [(clips[p.shard][p.index], labels[p.shard][p.index]) for p in batch]
+            places = zip(batch["block"].tolist(), batch["row"].tolist(), strict=True)
+            rows = [(blocks[block][0][row], blocks[block][1][row]) for block, row in places]
             yield partial(self._collate, rows, batch, task.epoch)
 
-    def teacher_losses(self) -> NDArray[np.float32]:
-        """Return the teacher's mean loss, in nats per token, on every train utterance for which it has labels."""
-        losses: list[float] = []
-        for path in train_paths(self.shards):
-            table = read_table(self.labels / path.name, ["left_out", "teacher_loss"])
-            rows = [row for row in table.to_pylist() if not row["left_out"]]
-            losses += [row["teacher_loss"] for row in rows if row["teacher_loss"] is not None]
-        return np.asarray(losses, np.float32)
-
-    def _clips(self, shard: Location) -> list[Clip]:
+    def _clips(self, block: Block) -> list[Clip]:
         if self.features_folder is None:
-            return read_clips(shard)
+            return read_clips(self.shards / block.shard, block)
         needs_waveforms = self.augment.changes_waveform or self.teacher_n_mels > 0
-        return Features(self.features_folder, 0 if needs_waveforms else self.n_mels).clips(shard)
+        return Features(self.features_folder, 0 if needs_waveforms else self.n_mels).clips(
+            self.shards / block.shard, block
+        )
 
-    def _collate(self, rows: Sequence[tuple[Clip, SoftLabels]], planned: Sequence[Planned], epoch: int) -> Batch:
+    def _collate(self, rows: Sequence[tuple[Clip, SoftLabels]], planned: MicroBatch, epoch: int) -> Batch:
         if not rows:
             return empty_batch(self.n_mels, self.label_key["top_k"], self.teacher_n_mels, self.states_shape)
-        window_frames = [p.window_samples // HOP_LENGTH for p in planned]
-        draws = [Draw(self.seed, epoch, clip.id, p.copy) for (clip, _), p in zip(rows, planned, strict=True)]
+        window_frames = (planned["window_samples"] // HOP_LENGTH).tolist()
+        copies = planned["copy"].tolist()
+        draws = [Draw(self.seed, epoch, clip.id, copy) for (clip, _), copy in zip(rows, copies, strict=True)]
         log_mels, clean, speech_frames = list[torch.Tensor](), list[Waveform](), list[int]()
         for (clip, _), n_frames, draw in zip(rows, window_frames, draws, strict=True):
             log_mel, n_samples = clip.cached_log_mel(n_frames), clip.n_samples
@@ -138,6 +124,7 @@ class BatchLoader:
         arrays = _targets([label for _, label in rows])
         return Batch(
             ids=tuple(clip.id for clip, _ in rows),
+            numbers=planned["number"].copy(),
             log_mel=batch.numpy(),
             window_frames=np.asarray(window_frames, np.int64),
             teacher_log_mel=padded,
@@ -182,6 +169,7 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0, states_shape: 
     """Return the batch for a rank that has no data while other ranks have: one silent row without any target token."""
     return Batch(
         ids=(),
+        numbers=np.zeros(0, np.int64),
         log_mel=np.zeros((1, n_mels, 2), np.float32),
         window_frames=np.full(1, 2, np.int64),
         decoder_ids=np.zeros((1, 1), np.int64),

@@ -24,7 +24,7 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.audio.vad import FRAME_SAMPLES, Vad
 from askd_ray.config.derive import Crops, Derive, NonSpeechClips, Stitched
 from askd_ray.data.schema import DERIVED_SCHEMA, SOUND_SCHEMA, DerivedKind, Piece, Split, Utterance
-from askd_ray.data.shards import DERIVED, read_shard, read_table, to_table, waveform_of, write_table
+from askd_ray.data.shards import BLOCK_ROWS, DERIVED, read_shard, read_table, to_table, waveform_of, write_table
 from askd_ray.location import Location
 from askd_ray.progress import bar
 from askd_ray.randomness import Draw
@@ -119,7 +119,7 @@ def _write_sounds(path: Location, files: str | None) -> _Sounds:
         audio.append(file.getvalue())
         lengths_s.append(duration_s(sound.waveform))
     rows = [{"id": n, "audio": {"bytes": a, "path": f"{n}.flac"}} for n, a in zip(names, audio, strict=True)]
-    write_table(path, pa.Table.from_pylist(rows, schema=SOUND_SCHEMA))
+    write_table(path, pa.Table.from_pylist(rows, schema=SOUND_SCHEMA), BLOCK_ROWS)
     return _Sounds(tuple(lengths_s), tuple(audio))
 
 
@@ -130,7 +130,8 @@ def _derive_shard(path: Location, settings: Derive, sounds: _Sounds, vad: Vad) -
     clips = [*crops, *shard.stitched(settings.stitched), *shard.non_speech(settings.non_speech)]
     if clips:
         rows = [shard.row(clip) for clip in clips]
-        write_table(path.parent / f"{DERIVED}{path.name}", pa.Table.from_pylist(rows, schema=DERIVED_SCHEMA))
+        table = pa.Table.from_pylist(rows, schema=DERIVED_SCHEMA)
+        write_table(path.parent / f"{DERIVED}{path.name}", table, BLOCK_ROWS)
     return Counter(clip.kind for clip in clips)
 
 

@@ -14,7 +14,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import clip_log_mel, informative_frames
 from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Utterance
-from askd_ray.data.shards import read_shard, waveform_of
+from askd_ray.data.shards import Block, read_shard, waveform_of
 from askd_ray.files import atomic_path
 from askd_ray.location import Location
 from askd_ray.torch_setup import n_cores
@@ -39,40 +39,40 @@ class Clip:
         return torch.from_numpy(self.log_mel.copy())  # a copy, since torch warns of read-only memory
 
 
-def read_clips(shard: Location) -> list[Clip]:
-    """Return the clips of a shard; each call of ``waveform`` decodes the audio again."""
-    return [Clip(u.id, partial(waveform_of, u)) for u in read_shard(shard)]
+def read_clips(shard: Location, block: Block) -> list[Clip]:
+    """Return the clips of a shard's block; each call of ``waveform`` decodes the audio again."""
+    return [Clip(u.id, partial(waveform_of, u)) for u in read_shard(shard, block)]
 
 
 @dataclass(frozen=True)
 class Features:
-    """A cache folder with one file for each shard: log-mels with ``n_mels`` bins, or waveforms (``n_mels`` 0)."""
+    """A cache folder with one file for each block: log-mels with ``n_mels`` bins, or waveforms (``n_mels`` 0)."""
 
     folder: Path
     n_mels: int
 
-    def clips(self, shard: Location) -> list[Clip]:
-        """Return the clips of a shard, and write the shard's cache file first if it is missing.
+    def clips(self, shard: Location, block: Block) -> list[Clip]:
+        """Return the clips of a shard's block, and write its cache file first if it is missing.
 
         Raises :class:`~askd_ray.errors.AskdError` when the shard is damaged.
         """
-        path = self.folder / f"{shard.name}.arrow"
+        path = self.folder / f"{shard.name}.{block.number}.arrow"
         if not path.is_file():
-            self._write_file(shard, path)
+            self._write_file(shard, block, path)
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         values = [row.values.to_numpy(zero_copy_only=True) for row in table.column("values")]
         ids, lengths = table.column("id").to_pylist(), table.column("n_samples").to_pylist()
         indexed_rows = enumerate(zip(ids, lengths, values, strict=True))
-        return [self._clip(shard, i, *row) for i, row in indexed_rows]
+        return [self._clip(partial(_decoded, shard, block, i), *row) for i, row in indexed_rows]
 
-    def _clip(self, shard: Location, index: int, name: str, n_samples: int, values: NDArray[np.float32]) -> Clip:
+    def _clip(self, decoded: Callable[[], Waveform], name: str, n_samples: int, values: NDArray[np.float32]) -> Clip:
         if self.n_mels:
-            return Clip(name, partial(_decoded, shard, index), n_samples, values.reshape(self.n_mels, -1))
+            return Clip(name, decoded, n_samples, values.reshape(self.n_mels, -1))
         return Clip(name, values.copy)
 
-    def _write_file(self, shard: Location, path: Path) -> None:
-        """Decode a shard into a cache file, with one torch thread for each clip: bit for bit as without a cache."""
-        utterances = read_shard(shard)
+    def _write_file(self, shard: Location, block: Block, path: Path) -> None:
+        """Decode a block into a cache file, with one torch thread for each clip: bit for bit as without a cache."""
+        utterances = read_shard(shard, block)
         tasks = [partial(self._values, u) for u in utterances]
         features = list(prefetch(tasks, ahead=2 * n_cores(), threads=n_cores()))
         ids, lengths, values = [u.id for u in utterances], [n for n, _ in features], [v for _, v in features]
@@ -90,6 +90,6 @@ class Features:
         return len(waveform), log_mel.numpy().reshape(-1)
 
 
-def _decoded(shard: Location, index: int) -> Waveform:
-    """Decode one clip of a shard: needed for a clip longer than its window, which is rare."""
-    return waveform_of(read_shard(shard)[index])
+def _decoded(shard: Location, block: Block, row: int) -> Waveform:
+    """Decode one clip of a block: needed for a clip longer than its window, which is rare."""
+    return waveform_of(read_shard(shard, block)[row])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from askd_ray.data.schema import LABEL_SCHEMA
-from askd_ray.data.shards import read_table, write_table
+from askd_ray.data.shards import BLOCK_ROWS, Block, read_rows, read_table, write_table
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, PathOrUri
 
@@ -75,7 +75,8 @@ def write_labels(path: PathOrUri, labels: Sequence[SoftLabels], key: LabelKey) -
         for label in labels
     ]
     table = pa.Table.from_pylist(rows, schema=LABEL_SCHEMA)
-    write_table(path, table.replace_schema_metadata({_METADATA: json.dumps(key, sort_keys=True)}))
+    keyed = table.replace_schema_metadata({_METADATA: json.dumps(key, sort_keys=True)})
+    write_table(path, keyed, BLOCK_ROWS)
 
 
 def labels_match(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> bool:
@@ -108,15 +109,18 @@ def check_labels(path: PathOrUri, shard: PathOrUri, key: LabelKey) -> None:
         raise AskdError(f"stale soft labels in {path}: {shard.name} has other utterances now: run `askd label` again")
 
 
-def read_labels(path: PathOrUri, top_k: int, states_shape: StatesShape = (0, 0)) -> list[SoftLabels]:
-    """Read a label shard; call :func:`check_labels` first.
+def read_labels(
+    path: PathOrUri, top_k: int, states_shape: StatesShape = (0, 0), block: Block | None = None
+) -> list[SoftLabels]:
+    """Read a label shard, or the labels of one of its blocks; call :func:`check_labels` first.
 
     ``states_shape``: the decoder states to read; if the shard has more layers, the last ones are read.
     """
     labels: list[SoftLabels] = []
     n_layers, width = states_shape
     columns = [name for name in LABEL_SCHEMA.names if name != "states" or n_layers]
-    for row in read_table(path, columns).to_pylist():
+    table = read_table(path, columns) if block is None else read_rows(Location.of(path), block.rows, columns)
+    for row in table.to_pylist():
         arrays = {name: np.frombuffer(row.get(name, b""), dtype) for name, dtype in ARRAYS.items()}
         target_ids = np.asarray(row["target_ids"], np.int32)
         for name in ("top_ids", "top_log_probs"):

@@ -134,10 +134,11 @@ class Batch:
     online teacher); ``states`` float16 (batch, length, n_layers, d_model): its decoder states there (no layers if the
     objective reads none); ``has_teacher`` bool (batch,): False for utterances without its labels; ``teacher_log_mel``
     (batch, n_mels, 3000) float32: the clean clip in its padded window, for an online teacher (otherwise 0 frames);
-    ``ids``: the utterances' ids.
+    ``ids``: the utterances' ids, and ``numbers`` int64 their numbers in the row index.
     """
 
     ids: tuple[str, ...]
+    numbers: NDArray[np.int64]
     log_mel: NDArray[np.float32]
     window_frames: NDArray[np.int64]
     decoder_ids: NDArray[np.int64]

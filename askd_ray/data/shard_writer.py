@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from askd_ray.data.schema import SPLITS, Split, Utterance
-from askd_ray.data.shards import read_table, to_table, to_utterances, write_table
+from askd_ray.data.shards import BLOCK_ROWS, read_table, to_table, to_utterances, write_table
 from askd_ray.data.split import SplitAssignment, normalize_speaker
 from askd_ray.location import Location
 
@@ -89,7 +89,7 @@ class _Files:
     def flush(self) -> None:
         if self._waiting:
             self._written.append(self._folder / f"{self._name}-{len(self._written):05d}.parquet")
-            write_table(self._written[-1], to_table(self._waiting))
+            write_table(self._written[-1], to_table(self._waiting), BLOCK_ROWS)
             self._waiting = []
 
     def drain(self) -> Iterator[Utterance]:

@@ -2,8 +2,10 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,23 @@ from askd_ray.location import UNFINISHED, Location, PathOrUri
 
 DERIVED = "derived-"
 """The name of a derived shard is this and the name of the shard of which it was made."""
+
+BLOCK_ROWS = 64
+"""Rows in a block: the unit in which a training reads and shuffles a shard; one row group of the file."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of a shard from ``number * BLOCK_ROWS`` on, up to :data:`BLOCK_ROWS` of them."""
+
+    shard: str
+    number: int
+
+    @property
+    def rows(self) -> slice:
+        """The block's rows in its shard."""
+        return slice(self.number * BLOCK_ROWS, (self.number + 1) * BLOCK_ROWS)
+
 
 _sealed: set[Split] = set()
 
@@ -78,6 +97,24 @@ def read_table(path: PathOrUri, columns: Sequence[str] | None = None) -> pa.Tabl
         return pq.read_table(file, columns=list(columns) if columns is not None else None)
 
 
+def read_rows(path: Location, rows: slice | Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+    """Read some rows of a Parquet file, in their order; only the row groups that hold them are read.
+
+    Raises :class:`AskdError` as :func:`read_table` does, and when the file has fewer rows.
+    """
+    _refuse_sealed(path.name)
+    with path.explain("is damaged or no Parquet file of this kind", IndexError), path.open() as source:
+        file = pq.ParquetFile(source)
+        numbers = np.arange(file.metadata.num_rows)[rows] if isinstance(rows, slice) else np.asarray(rows, np.int64)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        ends = np.cumsum(sizes, dtype=np.int64)
+        groups = np.unique(np.searchsorted(ends, numbers, side="right"))
+        table = file.read_row_groups(groups.tolist(), columns=list(columns) if columns is not None else None)
+        # The rows before each group that was not read.
+        skipped = np.cumsum(np.where(np.isin(np.arange(len(sizes)), groups), 0, sizes), dtype=np.int64)
+        return table.take(numbers - skipped[np.searchsorted(ends, numbers, side="right")])
+
+
 def rows_hash(path: Location) -> str:
     """Return a hash of the rows of a shard, or of a derived shard, in their order; ``content_hash`` stands for audio.
 
@@ -87,10 +124,10 @@ def rows_hash(path: Location) -> str:
     return digest(read_table(path, [name for name in schema.names if name != "audio"]).to_pylist())
 
 
-def write_table(path: PathOrUri, table: pa.Table) -> None:
-    """Write a Parquet file atomically."""
+def write_table(path: PathOrUri, table: pa.Table, row_group_size: int | None = None) -> None:
+    """Write a Parquet file atomically; shards and labels have row groups of :data:`BLOCK_ROWS`."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
     Location.of(path).write_bytes(buffer.getvalue())
 
 
@@ -134,26 +171,28 @@ def _utterance(row: dict[str, Any], audio: bytes, path: str) -> Utterance:
     )
 
 
-def read_shard(path: PathOrUri) -> list[Utterance]:
-    """Read the utterances of a shard, or of a derived shard with the stored audio that it refers to.
+def read_shard(path: PathOrUri, block: Block | None = None) -> list[Utterance]:
+    """Read the utterances of a shard or of one of its blocks; those of a derived shard with the audio they refer to.
 
     Raises :class:`AskdError` when a file is missing or damaged.
     """
     path = Location.of(path)
-    table = read_table(path)
+    table = read_table(path) if block is None else read_rows(path, block.rows)
     if not path.name.startswith(DERIVED):
         return to_utterances(table)
     rows = table.to_pylist()
-    stored = {
-        name: [audio["bytes"] for audio in read_table(path.parent / name, ["audio"]).column("audio").to_pylist()]
-        for name in sorted({piece["shard"] for row in rows for piece in row["pieces"]})
-    }
+    places = sorted({(piece["shard"], piece["row"]) for row in rows for piece in row["pieces"]})
+    stored: dict[tuple[str, int], bytes] = {}
+    for name, group in groupby(places, key=itemgetter(0)):
+        numbers = [row for _, row in group]
+        audio = read_rows(path.parent / name, numbers, ["audio"]).column("audio").to_pylist()
+        stored |= {(name, row): cell["bytes"] for row, cell in zip(numbers, audio, strict=True)}
     return [_derived_utterance(row, stored) for row in rows]
 
 
-def _derived_utterance(row: dict[str, Any], stored: Mapping[str, Sequence[bytes]]) -> Utterance:
+def _derived_utterance(row: dict[str, Any], stored: Mapping[tuple[str, int], bytes]) -> Utterance:
     pieces = tuple(
-        Piece(stored[p["shard"]][p["row"]], p["start_s"], p["end_s"], p["pause_s"], p["gain_db"]) for p in row["pieces"]
+        Piece(stored[p["shard"], p["row"]], p["start_s"], p["end_s"], p["pause_s"], p["gain_db"]) for p in row["pieces"]
     )
     return replace(_utterance(row, b"", ""), derived=row["kind"], pieces=pieces)
 

@@ -39,7 +39,8 @@ class TensorBatch:
         def moved(array: NDArray[np.generic]) -> torch.Tensor:
             return torch.from_numpy(array).to(device)
 
-        tensors: dict[str, Any] = {name: moved(value) for name, value in vars(batch).items() if name != "ids"}
+        described = ("ids", "numbers")
+        tensors: dict[str, Any] = {name: moved(value) for name, value in vars(batch).items() if name not in described}
         if (batch.window_frames == batch.log_mel.shape[2]).all():
             tensors["window_frames"] = None
         return cls(ids=batch.ids, **tensors)

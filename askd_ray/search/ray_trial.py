@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from askd_ray.config.candidate import FieldValues, read_values, with_values
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tune import Tune
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.sampler import ReadTask
+from askd_ray.data.sampler import DataCursor, Sampler
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import sealed
 from askd_ray.files import remove
@@ -65,9 +65,9 @@ class TuneContext(PlainContext):
         self._settings, self._folder, self._features = recipe.tune, folder, features
         self._values = json.dumps({path: values[path] for path in read_values(recipe, values)})
 
-    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+    def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
         """Build the batches in this process; the first trial that needs a clip decodes it for all trials."""
-        return super().batches(replace(loader, features_folder=self._features), tasks)
+        return super().batches(replace(loader, features_folder=self._features), sampler, cursor)
 
     def report(self, metrics: dict[str, float]) -> None:
         """Report an evaluation; with PBT also the checkpoint, from which another trial may resume."""

@@ -98,7 +98,7 @@ def _check_domains(recipe: Recipe, sampler: Sampler) -> None:
     if not dev_domains - ood_domains:
         raise AskdError("tune.ood_domains has all domains of dev: none would be in domain")
     weights = recipe.train.batching.domain_weights
-    trained = {row.domain for rows in sampler.shards for row in rows if weights.get(row.domain, 1.0) > 0.0}
+    trained = {domain for domain in sampler.index.domains if weights.get(domain, 1.0) > 0.0}
     if trained_too := sorted(ood_domains & trained):
         raise AskdError(
             f"tune.ood_domains: {trained_too[0]} is in the training data too; exclude it with "

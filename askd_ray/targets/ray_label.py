@@ -11,6 +11,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import ARRAYS, LabelKey, labels_match, read_labels, write_labels
 from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.ray_stream import configure
+from askd_ray.data.row_index import row_index
 from askd_ray.data.shards import derived_paths, read_shard, read_table, shard_paths, train_paths
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
@@ -94,6 +95,7 @@ def _finish_labels(run: Run, shards: list[Location], teacher: Tokens) -> Result:
     result = _summary(run.labels, shards, recipe)
     if not result["labelled"]:
         raise AskdError(f"label: all {result['utterances']} utterances are left out ({_listed(result['left_out'])})")
+    row_index(run.shards, run.labels, label_key(recipe))  # every training reads it
     report = [] if recipe.teacher.online else _kl_report(run, shards[0])
     result |= {n: v for k in report if k.k == recipe.teacher.top_k for n, v in _kl_of(k).items()}
     console.print(_table(result, recipe.teacher.model))

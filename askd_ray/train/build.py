@@ -10,9 +10,9 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.collate import BatchLoader
 from askd_ray.data.dev import read_dev
 from askd_ray.data.length_grouped import length_grouped_sampler
+from askd_ray.data.row_index import RowIndex
 from askd_ray.data.sampler import SamplerFactory
 from askd_ray.models.load import load_whisper
 from askd_ray.models.student import StudentKind, StudentModel
@@ -70,7 +70,7 @@ def build_loop(
     teacher = _online_teacher(recipe, context, student, teacher_model)
     loader = make_batch_loader(recipe, student.n_mels, teacher.n_mels if teacher is not None else 0)
     _to_device(recipe, context, student, student.layers())
-    sampler = build_sampler(loader.labelled_rows(), recipe)
+    sampler = build_sampler(loader.rows(), recipe)
     check_shrinkings(recipe.student, sampler)
     best = BestStudent(folder, kind, train_state)
     self_teacher = build_self_teacher(recipe.objective.self_teacher, best.load)
@@ -90,7 +90,7 @@ def build_loop(
         loader=loader,
         sampler=sampler,
         dev=read_dev(loader.shards, loader.labels, loader.label_key),
-        distiller=Distiller(recipe.objective, self_teacher, teacher, _adakd_threshold(recipe, loader)),
+        distiller=Distiller(recipe.objective, self_teacher, teacher, _adakd_threshold(recipe, sampler.index)),
         objects=objects,
         best=best,
         gap=Gap(**train_state.gap),
@@ -144,10 +144,10 @@ def _to_device(recipe: Recipe, context: Context, model: nn.Module, layers: list[
         model.to(context.device)
 
 
-def _adakd_threshold(recipe: Recipe, loader: BatchLoader) -> float:
+def _adakd_threshold(recipe: Recipe, index: RowIndex) -> float:
     """Return AdaKD's threshold t, computed from the teacher's losses on the train split."""
     settings = recipe.objective.instance_weights
     if settings.kind == "uniform":
         return 0.0
-    losses = loader.teacher_losses()
+    losses = np.concatenate(list(index.teacher_losses()))
     return float(losses.mean() if settings.threshold == "mean" else np.percentile(losses, settings.threshold))

@@ -1,6 +1,6 @@
 """The interface between the loop and what runs it: Ray Train, Ray Tune or a plain process."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import torch
 
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.prefetch import prefetch
-from askd_ray.data.sampler import ReadTask
+from askd_ray.data.sampler import DataCursor, Sampler, tasks_from
 from askd_ray.data.schema import Batch
 from askd_ray.torch_setup import n_cores
 
@@ -33,8 +33,8 @@ class Context(Protocol):
         """The device that this rank computes on."""
         ...
 
-    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-        """Yield the micro-batches of this rank's tasks, in order."""
+    def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from a cursor on, in order."""
         ...
 
     def report(self, metrics: dict[str, float]) -> None:
@@ -51,8 +51,9 @@ class PlainContext:
     world_size: int = 1
     reports: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
-    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+    def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
         """Build the batches in this process, in background threads."""
+        tasks = tasks_from(sampler, cursor, self.rank, self.world_size)
         jobs = (job for task in tasks for job in loader.batch_tasks(task))
         return prefetch(jobs, _AHEAD * n_cores(), threads=n_cores())
 

@@ -13,7 +13,7 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.sampler import Sampler, Step
+from askd_ray.data.sampler import Sampler, Step, batches_per_step, steps_from
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.models.student import StudentKind
 from askd_ray.objective.distiller import Distiller
@@ -26,7 +26,7 @@ from askd_ray.train.checkpoint import TrainObjects, TrainState, save_checkpoint
 from askd_ray.train.clock import Clock
 from askd_ray.train.context import Context
 from askd_ray.train.dev import dev_errors, dev_metrics, dev_score, silent_minutes
-from askd_ray.train.ledger import TRAINED, Ledger, account, read_ledger
+from askd_ray.train.ledger import TRAINED, Ledger, account
 from askd_ray.train.optim import freeze, lr_factor, set_lr
 from askd_ray.train.parallel import unsharded, wrap_network
 from askd_ray.train.shrink import due_shrinkings, shrink
@@ -61,16 +61,16 @@ class Loop:
     train_state: TrainState
 
     def run(self) -> dict[str, Any]:
-        """Train from the last checkpoint to the end; return a summary, the same on every rank."""
+        """Train from the last checkpoint to the end; return a summary on rank 0, and {} on other ranks."""
         tracker = Tracker(self.folder, self.train_state.step) if self.context.rank == 0 else None
-        tasks = self.sampler.tasks(self.train_state.cursor, self.context.rank, self.context.world_size)
-        batches = self.context.batches(self.loader, tasks)
+        batches = self.context.batches(self.loader, self.sampler, self.train_state.cursor)
+        n_micro_batches = batches_per_step(self.sampler, self.context.world_size)
         clock, stepper = Clock(), None
-        for step in self.sampler.steps(self.train_state.cursor):
+        for step in steps_from(self.sampler, self.train_state.cursor):
             if self._patience_is_over():
                 break
             with clock.waiting():
-                micro_batches = list(islice(batches, self.sampler.batches_per_step(self.context.world_size)))
+                micro_batches = list(islice(batches, n_micro_batches))
             if self._shrink_and_freeze(step) or stepper is None:
                 stepper = self._stepper()
             metrics = self._train_step(stepper, step, micro_batches)
@@ -85,21 +85,21 @@ class Loop:
                 self._save()
             if is_evaluated_now and self._has_final_layers():
                 self.context.report({"step": self.train_state.step, **metrics})
-        if tracker is not None:
-            tracker.close()
-            self.best.finish()
+        if tracker is None:
+            return {}
+        tracker.close()
+        self.best.finish()
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
         """Return the result of the run."""
         run = Run(self.recipe)
-        n_labelled = sum(len(rows) for rows in self.sampler.shards)
         prepared, labelled = ((run.record(stage) or {}).get("result") for stage in ("prepare", "label"))
         padding = self.sampler.padding()
         return {
             "steps": self.train_state.step,
             "stopped": "patience" if self.train_state.progress < 1.0 else None,
-            "utterances": account(read_ledger(self.folder / LEDGER), n_labelled, prepared, labelled),
+            "utterances": account(self.folder / LEDGER, self.sampler.index.n_rows, prepared, labelled),
             "dev_utterances": sum(not u.derived for u in self.dev),
             "dev_derived": sum(bool(u.derived) for u in self.dev),
             "dev_wer": self.best.wer,
@@ -148,7 +148,7 @@ class Loop:
             if result.means["taught"] > 0.0:
                 self.gap.update(result.means["taught_ce"], result.means["teacher_ce"])
             self.objects.ema.update(stepper.student)
-        self.ledger.note(n_done + 1, step.epoch, [i for b in batches for i in b.ids], result.outcome)
+        self.ledger.note(n_done + 1, step.epoch, batches, result.outcome)
         self._update_state(step=n_done + 1, progress=step.ends, cursor=step.next)
         rates = {f"lr/{group['name']}": float(group["lr"]) for group in stepper.optimizer.param_groups}
         schedule = {

@@ -1,7 +1,7 @@
 """The stage `distill`: Ray Train workers run the loop, Ray Data streams their batches."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -20,7 +20,7 @@ from askd_ray.config.train import PLACEMENT, TRAININGS
 from askd_ray.data.collate import BatchLoader
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.ray_stream import ray_batches
-from askd_ray.data.sampler import ReadTask, Sampler
+from askd_ray.data.sampler import DataCursor, Sampler
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import shard_paths
 from askd_ray.errors import AskdError
@@ -53,9 +53,9 @@ class RayTrainContext:
         assert isinstance(device, torch.device)
         self.device = device
 
-    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
+    def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
         """Stream the batches through Ray Data."""
-        return ray_batches(loader, tasks)
+        return ray_batches(loader, sampler, cursor, self.rank, self.world_size)
 
     def report(self, metrics: dict[str, float]) -> None:
         """Report to Ray Train, without a checkpoint: we write checkpoints ourselves, as Ray registers them late."""
@@ -123,7 +123,7 @@ def check_inputs(recipe: Recipe) -> Sampler:
     check_installed(recipe.tracking)
     schedules.check(recipe.objective, recipe.train.epochs)
     check_sounds(recipe.augment)
-    sampler = length_grouped_sampler(make_batch_loader(recipe, n_mels=80).labelled_rows(), recipe)
+    sampler = length_grouped_sampler(make_batch_loader(recipe, n_mels=80).rows(), recipe)
     check_shrinkings(recipe.student, sampler)
     shard_paths(run.shards, "dev")
     student_kind(recipe)

@@ -16,7 +16,7 @@ from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import write_labels
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.prefetch import prefetch
-from askd_ray.data.sampler import DataCursor
+from askd_ray.data.sampler import DataCursor, tasks_from
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.location import Location
@@ -59,7 +59,7 @@ def batches(clips: list[Utterance], tmp_path: Path):
         )
         tasks = [
             task
-            for task in length_grouped_sampler(stream.labelled_rows(), stream).tasks(DataCursor(), 0, 1)
+            for task in tasks_from(length_grouped_sampler(stream.rows(), stream), DataCursor(), 0, 1)
             if task.epoch == epoch
         ]
         if threads:

@@ -17,7 +17,7 @@ from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import write_labels
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.prefetch import prefetch
-from askd_ray.data.sampler import DataCursor
+from askd_ray.data.sampler import DataCursor, tasks_from
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.location import Location
@@ -54,7 +54,7 @@ def batches(data: Path, kept: Path | None, teacher_n_mels: int = 0, **sections: 
         seed=3,
         features_folder=kept,
     )
-    tasks = length_grouped_sampler(stream.labelled_rows(), stream).tasks(DataCursor(), 0, 1)
+    tasks = tasks_from(length_grouped_sampler(stream.rows(), stream), DataCursor(), 0, 1)
     return list(prefetch((job for task in tasks for job in stream.batch_tasks(task)), ahead=4, threads=2))
 
 
@@ -89,7 +89,7 @@ def test_cached_features_give_identical_batches(
 def test_feature_cache_has_two_files(data: Path, tmp_path: Path):
     batches(data, tmp_path)
     (one, other) = sorted(tmp_path.iterdir())
-    assert (one.name, other.name) == ("train-00000.parquet.arrow", "train-00001.parquet.arrow")
+    assert (one.name, other.name) == ("train-00000.parquet.0.arrow", "train-00001.parquet.0.arrow")
     table = pa.ipc.open_file(pa.memory_map(str(one))).read_all()
     seconds = sum(table.column("n_samples").to_pylist()) / 16_000
     assert len(table) == 5

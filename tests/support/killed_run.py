@@ -1,6 +1,6 @@
 """Kill a run in the middle of its data, and compare the resumed run with an undisturbed one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.sampler import ReadTask
+from askd_ray.data.sampler import DataCursor, Sampler
 from askd_ray.data.schema import Batch
 from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
@@ -30,8 +30,8 @@ class DyingContext(PlainContext):
 
     dies_after = 0
 
-    def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-        for n, batch in enumerate(super().batches(loader, tasks)):
+    def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
+        for n, batch in enumerate(super().batches(loader, sampler, cursor)):
             if n == self.dies_after:
                 raise KilledError
             yield batch

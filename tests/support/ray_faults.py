@@ -31,7 +31,7 @@ N_CLIPS, EPOCHS, STEPS = 14, 3, 21
 def in_small_shards(labelled: Recipe, root: Path) -> Recipe:
     """Return a run of the same clips in seven shards, trained by two workers in steps of two, so that there is time."""
     train = {"epochs": EPOCHS, "checkpoint_steps": 3, "workers": {"count": 2}}
-    train |= {"batching": {"utterances": 1, "shuffle_shards": 2}}
+    train |= {"batching": {"utterances": 1, "shuffle_blocks": 2}}
     values = labelled.model_dump(mode="json")
     recipe = Recipe.model_validate({**values, "runs_root": str(root), "train": merged(values["train"], train)})
     run, model, tokens = Run(recipe), *load_whisper(recipe.teacher.model)

@@ -14,7 +14,7 @@ from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_labels
 from askd_ray.data.length_grouped import length_grouped_sampler
-from askd_ray.data.sampler import DataCursor
+from askd_ray.data.sampler import DataCursor, tasks_from
 from askd_ray.data.schema import IGNORED, Utterance
 from askd_ray.data.shards import read_table, to_table, waveform_of, write_table
 from askd_ray.divergence.kinds import forward_kl
@@ -229,7 +229,7 @@ def test_loss_begins_after_the_prompt(utterances: list[Utterance], weights: Path
     loader = make_batch_loader(with_prompt, n_mels=80)
     (batch,) = (
         b
-        for task in length_grouped_sampler(loader.labelled_rows(), loader).tasks(DataCursor(), 0, 1)
+        for task in tasks_from(length_grouped_sampler(loader.rows(), loader), DataCursor(), 0, 1)
         for b in loader.batches(task)
     )
     by_id = {u.id: m for u, m in zip(utterances, made, strict=True)}

@@ -1,7 +1,7 @@
 import json
 import resource
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from small_run import with_objective
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
 from askd_ray.data.collate import BatchLoader
-from askd_ray.data.sampler import DataCursor, ReadTask, Step
+from askd_ray.data.sampler import DataCursor, Sampler, Step
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError
@@ -219,8 +219,8 @@ def test_every_utterance_is_seen_once_an_epoch(labelled: Recipe, tmp_path: Path)
     seen: list[str] = []
 
     class Recording(PlainContext):
-        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            for batch in super().batches(loader, tasks):
+        def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
+            for batch in super().batches(loader, sampler, cursor):
                 seen.extend(batch.ids)
                 yield batch
 
@@ -299,8 +299,8 @@ def test_truncated_shard_is_named(copy_of_run: Callable[[], Recipe], tmp_path: P
 
 def test_not_finite_loss_stops_with_ids_and_an_unchanged_model(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
-        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            for batch in super().batches(loader, tasks):
+        def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
+            for batch in super().batches(loader, sampler, cursor):
                 batch.log_mel[:] = float("nan")
                 yield batch
 
@@ -313,8 +313,8 @@ def test_not_finite_loss_stops_with_ids_and_an_unchanged_model(labelled: Recipe,
 
 def test_not_finite_step_is_skipped_and_counted(labelled: Recipe, tmp_path: Path):
     class Poisoned(PlainContext):
-        def batches(self, loader: BatchLoader, tasks: Iterable[ReadTask]) -> Iterator[Batch]:
-            for number, batch in enumerate(super().batches(loader, tasks)):
+        def batches(self, loader: BatchLoader, sampler: Sampler, cursor: DataCursor) -> Iterator[Batch]:
+            for number, batch in enumerate(super().batches(loader, sampler, cursor)):
                 if number == 2:
                     batch.log_mel[:] = float("nan")
                 yield batch

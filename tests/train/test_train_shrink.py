@@ -13,7 +13,7 @@ from small_run import with_objective
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.config.schema import Recipe
-from askd_ray.data.sampler import DataCursor
+from askd_ray.data.sampler import DataCursor, steps_from
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.models.whisper_student import WhisperStudentKind
@@ -52,7 +52,7 @@ def shrinking(labelled: Recipe, tiny_model: Path, tmp_path_factory: pytest.TempP
 def undisturbed(shrinking: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     loop = build_loop(shrinking, PlainContext(CPU), folder, "key")
-    steps = list(loop.sampler.steps(DataCursor()))
+    steps = list(steps_from(loop.sampler, DataCursor()))
     assert [due_shrinkings(shrinking.student, s.begins) for s in steps] == [0] * 3 + [1] * 3 + [2] * 4
     assert [i for i, s in enumerate(steps, 1) if is_evaluated(s, shrinking.train)] == [3, 5, 8, 10]
     summary = loop.run()

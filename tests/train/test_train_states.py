@@ -15,7 +15,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import empty_batch
 from askd_ray.data.length_grouped import length_grouped_sampler
-from askd_ray.data.sampler import DataCursor
+from askd_ray.data.sampler import DataCursor, tasks_from
 from askd_ray.data.schema import Batch
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
@@ -59,7 +59,7 @@ def deep(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> R
 
 def a_batch(recipe: Recipe, teacher_n_mels: int = 0) -> Batch:
     stream = make_batch_loader(recipe, 80, teacher_n_mels)
-    tasks = length_grouped_sampler(stream.labelled_rows(), stream).tasks(DataCursor(), 0, 1)
+    tasks = tasks_from(length_grouped_sampler(stream.rows(), stream), DataCursor(), 0, 1)
     return next(b for t in tasks for b in stream.batches(t) if len(b.ids) == 3)
 
 

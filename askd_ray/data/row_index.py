@@ -1,0 +1,283 @@
+"""The row index: what planning needs of every labelled train utterance, in one memory-mapped file.
+
+`askd label` writes it beside the labels, and every process of a training maps the same file. It takes about 22 bytes an
+utterance: 10 GB for a million hours, of which the pages that a process reads are shared with all others of its node.
+An index is a copy of what shards and labels hold: when one of these files has changed, it is made again.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from askd_ray.audio.units import samples_of
+from askd_ray.data.labels import LabelKey, check_labels
+from askd_ray.data.shards import BLOCK_ROWS, Block, read_table, train_paths
+from askd_ray.errors import AskdError
+from askd_ray.fetch.cache import cache_root
+from askd_ray.files import atomic_path, digest, to_json
+from askd_ray.location import Location, map_concurrently
+from askd_ray.randomness import utterance_key
+
+INDEX, DESCRIPTION = "index.arrow", "index.json"
+"""The files of an index. The description is written last: without it, there is no index."""
+
+_ROW = pa.struct(
+    [
+        pa.field("key", pa.uint64(), nullable=False),  # utterance_key of the id
+        pa.field("samples", pa.int32(), nullable=False),  # at 16 kHz
+        # The mean cross-entropy of the target tokens, in nats; NaN: not labelled by the teacher.
+        pa.field("teacher_loss", pa.float32(), nullable=False),
+        pa.field("tokens", pa.uint16(), nullable=False),  # target tokens
+        pa.field("domain", pa.uint16(), nullable=False),  # the number of its name in the description
+        pa.field("row", pa.uint8(), nullable=False),  # its place in its block
+    ]
+)
+_SCHEMA = pa.schema(
+    [
+        ("shard", pa.uint32()),  # the number of its name in the description
+        ("block", pa.uint32()),  # its number in the shard
+        ("rows", pa.list_(pa.field("row", _ROW, nullable=False))),
+    ]
+)
+_SHARDS_AT_A_TIME = 1_024  # whose rows are in memory while an index is written; one record batch of the file
+
+IndexBatch = tuple[Sequence[str], pa.RecordBatch, Sequence[str]]
+"""A record batch of an index, with the names of its shards and of all domains so far."""
+
+
+class IndexNames(NamedTuple):
+    """The names that the rows of an index refer to by number."""
+
+    shards: tuple[str, ...]
+    domains: tuple[str, ...]
+
+
+class Rows(NamedTuple):
+    """Labelled utterances, as arrays of the same length; see :data:`_ROW`.
+
+    ``number`` counts all utterances of an index from 0, and ``block`` all blocks.
+    """
+
+    number: NDArray[np.int64]
+    block: NDArray[np.int64]
+    row: NDArray[np.uint8]
+    key: NDArray[np.uint64]
+    samples: NDArray[np.int32]
+    tokens: NDArray[np.uint16]
+    domain: NDArray[np.uint16]
+
+
+class _Part(NamedTuple):
+    """A record batch of the file: its columns, without a copy. ``starts``: the first row of each block, and the end."""
+
+    shard: NDArray[np.uint32]
+    block: NDArray[np.uint32]
+    starts: NDArray[np.int32]
+    columns: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """The labelled train utterances of a run, block by block; see the module's description.
+
+    ``shards`` and ``domains`` are the names that rows refer to by number. Pickling sends only the place of the file.
+    """
+
+    folder: Location
+    stamp: str
+    shards: tuple[str, ...]
+    domains: tuple[str, ...]
+    parts: tuple[_Part, ...]
+
+    @classmethod
+    def of(cls, folder: Location, stamp: str, names: IndexNames, batches: Sequence[pa.RecordBatch]) -> "RowIndex":
+        """Return the index of record batches, whose memory it keeps."""
+        return cls(folder, stamp, *names, tuple(map(_part, batches)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_row_index, (self.folder, self.stamp)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """The number of the first row of each block, and the number of rows: ``(n_blocks + 1,)``."""
+        counts = [np.diff(part.starts) for part in self.parts]
+        return np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)])
+
+    @cached_property
+    def _part_starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(len(part.shard) for part in self.parts)])
+
+    @property
+    def n_rows(self) -> int:
+        """The number of utterances."""
+        return int(self.starts[-1])
+
+    @property
+    def n_blocks(self) -> int:
+        """The number of blocks."""
+        return len(self.starts) - 1
+
+    def rows(self, blocks: Sequence[int] | NDArray[np.int64]) -> Rows:
+        """Return the utterances of some blocks, in the order of the blocks."""
+        blocks = np.asarray(blocks, np.int64)
+        counts = self.starts[blocks + 1] - self.starts[blocks]
+        first = np.repeat(self.starts[blocks] - (np.cumsum(counts) - counts), counts)
+        numbers = np.searchsorted(self._part_starts, blocks, side="right") - 1
+        places = [
+            self._slice(*place)
+            for place in zip(numbers.tolist(), (blocks - self._part_starts[numbers]).tolist(), strict=True)
+        ]
+        columns: dict[str, NDArray[Any]] = {}
+        for name in ("row", "key", "samples", "tokens", "domain"):
+            arrays = [part.columns[name] for part in self.parts]
+            empty = np.empty(0, _ROW.field(name).type.to_pandas_dtype())
+            columns[name] = np.concatenate([empty, *(arrays[part][rows] for part, rows in places)])
+        return Rows(np.arange(counts.sum()) + first, np.repeat(blocks, counts), **columns)
+
+    def block(self, number: int) -> Block:
+        """Return where a block's rows are stored."""
+        place = int(np.searchsorted(self._part_starts, number, side="right")) - 1
+        part, at = self.parts[place], number - int(self._part_starts[place])
+        return Block(self.shards[part.shard[at]], int(part.block[at]))
+
+    def teacher_losses(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the teacher's losses on the utterances that it labelled, in nats a token, some at a time."""
+        for part in self.parts:
+            losses = part.columns["teacher_loss"]
+            yield losses[~np.isnan(losses)]
+
+    def _slice(self, part: int, at: int) -> tuple[int, slice]:
+        starts = self.parts[part].starts
+        return part, slice(starts[at], starts[at + 1])
+
+
+def row_index(shards: Location, labels: Location, key: LabelKey) -> RowIndex:
+    """Return the index of a run's labelled train utterances; make and write it first where it is missing or stale.
+
+    Raises :class:`AskdError` when there are no shards, or when labels are missing, stale or damaged.
+    """
+    stamp = _stamp(shards, labels, key)
+    description = labels / DESCRIPTION
+    is_complete = description.is_file() and (labels / INDEX).is_file()
+    if not is_complete or json.loads(description.read_bytes())["stamp"] != stamp:
+        write_row_index(labels, _parts(shards, labels, key), stamp)
+    return open_row_index(labels, stamp)
+
+
+@lru_cache(maxsize=4)
+def open_row_index(folder: Location, stamp: str) -> RowIndex:
+    """Map the index of a folder with labels; from a store, it is copied to this machine's cache first.
+
+    Raises :class:`AskdError` when the folder has another index now.
+    """
+    description = json.loads((folder / DESCRIPTION).read_bytes())
+    if description["stamp"] != stamp:
+        raise AskdError(f"{folder}: shards or labels have changed while they were read: run the same command again")
+    table = pa.ipc.open_file(pa.memory_map(_local_file(folder, stamp)))
+    names = IndexNames(tuple(description["shards"]), tuple(description["domains"]))
+    return RowIndex.of(folder, stamp, names, [table.get_batch(i) for i in range(table.num_record_batches)])
+
+
+def write_row_index(folder: Location, batches: Iterator[IndexBatch], stamp: str) -> None:
+    """Write an index."""
+    shards, domains = list[str](), list[str]()
+    (folder / DESCRIPTION).delete()
+    with (folder / INDEX).atomic_output() as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+        for names, batch, domains in batches:  # noqa: B007  # the last ones are all
+            shards += names
+            writer.write_batch(batch)
+    description = {"stamp": stamp, "shards": shards, "domains": list(domains)}
+    (folder / DESCRIPTION).write_bytes(to_json(description).encode())
+
+
+def _stamp(shards: Location, labels: Location, key: LabelKey) -> str:
+    """Return a hash of the key and of names, sizes and times of all files that an index is made of."""
+    paths = train_paths(shards)
+    stamps = shards.stamped() | labels.stamped()
+    files = [(path.name, stamps[path], stamps.get(labels / path.name)) for path in paths]
+    return digest([BLOCK_ROWS, key, files])
+
+
+def _parts(shards: Location, labels: Location, key: LabelKey) -> Iterator[IndexBatch]:
+    domains: dict[str, int] = {}
+    all_paths = train_paths(shards)
+    for start in range(0, len(all_paths), _SHARDS_AT_A_TIME):
+        paths = all_paths[start : start + _SHARDS_AT_A_TIME]
+        tables = map_concurrently(lambda path: _shard_rows(path, labels / path.name, key), paths)
+        blocks = [block for n, table in enumerate(tables, start) for block in _blocks(n, table, domains)]
+        yield [path.name for path in paths], _record_batch(blocks), list(domains)
+
+
+def _shard_rows(path: Location, labels: Location, key: LabelKey) -> pa.Table:
+    """Return a shard's utterances, with the number of target tokens and the teacher's loss."""
+    check_labels(labels, path, key)
+    label_table = read_table(labels, ["target_ids", "teacher_loss"])
+    n_tokens = pc.call_function("list_value_length", [label_table.column("target_ids")])
+    table = read_table(path, ["id", "duration_s", "domain"])
+    return table.append_column("tokens", n_tokens).append_column("teacher_loss", label_table.column("teacher_loss"))
+
+
+def _blocks(shard: int, table: pa.Table, domains: dict[str, int]) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
+    """Yield the blocks of a shard that have labelled rows: the shard's number, the block's, and its columns."""
+    names = [domains.setdefault(name, len(domains)) for name in table.column("domain").to_pylist()]
+    columns: dict[str, NDArray[Any]] = {
+        "key": np.array([utterance_key(name) for name in table.column("id").to_pylist()], np.uint64),
+        "samples": np.array([samples_of(s) for s in table.column("duration_s").to_pylist()], np.int32),
+        "teacher_loss": table.column("teacher_loss").to_numpy().astype(np.float32),  # null becomes NaN
+        "tokens": table.column("tokens").to_numpy().astype(np.uint16),
+        "domain": np.array(names, np.uint16),
+        "row": (np.arange(table.num_rows) % BLOCK_ROWS).astype(np.uint8),
+    }
+    for number, start in enumerate(range(0, table.num_rows, BLOCK_ROWS)):
+        labelled = start + np.flatnonzero(columns["tokens"][start : start + BLOCK_ROWS])
+        if len(labelled):
+            yield shard, number, {name: values[labelled] for name, values in columns.items()}
+
+
+def _record_batch(blocks: Sequence[tuple[int, int, dict[str, NDArray[Any]]]]) -> pa.RecordBatch:
+    offsets = np.cumsum([0, *(len(columns["key"]) for _, _, columns in blocks)]).astype(np.int32)
+    columns = {
+        field.name: np.concatenate([np.empty(0, field.type.to_pandas_dtype()), *(c[field.name] for _, _, c in blocks)])
+        for field in _ROW
+    }
+    return record_batch([shard for shard, _, _ in blocks], [number for _, number, _ in blocks], offsets, columns)
+
+
+def record_batch(
+    shards: Sequence[int] | NDArray[Any],
+    numbers: Sequence[int] | NDArray[Any],
+    offsets: NDArray[np.int32],
+    columns: dict[str, NDArray[Any]],
+) -> pa.RecordBatch:
+    """Return blocks as a part of an index: their shards, their numbers there, and their rows by ``offsets``."""
+    arrays = [pa.array(columns[field.name], field.type) for field in _ROW]
+    rows = pa.StructArray.from_arrays(arrays, fields=list(_ROW))
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), rows, type=_SCHEMA.field("rows").type)
+    return pa.RecordBatch.from_arrays(
+        [pa.array(shards, pa.uint32()), pa.array(numbers, pa.uint32()), lists], schema=_SCHEMA
+    )
+
+
+def _part(batch: pa.RecordBatch) -> _Part:
+    shard, block, rows = batch.columns
+    values = rows.values
+    columns = {name: values.field(name).to_numpy() for name in _ROW.names}
+    return _Part(shard.to_numpy(), block.to_numpy(), rows.offsets.to_numpy(), columns)
+
+
+def _local_file(folder: Location, stamp: str) -> str:
+    if not folder.root:
+        return (folder / INDEX).path
+    path = cache_root() / "index" / f"{stamp}.arrow"
+    if not path.is_file():
+        with atomic_path(path) as temporary, (folder / INDEX).stream() as source, temporary.open("wb") as file:
+            while chunk := source.read(8 << 20):
+                file.write(chunk)
+    return str(path)

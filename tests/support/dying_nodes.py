@@ -1,6 +1,7 @@
-"""A script: labels and distils a recipe on a cluster of three nodes, of which one dies each time.
+"""A script: labels and distils a recipe on a cluster of nodes with two CPUs, of which one dies each time.
 
-A recipe with ``min_count`` of workers is only distilled, and no other node takes the place of the one that dies.
+There is a node for every two workers, and at first one more for `askd label`, which dies. A recipe with ``min_count``
+of workers is only distilled, and no other node takes the place of the one that dies.
 
 A process of its own, since that of the tests is connected to another cluster.
 """
@@ -10,7 +11,7 @@ import sys
 from functools import partial
 
 from ray.cluster_utils import Cluster
-from ray_faults import last_step, ray_processes, when
+from ray_faults import ray_processes, when
 
 from askd_ray.config.load import load_recipe
 from askd_ray.ray_cluster import disconnect
@@ -32,13 +33,14 @@ def main(file: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})  # the work is done by the others
     os.environ["RAY_ADDRESS"] = cluster.address
     try:
-        for _ in range(2):
+        for _ in range(max(2, recipe.train.workers.count // 2)):
             cluster.add_node(num_cpus=2)
         if recipe.train.workers.min_count is None:
             with when(lambda: len(run.labels.files("train-*")) >= 2, partial(kill_node, cluster, "_TeacherActor")):
                 label(recipe)
             cluster.add_node(num_cpus=2)
-        with when(lambda: last_step(run.distill) >= 4, partial(kill_node, cluster, "RayTrainWorker")):
+        checkpoints = run.distill / "checkpoints"
+        with when(lambda: any(checkpoints.glob("step-*")), partial(kill_node, cluster, "RayTrainWorker")):
             distill(recipe)
         disconnect()
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from killed_run import checkpoint, ledger_of
+from killed_run import CPU, checkpoint, ledger_of
 from ray_faults import (
     N_CLIPS,
     STEPS,
@@ -33,6 +33,8 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.shards import read_table
 from askd_ray.ray_cluster import package_folder
 from askd_ray.runs import Run
+from askd_ray.train.build import build_loop
+from askd_ray.train.context import PlainContext
 from askd_ray.train.ray_trainer import distill, distill_key
 
 pytestmark = pytest.mark.slow
@@ -205,6 +207,29 @@ def test_fewer_workers_continue_after_a_lost_node(recipe: Recipe, undisturbed: P
     assert_every_utterance_was_seen_once(folder)
     found, expected_tensors = checkpoint(folder), checkpoint(undisturbed)
     for name, value in found.items():  # one worker adds the same gradients in another order
+        torch.testing.assert_close(value, expected_tensors[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.full
+def test_eight_workers_on_four_nodes(recipe: Recipe, small_shards: Recipe, tmp_path: Path):
+    """A node dies in `askd label` and another one in `askd distill`: the student is that of one process."""
+    values = small_shards.model_dump(mode="json")
+    values["train"]["batching"]["micro_batches"] = 8
+    values["train"]["workers"] |= {"count": 1}
+    alone = Recipe.model_validate(values)
+    build_loop(alone, PlainContext(CPU), tmp_path / "alone", "key").run()
+    values["train"]["workers"] |= {"count": 8, "placement": "SPREAD"}
+    wide = Recipe.model_validate(values | {"runs_root": recipe.runs_root})
+    file = tmp_path / "wide.yaml"
+    file.write_text(dump_recipe(wide), encoding="utf-8")
+    shutil.rmtree(str(Run(wide).labels))
+    on_dying_nodes(str(file))
+    folder = Run(wide).distill
+    assert Run(wide).result("distill")["workers"] == 8 and attempts(folder) == 2
+    assert_every_utterance_was_seen_once(folder)
+    assert ledger_of(folder) == ledger_of(tmp_path / "alone")
+    found, expected_tensors = checkpoint(folder), checkpoint(tmp_path / "alone")
+    for name, value in found.items():  # eight workers add the same gradients in another order
         torch.testing.assert_close(value, expected_tensors[name], rtol=1e-3, atol=1e-5, msg=name)
 
 

@@ -24,7 +24,7 @@ from askd_ray.data.features import Clip, Features, read_clips
 from askd_ray.data.labels import LabelKey, SoftLabels, StatesShape, check_labels, read_labels
 from askd_ray.data.length_grouped import unknown_domains
 from askd_ray.data.sampler import Planned, ReadTask, Row
-from askd_ray.data.schema import IGNORED, Batch, Utterance
+from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import read_table, train_paths, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
@@ -146,35 +146,35 @@ class BatchLoader:
 
 
 def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a batch that have one position for each token."""
-    n, k = len(labels), labels[0].top_ids.shape[1]
+    """Return the arrays of a batch that come from labels."""
+    prompts, lengths = [label.prompt_ids for label in labels], [len(label.target_ids) for label in labels]
     # The last prompt token predicts the first target, so prompt and targets share one position.
-    length = max(len(label.prompt_ids) - 1 + len(label.target_ids) for label in labels)
-    decoder_ids = np.zeros((n, length), np.int64)
-    targets = np.full((n, length), IGNORED, np.int64)
-    top_ids = np.zeros((n, length, k), np.int64)
-    top_log_probs = np.zeros((n, length, k), np.float32)
-    rest, token_loss = np.zeros((n, length), np.float32), np.zeros((n, length), np.float32)
-    states = np.zeros((n, length, *labels[0].states.shape[1:]), np.float16)
-    for i, label in enumerate(labels):
-        prompt = label.prompt_ids
-        positions = slice(len(prompt) - 1, len(prompt) - 1 + len(label.target_ids))
-        decoder_ids[i, : positions.stop] = [*prompt, *label.target_ids[:-1]]
-        targets[i, positions] = label.target_ids
-        top_ids[i, positions] = label.top_ids
-        top_log_probs[i, positions] = label.top_log_probs
-        rest[i, positions] = label.rest_log_prob
-        token_loss[i, positions] = label.token_loss
-        states[i, positions] = label.states
+    starts = [len(prompt) - 1 for prompt in prompts]
+    length = max(start + n for start, n in zip(starts, lengths, strict=True))
+    decoder_ids = np.zeros((len(labels), length), np.int64)
+    for row, label, prompt in zip(decoder_ids, labels, prompts, strict=True):
+        tokens = [*prompt, *label.target_ids[:-1]]
+        row[: len(tokens)] = tokens
+    positions = [
+        length * row + start + np.arange(n) for row, (start, n) in enumerate(zip(starts, lengths, strict=True))
+    ]
+
+    def joined(name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        return np.concatenate([getattr(label, name) for label in labels]).astype(dtype)
+
     return {
         "decoder_ids": decoder_ids,
-        "targets": targets,
-        "top_ids": top_ids,
-        "top_log_probs": top_log_probs,
-        "rest_log_prob": rest,
-        "token_loss": token_loss,
-        "states": states,
+        "n_targets": np.asarray(lengths, np.int64),
         "has_teacher": np.array([label.has_teacher for label in labels]),
+        "teacher_loss": np.asarray([label.teacher_loss for label in labels], np.float32),
+        "targets": joined("target_ids", np.int64),
+        "target_positions": np.concatenate(positions).astype(np.int64),
+        "rows": np.repeat(np.arange(len(labels)), lengths),
+        "top_ids": joined("top_ids", np.int64),
+        "top_log_probs": joined("top_log_probs", np.float32),
+        "rest_log_prob": joined("rest_log_prob", np.float32),
+        "token_loss": joined("token_loss", np.float32),
+        "states": joined("states", np.float16),
     }
 
 
@@ -185,14 +185,18 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0, states_shape: 
         log_mel=np.zeros((1, n_mels, 2), np.float32),
         window_frames=np.full(1, 2, np.int64),
         decoder_ids=np.zeros((1, 1), np.int64),
-        targets=np.full((1, 1), IGNORED, np.int64),
-        top_ids=np.zeros((1, 1, top_k), np.int64),
-        top_log_probs=np.zeros((1, 1, top_k), np.float32),
-        rest_log_prob=np.zeros((1, 1), np.float32),
-        token_loss=np.zeros((1, 1), np.float32),
-        states=np.zeros((1, 1, *states_shape), np.float16),
+        n_targets=np.zeros(1, np.int64),
         has_teacher=np.ones(1, np.bool_),
+        teacher_loss=np.zeros(1, np.float32),
         teacher_log_mel=np.zeros((1, teacher_n_mels, 2 if teacher_n_mels else 0), np.float32),
+        targets=np.zeros(0, np.int64),
+        target_positions=np.zeros(0, np.int64),
+        rows=np.zeros(0, np.int64),
+        top_ids=np.zeros((0, top_k), np.int64),
+        top_log_probs=np.zeros((0, top_k), np.float32),
+        rest_log_prob=np.zeros(0, np.float32),
+        token_loss=np.zeros(0, np.float32),
+        states=np.zeros((0, *states_shape), np.float16),
     )
 
 

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from askd_ray.audio.augment import augment, spec_augment
+from askd_ray.audio.augment import augment, draw_masks, spec_augment
+from askd_ray.audio.batch_logmel import frame_counts, pack_waveforms, padded_frame_counts
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import clip_log_mel, log_mel_padded, log_mel_windows, pad_batch
 from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, DecodingWindow, samples_of
@@ -29,6 +30,9 @@ from askd_ray.data.shards import read_table, train_paths, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
 from askd_ray.randomness import Draw
+
+_Arrays = dict[str, NDArray[Any]]
+"""Arrays of a batch by name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class BatchLoader:
     augment: Augment
     seed: int
     states_shape: StatesShape = (0, 0)
+    log_mel_on_device: bool = False
+    """Ship waveforms and masks: the training's device computes the log-mels, and has more time for it than the CPUs."""
     features_folder: Path | None = None
     """A cache of decoded clips that other processes share; None disables it."""
 
@@ -108,7 +114,7 @@ class BatchLoader:
     def _clips(self, shard: Location) -> list[Clip]:
         if self.features_folder is None:
             return read_clips(shard)
-        needs_waveforms = self.augment.changes_waveform or self.teacher_n_mels > 0
+        needs_waveforms = self.augment.changes_waveform or self.teacher_n_mels > 0 or self.log_mel_on_device
         return Features(self.features_folder, 0 if needs_waveforms else self.n_mels).clips(shard)
 
     def _collate(self, rows: Sequence[tuple[Clip, SoftLabels]], planned: Sequence[Planned], epoch: int) -> Batch:
@@ -116,8 +122,18 @@ class BatchLoader:
             return empty_batch(self.n_mels, self.label_key["top_k"], self.teacher_n_mels, self.states_shape)
         window_frames = [p.window_samples // HOP_LENGTH for p in planned]
         draws = [Draw(self.seed, epoch, clip.id, p.copy) for (clip, _), p in zip(rows, planned, strict=True)]
+        features = self._waveforms if self.log_mel_on_device else self._log_mels
+        return Batch(
+            ids=tuple(clip.id for clip, _ in rows),
+            window_frames=np.asarray(window_frames, np.int64),
+            **features([clip for clip, _ in rows], window_frames, draws),
+            **_targets([label for _, label in rows]),
+        )
+
+    def _log_mels(self, clips: Sequence[Clip], window_frames: Sequence[int], draws: Sequence[Draw]) -> _Arrays:
+        """Return the arrays of a batch that come from audio, with log-mels."""
         log_mels, clean, speech_frames = list[torch.Tensor](), list[Waveform](), list[int]()
-        for (clip, _), n_frames, draw in zip(rows, window_frames, draws, strict=True):
+        for clip, n_frames, draw in zip(clips, window_frames, draws, strict=True):
             log_mel, n_samples = clip.cached_log_mel(n_frames), clip.n_samples
             if log_mel is None:
                 clean.append(clip.waveform())
@@ -134,18 +150,44 @@ class BatchLoader:
         if self.teacher_n_mels:  # clean and padded, as `askd label` does it; the feature cache holds waveforms then
             padded = log_mel_padded(clean, self.teacher_n_mels).numpy()
         else:
-            padded = np.zeros((len(rows), 0, 0), np.float32)
-        arrays = _targets([label for _, label in rows])
-        return Batch(
-            ids=tuple(clip.id for clip, _ in rows),
-            log_mel=batch.numpy(),
-            window_frames=np.asarray(window_frames, np.int64),
-            teacher_log_mel=padded,
-            **arrays,
-        )
+            padded = np.zeros((len(clips), 0, 0), np.float32)
+        return {"log_mel": batch.numpy(), "teacher_log_mel": padded, **_no_waveforms(len(clips))}
+
+    def _waveforms(self, clips: Sequence[Clip], window_frames: Sequence[int], draws: Sequence[Draw]) -> _Arrays:
+        """Return the arrays of a batch that come from audio, with waveforms."""
+        clean = [clip.waveform() for clip in clips]
+        augmented = [augment(waveform, self.augment, draw) for waveform, draw in zip(clean, draws, strict=True)]
+        counts = frame_counts([len(waveform) for waveform in augmented], window_frames)
+        masks = [
+            draw_masks(self.n_mels, n_frames, self.augment.spec, draw.seed_of("mask"))
+            for n_frames, draw in zip(counts[:, 1].tolist(), draws, strict=True)
+        ]
+        arrays = _no_waveforms(len(clips)) | {
+            "log_mel": np.zeros((len(clips), self.n_mels, 0), np.float32),
+            "teacher_log_mel": np.zeros((len(clips), self.teacher_n_mels, 0), np.float32),
+            "waveforms": pack_waveforms(augmented),
+            "frame_counts": counts,
+            "masks": np.asarray(masks, np.int64).reshape(len(clips), -1, 4),
+        }
+        if self.teacher_n_mels:
+            arrays["teacher_frame_counts"] = padded_frame_counts([len(waveform) for waveform in clean])
+            if self.augment.changes_waveform:
+                arrays["teacher_waveforms"] = pack_waveforms(clean)
+        return arrays
 
 
-def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
+def _no_waveforms(n: int) -> _Arrays:
+    """Return the arrays of a batch whose log-mels are computed already."""
+    return {
+        "waveforms": np.zeros((n, 0), np.float32),
+        "frame_counts": np.zeros((n, 3), np.int64),
+        "masks": np.zeros((n, 0, 4), np.int64),
+        "teacher_waveforms": np.zeros((n, 0), np.float32),
+        "teacher_frame_counts": np.zeros((n, 3), np.int64),
+    }
+
+
+def _targets(labels: Sequence[SoftLabels]) -> _Arrays:
     """Return the arrays of a batch that come from labels."""
     prompts, lengths = [label.prompt_ids for label in labels], [len(label.target_ids) for label in labels]
     # The last prompt token predicts the first target, so prompt and targets share one position.
@@ -189,6 +231,7 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0, states_shape: 
         has_teacher=np.ones(1, np.bool_),
         teacher_loss=np.zeros(1, np.float32),
         teacher_log_mel=np.zeros((1, teacher_n_mels, 2 if teacher_n_mels else 0), np.float32),
+        **_no_waveforms(1),
         targets=np.zeros(0, np.int64),
         target_positions=np.zeros(0, np.int64),
         rows=np.zeros(0, np.int64),

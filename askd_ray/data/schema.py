@@ -131,7 +131,12 @@ class Batch:
     utterances' ids; ``n_targets`` (batch,) int64: the target tokens of each; ``has_teacher`` bool (batch,): False for
     utterances without the teacher's labels; ``teacher_loss`` (batch,) float32: its mean cross-entropy on each, in nats
     a token; ``teacher_log_mel`` (batch, n_mels, 3000) float32: the clean clip in its padded window, for an online
-    teacher (otherwise 0 frames).
+    teacher (otherwise 0 mel bins).
+
+    If the training's device computes the log-mels, ``log_mel`` and ``teacher_log_mel`` have 0 frames, and the batch has
+    what they are computed of, as :mod:`askd_ray.audio.batch_logmel` defines it: ``waveforms`` (batch, n_samples),
+    ``frame_counts`` (batch, 3) and the SpecAugment ``masks`` (batch, n_masks, 4); and for an online teacher
+    ``teacher_frame_counts`` and the clean ``teacher_waveforms``, which have 0 samples if ``waveforms`` are clean.
 
     The other arrays have one entry for each target token (the text and the end token), utterance by utterance:
     ``targets`` (n_tokens,) int64; ``target_positions`` (n_tokens,) int64: the position that predicts it, counted in the
@@ -149,6 +154,11 @@ class Batch:
     has_teacher: NDArray[np.bool_]
     teacher_loss: NDArray[np.float32]
     teacher_log_mel: NDArray[np.float32]
+    waveforms: NDArray[np.float32] | NDArray[np.int16]
+    frame_counts: NDArray[np.int64]
+    masks: NDArray[np.int64]
+    teacher_waveforms: NDArray[np.float32] | NDArray[np.int16]
+    teacher_frame_counts: NDArray[np.int64]
     targets: NDArray[np.int64]
     target_positions: NDArray[np.int64]
     rows: NDArray[np.int64]
@@ -162,3 +172,8 @@ class Batch:
     def n_tokens(self) -> int:
         """The number of target tokens."""
         return len(self.targets)
+
+    @property
+    def n_frames(self) -> int:
+        """The number of frames of the log-mel, wherever it is computed."""
+        return self.log_mel.shape[2] or int(self.window_frames.max())

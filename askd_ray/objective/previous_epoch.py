@@ -13,7 +13,8 @@ from askd_ray.config.self_teacher import PreviousEpochConfig
 from askd_ray.divergence.buckets import to_buckets
 from askd_ray.objective.references import Reference, TopK
 from askd_ray.objective.schedules import Progress
-from askd_ray.objective.tensors import TensorBatch, send
+from askd_ray.objective.tensors import TensorBatch
+from askd_ray.objective.transfer import send
 
 
 @dataclass(frozen=True)

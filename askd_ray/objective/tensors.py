@@ -1,14 +1,17 @@
 """A batch as tensors on a device."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from askd_ray.audio.batch_logmel import apply_masks, batch_log_mel
+from askd_ray.audio.units import PADDED_FRAMES
 from askd_ray.data.schema import Batch
+from askd_ray.objective.transfer import Tensors, on_device
+
+_OF_AUDIO = ("waveforms", "frame_counts", "masks", "teacher_waveforms", "teacher_frame_counts")
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,18 @@ class TensorBatch:
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "TensorBatch":
-        """Move a batch to a device."""
+        """Return a batch on a device."""
+        return next(cls.each([batch], device))
 
-        def moved(array: NDArray[np.generic]) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
-        tensors: dict[str, Any] = {name: moved(value) for name, value in vars(batch).items() if name != "ids"}
-        if (batch.window_frames == batch.log_mel.shape[2]).all():
-            tensors["window_frames"] = None
-        return cls(ids=batch.ids, lengths=tuple(batch.n_targets.tolist()), **tensors)
+    @classmethod
+    def each(cls, batches: Sequence[Batch], device: torch.device) -> Iterator["TensorBatch"]:
+        """Yield batches on a device, with their log-mels; see :func:`~askd_ray.objective.transfer.on_device`."""
+        for batch, tensors in zip(batches, on_device(batches, device), strict=True):
+            log_mels = {"log_mel": _log_mel(batch, tensors), "teacher_log_mel": _teacher_log_mel(batch, tensors)}
+            others: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name not in _OF_AUDIO}
+            if (batch.window_frames == batch.n_frames).all():
+                others["window_frames"] = None
+            yield cls(ids=batch.ids, lengths=tuple(batch.n_targets.tolist()), **others | log_mels)
 
     def at_targets(self, states: torch.Tensor) -> torch.Tensor:
         """Return states ``(batch, length, d_model)`` at the target tokens: ``(n_tokens, d_model)``."""
@@ -63,6 +69,18 @@ class TensorBatch:
         return values.index_select(0, self.rows)
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor of the host on a device; the host does not wait for the copy to a GPU."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def _log_mel(batch: Batch, tensors: Tensors) -> torch.Tensor:
+    if batch.log_mel.shape[2]:
+        return tensors["log_mel"]
+    counts, sizes = tensors["frame_counts"], (batch.log_mel.shape[1], batch.n_frames)
+    log_mel = batch_log_mel(tensors["waveforms"], counts, int(batch.frame_counts[:, 0].max()), *sizes)
+    return apply_masks(log_mel, counts, tensors["masks"]) if batch.masks.size else log_mel
+
+
+def _teacher_log_mel(batch: Batch, tensors: Tensors) -> torch.Tensor:
+    _, n_mels, n_frames = batch.teacher_log_mel.shape
+    if n_frames or not n_mels:
+        return tensors["teacher_log_mel"]
+    waveforms = tensors["teacher_waveforms" if batch.teacher_waveforms.size else "waveforms"]
+    n_computed = int(batch.teacher_frame_counts[:, 0].max())
+    return batch_log_mel(waveforms, tensors["teacher_frame_counts"], n_computed, n_mels, PADDED_FRAMES)

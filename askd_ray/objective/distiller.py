@@ -25,10 +25,21 @@ OVER_TAUGHT: tuple[str, ...] = (*OF_TEACHER, "states")
 
 
 class Distiller:
-    """The objective with its teachers. ``threshold`` is AdaKD's t, in nats a token."""
+    """The objective with its teachers. ``threshold`` is AdaKD's t, in nats a token.
 
-    def __init__(self, settings: Objective, self_teacher: SelfTeacher, online: OnlineTeacher | None, threshold: float):
+    ``chunk_tokens``: the target tokens whose logits exist at the same time; None: as many as suit the device.
+    """
+
+    def __init__(
+        self,
+        settings: Objective,
+        self_teacher: SelfTeacher,
+        online: OnlineTeacher | None,
+        threshold: float,
+        chunk_tokens: int | None = None,
+    ):
         self.settings, self.self_teacher, self.online, self.threshold = settings, self_teacher, online, threshold
+        self.chunk_tokens = chunk_tokens
 
     def sums(
         self, network: nn.Module, student: StudentModel, batch: TensorBatch, weights: Weights
@@ -42,9 +53,7 @@ class Distiller:
         tokens = TokenBatch(
             batch.targets,
             batch.per_token(batch.has_teacher),
-            batch.per_token(
-                instance_weights(self.settings.instance_weights, batch.teacher_loss, self.threshold, weights.k)
-            ),
+            self._instance_weights(batch, weights),
             self._teacher_reference(batch, decoded, teacher, weights),
             self.self_teacher.reference(batch) if weights.self_weight > 0.0 else None,
         )
@@ -54,19 +63,26 @@ class Distiller:
             tokens,
             (batch.at_targets(decoded.hidden), student.projection),
             self._observer(batch),
+            self.chunk_tokens,
         )
-        hidden = torch.zeros_like(loss)
+        others = sums.new_zeros(len(NAMES) - len(PARTS))
         if teacher is not None and self.settings.hidden_states.kind != "none":
             hidden = hidden_state_loss(self.settings.hidden_states, decoded.encoded, teacher.encoded, batch.n_targets)
             loss = loss + self.settings.hidden_states.weight * hidden
-            sums[0] = loss.detach()
-        states = self_states = torch.zeros_like(loss)
+            others[0] = hidden.detach()
         if self.settings.decoder_states.kind != "none":
             states, self_states = self._states_sums(self.settings.decoder_states, batch, decoded, tokens)
             of_states = weights.states_weight * states + weights.self_weight * self_states
             loss = loss + self.settings.decoder_states.scale * of_states
-            sums[0] = loss.detach()
-        return loss, torch.cat([sums, torch.stack([hidden, states, self_states]).detach().double()])
+            others[1], others[2] = states.detach(), self_states.detach()
+        sums[0] = loss.detach()
+        return loss, torch.cat([sums, others])
+
+    def _instance_weights(self, batch: TensorBatch, weights: Weights) -> torch.Tensor | None:
+        settings = self.settings.instance_weights
+        if settings.kind == "uniform":
+            return None
+        return batch.per_token(instance_weights(settings, batch.teacher_loss, self.threshold, weights.k))
 
     def _states_sums(
         self, settings: DecoderStatesLoss, batch: TensorBatch, decoded: DecoderOutput, tokens: TokenBatch

@@ -38,7 +38,7 @@ from askd_ray.config.objective import Objective
 from askd_ray.config.schema import Recipe
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import DataCursor, tasks_from
-from askd_ray.data.schema import IGNORED, Batch, Utterance
+from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper
@@ -63,6 +63,7 @@ NAMES = {**LOSSES, "d": "ours, cached soft labels and states"}
 STATES = {"decoder_states": {"kind": "mse", "layers": "all"}}
 PADDED_TEXTS = "dense, 30 s windows, texts of 448 tokens"
 SCRIPT_TOKENS = 448
+IGNORED = -100  # the target of a position without loss (PyTorch's ignore_index)
 
 
 def main() -> None:
@@ -169,7 +170,7 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
         padding = (0, max(0, n_tokens - batch.decoder_ids.shape[1]))
         log_mel = torch.from_numpy(batch.teacher_log_mel)
         ids = functional.pad(torch.from_numpy(batch.decoder_ids), padding)
-        targets = functional.pad(torch.from_numpy(batch.targets), padding, value=IGNORED)
+        targets = functional.pad(torch.from_numpy(_dense_targets(batch)), padding, value=IGNORED)
         logits = student(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
         with torch.no_grad():
             teacher_logits = teacher(input_features=log_mel, decoder_input_ids=ids, use_cache=False).logits
@@ -180,6 +181,13 @@ def _dense_step(recipe: Recipe, n_tokens: int) -> Callable[[Batch], None]:
         optimizer.step()
 
     return step
+
+
+def _dense_targets(batch: Batch) -> np.ndarray:
+    """Return the targets ``(batch, length)``, with IGNORED at positions without loss."""
+    targets = np.full(batch.decoder_ids.size, IGNORED, np.int64)
+    targets[batch.target_positions] = batch.targets
+    return targets.reshape(batch.decoder_ids.shape)
 
 
 def dense_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -207,8 +215,9 @@ def _our_step(recipe: Recipe, objective: Objective, online: bool) -> Callable[[B
 
 def _loss_peaks(batches: list[Batch]) -> dict[str, int]:
     """Return the peak memory of each loss in bytes, on the batch with the most positions."""
-    largest = max(batches, key=lambda b: b.targets.size)
-    arguments = (largest.targets, largest.top_ids, largest.top_log_probs, largest.rest_log_prob)
+    largest = max(batches, key=lambda b: b.decoder_ids.size)
+    of_tokens = largest.targets, largest.target_positions, largest.top_ids, largest.top_log_probs, largest.rest_log_prob
+    arguments = (_dense_targets(largest), *of_tokens)
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
         return {name: pool.apply(_loss_peak, (name, *arguments)) for name in LOSSES}
@@ -217,23 +226,24 @@ def _loss_peaks(batches: list[Batch]) -> dict[str, int]:
 def _loss_peak(name: str, *arrays: np.ndarray) -> int:
     """Run one loss, forward and backward, on random hidden states of the batch's shape; return its peak memory."""
     use_threads()
-    targets, top_ids, top_log_probs, rest = (torch.from_numpy(array) for array in arrays)
+    padded_targets, targets, positions, top_ids, top_log_probs, rest = (torch.from_numpy(array) for array in arrays)
     projection = torch.nn.Parameter(torch.randn(51_864, 384) / 20)
-    hidden, teacher_hidden = torch.randn(*targets.shape, 384, requires_grad=True), torch.randn(*targets.shape, 384)
+    shape = *padded_targets.shape, 384
+    hidden, teacher_hidden = torch.randn(shape, requires_grad=True), torch.randn(shape)
     functional.linear(hidden[:1, :1], projection).sum().backward()  # allocates the gradient of the projection
     before = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak (Linux)
-    valid = targets != IGNORED
     if name == "a":
         with torch.no_grad():
             dense = functional.linear(teacher_hidden, projection)
-        dense_loss(functional.linear(hidden, projection), dense, targets).backward()
+        dense_loss(functional.linear(hidden, projection), dense, padded_targets).backward()
     else:
-        cached = TopK(top_ids[valid], top_log_probs[valid], rest[valid], torch.zeros(int(valid.sum())))
-        teacher = Dense(teacher_hidden[valid], projection.detach()) if name == "b" else cached
-        ones = torch.ones(int(valid.sum()))
-        tokens = TokenBatch(targets[valid], ones.bool(), ones, teacher, None)
-        loss, _ = objective_sums(Objective(), WEIGHTS, tokens, (hidden[valid], projection), lambda rows, log_q: None)
+        student, of_teacher = (h.flatten(0, 1).index_select(0, positions) for h in (hidden, teacher_hidden))
+        cached = TopK(top_ids, top_log_probs, rest, torch.zeros(len(targets)))
+        teacher = Dense(of_teacher, projection.detach()) if name == "b" else cached
+        ones = torch.ones(len(targets))
+        tokens = TokenBatch(targets, ones.bool(), ones, teacher, None)
+        loss, _ = objective_sums(Objective(), WEIGHTS, tokens, (student, projection), lambda rows, log_q: None)
         loss.backward()
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return 1024 * int(status.partition("VmHWM:")[2].split()[0]) - before

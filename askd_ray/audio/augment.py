@@ -52,18 +52,23 @@ def spec_augment(log_mel: torch.Tensor, settings: SpecAugment, seed: int) -> tor
     """Return a clip's log-mel ``(n_mels, n_frames)`` with masked bands and spans set to its mean (arXiv 1904.08779)."""
     n_mels, n_frames = log_mel.shape
     masked, mean = log_mel.clone(), float(log_mel.mean())
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(settings.freq_masks):
-        masked[_mask(n_mels, settings.freq_width, generator)] = mean
-    for _ in range(settings.time_masks):
-        masked[:, _mask(n_frames, int(settings.time_share * n_frames), generator)] = mean
+    for mel, mel_end, frame, frame_end in draw_masks(n_mels, n_frames, settings, seed):
+        masked[mel:mel_end, frame:frame_end] = mean
     return masked
 
 
-def _mask(size: int, max_width: int, generator: torch.Generator) -> slice:
+def draw_masks(n_mels: int, n_frames: int, settings: SpecAugment, seed: int) -> list[tuple[int, int, int, int]]:
+    """Return the masks of a clip as rectangles: first mel bin and end, first frame and end."""
+    generator, width = torch.Generator().manual_seed(seed), int(settings.time_share * n_frames)
+    bands = [_mask(n_mels, settings.freq_width, generator) for _ in range(settings.freq_masks)]
+    spans = [_mask(n_frames, width, generator) for _ in range(settings.time_masks)]
+    return [(*band, 0, n_frames) for band in bands] + [(0, n_mels, *span) for span in spans]
+
+
+def _mask(size: int, max_width: int, generator: torch.Generator) -> tuple[int, int]:
     """Draw a span as torchaudio's mask_along_axis does; that function uses the global generator, this one does not."""
     if max_width < 1:
-        return slice(0, 0)
+        return 0, 0
     width = torch.rand(1, generator=generator) * max_width
     start = int(torch.rand(1, generator=generator) * (size - width))
-    return slice(start, start + int(width))
+    return start, start + int(width)

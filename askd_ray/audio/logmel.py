@@ -15,7 +15,8 @@ _RANGE = 8.0  # bels below the loudest bin; quieter bins are raised to this leve
 
 
 @lru_cache(maxsize=4)
-def _filters(n_mels: int) -> torch.Tensor:
+def mel_filters(n_mels: int) -> torch.Tensor:
+    """Return the mel filters ``(n_mels, 201)``."""
     filters = torchaudio.functional.melscale_fbanks(
         N_FFT // 2 + 1, 0.0, SAMPLE_RATE_HZ / 2, n_mels, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney"
     )
@@ -31,8 +32,17 @@ def log_mel(waveforms: torch.Tensor, n_mels: int = 80) -> torch.Tensor:
     window = torch.hann_window(N_FFT, device=waveforms.device)
     stft = torch.stft(waveforms, N_FFT, HOP_LENGTH, window=window, return_complex=True)[..., :-1]
     power = stft.real.square().addcmul_(stft.imag, stft.imag)  # abs() would take a root that squaring undoes
-    logs = (_filters(n_mels).to(power.device) @ power).clamp(min=_FLOOR).log10()
-    loudest = logs.amax(dim=(1, 2), keepdim=True)
+    logs = bounded_logs(mel_filters(n_mels).to(power.device) @ power)
+    return scaled(logs, logs.amax(dim=(1, 2), keepdim=True))
+
+
+def bounded_logs(power: torch.Tensor) -> torch.Tensor:
+    """Return powers in bels; those near 0 are raised to -10."""
+    return power.clamp(min=_FLOOR).log10()
+
+
+def scaled(logs: torch.Tensor, loudest: torch.Tensor) -> torch.Tensor:
+    """Return the log-mel of powers in bels: cut at 8 below the loudest bin, then scaled."""
     return (torch.maximum(logs, loudest - _RANGE) + 4.0) / 4.0
 
 

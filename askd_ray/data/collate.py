@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from askd_ray.audio.augment import augment, spec_augment
+from askd_ray.audio.augment import augment, draw_masks, spec_augment
+from askd_ray.audio.batch_logmel import frame_counts, pack_waveforms, padded_frame_counts
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import clip_log_mel, log_mel_padded, log_mel_windows, pad_batch
 from askd_ray.audio.units import HOP_LENGTH, PADDED_FRAMES, DecodingWindow, samples_of
@@ -24,11 +25,14 @@ from askd_ray.data.labels import LabelKey, SoftLabels, StatesShape, read_labels
 from askd_ray.data.length_grouped import unknown_domains
 from askd_ray.data.row_index import RowIndex, row_index
 from askd_ray.data.sampler import MicroBatch, ReadTask
-from askd_ray.data.schema import IGNORED, Batch, Utterance
+from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import Block, waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.location import Location
 from askd_ray.randomness import Draw
+
+_Arrays = dict[str, NDArray[Any]]
+"""Arrays of a batch by name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class BatchLoader:
     augment: Augment
     seed: int
     states_shape: StatesShape = (0, 0)
+    log_mel_on_device: bool = False
+    """Ship waveforms and masks: the training's device computes the log-mels, and has more time for it than the CPUs."""
     features_folder: Path | None = None
     """A cache of decoded clips that other processes share; None disables it."""
 
@@ -91,10 +97,9 @@ class BatchLoader:
     def _clips(self, block: Block) -> list[Clip]:
         if self.features_folder is None:
             return read_clips(self.shards / block.shard, block)
-        needs_waveforms = self.augment.changes_waveform or self.teacher_n_mels > 0
-        return Features(self.features_folder, 0 if needs_waveforms else self.n_mels).clips(
-            self.shards / block.shard, block
-        )
+        needs_waveforms = self.augment.changes_waveform or self.teacher_n_mels > 0 or self.log_mel_on_device
+        features = Features(self.features_folder, 0 if needs_waveforms else self.n_mels)
+        return features.clips(self.shards / block.shard, block)
 
     def _collate(self, rows: Sequence[tuple[Clip, SoftLabels]], planned: MicroBatch, epoch: int) -> Batch:
         if not rows:
@@ -102,8 +107,19 @@ class BatchLoader:
         window_frames = (planned["window_samples"] // HOP_LENGTH).tolist()
         copies = planned["copy"].tolist()
         draws = [Draw(self.seed, epoch, clip.id, copy) for (clip, _), copy in zip(rows, copies, strict=True)]
+        features = self._waveforms if self.log_mel_on_device else self._log_mels
+        return Batch(
+            ids=tuple(clip.id for clip, _ in rows),
+            numbers=planned["number"].copy(),
+            window_frames=np.asarray(window_frames, np.int64),
+            **features([clip for clip, _ in rows], window_frames, draws),
+            **_targets([label for _, label in rows]),
+        )
+
+    def _log_mels(self, clips: Sequence[Clip], window_frames: Sequence[int], draws: Sequence[Draw]) -> _Arrays:
+        """Return the arrays of a batch that come from audio, with log-mels."""
         log_mels, clean, speech_frames = list[torch.Tensor](), list[Waveform](), list[int]()
-        for (clip, _), n_frames, draw in zip(rows, window_frames, draws, strict=True):
+        for clip, n_frames, draw in zip(clips, window_frames, draws, strict=True):
             log_mel, n_samples = clip.cached_log_mel(n_frames), clip.n_samples
             if log_mel is None:
                 clean.append(clip.waveform())
@@ -120,48 +136,73 @@ class BatchLoader:
         if self.teacher_n_mels:  # clean and padded, as `askd label` does it; the feature cache holds waveforms then
             padded = log_mel_padded(clean, self.teacher_n_mels).numpy()
         else:
-            padded = np.zeros((len(rows), 0, 0), np.float32)
-        arrays = _targets([label for _, label in rows])
-        return Batch(
-            ids=tuple(clip.id for clip, _ in rows),
-            numbers=planned["number"].copy(),
-            log_mel=batch.numpy(),
-            window_frames=np.asarray(window_frames, np.int64),
-            teacher_log_mel=padded,
-            **arrays,
-        )
+            padded = np.zeros((len(clips), 0, 0), np.float32)
+        return {"log_mel": batch.numpy(), "teacher_log_mel": padded, **_no_waveforms(len(clips))}
+
+    def _waveforms(self, clips: Sequence[Clip], window_frames: Sequence[int], draws: Sequence[Draw]) -> _Arrays:
+        """Return the arrays of a batch that come from audio, with waveforms."""
+        clean = [clip.waveform() for clip in clips]
+        augmented = [augment(waveform, self.augment, draw) for waveform, draw in zip(clean, draws, strict=True)]
+        counts = frame_counts([len(waveform) for waveform in augmented], window_frames)
+        masks = [
+            draw_masks(self.n_mels, n_frames, self.augment.spec, draw.seed_of("mask"))
+            for n_frames, draw in zip(counts[:, 1].tolist(), draws, strict=True)
+        ]
+        arrays = _no_waveforms(len(clips)) | {
+            "log_mel": np.zeros((len(clips), self.n_mels, 0), np.float32),
+            "teacher_log_mel": np.zeros((len(clips), self.teacher_n_mels, 0), np.float32),
+            "waveforms": pack_waveforms(augmented),
+            "frame_counts": counts,
+            "masks": np.asarray(masks, np.int64).reshape(len(clips), -1, 4),
+        }
+        if self.teacher_n_mels:
+            arrays["teacher_frame_counts"] = padded_frame_counts([len(waveform) for waveform in clean])
+            if self.augment.changes_waveform:
+                arrays["teacher_waveforms"] = pack_waveforms(clean)
+        return arrays
 
 
-def _targets(labels: Sequence[SoftLabels]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a batch that have one position for each token."""
-    n, k = len(labels), labels[0].top_ids.shape[1]
+def _no_waveforms(n: int) -> _Arrays:
+    """Return the arrays of a batch whose log-mels are computed already."""
+    return {
+        "waveforms": np.zeros((n, 0), np.float32),
+        "frame_counts": np.zeros((n, 3), np.int64),
+        "masks": np.zeros((n, 0, 4), np.int64),
+        "teacher_waveforms": np.zeros((n, 0), np.float32),
+        "teacher_frame_counts": np.zeros((n, 3), np.int64),
+    }
+
+
+def _targets(labels: Sequence[SoftLabels]) -> _Arrays:
+    """Return the arrays of a batch that come from labels."""
+    prompts, lengths = [label.prompt_ids for label in labels], [len(label.target_ids) for label in labels]
     # The last prompt token predicts the first target, so prompt and targets share one position.
-    length = max(len(label.prompt_ids) - 1 + len(label.target_ids) for label in labels)
-    decoder_ids = np.zeros((n, length), np.int64)
-    targets = np.full((n, length), IGNORED, np.int64)
-    top_ids = np.zeros((n, length, k), np.int64)
-    top_log_probs = np.zeros((n, length, k), np.float32)
-    rest, token_loss = np.zeros((n, length), np.float32), np.zeros((n, length), np.float32)
-    states = np.zeros((n, length, *labels[0].states.shape[1:]), np.float16)
-    for i, label in enumerate(labels):
-        prompt = label.prompt_ids
-        positions = slice(len(prompt) - 1, len(prompt) - 1 + len(label.target_ids))
-        decoder_ids[i, : positions.stop] = [*prompt, *label.target_ids[:-1]]
-        targets[i, positions] = label.target_ids
-        top_ids[i, positions] = label.top_ids
-        top_log_probs[i, positions] = label.top_log_probs
-        rest[i, positions] = label.rest_log_prob
-        token_loss[i, positions] = label.token_loss
-        states[i, positions] = label.states
+    starts = [len(prompt) - 1 for prompt in prompts]
+    length = max(start + n for start, n in zip(starts, lengths, strict=True))
+    decoder_ids = np.zeros((len(labels), length), np.int64)
+    for row, label, prompt in zip(decoder_ids, labels, prompts, strict=True):
+        tokens = [*prompt, *label.target_ids[:-1]]
+        row[: len(tokens)] = tokens
+    positions = [
+        length * row + start + np.arange(n) for row, (start, n) in enumerate(zip(starts, lengths, strict=True))
+    ]
+
+    def joined(name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        return np.concatenate([getattr(label, name) for label in labels]).astype(dtype)
+
     return {
         "decoder_ids": decoder_ids,
-        "targets": targets,
-        "top_ids": top_ids,
-        "top_log_probs": top_log_probs,
-        "rest_log_prob": rest,
-        "token_loss": token_loss,
-        "states": states,
+        "n_targets": np.asarray(lengths, np.int64),
         "has_teacher": np.array([label.has_teacher for label in labels]),
+        "teacher_loss": np.asarray([label.teacher_loss for label in labels], np.float32),
+        "targets": joined("target_ids", np.int64),
+        "target_positions": np.concatenate(positions).astype(np.int64),
+        "rows": np.repeat(np.arange(len(labels)), lengths),
+        "top_ids": joined("top_ids", np.int64),
+        "top_log_probs": joined("top_log_probs", np.float32),
+        "rest_log_prob": joined("rest_log_prob", np.float32),
+        "token_loss": joined("token_loss", np.float32),
+        "states": joined("states", np.float16),
     }
 
 
@@ -173,14 +214,19 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0, states_shape: 
         log_mel=np.zeros((1, n_mels, 2), np.float32),
         window_frames=np.full(1, 2, np.int64),
         decoder_ids=np.zeros((1, 1), np.int64),
-        targets=np.full((1, 1), IGNORED, np.int64),
-        top_ids=np.zeros((1, 1, top_k), np.int64),
-        top_log_probs=np.zeros((1, 1, top_k), np.float32),
-        rest_log_prob=np.zeros((1, 1), np.float32),
-        token_loss=np.zeros((1, 1), np.float32),
-        states=np.zeros((1, 1, *states_shape), np.float16),
+        n_targets=np.zeros(1, np.int64),
         has_teacher=np.ones(1, np.bool_),
+        teacher_loss=np.zeros(1, np.float32),
         teacher_log_mel=np.zeros((1, teacher_n_mels, 2 if teacher_n_mels else 0), np.float32),
+        **_no_waveforms(1),
+        targets=np.zeros(0, np.int64),
+        target_positions=np.zeros(0, np.int64),
+        rows=np.zeros(0, np.int64),
+        top_ids=np.zeros((0, top_k), np.int64),
+        top_log_probs=np.zeros((0, top_k), np.float32),
+        rest_log_prob=np.zeros(0, np.float32),
+        token_loss=np.zeros(0, np.float32),
+        states=np.zeros((0, *states_shape), np.float16),
     )
 
 

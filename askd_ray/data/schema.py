@@ -127,14 +127,23 @@ class Batch:
     """One micro-batch for the student.
 
     ``log_mel`` (batch, n_mels, n_frames) float32, and ``window_frames`` (batch,) int64, even: the length of each row's
-    window, after which its log-mel is 0; ``decoder_ids`` (batch, length) int64: the prompt, then the text;
-    ``targets`` (batch, length) int64: the text and the end token, -100 at positions without loss; ``top_ids`` int64 and
-    ``top_log_probs`` float32 (batch, length, k), ``rest_log_prob`` float32 (batch, length): the teacher's soft labels
-    at the same positions, and ``token_loss`` float32 (batch, length) its cross-entropy there (k = 0 and zeros for an
-    online teacher); ``states`` float16 (batch, length, n_layers, d_model): its decoder states there (no layers if the
-    objective reads none); ``has_teacher`` bool (batch,): False for utterances without its labels; ``teacher_log_mel``
-    (batch, n_mels, 3000) float32: the clean clip in its padded window, for an online teacher (otherwise 0 frames);
-    ``ids``: the utterances' ids, and ``numbers`` int64 their numbers in the row index.
+    window, after which its log-mel is 0; ``decoder_ids`` (batch, length) int64: the prompt, then the text; ``ids``: the
+    utterances' ids, and ``numbers`` (batch,) int64 their numbers in the row index; ``n_targets`` (batch,) int64: the
+    target tokens of each; ``has_teacher`` bool (batch,): False for utterances without the teacher's labels;
+    ``teacher_loss`` (batch,) float32: its mean cross-entropy on each, in nats a token; ``teacher_log_mel``
+    (batch, n_mels, 3000) float32: the clean clip in its padded window, for an online teacher (otherwise 0 mel bins).
+
+    If the training's device computes the log-mels, ``log_mel`` and ``teacher_log_mel`` have 0 frames, and the batch has
+    what they are computed of, as :mod:`askd_ray.audio.batch_logmel` defines it: ``waveforms`` (batch, n_samples),
+    ``frame_counts`` (batch, 3) and the SpecAugment ``masks`` (batch, n_masks, 4); and for an online teacher
+    ``teacher_frame_counts`` and the clean ``teacher_waveforms``, which have 0 samples if ``waveforms`` are clean.
+
+    The other arrays have one entry for each target token (the text and the end token), utterance by utterance:
+    ``targets`` (n_tokens,) int64; ``target_positions`` (n_tokens,) int64: the position that predicts it, counted in the
+    flattened (batch * length); ``rows`` (n_tokens,) int64: its row in the batch; ``top_ids`` int64 and
+    ``top_log_probs`` float32 (n_tokens, k), ``rest_log_prob`` float32 (n_tokens,): the teacher's soft labels, and
+    ``token_loss`` float32 (n_tokens,) its cross-entropy (k = 0 and zeros for an online teacher); ``states`` float16
+    (n_tokens, n_layers, d_model): its decoder states (no layers if the objective reads none).
     """
 
     ids: tuple[str, ...]
@@ -142,20 +151,30 @@ class Batch:
     log_mel: NDArray[np.float32]
     window_frames: NDArray[np.int64]
     decoder_ids: NDArray[np.int64]
+    n_targets: NDArray[np.int64]
+    has_teacher: NDArray[np.bool_]
+    teacher_loss: NDArray[np.float32]
+    teacher_log_mel: NDArray[np.float32]
+    waveforms: NDArray[np.float32] | NDArray[np.int16]
+    frame_counts: NDArray[np.int64]
+    masks: NDArray[np.int64]
+    teacher_waveforms: NDArray[np.float32] | NDArray[np.int16]
+    teacher_frame_counts: NDArray[np.int64]
     targets: NDArray[np.int64]
+    target_positions: NDArray[np.int64]
+    rows: NDArray[np.int64]
     top_ids: NDArray[np.int64]
     top_log_probs: NDArray[np.float32]
     rest_log_prob: NDArray[np.float32]
     token_loss: NDArray[np.float32]
     states: NDArray[np.float16]
-    has_teacher: NDArray[np.bool_]
-    teacher_log_mel: NDArray[np.float32]
 
     @property
     def n_tokens(self) -> int:
         """The number of target tokens."""
-        return int((self.targets != IGNORED).sum())
+        return len(self.targets)
 
-
-IGNORED = -100
-"""The target of a position without loss (PyTorch's ``ignore_index``)."""
+    @property
+    def n_frames(self) -> int:
+        """The number of frames of the log-mel, wherever it is computed."""
+        return self.log_mel.shape[2] or int(self.window_frames.max())

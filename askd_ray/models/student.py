@@ -18,12 +18,14 @@ class EncoderOutput:
     """Encoder states ``(batch, n_frames / 2, d_model)``: ``states`` after the last layer, ``tapped`` after others.
 
     ``inside`` (batch, n_frames / 2) bool marks the positions in each row's window; None: all are. States at the other
-    positions are padding: nothing may depend on them.
+    positions are padding: nothing may depend on them. ``key_mask`` (batch, 1, 1, n_frames / 2) is added to attention
+    scores: 0 inside, -inf elsewhere; None: nothing is hidden.
     """
 
     states: torch.Tensor
     tapped: tuple[torch.Tensor, ...] = ()
     inside: torch.Tensor | None = None
+    key_mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

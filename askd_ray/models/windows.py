@@ -13,6 +13,8 @@ from transformers.masking_utils import create_causal_mask
 
 from askd_ray.models.student import DecoderOutput, EncoderOutput
 
+_ALIGNED_KEYS = 8  # attention kernels of GPUs take masks whose rows are multiples of 8 apart
+
 
 def encode(
     model: WhisperForConditionalGeneration,
@@ -34,19 +36,38 @@ def encode(
     hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
-    inside = None
+    inside = key_mask = None
     if window_frames is not None:
-        inside = torch.arange(hidden.shape[1], device=hidden.device) < window_frames[:, None] // 2
+        inside, key_mask = _masks(window_frames // 2, hidden)
     after: list[torch.Tensor] = []
     for layer in encoder.layers:
-        hidden = layer(hidden, _key_mask(inside))
+        hidden = layer(hidden, key_mask)
         after.append(hidden)
-    return EncoderOutput(encoder.layer_norm(hidden), tuple(after[i] for i in tapped_layers), inside)
+    tapped = tuple(after[i] for i in tapped_layers)
+    return EncoderOutput(encoder.layer_norm(hidden), tapped, inside, key_mask)
 
 
-def _key_mask(inside: torch.Tensor | None) -> torch.Tensor | None:
-    """Return the attention mask ``(batch, heads, queries, keys)`` that hides the keys that are not inside."""
-    return None if inside is None else inside[:, None, None, :]
+def _masks(n_positions: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the masks ``inside`` and ``key_mask`` of an :class:`EncoderOutput` with states like ``hidden``.
+
+    Every layer would convert a boolean mask, and a mask of another type or with rows that are not aligned.
+    """
+    n, device = hidden.shape[1], hidden.device
+    n_aligned = -(-n // _ALIGNED_KEYS) * _ALIGNED_KEYS
+    inside = torch.arange(n_aligned, device=device) < n_positions[:, None]
+    key_mask = torch.zeros(inside.shape, dtype=_matmul_type(hidden), device=device).masked_fill_(~inside, -torch.inf)
+    return inside[:, :n], key_mask[:, None, None, :n]
+
+
+def _matmul_type(tensor: torch.Tensor) -> torch.dtype:
+    """Return the type in which a tensor is multiplied: with autocast another one than the tensor's."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def _to_matmul_type(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    """A hook that casts a layer norm's output once; otherwise each of query, key and value casts and keeps it."""
+    return output.to(_matmul_type(output))
 
 
 def decode(
@@ -58,15 +79,13 @@ def decode(
     there is no cache. transformers computes the same, bit for bit, but gives its layers no mask over encoder states.
     """
     decoder = model.model.decoder
-    positions = torch.arange(decoder_ids.shape[1], device=decoder_ids.device).expand(decoder_ids.shape)
-    hidden = decoder.embed_tokens(decoder_ids) + decoder.embed_positions(decoder_ids, position_ids=positions)
+    hidden = decoder.embed_tokens(decoder_ids) + decoder.embed_positions.weight[: decoder_ids.shape[1]]
     hidden = functional.dropout(hidden, p=decoder.dropout, training=decoder.training)
     causal_mask = create_causal_mask(decoder.config, hidden, attention_mask=None, past_key_values=None)
+    states = encoded.states.to(_matmul_type(encoded.states))  # once, not in each layer for its keys and its values
     after: list[torch.Tensor] = []
     for layer in decoder.layers:
-        hidden = layer(
-            hidden, causal_mask, encoded.states, encoder_attention_mask=_key_mask(encoded.inside), use_cache=False
-        )
+        hidden = layer(hidden, causal_mask, states, encoder_attention_mask=encoded.key_mask, use_cache=False)
         after.append(hidden)
     return (*after[:-1], decoder.layer_norm(hidden))
 
@@ -89,6 +108,10 @@ class WindowedWhisper(nn.Module):
         self.whisper = model
         self.tapped_layers = tuple(tapped_layers)
         self.decoder_layers = dict(decoder_layers or {})
+        for layer in self.layers():
+            norm = layer.get_submodule("self_attn_layer_norm")
+            if _to_matmul_type not in norm._forward_hooks.values():
+                norm.register_forward_hook(_to_matmul_type)
 
     @property
     def n_mels(self) -> int:

@@ -6,22 +6,43 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-CHUNK_TOKENS = 64
-"""Target tokens per chunk. Logits of one chunk: 64 x 51,865 x 4 B = 13 MB a tensor."""
+_CPU_CHUNK_TOKENS = 64  # logits of one chunk: 64 x 51,865 x 4 B = 13 MB a tensor, which stays in a cache
+_MIN_GPU_CHUNK_TOKENS, _MAX_GPU_CHUNK_TOKENS = 2048, 4096  # fewer would launch more kernels, each too small for a GPU
+_MEMORY_SHARE = 1 / 16  # of a GPU's memory, for the logits of a chunk and what is computed of them
+_BYTES_PER_LOGIT = 32  # about eight float32 tensors of the logits' shape exist at the same time
+
+
+def chunk_tokens_of(device: torch.device, n_vocab: int) -> int:
+    """Return the number of target tokens per chunk on a device.
+
+    It depends on the size of a GPU's memory and not on what is free, so that a resumed run repeats its sums exactly.
+    """
+    if device.type != "cuda":
+        return _CPU_CHUNK_TOKENS
+    return gpu_chunk_tokens(torch.cuda.get_device_properties(device).total_memory, n_vocab)
+
+
+def gpu_chunk_tokens(memory_bytes: int, n_vocab: int) -> int:
+    """Return the number of target tokens per chunk on a GPU with this memory: a multiple of 256, 2,048 to 4,096."""
+    n_tokens = int(memory_bytes * _MEMORY_SHARE) // (n_vocab * _BYTES_PER_LOGIT) // 256 * 256
+    return min(max(n_tokens, _MIN_GPU_CHUNK_TOKENS), _MAX_GPU_CHUNK_TOKENS)
+
 
 SumsOf = Callable[[torch.Tensor, slice], torch.Tensor]
 """Maps the logits ``(n, n_vocab)`` of the target tokens ``rows`` to sums ``(n_sums,)``; the first is the loss."""
 
 
 def chunked_sums(
-    hidden: torch.Tensor, projection: torch.Tensor, sums_of: SumsOf, chunk_tokens: int = CHUNK_TOKENS
+    hidden: torch.Tensor, projection: torch.Tensor, sums_of: SumsOf, chunk_tokens: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss, with a gradient, and all sums ``(n_sums,)`` in float64, without one.
 
     ``hidden`` (n_tokens, d_model), ``projection`` (n_vocab, d_model). The forward pass computes each chunk's logits and
     their gradient, and keeps only the gradients of ``hidden`` and ``projection`` for the backward pass. Results and
     number of multiplications are the same as without chunks. Without tokens, the loss and its gradients are 0.
+    ``chunk_tokens`` None: :func:`chunk_tokens_of` the device.
     """
+    chunk_tokens = chunk_tokens or chunk_tokens_of(hidden.device, len(projection))
     loss, sums = _ChunkedSums.apply(hidden, projection, sums_of, chunk_tokens)  # pyright: ignore[reportGeneralTypeIssues]
     return loss, sums
 
@@ -32,8 +53,7 @@ class _ChunkedSums(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, projection: torch.Tensor, sums_of: SumsOf, chunk_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         to_hidden, to_projection = ctx.needs_input_grad[:2]
-        grad_hidden = torch.zeros_like(hidden) if to_hidden else None
-        grad_projection = torch.zeros_like(projection) if to_projection else None
+        grads_hidden, grad_projection = list[torch.Tensor](), None
         parts: list[torch.Tensor] = []
         for start in range(0, max(1, len(hidden)), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
@@ -44,12 +64,13 @@ class _ChunkedSums(torch.autograd.Function):
                 if not logits.requires_grad:
                     continue
                 (grad,) = torch.autograd.grad(sums[0], logits)
-            if grad_hidden is not None:
-                grad_hidden[rows] = grad @ projection
-            if grad_projection is not None:
-                grad_projection.addmm_(grad.t().to(projection.dtype), hidden[rows].to(projection.dtype))
-        total = torch.stack(parts).sum(dim=0)
-        ctx.gradients = grad_hidden, grad_projection
+            if to_hidden:
+                grads_hidden.append((grad @ projection).to(hidden.dtype))
+            if to_projection:
+                grad_projection = _add_product(grad_projection, grad, hidden[rows])
+        total = torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
+        grad_hidden = (torch.cat(grads_hidden) if len(grads_hidden) > 1 else grads_hidden[0]) if to_hidden else None
+        ctx.gradients = grad_hidden, None if grad_projection is None else grad_projection.to(projection.dtype)
         ctx.mark_non_differentiable(total)
         return total[0].float(), total
 
@@ -61,3 +82,16 @@ class _ChunkedSums(torch.autograd.Function):
             if gradient is not None:
                 gradient.mul_(grads[0])
         return grad_hidden, grad_projection, None, None
+
+
+def _add_product(total: torch.Tensor | None, grad: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Return ``total + grad.T @ hidden`` in float32; ``total`` may be changed, and None is 0.
+
+    A GPU multiplies in the precision of ``grad``, and adds in float32.
+    """
+    if grad.is_cuda and grad.dtype != torch.float32:
+        product = torch.mm(grad.t(), hidden.to(grad.dtype), out_dtype=torch.float32)
+        return product if total is None else total.add_(product)
+    with torch.autocast(grad.device.type, enabled=False):
+        grad, hidden = grad.float(), hidden.float()
+        return grad.t() @ hidden if total is None else total.addmm_(grad.t(), hidden)

@@ -25,10 +25,21 @@ OVER_TAUGHT: tuple[str, ...] = (*OF_TEACHER, "states")
 
 
 class Distiller:
-    """The objective with its teachers. ``threshold`` is AdaKD's t, in nats a token."""
+    """The objective with its teachers. ``threshold`` is AdaKD's t, in nats a token.
 
-    def __init__(self, settings: Objective, self_teacher: SelfTeacher, online: OnlineTeacher | None, threshold: float):
+    ``chunk_tokens``: the target tokens whose logits exist at the same time; None: as many as suit the device.
+    """
+
+    def __init__(
+        self,
+        settings: Objective,
+        self_teacher: SelfTeacher,
+        online: OnlineTeacher | None,
+        threshold: float,
+        chunk_tokens: int | None = None,
+    ):
         self.settings, self.self_teacher, self.online, self.threshold = settings, self_teacher, online, threshold
+        self.chunk_tokens = chunk_tokens
 
     def sums(
         self, network: nn.Module, student: StudentModel, batch: TensorBatch, weights: Weights
@@ -40,42 +51,51 @@ class Distiller:
         decoded: DecoderOutput = network(batch.log_mel, batch.decoder_ids, batch.window_frames)
         teacher = self._teacher(batch, decoded, weights)
         tokens = TokenBatch(
-            batch.targets[batch.valid],
+            batch.targets,
             batch.per_token(batch.has_teacher),
-            batch.per_token(
-                instance_weights(self.settings.instance_weights, batch.teacher_loss, self.threshold, weights.k)
-            ),
+            self._instance_weights(batch, weights),
             self._teacher_reference(batch, decoded, teacher, weights),
             self.self_teacher.reference(batch) if weights.self_weight > 0.0 else None,
         )
         loss, sums = objective_sums(
-            self.settings, weights, tokens, (decoded.hidden[batch.valid], student.projection), self._observer(batch)
+            self.settings,
+            weights,
+            tokens,
+            (batch.at_targets(decoded.hidden), student.projection),
+            self._observer(batch),
+            self.chunk_tokens,
         )
-        hidden = torch.zeros_like(loss)
+        others = sums.new_zeros(len(NAMES) - len(PARTS))
         if teacher is not None and self.settings.hidden_states.kind != "none":
-            hidden = hidden_state_loss(self.settings.hidden_states, decoded.encoded, teacher.encoded, batch.lengths)
+            hidden = hidden_state_loss(self.settings.hidden_states, decoded.encoded, teacher.encoded, batch.n_targets)
             loss = loss + self.settings.hidden_states.weight * hidden
-            sums[0] = loss.detach()
-        states = self_states = torch.zeros_like(loss)
+            others[0] = hidden.detach()
         if self.settings.decoder_states.kind != "none":
             states, self_states = self._states_sums(self.settings.decoder_states, batch, decoded, tokens)
             of_states = weights.states_weight * states + weights.self_weight * self_states
             loss = loss + self.settings.decoder_states.scale * of_states
-            sums[0] = loss.detach()
-        return loss, torch.cat([sums, torch.stack([hidden, states, self_states]).detach().double()])
+            others[1], others[2] = states.detach(), self_states.detach()
+        sums[0] = loss.detach()
+        return loss, torch.cat([sums, others])
+
+    def _instance_weights(self, batch: TensorBatch, weights: Weights) -> torch.Tensor | None:
+        settings = self.settings.instance_weights
+        if settings.kind == "uniform":
+            return None
+        return batch.per_token(instance_weights(settings, batch.teacher_loss, self.threshold, weights.k))
 
     def _states_sums(
         self, settings: DecoderStatesLoss, batch: TensorBatch, decoded: DecoderOutput, tokens: TokenBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the distances of decoder states from the teacher and from the self-teacher, summed over tokens."""
-        student = batch.at_targets(decoded.projected)
+        student = batch.states_at_targets(decoded.projected)
         # Without a teacher in this step: 0 with a gradient, because ranks exchange one for every projection.
         states = torch.stack([0.0 * of_layer.float().sum() for of_layer in student.values()]).sum()
         self_states = torch.zeros_like(states)
         if tokens.teacher is not None and tokens.teacher.states:
             states = (tokens.has_teacher * states_distance(settings, student, tokens.teacher.states)).sum()
         if settings.self_teacher and tokens.self_teacher is not None:
-            student = batch.at_targets(decoded.tapped)
+            student = batch.states_at_targets(decoded.tapped)
             self_states = states_distance(settings, student, tokens.self_teacher.states).sum()
         return states, self_states
 
@@ -91,12 +111,11 @@ class Distiller:
             return None
         layers = student.tapped if weights.states_weight > 0.0 else ()
         if self.online is None:
-            cached = (batch.top_ids, batch.top_log_probs, batch.rest_log_prob, batch.token_loss)
-            states = batch.at_targets({layer: batch.states[:, :, layer] for layer in layers})
-            return TopK(*(array[batch.valid] for array in cached), states=states)
+            states = {layer: batch.states[:, layer] for layer in layers}
+            return TopK(batch.top_ids, batch.top_log_probs, batch.rest_log_prob, batch.token_loss, states)
         assert teacher is not None
-        states = batch.at_targets({layer: teacher.tapped[layer] for layer in layers})
-        return Dense(teacher.hidden[batch.valid], self.online.model.projection, states)
+        states = batch.states_at_targets({layer: teacher.tapped[layer] for layer in layers})
+        return Dense(batch.at_targets(teacher.hidden), self.online.model.projection, states)
 
     def _observer(self, batch: TensorBatch) -> Callable[[slice, torch.Tensor], None]:
         return lambda rows, log_q: self.self_teacher.observe(batch, rows, log_q)

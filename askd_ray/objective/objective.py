@@ -27,12 +27,12 @@ have a teacher; over those tokens :data:`OF_TEACHER`: the divergence from it, it
 class TokenBatch:
     """The target tokens of a batch ``(n_tokens,)``, of the same shape values of their utterances, and teachers.
 
-    ``has_teacher`` is m_n (bool), ``instance_weights`` is w_i.
+    ``has_teacher`` is m_n (bool), ``instance_weights`` is w_i; None: all are 1.
     """
 
     targets: torch.Tensor
     has_teacher: torch.Tensor
-    instance_weights: torch.Tensor
+    instance_weights: torch.Tensor | None
     teacher: Reference | None
     self_teacher: Reference | None
 
@@ -43,11 +43,13 @@ def objective_sums(
     tokens: TokenBatch,
     student: tuple[torch.Tensor, torch.Tensor],
     observe: Callable[[slice, torch.Tensor], None],
+    chunk_tokens: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss, which carries the gradient, and the sums of :data:`PARTS` in float64; all 0 without tokens.
 
     ``student``: its hidden states ``(n_tokens, d_model)`` and its projection ``(n_vocab, d_model)``. ``observe`` is
-    called with the student's log-probabilities at temperature T, a few rows at a time.
+    called with the student's log-probabilities at temperature T, ``chunk_tokens`` rows at a time (None: as many as fit
+    the device).
     """
     t = weights.temperature
     scale = t**2 if settings.divergence.t_squared else 1.0
@@ -55,25 +57,29 @@ def objective_sums(
     b = weights.self_weight if tokens.self_teacher is not None else 0.0
 
     def sums_of(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        targets, taught, w = tokens.targets[rows], tokens.has_teacher[rows], tokens.instance_weights[rows]
+        targets, taught = tokens.targets[rows], tokens.has_teacher[rows]
         logits = logits.float()
         log_q = torch.log_softmax(logits, dim=-1)
         log_q_soft = log_q if t == 1.0 else torch.log_softmax(logits / t, dim=-1)
         observe(rows, log_q_soft.detach())
         ce = -log_q.gather(1, targets[:, None])[:, 0]
         kd = self_kd = teacher_ce = share = torch.zeros_like(ce)
+        m = taught.to(ce.dtype)
         if a > 0.0 and tokens.teacher is not None:
             teacher = tokens.teacher.distribution(rows, targets, t)
-            teacher_ce = taught * teacher.token_loss
-            share = taught * w * trust_gate(settings.trust_gate, teacher.token_loss)
-            kd = scale * taught * _divergence(settings, teacher, log_q_soft)
+            teacher_ce = m * teacher.token_loss
+            share = m if tokens.instance_weights is None else m * tokens.instance_weights[rows]
+            if settings.trust_gate.kind != "none":
+                share = share * trust_gate(settings.trust_gate, teacher.token_loss)
+            kd = scale * m * _divergence(settings, teacher, log_q_soft)
         if b > 0.0 and tokens.self_teacher is not None:
             self_kd = scale * _divergence(settings, tokens.self_teacher.distribution(rows, targets, t), log_q_soft)
         loss = _ce_weight(settings, (a, b), taught, share) * ce + a * share * kd + b * self_kd
-        parts = (loss, ce, self_kd, kd, teacher_ce, share, taught * ce, taught.to(ce.dtype))
-        return torch.stack([part.sum() for part in parts])
+        parts = (ce, self_kd, kd, teacher_ce, share, m * ce, m)
+        # Only the loss has a gradient, and all sums are one kernel.
+        return torch.stack([loss, *(part.detach() for part in parts)]).sum(dim=1)
 
-    return chunked_sums(*student, sums_of)
+    return chunked_sums(*student, sums_of, chunk_tokens)
 
 
 def _divergence(settings: Objective, reference: Distribution, log_q: torch.Tensor) -> torch.Tensor:

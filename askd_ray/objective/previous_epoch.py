@@ -14,6 +14,7 @@ from askd_ray.divergence.buckets import to_buckets
 from askd_ray.objective.references import Reference, TopK
 from askd_ray.objective.schedules import Progress
 from askd_ray.objective.tensors import TensorBatch
+from askd_ray.objective.transfer import send
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class _CachedLabels:
 
     ids: torch.Tensor
     buckets: torch.Tensor
+
+
+_Piece = tuple[torch.Tensor, torch.Tensor]
+"""Ids and buckets of a part of a batch, as in :class:`_CachedLabels`."""
 
 
 class PreviousEpoch:
@@ -41,10 +46,12 @@ class PreviousEpoch:
         self._previous_labels: dict[str, _CachedLabels] = {}
         self._current_labels: dict[str, _CachedLabels] = {}
         self._local_labels: dict[str, _CachedLabels] = {}  # of this rank, not yet exchanged
-        self._pieces: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._pieces: list[_Piece] = []
+        self._observed: list[tuple[tuple[str, ...], tuple[int, ...], list[_Piece]]] = []  # of this step: ids, lengths
 
     def before_step(self, student: object, progress: Progress) -> None:
         """At the start of an epoch, turn the labels of the last epoch into the reference."""
+        self._split()
         if progress.epoch > self._epoch:
             self._exchange()
             self._previous_labels, self._current_labels, self._epoch = self._current_labels, {}, progress.epoch
@@ -59,28 +66,32 @@ class PreviousEpoch:
             return None
         cached = [self._previous_labels[i] for i in batch.ids]
         device, k = batch.targets.device, self.settings.top_k
-        ids = torch.cat([s.ids for s in cached] or [torch.zeros(0, k, dtype=torch.int32)]).to(device).long()
-        buckets = torch.cat([s.buckets for s in cached] or [torch.zeros(0, k + 1)]).to(device).float()
+        ids = send(torch.cat([s.ids for s in cached] or [torch.zeros(0, k, dtype=torch.int32)]), device).long()
+        buckets = send(torch.cat([s.buckets for s in cached] or [torch.zeros(0, k + 1)]), device).float()
         return TopK(ids, buckets[:, :-1], buckets[:, -1], buckets.new_zeros(len(buckets)))
 
     @torch.autocast("cpu", enabled=False)
     @torch.no_grad()
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
-        """Keep the top k of a part of the batch; after its last part, split them by utterance."""
+        """Keep the top k of a part of the batch."""
         if not self._recording:
             return
         ids = log_q.topk(self.settings.top_k, dim=-1).indices
-        self._pieces.append((ids.int().cpu(), to_buckets(log_q, ids).half().cpu()))
-        lengths = batch.lengths.tolist()
-        if rows.stop < sum(lengths):
-            return
-        all_ids, all_buckets = (torch.cat(pieces) for pieces in zip(*self._pieces, strict=True))
-        self._pieces = []
-        start = 0
-        for utterance, length in zip(batch.ids, lengths, strict=False):  # an empty batch has a row without a name
-            rows = slice(start, start + length)
-            self._local_labels[utterance] = _CachedLabels(all_ids[rows].clone(), all_buckets[rows].clone())
-            start += length
+        # The host does not wait for these copies. It reads them before the next step: this step is over then.
+        piece = tuple(t.to("cpu", non_blocking=True) for t in (ids.int(), to_buckets(log_q, ids).half()))
+        self._pieces.append((piece[0], piece[1]))
+        if rows.stop >= sum(batch.lengths):
+            self._observed.append((batch.ids, batch.lengths, self._pieces))
+            self._pieces = []
+
+    @torch.autocast("cpu", enabled=False)
+    def _split(self) -> None:
+        """Split the labels of the last step by utterance."""
+        for utterances, lengths, pieces in self._observed:
+            ids, buckets = (torch.cat(parts).split(lengths) for parts in zip(*pieces, strict=True))
+            for utterance, i, b in zip(utterances, ids, buckets, strict=False):  # an empty batch has an unnamed row
+                self._local_labels[utterance] = _CachedLabels(i.clone(), b.clone())
+        self._observed = []
 
     def after_evaluation(self, student: object, better: bool) -> None:
         """Do nothing: this self-teacher does not depend on dev scores."""
@@ -103,6 +114,7 @@ class PreviousEpoch:
         self._current_labels = _unpacked(tensors, facts["now"], "now")
 
     def _exchange(self) -> None:
+        self._split()
         shares: list[dict[str, _CachedLabels]] = [self._local_labels]
         if dist.is_initialized() and dist.get_world_size() > 1:
             shares = [{}] * dist.get_world_size()

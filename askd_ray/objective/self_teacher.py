@@ -93,7 +93,8 @@ class _Copy(Generic[Config]):
         if self.model is None:
             return None
         decoded = self.model(batch.log_mel, batch.decoder_ids, batch.window_frames)
-        return Dense(decoded.hidden[batch.valid], self.model.projection, batch.at_targets(decoded.tapped))
+        states = batch.states_at_targets(decoded.tapped)
+        return Dense(batch.at_targets(decoded.hidden), self.model.projection, states)
 
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
         """Do nothing: a copy does not depend on single batches."""

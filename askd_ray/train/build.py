@@ -22,7 +22,7 @@ from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.online_teacher import OnlineTeacher, encoders_agree
 from askd_ray.objective.schedules import Gap
 from askd_ray.objective.self_teacher import build_self_teacher
-from askd_ray.torch_setup import use_threads
+from askd_ray.torch_setup import use_tf32, use_threads
 from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_state, load_checkpoint
 from askd_ray.train.context import Context
@@ -32,6 +32,7 @@ from askd_ray.train.loop import CHECKPOINTS, LEDGER, Loop
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.parallel import shard
 from askd_ray.train.shrink import check_shrinkings
+from askd_ray.train.step import DTYPES
 from askd_ray.train.weight_ema import WeightEma
 
 StudentKindFactory = Callable[[Recipe, int], StudentKind]
@@ -60,6 +61,7 @@ def build_loop(
     used.
     """
     use_threads(processes=context.world_size)
+    use_tf32(context.device)
     train_state = latest_train_state(folder / CHECKPOINTS) or TrainState(key)
     assert train_state.key == key, f"{folder} is of another recipe"
     _check_same_step(train_state.step, context.world_size)
@@ -139,7 +141,7 @@ def _online_teacher(
 def _to_device(recipe: Recipe, context: Context, model: nn.Module, layers: list[nn.Module]) -> None:
     """Move a model to this rank's device: the whole model, or with FSDP this rank's part."""
     if recipe.train.workers.parallel == "fsdp" and context.world_size > 1:
-        shard(model, layers, context.device)
+        shard(model, layers, context.device, DTYPES[recipe.train.precision])
     else:
         model.to(context.device)
 

@@ -21,6 +21,7 @@ def make_batch_loader(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> B
         augment=recipe.augment,
         seed=recipe.seed,
         states_shape=_states_read(recipe),
+        log_mel_on_device=recipe.train.workers.gpu,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,18 +18,24 @@ from askd_ray.models.student import StudentKind, StudentModel
 Tensors = dict[str, torch.Tensor]
 
 
-def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> None:
+def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
     """Distribute a model on the CPU over all ranks, in place; it is then on ``device``.
 
     A layer is gathered only while it computes, forward or backward. Parameters outside the layers (embeddings,
     convolutions, the last norms) stay gathered from the forward pass to the end of the backward pass, because the
     objective uses the projection in between. A teacher has no backward pass: its outer parameters stay gathered after
-    the first forward pass. In half precision (autocast) the backward pass needs the layers' cast weights, which take
-    2 bytes a parameter on each rank.
+    the first forward pass.
+
+    ``dtype`` is the precision of the training. In half precision the ranks exchange a layer's parameters as ``dtype``,
+    so autocast does not have to keep cast copies of them, and its gradients as float32. Inputs are left as they are, as
+    autocast leaves them: the sums of residual connections stay in float32.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy()
+    if dtype != torch.float32:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
 
@@ -40,14 +46,17 @@ def wrap_network(student: StudentModel, world_size: int) -> nn.Module:
     """
     if world_size == 1 or isinstance(student, FSDPModule):
         return student
-    return DistributedDataParallel(student)
+    return DistributedDataParallel(student, gradient_as_bucket_view=True)  # gradients are not copied to buckets
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-    """Clip the norm of the gradients, over all parameters and ranks, to ``max_norm``; return the norm before."""
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Clip the norm of the gradients, over all parameters and ranks, to ``max_norm``; return the norm before, a scalar.
+
+    The norm stays on the device: the host does not wait for it.
+    """
     norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm.item()
+    return norm
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """One optimizer step of one rank: its micro-batches, one division by the global token count, finite check, update."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -21,7 +21,8 @@ from askd_ray.objective.tensors import TensorBatch
 from askd_ray.train.ledger import TRAINED
 from askd_ray.train.parallel import clip_gradients
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The types of the recipe's ``train.precision``."""
 
 OVERFLOW = "skipped: float16 overflow"
 NOT_FINITE = "skipped: not finite"
@@ -63,32 +64,44 @@ class Stepper:
         empty. Raises :class:`AskdError` with the ids of the utterances when loss or gradient is not finite, unless the
         recipe has ``train.not_finite: skip``. In both cases the student is unchanged.
         """
-        n_ranks = dist.get_world_size() if dist.is_initialized() else 1
         device = next(self.student.parameters()).device
-        n_tokens = int(_sum_over_ranks(torch.tensor([float(sum(b.n_tokens for b in batches))], device=device)).item())
         self.optimizer.zero_grad(set_to_none=True)
-        totals = torch.zeros(len(NAMES), dtype=torch.float64, device=device)
-        # DistributedDataParallel averages gradients over ranks; we need their sum, divided by the global token count.
-        scale = n_ranks / max(1, n_tokens)
-        suspects: list[str] = []
-        for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
-            torch.manual_seed(seed)
-            with self._gradient_sync(last=number == len(batches) - 1):
-                with self._autocast(device):
-                    loss, sums = self.distiller.sums(self.network, self.student, TensorBatch.of(batch, device), weights)
-                self.scaler.scale(loss * scale).backward()
-            totals += sums
-            if not bool(torch.isfinite(loss)):
-                suspects += batch.ids
+        sums, n_tokens = self._gradients(batches, weights, seeds, device)
         self.scaler.unscale_(self.optimizer)
         trained = [p for p in self.student.parameters() if p.grad is not None]
         norm = clip_gradients(trained, self.settings.optimizer.clip_norm)
-        means = _means(_sum_over_ranks(totals), n_tokens)
-        outcome = self._outcome(means["loss"], norm, (suspects, [i for b in batches for i in b.ids]))
+        # The only time in a step at which the host waits for the device.
+        whole = torch.cat([_sum_over_ranks(sums.sum(dim=0)), torch.stack([n_tokens, norm.double()]), sums[:, 0]])
+        values = whole.tolist()
+        totals, (n, grad_norm), losses = values[: len(NAMES)], values[len(NAMES) :][:2], values[len(NAMES) + 2 :]
+        means = _means(totals, n)
+        suspects = [
+            i for batch, loss in zip(batches, losses, strict=True) if not math.isfinite(loss) for i in batch.ids
+        ]
+        outcome = self._outcome(means["loss"], grad_norm, (suspects, [i for b in batches for i in b.ids]))
         if outcome == TRAINED:
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        return StepResult(means, n_tokens, norm, outcome)
+        return StepResult(means, int(n), grad_norm, outcome)
+
+    def _gradients(
+        self, batches: Sequence[Batch], weights: Weights, seeds: Sequence[int], device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the gradients; return the sums of each micro-batch ``(n, len(NAMES))`` and the global token count."""
+        n_ranks = dist.get_world_size() if dist.is_initialized() else 1
+        n_tokens = torch.full((), float(sum(b.n_tokens for b in batches)), dtype=torch.float64, device=device)
+        # DistributedDataParallel averages gradients over ranks; we need their sum, divided by the global token count.
+        scale = n_ranks / _sum_over_ranks(n_tokens).clamp_min(1.0)
+        all_sums: list[torch.Tensor] = []
+        with self._autocast(device):  # around all micro-batches: it casts each weight once, and keeps the result
+            for number, batch in enumerate(TensorBatch.each(batches, device)):
+                torch.manual_seed(seeds[number])
+                with self._gradient_sync(last=number == len(batches) - 1):
+                    loss, sums = self.distiller.sums(self.network, self.student, batch, weights)
+                    with torch.autocast(device.type, enabled=False):
+                        self.scaler.scale(loss * scale).backward()
+                all_sums.append(sums)
+        return torch.stack(all_sums), n_tokens
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         """Let the ranks exchange gradients once per step, with the last micro-batch."""
@@ -97,7 +110,7 @@ class Stepper:
         return self.network.no_sync()
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        dtype = _DTYPES[self.settings.precision]
+        dtype = DTYPES[self.settings.precision]
         return torch.autocast(device.type, dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32)
 
     def _outcome(self, loss: float, norm: float, ids: tuple[list[str], list[str]]) -> str:
@@ -106,9 +119,9 @@ class Stepper:
         ``ids``: the utterances of this rank's micro-batches whose loss is not finite, and those of all its
         micro-batches.
         """
-        if np.isfinite([loss, norm]).all():
+        if math.isfinite(loss) and math.isfinite(norm):
             return TRAINED
-        if np.isfinite(loss) and self.scaler.is_enabled():
+        if math.isfinite(loss) and self.scaler.is_enabled():
             return OVERFLOW  # normal: the scaler raises its factor until one is too large
         if self.settings.not_finite == "skip":
             return NOT_FINITE
@@ -123,8 +136,8 @@ class Stepper:
         )
 
 
-def _means(totals: torch.Tensor, n_tokens: int) -> dict[str, float]:
-    means = dict(zip(NAMES, (totals / max(1, n_tokens)).tolist(), strict=True))
+def _means(totals: Sequence[float], n_tokens: float) -> dict[str, float]:
+    means = {name: total / max(1.0, n_tokens) for name, total in zip(NAMES, totals, strict=True)}
     taught = means["taught"] or 1.0
     return means | {name: means[name] / taught for name in OVER_TAUGHT}
 

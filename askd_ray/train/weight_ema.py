@@ -30,11 +30,11 @@ class WeightEma:
         self._n_steps += 1
         share = 1.0 - min(self._decay, (1 + self._n_steps) / (10 + self._n_steps))
         # Not torch's AveragedModel: it copies the student, and a sharded student cannot be copied.
-        for name, parameter in student.named_parameters():
-            if name not in self._mean:
-                self._mean[name] = parameter.detach().clone()
-            else:
-                self._mean[name].lerp_(parameter.detach(), share)
+        weights = {name: parameter.detach() for name, parameter in student.named_parameters()}
+        if self._mean:
+            torch._foreach_lerp_([self._mean[name] for name in weights], list(weights.values()), share)
+        else:
+            self._mean = {name: weight.clone() for name, weight in weights.items()}
 
     @contextmanager
     def applied(self, student: StudentModel) -> Generator[None]:

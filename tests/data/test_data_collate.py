@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_run import utterances
 from tiny_run import label_of
 
@@ -12,7 +13,7 @@ from askd_ray.audio.augment import augment, speed_factor
 from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
 from askd_ray.audio.units import HOP_LENGTH, window_samples
 from askd_ray.config.schema import Recipe
-from askd_ray.data.collate import BatchLoader
+from askd_ray.data.collate import BatchLoader, from_bytes, to_bytes
 from askd_ray.data.labels import write_labels
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.prefetch import prefetch
@@ -20,6 +21,7 @@ from askd_ray.data.sampler import DataCursor, tasks_from
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import to_table, waveform_of, write_table
 from askd_ray.location import Location
+from askd_ray.objective.tensors import TensorBatch
 from askd_ray.randomness import Draw
 
 UNMASKED = {"freq_masks": 0, "time_masks": 0}
@@ -41,9 +43,15 @@ def batches(clips: list[Utterance], tmp_path: Path):
     write_labels(tmp_path / "labels" / "train-00000.parquet", [label_of(u) for u in clips], {"top_k": 1})
 
     def _batches(
-        augmentation: dict[str, Any], epoch: int = 0, teacher_n_mels: int = 0, threads: int = 0, **batching: object
+        augmentation: dict[str, Any],
+        epoch: int = 0,
+        teacher_n_mels: int = 0,
+        threads: int = 0,
+        padded_share: float = 0.0,
+        on_device: bool = False,
+        **batching: object,
     ) -> list[Batch]:
-        window = {"padded_share": 0.0}
+        window = {"padded_share": padded_share}
         train = {"epochs": EPOCHS, "batching": {"utterances": 3, **batching}}
         recipe = Recipe.model_validate({"augment": augmentation, "window": window, "train": train})
         stream = BatchLoader(
@@ -56,6 +64,7 @@ def batches(clips: list[Utterance], tmp_path: Path):
             window=recipe.window,
             augment=recipe.augment,
             seed=3,
+            log_mel_on_device=on_device,
         )
         tasks = [
             task
@@ -139,3 +148,18 @@ def test_window_fits_the_slowed_clip(batches, clips: list[Utterance]):
         ]
         longest = round(max(lengths))
         assert longest < HOP_LENGTH * batch.log_mel.shape[2] <= window_samples(longest + 1, 2.5)
+
+
+@pytest.mark.parametrize("augmentation", [{}, {"speed": [0.5, 1.1], **LOUD}])
+@pytest.mark.parametrize("padded_share", [0.0, 0.5])
+def test_log_mels_on_the_device_equal_those_of_the_host(batches, augmentation: dict[str, Any], padded_share: float):
+    settings = {"teacher_n_mels": 128, "padded_share": padded_share, "audio_s": 70.0}
+    host, device = (batches(augmentation, **settings, on_device=on_device) for on_device in (False, True))
+    assert len(host) == len(device)
+    for one, other in zip(host, device, strict=True):
+        assert other.log_mel.shape == (len(one.ids), 80, 0) and other.teacher_log_mel.shape == (len(one.ids), 128, 0)
+        assert bool(other.teacher_waveforms.size) == bool(augmentation)
+        expected, found = (TensorBatch.of(batch, torch.device("cpu")) for batch in (one, from_bytes(to_bytes(other))))
+        for name in ("log_mel", "teacher_log_mel"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
+        assert (found.window_frames is None) == (expected.window_frames is None)

@@ -1,8 +1,9 @@
+from dataclasses import fields
+
 import pytest
 import torch
 
 from askd_ray.config.self_teacher import PreviousEpochConfig
-from askd_ray.data.schema import IGNORED
 from askd_ray.divergence.buckets import to_buckets
 from askd_ray.divergence.kinds import forward_kl
 from askd_ray.objective.previous_epoch import PreviousEpoch
@@ -15,11 +16,8 @@ LENGTHS = {"a": 3, "b": 1, "c": 2}
 
 
 def batch(*ids: str) -> TensorBatch:
-    targets = torch.full((max(1, len(ids)), 4), IGNORED)
-    for row, name in enumerate(ids):
-        targets[row, 1 : 1 + LENGTHS[name]] = 5
-    nothing = torch.zeros(0)
-    return TensorBatch(ids, nothing, None, nothing, targets, *[nothing] * 7)
+    unread = {field.name: torch.zeros(0) for field in fields(TensorBatch)}
+    return TensorBatch(**unread | {"ids": ids, "lengths": tuple(LENGTHS[i] for i in ids) or (0,)})
 
 
 def random_log_probs(name: str, epoch: int) -> torch.Tensor:

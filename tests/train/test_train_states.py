@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batch_rows import some_rows
 from killed_run import CPU, assert_same_run, checkpoint, killed, metrics_of
 from small_run import with_objective
 from tiny_run import write_labelled_run
@@ -106,9 +107,11 @@ def test_term_equals_plain_loops(deep: Recipe, kind: str, layers: Any):
         after, at_start = (_outputs(model, batch) for model in (student, WhisperStudentKind(recipe).build(0)))
     pairs = {"all": [(n, n) for n in range(DEPTH)], "last": [(-1, -1)]}.get(str(layers), layers)
     of_teacher = of_self = 0.0
-    for i, n in zip(*np.nonzero(batch.targets != -100), strict=True):
+    for i, n, states_of_token in zip(
+        batch.rows, batch.target_positions % batch.decoder_ids.shape[1], batch.states, strict=True
+    ):
         for layer, teacher_layer in pairs:
-            states = torch.from_numpy(batch.states[i, n].astype(np.float32))
+            states = torch.from_numpy(states_of_token.astype(np.float32))
             of_teacher += float(batch.has_teacher[i]) * _distance(kind, after[layer][i, n], states[teacher_layer])
             of_self += _distance(kind, after[layer][i, n], at_start[layer][i, n])
     assert parts["states"] == pytest.approx(of_teacher, rel=1e-4) and of_teacher > 1e-3
@@ -185,9 +188,7 @@ def test_values_of_the_teacher_are_means_over_its_tokens(deep: Recipe):
     recipe = matching(deep)
     batch, names = a_batch(recipe), ("kd", "teacher_ce", "teacher_share", "taught_ce", "states")
     batch.has_teacher[1] = False
-    taught = [i for i in range(3) if i != 1]
-    arrays = {name: value[taught] for name, value in vars(batch).items() if name != "ids"}
-    alone = Batch(ids=tuple(batch.ids[i] for i in taught), **arrays)
+    alone = some_rows(batch, [0, 2])
     whole, part = (_sgd_step(recipe, changed(WhisperStudentKind(recipe).build(0)), [b]) for b in (batch, alone))
     assert whole.means["taught"] == pytest.approx(alone.n_tokens / batch.n_tokens) and part.means["taught"] == 1.0
     assert [whole.means[n] for n in names] == pytest.approx([part.means[n] for n in names], rel=1e-5, abs=1e-6)
@@ -210,7 +211,7 @@ def test_projection_gets_the_same_gradient_from_micro_batches(deep: Recipe, mode
     recipe = with_wide_student(deep, models)
     whole = a_batch(recipe)
     whole.has_teacher[2] = False
-    parts = [_row(whole, i) for i in range(3)] + [empty_batch(80, 4, states_shape=(DEPTH, 32))]
+    parts = [some_rows(whole, [i]) for i in range(3)] + [empty_batch(80, 4, states_shape=(DEPTH, 32))]
     found: list[dict[str, torch.Tensor]] = []
     for batches in ([whole], parts):
         torch.manual_seed(5)
@@ -224,11 +225,6 @@ def test_projection_gets_the_same_gradient_from_micro_batches(deep: Recipe, mode
         torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-4)
     _sgd_step(recipe, student, [whole], Weights(0.5, 0.2))  # ranks exchange a gradient also where s is 0
     assert all(p.grad is not None and not p.grad.any() for p in student.to_decoder_width.parameters())
-
-
-def _row(batch: Batch, i: int) -> Batch:
-    arrays = {name: value[i : i + 1] for name, value in vars(batch).items() if name != "ids"}
-    return Batch(ids=batch.ids[i : i + 1], **arrays)
 
 
 def with_wide_student(deep: Recipe, models: dict[str, Path], **student: Any) -> Recipe:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from batch_rows import at_targets, some_rows
 from small_run import with_objective
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
@@ -42,11 +43,6 @@ def a_batch(recipe: Recipe, teacher_n_mels: int = 0) -> Batch:
     stream = make_batch_loader(recipe, 80, teacher_n_mels)
     tasks = tasks_from(length_grouped_sampler(stream.rows(), stream), DataCursor(), 0, 1)
     return next(b for t in tasks for b in stream.batches(t) if len(b.ids) == 3)
-
-
-def rows(batch: Batch, keep: slice) -> Batch:
-    arrays = {name: value[keep] for name, value in vars(batch).items() if name != "ids"}
-    return Batch(ids=batch.ids[keep], **arrays)
 
 
 def other(student: WhisperStudent) -> WhisperStudent:
@@ -108,7 +104,7 @@ def test_micro_batches_equal_one_batch(labelled: Recipe, tiny_model: Path, prese
     recipe = of_preset(labelled, preset)
     whole = a_batch(reading_states(labelled))
     whole.has_teacher[1] = False
-    parts = [*(rows(whole, slice(i, i + 1)) for i in range(3)), empty_batch(80, 4, states_shape=(2, 32))]
+    parts = [*(some_rows(whole, [i]) for i in range(3)), empty_batch(80, 4, states_shape=(2, 32))]
     one, many = (gradients(recipe, tiny_model, batches, whole) for batches in ([whole], parts))
     assert one.keys() == many.keys() and any(g.abs().max() > 1e-4 for g in one.values())
     for name, gradient in one.items():
@@ -117,7 +113,7 @@ def test_micro_batches_equal_one_batch(labelled: Recipe, tiny_model: Path, prese
 
 def in_windows(batch: Batch, row: int) -> Batch:
     """One row of a batch, alone in its window."""
-    alone = rows(batch, slice(row, row + 1))
+    alone = some_rows(batch, [row])
     return Batch(**{**vars(alone), "log_mel": alone.log_mel[:, :, : batch.window_frames[row]]})
 
 
@@ -171,7 +167,7 @@ SHARES = [(["u0", "none"], ["u1", "u2"]), (["whole"], ["none"])]
 def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path):
     recipes = [of_preset(labelled, preset) for preset in PRESETS]
     batch, none = a_batch(reading_states(labelled)), empty_batch(80, 4, states_shape=(2, 32))
-    data = {f"u{i}": rows(batch, slice(i, i + 1)) for i in range(3)} | {"whole": batch, "none": none}
+    data = {f"u{i}": some_rows(batch, [i]) for i in range(3)} | {"whole": batch, "none": none}
     texts = [json.dumps(recipe.model_dump(mode="json")) for recipe in recipes]
     sent = {name: to_bytes(b) for name, b in data.items()}
     mp.spawn(_rank, (str(tiny_model), texts, sent, str(tmp_path)), nprocs=2)
@@ -254,14 +250,12 @@ def test_online_teacher_equals_cached_labels_of_all_tokens(labelled: Recipe, tin
         logits = torch.nn.functional.linear(
             teacher(tensors.teacher_log_mel, tensors.decoder_ids).hidden, teacher.projection
         )
-    log_p = torch.log_softmax(logits, -1)
-    ids = torch.arange(log_p.shape[-1]).expand(*log_p.shape)
-    targets = tensors.targets.clamp_min(0)
+    log_p = torch.log_softmax(tensors.at_targets(logits), -1)
     full = {
-        "top_ids": ids.numpy(),
+        "top_ids": torch.arange(log_p.shape[-1]).expand(*log_p.shape).numpy(),
         "top_log_probs": log_p.numpy(),
-        "rest_log_prob": np.full(tensors.targets.shape, -np.inf, np.float32),
-        "token_loss": -log_p.gather(-1, targets[..., None])[..., 0].numpy(),
+        "rest_log_prob": np.full(len(log_p), -np.inf, np.float32),
+        "token_loss": -log_p.gather(-1, tensors.targets[:, None])[:, 0].numpy(),
     }
     same, weights = distiller(cached, student, batch)
     found, cached_sums = same.sums(student, student, TensorBatch.of(Batch(**{**vars(batch), **full}), CPU), weights)
@@ -297,11 +291,14 @@ def test_batch_round_trip(labelled: Recipe):
 def test_targets_follow_the_prompt(labelled: Recipe):
     batch = a_batch(labelled)
     sot, notimestamps, end = 50257, 50362, 50256
-    for ids, targets in zip(batch.decoder_ids, batch.targets, strict=True):
-        text = [t for t in targets if t != -100]
+    for row, ids in enumerate(batch.decoder_ids):
+        text, positions = batch.targets[batch.rows == row], at_targets(batch, row)
         assert ids[:2].tolist() == [sot, notimestamps]
-        assert targets[0] == -100 and text[-1] == end
-        assert ids[2 : 1 + len(text)].tolist() == text[:-1]
+        assert positions.tolist() == list(range(1, 1 + len(text))) and text[-1] == end
+        assert ids[2 : 1 + len(text)].tolist() == text[:-1].tolist()
+    assert batch.n_targets.sum() == batch.n_tokens == len(batch.targets)
     mass = np.exp(batch.top_log_probs).sum(-1) + np.exp(batch.rest_log_prob)
-    np.testing.assert_allclose(mass[batch.targets != -100], 1.0, atol=5e-3)
-    assert (batch.token_loss[batch.targets != -100] > 0).all()
+    np.testing.assert_allclose(mass, 1.0, atol=5e-3)
+    assert (batch.token_loss > 0).all()
+    for row, loss in enumerate(batch.teacher_loss):
+        assert loss == pytest.approx(batch.token_loss[batch.rows == row].mean(), rel=1e-6)

@@ -134,24 +134,31 @@ def _utterance(row: dict[str, Any], audio: bytes, path: str) -> Utterance:
     )
 
 
-def read_shard(path: PathOrUri) -> list[Utterance]:
+def read_shard(path: PathOrUri, rows: Sequence[int] | None = None) -> list[Utterance]:
     """Read the utterances of a shard, or of a derived shard with the stored audio that it refers to.
+
+    ``rows`` are the numbers of the rows to return; by default all.
 
     Raises :class:`AskdError` when a file is missing or damaged.
     """
     path = Location.of(path)
-    table = read_table(path)
+    table = read_table(path) if rows is None else read_table(path).take(pa.array(rows, pa.int64()))
     if not path.name.startswith(DERIVED):
         return to_utterances(table)
-    rows = table.to_pylist()
-    stored = {
-        name: [audio["bytes"] for audio in read_table(path.parent / name, ["audio"]).column("audio").to_pylist()]
-        for name in sorted({piece["shard"] for row in rows for piece in row["pieces"]})
-    }
-    return [_derived_utterance(row, stored) for row in rows]
+    clips, used = table.to_pylist(), dict[str, set[int]]()
+    for piece in (piece for clip in clips for piece in clip["pieces"]):
+        used.setdefault(piece["shard"], set()).add(piece["row"])
+    stored = {name: _stored_audio(path.parent / name, sorted(used[name])) for name in sorted(used)}
+    return [_derived_utterance(clip, stored) for clip in clips]
 
 
-def _derived_utterance(row: dict[str, Any], stored: Mapping[str, Sequence[bytes]]) -> Utterance:
+def _stored_audio(path: Location, rows: Sequence[int]) -> dict[int, bytes]:
+    """Return the audio of rows of a file, by row."""
+    column = read_table(path, ["audio"]).column("audio").take(pa.array(rows, pa.int64()))
+    return {row: audio["bytes"] for row, audio in zip(rows, column.to_pylist(), strict=True)}
+
+
+def _derived_utterance(row: dict[str, Any], stored: Mapping[str, Mapping[int, bytes]]) -> Utterance:
     pieces = tuple(
         Piece(stored[p["shard"]][p["row"]], p["start_s"], p["end_s"], p["pause_s"], p["gain_db"]) for p in row["pieces"]
     )

@@ -1,8 +1,7 @@
 """Dev scores during training: every rank decodes its share, and word errors are summed, not averaged over batches."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.distributed as dist
@@ -10,7 +9,8 @@ import torch.distributed as dist
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.train import Selection
 from askd_ray.data.collate import evaluation_windows
-from askd_ray.data.schema import DerivedKind, Utterance
+from askd_ray.data.dev import DevClips, DevGroup, DevPart
+from askd_ray.data.schema import DerivedKind
 from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.text.error_rate import ErrorCounts, count_word_errors
 from askd_ray.text.normalize import normalizer
@@ -22,35 +22,28 @@ WORDS_PER_MIN = "dev_words_per_min"
 """The metric of the clips without speech: transcribed words a minute of audio."""
 
 
-class DevGroup(NamedTuple):
-    """Dev clips that are scored together: utterances of a domain, or all derived clips of a kind."""
-
-    derived: DerivedKind
-    domain: str
-
-    @classmethod
-    def of(cls, utterance: Utterance) -> "DevGroup":
-        """Return the group of a clip."""
-        return cls(utterance.derived, "" if utterance.derived else utterance.domain)
+def rank_part(context: Context) -> DevPart:
+    """Return the part of dev that a rank decodes."""
+    return DevPart(context.rank, context.world_size, _BATCH_SIZE)
 
 
 @torch.no_grad()
 def dev_errors(
     student: StudentModel,
     student_kind: StudentKind,
-    utterances: Sequence[Utterance],
+    dev: DevClips,
     window: DecodingWindow,
     context: Context,
 ) -> dict[DevGroup, ErrorCounts]:
     """Return the word errors of greedy transcripts in trimmed windows, by group, summed over all ranks.
 
+    Each rank decodes its part of dev (:func:`rank_part`).
     Every rank makes exactly one all-reduce at the end, so ranks with fewer utterances cannot block the others.
     """
     was_training = student.training
     student.eval()
-    rank_utterances = utterances[context.rank :: context.world_size]
-    counts = {group: ErrorCounts() for group in sorted({DevGroup.of(u) for u in utterances})}
-    for batch, log_mel in evaluation_windows(rank_utterances, window, student.n_mels, _BATCH_SIZE):
+    counts = {group: ErrorCounts() for group in sorted(dev.groups)}
+    for batch, log_mel in evaluation_windows(dev.clips, window, student.n_mels, _BATCH_SIZE):
         # One decode per language, because the prompt contains the language.
         for language in sorted({u.language for u in batch}):
             rows = [i for i, u in enumerate(batch) if u.language == language]
@@ -88,11 +81,6 @@ def dev_metrics(
             wers[f"dev_wer/{name}"] = sum(part, ErrorCounts()).rate
         wers |= {f"dev_wer/domain/{domain}": counts.rate for domain, counts in by_domain.items()}
     return wers
-
-
-def silent_minutes(utterances: Sequence[Utterance]) -> float:
-    """Return the length of the clips without speech."""
-    return sum(u.duration_s for u in utterances if u.derived == "non_speech") / 60
 
 
 def dev_score(metrics: Mapping[str, float], settings: Selection) -> float:

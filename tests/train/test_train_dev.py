@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Selection
 from askd_ray.data.collate import evaluation_windows
+from askd_ray.data.dev import DevClips, DevGroup, group_sizes
+from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.models.engine import Engine
 from askd_ray.models.generate import greedy
@@ -21,7 +24,13 @@ from askd_ray.runs import Run
 from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.text.normalize import normalizer
 from askd_ray.train.context import PlainContext
-from askd_ray.train.dev import DevGroup, dev_errors, dev_metrics, dev_score, silent_minutes
+from askd_ray.train.dev import dev_errors, dev_metrics, dev_score
+
+
+def whole(clips: Sequence[Utterance]) -> DevClips:
+    """Return clips as all of dev."""
+    return DevClips(clips, group_sizes([(DevGroup.of(u), u.duration_s) for u in clips]))
+
 
 CALLS, TONES = DevGroup("", "calls"), DevGroup("", "tones")
 
@@ -39,7 +48,7 @@ def test_dev_uses_the_prompt_of_the_targets(labelled: Recipe):
 
     student.whisper.model.decoder.register_forward_pre_hook(listen, with_kwargs=True)
     utterances = read_utterances(Run(labelled).shards, "dev")
-    errors = dev_errors(student, kind, utterances, DecodingWindow.of(recipe.window), PlainContext(CPU))
+    errors = dev_errors(student, kind, whole(utterances), DecodingWindow.of(recipe.window), PlainContext(CPU))
     assert asked == [list(tokens.prompt("en", "as before", timestamps=True))] * len(utterances)
     assert errors[TONES].n_reference > 0
 
@@ -66,9 +75,9 @@ def test_errors_are_counted_by_domain(labelled: Recipe):
     first, *others = read_utterances(Run(labelled).shards, "dev")
     mixed = [replace(first, domain="calls"), *others]
     context = PlainContext(CPU)
-    errors = dev_errors(student, kind, mixed, window, context)
+    errors = dev_errors(student, kind, whole(mixed), window, context)
     assert list(errors) == [CALLS, TONES]
-    unmixed = dev_errors(student, kind, [first, *others], window, context)
+    unmixed = dev_errors(student, kind, whole([first, *others]), window, context)
     assert sum(errors.values(), ErrorCounts()) == unmixed[TONES]
     assert errors[CALLS].n_reference == len(normalizer("en")(first.text).split())
 
@@ -94,11 +103,11 @@ def test_derived_clips_have_scores_of_their_kind(labelled: Recipe):
     kind = WhisperStudentKind(labelled)
     first, second, third = read_utterances(Run(labelled).shards, "dev")
     clips = [first, replace(second, derived="crop"), replace(third, derived="non_speech", text="", domain="non_speech")]
-    errors = dev_errors(kind.build(0), kind, clips, DecodingWindow.of(labelled.window), PlainContext(CPU))
+    errors = dev_errors(kind.build(0), kind, whole(clips), DecodingWindow.of(labelled.window), PlainContext(CPU))
     assert set(errors) == {TONES, DevGroup("crop", ""), DevGroup("non_speech", "")}
     assert errors[DevGroup("non_speech", "")].n_reference == 0
-    assert silent_minutes(clips) == third.duration_s / 60
-    metrics = dev_metrics(errors, silent_minutes(clips), ())
+    assert whole(clips).silent_min == third.duration_s / 60
+    metrics = dev_metrics(errors, whole(clips).silent_min, ())
     assert metrics["dev_wer"] == errors[TONES].rate
     assert metrics["dev_wer/short"] == errors[DevGroup("crop", "")].rate
     words = errors[DevGroup("non_speech", "")].insertions

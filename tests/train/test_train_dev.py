@@ -19,12 +19,12 @@ from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.models.engine import Engine
 from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
-from askd_ray.models.whisper_student import WhisperStudentKind
+from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
 from askd_ray.runs import Run
 from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.text.normalize import normalizer
 from askd_ray.train.context import PlainContext
-from askd_ray.train.dev import dev_errors, dev_metrics, dev_score
+from askd_ray.train.dev import dev_errors, dev_metrics, dev_score, in_precision
 
 
 def whole(clips: Sequence[Utterance]) -> DevClips:
@@ -80,6 +80,25 @@ def test_errors_are_counted_by_domain(labelled: Recipe):
     unmixed = dev_errors(student, kind, whole([first, *others]), window, context)
     assert sum(errors.values(), ErrorCounts()) == unmixed[TONES]
     assert errors[CALLS].n_reference == len(normalizer("en")(first.text).split())
+
+
+def test_dev_is_decoded_in_float16_by_a_copy(labelled: Recipe, monkeypatch: pytest.MonkeyPatch):
+    kind = WhisperStudentKind(labelled)
+    student, clips = kind.build(0).train(), whole(read_utterances(Run(labelled).shards, "dev"))
+    types: set[torch.dtype] = set()
+    transcribe = kind.transcribe
+
+    def listen(student: WhisperStudent, log_mel: torch.Tensor, language: str) -> list[str]:
+        types.update({log_mel.dtype, student.projection.dtype})
+        assert not student.training
+        return transcribe(student, log_mel, language)
+
+    monkeypatch.setattr(kind, "transcribe", listen)
+    monkeypatch.setattr("askd_ray.train.dev.inference_dtype", lambda _: torch.float16)  # as on a GPU
+    errors = dev_errors(student, kind, clips, DecodingWindow.of(labelled.window), PlainContext(CPU))
+    assert types == {torch.float16} and errors[TONES].n_reference > 0
+    assert student.training and student.projection.dtype == torch.float32
+    assert in_precision(student, torch.float32) is student
 
 
 def test_dev_metrics_weigh_words_and_separate_domains():

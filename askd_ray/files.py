@@ -1,5 +1,6 @@
 """Paths, atomic writes, JSON and hashes: a reader sees a complete file or none."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -83,6 +84,15 @@ def _sync(path: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+
+
+@contextmanager
+def file_lock(path: Path) -> Generator[None]:
+    """Hold the lock of a file, which one process (or thread) can hold at a time; the others wait. The file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # ends when the file is closed, also by a process that is killed
+        yield
 
 
 def hash_fraction(name: str) -> float:

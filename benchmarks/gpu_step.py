@@ -27,7 +27,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import DataCursor
 from askd_ray.data.schema import Batch
-from askd_ray.models.cost import parts
+from askd_ray.models.cost import flops
 from askd_ray.models.load import load_whisper
 from askd_ray.models.student import DecoderOutput, EncoderOutput
 from askd_ray.models.whisper_student import WhisperStudent
@@ -161,8 +161,8 @@ class Bench:
             "step_ms": round(1000 * took_s / len(taken), 2),
         }
         if peak_tflops is not None:
-            flops = sum(self._flops(b) for b in taken)
-            made["model_flops_utilisation"] = round(flops / took_s / (peak_tflops * 1e12), 4)
+            work = sum(self._flops(b) for b in taken)
+            made["model_flops_utilisation"] = round(work / took_s / (peak_tflops * 1e12), 4)
         if self._device.type == "cuda":
             made["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         shares = {"data": self._waited_s / took_s, **self._parts()}
@@ -175,8 +175,7 @@ class Bench:
         passes = [(3, batch.log_mel.shape[2])]
         if self._recipe.teacher.online:
             passes.append((1, batch.teacher_log_mel.shape[2]))
-        multiply_adds = sum(n * part.multiply_adds for n, frames in passes for part in parts(config, frames, length))
-        return 2 * len(batch.ids) * multiply_adds
+        return len(batch.ids) * sum(flops(config, frames, length, n) for n, frames in passes)
 
     def _parts(self) -> dict[str, float]:
         """Return the share of a step that encoder, loss and teacher each take alone."""

@@ -72,7 +72,7 @@ def export(recipe: Recipe, force: bool = False) -> Result:
 
 
 def _export(run: Run) -> Result:
-    dev = read_dev(run.shards, run.labels, {})
+    dev = read_dev(run.shards, run.labels, {}).clips
     clips = [u for u in dev if not u.derived][:_N_CLIPS]
     with quiet_transformers(), atomic_path(run.bundle) as temporary:
         with console.status("Converting the student"):

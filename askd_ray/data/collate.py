@@ -23,6 +23,7 @@ from askd_ray.config.schema import Train, Window
 from askd_ray.data.features import Clip, Features, read_clips
 from askd_ray.data.labels import LabelKey, SoftLabels, StatesShape, read_labels
 from askd_ray.data.length_grouped import unknown_domains
+from askd_ray.data.prefetch import prefetch
 from askd_ray.data.row_index import RowIndex, row_index
 from askd_ray.data.sampler import MicroBatch, ReadTask
 from askd_ray.data.schema import Batch, Utterance
@@ -244,19 +245,23 @@ def from_bytes(data: bytes) -> Batch:
 
 
 def evaluation_windows(
-    utterances: Sequence[Utterance], window: DecodingWindow, n_mels: int, batch_size: int
+    utterances: Sequence[Utterance], window: DecodingWindow, n_mels: int, batch_size: int, threads: int = 1
 ) -> Iterator[tuple[list[Utterance], torch.Tensor]]:
     """Yield utterances, sorted by length, with the log-mel ``(batch, n_mels, n_frames)`` of the engine's windows.
 
     A batch holds only clips of the same window length. Next to a longer clip, a clip would get more silence than in
-    serving, and the dev WER would hide a student that does not stop.
+    serving, and the dev WER would hide a student that does not stop. ``threads`` make the next batches while one is
+    used.
     """
 
     def n_samples(utterance: Utterance) -> int:
         return window.samples(samples_of(utterance.duration_s), n_mels)
 
-    ordered = sorted(utterances, key=lambda u: (u.duration_s, u.id))
-    for length, group in groupby(ordered, key=n_samples):
+    def batch_of(clips: list[Utterance], length: int) -> tuple[list[Utterance], torch.Tensor]:
+        return clips, log_mel_windows([waveform_of(u) for u in clips], [length] * len(clips), n_mels)
+
+    tasks: list[Callable[[], tuple[list[Utterance], torch.Tensor]]] = []
+    for length, group in groupby(sorted(utterances, key=lambda u: (u.duration_s, u.id)), key=n_samples):
         clips = list(group)
-        for batch in (clips[start : start + batch_size] for start in range(0, len(clips), batch_size)):
-            yield batch, log_mel_windows([waveform_of(u) for u in batch], [length] * len(batch), n_mels)
+        tasks += [partial(batch_of, clips[i : i + batch_size], length) for i in range(0, len(clips), batch_size)]
+    return prefetch(tasks, threads + 1, threads)

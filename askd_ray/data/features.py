@@ -41,7 +41,7 @@ class Clip:
 
 def read_clips(shard: Location, block: Block) -> list[Clip]:
     """Return the clips of a shard's block; each call of ``waveform`` decodes the audio again."""
-    return [Clip(u.id, partial(waveform_of, u)) for u in read_shard(shard, block)]
+    return [Clip(u.id, partial(waveform_of, u)) for u in read_shard(shard, block.rows)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Features:
 
     def _write_file(self, shard: Location, block: Block, path: Path) -> None:
         """Decode a block into a cache file, with one torch thread for each clip: bit for bit as without a cache."""
-        utterances = read_shard(shard, block)
+        utterances = read_shard(shard, block.rows)
         tasks = [partial(self._values, u) for u in utterances]
         features = list(prefetch(tasks, ahead=2 * n_cores(), threads=n_cores()))
         ids, lengths, values = [u.id for u in utterances], [n for n, _ in features], [v for _, v in features]
@@ -92,4 +92,4 @@ class Features:
 
 def _decoded(shard: Location, block: Block, row: int) -> Waveform:
     """Decode one clip of a block: needed for a clip longer than its window, which is rare."""
-    return waveform_of(read_shard(shard, block)[row])
+    return waveform_of(read_shard(shard, block.rows)[row])

@@ -60,6 +60,14 @@ ARRAYS = {"top_ids": "<u2", "top_log_probs": "<f2", "rest_log_prob": "<f2", "tok
 """The arrays of :class:`SoftLabels` that the teacher fills, with their types in a label shard."""
 
 
+def bytes_per_token(top_k: int, states_shape: StatesShape) -> float:
+    """Return the size of the arrays of a target token, before compression."""
+    sizes = {name: np.dtype(dtype).itemsize for name, dtype in ARRAYS.items()}
+    n_layers, width = states_shape
+    counts = {"top_ids": top_k, "top_log_probs": top_k, "states": n_layers * width}
+    return float(sum(size * counts.get(name, 1) for name, size in sizes.items()))
+
+
 def write_labels(path: PathOrUri, labels: Sequence[SoftLabels], key: LabelKey) -> None:
     """Write a label shard atomically, with its key in the file's metadata."""
     rows = [

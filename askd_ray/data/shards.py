@@ -171,23 +171,25 @@ def _utterance(row: dict[str, Any], audio: bytes, path: str) -> Utterance:
     )
 
 
-def read_shard(path: PathOrUri, block: Block | None = None) -> list[Utterance]:
-    """Read the utterances of a shard or of one of its blocks; those of a derived shard with the audio they refer to.
+def read_shard(path: PathOrUri, rows: slice | Sequence[int] | None = None) -> list[Utterance]:
+    """Read the utterances of a shard; those of a derived shard with the stored audio that they refer to.
+
+    ``rows`` are the numbers of the rows to return; by default all.
 
     Raises :class:`AskdError` when a file is missing or damaged.
     """
     path = Location.of(path)
-    table = read_table(path) if block is None else read_rows(path, block.rows)
+    table = read_table(path) if rows is None else read_rows(path, rows)
     if not path.name.startswith(DERIVED):
         return to_utterances(table)
-    rows = table.to_pylist()
-    places = sorted({(piece["shard"], piece["row"]) for row in rows for piece in row["pieces"]})
+    clips = table.to_pylist()
+    places = sorted({(piece["shard"], piece["row"]) for clip in clips for piece in clip["pieces"]})
     stored: dict[tuple[str, int], bytes] = {}
     for name, group in groupby(places, key=itemgetter(0)):
         numbers = [row for _, row in group]
         audio = read_rows(path.parent / name, numbers, ["audio"]).column("audio").to_pylist()
         stored |= {(name, row): cell["bytes"] for row, cell in zip(numbers, audio, strict=True)}
-    return [_derived_utterance(row, stored) for row in rows]
+    return [_derived_utterance(clip, stored) for clip in clips]
 
 
 def _derived_utterance(row: dict[str, Any], stored: Mapping[tuple[str, int], bytes]) -> Utterance:

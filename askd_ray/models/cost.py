@@ -51,6 +51,15 @@ def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> lis
     ]
 
 
+def flops(config: WhisperConfig, n_frames: int, n_tokens: int, passes: int = 1) -> int:
+    """Return the FLOPs of one clip, two for each multiply-add of :func:`parts`.
+
+    ``passes``: 1 for a forward pass; 3 for a training, whose backward pass takes twice as much. What
+    ``gradient_checkpointing`` computes a second time does not count.
+    """
+    return 2 * passes * sum(part.multiply_adds for part in parts(config, n_frames, n_tokens))
+
+
 def _params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from askd_ray.errors import AskdError
 from askd_ray.fetch.cache import cache_root
-from askd_ray.files import atomic_path, write_json
+from askd_ray.files import atomic_path, file_lock, write_json
 from askd_ray.models.ctranslate2_reader import read_config, read_ctranslate2
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.text.tokens import Tokens
@@ -90,13 +90,18 @@ def _tokenizer_files(tokenizer_json: bytes) -> dict[str, bytes]:
 
 
 def ctranslate2_folder(reference: str) -> Path:
-    """Return a CTranslate2 folder of a model reference; a transformers model is converted once, into the cache."""
+    """Return a CTranslate2 folder of a model reference; a transformers model is converted once, into the cache.
+
+    Processes that need it at the same time wait for the first one: a conversion holds the whole model in memory.
+    """
     folder = resolve(reference)
     if (folder / "model.bin").is_file():
         return folder
     converted = cache_root() / "ctranslate2" / fingerprint(reference)[:16]
     if not (converted / "model.bin").is_file():
-        convert_to_ctranslate2(folder, converted, "float16")
+        with file_lock(converted.with_name(f"{converted.name}.lock")):
+            if not (converted / "model.bin").is_file():
+                convert_to_ctranslate2(folder, converted, "float16")
     return converted
 
 

@@ -143,7 +143,10 @@ class StudentKind(Protocol):
         ...
 
     def transcribe(self, student: Any, log_mel: torch.Tensor, language: str) -> list[str]:
-        """Return the transcripts of windows ``(batch, n_mels, n_frames)`` in one language, for dev scores."""
+        """Return the transcripts of windows ``(batch, n_mels, n_frames)`` in one language, for dev scores.
+
+        On a GPU both are in float16: ``student`` is then a copy of a student that was built.
+        """
         ...
 
     def costs(self) -> list[Cost]:

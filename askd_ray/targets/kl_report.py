@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from transformers import WhisperForConditionalGeneration
@@ -18,10 +17,9 @@ from askd_ray.divergence.kinds import forward_kl
 from askd_ray.errors import AskdError
 from askd_ray.location import PathOrUri
 from askd_ray.models.layer_map import build_student
-from askd_ray.models.load import load_whisper
 from askd_ray.progress import Table
-from askd_ray.targets.soft_labels import forced_logits
-from askd_ray.torch_setup import usable_device, use_threads
+from askd_ray.targets.soft_labels import for_inference, forced_logits, load_teacher
+from askd_ray.torch_setup import use_threads
 
 REPORTED_KS = (8, 16, 32, 64)
 """The values of k in every report; the recipe's ``teacher.top_k`` is added."""
@@ -96,9 +94,8 @@ def measure(recipe: Recipe, shard: PathOrUri, labels: PathOrUri) -> list[KlLost]
     rows = zip(to_utterances(read_table(shard)), read_labels(labels, recipe.teacher.top_k), strict=True)
     sample = [row for row in rows if row[1].has_teacher and not row[1].left_out][:SAMPLE_UTTERANCES]
     student, _ = build_student(recipe.student, recipe.teacher.model)
-    teacher, _ = load_whisper(recipe.teacher.model)
-    for model in (student, teacher):
-        cast(torch.nn.Module, model).to(usable_device(recipe.train.workers.gpu))
+    for_inference(student, recipe)
+    teacher, _ = load_teacher(recipe)
     return kl_lost(teacher, student, [u for u, _ in sample], [label for _, label in sample], recipe)
 
 

@@ -1,21 +1,22 @@
 """The stage `label`: a pool of Ray Data actors runs the teacher, one shard at a time."""
 
+import math
 from collections import Counter
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
+import pyarrow.compute as pc
 import ray.data
-import torch
 
 from askd_ray.config.load import with_absolute_paths
 from askd_ray.config.schema import Recipe
-from askd_ray.data.labels import ARRAYS, LabelKey, labels_match, read_labels, write_labels
+from askd_ray.data.labels import LabelKey, bytes_per_token, labels_match, write_labels
 from askd_ray.data.model_languages import refuse_languages
 from askd_ray.data.ray_stream import configure
 from askd_ray.data.row_index import row_index
 from askd_ray.data.shards import derived_paths, read_shard, read_table, shard_paths, train_paths
 from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
-from askd_ray.models.load import load_whisper
 from askd_ray.models.reference import resolve
 from askd_ray.progress import Table, bar, console
 from askd_ray.ray_cluster import connect
@@ -23,10 +24,12 @@ from askd_ray.ray_errors import user_error
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.targets.kl_report import KlLost, kl_table, measure
 from askd_ray.targets.pseudo_label import teacher_engine
-from askd_ray.targets.soft_labels import kept_states, kept_tokens, label_key
+from askd_ray.targets.soft_labels import kept_states, kept_tokens, label_key, load_teacher
 from askd_ray.targets.soft_labels import label as label_utterances
 from askd_ray.text.tokens import Tokens
-from askd_ray.torch_setup import usable_device, use_threads
+from askd_ray.torch_setup import use_threads
+
+_CORES = 8  # for a copy of the teacher on a CPU: more help it little
 
 
 class _TeacherActor:
@@ -37,8 +40,7 @@ class _TeacherActor:
         self.recipe = Recipe.model_validate(recipe)
         self.run = Run(self.recipe)
         self.key = key
-        self.model, self.tokens = load_whisper(self.recipe.teacher.model)
-        cast(torch.nn.Module, self.model).to(usable_device(self.recipe.train.workers.gpu))
+        self.model, self.tokens = load_teacher(self.recipe)
         self.engine = teacher_engine(self.recipe, threads) if self.recipe.has_pseudo_labels else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -114,16 +116,15 @@ def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
     connect(use_gpu=run.recipe.train.workers.gpu)
     configure()
     items = [{"shard": s.name} for s in todo]
-    share = run.recipe.teacher.gpus_per_copy if run.recipe.train.workers.gpu else 0.0
-    # On CPUs, one copy of the teacher for every 8 cores.
-    pool = max(1, int(_gpus(run.recipe) / share) if share else int(ray.cluster_resources()["CPU"]) // 8)
+    copy = _copy_of_teacher(run.recipe)
     rows = sum(map_concurrently(lambda s: read_table(s, ["id"]).num_rows, todo))
+    # Ray starts as many copies as the cluster has room for, and more when it grows: only the work is a limit.
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _TeacherActor),
-        fn_constructor_args=(run.recipe.model_dump(mode="json"), key, 0),
-        num_gpus=share,
-        num_cpus=0.5,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool, len(items))),
+        fn_constructor_args=(run.recipe.model_dump(mode="json"), key, copy.threads),
+        num_gpus=copy.gpus,
+        num_cpus=copy.cpus,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(items)),
     )
     with bar(f"label with {run.recipe.teacher.model}", rows, "utt") as progress, user_error():
         for row in dataset.iter_rows():
@@ -131,18 +132,30 @@ def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
             progress.note(row["shard"])
 
 
-def _gpus(recipe: Recipe) -> int:
-    """Return the number of GPUs that the stage may use."""
-    if not recipe.train.workers.gpu:
-        return 0
-    connect(use_gpu=True)
-    return int(ray.cluster_resources().get("GPU", 0))
+class _Copy(NamedTuple):
+    """What a copy of the teacher takes: GPUs and logical CPUs from Ray, and threads of torch (0: all cores)."""
+
+    gpus: float
+    cpus: float
+    threads: int
+
+
+def _copy_of_teacher(recipe: Recipe) -> _Copy:
+    """Return what a copy takes: its part of a GPU, or 8 of a machine's cores, or all cores of a smaller machine."""
+    if recipe.train.workers.gpu:
+        return _Copy(recipe.teacher.gpus_per_copy, 0.5, 0)
+    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if largest >= 2 * _CORES:
+        return _Copy(0.0, _CORES - 0.5, _CORES)
+    # A little over half of the machine: one copy, and room for what else runs there.
+    return _Copy(0.0, (largest or _CORES) / 2 + 0.1, 0)
 
 
 def _kl_report(run: Run, shard: Location) -> list[KlLost]:
     """Measure in this process, or on a machine with a GPU: a large teacher takes minutes on a CPU."""
-    if not _gpus(run.recipe):
+    if not run.recipe.train.workers.gpu:
         return measure(run.recipe, shard, run.labels / shard.name)
+    connect(use_gpu=True)
     task = ray.remote(num_gpus=1)(measure)
     with user_error():
         return ray.get(task.remote(run.recipe, shard, run.labels / shard.name))
@@ -153,26 +166,38 @@ def _kl_of(lost: KlLost) -> dict[str, float]:
 
 
 def _summary(folder: Location, shards: list[Location], recipe: Recipe) -> dict[str, Any]:
-    sizes = kept_tokens(recipe), kept_states(recipe)
-    left_out: Counter[str] = Counter()
-    n_labels = n_tokens = n_of_teacher = n_bytes = 0
-    loss = 0.0
-    for shard in shards:  # one at a time: all label shards together may not fit into memory
-        for label in read_labels(folder / shard.name, *sizes):
-            n_labels += 1
-            left_out.update([label.left_out] if label.left_out else [])
-            n_tokens += len(label.target_ids)
-            n_bytes += sum(getattr(label, name).nbytes for name in ARRAYS)
-            n_of_teacher += label.has_teacher * len(label.target_ids)
-            loss += label.has_teacher * label.teacher_loss * len(label.target_ids)
+    """Return the counts of label shards; the labels themselves, nearly all of the bytes, are not read."""
+    counts = map_concurrently(lambda shard: _count(folder / shard.name), shards)
+    left_out = sum((c.left_out for c in counts), Counter[str]())
+    n_labels = sum(c.labels for c in counts)
     return {
         "utterances": n_labels,
         "labelled": n_labels - left_out.total(),
         "left_out": dict(left_out.most_common()),
-        "tokens": n_tokens,
-        "teacher_loss": round(loss / max(n_of_teacher, 1), 4),
-        "bytes_per_token": round(n_bytes / max(n_tokens, 1), 1),
+        "tokens": sum(c.tokens for c in counts),
+        "teacher_loss": round(math.fsum(c.loss for c in counts) / max(sum(c.tokens_of_teacher for c in counts), 1), 4),
+        "bytes_per_token": bytes_per_token(kept_tokens(recipe), kept_states(recipe)),
     }
+
+
+class _Counts(NamedTuple):
+    """The counts of a label shard; ``loss``: the teacher's, summed over the tokens for which it has labels."""
+
+    labels: int
+    tokens: int
+    tokens_of_teacher: int
+    loss: float
+    left_out: Counter[str]
+
+
+def _count(labels: Location) -> _Counts:
+    columns = read_table(labels, ["left_out", "target_ids", "teacher_loss"])
+    lengths = pc.call_function("list_value_length", [columns["target_ids"]]).to_numpy()
+    losses = columns["teacher_loss"].to_numpy()  # null becomes NaN
+    of_teacher = ~np.isnan(losses)
+    reasons = Counter(reason for reason in columns["left_out"].to_pylist() if reason)
+    loss = float(lengths[of_teacher] @ losses[of_teacher].astype(np.float64))
+    return _Counts(len(lengths), int(lengths.sum()), int(lengths[of_teacher].sum()), loss, reasons)
 
 
 def _table(result: dict[str, Any], teacher: str) -> Table:

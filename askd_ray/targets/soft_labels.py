@@ -3,29 +3,38 @@
 The teacher gets the clean clip in its padded 30 s window and is forced along the target: the reference text, or its
 own transcript. Labels hold ``log_softmax(logits / T)``, so they are valid for one temperature. With ``targets.states``
 they also hold its decoder states.
+
+On a GPU the teacher runs in float16. Its log-probabilities are computed in float32 from the last states.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
 
 from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import LabelKey, SoftLabels, StatesShape
+from askd_ray.data.prefetch import prefetch
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.divergence.buckets import to_buckets
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Engine
-from askd_ray.models.load import load_config
+from askd_ray.models.load import load_config, load_whisper
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.models.windows import encode
 from askd_ray.targets.pseudo_label import Target, is_pseudo_labelled, pseudo_target, teacher_engine, text_target
 from askd_ray.text.tokens import Tokens
+from askd_ray.torch_setup import inference_dtype, usable_device
+
+_THREADS = {"cpu": 1, "cuda": 4}  # that make the next batches: a GPU is faster than one of them
 
 
 def label_key(recipe: Recipe) -> LabelKey:
@@ -61,6 +70,22 @@ def kept_states(recipe: Recipe) -> StatesShape:
     return config.decoder_layers if recipe.targets.states == "all" else 1, config.d_model
 
 
+def load_teacher(recipe: Recipe) -> tuple[WhisperForConditionalGeneration, Tokens]:
+    """Load the teacher with its tokens: in float32 on the CPU, or in float16 on the GPU of this process.
+
+    Raises :class:`AskdError` when there is no such model, its files are damaged, or there is no GPU.
+    """
+    model, tokens = load_whisper(recipe.teacher.model)
+    for_inference(model, recipe)
+    return model, tokens
+
+
+def for_inference(model: WhisperForConditionalGeneration, recipe: Recipe) -> None:
+    """Move a model to the device of the recipe's stages, in the precision in which that runs models."""
+    device = torch.device(usable_device(recipe.train.workers.gpu))
+    cast(torch.nn.Module, model).to(device, inference_dtype(device))
+
+
 @torch.no_grad()
 def label(
     model: WhisperForConditionalGeneration,
@@ -83,17 +108,25 @@ def label(
     labels = [_draft(tokens, u, text_target(u, tokens), recipe, *sizes) for u in utterances]
     todo = [i for i, u in enumerate(utterances) if is_pseudo_labelled(u, recipe) or _is_taught(labels[i], recipe)]
     todo.sort(key=lambda i: utterances[i].duration_s)  # texts of similar length have less padding
-    for start in range(0, len(todo), recipe.teacher.batch_size):
-        rows = todo[start : start + recipe.teacher.batch_size]
-        log_mel = log_mel_padded([waveform_of(utterances[i]) for i in rows], model.config.num_mel_bins)
-        encoded = encode(model, log_mel.to(model.device)).states
+    batches = [
+        todo[start : start + recipe.teacher.batch_size] for start in range(0, len(todo), recipe.teacher.batch_size)
+    ]
+    projection = model.proj_out.weight.float()
+
+    def log_mel_of(rows: Sequence[int]) -> torch.Tensor:
+        return log_mel_padded([waveform_of(utterances[i]) for i in rows], model.config.num_mel_bins)
+
+    threads = _THREADS[model.device.type]
+    log_mels = prefetch([partial(log_mel_of, rows) for rows in batches], threads + 1, threads)
+    for rows, log_mel in zip(batches, log_mels, strict=True):
+        encoded = encode(model, log_mel.to(model.device, model.dtype)).states
         if engine is not None:
             for i, target in _pseudo_targets(rows, utterances, encoded, recipe, tokens, engine):
                 labels[i] = _draft(tokens, utterances[i], target, recipe, *sizes)
         taught = [n for n, i in enumerate(rows) if _is_taught(labels[i], recipe)]
         states = forced_states(model, encoded[taught], [labels[rows[n]] for n in taught])
         for i, clip_states in zip((rows[n] for n in taught), states, strict=True):
-            labels[i] = _with_soft_labels(labels[i], model.proj_out(clip_states[-1]).float(), recipe)
+            labels[i] = _with_soft_labels(labels[i], functional.linear(clip_states[-1].float(), projection), recipe)
             if n_layers := sizes[1][0]:
                 kept = _in_float16(clip_states[-n_layers:], utterances[i].id, recipe)
                 labels[i] = dataclasses.replace(labels[i], states=kept)
@@ -127,8 +160,9 @@ def forced_logits(
     model: WhisperForConditionalGeneration, log_mel: torch.Tensor, labels: Sequence[SoftLabels]
 ) -> Iterator[torch.Tensor]:
     """Yield a model's logits ``(n_tokens, n_vocab)`` along the targets of each window ``(batch, n_mels, n_frames)``."""
-    for states in forced_states(model, encode(model, log_mel.to(model.device)).states, labels):
-        yield model.proj_out(states[-1]).float()
+    projection = model.proj_out.weight.float()
+    for states in forced_states(model, encode(model, log_mel.to(model.device, model.dtype)).states, labels):
+        yield functional.linear(states[-1].float(), projection)
 
 
 def forced_states(

@@ -15,8 +15,7 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import RECIPE_FILE
-from askd_ray.data.dev import read_dev
-from askd_ray.data.schema import Utterance
+from askd_ray.data.dev import DevClips, read_dev
 from askd_ray.errors import AskdError
 from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.progress import Table, bar, console
@@ -26,7 +25,7 @@ from askd_ray.targets.soft_labels import label_key
 from askd_ray.torch_setup import usable_device, use_threads
 from askd_ray.train.build import student_kind
 from askd_ray.train.context import PlainContext
-from askd_ray.train.dev import dev_errors, dev_metrics, dev_score, silent_minutes
+from askd_ray.train.dev import dev_errors, dev_metrics, dev_score
 
 FACTORS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 """The shares of the initial weights that dev chooses from; 0 is the mean of the students."""
@@ -121,10 +120,10 @@ def interpolated(mean: Tensors, initial: Tensors, factor: float) -> dict[str, to
 
 
 def _scores(
-    student: StudentModel, kind: StudentKind, dev: Sequence[Utterance], recipe: Recipe, context: PlainContext
+    student: StudentModel, kind: StudentKind, dev: DevClips, recipe: Recipe, context: PlainContext
 ) -> dict[str, float]:
     errors = dev_errors(student, kind, dev, DecodingWindow.of(recipe.window), context)
-    scores = dev_metrics(errors, silent_minutes(dev), ())
+    scores = dev_metrics(errors, dev.silent_min, ())
     return {**scores, "dev_score": dev_score(scores, recipe.train.selection)}
 
 

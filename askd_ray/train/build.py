@@ -26,6 +26,7 @@ from askd_ray.torch_setup import use_tf32, use_threads
 from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_state, load_checkpoint
 from askd_ray.train.context import Context
+from askd_ray.train.dev import rank_part
 from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.ledger import Ledger
 from askd_ray.train.loop import CHECKPOINTS, LEDGER, Loop
@@ -91,7 +92,7 @@ def build_loop(
         student_kind=kind,
         loader=loader,
         sampler=sampler,
-        dev=read_dev(loader.shards, loader.labels, loader.label_key),
+        dev=read_dev(loader.shards, loader.labels, loader.label_key, rank_part(context)),
         distiller=Distiller(recipe.objective, self_teacher, teacher, _adakd_threshold(recipe, sampler.index)),
         objects=objects,
         best=best,

@@ -1,8 +1,8 @@
 """Dev scores during training: every rank decodes its share, and word errors are summed, not averaged over batches."""
 
+import copy
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.distributed as dist
@@ -10,61 +10,71 @@ import torch.distributed as dist
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.train import Selection
 from askd_ray.data.collate import evaluation_windows
-from askd_ray.data.schema import DerivedKind, Utterance
+from askd_ray.data.dev import DevClips, DevGroup, DevPart
+from askd_ray.data.schema import DerivedKind
 from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.text.error_rate import ErrorCounts, count_word_errors
 from askd_ray.text.normalize import normalizer
+from askd_ray.torch_setup import inference_dtype
 from askd_ray.train.context import Context
 
-_BATCH_SIZE = 8  # on a CPU, larger batches lose more by padding and finished rows than they gain
+_BATCH_SIZE = {"cpu": 8, "cuda": 64}  # on a CPU, larger batches lose more by finished rows than they gain
+_THREADS = {"cpu": 1, "cuda": 4}  # that decode audio: a GPU is faster than one of them
 _SLICES: dict[DerivedKind, str] = {"crop": "dev_wer/short", "stitched": "dev_wer/stitched"}
 WORDS_PER_MIN = "dev_words_per_min"
 """The metric of the clips without speech: transcribed words a minute of audio."""
 
 
-class DevGroup(NamedTuple):
-    """Dev clips that are scored together: utterances of a domain, or all derived clips of a kind."""
-
-    derived: DerivedKind
-    domain: str
-
-    @classmethod
-    def of(cls, utterance: Utterance) -> "DevGroup":
-        """Return the group of a clip."""
-        return cls(utterance.derived, "" if utterance.derived else utterance.domain)
+def rank_part(context: Context) -> DevPart:
+    """Return the part of dev that a rank decodes."""
+    return DevPart(context.rank, context.world_size, _BATCH_SIZE[context.device.type])
 
 
 @torch.no_grad()
 def dev_errors(
     student: StudentModel,
     student_kind: StudentKind,
-    utterances: Sequence[Utterance],
+    dev: DevClips,
     window: DecodingWindow,
     context: Context,
 ) -> dict[DevGroup, ErrorCounts]:
     """Return the word errors of greedy transcripts in trimmed windows, by group, summed over all ranks.
 
-    Every rank makes exactly one all-reduce at the end, so ranks with fewer utterances cannot block the others.
+    Each rank decodes its part of dev (:func:`rank_part`), on a GPU with a copy of the student in float16. Every rank
+    makes exactly one all-reduce at the end, so ranks with fewer utterances cannot block the others.
     """
     was_training = student.training
     student.eval()
-    rank_utterances = utterances[context.rank :: context.world_size]
-    counts = {group: ErrorCounts() for group in sorted({DevGroup.of(u) for u in utterances})}
-    for batch, log_mel in evaluation_windows(rank_utterances, window, student.n_mels, _BATCH_SIZE):
+    device = context.device
+    dev_student = in_precision(student, inference_dtype(device))
+    dtype = next(dev_student.parameters()).dtype
+    counts = {group: ErrorCounts() for group in sorted(dev.groups)}
+    windows = evaluation_windows(dev.clips, window, student.n_mels, _BATCH_SIZE[device.type], _THREADS[device.type])
+    for batch, log_mel in windows:
         # One decode per language, because the prompt contains the language.
         for language in sorted({u.language for u in batch}):
             rows = [i for i, u in enumerate(batch) if u.language == language]
-            transcripts = student_kind.transcribe(student, log_mel[rows].to(context.device), language)
+            transcripts = student_kind.transcribe(dev_student, log_mel[rows].to(device, dtype), language)
             normalize = normalizer(language)
             for i, transcript in zip(rows, transcripts, strict=True):
                 errors = count_word_errors([normalize(batch[i].text)], [normalize(transcript)])
                 counts[DevGroup.of(batch[i])] += errors
     student.train(was_training)
     sums = [[c.substitutions, c.deletions, c.insertions, c.n_reference] for c in counts.values()]
-    totals = torch.tensor(sums, device=context.device)  # NCCL cannot reduce tensors on the CPU
+    totals = torch.tensor(sums, device=device)  # NCCL cannot reduce tensors on the CPU
     if context.world_size > 1:
         dist.all_reduce(totals)
     return {group: ErrorCounts(*total) for group, total in zip(counts, totals.tolist(), strict=True)}
+
+
+def in_precision(student: StudentModel, dtype: torch.dtype) -> StudentModel:
+    """Return a student in a precision: itself, or a copy.
+
+    Autocast would convert all weights for each token, which takes longer than to use them.
+    """
+    if next(student.parameters()).dtype == dtype:
+        return student
+    return copy.deepcopy(student).to(dtype)
 
 
 def dev_metrics(
@@ -88,11 +98,6 @@ def dev_metrics(
             wers[f"dev_wer/{name}"] = sum(part, ErrorCounts()).rate
         wers |= {f"dev_wer/domain/{domain}": counts.rate for domain, counts in by_domain.items()}
     return wers
-
-
-def silent_minutes(utterances: Sequence[Utterance]) -> float:
-    """Return the length of the clips without speech."""
-    return sum(u.duration_s for u in utterances if u.derived == "non_speech") / 60
 
 
 def dev_score(metrics: Mapping[str, float], settings: Selection) -> float:

@@ -13,8 +13,9 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
 from askd_ray.data.collate import BatchLoader
+from askd_ray.data.dev import DevClips
 from askd_ray.data.sampler import Sampler, Step, batches_per_step, steps_from
-from askd_ray.data.schema import Batch, Utterance
+from askd_ray.data.schema import Batch
 from askd_ray.models.student import StudentKind
 from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.schedules import Gap, Progress, weights_at
@@ -25,7 +26,7 @@ from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, save_checkpoint
 from askd_ray.train.clock import Clock
 from askd_ray.train.context import Context
-from askd_ray.train.dev import dev_errors, dev_metrics, dev_score, silent_minutes
+from askd_ray.train.dev import dev_errors, dev_metrics, dev_score
 from askd_ray.train.ledger import TRAINED, Ledger, account
 from askd_ray.train.optim import freeze, lr_factor, set_lr
 from askd_ray.train.parallel import unsharded, wrap_network
@@ -52,7 +53,7 @@ class Loop:
     student_kind: StudentKind
     loader: BatchLoader
     sampler: Sampler
-    dev: Sequence[Utterance]
+    dev: DevClips
     distiller: Distiller
     objects: TrainObjects
     best: BestStudent
@@ -100,8 +101,8 @@ class Loop:
             "steps": self.train_state.step,
             "stopped": "patience" if self.train_state.progress < 1.0 else None,
             "utterances": account(self.folder / LEDGER, self.sampler.index.n_rows, prepared, labelled),
-            "dev_utterances": sum(not u.derived for u in self.dev),
-            "dev_derived": sum(bool(u.derived) for u in self.dev),
+            "dev_utterances": self.dev.n_utterances,
+            "dev_derived": self.dev.n_derived,
             "dev_wer": self.best.wer,
             "dev_score": self.best.score,
             "best_step": self.best.step,
@@ -166,7 +167,7 @@ class Loop:
             student = unsharded(self.objects.student, self.student_kind)
             window = DecodingWindow.of(self.recipe.window)
             errors = dev_errors(student, self.student_kind, self.dev, window, self.context)
-            scores = dev_metrics(errors, silent_minutes(self.dev), self.recipe.tune.ood_domains)
+            scores = dev_metrics(errors, self.dev.silent_min, self.recipe.tune.ood_domains)
             scores["dev_score"] = dev_score(scores, self.recipe.train.selection)
             better = self.best.receive(scores["dev_score"], scores["dev_wer"], self.train_state.step)
             if better and self.context.rank == 0:

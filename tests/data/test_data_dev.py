@@ -1,12 +1,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_run import small_run
 from tiny_run import Model
 
 from askd_ray.config.derive import Derive
 from askd_ray.data.derive import derive
-from askd_ray.data.dev import read_dev
+from askd_ray.data.dev import WHOLE, DevGroup, DevPart, group_sizes, read_dev
 from askd_ray.data.labels import read_label_texts, write_labels
 from askd_ray.data.shards import derived_paths, read_shard, read_utterances
 from askd_ray.errors import AskdError
@@ -24,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, speech: Path, weights: Path, t
 
 
 def test_dev_has_utterances_and_derived_clips_with_their_texts(run: Run):
-    clips = read_dev(run.shards, run.labels, label_key(run.recipe))
+    clips = list(read_dev(run.shards, run.labels, label_key(run.recipe)).clips)
     utterances = read_utterances(run.shards, "dev")
     assert clips[: len(utterances)] == utterances
     derived = clips[len(utterances) :]
@@ -38,7 +40,7 @@ def test_crops_without_a_reference_are_not_in_dev(run: Run):
     made = [u for path in derived_paths(run.shards, "dev") for u in read_shard(path)]
     texts = [t for path in derived_paths(run.shards, "dev") for t in read_label_texts(run.labels / path.name)]
     left_out = {u.id for u, text in zip(made, texts, strict=True) if text is None}
-    kept = {u.id for u in read_dev(run.shards, run.labels, {}) if u.derived}
+    kept = {u.id for u in read_dev(run.shards, run.labels, {}).clips if u.derived}
     assert kept == {u.id for u in made} - left_out
 
 
@@ -47,3 +49,28 @@ def test_stale_labels_are_refused(run: Run):
         read_dev(run.shards, run.labels, {"teacher": "another"})
     with pytest.raises(AskdError, match="run `askd label` first"):
         read_dev(run.shards, run.labels / "nowhere", {})
+
+
+def test_ranks_hold_parts_of_dev_and_know_the_sizes_of_all(run: Run):
+    whole = read_dev(run.shards, run.labels, label_key(run.recipe))
+    assert whole.groups == group_sizes([(DevGroup.of(u), u.duration_s) for u in whole.clips])
+    assert whole.n_utterances == len(read_utterances(run.shards, "dev"))
+    assert whole.n_derived == len(whole.clips) - whole.n_utterances > 0
+    assert whole.silent_min == sum(u.duration_s for u in whole.clips if u.derived == "non_speech") / 60
+    parts = [read_dev(run.shards, run.labels, {}, DevPart(rank, 3, 2)) for rank in range(3)]
+    assert all(part.groups == whole.groups for part in parts)
+    clips = [clip for part in parts for clip in part.clips]
+    assert sorted(clips, key=lambda u: u.id) == sorted(whole.clips, key=lambda u: u.id)
+    assert max(len(part.clips) for part in parts) - min(len(part.clips) for part in parts) <= 2
+
+
+@given(st.lists(st.floats(0.1, 30.0), max_size=50), st.integers(1, 5), st.integers(1, 9))
+def test_parts_are_blocks_of_neighbours_in_length(lengths_s: list[float], world_size: int, block: int):
+    lengths = [(seconds, str(n)) for n, seconds in enumerate(lengths_s)]
+    parts = [DevPart(rank, world_size, block).rows(lengths) for rank in range(world_size)]
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+    assert WHOLE.rows(lengths) == list(range(len(lengths)))
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for n, row in enumerate(by_length):
+        assert row in parts[n // block % world_size]
+    assert max(map(len, parts)) - min(map(len, parts)) <= block

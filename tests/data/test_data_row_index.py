@@ -128,7 +128,7 @@ def test_blocks_of_any_shard_are_its_rows(clips: list[Utterance], tmp_path: Path
     shard = tmp_path / "train-00000.parquet"
     many = [clips[i % len(clips)] for i in range(BLOCK_ROWS + 9)]
     write_table(shard, to_table(many), row_group_size)
-    read = [u for number in (0, 1) for u in read_shard(shard, Block(shard.name, number))]
+    read = [u for number in (0, 1) for u in read_shard(shard, Block(shard.name, number).rows)]
     assert [u.id for u in read] == [u.id for u in many] and [u.audio for u in read] == [u.audio for u in many]
     some = read_rows(Location.of(shard), [70, 2, 2, 33], ["id"]).column("id").to_pylist()
     assert some == [many[i].id for i in (70, 2, 2, 33)]

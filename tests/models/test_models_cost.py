@@ -11,7 +11,7 @@ from askd_ray.audio.units import PADDED_FRAMES
 from askd_ray.cli import main
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
-from askd_ray.models.cost import N_TOKENS, costs, line, parts
+from askd_ray.models.cost import N_TOKENS, costs, flops, line, parts
 from askd_ray.models.load import load_config
 
 
@@ -114,3 +114,10 @@ def test_command_prints_every_part(weights: Path, capsys: pytest.CaptureFixture[
     for part in costs(recipe)[1].trimmed:
         assert f"{part.name} " in output
     assert "from 40% on, decoder 0, 1+2, 3" in output and "5.4 s" in output
+
+
+def test_flops_are_two_per_multiply_add_and_three_passes_in_a_training():
+    config = WhisperConfig(d_model=24, encoder_layers=1, decoder_layers=1)
+    forward = flops(config, 200, 7)
+    assert forward == 2 * sum(part.multiply_adds for part in parts(config, 200, 7))
+    assert flops(config, 200, 7, passes=3) == 3 * forward

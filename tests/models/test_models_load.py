@@ -1,5 +1,6 @@
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ctranslate2
@@ -14,7 +15,7 @@ from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.errors import AskdError
 from askd_ray.models.generate import greedy
 from askd_ray.models.layer_map import keep_layers
-from askd_ray.models.load import ctranslate2_folder, load_whisper, save_whisper
+from askd_ray.models.load import convert_to_ctranslate2, ctranslate2_folder, load_whisper, save_whisper
 from askd_ray.models.reference import fingerprint
 from askd_ray.models.windows import WindowedWhisper, encode
 
@@ -127,3 +128,19 @@ def test_transformers_folder_is_converted_once(tiny_en: Model, tmp_path: Path, m
     made = (folder / "model.bin").stat().st_mtime_ns
     assert ctranslate2_folder(str(tmp_path / "saved")) == folder
     assert (folder / "model.bin").stat().st_mtime_ns == made
+
+
+def test_processes_that_need_a_conversion_at_once_wait_for_one(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ASKD_CACHE", str(tmp_path / "cache"))
+    conversions: list[Path] = []
+
+    def convert(source: Path, target: Path, quantization: str) -> None:
+        conversions.append(target)
+        convert_to_ctranslate2(source, target, quantization)
+
+    monkeypatch.setattr("askd_ray.models.load.convert_to_ctranslate2", convert)
+    with ThreadPoolExecutor(3) as pool:  # each opens the lock's file for itself, as a process does
+        folders = set(pool.map(lambda _: ctranslate2_folder(str(tiny_model)), range(3)))
+    assert list(folders) == conversions

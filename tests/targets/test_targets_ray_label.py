@@ -53,6 +53,9 @@ def test_pseudo_labels_from_unlabelled_clips(
     made = [m for s in shard_paths(run.shards, "train") for m in read_labels(run.labels / s.name, 32)]
     assert sum(1 for m in made if not m.left_out) == result["labelled"]
     assert sum(len(m.target_ids) for m in made) == result["tokens"]
+    losses = [loss for m in made for loss in m.token_loss.astype(float)]
+    assert result["teacher_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+    assert result["bytes_per_token"] == 4 * 32 + 4
     assert 0.0 < result["kl_lost"] and 0.0 < result["kl_lost_share"] < 1.0
     out = capsys.readouterr().out
     assert "max_wer" in out and "KL lost" in out and all(str(k) in out for k in REPORTED_KS)

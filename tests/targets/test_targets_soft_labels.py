@@ -17,9 +17,10 @@ from askd_ray.data.labels import SoftLabels, check_labels, read_labels, write_la
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import DataCursor, tasks_from
 from askd_ray.data.schema import Utterance
-from askd_ray.data.shards import read_table, to_table, waveform_of, write_table
+from askd_ray.data.shards import read_table, read_utterances, to_table, waveform_of, write_table
 from askd_ray.divergence.kinds import forward_kl
 from askd_ray.errors import AskdError
+from askd_ray.models.load import load_whisper
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.references import TopK
 from askd_ray.runs import Run
@@ -73,6 +74,19 @@ def test_probabilities_sum_to_one(labels: list[SoftLabels]):
         mass = np.exp(made.top_log_probs.astype(np.float64)).sum(1) + np.exp(made.rest_log_prob.astype(np.float64))
         np.testing.assert_allclose(mass, 1.0, atol=5e-3)
         assert (np.diff(made.top_log_probs.astype(np.float32), axis=1) <= 0).all()
+
+
+def test_labels_of_a_teacher_in_float16_are_near_those_in_float32(labelled: Recipe):
+    model, tokens = load_whisper(labelled.teacher.model)
+    clips = read_utterances(Run(labelled).shards, "train")[:5]
+    full, half = (label(m, tokens, clips, labelled) for m in (model, copy.deepcopy(model).half()))
+    for of_full, of_half in zip(full, half, strict=True):
+        assert of_full.target_ids.tolist() == of_half.target_ids.tolist() and len(of_half.target_ids)
+        for name in ("top_log_probs", "rest_log_prob", "token_loss"):
+            expected, found = (getattr(made, name).astype(np.float32) for made in (of_full, of_half))
+            np.testing.assert_allclose(found, expected, atol=2e-2)
+        mass = np.exp(of_half.top_log_probs.astype(float)).sum(1) + np.exp(of_half.rest_log_prob.astype(float))
+        np.testing.assert_allclose(mass, 1.0, atol=5e-3)  # the probabilities are computed in float32
 
 
 def test_token_takes_up_to_200_bytes_at_k_32(utterances: list[Utterance], weights: Path, tiny_en: Model):

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,24 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Selection
 from askd_ray.data.collate import evaluation_windows
+from askd_ray.data.dev import DevClips, DevGroup, group_sizes
+from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.models.engine import Engine
 from askd_ray.models.generate import greedy
 from askd_ray.models.load import load_whisper
-from askd_ray.models.whisper_student import WhisperStudentKind
+from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
 from askd_ray.runs import Run
 from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.text.normalize import normalizer
 from askd_ray.train.context import PlainContext
-from askd_ray.train.dev import DevGroup, dev_errors, dev_metrics, dev_score, silent_minutes
+from askd_ray.train.dev import dev_errors, dev_metrics, dev_score, in_precision
+
+
+def whole(clips: Sequence[Utterance]) -> DevClips:
+    """Return clips as all of dev."""
+    return DevClips(clips, group_sizes([(DevGroup.of(u), u.duration_s) for u in clips]))
+
 
 CALLS, TONES = DevGroup("", "calls"), DevGroup("", "tones")
 
@@ -39,7 +48,7 @@ def test_dev_uses_the_prompt_of_the_targets(labelled: Recipe):
 
     student.whisper.model.decoder.register_forward_pre_hook(listen, with_kwargs=True)
     utterances = read_utterances(Run(labelled).shards, "dev")
-    errors = dev_errors(student, kind, utterances, DecodingWindow.of(recipe.window), PlainContext(CPU))
+    errors = dev_errors(student, kind, whole(utterances), DecodingWindow.of(recipe.window), PlainContext(CPU))
     assert asked == [list(tokens.prompt("en", "as before", timestamps=True))] * len(utterances)
     assert errors[TONES].n_reference > 0
 
@@ -66,11 +75,30 @@ def test_errors_are_counted_by_domain(labelled: Recipe):
     first, *others = read_utterances(Run(labelled).shards, "dev")
     mixed = [replace(first, domain="calls"), *others]
     context = PlainContext(CPU)
-    errors = dev_errors(student, kind, mixed, window, context)
+    errors = dev_errors(student, kind, whole(mixed), window, context)
     assert list(errors) == [CALLS, TONES]
-    unmixed = dev_errors(student, kind, [first, *others], window, context)
+    unmixed = dev_errors(student, kind, whole([first, *others]), window, context)
     assert sum(errors.values(), ErrorCounts()) == unmixed[TONES]
     assert errors[CALLS].n_reference == len(normalizer("en")(first.text).split())
+
+
+def test_dev_is_decoded_in_float16_by_a_copy(labelled: Recipe, monkeypatch: pytest.MonkeyPatch):
+    kind = WhisperStudentKind(labelled)
+    student, clips = kind.build(0).train(), whole(read_utterances(Run(labelled).shards, "dev"))
+    types: set[torch.dtype] = set()
+    transcribe = kind.transcribe
+
+    def listen(student: WhisperStudent, log_mel: torch.Tensor, language: str) -> list[str]:
+        types.update({log_mel.dtype, student.projection.dtype})
+        assert not student.training
+        return transcribe(student, log_mel, language)
+
+    monkeypatch.setattr(kind, "transcribe", listen)
+    monkeypatch.setattr("askd_ray.train.dev.inference_dtype", lambda _: torch.float16)  # as on a GPU
+    errors = dev_errors(student, kind, clips, DecodingWindow.of(labelled.window), PlainContext(CPU))
+    assert types == {torch.float16} and errors[TONES].n_reference > 0
+    assert student.training and student.projection.dtype == torch.float32
+    assert in_precision(student, torch.float32) is student
 
 
 def test_dev_metrics_weigh_words_and_separate_domains():
@@ -94,11 +122,11 @@ def test_derived_clips_have_scores_of_their_kind(labelled: Recipe):
     kind = WhisperStudentKind(labelled)
     first, second, third = read_utterances(Run(labelled).shards, "dev")
     clips = [first, replace(second, derived="crop"), replace(third, derived="non_speech", text="", domain="non_speech")]
-    errors = dev_errors(kind.build(0), kind, clips, DecodingWindow.of(labelled.window), PlainContext(CPU))
+    errors = dev_errors(kind.build(0), kind, whole(clips), DecodingWindow.of(labelled.window), PlainContext(CPU))
     assert set(errors) == {TONES, DevGroup("crop", ""), DevGroup("non_speech", "")}
     assert errors[DevGroup("non_speech", "")].n_reference == 0
-    assert silent_minutes(clips) == third.duration_s / 60
-    metrics = dev_metrics(errors, silent_minutes(clips), ())
+    assert whole(clips).silent_min == third.duration_s / 60
+    metrics = dev_metrics(errors, whole(clips).silent_min, ())
     assert metrics["dev_wer"] == errors[TONES].rate
     assert metrics["dev_wer/short"] == errors[DevGroup("crop", "")].rate
     words = errors[DevGroup("non_speech", "")].insertions

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.config.schema import Recipe
+from askd_ray.data.dev import DevClips, DevGroup, GroupSize
 from askd_ray.data.labels import write_labels
 from askd_ray.data.shards import read_table, read_utterances, shard_paths, to_utterances
 from askd_ray.models.load import load_whisper
@@ -25,7 +26,7 @@ from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.train.build import build_loop
 from askd_ray.train.context import PlainContext
-from askd_ray.train.dev import DevGroup, dev_errors
+from askd_ray.train.dev import dev_errors
 from askd_ray.train.loop import Loop
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.parallel import unsharded
@@ -117,7 +118,8 @@ def _note(loop: Loop, rank: int, root: Path) -> None:
         sum(t.to_local().numel() for t in tensors) / sum(t.numel() for t in tensors)
         for tensors in (list(student.parameters()), moments, loop.objects.ema.state()[0].values())
     ]
-    dev = read_utterances(Run(loop.recipe).shards, "dev")[:1]
+    (clip,) = read_utterances(Run(loop.recipe).shards, "dev")[:1]
+    dev = DevClips([clip][rank:], {DevGroup.of(clip): GroupSize(1, clip.duration_s)})
     errors = dev_errors(unsharded(student, kind), kind, dev, DecodingWindow.of(loop.recipe.window), loop.context)
     (root / f"rank-{rank}.json").write_text(
         json.dumps({"shares": shares, "words": errors[DevGroup("", "tones")].n_reference})

@@ -21,6 +21,9 @@ from askd_ray.location import UNFINISHED, Location, PathOrUri
 DERIVED = "derived-"
 """The name of a derived shard is this and the name of the shard of which it was made."""
 
+ROW_GROUP = 256
+"""The utterances in a row group of a shard: what a reader of a part of a shard reads at least."""
+
 _sealed: set[Split] = set()
 
 
@@ -87,10 +90,10 @@ def rows_hash(path: Location) -> str:
     return digest(read_table(path, [name for name in schema.names if name != "audio"]).to_pylist())
 
 
-def write_table(path: PathOrUri, table: pa.Table) -> None:
-    """Write a Parquet file atomically."""
+def write_table(path: PathOrUri, table: pa.Table, row_group_size: int = ROW_GROUP) -> None:
+    """Write a Parquet file atomically, with up to ``row_group_size`` rows in a row group."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, row_group_size=row_group_size, compression="zstd")
     Location.of(path).write_bytes(buffer.getvalue())
 
 

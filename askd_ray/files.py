@@ -1,5 +1,6 @@
 """Paths, atomic writes, JSON and hashes: a reader sees a complete file or none."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -49,6 +50,27 @@ def local_path(place: str | Path) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError:
         raise AskdError(f"{text}: this user has no home folder: set HOME, or give a path without ~") from None
+
+
+def cache_root() -> Path:
+    """Return the folder of downloads and of copies: ``$ASKD_CACHE``, or ``~/.cache/askd``.
+
+    Raises :class:`AskdError` if neither can be used.
+    """
+    given = os.environ.get("ASKD_CACHE")
+    try:
+        return local_path(given or "~/.cache/askd").resolve()
+    except AskdError as error:
+        raise AskdError(f"{error}; downloads go to $ASKD_CACHE if that is set") from None
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None]:
+    """Hold the lock file ``path`` of this machine: one process at a time runs the block. The file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process
+        yield
 
 
 @contextmanager

@@ -64,6 +64,14 @@ class Location:
         return Location(self.root, path)
 
     @property
+    def uri(self) -> str:
+        """The path, or the URI with the credentials and options of :attr:`root`; :meth:`of` returns the location."""
+        if not self.root or self.root == HUB:
+            return f"{self.root}{self.path}"
+        authority, _, options = self.root.partition("/?")  # the authority ends with the bucket, as the path begins
+        return f"{authority}/{self.path.partition('/')[2]}?{options}"
+
+    @property
     def name(self) -> str:
         """The last part of the path."""
         return posixpath.basename(self.path)
@@ -86,6 +94,17 @@ class Location:
         """Return whether it exists and is a file."""
         return self._type() == fs.FileType.File
 
+    def stamp(self) -> tuple[int, int]:
+        """Return a file's size in bytes and time of change, as :meth:`stamped` does.
+
+        Raises :class:`FileNotFoundError` for a missing file.
+        """
+        with self._store_errors():
+            (info,) = self._system.get_file_info([self.path])
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return _stamp(info)
+
     def stamped(self, recursive: bool = False) -> dict["Location", tuple[int, int]]:
         """Return the files of a folder, sorted, with size in bytes and time of change (ns; -1 if the store has none).
 
@@ -101,7 +120,7 @@ class Location:
             self._check_container()
         files = [info for info in entries if info.type == fs.FileType.File]
         return {
-            Location(self.root, info.path): (info.size, -1 if info.mtime_ns is None else info.mtime_ns)
+            Location(self.root, info.path): _stamp(info)
             for info in sorted(files, key=lambda info: info.path.split("/"))
         }
 
@@ -225,6 +244,10 @@ class Location:
         """Raise an :class:`AskdError` if the bucket or data set does not exist."""
         if self.root:
             check_container(self.root, self.path, str(self))
+
+
+def _stamp(info: fs.FileInfo) -> tuple[int, int]:
+    return info.size, -1 if info.mtime_ns is None else info.mtime_ns
 
 
 def map_concurrently(function: Callable[[_In], _Out], items: Iterable[_In]) -> list[_Out]:

@@ -259,6 +259,7 @@ URI = "s3://bucket/x"
     [
         ["plot-schedule", "--out", URI],
         ["plot-runs", "runs/x", "--out", URI],
+        ["plot-runs", URI],
         ["serve", "--bundle", URI],
         ["serve", "--model", f"x={URI}"],
         ["serve", "--registry", URI],
@@ -267,7 +268,6 @@ URI = "s3://bucket/x"
         ["promote", ".", "--registry", URI],
         ["rollback", "--registry", URI],
         ["transcribe", "clip.wav", "--bundle", URI],
-        ["prepare", "--set", f"runs_root={URI}"],
         ["demo", "--speech", URI],
     ],
     ids=" ".join,

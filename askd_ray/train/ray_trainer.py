@@ -83,7 +83,7 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
         with user_error():
             result = _fit(recipe, run, key)
         best = f"dev WER {percent(result['dev_wer'])} % at step {result['best_step']} of {result['steps']}"
-        console.print(f"distilled: {best}, in {run.student}")
+        console.print(f"distilled: {best}, in {run.place / 'distill/best'}")
         return result
 
     return run_stage(distill_stage(run, key, work), force)
@@ -93,14 +93,14 @@ def distill_stage(run: Run, key: str, work: Callable[[], Result]) -> StageWork:
     """Return the stage `distill` of a run; ``work`` trains, and returns the loop's summary."""
 
     def summary(result: Result) -> str:
-        return f"dev WER {percent(result['dev_wer'])} %, {run.student}"
+        return f"dev WER {percent(result['dev_wer'])} %, {run.place / 'distill/best'}"
 
-    return StageWork(run, "distill", key, trained(run, key), work, summary, forgets=False)
+    return StageWork(run, "distill", key, trained(run, key), work, summary, ("distill",), forgets=False)
 
 
 def trained(run: Run, key: str) -> Result | None:
     """Return the loop's summary of a finished training with this key, if its student is still there."""
-    return run.finished("distill", key) if run.student.is_dir() else None
+    return run.finished("distill", key) if run.has("distill/best") else None
 
 
 def distill_key(run: Run) -> str:
@@ -136,14 +136,13 @@ def clear_stale_run(run: Run, key: str, force: bool) -> None:
     Raises :class:`AskdError` when the folder holds a training with other settings, unless ``force`` is set.
     """
     if force:
-        remove(run.distill)
-        remove(run.path / "distill.json")
+        run.clear("distill")
         return
     train_state = latest_train_state(run.distill / CHECKPOINTS)
     if run.record("distill") is not None or (train_state is not None and train_state.key != key):
         raise AskdError(
-            f"{run.distill} holds a student of other settings: give this run another name (--set name=...), or "
-            "use --force to start over"
+            f"{run.place / 'distill'} holds a student of other settings: give this run another name "
+            "(--set name=...), or use --force to start over"
         )
 
 

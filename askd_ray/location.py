@@ -86,6 +86,11 @@ class Location:
         """The folder that contains it."""
         return Location(self.root, posixpath.dirname(self.path))
 
+    @property
+    def file_system(self) -> fs.FileSystem:
+        """The file system in which :attr:`path` lies."""
+        return file_system(self.root) if self.root else fs.LocalFileSystem()
+
     def exists(self) -> bool:
         """Return whether the file or folder exists."""
         return self._type() != fs.FileType.NotFound
@@ -100,7 +105,7 @@ class Location:
         Raises :class:`FileNotFoundError` for a missing file.
         """
         with self._store_errors():
-            (info,) = self._system.get_file_info([self.path])
+            (info,) = self.file_system.get_file_info([self.path])
         if info.type != fs.FileType.File:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
         return _stamp(info)
@@ -112,10 +117,10 @@ class Location:
         """
         with self._store_errors():
             if self.root:
-                entries = self._system.get_file_info(fs.FileSelector(self.path, True, recursive))
+                entries = self.file_system.get_file_info(fs.FileSelector(self.path, True, recursive))
             else:
                 paths = Path(self.path).glob("**/*" if recursive else "*")
-                entries = self._system.get_file_info([str(path) for path in paths])
+                entries = self.file_system.get_file_info([str(path) for path in paths])
         if not entries:
             self._check_container()
         files = [info for info in entries if info.type == fs.FileType.File]
@@ -131,12 +136,12 @@ class Location:
     def open(self) -> pa.NativeFile:
         """Open a file for random access, as Parquet needs."""
         with self._store_errors():
-            return self._system.open_input_file(self.path)
+            return self.file_system.open_input_file(self.path)
 
     def stream(self) -> pa.NativeFile:
         """Open a file for reading from start to end."""
         with self._store_errors():
-            return self._system.open_input_stream(self.path, compression=None, buffer_size=_BUFFER_BYTES)
+            return self.file_system.open_input_stream(self.path, compression=None, buffer_size=_BUFFER_BYTES)
 
     def read_bytes(self, max_bytes: int | None = None) -> bytes:
         """Return the content of a file.
@@ -164,7 +169,7 @@ class Location:
         if self.root == HUB:
             raise AskdError(f"{self}: data sets on the hub are read-only here: write to a folder, s3:// or gs://")
         with self._store_errors():
-            file = self._system.open_output_stream(self.path, compression=None)
+            file = self.file_system.open_output_stream(self.path, compression=None)
         try:
             yield file
         finally:
@@ -175,7 +180,15 @@ class Location:
         """Delete a file, if it exists."""
         try:
             with self._store_errors():
-                self._system.delete_file(self.path)
+                self.file_system.delete_file(self.path)
+        except FileNotFoundError:
+            self._check_container()
+
+    def delete_folder(self) -> None:
+        """Delete a folder with its files, if it exists."""
+        try:
+            with self._store_errors():
+                self.file_system.delete_dir(self.path)
         except FileNotFoundError:
             self._check_container()
 
@@ -216,13 +229,9 @@ class Location:
                 raise AskdError(f"{self} {problem}: {' '.join(str(error).split())[:300]}") from None
             raise
 
-    @property
-    def _system(self) -> fs.FileSystem:
-        return file_system(self.root) if self.root else fs.LocalFileSystem()
-
     def _type(self) -> fs.FileType:
         with self._store_errors():
-            (info,) = self._system.get_file_info([self.path])
+            (info,) = self.file_system.get_file_info([self.path])
         if info.type == fs.FileType.NotFound:
             self._check_container()
         return info.type

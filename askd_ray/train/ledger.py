@@ -42,12 +42,14 @@ class Ledger:
         """Record the utterances of this rank's micro-batches of a step."""
         self._rows += [{"step": step, "epoch": epoch, "id": i, "outcome": outcome} for i in ids]
 
-    def write(self, step: int) -> None:
-        """Write the records since the last call, for the checkpoint after ``step``."""
+    def write(self, step: int) -> Path | None:
+        """Write the records since the last call, for the checkpoint after ``step``; return the file, if any."""
         path = self._folder / f"step-{step:08d}-rank-{self._rank:03d}.parquet"
-        if self._rows:
-            write_table(path, pa.Table.from_pylist(self._rows, schema=_SCHEMA))
+        if not self._rows:
+            return None
+        write_table(path, pa.Table.from_pylist(self._rows, schema=_SCHEMA))
         self._rows = []
+        return path
 
 
 def read_ledger(folder: Path) -> pa.Table:

@@ -89,7 +89,7 @@ def distill(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOpt
 
 @app.command()
 def average(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of distilled runs, such as runs/mine.")],
+    runs: Annotated[list[str], typer.Argument(help="Folders or URIs of distilled runs, such as runs/mine.")],
     name: Annotated[str, typer.Option(help="The new run with the averaged student.")],
     force: ForceOption = False,
 ) -> None:
@@ -123,7 +123,7 @@ def study(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOptio
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Evaluated runs: their folders, or names under runs/.")],
+    runs: Annotated[list[str], typer.Argument(help="Evaluated runs: their folders or URIs, or names under runs/.")],
     out: Annotated[
         Path | None, typer.Option(help="The page's path. Default: RUN/evaluate/report.html; report.html for many runs.")
     ] = None,

@@ -21,12 +21,13 @@ from askd_ray.data.shards import read_utterances
 from askd_ray.evaluation.hypotheses import STUDENT, TEACHER
 from askd_ray.evaluation.tables import speed_table, table
 from askd_ray.fetch.speech import fetch_speech
-from askd_ray.files import local_path, write_json
+from askd_ray.files import local_path, to_json
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.runs import Run
+from askd_ray.search.trials import check_place_of_search
 from askd_ray.serve.listener import Address
 from askd_ray.serve.ray_app import serve_bundles, stop_serving
 from askd_ray.serve.settings import ServiceArgs
@@ -38,6 +39,7 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
     ``speech`` is a folder with a manifest that replaces the recipe's sources. Returns the summary.
     """
     begun = time.monotonic()
+    check_place_of_search(Run(recipe))
     with _PeakMemory() as memory:
         recipe = _with_speech(recipe, speech)
         _print_stage("weights", "the teacher's weights")
@@ -62,7 +64,7 @@ def run_demo(recipe: Recipe, speech: Path | None = None) -> dict[str, Any]:
         answer = _serve_and_transcribe(run)
         disconnect()
     summary = _summary(scores, distilled, time.monotonic() - begun, memory.peak_gb)
-    write_json(run.path / "summary.json", summary)
+    (run.place / "summary.json").write_bytes(to_json(summary).encode())
     _print_summary(run, summary, scores, answer)
     return summary
 
@@ -150,7 +152,7 @@ def _print_summary(run: Run, summary: dict[str, Any], scores: Evaluation, answer
             expand=False,
         )
     )
-    console.print(f"bundle   {run.bundle}\nsummary  {run.path / 'summary.json'}\nNext:", markup=False)
+    console.print(f"bundle   {run.bundle}\nsummary  {run.place / 'summary.json'}\nNext:", markup=False)
     activate = Path(sys.executable).parent / "activate"
     if "VIRTUAL_ENV" not in os.environ and activate.is_file():  # run by `make demo`: the shell does not know `askd`
         console.print(f"  source {os.path.relpath(activate)}", markup=False)

@@ -53,6 +53,27 @@ def local_path(place: str | Path) -> Path:
         raise AskdError(f"{text}: this user has no home folder: set HOME, or give a path without ~") from None
 
 
+def cache_root() -> Path:
+    """Return the folder of downloads and of copies: ``$ASKD_CACHE``, or ``~/.cache/askd``.
+
+    Raises :class:`AskdError` if neither can be used.
+    """
+    given = os.environ.get("ASKD_CACHE")
+    try:
+        return local_path(given or "~/.cache/askd").resolve()
+    except AskdError as error:
+        raise AskdError(f"{error}; downloads go to $ASKD_CACHE if that is set") from None
+
+
+@contextmanager
+def file_lock(path: Path) -> Generator[None]:
+    """Hold a lock file of this machine: one process (or thread) at a time runs the block. The file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file, also if the process is killed
+        yield
+
+
 @contextmanager
 def atomic_path(target: Path) -> Generator[Path]:
     """Yield a temporary path next to ``target``. After success it becomes ``target``; after an error it is deleted.
@@ -95,15 +116,6 @@ def _sync(path: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-
-
-@contextmanager
-def file_lock(path: Path) -> Generator[None]:
-    """Hold the lock of a file, which one process (or thread) can hold at a time; the others wait. The file stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # ends when the file is closed, also by a process that is killed
-        yield
 
 
 def hash_fraction(name: str) -> float:

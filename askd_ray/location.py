@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path, clear_interrupted, local_path, remove, scheme_of
+from askd_ray.files import atomic_path, clear_interrupted, local_path, scheme_of
 from askd_ray.stores import HUB, check_container, file_system, in_words, is_of_store, parse_uri
 
 UNFINISHED = ".unfinished"
@@ -64,6 +64,14 @@ class Location:
         return Location(self.root, path)
 
     @property
+    def uri(self) -> str:
+        """The path, or the URI with the credentials and options of :attr:`root`; :meth:`of` returns the location."""
+        if not self.root or self.root == HUB:
+            return f"{self.root}{self.path}"
+        authority, _, options = self.root.partition("/?")  # the authority ends with the bucket, as the path begins
+        return f"{authority}/{self.path.partition('/')[2]}?{options}"
+
+    @property
     def name(self) -> str:
         """The last part of the path."""
         return posixpath.basename(self.path)
@@ -78,6 +86,11 @@ class Location:
         """The folder that contains it."""
         return Location(self.root, posixpath.dirname(self.path))
 
+    @property
+    def file_system(self) -> fs.FileSystem:
+        """The file system in which :attr:`path` lies."""
+        return file_system(self.root) if self.root else fs.LocalFileSystem()
+
     def exists(self) -> bool:
         """Return whether the file or folder exists."""
         return self._type() != fs.FileType.NotFound
@@ -86,6 +99,17 @@ class Location:
         """Return whether it exists and is a file."""
         return self._type() == fs.FileType.File
 
+    def stamp(self) -> tuple[int, int]:
+        """Return a file's size in bytes and time of change, as :meth:`stamped` does.
+
+        Raises :class:`FileNotFoundError` for a missing file.
+        """
+        with self._store_errors():
+            (info,) = self.file_system.get_file_info([self.path])
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return _stamp(info)
+
     def stamped(self, recursive: bool = False) -> dict["Location", tuple[int, int]]:
         """Return the files of a folder, sorted, with size in bytes and time of change (ns; -1 if the store has none).
 
@@ -93,15 +117,15 @@ class Location:
         """
         with self._store_errors():
             if self.root:
-                entries = self._system.get_file_info(fs.FileSelector(self.path, True, recursive))
+                entries = self.file_system.get_file_info(fs.FileSelector(self.path, True, recursive))
             else:
                 paths = Path(self.path).glob("**/*" if recursive else "*")
-                entries = self._system.get_file_info([str(path) for path in paths])
+                entries = self.file_system.get_file_info([str(path) for path in paths])
         if not entries:
             self._check_container()
         files = [info for info in entries if info.type == fs.FileType.File]
         return {
-            Location(self.root, info.path): (info.size, -1 if info.mtime_ns is None else info.mtime_ns)
+            Location(self.root, info.path): _stamp(info)
             for info in sorted(files, key=lambda info: info.path.split("/"))
         }
 
@@ -112,12 +136,12 @@ class Location:
     def open(self) -> pa.NativeFile:
         """Open a file for random access, as Parquet needs."""
         with self._store_errors():
-            return self._system.open_input_file(self.path)
+            return self.file_system.open_input_file(self.path)
 
     def stream(self) -> pa.NativeFile:
         """Open a file for reading from start to end."""
         with self._store_errors():
-            return self._system.open_input_stream(self.path, compression=None, buffer_size=_BUFFER_BYTES)
+            return self.file_system.open_input_stream(self.path, compression=None, buffer_size=_BUFFER_BYTES)
 
     def read_bytes(self, max_bytes: int | None = None) -> bytes:
         """Return the content of a file.
@@ -154,37 +178,26 @@ class Location:
         if self.root == HUB:
             raise AskdError(f"{self}: data sets on the hub are read-only here: write to a folder, s3:// or gs://")
         with self._store_errors():
-            file = self._system.open_output_stream(self.path, compression=None)
+            file = self.file_system.open_output_stream(self.path, compression=None)
         try:
             yield file
         finally:
             with self._store_errors():
                 file.close()
 
-    @contextmanager
-    def atomic_output(self) -> Generator[pa.NativeFile]:
-        """Open a file for writing in steps. On a local disk it appears when the block succeeds.
-
-        On a store a part of the file may stay after an error.
-        """
-        if self.root:
-            with self.output() as file:
-                yield file
-            return
-        with atomic_path(Path(self.path)) as temporary, Location.of(temporary).output() as file:
-            yield file
-
-    def delete_folder(self) -> None:
-        """Delete a folder with all files in it, if it exists."""
-        map_concurrently(Location.delete, self.stamped(recursive=True))
-        if not self.root:
-            remove(Path(self.path))
-
     def delete(self) -> None:
         """Delete a file, if it exists."""
         try:
             with self._store_errors():
-                self._system.delete_file(self.path)
+                self.file_system.delete_file(self.path)
+        except FileNotFoundError:
+            self._check_container()
+
+    def delete_folder(self) -> None:
+        """Delete a folder with its files, if it exists."""
+        try:
+            with self._store_errors():
+                self.file_system.delete_dir(self.path)
         except FileNotFoundError:
             self._check_container()
 
@@ -226,13 +239,9 @@ class Location:
                 raise AskdError(f"{self} {problem}: {' '.join(str(error).split())[:300]}") from None
             raise
 
-    @property
-    def _system(self) -> fs.FileSystem:
-        return file_system(self.root) if self.root else fs.LocalFileSystem()
-
     def _type(self) -> fs.FileType:
         with self._store_errors():
-            (info,) = self._system.get_file_info([self.path])
+            (info,) = self.file_system.get_file_info([self.path])
         if info.type == fs.FileType.NotFound:
             self._check_container()
         return info.type
@@ -254,6 +263,10 @@ class Location:
         """Raise an :class:`AskdError` if the bucket or data set does not exist."""
         if self.root:
             check_container(self.root, self.path, str(self))
+
+
+def _stamp(info: fs.FileInfo) -> tuple[int, int]:
+    return info.size, -1 if info.mtime_ns is None else info.mtime_ns
 
 
 def map_concurrently(function: Callable[[_In], _Out], items: Iterable[_In]) -> list[_Out]:

@@ -19,8 +19,8 @@ from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError, did_you_mean
 from askd_ray.files import local_path
 from askd_ray.progress import console
+from askd_ray.provenance import git_sha
 from askd_ray.ray_cluster import auth_token, package_folder
-from askd_ray.runs import git_sha
 
 STAGES = ("prepare", "label", "distill", "tune", "export", "evaluate")
 _RECIPE = "recipe.yaml"

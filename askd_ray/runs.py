@@ -1,13 +1,9 @@
-"""A run's folder: the paths of each stage, and the records of finished stages."""
+"""A run's folder, here or on a store: the paths of each stage, and the records of finished stages."""
 
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +14,53 @@ from askd_ray.config.load import dump_recipe, without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import RECIPE_FILE
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path, digest, local_path, to_json
+from askd_ray.files import digest, local_path, remove, scheme_of, to_json
 from askd_ray.location import Location
+from askd_ray.mirror import MirroredFolder
 from askd_ray.progress import console
+from askd_ray.provenance import git_sha, versions
+
+BUNDLE = "bundle"
+"""The folder of the exported student, in the run's folder."""
 
 _DATA_STAGES = ("prepare", "label")
 _BUILT_ON = ("prepare", "label", "distill")  # in order; later stages must agree with the settings of these stages
 _NEEDS = {"label": "prepare", "tune": "label", "distill": "label", "export": "distill", "evaluate": "export"}
-_PACKAGES = ("askd-ray", "ray", "torch", "torchaudio", "transformers", "ctranslate2", "jiwer", "pyarrow")
 
 
 @dataclass(frozen=True)
-class Run:
-    """The folder ``<runs_root>/<name>`` of a recipe, with its stages; its data may be in another folder."""
+class Run(MirroredFolder):
+    """The folder ``<runs_root>/<name>`` of a recipe, with its stages; its data may be in another folder.
+
+    A run on a store has a copy on each machine, of which only the fetched folders are up to date. Records and the
+    recipe are read from the store, and written there.
+    """
 
     recipe: Recipe
 
     @property
-    def path(self) -> Path:
-        """The run's folder, absolute."""
-        return local_path(self.recipe.runs_root).resolve() / self.recipe.name
+    def place(self) -> Location:
+        """The run's folder, on this machine or on a store; :attr:`path` is the folder or its copy on this machine."""
+        if scheme_of(self.recipe.runs_root) is not None:
+            return Location.of(self.recipe.runs_root) / self.recipe.name
+        return Location.of(local_path(self.recipe.runs_root).resolve() / self.recipe.name)
+
+    def clear(self, stage: str) -> None:
+        """Delete a stage's record, then the folder of its name."""
+        self.forget(stage)
+        remove(self.path / stage)
+        self.send(stage)
 
     @property
     def data_path(self) -> Location:
         """The folder with the shards and labels: that of this run, or of the run ``recipe.data_run``."""
-        return Location.of(self.recipe.data_root or self.path.parent) / (self.recipe.data_run or self.recipe.name)
+        root = self.place.parent if self.recipe.data_root is None else Location.of(self.recipe.data_root)
+        return root / (self.recipe.data_run or self.recipe.name)
 
     def inside(self, folder: str, **settings: Any) -> Recipe:
         """Return the recipe of a run in a folder of this run's, on the same shards and labels, with other settings."""
-        shared = {"data_root": str(self.data_path.parent), "data_run": self.recipe.data_run or self.recipe.name}
-        here = {**self.recipe.model_dump(mode="json"), **shared, "runs_root": str(self.path / folder)}
+        shared = {"data_root": self.data_path.parent.uri, "data_run": self.recipe.data_run or self.recipe.name}
+        here = {**self.recipe.model_dump(mode="json"), **shared, "runs_root": (self.place / folder).uri}
         return Recipe.model_validate({**here, **settings})
 
     @property
@@ -82,7 +95,7 @@ class Run:
     @property
     def bundle(self) -> Path:
         """The exported student."""
-        return self.path / "bundle"
+        return self.path / BUNDLE
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """Return the record of a finished stage, or None if it has not finished."""
@@ -91,7 +104,7 @@ class Run:
 
     def _record(self, stage: str) -> Location:
         name = f"{stage}{self._of_temperature}.json" if stage == "label" else f"{stage}.json"
-        return (self.data_path if stage in _DATA_STAGES else Location.of(self.path)) / name
+        return (self.data_path if stage in _DATA_STAGES else self.place) / name
 
     def result(self, stage: str) -> dict[str, Any]:
         """Return the result of a finished stage, for the stages that need it.
@@ -138,6 +151,14 @@ class Run:
         """Delete the stage's record, before its files are replaced: until the new record, they are not trusted."""
         self._record(stage).delete()
 
+    def resend(self, stage: str, name: str) -> None:
+        """Send a file or folder of a finished stage that has changed; until all is there, the stage is unfinished."""
+        if self.mirror is not None:
+            record = self._record(stage).read_bytes()
+            self.forget(stage)
+            self.send(name)
+            self._record(stage).write_bytes(record)
+
     def begin(self, stage: str, force: bool = False) -> float:
         """Write the run's recipe, print the settings that replace finished work, and return the start time.
 
@@ -147,8 +168,7 @@ class Run:
         Raises :class:`AskdError` when rows of other sources would be replaced; ``force`` allows this.
         """
         self._print_replaced(stage, force)
-        with atomic_path(self.path / RECIPE_FILE) as temporary:
-            temporary.write_text(dump_recipe(self._merged(stage)), encoding="utf-8")
+        (self.place / RECIPE_FILE).write_bytes(dump_recipe(self._merged(stage)).encode())
         return time.monotonic()
 
     def _recorded(self) -> Iterator[tuple[str, Recipe]]:
@@ -246,6 +266,8 @@ class StageWork:
     work: Callable[[], Result]
     summary: Callable[[Result], str] = str
     """What to say of a finished stage, in a few words."""
+    writes: tuple[str, ...] = ()
+    """The files and folders of the run that the work writes. For a run on a store they are sent before the record."""
     forgets: bool = True
     """Whether the record of earlier work is removed before this work begins; otherwise the work removes it itself,
     when it begins to replace files."""
@@ -266,34 +288,10 @@ def run_stage(stage: StageWork, force: bool = False) -> Result:
     if stage.forgets:
         run.forget(name)
     result = stage.work()
+    run.send(*stage.writes)
     return run.finish(name, stage.key if isinstance(stage.key, str) else stage.key(result), result, begun)
 
 
 def stage_key(*inputs: Any) -> str:
     """Return the key of a stage's inputs: recipe sections and the keys of earlier stages."""
     return digest([i.model_dump(mode="json") if hasattr(i, "model_dump") else i for i in inputs])
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that influence results."""
-    installed = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
-
-
-def git_sha() -> str | None:
-    """Return the SHA of the checkout of this code (with ``-dirty`` for changes), or None without a checkout.
-
-    In a Ray job the code is a copy: ``ASKD_GIT_SHA`` holds the SHA of its origin.
-    """
-    if "ASKD_GIT_SHA" in os.environ:
-        return os.environ["ASKD_GIT_SHA"]
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

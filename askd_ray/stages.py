@@ -55,7 +55,7 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
     return _published(recipe, train(recipe, force))
 
 
-def average(runs: "Sequence[Path]", name: str, force: bool = False) -> Result:
+def average(runs: "Sequence[str | Path]", name: str, force: bool = False) -> Result:
     """Average the students of runs as the run ``name`` (:func:`askd_ray.train.average.average`)."""
     from askd_ray.train import average as stage
 

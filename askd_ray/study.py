@@ -17,7 +17,7 @@ from askd_ray.progress import Table, console
 from askd_ray.ray_cluster import disconnect
 from askd_ray.results.texts import percent, points
 from askd_ray.results.wer import Scores
-from askd_ray.runs import Result, Run, StageWork, run_stage
+from askd_ray.runs import BUNDLE, Result, Run, StageWork, run_stage
 from askd_ray.search.ray_study import train_runs
 
 DOMAINS = ("in_domain", "out_of_domain")
@@ -42,7 +42,7 @@ def run_study(recipe: Recipe, force: bool = False) -> Result:
         stages.label(one)
     # Never skipped as a whole: its trainings, exports and evaluation are skipped where they are finished.
     result = run_stage(StageWork(run, "study", "", None, lambda: _study(run, runs, study, force)))
-    console.print(f"report: {report([str(run.path)])}")
+    console.print(f"report: {report([run.place.uri])}")
     return result
 
 
@@ -51,11 +51,13 @@ def _study(run: Run, runs: Mapping[str, Recipe], study: Study, force: bool) -> R
     disconnect()
     for one in runs.values():
         stages.export(one)
+        Run(one).fetch(BUNDLE)
     models = {TEACHER: run.recipe.teacher.model, **{name: str(Run(one).bundle) for name, one in runs.items()}}
     # All students have the same shape: the speed of the first one is that of all.
     evaluated, rows = evaluate_models(run, models, next(iter(runs)), force)
     for name, one in runs.items():
         publish_scores(Run(one).bundle, *evaluation_of_one(evaluated, rows, name))
+        Run(one).resend("export", BUNDLE)
     comparison, speed = over_seeds(evaluated, study), evaluated["speed"]
     console.print(*(study_table(domain, compared) for domain, compared in comparison.items()), speed_table(speed))
     return dict(StudyResult(seeds=list(study.seeds), comparison=comparison, speed=speed))

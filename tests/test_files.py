@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from askd_ray.errors import AskdError
 from askd_ray.files import (
     atomic_path,
+    cache_root,
     check_place,
     digest,
     local_path,
@@ -121,3 +122,14 @@ def test_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch):
         local_path("~nobody-of-that-name/runs")
     with pytest.raises(AskdError, match=r"^s3://bucket/x: expected a path"):
         local_path("s3://key:secret@bucket/x")
+
+
+def test_cache_folder_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("ASKD_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path.resolve()
+    for unset in ("", None):
+        if unset is None:
+            monkeypatch.delenv("ASKD_CACHE")
+        else:
+            monkeypatch.setenv("ASKD_CACHE", unset)
+        assert cache_root() == Path.home().resolve() / ".cache" / "askd"

@@ -44,6 +44,10 @@ def test_write_and_read(folder: Location):
     file.delete()
     file.delete()
     assert not file.exists()
+    (folder / "a" / "c").write_bytes(b"")
+    for _ in range(2):
+        (folder / "a").delete_folder()
+        assert not (folder / "a").exists()
     with pytest.raises(FileNotFoundError):
         file.read_bytes()
 
@@ -187,7 +191,7 @@ def test_unknown_store_options_are_refused(uri: str):
 def test_gcs_location_is_built_without_a_request():
     """There is no server of theirs to test against: this much is known, and what the errors look like."""
     place = Location.of("gs://anonymous@bucket/a/b?retry_limit_seconds=2")
-    assert isinstance(place._system, fs.GcsFileSystem) and str(place / "c") == "gs://bucket/a/b/c"
+    assert isinstance(place.file_system, fs.GcsFileSystem) and str(place / "c") == "gs://bucket/a/b/c"
 
 
 @pytest.mark.slow
@@ -259,6 +263,7 @@ URI = "s3://bucket/x"
     [
         ["plot-schedule", "--out", URI],
         ["plot-runs", "runs/x", "--out", URI],
+        ["plot-runs", URI],
         ["serve", "--bundle", URI],
         ["serve", "--model", f"x={URI}"],
         ["serve", "--registry", URI],
@@ -267,7 +272,6 @@ URI = "s3://bucket/x"
         ["promote", ".", "--registry", URI],
         ["rollback", "--registry", URI],
         ["transcribe", "clip.wav", "--bundle", URI],
-        ["prepare", "--set", f"runs_root={URI}"],
         ["demo", "--speech", URI],
     ],
     ids=" ".join,

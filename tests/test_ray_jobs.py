@@ -15,8 +15,8 @@ from askd_ray import ray_jobs
 from askd_ray.config.schema import Data, Recipe, Student, Teacher
 from askd_ray.config.source import Source
 from askd_ray.errors import AskdError
+from askd_ray.provenance import git_sha
 from askd_ray.ray_jobs import submit, with_absolute_paths
-from askd_ray.runs import git_sha
 
 STAND_IN = """\
 import sys, pathlib, askd_ray

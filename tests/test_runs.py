@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,9 +7,11 @@ import yaml
 
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
+from askd_ray.config.start import start_recipe
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json, write_json
-from askd_ray.runs import Run
+from askd_ray.mirror import Mirror
+from askd_ray.runs import Result, Run, StageWork, run_stage
 
 
 def test_runs_share_the_data_of_another_run(tmp_path: Path):
@@ -148,3 +151,84 @@ def test_used_is_the_recorded_recipe(root: Path):
     done(a_run(root), "prepare")
     other = a_run(root, of="/other")
     assert other.used("prepare").data.sources[0].path == "/own" and other.used("label") == other.recipe
+
+
+@pytest.fixture
+def stored(s3: Callable[[str], str], cache: Path) -> Run:
+    """A run on a store; the mirror of this machine is in an empty cache."""
+    return a_run_at(s3("runs"))
+
+
+def a_run_at(root: str, **settings: Any) -> Run:
+    return Run(load_recipe("demo", [f"runs_root='{root}'", "name=mine"]).model_copy(update=settings))
+
+
+def other_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("ASKD_CACHE", str(folder))
+
+
+def test_stage_of_a_run_on_a_store(stored: Run, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def work() -> Result:
+        assert not (stored.place / "export.json").exists()
+        (stored.bundle / "deep").mkdir(parents=True)
+        (stored.bundle / "deep" / "weights").write_text("weights")
+        return {"n": 1}
+
+    assert run_stage(StageWork(stored, "export", "key", None, work, writes=("bundle",))) == {"n": 1}
+    assert sorted(str(file) for file in stored.place.stamped(recursive=True)) == [
+        f"{stored.place}/{name}" for name in ("bundle/deep/weights", "export.json", "recipe.yaml")
+    ]
+    assert "mysecret" not in (stored.place / "recipe.yaml").read_bytes().decode()
+    other_machine(monkeypatch, cache / "other")
+    assert stored.finished("export", "key") == {"n": 1} and stored.has("bundle") and not stored.has("evaluate")
+    assert stored.path.is_relative_to(cache / "other") and not stored.path.exists()
+    stored.fetch("bundle")
+    assert (stored.bundle / "deep" / "weights").read_text() == "weights"
+    assert start_recipe("evaluate", None, [f"runs_root={stored.recipe.runs_root}", "name=mine"]).name == "mine"
+
+
+def test_stage_that_was_killed_while_it_was_sent_is_not_finished(stored: Run, monkeypatch: pytest.MonkeyPatch):
+    def work() -> Result:
+        for name in ("a", "b"):
+            (stored.bundle / name).parent.mkdir(parents=True, exist_ok=True)
+            (stored.bundle / name).write_text(name)
+        return {}
+
+    stage = StageWork(stored, "export", "key", None, work, writes=("bundle",))
+    run_stage(stage)
+
+    def dies(self: Mirror, name: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Mirror, "_upload", dies)
+        run_stage(stage, force=True)
+    assert stored.record("export") is None and stored.has("bundle")
+    run_stage(stage)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        (stored.bundle / "a").write_text("scores")
+        patched.setattr(Mirror, "_upload", dies)
+        stored.resend("export", "bundle")
+    assert stored.record("export") is None
+    run_stage(stage)
+    (stored.bundle / "a").write_text("scores")
+    stored.resend("export", "bundle")
+    assert stored.record("export") is not None and (stored.place / "bundle" / "a").read_bytes() == b"scores"
+
+
+def test_run_inside_a_run_on_a_store(stored: Run):
+    inside = Run(stored.inside("seeds", name="one", seed=7))
+    assert inside.place == stored.place / "seeds" / "one" and inside.shards == stored.shards
+    assert inside.path == stored.path / "seeds" / "one"
+    stored.finish("prepare", "data", {}, stored.begin("prepare"))
+    assert inside.key("prepare") == "data"
+    of_folder = Run(stored.recipe.model_copy(update={"data_root": "/data"}))
+    assert str(Run(of_folder.inside("seeds", name="one")).shards) == "/data/mine/shards"
+
+
+def test_cleared_stage_is_gone_on_the_store_too(stored: Run):
+    write_json(stored.distill / "x.json", {})
+    stored.send("distill")
+    stored.finish("distill", "key", {}, stored.begin("distill"))
+    stored.clear("distill")
+    assert stored.record("distill") is None and not stored.has("distill") and not stored.distill.exists()

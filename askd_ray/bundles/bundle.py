@@ -16,7 +16,6 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,9 @@ from askd_ray.models.engine import Engine
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console
+from askd_ray.provenance import git_sha, versions
 from askd_ray.results.windows import WindowSweep
-from askd_ray.runs import Result, Run, StageWork, git_sha, run_stage, stage_key, versions
+from askd_ray.runs import BUNDLE, Result, Run, StageWork, run_stage, stage_key
 
 FORMAT = 2
 """Version of bundle.json's layout: from 2 on, the window has ``min_s``."""
@@ -61,14 +61,19 @@ def export(recipe: Recipe, force: bool = False) -> Result:
     """
     run = Run(recipe)
     key = stage_key(FORMAT, recipe.window.choose_on_dev, run.key("distill"))
-    done = run.finished("export", key) if (run.bundle / BUNDLE_FILE).is_file() else None
+    done = run.finished("export", key) if run.has(f"{BUNDLE}/{BUNDLE_FILE}") else None
     if done is None or force:
-        if not (run.student / "model.safetensors").is_file():
-            raise AskdError(f"no student in {run.student}: run `askd distill` first")
+        if not run.has("distill/best/model.safetensors"):
+            raise AskdError(f"no student in {run.place / 'distill/best'}: run `askd distill` first")
         shard_paths(run.shards, "dev")  # raises where there are none
-    work = partial(_export, run)
+
+    def work() -> Result:
+        run.fetch("distill/best")
+        return _export(run)
+
     # Until the new bundle is verified, the one before stays valid.
-    return run_stage(StageWork(run, "export", key, done, work, lambda _: str(run.bundle), forgets=False), force)
+    stage = StageWork(run, "export", key, done, work, lambda _: str(run.place / BUNDLE), (BUNDLE,), forgets=False)
+    return {**run_stage(stage, force), "bundle": str(run.bundle)}
 
 
 def _export(run: Run) -> Result:
@@ -96,7 +101,7 @@ def _export(run: Run) -> Result:
         **verified,
     }
     shares = ", ".join(f"{name} {share:.0%}" for name, share in verified["agreement"].items())
-    console.print(f"exported: {run.bundle}; same text from {shares} of {verified['clips']} clips")
+    console.print(f"exported: {run.place / BUNDLE}; same text from {shares} of {verified['clips']} clips")
     return result
 
 

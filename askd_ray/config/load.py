@@ -91,7 +91,6 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     placed = placed.model_copy(update={"data": _with_absolute_sounds(placed.data)})
     return placed.model_copy(
         update={
-            "runs_root": _absolute(recipe.runs_root),
             "teacher": recipe.teacher.model_copy(update={"model": _model(recipe.teacher.model)}),
             "student": recipe.student.model_copy(update={"init": _model(recipe.student.init)}),
             "augment": recipe.augment.model_copy(update=sounds),
@@ -118,11 +117,12 @@ def _evaluate(settings: Evaluate) -> Evaluate:
 
 
 def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
-    """Return the recipe with ``change`` applied to the paths of its data and test sets."""
+    """Return the recipe with ``change`` applied to the paths of its runs, data and test sets."""
     sources = tuple(source.model_copy(update={"path": change(source.path)}) for source in recipe.data.sources)
     sets = tuple(chosen.model_copy(update={"path": change(chosen.path)}) for chosen in recipe.evaluate.sets)
     return recipe.model_copy(
         update={
+            "runs_root": change(recipe.runs_root),
             "data_root": None if recipe.data_root is None else change(recipe.data_root),
             "data": recipe.data.model_copy(update={"sources": sources}),
             "evaluate": recipe.evaluate.model_copy(update={"sets": sets}),
@@ -165,9 +165,17 @@ def read_values(name_or_file: str) -> dict[str, Any]:
         names = recipe_names()
         hint = did_you_mean(name_or_file, names)
         raise AskdError(f"no recipe {name_or_file!r}: give a .yaml file or one of {', '.join(names)}{hint}")
-    values = _yaml(text, f"recipe {name_or_file}")
+    return parse_values(text, name_or_file)
+
+
+def parse_values(text: str, origin: str) -> dict[str, Any]:
+    """Return the unchecked values of a recipe's text; ``origin`` names it in the message.
+
+    Raises :class:`AskdError` when it is not YAML.
+    """
+    values = _yaml(text, f"recipe {origin}")
     if not isinstance(values, dict):
-        raise AskdError(f"recipe {name_or_file}: expected a mapping of keys to values, found {type(values).__name__}")
+        raise AskdError(f"recipe {origin}: expected a mapping of keys to values, found {type(values).__name__}")
     return values
 
 

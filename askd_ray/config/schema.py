@@ -129,7 +129,7 @@ class Recipe(Section):
     seed: int = 0
     """The seed of everything random."""
     runs_root: str = "runs"
-    """The folder of all runs."""
+    """The folder, or s3:// or gs:// URI, of all runs."""
     data_root: str | None = None
     """The folder, or s3:// or gs:// URI, of shards and labels; null: ``runs_root``."""
     data: Data = Field(default_factory=Data)
@@ -164,8 +164,8 @@ class Recipe(Section):
 
     @field_validator("runs_root")
     @classmethod
-    def _check_local_path(cls, given: str) -> str:
-        return check_place(given)
+    def _check_runs_root(cls, given: str) -> str:
+        return check_place(given, "s3", "gs")
 
     @field_validator("data_root")
     @classmethod

@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from askd_ray.config.differences import copy_decided, plain
-from askd_ray.config.load import load_recipe, make_recipe, override, read_values, with_absolute_paths
+from askd_ray.config.load import load_recipe, make_recipe, override, parse_values, read_values, with_absolute_paths
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
-from askd_ray.files import local_path
+from askd_ray.files import scheme_of
+from askd_ray.location import Location
 from askd_ray.progress import console
 
 RECIPE_FILE = "recipe.yaml"
@@ -32,9 +33,10 @@ def start_recipe(stage: str, given: str | None, overrides: Sequence[str] = (), d
     Raises :class:`AskdError` as :func:`askd_ray.config.load.load_recipe` does.
     """
     recipe = load_recipe(given, overrides) if given is not None else _recipe_of_run(stage, overrides, default)
-    if _IN_A_JOB in os.environ and not Path(recipe.runs_root).expanduser().is_absolute():
+    root = recipe.runs_root
+    if _IN_A_JOB in os.environ and scheme_of(root) is None and not Path(root).expanduser().is_absolute():
         raise AskdError(
-            f"runs_root = {recipe.runs_root}: a Ray job runs in a copy of its folder that is deleted afterwards: give "
+            f"runs_root = {root}: a Ray job runs in a copy of its folder that is deleted afterwards: give "
             "an absolute path (--set runs_root=FOLDER), or use `askd submit`, which makes it absolute"
         )
     return with_absolute_paths(recipe)
@@ -47,20 +49,22 @@ def _recipe_of_run(stage: str, overrides: Sequence[str], default: str) -> Recipe
     file = _recipe_file(root, name, default_values.get("data_run"))
     if file is None:
         return load_recipe(default, overrides)
-    values = read_values(str(file)) | {"name": name, "runs_root": root}
+    values = parse_values(file.read_bytes().decode(), str(file)) | {"name": name, "runs_root": root}
     if stage in ("tune", "demo") and file.parent.name == name:
         _undo_search_result(values, file.parent / "tune.json")
     console.print(f"recipe: {file} (use `--recipe {default}`, or another name, to replace it)", markup=False)
     return make_recipe(values, overrides, str(file))
 
 
-def _recipe_file(root: Any, *runs: Any) -> Path | None:
+def _recipe_file(root: Any, *runs: Any) -> Location | None:
     """Return the recipe file of the first run that has one. Invalid names are refused later."""
-    files = [local_path(root) / run / RECIPE_FILE for run in runs if isinstance(root, str) and isinstance(run, str)]
+    if not isinstance(root, str):
+        return None
+    files = [Location.of(root) / run / RECIPE_FILE for run in runs if isinstance(run, str)]
     return next((file for file in files if file.is_file()), None)
 
 
-def _undo_search_result(values: dict[str, Any], record: Path) -> None:
+def _undo_search_result(values: dict[str, Any], record: Location) -> None:
     """Reset the settings that a training took from a search to those before it; ``record`` is the search's record."""
     if not record.is_file():
         return

@@ -20,8 +20,7 @@ from askd_ray.audio.units import samples_of
 from askd_ray.data.labels import LabelKey, check_labels
 from askd_ray.data.shards import BLOCK_ROWS, Block, read_table, train_paths
 from askd_ray.errors import AskdError
-from askd_ray.fetch.cache import cache_root
-from askd_ray.files import atomic_path, digest, to_json
+from askd_ray.files import atomic_path, cache_root, digest, to_json
 from askd_ray.location import Location, map_concurrently
 from askd_ray.randomness import utterance_key
 

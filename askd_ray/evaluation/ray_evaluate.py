@@ -33,6 +33,7 @@ from askd_ray.evaluation.speed import measure_speed
 from askd_ray.evaluation.systems import is_url, languages_of, weights_hash
 from askd_ray.evaluation.tables import speed_table, table
 from askd_ray.files import write_json
+from askd_ray.mirror import Mirror
 from askd_ray.models.bundle import check_hashes
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
@@ -40,7 +41,7 @@ from askd_ray.ray_errors import user_error
 from askd_ray.results.evaluation import Evaluation, checked
 from askd_ray.results.timing import Speed
 from askd_ray.results.wer import Scores
-from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
+from askd_ray.runs import BUNDLE, Result, Run, StageWork, run_stage, stage_key
 from askd_ray.torch_setup import Device, device_of
 
 PARTS = "parts"
@@ -57,10 +58,12 @@ def evaluate(recipe: Recipe, force: bool = False) -> Evaluation:
     run = Run(with_absolute_paths(recipe))
     _check(recipe.evaluate)
     run.result("export")
+    run.fetch(BUNDLE)
     check_hashes(run.bundle)  # before the long work, not after it
     models = {STUDENT: str(run.bundle), TEACHER: recipe.teacher.model, **recipe.evaluate.models}
     result, rows = evaluate_models(run, models, STUDENT, force)
     publish_scores(run.bundle, result, rows)  # also into a bundle that is newer
+    run.resend("export", BUNDLE)
     console.print(table(result), speed_table(result["speed"]))
     return result
 
@@ -82,15 +85,17 @@ def evaluate_models(
     key = stage_key(settings, weights, [[s.name, s.fingerprint] for s in sets], DECODING_FORMAT)
 
     def work() -> Result:
-        scores = compare(models, TEACHER, sets, settings, folder, device=device)
+        scores = compare(models, TEACHER, sets, settings, folder, device=device, mirror=run.mirror)
         clips = [u for chosen in sets if chosen.name != NON_SPEECH for u in chosen.utterances]
-        speed = speed_of({name: models[name] for name in (timed, TEACHER)}, clips, settings, device)
+        speed = speed_of({name: models[name] for name in (timed, TEACHER)}, clips, settings, device, run.mirror)
         result = {**scores, "speed": speed, "left_out": left_out}
         write_json(folder / SCORES, result)
         return result
 
+    run.fetch("evaluate")
     done = run.finished("evaluate", key)
-    result = run_stage(StageWork(run, "evaluate", key, done, work, lambda _: str(folder / SCORES)), force)
+    shown = str(run.place / "evaluate" / SCORES)
+    result = run_stage(StageWork(run, "evaluate", key, done, work, lambda _: shown, ("evaluate",)), force)
     return checked(result, f"run {run.recipe.name}"), read_hypotheses(folder / HYPOTHESES)
 
 
@@ -102,30 +107,43 @@ def compare(
     folder: Path,
     *,
     device: Device = "cpu",
+    mirror: Mirror | None = None,
 ) -> Scores:
     """Decode every set with every model, clean and under the conditions, and return the scores.
 
-    Writes the raw texts to ``folder``.
+    Writes the raw texts to ``folder``, which with the bundles may lie in a ``mirror`` of a store.
 
     Raises :class:`AskdError` before decoding when a model does not support a language of the sets.
     """
     _refuse_languages(models, sets)
     jobs, material = decode_jobs(models, sets, settings, device), Material.of(sets, settings)
-    decode(jobs, material, folder / PARTS, device == "cuda")
+    decode(jobs, material, folder / PARTS, device == "cuda", mirror)
     rows = list(collect_hypotheses(jobs, material, folder / PARTS))
     write_hypotheses(folder / HYPOTHESES, rows)
     return score(rows, baseline, settings.normalizer)
 
 
-def speed_of(models: Mapping[str, str], clips: Sequence[Utterance], settings: Evaluate, device: Device) -> Speed:
+def speed_of(
+    models: Mapping[str, str],
+    clips: Sequence[Utterance],
+    settings: Evaluate,
+    device: Device,
+    mirror: Mirror | None = None,
+) -> Speed:
     """Measure speed against the teacher, in this process or on a GPU from Ray; ends a cluster that we started."""
     if device == "cpu":
         disconnect()  # an idle cluster uses CPU time and would disturb the measurement
         return measure_speed(models, TEACHER, clips, settings)
+
+    def measure() -> Speed:
+        if mirror is not None:  # the GPU may be on another machine
+            for reference in models.values():
+                mirror.fetch_path(Path(reference))
+        return measure_speed(models, TEACHER, clips, settings, device)
+
     connect(use_gpu=True)
     with user_error():
-        task = ray.remote(num_gpus=1)(cast(Any, measure_speed))
-        speed = cast(Speed, ray.get(task.remote(models, TEACHER, clips, settings, device)))
+        speed = cast(Speed, ray.get(ray.remote(num_gpus=1)(cast(Any, measure)).remote()))
     disconnect()
     return speed
 

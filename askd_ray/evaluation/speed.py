@@ -19,8 +19,8 @@ from askd_ray.models.cost import CLIP_S, parts
 from askd_ray.models.load import ctranslate2_folder, load_config
 from askd_ray.models.stock import StockWhisper
 from askd_ray.models.threads import allocate_threads
+from askd_ray.provenance import versions
 from askd_ray.results.timing import Latency, LatencyBucket, LatencyByLength, ModelCost, ModelSpeed, Speed, Speedups
-from askd_ray.runs import versions
 from askd_ray.torch_setup import Device, n_cores
 
 STOCK = "faster-whisper"

@@ -1,23 +1,9 @@
-"""The folder of downloads, and the check that downloaded files are unchanged."""
+"""The check that downloaded files are unchanged."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from askd_ray.errors import AskdError
-from askd_ray.files import local_path, sha256_of_file
-
-
-def cache_root() -> Path:
-    """Return the folder of downloads: ``$ASKD_CACHE``, or ``~/.cache/askd``.
-
-    Raises :class:`AskdError` if neither can be used.
-    """
-    given = os.environ.get("ASKD_CACHE")
-    try:
-        return local_path(given or "~/.cache/askd").resolve()
-    except AskdError as error:
-        raise AskdError(f"{error}; downloads go to $ASKD_CACHE if that is set") from None
+from askd_ray.files import sha256_of_file
 
 
 def find_damage(folder: Path, sha256: Mapping[str, str]) -> str | None:

@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 
 from askd_ray.errors import AskdError, did_you_mean
-from askd_ray.fetch.cache import cache_root, find_damage
-from askd_ray.files import atomic_path, sha256_of_file
+from askd_ray.fetch.cache import find_damage
+from askd_ray.files import atomic_path, cache_root, sha256_of_file
 from askd_ray.progress import bar, console
 
 SPEECH = ("ivr",)

@@ -5,8 +5,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from askd_ray.fetch.cache import cache_root
-from askd_ray.files import local_path
+from askd_ray.files import cache_root, local_path
 
 _FILE = "tokenizer.json"
 

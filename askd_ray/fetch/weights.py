@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from askd_ray.errors import AskdError, did_you_mean
-from askd_ray.fetch.cache import cache_root, find_damage
-from askd_ray.files import atomic_path
+from askd_ray.fetch.cache import find_damage
+from askd_ray.files import atomic_path, cache_root
 from askd_ray.progress import console
 
 LICENCE_FILE = "LICENSE.txt"

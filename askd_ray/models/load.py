@@ -12,8 +12,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 from transformers.utils import logging
 
 from askd_ray.errors import AskdError
-from askd_ray.fetch.cache import cache_root
-from askd_ray.files import atomic_path, file_lock, write_json
+from askd_ray.files import atomic_path, cache_root, file_lock, write_json
 from askd_ray.models.ctranslate2_reader import read_config, read_ctranslate2
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.text.tokens import Tokens

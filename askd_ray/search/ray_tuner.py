@@ -33,7 +33,7 @@ from askd_ray.ray_errors import user_error
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.search.plot import MIN_TRIALS, plot_importance, plot_parallel
 from askd_ray.search.ray_trial import EVALUATIONS, SCORE, VALUES, run_trial
-from askd_ray.search.trials import TRIALS, LiveTable, ScoredTrial, TrialRow, table
+from askd_ray.search.trials import TRIALS, LiveTable, ScoredTrial, TrialRow, check_place_of_search, table
 from askd_ray.train.ray_trainer import check_inputs
 
 _CANDIDATE = "candidate"
@@ -47,10 +47,11 @@ def search(recipe: Recipe, force: bool = False) -> Result:
 
     Returns and records the trials, best first, and the path of the best recipe. A killed search resumes with the
     remaining trials. Raises :class:`AskdError` when a candidate is no valid recipe, when dev lacks a domain of
-    ``tune.ood_domains`` or train has it too, and when no trial reaches an evaluation.
+    ``tune.ood_domains`` or train has it too, when no trial reaches an evaluation, and for a run on a store.
     """
     recipe = with_absolute_paths(recipe)  # a trial has another working directory
     run = Run(recipe)
+    check_place_of_search(run)
     settings = without_secrets(recipe).model_dump(exclude={"runs_root", "data_root", "evaluate", "study", "tracking"})
     key = stage_key(settings, run.key("label"))
     folder = run.path / "tune"

@@ -10,8 +10,10 @@ from rich.live import Live
 
 from askd_ray.config.candidate import FieldValues
 from askd_ray.config.tune import Value
+from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.progress import Table, console
+from askd_ray.runs import Run
 
 TRIALS = "trials.json"
 
@@ -94,3 +96,12 @@ class LiveTable:
                 rows = read_json(self._path) if self._path.is_file() else []
                 done = sum(row["state"] in ("done", "failed") for row in rows)
                 live.update(table(rows, f"tune: {done} of {self._n_trials} trials have ended"), refresh=True)
+
+
+def check_place_of_search(run: Run) -> None:
+    """Raise :class:`AskdError` for a run on a store: trials share files while they run."""
+    if run.mirror is not None:
+        raise AskdError(
+            f"askd tune: the run is on a store ({run.place}), but trials share files: set runs_root to a folder that "
+            f"all nodes see; with data_root={run.data_path.parent} shards and labels stay on the store"
+        )

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from askd_ray.audio.units import DecodingWindow
-from askd_ray.config.load import load_recipe
+from askd_ray.config.load import make_recipe, parse_values
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import RECIPE_FILE
 from askd_ray.data.dev import DevClips, read_dev
 from askd_ray.errors import AskdError
+from askd_ray.location import Location
 from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.progress import Table, bar, console
 from askd_ray.results.texts import percent
@@ -33,7 +34,7 @@ FACTORS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 Tensors = Mapping[str, torch.Tensor]
 
 
-def average(folders: Sequence[Path], name: str, force: bool = False) -> Result:
+def average(folders: Sequence[str | Path], name: str, force: bool = False) -> Result:
     """Write the average of the students of trained runs as the student of the run ``name``, beside the first run.
 
     dev chooses the share of the initial weights in it (:data:`FACTORS`) by the score that also chooses checkpoints.
@@ -46,13 +47,13 @@ def average(folders: Sequence[Path], name: str, force: bool = False) -> Result:
     recipe = runs[0].recipe
     for other in runs[1:]:
         _check_same(recipe, other)
-    shared = {"name": name, "data_run": recipe.data_run or recipe.name, "data_root": str(runs[0].data_path.parent)}
+    shared = {"name": name, "data_run": recipe.data_run or recipe.name, "data_root": runs[0].data_path.parent.uri}
     run = Run(Recipe.model_validate({**recipe.model_dump(mode="json"), **shared}))
-    if run.path in {other.path for other in runs}:
+    if run.place in {other.place for other in runs}:
         raise AskdError(f"askd average: {name} is one of the averaged runs: give the average another name")
     key = stage_key("average", [other.key("distill") for other in runs])
-    done = run.finished("distill", key) if run.student.is_dir() else None
-    work = StageWork(run, "distill", key, done, lambda: write_average(run, runs), summary)
+    done = run.finished("distill", key) if run.has("distill/best") else None
+    work = StageWork(run, "distill", key, done, lambda: write_average(run, runs), summary, ("distill/best",))
     return run_stage(work, force)
 
 
@@ -61,14 +62,17 @@ def summary(result: Result) -> str:
     return f"the average of {', '.join(result['students'])} and {result['factor']:g} of the initial weights"
 
 
-def _trained_run(folder: Path) -> Run:
-    """Return the run in a folder, with the recipe of its training."""
-    if not (folder / RECIPE_FILE).is_file():
-        raise AskdError(f"{folder} is no run: it has no {RECIPE_FILE}")
-    run = Run(load_recipe(str(folder / RECIPE_FILE)).model_copy(update={"runs_root": str(folder.resolve().parent)}))
+def _trained_run(folder: str | Path) -> Run:
+    """Return the run in a folder, here or on a store, with the recipe of its training."""
+    place = Location.of(folder)
+    file = place / RECIPE_FILE
+    if not file.is_file():
+        raise AskdError(f"{place} is no run: it has no {RECIPE_FILE}")
+    recipe = make_recipe(parse_values(file.read_bytes().decode(), str(file)), (), str(file))
+    run = Run(recipe.model_copy(update={"runs_root": place.parent.uri}))
     run.result("distill")
-    if not run.student.is_dir():
-        raise AskdError(f"no student in {run.student}: run `askd distill` first")
+    if not run.has("distill/best"):
+        raise AskdError(f"no student in {run.place / 'distill/best'}: run `askd distill` first")
     return Run(run.used("distill").model_copy(update={"runs_root": run.recipe.runs_root}))
 
 
@@ -86,6 +90,8 @@ def write_average(run: Run, runs: Sequence[Run]) -> Result:
     recipe = run.recipe
     use_threads()
     kind, n_shrunk = student_kind(recipe), len(recipe.student.shrink)
+    for other in runs:
+        other.fetch("distill/best")
     student = kind.load(runs[0].student, n_shrunk)
     initial = kind.build(n_shrunk).state_dict()
     mean = mean_weights([kind.load(other.student, n_shrunk).state_dict() for other in runs])

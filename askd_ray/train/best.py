@@ -5,6 +5,7 @@ from pathlib import Path
 from askd_ray.files import remove
 from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.train.checkpoint import TrainState
+from askd_ray.train.checkpoint_store import CheckpointStore
 
 BEST = "best"
 
@@ -15,8 +16,9 @@ class BestStudent:
     During the run the name of its folder has its step, so that each checkpoint finds the student that was the best.
     """
 
-    def __init__(self, folder: Path, student_kind: StudentKind, train_state: TrainState):
+    def __init__(self, folder: Path, student_kind: StudentKind, train_state: TrainState, store: CheckpointStore):
         self._folder, self._student_kind, self._shrunk = folder, student_kind, train_state.shrunk
+        self._store = store
         self.score, self.wer = train_state.best_score, train_state.best_wer
         self.step, self.no_better = train_state.best_step, train_state.no_better
 
@@ -42,8 +44,11 @@ class BestStudent:
         self._student_kind.save(student, self.path)
 
     def load(self) -> StudentModel | None:
-        """Return the best student, on the CPU; None before the first evaluation."""
-        return None if self.step is None else self._student_kind.load(self.path, self._shrunk)
+        """Return the best student, on the CPU; None before the first evaluation. All ranks call it together."""
+        if self.step is None:
+            return None
+        self._store.share(self.path)
+        return self._student_kind.load(self.path, self._shrunk)
 
     def remove_others(self) -> None:
         """Remove the folders of earlier best students, and half-written folders of a killed process."""

@@ -22,9 +22,11 @@ from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.online_teacher import OnlineTeacher, encoders_agree
 from askd_ray.objective.schedules import Gap
 from askd_ray.objective.self_teacher import build_self_teacher
+from askd_ray.runs import Run
 from askd_ray.torch_setup import use_tf32, use_threads
 from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_state, load_checkpoint
+from askd_ray.train.checkpoint_store import CheckpointStore
 from askd_ray.train.context import Context
 from askd_ray.train.dev import rank_part
 from askd_ray.train.inputs import make_batch_loader
@@ -63,6 +65,10 @@ def build_loop(
     """
     use_threads(processes=context.world_size)
     use_tf32(context.device)
+    mirror = Run(recipe).mirror
+    mirror = mirror.below(folder) if mirror is not None else None
+    store = CheckpointStore(mirror, context.rank, context.world_size, LEDGER)
+    store.restore()
     train_state = latest_train_state(folder / CHECKPOINTS) or TrainState(key)
     assert train_state.key == key, f"{folder} is of another recipe"
     _check_same_step(train_state.step, context.world_size)
@@ -75,7 +81,7 @@ def build_loop(
     _to_device(recipe, context, student, student.layers())
     sampler = build_sampler(loader.rows(), recipe)
     check_shrinkings(recipe.student, sampler)
-    best = BestStudent(folder, kind, train_state)
+    best = BestStudent(folder, kind, train_state, store)
     self_teacher = build_self_teacher(recipe.objective.self_teacher, best.load)
     objects = TrainObjects(
         student,
@@ -99,6 +105,7 @@ def build_loop(
         gap=Gap(**train_state.gap),
         ledger=Ledger(folder / LEDGER, context.rank, train_state.step),
         train_state=train_state,
+        store=store,
     )
 
 

@@ -49,12 +49,14 @@ class Ledger:
             arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
             self._parts.append(pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
 
-    def write(self, step: int) -> None:
-        """Write the records since the last call, for the checkpoint after ``step``."""
+    def write(self, step: int) -> Path | None:
+        """Write the records since the last call, for the checkpoint after ``step``; return the file, if any."""
         path = self._folder / f"step-{step:08d}-rank-{self._rank:03d}.parquet"
-        if any(part.num_rows for part in self._parts):
-            write_table(path, pa.Table.from_batches(self._parts))
-        self._parts = []
+        parts, self._parts = self._parts, []
+        if not any(part.num_rows for part in parts):
+            return None
+        write_table(path, pa.Table.from_batches(parts))
+        return path
 
 
 def read_ledger(folder: Path) -> pa.Table:

@@ -24,6 +24,7 @@ from askd_ray.runs import Run
 from askd_ray.torch_setup import release_memory
 from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, save_checkpoint
+from askd_ray.train.checkpoint_store import CheckpointStore
 from askd_ray.train.clock import Clock
 from askd_ray.train.context import Context
 from askd_ray.train.dev import dev_errors, dev_metrics, dev_score
@@ -60,9 +61,14 @@ class Loop:
     gap: Gap
     ledger: Ledger
     train_state: TrainState
+    store: CheckpointStore
 
     def run(self) -> dict[str, Any]:
         """Train from the last checkpoint to the end; return a summary on rank 0, and {} on other ranks."""
+        with self.store:
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         tracker = Tracker(self.folder, self.train_state.step) if self.context.rank == 0 else None
         batches = self.context.batches(self.loader, self.sampler, self.train_state.cursor)
         n_micro_batches = batches_per_step(self.sampler, self.context.world_size)
@@ -90,6 +96,7 @@ class Loop:
             return {}
         tracker.close()
         self.best.finish()
+        self.store.finish(self.train_state)
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
@@ -177,16 +184,21 @@ class Loop:
         return scores
 
     def _save(self) -> None:
-        """Write a checkpoint: first each rank writes its part of the ledger, then rank 0 writes everything else."""
+        """Write a checkpoint: first each rank writes its part of the ledger, then rank 0 writes everything else.
+
+        For a run on a store, it is uploaded while the training goes on.
+        """
         tensors, facts = self.objects.self_teacher.state()
         best = {"best_score": self.best.score, "best_wer": self.best.wer, "best_step": self.best.step}
         self._update_state(gap=self.gap.state(), self_teacher=facts, no_better=self.best.no_better, **best)
-        self.ledger.write(self.train_state.step)
+        self.store.add(self.ledger.write(self.train_state.step))
+        self.store.wait()
         self._barrier()
         writes = self.context.rank == 0
         save_checkpoint(self.folder / CHECKPOINTS, self.train_state, self.objects, tensors, writes)
         if writes:
             self.best.remove_others()
+            self.store.commit(self.train_state)
         self._barrier()  # the other ranks may read the checkpoint only from here on
 
     def _barrier(self) -> None:

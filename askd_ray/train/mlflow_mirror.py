@@ -13,12 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from askd_ray.config.load import without_secrets
 from askd_ray.config.schema import Recipe
 from askd_ray.config.tracking import Tracking
 from askd_ray.errors import AskdError
-from askd_ray.files import local_path, read_json, sha256_of_file, write_json
+from askd_ray.files import local_path, sha256_of_file, to_json
+from askd_ray.location import Location
 from askd_ray.progress import console
-from askd_ray.runs import Run, git_sha
+from askd_ray.provenance import git_sha
+from askd_ray.runs import Run
 from askd_ray.train.track import MetricsReader, StepMetrics
 
 _STATE = "mlflow.json"  # in the training's folder: the id of the MLflow run, and the files that it has
@@ -59,9 +62,13 @@ class MlflowRun:
         self._metrics = MetricsReader(run.distill, after=int(mlflow_run.data.metrics.get("step", 0)))
         self._waiting: list[StepMetrics] = []
 
+    @property
+    def _state_file(self) -> Location:
+        return self._run.place / "distill" / _STATE
+
     def _read_state(self) -> dict[str, Any] | None:
-        path = self._run.distill / _STATE
-        state = read_json(path) if path.is_file() else None
+        file = self._state_file
+        state = json.loads(file.read_bytes()) if file.is_file() else None
         return state if state is not None and state["uri"] == self._run.recipe.tracking.mlflow else None
 
     def _create(self) -> dict[str, Any]:
@@ -74,7 +81,7 @@ class MlflowRun:
             tags=tags,
         )
         state = {"uri": tracking.mlflow, "run_id": created.info.run_id, "files": {}}
-        write_json(self._run.distill / _STATE, state)
+        self._state_file.write_bytes(to_json(state).encode())
         return state
 
     def _create_experiment(self, tracking: Tracking) -> str:
@@ -111,7 +118,7 @@ class MlflowRun:
             if sent.get(name) != digest:
                 self._client.log_artifact(self.id, str(path), name.rpartition("/")[0] or None)
                 sent[name] = digest
-                write_json(self._run.distill / _STATE, self._state)
+                self._state_file.write_bytes(to_json(self._state).encode())
 
     def end(self, status: str) -> None:
         """Set the final status: ``FINISHED`` or ``FAILED``."""
@@ -179,7 +186,10 @@ def send_finished_run(run: Run, files: Mapping[str, Path]) -> None:
 
 
 def flatten_recipe(recipe: Recipe) -> dict[str, str]:
-    """Return the recipe's values as text, by paths such as ``train.optimizer.lr``; sections in a list are numbered."""
+    """Return the recipe's values as text, without credentials, by paths such as ``train.optimizer.lr``.
+
+    Sections in a list are numbered.
+    """
     values: dict[str, str] = {}
 
     def walk(value: Any, path: str) -> None:
@@ -191,7 +201,7 @@ def flatten_recipe(recipe: Recipe) -> dict[str, str]:
         else:
             values[path] = value if isinstance(value, str) and value else json.dumps(value)
 
-    walk(recipe.model_dump(mode="json"), "")
+    walk(without_secrets(recipe).model_dump(mode="json"), "")
     return values
 
 

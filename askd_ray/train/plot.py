@@ -18,7 +18,7 @@ def plot_runs(runs: Sequence[Path], path: Path) -> Path:
     folder without a training, and when matplotlib is not installed.
     """
     path = local_path(path)
-    metrics = {run.resolve().name: _metrics(run) for run in runs}
+    metrics = {run.resolve().name: _metrics(run) for run in map(local_path, runs)}
     figure, (weight, loss, wer) = figure_of(3)
     for name, lines in metrics.items():
         progress = [line["progress"] for line in lines]

@@ -29,7 +29,7 @@ def distill_seeds(recipe: Recipe, force: bool = False) -> Result:
             distill(one.recipe, force)
         return write_average(run, runs)
 
-    return run_stage(StageWork(run, "distill", key, done, work, summary), force)
+    return run_stage(StageWork(run, "distill", key, done, work, summary, ("distill/best",)), force)
 
 
 def _run_of_seed(run: Run, seed: int) -> Run:

@@ -24,7 +24,6 @@ from askd_ray.data.sampler import DataCursor, Sampler
 from askd_ray.data.schema import Batch
 from askd_ray.data.shards import shard_paths
 from askd_ray.errors import AskdError
-from askd_ray.files import remove
 from askd_ray.models import cost
 from askd_ray.objective import schedules
 from askd_ray.progress import Bar, bar, console
@@ -35,6 +34,7 @@ from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.torch_setup import device_of
 from askd_ray.train.build import build_loop, student_kind
 from askd_ray.train.checkpoint import latest_train_state
+from askd_ray.train.checkpoint_store import read_manifest
 from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.loop import CHECKPOINTS
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
@@ -83,7 +83,7 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
         with user_error():
             result = _fit(recipe, run, key)
         best = f"dev WER {percent(result['dev_wer'])} % at step {result['best_step']} of {result['steps']}"
-        console.print(f"distilled: {best}, in {run.student}")
+        console.print(f"distilled: {best}, in {run.place / 'distill/best'}")
         return result
 
     return run_stage(distill_stage(run, key, work), force)
@@ -93,14 +93,14 @@ def distill_stage(run: Run, key: str, work: Callable[[], Result]) -> StageWork:
     """Return the stage `distill` of a run; ``work`` trains, and returns the loop's summary."""
 
     def summary(result: Result) -> str:
-        return f"dev WER {percent(result['dev_wer'])} %, {run.student}"
+        return f"dev WER {percent(result['dev_wer'])} %, {run.place / 'distill/best'}"
 
     return StageWork(run, "distill", key, trained(run, key), work, summary, forgets=False)
 
 
 def trained(run: Run, key: str) -> Result | None:
     """Return the loop's summary of a finished training with this key, if its student is still there."""
-    return run.finished("distill", key) if run.student.is_dir() else None
+    return run.finished("distill", key) if run.has("distill/best") else None
 
 
 def distill_key(run: Run) -> str:
@@ -136,23 +136,28 @@ def clear_stale_run(run: Run, key: str, force: bool) -> None:
     Raises :class:`AskdError` when the folder holds a training with other settings, unless ``force`` is set.
     """
     if force:
-        remove(run.distill)
-        remove(run.path / "distill.json")
+        run.clear("distill")
         return
-    train_state = latest_train_state(run.distill / CHECKPOINTS)
-    if run.record("distill") is not None or (train_state is not None and train_state.key != key):
+    if run.record("distill") is not None or _key_of_checkpoint(run) not in (None, key):
         raise AskdError(
-            f"{run.distill} holds a student of other settings: give this run another name (--set name=...), or "
-            "use --force to start over"
+            f"{run.place / 'distill'} holds a student of other settings: give this run another name "
+            "(--set name=...), or use --force to start over"
         )
+
+
+def _key_of_checkpoint(run: Run) -> str | None:
+    if run.mirror is not None:
+        return read_manifest(run.place / "distill").get("key")
+    train_state = latest_train_state(run.distill / CHECKPOINTS)
+    return None if train_state is None else train_state.key
 
 
 def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
     workers = recipe.train.workers
-    storage = run.distill / "ray"
+    storage = run.place / "ray"
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"recipe": recipe.model_dump(mode="json"), "folder": str(run.distill), "key": key},
+        train_loop_config={"recipe": recipe.model_dump(mode="json"), "key": key},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count if workers.min_count is None else (workers.min_count, workers.count),
             use_gpu=workers.gpu,
@@ -161,7 +166,8 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
         ),
         run_config=ray.train.RunConfig(
             name=f"{recipe.name}-{uuid4().hex[:8]}",
-            storage_path=str(storage),
+            storage_path=storage.path,
+            storage_filesystem=storage.file_system,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             callbacks=[_NoRetries()],
@@ -181,7 +187,7 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
             "last checkpoint"
         ) from error
     finally:
-        remove(storage)
+        storage.delete_folder()
 
 
 def _has_died(error: WorkerGroupError) -> bool:
@@ -195,7 +201,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     with user_error():
         recipe = Recipe.model_validate(config["recipe"])
         context = RayTrainContext(recipe.train.workers.gpu)
-        return build_loop(recipe, context, Path(config["folder"]), config["key"]).run()
+        return build_loop(recipe, context, Run(recipe).distill, config["key"]).run()
 
 
 class _NoRetries(UserCallback):

@@ -40,13 +40,17 @@ def publish(recipe: Recipe) -> None:
     `askd distill` has finished.
     """
     run = Run(with_absolute_paths(recipe))
+    run.fetch("distill/metrics.jsonl")
     path = write_report(run)
     if path is None:
         return
-    console.print(f"report: {path}")
+    run.send("report", "report.md")
+    console.print(f"report: {run.place / path.name}")
     report, model = run.path / "report", ("bundle", run.bundle)
     if _record(run, "export") is None:
         model = ("bundle/transformers", run.student)
+    if run.recipe.tracking.mlflow is not None:
+        run.fetch(model[1].relative_to(run.path).as_posix())
     files = {"report.md": path, "recipe.yaml": report / "recipe.yaml"}
     files |= {f"report/{picture.name}": picture for picture in sorted(report.glob("*.png"))}
     files |= {f"{model[0]}/{f.relative_to(model[1])}": f for f in sorted(model[1].rglob("*")) if f.is_file()}
@@ -64,7 +68,9 @@ def write_report(run: Run) -> Path | None:
     try:
         trained = Recipe.model_validate(record["recipe"])
     except ValidationError:
-        console.print(f"no report: {run.distill} was trained by another version of askd-ray, with other settings")
+        console.print(
+            f"no report: {run.place / 'distill'} was trained by another version of askd-ray, with other settings"
+        )
         return None
     result = record["result"]
     with atomic_path(run.path / "report") as folder:
@@ -87,10 +93,9 @@ def write_report(run: Run) -> Path | None:
 
 def _record(run: Run, stage: str) -> StageRecord | None:
     """Return the record of a later stage, or None if the stage ran before this training."""
-    after, trained = run.path / f"{stage}.json", run.path / "distill.json"
-    if not after.is_file() or after.stat().st_mtime < trained.stat().st_mtime:
-        return None
-    return run.record(stage)
+    times_ns = {file.name: time_ns for file, (_, time_ns) in run.place.stamped().items()}
+    after, trained = times_ns.get(f"{stage}.json"), times_ns["distill.json"]
+    return None if after is None or after < trained else run.record(stage)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

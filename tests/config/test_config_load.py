@@ -142,11 +142,13 @@ def test_a_recipe_that_is_no_text(tmp_path):
 
 
 def test_credentials_are_neither_written_nor_shown():
-    places = ["data_root=s3://key:secret@bucket/data?region=eu", "data.sources=[{path: 's3://key:secret@bucket/x'}]"]
+    roots = ["runs_root=s3://key:secret@bucket/runs", "data_root=s3://key:secret@bucket/data?region=eu"]
+    places = [*roots, "data.sources=[{path: 's3://key:secret@bucket/x'}]"]
     recipe = load_recipe("demo", places)
     assert recipe.data_root == "s3://key:secret@bucket/data?region=eu"
     written = dump_recipe(recipe)
     assert "secret" not in written
+    assert "runs_root: s3://bucket/runs" in written
     assert "data_root: s3://bucket/data?region=eu" in written and "path: s3://bucket/x" in written
     with pytest.raises(AskdError, match=r"data\.sources\.0 = 's3://bucket/x': ") as caught:
         load_recipe("demo", ["data.sources=['s3://key:secret@bucket/x']"])
@@ -170,7 +172,7 @@ def test_paths_and_secrets_of_an_evaluation(tmp_path, monkeypatch):
     assert "SECRET" not in written and "pass" not in written and "s3://bucket/calls" in written
 
 
-LOCAL = ["runs_root", "augment.noise.files", "augment.reverb.files", "evaluate.noise_files", "tracking.mlflow"]
+LOCAL = ["augment.noise.files", "augment.reverb.files", "evaluate.noise_files", "tracking.mlflow"]
 URIS = [
     "s3://bucket/x",
     "s3:/bucket/x",
@@ -197,10 +199,11 @@ def test_what_lies_on_a_disk_is_no_uri(setting: str, uri: str):
     "uri", ["hf://datasets/me/calls", "s3:/bucket/x", "S3://bucket/x", "http://host/x", "file:///x", "~nobody9"]
 )
 def test_what_is_written_lies_on_a_disk_or_a_store(uri: str):
-    with pytest.raises(AskdError, match=r"data_root = .*(a path is allowed, or s3://\.\.\. or gs://|no home folder)"):
-        load_recipe("demo", [f"data_root={uri}"])
-    for allowed in ("~/data", "data", "s3://key:secret@bucket/x", "gs://bucket/x"):
-        assert load_recipe("demo", [f"data_root={allowed}"]).data_root == allowed
+    for root in ("data_root", "runs_root"):
+        with pytest.raises(AskdError, match=rf"{root} = .*(a path is allowed, or s3://\.\.\. or gs://|no home folder)"):
+            load_recipe("demo", [f"{root}={uri}"])
+        for allowed in ("~/data", "data", "s3://key:secret@bucket/x", "gs://bucket/x"):
+            assert getattr(load_recipe("demo", [f"{root}={allowed}"]), root) == allowed
 
 
 @pytest.mark.parametrize("uri", ["s3:/bucket/x", "HF://datasets/me/calls", "https://host/x", "file:///x"])

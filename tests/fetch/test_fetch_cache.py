@@ -1,18 +1,5 @@
-from pathlib import Path
-
-from askd_ray.fetch.cache import cache_root, find_damage
+from askd_ray.fetch.cache import find_damage
 from askd_ray.files import sha256_of_file
-
-
-def test_cache_folder_from_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("ASKD_CACHE", str(tmp_path))
-    assert cache_root() == tmp_path.resolve()
-    for unset in ("", None):
-        if unset is None:
-            monkeypatch.delenv("ASKD_CACHE")
-        else:
-            monkeypatch.setenv("ASKD_CACHE", unset)
-        assert cache_root() == Path.home().resolve() / ".cache" / "askd"
 
 
 def test_damage_names_the_first_changed_file(tmp_path):

@@ -1,9 +1,13 @@
 import io
 
+import pytest
 from rich.console import Console
 
+from askd_ray.config.schema import Recipe
 from askd_ray.config.tune import DEFAULT_SPACE
-from askd_ray.search.trials import column_names, table
+from askd_ray.errors import AskdError
+from askd_ray.runs import Run
+from askd_ray.search.trials import check_place_of_search, column_names, table
 
 
 def test_column_names_are_short_and_unique():
@@ -26,3 +30,11 @@ def test_table_of_the_default_search_fits_80_columns():
     assert "…" not in text
     for path in DEFAULT_SPACE:
         assert path.rpartition(".")[2] in text
+
+
+def test_search_of_a_run_on_a_store_is_refused():
+    run = Run(Recipe(name="mine", runs_root="s3://key:secret@bucket/runs"))
+    with pytest.raises(AskdError, match=r"^askd tune: .* \(s3://bucket/runs/mine\).*runs_root") as caught:
+        check_place_of_search(run)
+    assert "secret" not in str(caught.value)
+    check_place_of_search(Run(Recipe()))

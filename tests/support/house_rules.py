@@ -31,8 +31,8 @@ FRONTS = tuple(
     f"askd_ray/{name}.py" for name in ("__init__", "__main__", "cli", "demo", "promote", "stages", "study")
 )  # may import everything
 # Top-level modules that every folder may import.
-BASE = {"errors", "files", "location", "progress", "randomness", "runs", "torch_setup"}
-BASE_IMPORTS = {"config", "errors", "files", "location", "progress", "stores"}
+BASE = {"errors", "files", "location", "mirror", "progress", "provenance", "randomness", "runs", "torch_setup"}
+BASE_IMPORTS = {"config", "errors", "files", "location", "mirror", "progress", "provenance", "stores"}
 
 # Modules of the training and of the objective that know the kinds of students; the others import these models only.
 KNOW_STUDENT_KINDS = ("askd_ray/train/build.py", "askd_ray/objective/online_teacher.py")

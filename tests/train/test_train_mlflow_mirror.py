@@ -221,9 +221,14 @@ def test_missing_mlflow_is_refused(a_run: MakeRun, labelled: Recipe, monkeypatch
 def test_recipe_as_params():
     params = flatten_recipe(
         Recipe.model_validate(
-            {"data": {"sources": [{"path": "a"}, {"path": "b"}]}, "train": {"optimizer": {"lr": 1e-4}}}
+            {
+                "runs_root": "s3://key:secret@b",
+                "data": {"sources": [{"path": "a"}, {"path": "b"}]},
+                "train": {"optimizer": {"lr": 1e-4}},
+            }
         )
     )
+    assert params["runs_root"] == "s3://b"
     assert (params["data.sources.0.path"], params["data.sources.1.path"]) == ("a", "b")
     assert (params["train.optimizer.lr"], params["train.workers.gpu"], params["student.init"]) == (
         "0.0001",

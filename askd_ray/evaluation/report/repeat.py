@@ -25,7 +25,7 @@ def _blocks(evaluated: Evaluated) -> Iterator[Block]:
         f"Scores are computed from the raw texts (normaliser: {evaluated.scores['normalizer']}; {N_DRAWS} bootstrap "
         "samples, seeded by the names of the sets). So this command writes the page again without decoding:"
     )
-    yield Code("The report", f"askd report {' '.join(str(run.path) for run in evaluated.runs.values())}")
+    yield Code("The report", f"askd report {' '.join(str(run.place) for run in evaluated.runs.values())}")
     for name, run in evaluated.runs.items():
         yield from _run(name, run)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from askd_ray.config.schema import Recipe
-from askd_ray.errors import AskdError
+from askd_ray.errors import AskdError, without_credentials
 from askd_ray.evaluation.hypotheses import (
     CLEAN,
     HYPOTHESES,
@@ -21,7 +21,8 @@ from askd_ray.evaluation.hypotheses import (
 from askd_ray.evaluation.report.common import merge_runs
 from askd_ray.evaluation.scores import score
 from askd_ray.evaluation.tally import SetResults, tally
-from askd_ray.files import local_path
+from askd_ray.files import local_path, scheme_of
+from askd_ray.location import Location
 from askd_ray.results.evaluation import Evaluation, read_evaluation
 from askd_ray.results.wer import Scores
 from askd_ray.runs import Run
@@ -46,19 +47,15 @@ class Evaluated:
 
 
 def find_run(name_or_folder: str) -> Run:
-    """Return an evaluated run, by its folder or by its name under ``runs``, with the recipe of the evaluation.
+    """Return an evaluated run, by its folder or URI or by its name under ``runs``, with the recipe of the evaluation.
 
     Raises :class:`AskdError` when there is no such run, or when it has not been evaluated.
     """
-    places = [local_path(name_or_folder), Path("runs") / name_or_folder]
-    folder = next((place.resolve() for place in places if (place / "recipe.yaml").is_file()), None)
-    if folder is None:
-        raise AskdError(
-            f"no run {name_or_folder!r}: neither {name_or_folder} nor {places[1]} is a folder with a recipe.yaml"
-        )
-    current = {"name": folder.name, "runs_root": str(folder.parent)}  # the run may have been moved
-    record = Run(Recipe().model_copy(update=current)).record("evaluate")
-    if record is None or not all((folder / "evaluate" / name).is_file() for name in (SCORES, HYPOTHESES)):
+    folder = _folder_of(name_or_folder)
+    current = {"name": folder.name, "runs_root": folder.parent.uri}  # the run may have been moved
+    run = Run(Recipe().model_copy(update=current))
+    record = run.record("evaluate")
+    if record is None or not all(run.has(f"evaluate/{name}") for name in (SCORES, HYPOTHESES)):
         raise AskdError(f"run {folder}: stage 'evaluate' has not finished: run `askd evaluate` first")
     try:
         return Run(Recipe.model_validate(record["recipe"]).model_copy(update=current))
@@ -66,6 +63,18 @@ def find_run(name_or_folder: str) -> Run:
         raise AskdError(
             f"run {folder} was evaluated by another version of askd-ray with other settings: run `askd evaluate` again"
         ) from None
+
+
+def _folder_of(name_or_folder: str) -> Location:
+    if scheme_of(name_or_folder) is None:
+        places = [Location.of(place.resolve()) for place in (local_path(name_or_folder), Path("runs") / name_or_folder)]
+        neither = f"neither {name_or_folder} nor {Path('runs') / name_or_folder} is a folder with a recipe.yaml"
+    else:
+        places, neither = [Location.of(name_or_folder)], "it has no recipe.yaml"
+    folder = next((place for place in places if (place / "recipe.yaml").is_file()), None)
+    if folder is None:
+        raise AskdError(f"no run {without_credentials(name_or_folder)!r}: {neither}")
+    return folder
 
 
 def read_evaluations(runs: Sequence[Run]) -> Evaluated:
@@ -76,6 +85,8 @@ def read_evaluations(runs: Sequence[Run]) -> Evaluated:
     named = {run.recipe.name: run for run in runs}
     if len(named) < len(runs):
         raise AskdError(f"report of {', '.join(r.recipe.name for r in runs)}: the runs must have different names")
+    for run in runs:
+        run.fetch("evaluate")
     stored = {name: read_evaluation(run.path / "evaluate" / SCORES) for name, run in named.items()}
     rows = {name: read_hypotheses(run.path / "evaluate" / HYPOTHESES) for name, run in named.items()}
     first, (run_rows, *others) = next(iter(named)), rows.values()

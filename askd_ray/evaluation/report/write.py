@@ -37,6 +37,8 @@ def report(names_or_folders: Sequence[str], out: Path | None = None) -> Path:
     for file, text in ((path.with_suffix(".md"), to_markdown(document, plots.name)), (path, to_html(document))):
         with atomic_path(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    if out is None and len(runs) == 1:
+        runs[0].send("evaluate")
     return path
 
 

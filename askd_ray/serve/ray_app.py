@@ -29,7 +29,7 @@ from askd_ray.errors import AskdError
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
 from askd_ray.ray_errors import from_text
-from askd_ray.serve.engine import ServedModels, allocate_hardware
+from askd_ray.serve.engine import ServedModels
 from askd_ray.serve.listener import Address, listening
 from askd_ray.serve.metrics import ServiceMetrics
 from askd_ray.serve.openai_api import RequestLimits, build_app
@@ -52,8 +52,8 @@ class EngineReplica:
     """A replica with the models: it loads them, warms them up, and transcribes chunks."""
 
     def __init__(self, args: ServiceArgs):
-        hardware = allocate_hardware(args.bundles()[0][1], args.device, args.threads)
-        self._models = ServedModels(hardware.workers)
+        hardware = args.hardware()
+        self._models = ServedModels(hardware)
         for name, bundle in args.models.items():
             self._models.put(load_verified(Path(bundle), name, hardware))
         if args.registry is not None:
@@ -179,10 +179,10 @@ def _application(args: ServiceArgs, address: Address | None) -> serve.Applicatio
         autoscaling_config=AutoscalingConfig(
             min_replicas=args.engines,
             max_replicas=args.max_engines or args.engines,
-            target_ongoing_requests=4,
+            target_ongoing_requests=args.chunks_per_engine(),
             upscale_delay_s=5,
         ),
-        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if args.device == "cuda" else 0},
+        ray_actor_options={"num_cpus": 1, "num_gpus": args.gpus_per_engine if args.device == "cuda" else 0},
         max_ongoing_requests=_NO_LIMIT,
         **common,
     )(EngineReplica).bind(args)
@@ -206,7 +206,7 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
     """
     names = args.check()
     with address.reserved() as address:
-        hardware = allocate_hardware(args.bundles()[0][1], args.device, args.threads)
+        hardware = args.hardware()  # timed once, not in each engine
         _run(args.model_copy(update={"threads": hardware.threads}), names, address, blocking)
     return address.url
 

@@ -1,5 +1,6 @@
 """The settings of the service, on the command line and in cluster/serve.yaml."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from askd_ray.serve.transcription_service import MAX_AUDIO_S
 from askd_ray.torch_setup import Device
 
 _CHUNKS_PER_ENGINE = 4  # in progress, on a CPU
+_REQUESTS_PER_INGRESS_CPU = 16  # in progress; most of them wait for an engine
 
 
 class ServiceArgs(BaseModel):
@@ -26,8 +28,10 @@ class ServiceArgs(BaseModel):
 
     ``models`` maps the names that clients request to bundle folders. The models of the folder ``registry`` are served
     too, and reloaded when they change (`askd promote`). The number of engine replicas follows the load, from
-    ``engines`` to ``max_engines``. At most ``requests`` requests are accepted at a time, waiting ones included. A
-    request may take ``request_s`` and contain ``audio_s`` of audio.
+    ``engines`` to ``max_engines``. The number of ingress replicas, which decode files and detect speech, follows the
+    requests in progress, from ``ingresses`` to ``max_ingresses``; each reserves ``ingress_cpus`` and decodes as many
+    files at a time, at least two. Together they accept at most ``requests`` requests at a time, waiting ones included.
+    A request may take ``request_s`` and contain ``audio_s`` of audio.
 
     On a CPU a call of an engine uses ``threads`` threads, and as many calls run concurrently as there are cores for;
     ``threads`` = 0 measures the best number for the first model. With ``device: cuda``, an engine has the share
@@ -48,6 +52,9 @@ class ServiceArgs(BaseModel):
     gpus_per_engine: float = Field(default=1.0, gt=0.0, le=1.0)
     engines: int = Field(default=1, ge=1)
     max_engines: int | None = Field(default=None, ge=1)
+    ingresses: int = Field(default=1, ge=1)
+    max_ingresses: int | None = Field(default=None, ge=1)
+    ingress_cpus: float = Field(default=1.0, gt=0.0)
     requests: int = Field(default=64, ge=1)
     request_s: float = Field(default=600.0, gt=0.0)
     audio_s: float = Field(default=MAX_AUDIO_S, gt=0.0)
@@ -73,6 +80,10 @@ class ServiceArgs(BaseModel):
     def _check_counts(self) -> Self:
         if self.max_engines is not None and self.max_engines < self.engines:
             raise ValueError(f"max_engines = {self.max_engines} is below engines = {self.engines}")
+        if self.max_ingresses is not None and self.max_ingresses < self.ingresses:
+            raise ValueError(f"max_ingresses = {self.max_ingresses} is below ingresses = {self.ingresses}")
+        if self.requests < (self.max_ingresses or self.ingresses):
+            raise ValueError(f"requests = {self.requests}: every ingress must accept at least one")
         return self
 
     def hardware(self) -> Hardware:
@@ -96,6 +107,14 @@ class ServiceArgs(BaseModel):
             return _CHUNKS_PER_ENGINE
         hardware = self.hardware()
         return max(_CHUNKS_PER_ENGINE, int(hardware.workers * hardware.batch_s / MAX_CHUNK_S))
+
+    def requests_per_ingress(self) -> int:
+        """Return how many requests an ingress has in progress, on average, before another ingress starts."""
+        return max(1, int(_REQUESTS_PER_INGRESS_CPU * self.ingress_cpus))
+
+    def cpus(self) -> int:
+        """Return the CPUs that the service reserves at its start."""
+        return math.ceil(self.engines + self.ingresses * self.ingress_cpus)
 
     def keys(self) -> tuple[str, ...]:
         """Return the accepted API keys; empty: no key is needed.

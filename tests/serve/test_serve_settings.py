@@ -50,6 +50,9 @@ def test_settings_are_checked_before_the_start(tmp_path: Path, weights: Path):
         ({"batch_s": 90.0}, "batch_s = 90: a call takes at most 60 s with device cpu"),
         ({"device": "cuda", "batch_s": 500.0}, "at most 480 s with device cuda"),
         ({"engines": 3, "max_engines": 2}, "max_engines = 2 is below engines = 3"),
+        ({"ingresses": 3, "max_ingresses": 2}, "max_ingresses = 2 is below ingresses = 3"),
+        ({"max_ingresses": 4, "requests": 3}, "requests = 3: every ingress must accept at least one"),
+        ({"ingress_cpus": 0.0}, "greater than 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str):

@@ -114,7 +114,7 @@ def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
     items = [{"shard": s.name} for s in todo]
     share = run.recipe.teacher.gpus_per_copy if run.recipe.train.workers.gpu else 0.0
     # On CPUs, one copy of the teacher for every 8 cores.
-    pool = max(1, int(_gpus(run.recipe) / share) if share else int(ray.cluster_resources()["CPU"]) // 8)
+    pool = max(1, int(_gpus(run.recipe) / share) if share else int(ray.cluster_resources().get("CPU", 0)) // 8)
     rows = sum(map_concurrently(lambda s: read_table(s, ["id"]).num_rows, todo))
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _TeacherActor),

@@ -66,6 +66,11 @@ def disconnect() -> None:
         ray.shutdown()
 
 
+def default_cpus() -> int:
+    """Return the number of logical CPUs of a local cluster."""
+    return max(_MIN_CPUS, os.cpu_count() or 1)
+
+
 def package_folder() -> Path:
     """Return the folder of this package, for clusters where it is not installed."""
     return Path(__file__).resolve().parent
@@ -106,7 +111,7 @@ def _start(num_cpus: int | None) -> None:
     memory = psutil.virtual_memory().total // _OBJECT_STORE_SHARE
     ray.init(
         "local",
-        num_cpus=num_cpus or max(_MIN_CPUS, os.cpu_count() or 1),
+        num_cpus=num_cpus or default_cpus(),
         object_store_memory=min(memory, _MAX_OBJECT_STORE_BYTES),
         include_dashboard=True,  # Train and Tune free their resources through its state API
         dashboard_host="127.0.0.1",

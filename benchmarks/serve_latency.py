@@ -151,7 +151,7 @@ def overhead_ms(service: Service, bundle: Path, rows: Sequence[Utterance]) -> fl
     Requests are built before and sent by http.client, so that the time of an HTTP client library does not count.
     """
     hardware = allocate_hardware(bundle)
-    models = ServedModels(hardware.workers)
+    models = ServedModels(hardware)
     models.put(load(bundle, "student", hardware))
     local_service = TranscriptionService(models, _InProcessDecoder())
     connection = http.client.HTTPConnection(service.url.removeprefix("http://"))

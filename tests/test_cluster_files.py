@@ -1,5 +1,7 @@
 """The files of cluster/ against the schemas of what reads them, and against this package (kuberay: test_kubernetes)."""
 
+import asyncio
+import copy
 import fnmatch
 import importlib
 import json
@@ -10,19 +12,30 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import boto3
 import httpx
 import pytest
 import yaml
+from jsonschema import ValidationError
 from kubernetes_rules import IMAGE_ENV, IMAGE_USER
+from moto import mock_aws
 from prometheus_client.metrics import MetricWrapperBase
-from ray.autoscaler.sdk import bootstrap_config
+from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
+from ray.autoscaler._private.providers import _clear_provider_cache as clear_provider_cache
+from ray.autoscaler._private.providers import _get_node_provider
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.sdk import bootstrap_config, fillout_defaults
+from ray.autoscaler.tags import TAG_RAY_LAUNCH_CONFIG, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.serve.schema import ServeDeploySchema
+from service_clients import caption, transcribe
 from serving import kill_replicas, spoken, wav
 
 from askd_ray.ray_cluster import SETTINGS
@@ -90,6 +103,60 @@ def test_serve_deploy_on_a_running_cluster(dashboard: str, weights: Path, speech
 
 @pytest.mark.full
 @pytest.mark.slow
+def test_autoscaling_starts_ingresses_and_keeps_the_captions_of_those_that_it_stops(
+    dashboard: str, weights: Path, speech: Path, tmp_path: Path
+):
+    waveforms = [waveform for waveform, _ in spoken(speech, 2)]
+    config = read("serve.yaml")
+    scaling = {"max_ingresses": 2, "ingress_cpus": 0.25}  # another replica above four requests each
+    with deployed(config, dashboard, weights, tmp_path, engines=1, max_engines=1, **scaling) as url:
+        expected = [transcribe(url, wav(waveform), "student") for waveform in waveforms]
+        config["applications"][0]["deployments"] = [
+            {"name": "Ingress", "autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
+        ]
+
+        async def sessions() -> list[list[str]]:
+            pause = asyncio.Event()
+            tasks = [asyncio.create_task(caption(url, waveforms, pause, "student")) for _ in range(8)]
+            await wait_until(lambda: ingress_states() == {"RUNNING": 2})
+            tasks += [asyncio.create_task(caption(url, waveforms, pause, "student")) for _ in range(8)]
+            await wait_until(lambda: n_sessions(url) == (16, 2))
+            ServeSubmissionClient(dashboard).deploy_applications(config)
+            await wait_until(lambda: ingress_states() == {"RUNNING": 1, "STOPPING": 1})
+            pause.set()
+            return list(await asyncio.gather(*tasks))
+
+        assert ingress_states() == {"RUNNING": 1}
+        assert asyncio.run(sessions()) == [expected] * 16
+        asyncio.run(wait_until(lambda: ingress_states() == {"RUNNING": 1}))  # it stops after its last session
+
+
+def ingress_states() -> dict[str, int]:
+    """Return the number of ingress replicas by state."""
+    application = serve.status().applications.get("askd")
+    deployment = application.deployments.get("Ingress") if application else None
+    return {} if deployment is None else {str(state): n for state, n in deployment.replica_states.items() if n}
+
+
+async def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.5)
+
+
+def n_sessions(url: str) -> tuple[int, int]:
+    """Return the number of requests in progress, and of replicas that have at least two of them."""
+    active = [
+        sample.value
+        for family in text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=60).text)
+        for sample in family.samples
+        if sample.name == "askd_requests_active"
+    ]
+    return int(sum(active)) - 1, sum(value >= 2 for value in active)  # this request is one of them
+
+
+@pytest.mark.full
+@pytest.mark.slow
 def test_ray_service_config_needs_a_key(dashboard: str, weights: Path, tmp_path: Path):
     config, keys = serve_configs()[1], tmp_path / "keys"
     keys.write_text("key-1\nkey-2\n", encoding="utf-8")
@@ -149,10 +216,63 @@ def test_ray_serve_has_the_same_settings_everywhere(name: str):
     assert all(setting in output for setting in settings)
 
 
-def test_ray_up_accepts_the_cluster():
+CLOUDS = ["aws.yaml", "gcp.yaml"]
+
+
+def test_ray_up_accepts_the_machines():
     config = read("ray-cluster.yaml")
     prepared = bootstrap_config(config, no_config_cache=True)
     assert prepared["max_workers"] == len(config["provider"]["worker_ips"])
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_cloud_config_fits_the_schema_and_grows_from_zero(name: str):
+    config = read(name)
+    validate_config(prepared := prepare_config(copy.deepcopy(config)))
+    kinds = prepared["available_node_types"]
+    assert kinds.keys() == {"head", "cpu", "gpu"} and prepared["head_node_type"] == "head"
+    assert kinds["head"]["resources"] == {"CPU": 0}  # no work on the head
+    assert [kinds[name]["resources"] for name in ("cpu", "gpu")] == [{"CPU": 8}, {"CPU": 8, "GPU": 1}]
+    assert all(kinds[name]["min_workers"] == 0 < kinds[name]["max_workers"] for name in ("cpu", "gpu"))
+    assert sum(kind["max_workers"] for kind in kinds.values()) == prepared["max_workers"]
+    assert '"SPOT"' in json.dumps(kinds["gpu"]["node_config"]).upper()
+    assert config["file_mounts"] == read("ray-cluster.yaml")["file_mounts"]
+    commands = [command for key, value in config.items() if key.endswith("_commands") for command in value]
+    assert len(commands) > 6
+    assert [c for c in commands if "#" in c] == []  # Ray writes a closing bracket after the command
+    defaults = fillout_defaults({"provider": {"type": config["provider"]["type"]}})
+    assert not set(defaults["setup_commands"]) & set(prepared["setup_commands"])  # they install another Ray
+    validate_config(config | {"cluster_synced_files": []})
+    with pytest.raises(ValidationError, match="max_workrs"):
+        validate_config(prepared | {"max_workrs": 3})
+
+
+@pytest.mark.slow
+def test_ray_starts_nodes_on_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What `ray up` does before it uses ssh, and what its autoscaler does, with moto in the place of AWS."""
+    monkeypatch.setattr("ray.autoscaler._private.aws.config.time.sleep", lambda _: None)
+    (tmp_path / ".ssh").mkdir()  # Ray writes a new key there
+    for variable, value in {"HOME": str(tmp_path), "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(variable, value)
+    clear_provider_cache()
+    with mock_aws(config={"iam": {"load_aws_managed_policies": True}}):
+        config = bootstrap_config(read("aws.yaml"), no_config_cache=True)
+        provider = _get_node_provider(config["provider"], config["cluster_name"])
+        for name, kind in config["available_node_types"].items():
+            tags = {TAG_RAY_NODE_KIND: "worker", TAG_RAY_USER_NODE_TYPE: name, TAG_RAY_LAUNCH_CONFIG: "x"}
+            provider.create_node(kind["node_config"], tags, 1)
+        ec2 = boto3.client("ec2", region_name=config["provider"]["region"])
+        nodes = [node for group in ec2.describe_instances()["Reservations"] for node in group["Instances"]]
+        specs = {
+            found["InstanceType"]: (found["VCpuInfo"]["DefaultVCpus"], found.get("GpuInfo", {}).get("Gpus", []))
+            for found in ec2.describe_instance_types(InstanceTypes=[n["InstanceType"] for n in nodes])["InstanceTypes"]
+        }
+    clear_provider_cache()
+    started = {node["InstanceType"]: node.get("InstanceLifecycle") for node in nodes}
+    assert started == {"m7i.xlarge": None, "m7i.2xlarge": None, "g6.2xlarge": "spot"}
+    assert specs["m7i.2xlarge"] == (8, [])  # what the file tells the autoscaler
+    assert specs["g6.2xlarge"][0] == 8 and [gpu["Count"] for gpu in specs["g6.2xlarge"][1]] == [1]
+    assert all(node["ImageId"].startswith("resolve:ssm:/aws/service/") for node in nodes)
 
 
 def files_of_ray_up(home: Path) -> None:
@@ -194,7 +314,8 @@ def test_package_builds_from_the_copied_files(copied: str, tmp_path: Path):
     assert (folder / "constraints.txt").is_file()
 
 
-def test_ray_up_commands_start_ray_with_settings_and_token(tmp_path: Path):
+@pytest.mark.parametrize("name", ["ray-cluster.yaml", *CLOUDS])
+def test_ray_up_commands_start_ray_with_settings_and_token(name: str, tmp_path: Path):
     files_of_ray_up(tmp_path)
     ray_command, log = tmp_path / "bin" / "ray", tmp_path / "log"
     ray_command.parent.mkdir()
@@ -204,7 +325,7 @@ def test_ray_up_commands_start_ray_with_settings_and_token(tmp_path: Path):
     activate.parent.mkdir(parents=True)
     activate.write_text(f"PATH={ray_command.parent}:$PATH", encoding="utf-8")
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "RAY_HEAD_IP": "192.168.0.10"}
-    config = read("ray-cluster.yaml")
+    config = read(name)
     for commands, start in (
         (config["head_start_ray_commands"], "start --head --port=6379 --dashboard-host=127.0.0.1"),
         (config["worker_start_ray_commands"], "start --address=192.168.0.10:6379"),
@@ -221,11 +342,12 @@ def test_ray_up_commands_start_ray_with_settings_and_token(tmp_path: Path):
 
 
 def test_nodes_install_the_same_extras_with_constraints():
-    texts = [(CLUSTER / name).read_text(encoding="utf-8") for name in ("Dockerfile", "ray-cluster.yaml")]
-    (image, nodes) = [re.findall(r"pip install (.+) '\.\[([\w,]+)\]'", text) for text in texts]
-    ((options, extras),) = image
-    assert [extra for _, extra in nodes] == [extras]
-    assert all("--constraint constraints.txt" in used for used in (options, nodes[0][0]))
+    names = ("Dockerfile", "ray-cluster.yaml", *CLOUDS)
+    texts = [(CLUSTER / name).read_text(encoding="utf-8") for name in names]
+    found = [re.findall(r"pip install (.+) '\.\[([\w,]+)\]'", text) for text in texts]
+    assert all(len(installs) == 1 for installs in found)
+    (extras,) = {extras for ((_, extras),) in found}
+    assert all("--constraint constraints.txt" in options for ((options, _),) in found)
     assert {"mlflow", "plot", "serve", "tune"} == set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
 
 

@@ -14,7 +14,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.prepare import prepare
 from askd_ray.data.shards import waveform_of
 from askd_ray.evaluation.ray_evaluate import evaluate
-from askd_ray.models.bundle import open_engine, read_bundle
+from askd_ray.models.bundle import COMPUTE_TYPES, ComputeType, open_engine, read_bundle
 from askd_ray.ray_cluster import disconnect
 from askd_ray.targets.ray_label import label
 from askd_ray.text.error_rate import count_word_errors
@@ -59,10 +59,11 @@ def test_each_stage_computes_once(device: Device, tmp_path: Path, speech: Path):
 
 def test_engine_equals_the_cpu(device: Device, speech: Path, weights: Path):
     clips = [waveform_of(utterance) for utterance in utterances(speech, 4)]
-    transcripts = {
-        where: open_engine(read_bundle(weights, where), where).transcribe(clips) for where in ("cpu", device)
-    }
-    texts = {
-        where: [transcript.text for transcript in clip_transcripts] for where, clip_transcripts in transcripts.items()
-    }
-    assert count_word_errors(texts["cpu"], texts[device]).rate < 0.2  # int8 and float16
+
+    def texts(device: Device, compute_type: ComputeType) -> list[str]:
+        engine = open_engine(read_bundle(weights, device, compute_type), device)
+        return [transcript.text for transcript in engine.transcribe(clips)]
+
+    on_cpu = texts("cpu", "int8")
+    for compute_type in COMPUTE_TYPES[device]:
+        assert count_word_errors(on_cpu, texts(device, compute_type)).rate < 0.2, compute_type

@@ -20,6 +20,7 @@ from kubernetes_schema import SCHEMAS, documents, schema_of, troubles
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from askd_ray.ray_jobs import STAGES
+from askd_ray.serve.settings import ServiceArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
@@ -113,7 +114,8 @@ FAULTS: list[tuple[str, str, Any, str]] = [
     ("volumes", "PersistentVolumeClaim.spec.accessModes", ["ReadWriteOnce"], "need ReadWriteMany"),
     ("volumes", "PersistentVolumeClaim.metadata.name", "other", "no manifest makes the claim askd-data"),
     ("volumes", "RayJob.spec.entrypoint", "askd label --set runs_root=/runs", "/runs is not on a shared volume"),
-    ("engines", f"{SERVICE}.workerGroupSpecs.0.maxReplicas", 3, "max_engines 4, and 3 nodes at most"),
+    ("autoscaling", f"{JOB}.workerGroupSpecs.0.minReplicas", 1, "RayJob group cpu: holds nodes that nobody asked for"),
+    ("engines", f"{SERVICE}.workerGroupSpecs.0.maxReplicas", 3, "max_engines 4, and room for 3 at most"),
     ("ports", "RayService.spec.serveConfigV2", "http_options: {port: 8000}\nproxy_location: HeadOnly", "HeadOnly"),
     ("ports", f"{SERVICE}.headGroupSpec.template.spec.containers", [{"name": "x"}], "port serve is not"),
 ]
@@ -125,6 +127,28 @@ def test_the_rule_notices_a_fault(rule: str, path: str, value: Any, expected: st
     changed = yaml.safe_load(yaml.dump(changed, Dumper=WithoutAnchors))
     set_at(changed, path, value)
     assert any(expected in trouble for trouble in RULES[rule](changed)), RULES[rule](changed)
+
+
+def test_engines_on_parts_of_gpus_fit_in_the_pods(found: rules.Manifests):
+    rules.with_gpu_engines(found, max_engines=8)
+    assert RULES["engines"](found) == [] == RULES["ports"](found) == RULES["secrets"](found)
+    args = rules.serve_config(found)["applications"][0]["args"]
+    assert ServiceArgs.model_validate(args).gpus_per_engine == 0.5
+    text = (rules.FOLDER / "rayservice.yaml").read_text(encoding="utf-8")
+    assert "# device: cuda" in text and "# gpus_per_engine: 0.5" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({"max_engines": 9}, "max_engines 9, and room for 8 at most"),
+        ({"gpus_per_engine": 0.1, "max_engines": 17}, "max_engines 17, and room for 16 at most"),  # a CPU each
+        ({"max_ingresses": 20}, "ingresses need 20 CPUs of 16"),
+    ],
+)
+def test_the_rule_notices_gpu_engines_without_room(args: dict[str, Any], expected: str, found: rules.Manifests):
+    rules.with_gpu_engines(found, **args)
+    assert RULES["engines"](found) == [f"RayService: {expected}"]
 
 
 @pytest.mark.parametrize(("kind", "gpu_cpus"), [("RayJob", 8), ("RayService", 4)])

@@ -27,5 +27,8 @@ RENAMED = {
 }
 """The new key of each old key."""
 
-REMOVED = {"evaluate.speculative": "speculative decoding is not measured any more: remove this key"}
+REMOVED = {
+    "evaluate.speculative": "speculative decoding is not measured any more: remove this key",
+    "tune.share_features": "tune.max_features_gb limits what trials share, and 0 shares nothing",
+}
 """What to do with each key that is gone."""

@@ -213,6 +213,11 @@ class Recipe(Section):
             )
         if not self.train.workers.gpu:
             self.tune.refuse_unread(["gpus_per_trial"], "train.workers.gpu is false")
+        if self.tune.trial_workers > self.train.micro_batches_per_step:
+            raise ValueError(
+                f"tune.trial_workers = {self.tune.trial_workers} exceeds the {self.train.micro_batches_per_step} "
+                "micro-batches of a step (train.batching.micro_batches): each worker needs at least one"
+            )
         return self
 
     @model_validator(mode="after")

@@ -145,10 +145,13 @@ class Tune(Section):
     """The number of dev evaluations per epoch."""
     concurrent: Count = 1
     """The number of trials at the same time."""
+    trial_workers: Count = 1
+    """The number of Ray Train workers of a trial, which divide its micro-batches; with ``train.workers.gpu``, each of
+    several workers has a GPU. Except for rounding it does not change the scores."""
     cpus_per_trial: Positive = 1.0
-    """The CPUs that Ray reserves for a trial."""
+    """The CPUs that Ray reserves for a trial, for all of its workers together."""
     gpus_per_trial: Positive = 1.0
-    """The GPUs that Ray reserves for a trial, with ``train.workers.gpu``; 0.25: four trials share one."""
+    """The GPUs that Ray reserves for a trial of one worker, with ``train.workers.gpu``; 0.25: four trials share one."""
     space: Space = Field(default_factory=DEFAULT_SPACE.copy)
     """Maps a path to a list of values or to ``{low, high}``; for a learning rate to ``{low, high, log: true}``."""
     searcher: Literal["tpe", "random", "grid"] = "tpe"
@@ -160,9 +163,9 @@ class Tune(Section):
     """Domains of dev that are not in the training data, for the score."""
     ood_weight: Share = 0.5
     """The score is this times the WER of ``ood_domains`` plus the rest times the WER of the others, from 0 to 1."""
-    share_features: bool = True
-    """Decode clips once for all trials, into files of 115 MB per hour of speech (230 MB with augmentation) that are
-    deleted when the search ends."""
+    max_features_gb: Annotated[float, Field(ge=0.0)] = 32.0
+    """Decode clips once for all trials if the files take at most so many GB (and half of the disk's free space): 115 to
+    184 MB per hour of speech, 230 MB with augmentation. They are deleted when the search ends. 0: never."""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -186,6 +189,10 @@ class Tune(Section):
             raise ValueError(f"scheduler pbt finds new values itself: searcher must be random, not {self.searcher}")
         if fixed := [path for path in self.space if path in _SHAPES_STATE]:
             raise ValueError(f"scheduler pbt continues from checkpoints, and {', '.join(fixed)} decides their contents")
+        if self.trial_workers > 1:
+            raise ValueError(
+                f"scheduler pbt moves checkpoints between trials: trial_workers must be 1, not {self.trial_workers}"
+            )
         if self.trials < 2 or self.epochs * self.evals_per_epoch < 2:
             raise ValueError("scheduler pbt needs at least 2 trials, and 2 evaluations of each")
         return self
@@ -194,4 +201,6 @@ class Tune(Section):
     def _check_unread_fields(self) -> "Tune":
         if not self.ood_domains:
             self.refuse_unread(["ood_weight"], "ood_domains is empty")
+        if self.trial_workers > 1:
+            self.refuse_unread(["gpus_per_trial"], f"each of {self.trial_workers} workers (trial_workers) has a GPU")
         return self

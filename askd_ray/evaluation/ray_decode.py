@@ -34,7 +34,7 @@ def decode(
     connect(use_gpu=use_gpu)
     configure()
     resources = ray.cluster_resources()
-    pool = max(1, int(resources.get("GPU", 0)) if use_gpu else int(resources["CPU"]) // _CORES_PER_ACTOR)
+    pool = max(1, int(resources.get("GPU", 0)) if use_gpu else int(resources.get("CPU", 0)) // _CORES_PER_ACTOR)
     items = [{"number": number} for number in range(len(todo))]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _Decoder),

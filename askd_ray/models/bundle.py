@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -21,9 +21,14 @@ from askd_ray.torch_setup import Device
 
 BUNDLE_FILE, CARD, REFERENCE, HYPOTHESES_FILE = "bundle.json", "README.md", "reference", "hypotheses.parquet"
 _MAX_REFERENCE_WER = 0.2  # int8 rounds differently on another CPU: a word of a clip may change
-_FOLDERS: dict[Device, tuple[str, str]] = {
-    "cpu": ("ctranslate2-int8", "int8"),
-    "cuda": ("ctranslate2-float16", "float16"),
+ComputeType = Literal["int8", "float16", "int8_float16"]
+"""How CTranslate2 computes; ``int8_float16``: matrix products of int8 weights, everything else in float16."""
+COMPUTE_TYPES: dict[Device, tuple[ComputeType, ...]] = {"cpu": ("int8",), "cuda": ("float16", "int8_float16")}
+"""The compute types of a device; the first is the default."""
+_FOLDERS: dict[ComputeType, str] = {
+    "int8": "ctranslate2-int8",
+    "float16": "ctranslate2-float16",
+    "int8_float16": "ctranslate2-int8",
 }
 
 
@@ -37,6 +42,7 @@ class BundleInfo:
     name: str
     folder: Path
     window: DecodingWindow | None
+    compute_type: ComputeType
 
     @property
     def version(self) -> str:
@@ -44,17 +50,19 @@ class BundleInfo:
         return sha256_of_file(self.folder / "model.bin")[:12]
 
 
-def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
+def read_bundle(path: Path, device: Device = "cpu", compute_type: ComputeType | None = None) -> BundleInfo:
     """Read the description of a bundle, or of a bare CTranslate2 Whisper folder, without loading the model.
+
+    ``compute_type`` None is the default of the device: int8 on the CPU, float16 on a GPU.
 
     Raises :class:`AskdError` when the folder is neither.
     """
-    path = local_path(path).resolve()
+    path, compute_type = local_path(path).resolve(), compute_type or COMPUTE_TYPES[device][0]
     if (path / BUNDLE_FILE).is_file():
         name, window = _described(path / BUNDLE_FILE)
-        info = BundleInfo(name, path / _FOLDERS[device][0], window)
+        info = BundleInfo(name, path / _FOLDERS[compute_type], window, compute_type)
     else:
-        info = BundleInfo(path.name, path, window=None)
+        info = BundleInfo(path.name, path, None, compute_type)
     if not (info.folder / "model.bin").is_file():
         raise AskdError(f"no model in {info.folder}: give a bundle of `askd export` or a CTranslate2 Whisper folder")
     return info
@@ -63,13 +71,13 @@ def read_bundle(path: Path, device: Device = "cpu") -> BundleInfo:
 def open_engine(
     info: BundleInfo, device: Device = "cpu", threads: int = 0, decoding: Decoding = GREEDY, workers: int = 1
 ) -> Engine:
-    """Load the model: in int8 on the CPU, in float16 on a GPU. ``threads`` = 0 uses all cores.
+    """Load the model in the compute type of ``info``. ``threads`` = 0 uses all cores.
 
     Raises :class:`AskdError` when the model cannot be loaded.
     """
     return Engine(
         info.folder,
-        compute_type=_FOLDERS[device][1],
+        compute_type=info.compute_type,
         threads=threads,
         workers=workers,
         device=device,

@@ -30,10 +30,11 @@ from askd_ray.errors import AskdError
 from askd_ray.models.cublas import load_cublas
 from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.tokens import MAX_TOKENS, Tokens, max_tokens
-from askd_ray.torch_setup import n_cores
+from askd_ray.torch_setup import Device, n_cores
 
 _POSITIONS_PER_S = SAMPLE_RATE_HZ // SAMPLES_PER_POSITION
-_BATCH_CPU_S, _BATCH_GPU_S = 60.0, 480.0  # maximum audio in a batch: attention over 30 s takes most memory
+MAX_BATCH_S: dict[Device, float] = {"cpu": 60.0, "cuda": 480.0}
+"""The most audio in a batch, in seconds of windows: attention over 30 s takes most memory."""
 
 
 class _Alignment(Protocol):
@@ -60,7 +61,7 @@ class Engine:
         compute_type: str = "int8",
         threads: int = 0,
         workers: int = 1,
-        device: str = "cpu",
+        device: Device = "cpu",
         window: DecodingWindow | None = None,
         decoding: Decoding = GREEDY,
     ):
@@ -82,7 +83,7 @@ class Engine:
         self._tokens = Tokens(folder)
         self.window = window
         self._decoding = decoding
-        self._batch_samples = samples_of(_BATCH_CPU_S if device == "cpu" else _BATCH_GPU_S)
+        self._batch_samples = samples_of(MAX_BATCH_S[device])
         self._prompt("en", decoding)  # loads the tokenizer now, not in the first request
 
     @property

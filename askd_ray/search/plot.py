@@ -6,14 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from askd_ray.config.tune import Between, Domain, Space, Value, is_integer
+from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path
 from askd_ray.objective.plot import figure_class
+from askd_ray.progress import console
 from askd_ray.search.trials import ScoredTrial, as_text, short_name
 
 MIN_TRIALS = 8
 """With fewer trials, the best quarter is one trial, which is too few to measure importance."""
 
 _BEST_SHARE, _NOT_READ_HEIGHT = 0.25, -0.12
+
+
+def draw(trials: Sequence[ScoredTrial], space: Space, folder: Path) -> None:
+    """Draw the pictures; without matplotlib, print one line."""
+    for name, draw_picture in (("importance", plot_importance), ("parallel", plot_parallel)):
+        if name == "importance" and len(trials) < MIN_TRIALS:
+            console.print(f"no picture of importance: {len(trials)} trials are too few, {MIN_TRIALS} are needed")
+            continue
+        try:
+            console.print(f"{name}: {draw_picture(trials, space, folder / f'{name}.png')}")
+        except AskdError as error:
+            console.print(str(error))
+            return
 
 
 def importance(trials: Sequence[ScoredTrial], space: Space) -> dict[str, float]:

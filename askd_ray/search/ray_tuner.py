@@ -1,17 +1,15 @@
 """The stage `tune`: Ray Tune searches the recipe's space with short trainings that are scored on dev.
 
-All trials read the same shards and soft labels, and share decoded clips. A trial is one process that runs the training
-loop. A killed search resumes.
+All trials read the same shards and soft labels, and share decoded clips if these fit. A trial is one process that runs
+the training loop, or several Ray Train workers. A killed search resumes.
 """
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import optuna
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import SearchAlgorithm, Searcher
@@ -28,17 +26,25 @@ from askd_ray.data.shards import read_table, sealed, shard_paths
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, remove, write_json
 from askd_ray.progress import console
-from askd_ray.ray_cluster import connect
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
-from askd_ray.search.plot import MIN_TRIALS, plot_importance, plot_parallel
-from askd_ray.search.ray_trial import EVALUATIONS, SCORE, VALUES, run_trial
+from askd_ray.search.feature_budget import shared_features
+from askd_ray.search.plot import draw
+from askd_ray.search.ray_resources import connect_cluster, trial_resources
+from askd_ray.search.ray_trial import (
+    EVALUATIONS,
+    SCORE,
+    TRAIN_FOLDER,
+    TRIALS_FOLDER,
+    VALUES,
+    run_trial,
+    run_trial_on_workers,
+)
 from askd_ray.search.trials import TRIALS, LiveTable, ScoredTrial, TrialRow, check_place_of_search, table
 from askd_ray.train.ray_trainer import check_inputs
 
 _CANDIDATE = "candidate"
 _STATES = {"PENDING": "waiting", "RUNNING": "running", "PAUSED": "paused", "TERMINATED": "done", "ERROR": "failed"}
-_PICTURES = {"importance": plot_importance, "parallel": plot_parallel}
 _CHECKPOINTS_PER_TRIAL = 4  # for PBT: with two, one was deleted before another trial had read it
 
 
@@ -71,15 +77,19 @@ def search(recipe: Recipe, force: bool = False) -> Result:
 def _search(recipe: Recipe, folder: Path, key: str, force: bool) -> Result:
     with sealed("test"):
         _clear_stale_search(folder, key, force)
-        _connect(recipe)
+        connect_cluster(recipe)
         trials = _trials(recipe, folder, key)
     best = with_values(recipe, trials[0]["asked"])
     with atomic_path(folder / "best.yaml") as temporary:
         temporary.write_text(dump_recipe(best), encoding="utf-8")
     console.print(table(trials, "trials, best first"))
-    _draw(trials, recipe.tune.space, folder)
+    draw(trials, recipe.tune.space, folder)
     console.print(f"best recipe: {folder / 'best.yaml'}  (askd distill --recipe {folder / 'best.yaml'})")
-    for name in ("trials", "features"):  # nothing needs the trials' students and decoded clips any more
+    for name in (
+        TRIALS_FOLDER,
+        TRAIN_FOLDER,
+        "features",
+    ):  # nothing needs the trials' students and decoded clips any more
         remove(folder / name)
     return {"trials": trials, "best": str(folder / "best.yaml")}
 
@@ -116,26 +126,21 @@ def _clear_stale_search(folder: Path, key: str, force: bool) -> None:
         temporary.write_text(key, encoding="utf-8")
 
 
-def _connect(recipe: Recipe) -> None:
-    # The interval at which Tune saves its state, 10 s by default: a resumed search repeats all unsaved work.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-    connect(use_gpu=recipe.train.workers.gpu)
-    needed, available = recipe.tune.cpus_per_trial, ray.cluster_resources().get("CPU", 0.0)
-    if "RAY_ADDRESS" not in os.environ and needed > available:
-        raise AskdError(f"tune.cpus_per_trial = {needed:g}: this machine's cluster has {available:g}")
-
-
 def _trials(recipe: Recipe, folder: Path, key: str) -> list[ScoredTrial]:
     """Run the remaining trials of a search; return all scored trials, the best first."""
     settings = recipe.tune
     length = {"epochs": settings.epochs, "evals_per_epoch": settings.evals_per_epoch}
-    train = recipe.train.on_one_worker().model_copy(update=length)
-    short = recipe.model_copy(update={"train": train, "evaluate": Evaluate()})
+    train = recipe.train.on_one_worker()  # with the micro-batches of all workers
+    if settings.trial_workers > 1:
+        workers = recipe.train.workers.model_copy(update={"count": settings.trial_workers, "min_count": None})
+        train = train.model_copy(update={"workers": workers})
+    short = recipe.model_copy(update={"train": train.model_copy(update=length), "evaluate": Evaluate()})
+    features, run = shared_features(short, folder), run_trial if settings.trial_workers == 1 else run_trial_on_workers
 
     def trial(config: dict[str, Any]) -> None:
-        run_trial(short, _values(config), folder, key)
+        run(short, _values(config), folder, key, features)
 
-    trainable = tune.with_resources(trial, _resources(recipe))
+    trainable = tune.with_resources(trial, trial_resources(recipe))
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # Optuna logs every new study
     with user_error():
         if any((folder / "ray").glob("experiment_state-*.json")):
@@ -156,19 +161,6 @@ def _trials(recipe: Recipe, folder: Path, key: str) -> list[ScoredTrial]:
     return sorted(scored, key=lambda row: row["score"])
 
 
-def _resources(recipe: Recipe) -> dict[str, float]:
-    """Return the Ray resources of a trial.
-
-    All PBT trials are alive at the same time and take turns if the resources do not suffice. On a local cluster, the
-    CPUs per trial are chosen so that ``tune.concurrent`` trials run at once.
-    """
-    settings = recipe.tune
-    cpus = settings.cpus_per_trial
-    if settings.scheduler == "pbt" and "RAY_ADDRESS" not in os.environ:
-        cpus = max(cpus, ray.cluster_resources()["CPU"] / settings.concurrent)
-    return {"CPU": cpus, "GPU": settings.gpus_per_trial if recipe.train.workers.gpu else 0}
-
-
 def _tuner(recipe: Recipe, folder: Path, trainable: Any) -> tune.Tuner:
     settings = recipe.tune
     space = {path: _dimension(path, domain) for path, domain in settings.space.items()}
@@ -183,7 +175,8 @@ def _tuner(recipe: Recipe, folder: Path, trainable: Any) -> tune.Tuner:
             mode="min",
             num_samples=1 if settings.searcher == "grid" else settings.trials,
             max_concurrent_trials=settings.concurrent if settings.searcher == "tpe" else None,
-            reuse_actors=True,  # importing torch takes as long as a tenth of a short trial
+            # Importing torch takes as long as a tenth of a short trial. Several workers end only with their trial.
+            reuse_actors=settings.trial_workers == 1,
             search_alg=_searcher(recipe),
             scheduler=_scheduler(recipe),
         ),
@@ -279,16 +272,3 @@ class _TrialsWriter(tune.Callback):
             "evaluations": (trial.last_result or {}).get(EVALUATIONS, 0),
             "values": read_values(self._recipe, _values(trial.config)),
         }
-
-
-def _draw(trials: list[ScoredTrial], space: Space, folder: Path) -> None:
-    """Draw the pictures; without matplotlib, print one line."""
-    for name, draw in _PICTURES.items():
-        if name == "importance" and len(trials) < MIN_TRIALS:
-            console.print(f"no picture of importance: {len(trials)} trials are too few, {MIN_TRIALS} are needed")
-            continue
-        try:
-            console.print(f"{name}: {draw(trials, space, folder / f'{name}.png')}")
-        except AskdError as error:
-            console.print(str(error))
-            return

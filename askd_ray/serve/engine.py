@@ -12,25 +12,31 @@ import numpy as np
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
-from askd_ray.models.bundle import open_engine, read_bundle
+from askd_ray.models.bundle import ComputeType, open_engine, read_bundle
 from askd_ray.models.decode_fallback import transcribe_with_fallback
-from askd_ray.models.engine import Engine
+from askd_ray.models.engine import MAX_BATCH_S, Engine
 from askd_ray.models.threads import allocate_threads
 from askd_ray.models.transcript import Decoding
 from askd_ray.serve.scheduler import Scheduler
 from askd_ray.serve.transcription_service import ChunkResult, Model, TranscribeOptions, UnknownModelError
 from askd_ray.torch_setup import Device, n_cores
 
-_BATCH_S = 30.0  # of audio in a batch: the longest that a short clip waits for
+_CPU_BATCH_S = 30.0  # a short clip waits for the batch in progress, which takes a CPU seconds
+_GPU_WORKERS = 2  # while a GPU computes one batch, the CPU computes the log-mel of the next
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the models of a process run on: ``workers`` concurrent calls with ``threads`` threads each."""
+    """What the models of a process run on: ``workers`` concurrent calls with ``threads`` threads each.
+
+    A call takes a batch of up to ``batch_s`` seconds of windows. ``compute_type`` None is the default of the device.
+    """
 
     device: Device = "cpu"
     threads: int = 1
     workers: int = 1
+    batch_s: float = _CPU_BATCH_S
+    compute_type: ComputeType | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,11 @@ class ServedModels:
     that was loaded when the chunk arrived.
     """
 
-    def __init__(self, workers: int = 1):
+    def __init__(self, hardware: Hardware = Hardware()):
         self.last_chunk_at = -math.inf  # when the last chunk was transcribed, on the monotonic clock
         self._loaded: dict[str, LoadedModel] = {}
-        self._scheduler = Scheduler[Waveform, _BatchKey, ChunkResult](_transcribe_batch, _BATCH_S, workers)
+        limits = hardware.batch_s, hardware.workers
+        self._scheduler = Scheduler[Waveform, _BatchKey, ChunkResult](_transcribe_batch, *limits)
 
     def put(self, loaded: LoadedModel) -> None:
         """Serve a model from now on; it replaces the model with the same name."""
@@ -104,9 +111,11 @@ def _transcribe_batch(key: _BatchKey, chunks: Sequence[Waveform]) -> list[ChunkR
 def allocate_hardware(path: Path, device: Device = "cpu", threads: int = 0) -> Hardware:
     """Divide the cores among concurrent calls of ``threads`` threads each. 0 measures how many threads speed up the
     model in the folder (:func:`~askd_ray.models.threads.allocate_threads`).
+
+    A GPU gets the largest batches that the engine takes, and two calls at a time.
     """
     if device == "cuda":
-        return Hardware(device)
+        return Hardware(device, workers=_GPU_WORKERS, batch_s=MAX_BATCH_S[device])
     if not threads:
         threads = 1
         with contextlib.suppress(AskdError):  # load() reports what is wrong with the model
@@ -115,11 +124,11 @@ def allocate_hardware(path: Path, device: Device = "cpu", threads: int = 0) -> H
 
 
 def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -> LoadedModel:
-    """Load a bundle (int8 on the CPU, float16 on a GPU) or a plain CTranslate2 Whisper folder, and warm it up.
+    """Load a bundle or a plain CTranslate2 Whisper folder, and warm it up.
 
     Raises :class:`AskdError` when the folder holds no model.
     """
-    info = read_bundle(path, hardware.device)
+    info = read_bundle(path, hardware.device, hardware.compute_type)
     engine = open_engine(info, hardware.device, hardware.threads, workers=hardware.workers)
     engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)], "en", Decoding(confidence=True))
     model = Model(name or info.name, info.version, int(time.time()), engine.languages)

@@ -4,11 +4,14 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from askd_ray.serve.transcription_service import TranscribedChunk
@@ -89,6 +92,31 @@ class ServiceMetrics:
         if "audio_s" in facts:
             self._audio.labels(facts["model"]).inc(facts["audio_s"])
             self._rtfx.labels(facts["model"]).observe(facts["audio_s"] / max(seconds, 1e-6))
+
+
+def merged(expositions: Mapping[str, bytes]) -> bytes:
+    """Return the metrics of several processes, by id, as one exposition with the label ``replica``.
+
+    Their sum without the label would fall when a process ends, which Prometheus takes for a restart.
+    """
+    families: dict[str, Metric] = {}
+    for replica, exposition in sorted(expositions.items()):
+        for family in text_string_to_metric_families(exposition.decode()):
+            joined = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            joined.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in family.samples]
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    return generate_latest(registry)
+
+
+class _Families(Collector):
+    """Metrics that are ready, for a registry."""
+
+    def __init__(self, families: Mapping[str, Metric]):
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families.values()
 
 
 def note(request: Request, **facts: Any) -> None:

@@ -25,6 +25,7 @@ from askd_ray.serve.live.websocket import add_realtime
 from askd_ray.serve.metrics import RequestMetrics, ServiceMetrics, note
 from askd_ray.serve.multipart import FormPart, read_parts
 from askd_ray.serve.page import add_page
+from askd_ray.serve.replicas import OneReplica, Replicas
 from askd_ray.serve.transcription import Transcription
 from askd_ray.serve.transcription_service import (
     BusyError,
@@ -46,6 +47,7 @@ _log = logging.getLogger(__name__)
 class RequestLimits:
     """The limits of the service: concurrent requests (waiting ones included), and the seconds that one may take.
 
+    All ingress processes together accept ``requests``: each an equal part, and at least one.
     After ``upload_s`` seconds a request body must keep a minimum rate (askd_ray/serve/uploads.py). ``keys`` are the
     accepted API keys (empty: no key is needed), ``origins`` the web sites that may send requests (CORS).
     """
@@ -67,17 +69,27 @@ def build_app(
     limits: RequestLimits,
     metrics: ServiceMetrics,
     lifespan: Lifespan[FastAPI] | None = None,
+    replicas: Replicas | None = None,
 ) -> FastAPI:
-    """Return the app with the routes ``/v1/...``, ``/health`` and ``/metrics``; ``lifespan`` runs around it."""
+    """Return the app with the routes ``/v1/...``, ``/health`` and ``/metrics``; ``lifespan`` runs around it.
+
+    ``replicas`` are all ingress processes; None: this one alone.
+    """
+    ingress = OneReplica(metrics) if replicas is None else replicas
     # No OpenAPI description: the forms are parsed here and not by FastAPI, so its description would be wrong.
     app = FastAPI(title="askd-ray", openapi_url=None, lifespan=lifespan)
-    app.add_middleware(Admission, max_requests=limits.requests, upload_s=limits.upload_s, max_upload_s=limits.request_s)
+    app.add_middleware(
+        Admission,
+        max_requests=lambda: max(1, limits.requests // ingress.count),
+        upload_s=limits.upload_s,
+        max_upload_s=limits.request_s,
+    )
     app.add_middleware(KeyCheck, keys=limits.keys)
     if limits.origins:
         app.add_middleware(CORSMiddleware, allow_origins=limits.origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(RequestMetrics, metrics=metrics)
     answer_errors(app)
-    api = Api(service, limits, metrics)
+    api = Api(service, limits, metrics, ingress)
     app.post("/v1/audio/transcriptions")(api.transcriptions)
     app.post("/v1/audio/translations")(api.translations)
     for path, handler in (
@@ -95,8 +107,10 @@ def build_app(
 class Api:
     """The handlers of the routes."""
 
-    def __init__(self, service: TranscriptionService, limits: RequestLimits, metrics: ServiceMetrics):
-        self._service, self._limits, self._metrics = service, limits, metrics
+    def __init__(
+        self, service: TranscriptionService, limits: RequestLimits, metrics: ServiceMetrics, replicas: Replicas
+    ):
+        self._service, self._limits, self._metrics, self._replicas = service, limits, metrics, replicas
         self._checks = asyncio.Semaphore(1)
 
     async def transcriptions(self, request: Request) -> Response:
@@ -126,8 +140,8 @@ class Api:
         return {"status": "ok"}
 
     async def metrics(self) -> Response:
-        """Return the metrics for Prometheus."""
-        return Response(self._metrics.exposition(), media_type=self._metrics.media_type)
+        """Return the metrics of all ingress processes for Prometheus."""
+        return Response(await self._replicas.exposition(), media_type=self._metrics.media_type)
 
     async def _respond(self, http: Request, audio: bytes, request: TranscriptionRequest) -> Response:
         model = await self._model(request.options.model)

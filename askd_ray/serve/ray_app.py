@@ -1,156 +1,41 @@
 """The service on Ray Serve: an ingress deployment for HTTP and an engine deployment for the models.
 
 The ingress decodes a file, detects the speech and sends chunks to the engine replicas. An engine replica batches the
-chunks of all requests. When a replica dies, its requests are retried on another one: they take longer but succeed.
+chunks of all requests. The number of replicas of both follows the load.
 """
 
-import asyncio
 import contextlib
 import io
 import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import ray.exceptions
 import ray.util
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig, ProxyLocation
-from ray.serve.exceptions import BackPressureError
-from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from askd_ray.audio.decode import Waveform
 from askd_ray.errors import AskdError
 from askd_ray.progress import console
-from askd_ray.ray_cluster import connect, disconnect
+from askd_ray.ray_cluster import connect, default_cpus, disconnect
 from askd_ray.ray_errors import from_text
-from askd_ray.serve.engine import ServedModels, allocate_hardware
-from askd_ray.serve.listener import Address, listening
-from askd_ray.serve.metrics import ServiceMetrics
-from askd_ray.serve.openai_api import RequestLimits, build_app
-from askd_ray.serve.registry import Registry
-from askd_ray.serve.sandbox import Sandbox
+from askd_ray.serve.listener import Address
+from askd_ray.serve.live.websocket import FINISH_S, SESSION_S
+from askd_ray.serve.openai_api import RequestLimits
+from askd_ray.serve.ray_engine import EngineReplica
+from askd_ray.serve.ray_ingress import Ingress
 from askd_ray.serve.settings import ServiceArgs
-from askd_ray.serve.swap import Follower, load_verified
-from askd_ray.serve.transcription_service import BusyError, ChunkResult, Model, TranscribeOptions, TranscriptionService
 
 APP_NAME = "askd"
 _REPORT_S = 0.5  # time for Ray to print its report of the killed controller
-_RETRY_S = 0.2
 _CHECK_S = 1  # period of Serve's health checks, by which it notices a dead replica
-_HEALTHY_S = 10.0  # an engine that transcribed a chunk is taken for healthy for this long
 _NO_LIMIT = 100_000  # of requests in Serve: the app enforces the limit, with errors in OpenAI's format
-_MODELS_CACHE_S = 1.0  # how long the list of models is cached
-
-
-class EngineReplica:
-    """A replica with the models: it loads them, warms them up, and transcribes chunks."""
-
-    def __init__(self, args: ServiceArgs):
-        hardware = allocate_hardware(args.bundles()[0][1], args.device, args.threads)
-        self._models = ServedModels(hardware.workers)
-        for name, bundle in args.models.items():
-            self._models.put(load_verified(Path(bundle), name, hardware))
-        if args.registry is not None:
-            follower = Follower(self._models, Registry(Path(args.registry)), hardware)
-            follower.load_all()
-            follower.start()
-
-    async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
-        """Transcribe a chunk."""
-        return await self._models.transcribe_chunk(chunk, options, owner)
-
-    async def models(self) -> Sequence[Model]:
-        """Return the served models."""
-        return await self._models.models()
-
-    async def check(self) -> None:
-        """Run a tiny inference with each model."""
-        await self._models.check()
-
-    async def check_health(self) -> None:
-        """Raise where inference fails, so that Serve replaces the replica; skip this soon after a transcription."""
-        if time.monotonic() - self._models.last_chunk_at >= _HEALTHY_S:
-            await self._models.check()
-
-
-class RaySpeechEngine:
-    """All engine replicas behind one :class:`~askd_ray.serve.transcription_service.SpeechEngine`."""
-
-    def __init__(self, engines: DeploymentHandle[EngineReplica], retry_s: float):
-        # Arguments by value over gRPC: through the object store, a clip of some seconds takes 10 ms longer.
-        self._engines, self._retry_s = engines.options(_by_reference=False), retry_s
-        self._models: Sequence[Model] = ()
-        self._models_at = -_MODELS_CACHE_S
-
-    async def models(self) -> Sequence[Model]:
-        """Return the served models, from a cache of at most one second."""
-        if time.monotonic() - self._models_at >= _MODELS_CACHE_S:
-            self._models = await self._call("models")
-            self._models_at = time.monotonic()
-        return self._models
-
-    async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
-        """Transcribe a chunk."""
-        return await self._call("transcribe_chunk", chunk, options, owner)
-
-    async def check(self) -> None:
-        """Run a tiny inference on a replica."""
-        await self._call("check")
-
-    async def _call(self, method: str, *args: Any) -> Any:
-        """Call a replica; retry on another one where it dies. Cancelling the caller cancels the call."""
-        ends_at = time.monotonic() + self._retry_s
-        while True:
-            response = getattr(self._engines, method).remote(*args)
-            try:
-                return await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            except BackPressureError:
-                raise BusyError from None
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, AskdError):
-                    raise error.cause from None
-                raise
-            except ray.exceptions.RayActorError:
-                if time.monotonic() >= ends_at:
-                    raise
-                await asyncio.sleep(_RETRY_S)
-
-
-class Ingress:
-    """An HTTP replica: behind Serve's proxies, or with a server of its own at ``address``."""
-
-    def __init__(self, args: ServiceArgs, engines: DeploymentHandle[EngineReplica], address: Address | None):
-        self._limits = RequestLimits(args.requests, args.request_s, keys=args.keys(), origins=args.origins)
-        self._service = TranscriptionService(RaySpeechEngine(engines, args.request_s), Sandbox(), args.audio_s)
-        self._address = address
-        self._drain: Callable[[], Awaitable[None]] | None = None
-
-    async def drain(self) -> None:
-        """Accept no more requests, and return when those in progress are answered; behind Serve's proxies, at once."""
-        if self._drain is not None:
-            await self._drain()
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """Return the app of this replica; Serve calls this method after the constructor."""
-        return build_app(self._service, self._limits, ServiceMetrics(), self._lifespan)
-
-    @contextlib.asynccontextmanager
-    async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
-        """Run the server around the app; Serve leaves the block when the requests that it counts are done."""
-        if self._address is None:
-            yield
-        else:
-            async with listening(app, self._address, self._limits.longest_s) as self._drain:
-                yield
+_UPSCALE_S = 5  # how long a load must last before another replica starts
+_STOP_S = 10  # for the rest of a replica's end, after its last request
 
 
 def build(args: ServiceArgs) -> serve.Application:
@@ -167,33 +52,41 @@ def _application(args: ServiceArgs, address: Address | None) -> serve.Applicatio
     A proxy adds a process to the path of each request and forwards the body in small pieces: for a clip of some seconds
     that takes longer than the rest of the path (docs/LOG.md).
     """
+    longest_s = RequestLimits(request_s=args.request_s).longest_s
     common: dict[str, Any] = {
         "health_check_period_s": _CHECK_S,
         "health_check_timeout_s": 60,
-        "graceful_shutdown_timeout_s": RequestLimits(request_s=args.request_s).longest_s + 10,
         "graceful_shutdown_wait_loop_s": 0.5,
+        "max_ongoing_requests": _NO_LIMIT,
         "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
     }
     engines = serve.deployment(
         name="Engine",
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=args.engines,
-            max_replicas=args.max_engines or args.engines,
-            target_ongoing_requests=4,
-            upscale_delay_s=5,
-        ),
-        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if args.device == "cuda" else 0},
-        max_ongoing_requests=_NO_LIMIT,
+        autoscaling_config=_autoscaling(args.engines, args.max_engines, args.chunks_per_engine()),
+        ray_actor_options={"num_cpus": 1, "num_gpus": args.gpus_per_engine if args.device == "cuda" else 0},
+        graceful_shutdown_timeout_s=longest_s + _STOP_S,
         **common,
     )(EngineReplica).bind(args)
     resources = {} if address is None else {f"node:{ray.util.get_node_ip_address()}": 0.001}
+    scales = (args.max_ingresses or args.ingresses) > args.ingresses
     ingress = serve.deployment(
         name="Ingress",
-        ray_actor_options={"num_cpus": 0.1, "resources": resources},
-        max_ongoing_requests=_NO_LIMIT,
+        autoscaling_config=_autoscaling(args.ingresses, args.max_ingresses, args.requests_per_ingress()),
+        ray_actor_options={"num_cpus": args.ingress_cpus, "resources": resources},
+        # A replica that autoscaling stops keeps its sessions of live captions until they end.
+        graceful_shutdown_timeout_s=(max(longest_s, SESSION_S + FINISH_S) if scales else longest_s) + _STOP_S,
         **common,
     )(serve.ingress()(Ingress))
     return ingress.bind(args, engines, address)
+
+
+def _autoscaling(min_replicas: int, max_replicas: int | None, target_requests: int) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=min_replicas,
+        max_replicas=max_replicas or min_replicas,
+        target_ongoing_requests=target_requests,
+        upscale_delay_s=_UPSCALE_S,
+    )
 
 
 def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) -> str:
@@ -202,17 +95,23 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
     With ``blocking``, serve until Ctrl-C or a termination signal, then stop everything. Without, the caller calls
     :func:`stop_serving`.
 
-    Raises :class:`AskdError` when a folder holds no model or the port is in use.
+    Raises :class:`AskdError` when a folder holds no model or the port is in use, and for ``max_ingresses``: Serve
+    counts the requests of its proxies only, so here the number of ingress replicas is fixed. They share the port.
     """
     names = args.check()
+    if args.max_ingresses is not None:
+        raise AskdError(
+            f"max_ingresses = {args.max_ingresses}: without Serve's proxies the number of ingresses is fixed; use "
+            "`serve deploy` (docs/serving.md), or ingresses alone"
+        )
     with address.reserved() as address:
-        hardware = allocate_hardware(args.bundles()[0][1], args.device, args.threads)
+        hardware = args.hardware()  # timed once, not in each engine
         _run(args.model_copy(update={"threads": hardware.threads}), names, address, blocking)
     return address.url
 
 
 def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bool) -> None:
-    connect(use_gpu=args.device == "cuda")
+    connect(max(default_cpus(), args.cpus()), use_gpu=args.device == "cuda")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(proxy_location=ProxyLocation.Disabled)
@@ -259,8 +158,9 @@ def _drain_ingress() -> None:
     ingress = app.deployments.get("Ingress") if app else None
     if ingress is None or not any(state == "RUNNING" and n for state, n in ingress.replica_states.items()):
         return  # the ingress is starting or gone: no request is in progress
-    with contextlib.suppress(ray.exceptions.RayActorError):  # the ingress died meanwhile
-        serve.get_app_handle(APP_NAME).drain.remote().result()
+    for answer in serve.get_app_handle(APP_NAME).broadcast("drain").results(return_exceptions=True):
+        if isinstance(answer, Exception) and not isinstance(answer, ray.exceptions.RayActorError):  # died meanwhile
+            raise answer
 
 
 def _say_ready(address: Address, names: Sequence[str], has_keys: bool) -> None:

@@ -32,7 +32,7 @@ class Transcriber:
         usable_device(device == "cuda")
         hardware = allocate_hardware(Path(bundle), device, threads)
         loaded = load(Path(bundle), hardware=hardware)
-        models = ServedModels(hardware.workers)
+        models = ServedModels(hardware)
         models.put(loaded)
         self.languages = loaded.model.languages
         self._model = loaded.model.name

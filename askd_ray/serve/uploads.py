@@ -1,6 +1,7 @@
 """Admission of requests with audio: limits on their number, the size of the body, and the rate of the upload."""
 
 import asyncio
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,14 +14,15 @@ _AUDIO = "/v1/audio/"
 
 
 class Admission:
-    """ASGI middleware: read the body of a request with audio, then accept it if fewer than ``max_requests`` are active.
+    """ASGI middleware: read the body of a request with audio, then accept it if few requests are active.
 
+    ``max_requests()`` is their largest number now.
     A request counts as active when its body is complete, so a stalled upload blocks nobody. A body has ``upload_s``,
     plus one second for each :data:`MIN_BYTES_PER_S` received, ``max_upload_s`` in all; then the response is 408. All
-    bodies together, incomplete ones included, may take the memory of ``max_requests`` files of the largest size.
+    bodies together, incomplete ones included, may take the memory of as many files of the largest size.
     """
 
-    def __init__(self, app: ASGIApp, max_requests: int, upload_s: float, max_upload_s: float):
+    def __init__(self, app: ASGIApp, max_requests: Callable[[], int], upload_s: float, max_upload_s: float):
         self._app, self._max_requests = app, max_requests
         self._upload_s, self._max_upload_s = upload_s, max_upload_s
         self._n_requests, self._held_bytes = 0, 0
@@ -56,7 +58,7 @@ class Admission:
         return None
 
     def _check_capacity(self) -> None:
-        if self._n_requests >= self._max_requests:
+        if self._n_requests >= self._max_requests():
             raise busy()
 
     async def _read(self, receive: Receive, body: bytearray) -> bool:
@@ -78,7 +80,7 @@ class Admission:
             chunk, more = message.get("body", b""), message.get("more_body", False)
             if len(body) + len(chunk) > MAX_BODY_BYTES:
                 raise too_large()
-            if self._held_bytes + len(chunk) > self._max_requests * MAX_BODY_BYTES:
+            if self._held_bytes + len(chunk) > self._max_requests() * MAX_BODY_BYTES:
                 raise busy()
             self._held_bytes += len(chunk)
             body += chunk

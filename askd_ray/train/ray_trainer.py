@@ -170,7 +170,7 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
             storage_filesystem=storage.file_system,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            callbacks=[_NoRetries()],
+            callbacks=[NoRetries()],
         ),
     )
     try:
@@ -204,7 +204,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         return build_loop(recipe, context, Run(recipe).distill, config["key"]).run()
 
 
-class _NoRetries(UserCallback):
+class NoRetries(UserCallback):
     """Ends the run, with all workers, when a worker raises an error that only the user can fix.
 
     Ray Train would retry, as it does when a worker dies, and the other workers may be waiting for the failed one.

@@ -104,6 +104,20 @@ WRONG = {
     ),
     "nothing on the way": ({"scheduler": "pbt", "searcher": "random", "epochs": 0.5}, "2 evaluations of each"),
     "a weight of nothing": ({"ood_weight": 0.3}, "ood_weight = 0.3 would be ignored: ood_domains is empty"),
+    "checkpoints between trials of several workers": (
+        {"scheduler": "pbt", "searcher": "random", "trial_workers": 2},
+        "trial_workers must be 1, not 2",
+    ),
+    "more workers than micro-batches": (
+        {"trial_workers": 3},
+        "tune.trial_workers = 3 exceeds the 1 micro-batches of a step",
+    ),
+    "GPUs of a trial of several workers": (
+        {"trial_workers": 2, "gpus_per_trial": 0.5},
+        "gpus_per_trial = 0.5 would be ignored: each of 2 workers",
+    ),
+    "a negative limit": ({"max_features_gb": -1.0}, "greater than or equal to 0"),
+    "what is called otherwise": ({"share_features": False}, "tune.max_features_gb limits what trials share"),
     "GPUs that are not used": (
         {"gpus_per_trial": 0.5},
         "gpus_per_trial = 0.5 would be ignored: train.workers.gpu",

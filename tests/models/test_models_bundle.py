@@ -24,7 +24,14 @@ def test_bundle_names_model_and_window(tmp_path: Path):
         DecodingWindow(0.4, 1.2),
         bundle / "ctranslate2-int8",
     )
-    assert read_bundle(bundle, "cuda").folder == bundle / "ctranslate2-float16"
+    assert info.compute_type == "int8"
+
+
+def test_compute_type_chooses_the_folder(tmp_path: Path):
+    bundle = a_bundle(tmp_path / "b", {"name": "tiny-student", "window": {"silence_s": 0.4}})
+    on_gpu, quantized = read_bundle(bundle, "cuda"), read_bundle(bundle, "cuda", "int8_float16")
+    assert (on_gpu.folder.name, on_gpu.compute_type) == ("ctranslate2-float16", "float16")
+    assert (quantized.folder.name, quantized.compute_type) == ("ctranslate2-int8", "int8_float16")
 
 
 def test_bundle_of_format_1_has_no_minimal_window(tmp_path: Path):

@@ -10,7 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
+from askd_ray.config.candidate import with_values
 from askd_ray.config.load import dump_recipe, load_recipe
 from askd_ray.config.tune import DEFAULT_SPACE, Tune
 from askd_ray.data.shards import read_utterances
@@ -20,6 +22,8 @@ from askd_ray.ray_cluster import package_folder
 from askd_ray.runs import Run
 from askd_ray.search import ray_tuner
 from askd_ray.search.ray_tuner import search
+from askd_ray.train.build import build_loop
+from askd_ray.train.context import PlainContext
 
 PNG = b"\x89PNG"
 
@@ -71,6 +75,55 @@ def test_grid_tries_every_combination_once_with_ood_weight(searched, ray_session
         apart = trial["dev_wer/in_domain"], trial["dev_wer/ood"]
         assert trial["score"] == pytest.approx(0.75 * apart[0] + 0.25 * apart[1])
         assert min(apart) <= trial["dev_wer"] <= max(apart)
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_score_as_one_process(
+    searched, ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Two trials at a time need all CPUs of the cluster for their workers."""
+    settings = {"searcher": "grid", "scheduler": "none", "concurrent": 2, "cpus_per_trial": 2, "epochs": 1}
+    space = {"train.optimizer.lr": [1e-3, 4e-3]}
+    recipe = searched(settings | {"trial_workers": 2, "space": space}, train=of_micro_batches(2))
+    found = search(recipe)
+    folder = Run(recipe).path / "tune"
+    assert sorted(path.name for path in folder.iterdir()) == ["best.yaml", "key", "parallel.png", "ray", "trials.json"]
+    assert "the trials share decoded clips" in capsys.readouterr().out
+    trials = {trial["values"]["train.optimizer.lr"]: trial for trial in found["trials"]}
+    assert trials.keys() == {1e-3, 4e-3}
+    length = {"epochs": 1.0, "evals_per_epoch": 2}
+    short = recipe.model_copy(update={"train": recipe.train.on_one_worker().model_copy(update=length)})
+    for lr, trial in trials.items():
+        candidate = with_values(short, {"train.optimizer.lr": lr})
+        alone = build_loop(candidate, PlainContext(torch.device("cpu")), tmp_path / str(lr), "key").run()
+        assert (trial["state"], trial["evaluations"]) == ("done", 2)
+        assert (trial["score"], trial["dev_wer"]) == pytest.approx((alone["dev_score"], alone["dev_wer"]), abs=1e-6)
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_trials_of_several_workers_wait_for_one_another_and_may_be_stopped(searched, ray_session: None):
+    """Three of four CPUs for each trial: two trials never fit, although two processes of trials run."""
+    settings = {"trials": 4, "epochs": 1, "concurrent": 2, "cpus_per_trial": 3, "trial_workers": 2}
+    recipe = searched(settings, train=of_micro_batches(3))
+    trials = search(recipe)["trials"]
+    assert len(trials) == 4
+    assert {trial["state"] for trial in trials} == {"done"}
+    assert min(trial["evaluations"] for trial in trials) >= 1
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_error_in_the_workers_of_a_trial_is_one_line(searched, ray_session: None):
+    recipe = searched({"trials": 1, "trial_workers": 2}, train=of_micro_batches(2))
+    (Run(recipe).shards / "train-00001-of-00002.parquet").write_bytes(b"damaged")
+    recipe = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"epochs": 2})})
+    with pytest.raises(AskdError, match="train-00001-of-00002"):
+        search(recipe)
+
+
+def of_micro_batches(n: int) -> dict[str, Any]:
+    return {"batching": {"utterances": 3, "micro_batches": n}, "optimizer": {"lr": 5e-3, "encoder_lr": 5e-3}}
 
 
 @pytest.mark.full

@@ -27,7 +27,7 @@ def test_cores_run_parallel_calls_when_threads_do_not_speed_up(
     monkeypatch.setattr(engine, "allocate_threads", lambda *_: paying)
     assert engine.allocate_hardware(weights) == engine.Hardware("cpu", paying, workers)
     assert engine.allocate_hardware(weights, threads=3).workers == max(1, cores // 3)
-    assert engine.allocate_hardware(weights, "cuda") == engine.Hardware("cuda")
+    assert engine.allocate_hardware(weights, "cuda") == engine.Hardware("cuda", workers=2, batch_s=480.0)
 
 
 @pytest.mark.slow

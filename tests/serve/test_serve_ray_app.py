@@ -28,7 +28,8 @@ from askd_ray.errors import AskdError
 from askd_ray.serve.engine import ServedModels
 from askd_ray.serve.limits import MAX_FILE_BYTES
 from askd_ray.serve.listener import Address
-from askd_ray.serve.ray_app import EngineReplica, serve_bundles, stop_serving
+from askd_ray.serve.ray_app import serve_bundles, stop_serving
+from askd_ray.serve.ray_engine import EngineReplica
 from askd_ray.serve.settings import ServiceArgs
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer

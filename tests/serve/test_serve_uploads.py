@@ -8,7 +8,9 @@ from fastapi import FastAPI
 from serving import FakeSpeechEngine, build_test_app, spoken, wav
 
 from askd_ray.serve.limits import MAX_FILE_BYTES
+from askd_ray.serve.metrics import ServiceMetrics
 from askd_ray.serve.openai_api import RequestLimits
+from askd_ray.serve.replicas import OneReplica
 from askd_ray.serve.uploads import MAX_BODY_BYTES, Admission
 
 URL = "/v1/audio/transcriptions"
@@ -76,6 +78,24 @@ def test_full_service_is_429_with_retry_after(speech: Path):
     assert later.status_code == 200
 
 
+def test_requests_are_divided_among_the_ingress_processes(speech: Path):
+    engine, clip, replicas = FakeSpeechEngine(), wav(spoken(speech)[0][0]), OneReplica(ServiceMetrics())
+
+    async def n_accepted(n_replicas: int) -> int:
+        replicas.count, engine.gate = n_replicas, asyncio.Event()
+        transport = httpx.ASGITransport(build_test_app(engine, RequestLimits(requests=5), replicas=replicas))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            form: dict[str, Any] = {"files": {"file": clip}, "data": {"model": "student"}}
+            tasks = [asyncio.create_task(client.post(URL, **form)) for _ in range(7)]
+            while sum(task.done() for task in tasks) + max(1, 5 // n_replicas) < len(tasks):
+                await asyncio.sleep(0.01)
+            engine.gate.set()
+            return [answer.status_code for answer in await asyncio.gather(*tasks)].count(200)
+
+    for n_replicas, expected in ((1, 5), (2, 2), (9, 1)):
+        assert asyncio.run(asyncio.wait_for(n_accepted(n_replicas), 30)) == expected
+
+
 def form_of(audio: bytes) -> bytes:
     request = httpx.Request("POST", f"http://test{URL}", files={"file": audio}, data={"model": "student"})
     boundary = request.headers["content-type"].rpartition("=")[2].encode()
@@ -114,7 +134,7 @@ def test_stalled_upload_is_408_and_takes_no_slot(speech: Path, path: str):
 
 
 def admission(app: Any, max_requests: int = 1, upload_s: float = 0.02, max_upload_s: float = 600.0) -> Admission:
-    return Admission(app, max_requests, upload_s, max_upload_s)
+    return Admission(app, lambda: max_requests, upload_s, max_upload_s)
 
 
 async def answer_ok(scope: Any, receive: Any, send: Any) -> None:

@@ -181,6 +181,8 @@ def autoscaling(found: Manifests) -> list[str]:
         if cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":
             found_troubles.append(f"{kind}: work is placed on the head")
         for group in cluster["workerGroupSpecs"]:
+            if kind == "RayJob" and group.get("minReplicas"):
+                found_troubles.append(f"{kind} group {group['groupName']}: holds nodes that nobody asked for")
             bounds = [group.get(name) for name in ("minReplicas", "replicas", "maxReplicas")]
             if None in bounds or not 0 <= bounds[0] <= bounds[1] <= bounds[2] or bounds[0] == bounds[2]:
                 found_troubles.append(
@@ -257,18 +259,39 @@ def ports(found: Manifests) -> list[str]:
 
 
 def engines(found: Manifests) -> list[str]:
-    """Return engines for which there is no node, with one engine a node."""
+    """Return engines for which there is no node, or part of a GPU, and ingresses for which there is no CPU."""
     config, groups = serve_config(found), clusters(found)["RayService"]["workerGroupSpecs"]
     (application,) = config["applications"]
     options = {deployment["name"]: deployment for deployment in application.get("deployments", [])}
-    if options.get("Engine", {}).get("max_replicas_per_node") != 1:
+    args, with_gpu = application["args"], application["args"].get("device", "cpu") == "cuda"
+    max_per_node = options.get("Engine", {}).get("max_replicas_per_node")
+    if not with_gpu and max_per_node != 1:
         return ["RayService: engines share a node, and each takes all of its cores"]
-    with_gpu = application["args"].get("device", "cpu") == "cuda"
-    fitting = [group for group in groups if not with_gpu or gpu_count(group["template"]["spec"])]
-    fitting = [group for group in fitting if with_gpu or not gpu_count(group["template"]["spec"])]
-    max_engines = application["args"].get("max_engines", application["args"].get("engines", 1))
-    room = sum(group["maxReplicas"] for group in fitting)
-    return [] if max_engines <= room else [f"RayService: max_engines {max_engines}, and {room} nodes at most"]
+    if with_gpu and max_per_node is not None:
+        return ["RayService: max_replicas_per_node leaves a part of each GPU idle"]
+    room, cpus = 0, 0
+    for group in groups:
+        pod = group["template"]["spec"]
+        pod_cpus = sum(int(container["resources"]["limits"]["cpu"]) for container in pod["containers"])
+        if with_gpu:
+            n_engines = int(gpu_count(pod) / args.get("gpus_per_engine", 1.0))
+        else:
+            n_engines = 0 if gpu_count(pod) else 1
+        room += group["maxReplicas"] * min(n_engines, pod_cpus)  # Ray reserves a CPU for each engine
+        cpus += 0 if gpu_count(pod) else group["maxReplicas"] * (pod_cpus - n_engines)
+    max_engines = args.get("max_engines", args.get("engines", 1))
+    needed = args.get("max_ingresses", args.get("ingresses", 1)) * args.get("ingress_cpus", 1.0)
+    troubles = [] if max_engines <= room else [f"RayService: max_engines {max_engines}, and room for {room} at most"]
+    return troubles + ([] if needed <= cpus else [f"RayService: ingresses need {needed:g} CPUs of {cpus}"])
+
+
+def with_gpu_engines(found: Manifests, **args: Any) -> None:
+    """Do what the comments of the service say about engines on GPUs."""
+    config = serve_config(found)
+    (application,) = config["applications"]
+    application["args"] |= {"device": "cuda", "gpus_per_engine": 0.5} | args
+    del application["deployments"]
+    found["RayService"]["spec"]["serveConfigV2"] = yaml.safe_dump(config)
 
 
 def submitted(entrypoint: str) -> str:

@@ -19,6 +19,7 @@ from askd_ray.models.bundle import BUNDLE_FILE, hashes
 from askd_ray.models.transcript import Transcript
 from askd_ray.serve.metrics import ServiceMetrics
 from askd_ray.serve.openai_api import RequestLimits, build_app
+from askd_ray.serve.replicas import Replicas
 from askd_ray.serve.transcription_service import (
     MAX_AUDIO_S,
     ChunkResult,
@@ -100,12 +101,14 @@ class InProcessDecoder:
 
 
 def build_test_app(
-    engine: FakeSpeechEngine, limits: RequestLimits | None = None, max_audio_s: float = MAX_AUDIO_S
+    engine: FakeSpeechEngine,
+    limits: RequestLimits | None = None,
+    max_audio_s: float = MAX_AUDIO_S,
+    replicas: Replicas | None = None,
 ) -> FastAPI:
     """Return the app of the service around an engine."""
-    return build_app(
-        TranscriptionService(engine, InProcessDecoder(), max_audio_s), limits or RequestLimits(), ServiceMetrics()
-    )
+    service = TranscriptionService(engine, InProcessDecoder(), max_audio_s)
+    return build_app(service, limits or RequestLimits(), ServiceMetrics(), replicas=replicas)
 
 
 def bundle_of(folder: Path, weights: Path, changed: bytes = b"") -> Path:

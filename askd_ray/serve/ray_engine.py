@@ -1,0 +1,103 @@
+"""The engines on Ray Serve: a replica with the models, and all replicas behind one speech engine.
+
+When a replica dies, its requests are retried on another one: they take longer but succeed.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.exceptions
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from askd_ray.audio.decode import Waveform
+from askd_ray.errors import AskdError
+from askd_ray.serve.engine import ServedModels
+from askd_ray.serve.registry import Registry
+from askd_ray.serve.settings import ServiceArgs
+from askd_ray.serve.swap import Follower, load_verified
+from askd_ray.serve.transcription_service import BusyError, ChunkResult, Model, TranscribeOptions
+
+_RETRY_S = 0.2
+_HEALTHY_S = 10.0  # an engine that transcribed a chunk is taken for healthy for this long
+_MODELS_CACHE_S = 1.0  # how long the list of models is cached
+
+
+class EngineReplica:
+    """A replica with the models: it loads them, warms them up, and transcribes chunks."""
+
+    def __init__(self, args: ServiceArgs):
+        hardware = args.hardware()
+        self._models = ServedModels(hardware)
+        for name, bundle in args.models.items():
+            self._models.put(load_verified(Path(bundle), name, hardware))
+        if args.registry is not None:
+            follower = Follower(self._models, Registry(Path(args.registry)), hardware)
+            follower.load_all()
+            follower.start()
+
+    async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
+        """Transcribe a chunk."""
+        return await self._models.transcribe_chunk(chunk, options, owner)
+
+    async def models(self) -> Sequence[Model]:
+        """Return the served models."""
+        return await self._models.models()
+
+    async def check(self) -> None:
+        """Run a tiny inference with each model."""
+        await self._models.check()
+
+    async def check_health(self) -> None:
+        """Raise where inference fails, so that Serve replaces the replica; skip this soon after a transcription."""
+        if time.monotonic() - self._models.last_chunk_at >= _HEALTHY_S:
+            await self._models.check()
+
+
+class RaySpeechEngine:
+    """All engine replicas behind one :class:`~askd_ray.serve.transcription_service.SpeechEngine`."""
+
+    def __init__(self, engines: DeploymentHandle[EngineReplica], retry_s: float):
+        # Arguments by value over gRPC: through the object store, a clip of some seconds takes 10 ms longer.
+        self._engines, self._retry_s = engines.options(_by_reference=False), retry_s
+        self._models: Sequence[Model] = ()
+        self._models_at = -_MODELS_CACHE_S
+
+    async def models(self) -> Sequence[Model]:
+        """Return the served models, from a cache of at most one second."""
+        if time.monotonic() - self._models_at >= _MODELS_CACHE_S:
+            self._models = await self._call("models")
+            self._models_at = time.monotonic()
+        return self._models
+
+    async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
+        """Transcribe a chunk."""
+        return await self._call("transcribe_chunk", chunk, options, owner)
+
+    async def check(self) -> None:
+        """Run a tiny inference on a replica."""
+        await self._call("check")
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        """Call a replica; retry on another one where it dies. Cancelling the caller cancels the call."""
+        ends_at = time.monotonic() + self._retry_s
+        while True:
+            response = getattr(self._engines, method).remote(*args)
+            try:
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            except BackPressureError:
+                raise BusyError from None
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, AskdError):
+                    raise error.cause from None
+                raise
+            except ray.exceptions.RayActorError:
+                if time.monotonic() >= ends_at:
+                    raise
+                await asyncio.sleep(_RETRY_S)

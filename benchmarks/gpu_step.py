@@ -5,9 +5,10 @@
 
 It measures utterances and target tokens per second, peak memory, the utilisation of the GPU (multiply-adds of
 models/cost.py at the padded shapes, three times for the student's forward and backward pass), and the parts of a step:
-waiting for data; then encoder, loss and teacher, each measured alone with its backward pass on some of the batches;
-the rest is decoder, optimizer and copies. --online runs the teacher beside the student instead of cached soft
-labels. Without a GPU, only --quick runs: tiny.en on the CPU in float32, to show that the script works.
+waiting for data; then encoder, loss and teacher, each measured alone with its backward pass on some of the batches,
+and with the copy of the batch to the GPU and its log-mel; the rest is decoder and optimizer. --online runs the teacher
+beside the student instead of cached soft labels. Without a GPU, only --quick runs: tiny.en on the CPU in float32, to
+show that the script works.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from rich.table import Table
 from speech_rows import clips
 from torch.amp.grad_scaler import GradScaler
 
+from askd_ray.audio.units import PADDED_FRAMES
 from askd_ray.config.schema import Recipe
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import DataCursor
@@ -38,7 +40,7 @@ from askd_ray.objective.schedules import Weights
 from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.objective.tensors import TensorBatch
 from askd_ray.progress import bar, console
-from askd_ray.torch_setup import use_threads
+from askd_ray.torch_setup import use_tf32, use_threads
 from askd_ray.train.context import PlainContext
 from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.optim import build_optimizer
@@ -66,6 +68,7 @@ def main() -> None:
         console.print("no GPU here: --quick shows on the CPU that this works")
         raise SystemExit(2)
     use_threads()
+    use_tf32(device)
     n_clips, n_steps, size = (16, 4, 4) if options.quick else (options.clips, options.steps, options.batch)
     with tempfile.TemporaryDirectory() as root:
         recipe = _recipe(root, device, size, options.online)
@@ -98,6 +101,7 @@ def _recipe(root: str, device: torch.device, batch_utterances: int, online: bool
                 "tokens": 128 * batch_utterances,
             },
             "precision": "bfloat16" if device.type == "cuda" else "float32",
+            "workers": {"gpu": device.type == "cuda"},  # it also computes the log-mels then
         },
     }
     return Recipe.model_validate(values)
@@ -172,9 +176,9 @@ class Bench:
     def _flops(self, batch: Batch) -> int:
         """Return the FLOPs (two per multiply-add): student forward, twice that backward, online teacher forward."""
         config, length = self._student.whisper.config, batch.decoder_ids.shape[1]
-        passes = [(3, batch.log_mel.shape[2])]
+        passes = [(3, batch.n_frames)]
         if self._recipe.teacher.online:
-            passes.append((1, batch.teacher_log_mel.shape[2]))
+            passes.append((1, PADDED_FRAMES))
         return len(batch.ids) * sum(flops(config, frames, length, n) for n, frames in passes)
 
     def _parts(self) -> dict[str, float]:
@@ -217,7 +221,7 @@ class Bench:
         loss.backward()
 
     def _states(self, batch: Batch) -> EncoderOutput:
-        n_positions = batch.log_mel.shape[2] // 2
+        n_positions = batch.n_frames // 2
         return EncoderOutput(torch.zeros(len(batch.ids), n_positions, self._student.whisper.config.d_model))
 
     def _autocast(self) -> torch.autocast:

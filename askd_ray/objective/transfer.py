@@ -63,18 +63,18 @@ def on_device(batches: Sequence[Batch], device: torch.device) -> Iterator[Tensor
         return
     main, side = torch.cuda.current_stream(device), _side_stream(device)
 
-    def send(batch: Batch) -> tuple[Tensors, torch.cuda.Event]:
-        packed = PackedArrays.of(arrays_of(batch), pinned=True)
+    def start_copy(batch: Batch) -> tuple[Tensors, torch.cuda.Event]:
+        packed, copied = PackedArrays.of(arrays_of(batch), pinned=True), torch.cuda.Event()
         with torch.cuda.stream(side):
             buffer = packed.buffer.to(device, non_blocking=True)
-            copied = side.record_event()
+        copied.record(side)
         buffer.record_stream(main)  # its memory is free again when the computation no longer needs it
         return packed.unpack(buffer), copied
 
-    sent = [send(batch) for batch in batches[:1]]
+    started = [start_copy(batch) for batch in batches[:1]]
     for number in range(len(batches)):
-        tensors, copied = sent.pop()
-        sent += [send(batch) for batch in batches[number + 1 : number + 2]]
+        tensors, copied = started.pop()
+        started += [start_copy(batch) for batch in batches[number + 1 : number + 2]]
         main.wait_event(copied)
         yield tensors
 

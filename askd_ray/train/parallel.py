@@ -26,14 +26,14 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], device: torch.device, d
     objective uses the projection in between. A teacher has no backward pass: its outer parameters stay gathered after
     the first forward pass.
 
-    ``dtype`` is the precision of the training. In half precision the ranks exchange a layer's parameters as ``dtype``,
-    so autocast does not have to keep cast copies of them, and its gradients as float32. Inputs are left as they are, as
-    autocast leaves them: the sums of residual connections stay in float32.
+    ``dtype`` is the precision of the training. In half precision a layer computes in it, residual connections included.
+    The ranks exchange its parameters as ``dtype``, so autocast does not have to keep cast copies of them, and its
+    gradients as float32.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy()
     if dtype != torch.float32:
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from askd_ray.models.student import StudentModel
 
@@ -28,11 +29,11 @@ class WeightEma:
         if self._decay is None:
             return
         self._n_steps += 1
-        share = 1.0 - min(self._decay, (1 + self._n_steps) / (10 + self._n_steps))
+        average = get_ema_multi_avg_fn(min(self._decay, (1 + self._n_steps) / (10 + self._n_steps)))
         # Not torch's AveragedModel: it copies the student, and a sharded student cannot be copied.
         weights = {name: parameter.detach() for name, parameter in student.named_parameters()}
         if self._mean:
-            torch._foreach_lerp_([self._mean[name] for name in weights], list(weights.values()), share)
+            average(tuple(self._mean[name] for name in weights), tuple(weights.values()), None)
         else:
             self._mean = {name: weight.clone() for name, weight in weights.items()}
 

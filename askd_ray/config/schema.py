@@ -194,8 +194,8 @@ class Recipe(Section):
         if objective.has_self_teacher and objective.self_teacher.kind == "previous_epoch":
             if rare := sorted(name for name, weight in weights.items() if 0.0 < weight < 1.0):
                 raise ValueError(
-                    f"train.batching.domain_weights of {', '.join(rare)}: below 1 they leave utterances out of an epoch, "
-                    "and objective.self_teacher previous_epoch then has no labels for them in the next"
+                    f"train.batching.domain_weights of {', '.join(rare)}: below 1 they leave utterances out of an "
+                    "epoch, and objective.self_teacher previous_epoch then has no labels for them in the next"
                 )
         return self
 

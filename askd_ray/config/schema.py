@@ -189,6 +189,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_previous_epoch(self) -> "Recipe":
+        objective, weights = self.objective, self.train.batching.domain_weights
+        if objective.has_self_teacher and objective.self_teacher.kind == "previous_epoch":
+            if rare := sorted(name for name, weight in weights.items() if 0.0 < weight < 1.0):
+                raise ValueError(
+                    f"train.batching.domain_weights of {', '.join(rare)}: below 1 they leave utterances out of an "
+                    "epoch, and objective.self_teacher previous_epoch then has no labels for them in the next"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_targets(self) -> "Recipe":
         if not self.has_pseudo_labels:
             pseudo_only = [name for name in Targets.model_fields if name not in ("kind", "prompt", "states")]

@@ -1,9 +1,9 @@
 """The self-teacher ``previous_epoch``: the student's distributions of one epoch are soft labels in the next.
 
-PS-KD, arXiv 2006.12000; here with a top-k cache in memory.
+PS-KD, arXiv 2006.12000; here with the top k, in files.
 """
 
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,50 +11,47 @@ import torch.distributed as dist
 
 from askd_ray.config.self_teacher import PreviousEpochConfig
 from askd_ray.divergence.buckets import to_buckets
+from askd_ray.objective.label_parts import CachedLabels, LabelParts, exchange_parts, remove_parts, write_part
 from askd_ray.objective.references import Reference, TopK
 from askd_ray.objective.schedules import Progress
 from askd_ray.objective.tensors import TensorBatch
 from askd_ray.objective.transfer import send
 
 
-@dataclass(frozen=True)
-class _CachedLabels:
-    """The labels of one utterance: ``ids`` int32 (n_tokens, k), and ``buckets`` float16 (n_tokens, k + 1).
-
-    The last bucket is the rest.
-    """
-
-    ids: torch.Tensor
-    buckets: torch.Tensor
-
-
 _Piece = tuple[torch.Tensor, torch.Tensor]
-"""Ids and buckets of a part of a batch, as in :class:`_CachedLabels`."""
+"""Ids and buckets of a part of a batch, as in :class:`~askd_ray.objective.label_parts.CachedLabels`."""
 
 
 class PreviousEpoch:
     """Caches the student's distributions during an epoch, and uses them as labels in the next epoch.
 
-    Each target token takes 6 bytes per kept token. Every rank holds the labels of all utterances, because the next
-    epoch assigns utterances to other ranks. The ranks exchange labels at the end of an epoch and for a checkpoint.
+    Each target token takes 6 bytes per kept token. Every rank needs the labels of all utterances, because the next
+    epoch assigns utterances to other ranks: they are files in ``folder``, which ranks map into memory. Each rank writes
+    what it observed at the end of an epoch and for a checkpoint, which names the files that belong to it.
     """
 
-    def __init__(self, settings: PreviousEpochConfig):
+    def __init__(self, settings: PreviousEpochConfig, folder: Path):
         self.settings = settings
+        self._folder = folder
         self._epoch = 0
+        self._n_exchanges = 0  # in this epoch
         self._recording = False
-        self._previous_labels: dict[str, _CachedLabels] = {}
-        self._current_labels: dict[str, _CachedLabels] = {}
-        self._local_labels: dict[str, _CachedLabels] = {}  # of this rank, not yet exchanged
+        self._cleared = False
+        self._previous, self._current = LabelParts(folder), LabelParts(folder)
+        self._local_labels: dict[str, CachedLabels] = {}  # of this rank, not yet exchanged
         self._pieces: list[_Piece] = []
         self._observed: list[tuple[tuple[str, ...], tuple[int, ...], list[_Piece]]] = []  # of this step: ids, lengths
 
     def before_step(self, student: object, progress: Progress) -> None:
         """At the start of an epoch, turn the labels of the last epoch into the reference."""
+        if not self._cleared:  # what a killed process wrote after its last checkpoint
+            self.after_checkpoint()
+            self._cleared = True
         self._split()
         if progress.epoch > self._epoch:
             self._exchange()
-            self._previous_labels, self._current_labels, self._epoch = self._current_labels, {}, progress.epoch
+            self._previous, self._current = self._current, LabelParts(self._folder)
+            self._epoch, self._n_exchanges = progress.epoch, 0
         used_next = progress.epoch + 1 < progress.n_epochs
         after_switch = (progress.epoch + 2) / progress.n_epochs > self.settings.switch
         self._recording = self.settings.weight > 0.0 and used_next and after_switch
@@ -62,9 +59,9 @@ class PreviousEpoch:
     @torch.autocast("cpu", enabled=False)  # bfloat16 autocast cannot concatenate float16 tensors
     def reference(self, batch: TensorBatch) -> Reference | None:
         """Return the labels of a batch's target tokens; None in the first epoch."""
-        if not self._previous_labels:
+        if not self._previous.names:
             return None
-        cached = [self._previous_labels[i] for i in batch.ids]
+        cached = self._previous.find(batch.ids)
         device, k = batch.targets.device, self.settings.top_k
         ids = send(torch.cat([s.ids for s in cached] or [torch.zeros(0, k, dtype=torch.int32)]), device).long()
         buckets = send(torch.cat([s.buckets for s in cached] or [torch.zeros(0, k + 1)]), device).float()
@@ -90,43 +87,36 @@ class PreviousEpoch:
         for utterances, lengths, pieces in self._observed:
             ids, buckets = (torch.cat(parts).split(lengths) for parts in zip(*pieces, strict=True))
             for utterance, i, b in zip(utterances, ids, buckets, strict=False):  # an empty batch has an unnamed row
-                self._local_labels[utterance] = _CachedLabels(i.clone(), b.clone())
+                self._local_labels[utterance] = CachedLabels(i.clone(), b.clone())
         self._observed = []
 
     def after_evaluation(self, student: object, better: bool) -> None:
         """Do nothing: this self-teacher does not depend on dev scores."""
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return both caches and the epoch."""
+        """Return the names of the files, and the epoch."""
         self._exchange()
-        tensors: dict[str, torch.Tensor] = {}
-        for name, cache in (("before", self._previous_labels), ("now", self._current_labels)):
-            if cache:
-                tensors[f"{name}.ids"] = torch.cat([s.ids for s in cache.values()])
-                tensors[f"{name}.buckets"] = torch.cat([s.buckets for s in cache.values()])
-                tensors[f"{name}.lengths"] = torch.tensor([len(s.ids) for s in cache.values()])
-        return tensors, {"epoch": self._epoch, "before": list(self._previous_labels), "now": list(self._current_labels)}
+        facts = {"epoch": self._epoch, "exchanges": self._n_exchanges}
+        return {}, {**facts, "previous": self._previous.names, "current": self._current.names}
 
     def restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any], student_builder: object) -> None:
         """Restore what :meth:`state` returned."""
-        self._epoch = facts["epoch"]
-        self._previous_labels = _unpacked(tensors, facts["before"], "before")
-        self._current_labels = _unpacked(tensors, facts["now"], "now")
+        self._epoch, self._n_exchanges = facts["epoch"], facts["exchanges"]
+        self._previous.open(facts["previous"])
+        self._current.open(facts["current"])
+
+    def after_checkpoint(self) -> None:
+        """Delete the files that the newest checkpoint does not name."""
+        remove_parts(self._folder, [*self._previous.names, *self._current.names])
 
     def _exchange(self) -> None:
+        """Write what this rank observed, and map what all ranks wrote."""
         self._split()
-        shares: list[dict[str, _CachedLabels]] = [self._local_labels]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            shares = [{}] * dist.get_world_size()
-            dist.all_gather_object(shares, self._local_labels)
-        for share in shares:
-            self._current_labels |= share
+        name = None
+        if self._local_labels:
+            rank = dist.get_rank() if dist.is_initialized() else 0
+            name = f"epoch-{self._epoch:04d}-part-{self._n_exchanges:05d}-rank-{rank:04d}.safetensors"
+            write_part(self._folder / name, self._local_labels)
         self._local_labels = {}
-
-
-def _unpacked(tensors: dict[str, torch.Tensor], utterances: list[str], name: str) -> dict[str, _CachedLabels]:
-    if not utterances:
-        return {}
-    lengths = tensors[f"{name}.lengths"].tolist()
-    ids, buckets = (tensors[f"{name}.{part}"].split(lengths) for part in ("ids", "buckets"))
-    return {u: _CachedLabels(i.clone(), b.clone()) for u, i, b in zip(utterances, ids, buckets, strict=True)}
+        self._current.open(exchange_parts(self._folder, name))
+        self._n_exchanges += 1

@@ -6,6 +6,7 @@ A self-teacher holds no data while its weight is 0. Its data is part of every ch
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -55,11 +56,18 @@ class SelfTeacher(Protocol):
         """Restore what :meth:`state` returned."""
         ...
 
+    def after_checkpoint(self) -> None:
+        """Delete files that the newest checkpoint does not need. All ranks call it once that checkpoint is complete."""
+        ...
 
-def build_self_teacher(settings: SelfTeacherConfig, load_best: Callable[[], StudentModel | None]) -> SelfTeacher:
+
+def build_self_teacher(
+    settings: SelfTeacherConfig, load_best: Callable[[], StudentModel | None], folder: Path | None = None
+) -> SelfTeacher:
     """Return the self-teacher of a recipe.
 
-    ``load_best`` loads the student with the best dev WER; it returns None before the first evaluation.
+    ``load_best`` loads the student with the best dev WER; it returns None before the first evaluation. ``folder``: the
+    place of the files of ``previous_epoch``; the other self-teachers have none.
     """
     match settings.kind:
         case "none":
@@ -69,7 +77,8 @@ def build_self_teacher(settings: SelfTeacherConfig, load_best: Callable[[], Stud
         case "ema":
             return Ema(settings)
         case "previous_epoch":
-            return PreviousEpoch(settings)
+            assert folder is not None, "previous_epoch needs a folder"
+            return PreviousEpoch(settings, folder)
         case "best":
             return Best(settings, load_best)
 
@@ -101,6 +110,9 @@ class _Copy(Generic[Config]):
 
     def after_evaluation(self, student: StudentModel, better: bool) -> None:
         """Do nothing: only :class:`Best` depends on dev scores."""
+
+    def after_checkpoint(self) -> None:
+        """Do nothing: a copy has no files."""
 
     def state(self) -> tuple[Tensors, Facts]:
         if self.model is None:

@@ -31,7 +31,7 @@ from askd_ray.train.context import Context
 from askd_ray.train.dev import rank_part
 from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.ledger import Ledger
-from askd_ray.train.loop import CHECKPOINTS, LEDGER, Loop
+from askd_ray.train.loop import CHECKPOINTS, LEDGER, SELF_TEACHER, Loop
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.parallel import shard
 from askd_ray.train.shrink import check_shrinkings
@@ -82,7 +82,7 @@ def build_loop(
     sampler = build_sampler(loader.rows(), recipe)
     check_shrinkings(recipe.student, sampler)
     best = BestStudent(folder, kind, train_state, store)
-    self_teacher = build_self_teacher(recipe.objective.self_teacher, best.load)
+    self_teacher = build_self_teacher(recipe.objective.self_teacher, best.load, folder / SELF_TEACHER)
     objects = TrainObjects(
         student,
         build_optimizer(student, recipe.train.optimizer),

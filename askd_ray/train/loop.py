@@ -35,7 +35,7 @@ from askd_ray.train.shrink import due_shrinkings, shrink
 from askd_ray.train.step import Stepper
 from askd_ray.train.track import Tracker
 
-CHECKPOINTS, LEDGER = "checkpoints", "ledger"
+CHECKPOINTS, LEDGER, SELF_TEACHER = "checkpoints", "ledger", "self_teacher"
 
 
 def is_evaluated(step: Step, train: Train) -> bool:
@@ -199,7 +199,10 @@ class Loop:
         if writes:
             self.best.remove_others()
             self.store.commit(self.train_state)
+            self.objects.self_teacher.after_checkpoint()
         self._barrier()  # the other ranks may read the checkpoint only from here on
+        if not writes:
+            self.objects.self_teacher.after_checkpoint()
 
     def _barrier(self) -> None:
         if self.context.world_size > 1:

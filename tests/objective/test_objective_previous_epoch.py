@@ -1,4 +1,5 @@
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,8 +48,8 @@ def assert_teaches(self_teacher: PreviousEpoch, epoch: int, *ids: str) -> None:
     assert forward_kl(found.log_p, found.of_student(log_p)).abs().max() < 1e-3
 
 
-def test_an_epoch_teaches_the_next_one():
-    self_teacher = PreviousEpoch(PSKD)
+def test_an_epoch_teaches_the_next_one(tmp_path: Path):
+    self_teacher = PreviousEpoch(PSKD, tmp_path)
     an_epoch(self_teacher, 0, ("a", "b"), ("c",))
     assert self_teacher.reference(batch("a")) is None
     self_teacher.before_step(None, Progress(0.34, 1, 3))
@@ -60,16 +61,16 @@ def test_an_epoch_teaches_the_next_one():
     assert_teaches(self_teacher, 1, "b", "c", "a")
 
 
-def test_in_a_training_in_bfloat16():
-    self_teacher = PreviousEpoch(PSKD)
+def test_in_a_training_in_bfloat16(tmp_path: Path):
+    self_teacher = PreviousEpoch(PSKD, tmp_path)
     with torch.autocast("cpu", torch.bfloat16):
         an_epoch(self_teacher, 0, ("a", "b"), ("c",))
         self_teacher.before_step(None, Progress(0.34, 1, 3))
         assert_teaches(self_teacher, 0, "c", "a")
 
 
-def test_a_rank_without_data_has_a_reference_of_no_tokens():
-    self_teacher = PreviousEpoch(PSKD)
+def test_a_rank_without_data_has_a_reference_of_no_tokens(tmp_path: Path):
+    self_teacher = PreviousEpoch(PSKD, tmp_path)
     an_epoch(self_teacher, 0, ("a",), ())
     self_teacher.before_step(None, Progress(0.4, 1, 3))
     reference = self_teacher.reference(batch())
@@ -78,8 +79,8 @@ def test_a_rank_without_data_has_a_reference_of_no_tokens():
 
 
 @pytest.mark.parametrize("kept_in", [0, 1])
-def test_it_goes_on_where_it_was_kept(kept_in: int):
-    self_teacher, again = PreviousEpoch(PSKD), PreviousEpoch(PSKD)
+def test_it_goes_on_where_it_was_kept(kept_in: int, tmp_path: Path):
+    self_teacher, again = PreviousEpoch(PSKD, tmp_path), PreviousEpoch(PSKD, tmp_path)
     if kept_in == 1:
         an_epoch(self_teacher, 0, ("a", "b"), ("c",))
     self_teacher.before_step(None, Progress(kept_in / 3, kept_in, 3))
@@ -92,12 +93,43 @@ def test_it_goes_on_where_it_was_kept(kept_in: int):
     assert_teaches(again, kept_in, "a", "b", "c")
 
 
-def test_nothing_is_written_down_that_no_later_epoch_reads():
-    late = PreviousEpoch(PSKD.model_copy(update={"switch": 0.7}))
+def test_nothing_is_written_down_that_no_later_epoch_reads(tmp_path: Path):
+    late = PreviousEpoch(PSKD.model_copy(update={"switch": 0.7}), tmp_path)
     an_epoch(late, 0, ("a",))  # the switch is in the third epoch, which uses the labels of the second
-    assert late.state()[0] == {}
+    assert not list(tmp_path.iterdir()) and late.state()[1]["current"] == []
     an_epoch(late, 1, ("a",))
-    assert late.state()[0] != {}
-    last = PreviousEpoch(PSKD)
+    assert late.state()[1]["current"] == [f.name for f in tmp_path.iterdir()] != []
+    last = PreviousEpoch(PSKD, tmp_path)
     an_epoch(last, 2, ("a",))
-    assert last.state()[0] == {}
+    assert last.state()[1]["current"] == []
+
+
+def test_files_that_no_checkpoint_names_are_deleted(tmp_path: Path):
+    self_teacher = PreviousEpoch(PSKD, tmp_path)
+    an_epoch(self_teacher, 0, ("a", "b"), ("c",))
+    kept = self_teacher.state()
+    self_teacher.after_checkpoint()
+    self_teacher.before_step(None, Progress(0.4, 1, 3))
+    observe(self_teacher, 1, "a")
+    self_teacher.state()  # killed before this checkpoint is written
+    again = PreviousEpoch(PSKD, tmp_path)
+    again.restore(*kept, None)
+    again.before_step(None, Progress(0.34, 1, 3))
+    assert sorted(f.name for f in tmp_path.iterdir()) == sorted(kept[1]["current"])
+    assert_teaches(again, 0, "a", "b", "c")
+    an_epoch(again, 1, ("a", "b", "c"))
+    an_epoch(again, 2, ("a",))
+    _, facts = again.state()
+    again.after_checkpoint()
+    assert [f.name for f in tmp_path.iterdir()] == facts["previous"]
+    assert_teaches(again, 1, "c", "b", "a")
+
+
+def test_the_last_observation_of_an_utterance_counts(tmp_path: Path):
+    self_teacher = PreviousEpoch(PSKD, tmp_path)
+    for epoch in (0, 1):  # as the copies of an utterance in one epoch
+        self_teacher.before_step(None, Progress(0.0, 0, 3))
+        observe(self_teacher, epoch, "a", "b")
+        self_teacher.state()
+    self_teacher.before_step(None, Progress(0.4, 1, 3))
+    assert_teaches(self_teacher, 1, "a", "b")

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def held(self_teacher: Any) -> float | None:
 
 def make(best: Student | None = None, **settings: Any) -> Any:
     config = Objective.model_validate({"self_teacher": settings}).self_teacher
-    return build_self_teacher(config, lambda: best)  # type: ignore[arg-type,return-value]
+    return build_self_teacher(config, lambda: best, Path("nowhere"))  # type: ignore[arg-type,return-value]
 
 
 @pytest.mark.parametrize("kind", ["snapshot", "ema", "best", "previous_epoch"])

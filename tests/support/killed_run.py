@@ -63,6 +63,9 @@ def assert_same_run(folder: Path, expected: Path) -> None:
         assert found.keys() == expected_tensors.keys()
         for name, value in found.items():
             assert torch.equal(value, expected_tensors[name]), name
+    files = [sorted(path.glob("self_teacher/*")) for path in (folder, expected)]
+    assert [f.name for f in files[0]] == [f.name for f in files[1]]
+    assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
     lines = metrics_of(folder)
     assert [m["step"] for m in lines] == list(range(1, len(lines) + 1))
     assert lines == metrics_of(expected)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def other(student: WhisperStudent) -> WhisperStudent:
 
 def distiller(recipe: Recipe, student: WhisperStudent, whole: Batch) -> tuple[Distiller, Weights]:
     """The recipe's objective late in its run, with a self-teacher that is ready."""
-    self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None)
+    folder = Path(tempfile.mkdtemp(dir=recipe.runs_root))
+    self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None, folder)
     online = OnlineTeacher(other(student), shares_encoder=False) if recipe.teacher.online else None
     earlier = other(student)
     made = Distiller(recipe.objective, self_teacher, online, TensorBatch.of(whole, CPU).teacher_loss.mean().item())

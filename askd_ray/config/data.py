@@ -24,6 +24,9 @@ class Data(Section):
     """The share of the rows without a split that become dev, from 0 to 1."""
     test_share: Share = 0.1
     """The share of the rows without a split that become test, from 0 to 1."""
+    max_dev_hours: Annotated[float, Field(gt=0.0)] | None = 10.0
+    """The most speech in dev, in hours; null disables the limit. Every evaluation of a training decodes all of dev. The
+    other dev rows are set aside, not trained on: with much data, a small ``dev_share`` wastes nothing."""
     split_by: Literal["speaker", "text"] = "speaker"
     """What the hash reads: the speaker (the text if no speaker is named), so that no speaker is in two splits, or
     always the text."""

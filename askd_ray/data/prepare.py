@@ -153,7 +153,7 @@ def _complete(folder: Location, data: Data, done: dict[str, Any]) -> bool:
 def _fill(folder: Location, recipe: Recipe, n_rows: int | None) -> dict[str, Any]:
     """Write shards and the quarantine file into ``folder``, and return the counts."""
     data, pseudo = recipe.data, recipe.targets.kind == "pseudo"
-    writer = ShardWriter(folder, data.utterances_per_shard)
+    writer = ShardWriter(folder, data.utterances_per_shard, data.max_dev_hours)
     counts = PrepareCounts(by_split=writer.counts, languages=writer.languages)
     threads = min(4, os.cpu_count() or 1)
     with (
@@ -173,8 +173,8 @@ def _fill(folder: Location, recipe: Recipe, n_rows: int | None) -> dict[str, Any
             if utterance.language not in writer.languages:
                 _refuse_languages({utterance.language: 1}, recipe, f"prepare: row {utterance.id}:")
             writer.add(utterance, assignment)
-        for unusable in writer.finish():
-            _set_aside(quarantine, Rejected(unusable.id, unusable.path, NO_REFERENCE[unusable.split], ""), counts)
+        for rejected in writer.finish():
+            _set_aside(quarantine, rejected, counts)
     result = counts.result()
     assert counts.read == sum(result["utterances"].values()) + counts.quarantined.total()
     return result

@@ -9,7 +9,7 @@ from askd_ray.config.data import Data
 from askd_ray.config.schema import Recipe
 from askd_ray.data.row_check import NO_REFERENCE
 from askd_ray.data.schema import SPLITS, Split
-from askd_ray.data.shard_writer import SplitCounts
+from askd_ray.data.shard_writer import DEV_IS_FULL, SplitCounts
 from askd_ray.progress import Table
 
 _USED_BY: dict[Split, str] = {
@@ -57,7 +57,7 @@ def rows_problem(result: Mapping[str, Any], data: Data) -> str | None:
     if reasons.total() == read:
         return f"none of {read} rows can be used ({top})"
     # Rows that only their split cannot use do not count as bad.
-    bad = reasons.total() - sum(reasons[reason] for reason in NO_REFERENCE.values())
+    bad = reasons.total() - sum(reasons[reason] for reason in (*NO_REFERENCE.values(), DEV_IS_FULL))
     if bad > data.max_quarantine_share * read:
         allowed = f"data.max_quarantine_share = {data.max_quarantine_share:g}"
         return f"{bad} of {read} rows can't be used ({top}), and {allowed} allows fewer"
@@ -88,9 +88,20 @@ def notes(result: Mapping[str, Any], recipe: Recipe) -> list[str]:
     for split, kinds in result["derived"].items():
         made = ", ".join(f"{n} {_KINDS[kind]}" for kind, n in kinds.items())
         lines.append(f"Derived clips of {split}: {made or 'none'}")
+    if n := result["quarantined"].get(DEV_IS_FULL):
+        lines.append(_dev_note(n, result, recipe.data))
     if reasons := result["quarantined"]:
         lines.append(f"Set aside: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}")
     return lines
+
+
+def _dev_note(n_left_out: int, result: Mapping[str, Any], data: Data) -> str:
+    """Return how many dev rows are not used; by a hash of fewer rows, they could have been train data."""
+    note = f"{n_left_out} dev utterances are not used, since data.max_dev_hours = {data.max_dev_hours:g}"
+    if result["marked"]["dev"]:
+        return note
+    kept_share = result["utterances"]["dev"] / (result["utterances"]["dev"] + n_left_out)
+    return f"{note}: with data.dev_share = {data.dev_share * kept_share:.2g} most of them become train data"
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -124,6 +135,8 @@ def _remedy(split: Split, result: Mapping[str, Any], data: Data) -> str:
     ways: list[str] = []
     if n := result["quarantined"].get(NO_REFERENCE[split]):
         ways.append(f"give a text to the {n} rows of it that have none")
+    if split == "dev" and DEV_IS_FULL in result["quarantined"]:
+        ways.append(f"raise data.max_dev_hours = {data.max_dev_hours:g}")
     if any(result["speakers"].values()) and data.split_by == "speaker":
         ways.append("--set data.split_by=text splits by text instead of speaker")
     ways.append(f"mark rows split: {split} in the data")

@@ -160,6 +160,32 @@ def test_zero_share_is_allowed_and_printed(tmp_path: Path, capsys: pytest.Captur
     assert "No dev rows, since data.dev_share = 0" in out and "No test rows, since data.test_share = 0" in out
 
 
+def test_dev_beyond_its_limit_is_set_aside_not_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [{"speaker": name} for name in ("alice", "erin") for _ in range(12)]
+    settings = {"dev_share": 0.25, "test_share": 0.0, "max_dev_hours": 3.0 / 3600}  # half of its 6 s
+    evaluate = {"split": "dev"}
+    rows = [{**row, "split": "dev" if row["speaker"] == "alice" else "train"} for row in rows]
+    result, run = prepared(tmp_path, rows, data=settings, evaluate=evaluate)
+    n_left_out = result["quarantined"]["more dev than data.max_dev_hours"]
+    assert 2 <= n_left_out <= 10 and result["utterances"] == {"train": 12, "dev": 12 - n_left_out, "test": 0}
+    assert result["read"] == 24 == sum(result["utterances"].values()) + n_left_out
+    assert all(u.speaker == "erin" for u in utterances(run) if u.split == "train")
+    set_aside = [json.loads(line)["id"] for line in (run.shards / "quarantine.jsonl").read_bytes().splitlines()]
+    assert sorted([*set_aside, *splits(run)]) == sorted(map(str, range(24)))
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{n_left_out} dev utterances are not used, since data.max_dev_hours" in out and "dev_share =" not in out
+    unmarked = [{**row, "split": ""} for row in rows]
+    result, _ = prepared(tmp_path, unmarked, data=settings | QUARTERS, evaluate=evaluate)
+    share = 0.25 * result["utterances"]["dev"] / 12
+    assert f"with data.dev_share = {share:.2g} most of them become" in " ".join(capsys.readouterr().out.split())
+
+
+def test_limit_that_leaves_no_dev_is_refused(tmp_path: Path):
+    rows = [{"speaker": name} for name in BY_HASH]
+    with pytest.raises(AskdError, match=r"no dev rows .*raise data\.max_dev_hours = 1e-09"):
+        prepared(tmp_path, rows, data={"max_dev_hours": 1e-9})
+
+
 def test_recording_is_in_one_split(tmp_path: Path):
     rows = [{"split": "train"}, {"split": "dev"}, {"split": "test"}, {"split": "test", "bytes": noise(0), "text": "x"}]
     result, run = prepared(tmp_path, rows, data={"max_quarantine_share": 0.3})

@@ -1,5 +1,6 @@
 """Paths, atomic writes, JSON and hashes: a reader sees a complete file or none."""
 
+import glob
 import hashlib
 import json
 import os
@@ -75,6 +76,16 @@ def atomic_path(target: Path) -> Generator[Path]:
         remove(old)
     finally:
         remove(temporary)
+
+
+def clear_interrupted(target: Path) -> None:
+    """Delete the temporary files and folders of :func:`atomic_path` for ``target`` that killed processes left.
+
+    No other process may be writing ``target``.
+    """
+    name = glob.escape(f".{target.name}.")
+    for left in [*target.parent.glob(f"{name}????????.tmp"), *target.parent.glob(f"{name}????????.old")]:
+        remove(left)
 
 
 def _sync(path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from askd_ray.errors import AskdError
-from askd_ray.files import atomic_path, local_path, scheme_of
+from askd_ray.files import atomic_path, clear_interrupted, local_path, remove, scheme_of
 from askd_ray.stores import HUB, check_container, file_system, in_words, is_of_store, parse_uri
 
 UNFINISHED = ".unfinished"
@@ -161,6 +161,25 @@ class Location:
             with self._store_errors():
                 file.close()
 
+    @contextmanager
+    def atomic_output(self) -> Generator[pa.NativeFile]:
+        """Open a file for writing in steps. On a local disk it appears when the block succeeds.
+
+        On a store a part of the file may stay after an error.
+        """
+        if self.root:
+            with self.output() as file:
+                yield file
+            return
+        with atomic_path(Path(self.path)) as temporary, Location.of(temporary).output() as file:
+            yield file
+
+    def delete_folder(self) -> None:
+        """Delete a folder with all files in it, if it exists."""
+        map_concurrently(Location.delete, self.stamped(recursive=True))
+        if not self.root:
+            remove(Path(self.path))
+
     def delete(self) -> None:
         """Delete a file, if it exists."""
         try:
@@ -171,12 +190,13 @@ class Location:
 
     @contextmanager
     def replaced(self) -> Generator["Location"]:
-        """Yield an empty folder to fill; after success it replaces this folder.
+        """Yield an empty folder to fill; after success it replaces this folder. What a killed attempt left is deleted.
 
         On a local disk this is a rename. A store has no rename: the old files are deleted first, and
         :data:`UNFINISHED` marks the folder until the block succeeds.
         """
         if not self.root:
+            clear_interrupted(Path(self.path))
             with atomic_path(Path(self.path)) as temporary:
                 temporary.mkdir()
                 yield Location.of(temporary)

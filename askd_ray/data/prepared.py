@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from askd_ray.config.data import Data
 from askd_ray.config.schema import Recipe
-from askd_ray.data.row_check import NO_REFERENCE
+from askd_ray.data.row_check import DEV_IS_FULL, NO_REFERENCE
 from askd_ray.data.schema import SPLITS, Split
-from askd_ray.data.shard_writer import DEV_IS_FULL, SplitCounts
 from askd_ray.progress import Table
 
 _USED_BY: dict[Split, str] = {
@@ -20,6 +22,24 @@ _USED_BY: dict[Split, str] = {
 
 
 _KINDS: dict[str, str] = {"crop": "crops", "stitched": "stitched", "non_speech": "without speech"}
+
+
+def _no_speakers() -> NDArray[np.uint64]:
+    return np.empty(0, np.uint64)
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Counts of one split; ``marked`` is the number of utterances whose source names the split.
+
+    ``speakers`` are hashes of the different names.
+    """
+
+    utterances: int = 0
+    seconds: float = 0.0
+    marked: int = 0
+    without_text: int = 0
+    speakers: NDArray[np.uint64] = field(default_factory=_no_speakers)
 
 
 @dataclass
@@ -33,7 +53,8 @@ class PrepareCounts:
 
     def result(self) -> dict[str, Any]:
         """Return the record of the stage: see :func:`~askd_ray.data.prepare.prepare`."""
-        speakers = Counter(name for counts in self.by_split.values() for name in counts.speakers)
+        speakers = np.concatenate([_no_speakers(), *(counts.speakers for counts in self.by_split.values())])
+        splits_of_speaker = np.unique(speakers, return_counts=True)[1]
         return {
             "read": self.read,
             "utterances": {split: counts.utterances for split, counts in self.by_split.items()},
@@ -41,7 +62,7 @@ class PrepareCounts:
             "speakers": {split: len(counts.speakers) for split, counts in self.by_split.items()},
             "marked": {split: counts.marked for split, counts in self.by_split.items()},
             "languages": dict(self.languages.most_common()),
-            "speakers_in_several_splits": sum(n > 1 for n in speakers.values()),
+            "speakers_in_several_splits": int((splits_of_speaker > 1).sum()),
             "quarantined": dict(self.quarantined.most_common()),
             "without_text": self.by_split["train"].without_text,
             "derived": {},

@@ -19,6 +19,9 @@ NO_TEXT = "empty text"
 NO_REFERENCE: dict[Split, str] = {split: f"no reference for the {split} split" for split in SPLITS}
 """The quarantine reasons of a row without text that only its split cannot use."""
 
+DEV_IS_FULL = "more dev than data.max_dev_hours"
+"""The quarantine reason of a usable dev row that the limit of dev leaves out."""
+
 SILENCE_PEAK = 1e-3
 """A clip whose loudest sample stays below this (-60 dBFS) counts as silence."""
 

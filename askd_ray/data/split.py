@@ -60,3 +60,11 @@ def split_key(speaker: str, text: str, data: Data) -> str:
 def normalize_speaker(speaker: str) -> str:
     """Return a speaker's name in lower case with single spaces: "Alice " is "alice"."""
     return " ".join(speaker.casefold().split())
+
+
+def dev_fraction(utterance_id: str) -> float:
+    """Return a number in [0, 1) from an id: dev beyond its limit keeps the utterances below the share that is allowed.
+
+    So every utterance has the same chance, and a smaller limit keeps a part of what a larger one keeps.
+    """
+    return hash_fraction(f"dev {utterance_id}")

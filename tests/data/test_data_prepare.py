@@ -154,11 +154,19 @@ def with_damaged_tar(recipe, tar):
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
 
 
+def assert_only_checked_parts(recipe, count):
+    """Check that an error left nothing but complete parts, with which the next call continues."""
+    folder = Run(recipe).path
+    assert {p.name for p in folder.iterdir()} <= {"recipe.yaml", "parts"}
+    left = sorted(p.suffix for p in (folder / "parts").iterdir())
+    assert left == [".arrow"] * count + [".parquet"] * count
+
+
 def test_failing_source_leaves_no_half_written_shards(manifest, recipe, tmp_path):
     run_recipe = recipe(manifest([{}] * 5), utterances_per_shard=1, **ALL_TRAIN)
     with pytest.raises(AskdError, match=r"x\.tar is damaged"):
         prepare(with_damaged_tar(run_recipe, tmp_path / "x.tar"))
-    assert [p.name for p in Run(run_recipe).path.iterdir()] == ["recipe.yaml"]
+    assert_only_checked_parts(run_recipe, 1)
 
 
 def test_finished_prepare_is_not_repeated(manifest, recipe, capsys):
@@ -256,7 +264,7 @@ def test_full_disk_leaves_nothing_half_written(manifest, recipe):
     )
     assert done.returncode == 3, done.stderr
     assert "File too large" in done.stdout
-    assert [p.name for p in Run(run_recipe).path.iterdir()] == ["recipe.yaml"]
+    assert_only_checked_parts(run_recipe, 0)
 
 
 def test_unwritable_folder_is_refused(tmp_path, manifest):

@@ -67,13 +67,14 @@ class SourceFile:
     """A file of a source.
 
     ``label`` is its name in the recipe, which default ids start with. ``split`` is the split's name in the path, and
-    ``values`` come from folders like ``language=de``.
+    ``values`` come from folders like ``language=de``. ``row_groups`` are those of a Parquet file to read; (): all.
     """
 
     location: Location
     label: str
     split: str = ""
     values: dict[str, str] = field(default_factory=dict[str, str])
+    row_groups: tuple[int, ...] = ()
 
     def resolve(self, path: str) -> Location:
         """Return the location of a path in a row: relative to the file's folder, absolute, or a URI."""

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,14 +23,15 @@ _Value = Mapping[str, Any] | bytes | str | None
 
 
 def read_parquet(source: Source, file: SourceFile, needs_text: bool) -> Iterator[SourceRecord]:
-    """Yield the rows of a Parquet file.
+    """Yield the rows of a Parquet file, or of some of its row groups.
 
     Raises :class:`AskdError`: damaged, no audio column, no text column although ``needs_text``, or unknown audio type.
     """
     with _open(file.location) as parquet:
         audio, columns = _columns(source, file, parquet.schema_arrow, needs_text)
-        batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
-        number = 0
+        groups = list(file.row_groups) or None
+        batches = parquet.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns)
+        number = sum(parquet.metadata.row_group(n).num_rows for n in range(groups[0] if groups else 0))
         while True:
             with file.location.explain(f"is damaged after row {number}"):
                 batch = next(batches, None)
@@ -44,6 +46,20 @@ def count_rows(file: Location) -> int:
     """Return the number of rows in a Parquet file's metadata."""
     with _open(file) as parquet:
         return parquet.metadata.num_rows
+
+
+def in_row_groups(file: SourceFile, max_rows: int) -> list[SourceFile]:
+    """Return a Parquet file in pieces of consecutive row groups, each of ``max_rows`` rows or a single row group."""
+    with _open(file.location) as parquet:
+        counts = [parquet.metadata.row_group(n).num_rows for n in range(parquet.metadata.num_row_groups)]
+    pieces, n_rows = list[list[int]](), 0
+    for group, count in enumerate(counts):
+        if not pieces or n_rows + count > max_rows:
+            pieces.append([])
+            n_rows = 0
+        pieces[-1].append(group)
+        n_rows += count
+    return [replace(file, row_groups=tuple(groups)) for groups in pieces]
 
 
 def names_audio_files(source: Source, file: SourceFile) -> bool:

@@ -12,16 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from askd_ray.data.task_runner import TaskRunner
     from askd_ray.results.evaluation import Evaluation
 
 _T = TypeVar("_T")
 
 
 def prepare(recipe: Recipe, force: bool = False) -> Result:
-    """Read the sources into shards (:func:`askd_ray.data.prepare.prepare`)."""
+    """Read the sources into shards (:func:`askd_ray.data.prepare.prepare`), of large data and in a cluster with Ray."""
     from askd_ray.data import prepare as stage
 
-    return stage.prepare(recipe, force)
+    def cluster() -> "TaskRunner":
+        from askd_ray.data.ray_prepare import RayRunner
+
+        return RayRunner()
+
+    return stage.prepare(recipe, force, cluster)
 
 
 def label(recipe: Recipe, force: bool = False) -> Result:

@@ -83,15 +83,13 @@ def find_repeats(
     summaries: Sequence[PartSummary],
     hashed: Literal["id", "audio"],
     left_out: Repeats,
-    max_rows: int = MAX_ROWS,
 ) -> Repeats:
-    """Return the rows whose id or audio an earlier row has. Rows in ``left_out`` do not count, and for audio only
-    usable rows do.
+    """Return the rows whose id or audio an earlier row has.
 
-    ``max_rows`` is about the number of rows that a task holds.
+    Rows in ``left_out`` do not count, and for audio only usable rows do.
     """
     starts = starts_of(summaries)
-    n_buckets = max(1, -(-int(starts[-1]) // max_rows))
+    n_buckets = max(1, -(-int(starts[-1]) // MAX_ROWS))
     keys = tuple(summary.key for summary in summaries)
     find = _Bucket(parts, keys, starts[:-1], hashed, n_buckets, left_out)
     found = list(runner.map(find, range(n_buckets), memory_mb=1024)) if keys else []

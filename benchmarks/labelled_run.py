@@ -21,7 +21,7 @@ def write_run(recipe: Recipe, utterances: Sequence[Utterance]) -> float:
 
     Returns the labelling time in seconds.
     """
-    run, size = Run(recipe), recipe.data.utterances_per_shard
+    run, size = Run(recipe), recipe.data.utterances_per_shard or 64
     short = sorted(utterances, key=lambda u: u.duration_s)[:N_DEV]
     write_table(run.shards / "dev-00000-of-00001.parquet", to_table(short))
     model, tokens = load_whisper(recipe.teacher.model)

@@ -1,6 +1,7 @@
 """Voice activity detection with silero-vad (MIT; its wheel holds the weights) on a waveform at 16 kHz."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,12 @@ class Vad:
             ["speech_probs", "hn", "cn"], {"input": frames, "h": state[0], "c": state[1]}
         )
         return np.asarray(probs, np.float32).reshape(-1), (np.asarray(hidden), np.asarray(cell))
+
+
+@lru_cache
+def shared_vad() -> Vad:
+    """Return a detector for all tasks of this process: each would take memory and time to load."""
+    return Vad()
 
 
 class VadStream:

@@ -30,8 +30,9 @@ class Data(Section):
     split_by: Literal["speaker", "text"] = "speaker"
     """What the hash reads: the speaker (the text if no speaker is named), so that no speaker is in two splits, or
     always the text."""
-    utterances_per_shard: Count = 64
-    """The number of utterances in a shard."""
+    utterances_per_shard: Count | None = None
+    """The number of utterances in a shard; null: 64 of up to 65,000 utterances, and more of larger data, until a shard
+    has 192 MiB of audio."""
     min_duration_s: NotNegative = 0.1
     """The shortest audio of a row, in seconds."""
     max_duration_s: Annotated[float, Field(gt=0.0, le=30.0)] = 30.0

@@ -7,9 +7,9 @@ of sounds. The same data and settings give the same clips.
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -21,10 +21,11 @@ from askd_ray.audio.chunking import quietest
 from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.non_speech import SOUND_DB, sounds_without_speech
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
-from askd_ray.audio.vad import FRAME_SAMPLES, Vad
+from askd_ray.audio.vad import FRAME_SAMPLES, Vad, shared_vad
 from askd_ray.config.derive import Crops, Derive, NonSpeechClips, Stitched
 from askd_ray.data.schema import DERIVED_SCHEMA, SOUND_SCHEMA, DerivedKind, Piece, Split, Utterance
 from askd_ray.data.shards import BLOCK_ROWS, DERIVED, read_shard, read_table, to_table, waveform_of, write_table
+from askd_ray.data.task_runner import TaskRunner
 from askd_ray.location import Location
 from askd_ray.progress import bar
 from askd_ray.randomness import Draw
@@ -79,7 +80,7 @@ class _Sounds:
     audio: tuple[bytes, ...]
 
 
-def derive(folder: Location, settings: Derive) -> dict[str, dict[str, int]]:
+def derive(folder: Location, settings: Derive, runner: TaskRunner) -> dict[str, dict[str, int]]:
     """Write the derived shards of a folder of shards; return the number of clips by split and kind.
 
     Raises :class:`~askd_ray.errors.AskdError` when a recording of ``non_speech.files`` cannot be read.
@@ -87,11 +88,13 @@ def derive(folder: Location, settings: Derive) -> dict[str, dict[str, int]]:
     by_split: dict[Split, Derive] = {"train": settings}
     if settings.dev:
         by_split["dev"] = _dev_settings(folder)
-    shards = [(path, split) for split in by_split for path in folder.files(f"{split}-*.parquet")]
-    sounds, vad = _write_sounds(folder / SOUNDS, settings.non_speech.files), Vad()
+    shards: list[tuple[Location, Split]] = [
+        (path, split) for split in by_split for path in folder.files(f"{split}-*.parquet")
+    ]
+    work = partial(_derive_shard, by_split, _write_sounds(folder / SOUNDS, settings.non_speech.files))
     counts: dict[str, dict[str, int]] = {split: {} for split in by_split}
-    with ThreadPoolExecutor(n_cores()) as pool, bar("Deriving clips", len(shards), "shards") as progress:
-        made = pool.map(lambda shard: _derive_shard(shard[0], by_split[shard[1]], sounds, vad), shards)
+    with bar("Deriving clips", len(shards), "shards") as progress:
+        made = runner.map(work, shards, memory_mb=1024, local_threads=n_cores())
         for (_, split), kinds in zip(shards, made, strict=True):
             counts[split] = dict(Counter(counts[split]) + kinds)
             progress.advance()
@@ -123,14 +126,14 @@ def _write_sounds(path: Location, files: str | None) -> _Sounds:
     return _Sounds(tuple(lengths_s), tuple(audio))
 
 
-def _derive_shard(path: Location, settings: Derive, sounds: _Sounds, vad: Vad) -> Counter[str]:
-    """Write the derived shard of a shard; return the number of clips by kind."""
-    shard = _Shard(path.name, read_shard(path), sounds, vad)
-    crops = [clip for row in range(len(shard.utterances)) for clip in shard.crops(row, settings.crops)]
-    clips = [*crops, *shard.stitched(settings.stitched), *shard.non_speech(settings.non_speech)]
+def _derive_shard(settings: Mapping[Split, Derive], sounds: _Sounds, shard: tuple[Location, Split]) -> Counter[str]:
+    """Write the derived shard of a shard, which is given with its split; return the number of clips by kind."""
+    path, rates = shard[0], settings[shard[1]]
+    stored = _Shard(path.name, read_shard(path), sounds, shared_vad())
+    crops = [clip for row in range(len(stored.utterances)) for clip in stored.crops(row, rates.crops)]
+    clips = [*crops, *stored.stitched(rates.stitched), *stored.non_speech(rates.non_speech)]
     if clips:
-        rows = [shard.row(clip) for clip in clips]
-        table = pa.Table.from_pylist(rows, schema=DERIVED_SCHEMA)
+        table = pa.Table.from_pylist([stored.row(clip) for clip in clips], schema=DERIVED_SCHEMA)
         write_table(path.parent / f"{DERIVED}{path.name}", table, BLOCK_ROWS)
     return Counter(clip.kind for clip in clips)
 
@@ -279,6 +282,8 @@ class _Shard:
     def _analyse(self, row: int) -> tuple[Waveform, NDArray[np.float32]]:
         """Return the waveform of an utterance and its speech probabilities."""
         if row not in self._analysed:
+            if len(self._analysed) == 64:  # a large shard would fill the memory
+                self._analysed.clear()
             waveform = waveform_of(self.utterances[row])
             self._analysed[row] = waveform, self._vad.probs(waveform)
         return self._analysed[row]

@@ -95,7 +95,7 @@ def _prepare(run: Run, surveyed: Survey, runner: TaskRunner, force: bool) -> Res
         elif recipe.data.derive is not None:
             from askd_ray.data.derive import derive  # loads torch, which a refusal does not need
 
-            result["derived"] = derive(folder, recipe.data.derive)
+            result["derived"] = derive(folder, recipe.data.derive, runner)
         if not problem:
             result["content"] = _content(folder, runner)
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)

@@ -20,6 +20,7 @@ from askd_ray.data.shards import (
     waveform_of,
     write_table,
 )
+from askd_ray.data.task_runner import LocalRunner
 from askd_ray.location import Location
 
 WIDTH = SAMPLE_RATE_HZ // 10
@@ -40,26 +41,26 @@ def derived(folder: Location, split="train") -> list[Utterance]:
 
 
 def test_counts_add_up_and_clips_repeat(shards):
-    counts = derive(shards, SETTINGS)
+    counts = derive(shards, SETTINGS, LocalRunner(2))
     clips = derived(shards)
     for kind in ("crop", "stitched", "non_speech"):
         assert counts["train"][kind] == sum(u.derived == kind for u in clips) > 0
     assert len({u.id for u in clips}) == len(clips)
     hashes = [u.content_hash for u in clips]
-    assert derive(shards, SETTINGS) == counts
+    assert derive(shards, SETTINGS, LocalRunner(2)) == counts
     assert [u.content_hash for u in derived(shards)] == hashes
     assert len(set(hashes)) == len(hashes)
 
 
 def test_stored_hash_and_duration_are_those_of_the_clip(shards):
-    derive(shards, SETTINGS)
+    derive(shards, SETTINGS, LocalRunner(2))
     for u in derived(shards):
         assert len(waveform_of(u)) == pytest.approx(u.duration_s * SAMPLE_RATE_HZ, abs=2 * len(u.pieces))
         assert u.duration_s <= 30.0
 
 
 def test_crops_are_parts_of_their_utterance(shards):
-    derive(shards, SETTINGS)
+    derive(shards, SETTINGS, LocalRunner(2))
     whole = {u.id: u for u in read_utterances(shards, "train")}
     crops = [u for u in derived(shards) if u.derived == "crop"]
     for u in crops:
@@ -82,7 +83,7 @@ def test_crops_with_references_end_at_quiet_points(shards):
         non_speech=NonSpeechClips(per_utterance=0),
         dev=False,
     )
-    assert derive(shards, settings).keys() == {"train"}
+    assert derive(shards, settings, LocalRunner(2)).keys() == {"train"}
     texts = {u.id: u.text for u in read_utterances(shards, "train")}
     crops = derived(shards)
     assert crops
@@ -98,7 +99,7 @@ def test_crops_with_references_end_at_quiet_points(shards):
 
 
 def test_stitched_clips_join_whole_utterances(shards):
-    derive(shards, SETTINGS)
+    derive(shards, SETTINGS, LocalRunner(2))
     by_audio = {u.audio: u for u in read_utterances(shards, "train")}
     stitched = [u for u in derived(shards) if u.derived == "stitched"]
     for u in stitched:
@@ -119,7 +120,7 @@ def test_clips_without_speech_have_none(shards, vad):
     soundfile.write(file, with_pause, SAMPLE_RATE_HZ, format="FLAC")
     long = replace(first, id="long", audio=file.getvalue(), duration_s=len(with_pause) / SAMPLE_RATE_HZ)
     write_table(path, to_table([long, *others]))
-    derive(shards, SETTINGS.model_copy(update={"non_speech": NonSpeechClips(per_utterance=10.0)}))
+    derive(shards, SETTINGS.model_copy(update={"non_speech": NonSpeechClips(per_utterance=10.0)}), LocalRunner(2))
     silent = [u for u in derived(shards) if u.derived == "non_speech"]
     assert {u.text for u in silent} == {""}
     assert {u.domain for u in silent} == {NON_SPEECH_DOMAIN}
@@ -132,7 +133,7 @@ def test_clips_without_speech_have_none(shards, vad):
 
 
 def test_dev_gets_short_long_and_silent_clips(shards):
-    derive(shards, SETTINGS)
+    derive(shards, SETTINGS, LocalRunner(2))
     kinds = {u.derived for u in derived(shards, "dev")}
     assert kinds <= {"crop", "stitched", "non_speech"}
     assert "crop" in kinds
@@ -142,6 +143,6 @@ def test_dev_gets_short_long_and_silent_clips(shards):
 
 def test_shards_of_a_split_leave_derived_clips_out(shards):
     n = len(read_utterances(shards, "train"))
-    derive(shards, SETTINGS)
+    derive(shards, SETTINGS, LocalRunner(2))
     assert len(read_utterances(shards, "train")) == n
     assert all(not path.name.startswith("derived") for path in shard_paths(shards, "train"))

@@ -9,6 +9,7 @@ from askd_ray.data.derive import derive
 from askd_ray.data.dev import read_dev
 from askd_ray.data.labels import read_label_texts, write_labels
 from askd_ray.data.shards import derived_paths, read_shard, read_utterances
+from askd_ray.data.task_runner import LocalRunner
 from askd_ray.errors import AskdError
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label, label_key
@@ -17,7 +18,7 @@ from askd_ray.targets.soft_labels import label, label_key
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, speech: Path, weights: Path, tiny_en: Model) -> Run:
     run = small_run(tmp_path_factory.mktemp("runs"), speech, teacher={"model": str(weights)})
-    derive(run.shards, Derive())
+    derive(run.shards, Derive(), LocalRunner(1))
     for path in derived_paths(run.shards, "dev"):
         write_labels(run.labels / path.name, label(*tiny_en, read_shard(path), run.recipe), label_key(run.recipe))
     return run

@@ -94,14 +94,14 @@ def read_utterances_of(shards: Path) -> list[Any]:
     return read_utterances(Location.of(shards), "train")
 
 
-def many_files(root: Path, n_files: int = 8) -> Recipe:
+def many_files(root: Path, n_files: int = 8, **data: Any) -> Recipe:
     """Return a recipe of several Parquet files, each a part, with rows that repeat those of other files."""
     sources: list[dict[str, Any]] = []
     for number in range(n_files):
         rows = [{"id": f"{i % 13}-{number * i % 4}", "seed": 17 * number + i, "text": "words"} for i in range(27)]
         folder = root / "clips" / str(number)
         sources.append(write_sources(folder, [{"speaker": f"s{row['seed'] % 11}", **row} for row in rows], 100)[1])
-    return recipe_of(sources, root / "runs", utterances_per_shard=3, dev_share=0.2, test_share=0.2)
+    return recipe_of(sources, root / "runs", utterances_per_shard=3, dev_share=0.2, test_share=0.2, **data)
 
 
 SLOW_PREPARE = """

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from askd_ray.config.source import Source
 from askd_ray.data.sources.files import SourceFile, source_files
@@ -18,7 +19,9 @@ from askd_ray.data.sources.read import (
 from askd_ray.data.sources.row import SourceRow
 from askd_ray.errors import AskdError
 from askd_ray.files import digest
-from askd_ray.location import Location
+from askd_ray.location import Location, map_concurrently
+
+_FILES = 256  # whose metadata are read ahead: a store answers slowly
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ def source_parts(
 def _pieces(source: Source, files: Sequence[SourceFile], max_rows: int) -> Iterator[tuple[str, SourceFile]]:
     """Yield the pieces of files that hold their audio, each with its key."""
     stamps, settings = FileStamps(), source.model_dump(mode="json", exclude={"path"})
-    for file in files:
-        for piece in in_row_groups(file, max_rows) if source.kind == "parquet" else [file]:
+    for start in range(0, len(files), _FILES):
+        some = files[start : start + _FILES]
+        if source.kind == "parquet":
+            some = itertools.chain(*map_concurrently(partial(in_row_groups, max_rows=max_rows), some))
+        for piece in some:
             names = [str(piece.location), piece.label, piece.split, piece.values, piece.row_groups]
-            yield digest([settings, names, stamps.of(file.location)]), piece
+            yield digest([settings, names, stamps.of(piece.location)]), piece

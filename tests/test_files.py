@@ -9,6 +9,7 @@ from askd_ray.files import (
     atomic_path,
     cache_root,
     check_place,
+    clear_interrupted,
     digest,
     local_path,
     read_json,
@@ -45,6 +46,19 @@ def test_folder_is_replaced_atomically(tmp_path):
             (temporary / name).write_text(name)
     assert [p.name for p in target.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_killed_write_left_is_deleted(tmp_path):
+    target = tmp_path / "[folder]"
+    with atomic_path(target) as temporary, atomic_path(tmp_path / "other") as other:
+        temporary.mkdir()
+        other.touch()
+        (temporary / "half").touch()
+        copied = [path.name for path in tmp_path.iterdir()]
+        clear_interrupted(target)
+        assert [path.name for path in tmp_path.iterdir()] == [other.name] and len(copied) == 2
+        temporary.mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["[folder]", "other"]
 
 
 def test_failed_write_keeps_the_old_folder(tmp_path):

@@ -84,6 +84,29 @@ def test_folder_is_replaced(folder: Location):
     assert shard_paths(shards, "train") == [shards / "train-00001.parquet"]
 
 
+def test_folder_is_deleted(folder: Location):
+    for name in ("a", "b/c"):
+        (folder / "gone" / name).write_bytes(b"1")
+    (folder / "stays").write_bytes(b"2")
+    for _ in range(2):
+        (folder / "gone").delete_folder()
+        assert [file.name for file in folder.files(recursive=True)] == ["stays"]
+    assert folder.root or not (folder / "gone").exists()  # a store keeps no folders, or empty marks of them
+
+
+def test_output_in_steps_is_complete_or_missing_here(folder: Location):
+    file = folder / "some" / "steps"
+    with file.atomic_output() as output:
+        output.write(b"12")
+        output.write(b"3")
+    assert file.read_bytes() == b"123"
+    with pytest.raises(KeyError), file.atomic_output() as output:
+        output.write(b"4")
+        raise KeyError
+    if not folder.root:
+        assert file.read_bytes() == b"123" and [f.name for f in file.parent.files()] == ["steps"]
+
+
 def test_partly_replaced_folder_is_refused(folder: Location):
     shards = folder / "shards"
     (shards / "train-00000.parquet").write_bytes(b"old")

@@ -42,13 +42,8 @@ QUARANTINE = "quarantine.jsonl"
 PART_ROWS = 1024
 """The rows of a part, about; a tar, or a row group of a Parquet file, is never divided."""
 
-_AFTER_THE_CHECK = {
-    "sources",
-    "max_dev_hours",
-    "utterances_per_shard",
-    "max_quarantine_share",
-    "derive",
-}  # do not change checked parts
+# Settings that do not change checked parts.
+_AFTER_THE_CHECK = {"sources", "max_dev_hours", "utterances_per_shard", "max_quarantine_share", "derive"}
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,7 @@ def _derive_shard(settings: Mapping[Split, Derive], sounds: _Sounds, shard: tupl
     crops = [clip for row in range(len(stored.utterances)) for clip in stored.crops(row, rates.crops)]
     clips = [*crops, *stored.stitched(rates.stitched), *stored.non_speech(rates.non_speech)]
     if clips:
-        rows = [stored.row(clip) for clip in clips]
-        table = pa.Table.from_pylist(rows, schema=DERIVED_SCHEMA)
+        table = pa.Table.from_pylist([stored.row(clip) for clip in clips], schema=DERIVED_SCHEMA)
         write_table(path.parent / f"{DERIVED}{path.name}", table, BLOCK_ROWS)
     return Counter(clip.kind for clip in clips)
 

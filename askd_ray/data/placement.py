@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +47,8 @@ ones come last."""
 PLACED_COLUMNS = ("group", "dev_fraction")
 """The columns of a part's rows that :func:`groups_of` reads."""
 
+_MAX_ARRAYS = 256  # of speakers; to merge them one by one would take a time that is quadratic in the parts
+
 COUNTED_COLUMNS = (*PLACED_COLUMNS, "marked", "n_samples", "n_bytes", "has_text", "language", "speaker")
 """The columns that :func:`count_groups` and :func:`groups_of` read."""
 
@@ -55,13 +58,18 @@ def group_of(assignment: SplitAssignment, has_text: bool) -> int:
     return GROUPS.index(Group(assignment.split, assignment.spare, has_text or not assignment.spare))
 
 
+def different(hashes: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Return the different hashes of several arrays, sorted."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
+
+
 def _zeros() -> NDArray[np.int64]:
     return np.zeros(len(GROUPS), np.int64)
 
 
 @dataclass
 class GroupCounts:
-    """Counts by group. ``speakers`` are the sorted 64-bit hashes of names: 8 bytes for each."""
+    """Counts by group. ``speakers`` are 64-bit hashes of names in a few arrays: 8 bytes for each name."""
 
     utterances: NDArray[np.int64] = field(default_factory=_zeros)
     marked: NDArray[np.int64] = field(default_factory=_zeros)
@@ -69,7 +77,7 @@ class GroupCounts:
     n_bytes: NDArray[np.int64] = field(default_factory=_zeros)
     without_text: NDArray[np.int64] = field(default_factory=_zeros)
     languages: list[Counter[str]] = field(default_factory=lambda: [Counter[str]() for _ in GROUPS])
-    speakers: list[NDArray[np.uint64]] = field(default_factory=lambda: [np.empty(0, np.uint64) for _ in GROUPS])
+    speakers: list[list[NDArray[np.uint64]]] = field(default_factory=lambda: [[] for _ in GROUPS])
 
     def add(self, other: "GroupCounts") -> None:
         """Add the counts of further rows."""
@@ -77,8 +85,9 @@ class GroupCounts:
             getattr(self, name)[:] += getattr(other, name)
         for group, (languages, speakers) in enumerate(zip(other.languages, other.speakers, strict=True)):
             self.languages[group] += languages
-            if len(speakers):
-                self.speakers[group] = np.union1d(self.speakers[group], speakers)
+            self.speakers[group] += speakers
+            if len(self.speakers[group]) > _MAX_ARRAYS:
+                self.speakers[group] = [different(self.speakers[group])]
 
 
 def count_groups(rows: pa.Table, groups: NDArray[np.int8]) -> GroupCounts:
@@ -104,7 +113,7 @@ def count_groups(rows: pa.Table, groups: NDArray[np.int8]) -> GroupCounts:
             counts.languages[group][language] += 1
     for group in range(len(GROUPS)):
         names = columns["speaker"][groups == group]
-        counts.speakers[group] = np.unique(names[names != 0])
+        counts.speakers[group] = [np.unique(names[names != 0])]
     return counts
 
 
@@ -153,13 +162,12 @@ class Placement:
         for split in SPLITS:
             groups = [number for number, placed in enumerate(self.splits) if placed == split]
             spare = [number for number in groups if GROUPS[number].spare and split == "train"]
-            speakers = np.unique(np.concatenate([np.empty(0, np.uint64), *(counts.speakers[n] for n in groups)]))
             by_split[split] = SplitCounts(
                 utterances=int(counts.utterances[groups].sum()),
                 seconds=int(counts.samples[groups].sum()) / SAMPLE_RATE_HZ,
                 marked=int(counts.marked[groups].sum() + counts.utterances[spare].sum()),
                 without_text=int(counts.without_text[groups].sum()),
-                speakers=speakers,
+                speakers=different([names for number in groups for names in counts.speakers[number]]),
             )
         return by_split
 

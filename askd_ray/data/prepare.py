@@ -74,7 +74,9 @@ def prepare(recipe: Recipe, force: bool = False, cluster: Callable[[], TaskRunne
     def work() -> Result:
         return _prepare(run, surveyed, _runner(surveyed, cluster), force)
 
-    return run_stage(StageWork(run, "prepare", key_of, done, work, summary), force)
+    result = run_stage(StageWork(run, "prepare", key_of, done, work, summary), force)
+    (run.data_path / _PARTS).delete_folder()  # after the record: until then they are the only result
+    return result
 
 
 def _runner(surveyed: Survey, cluster: Callable[[], TaskRunner] | None) -> TaskRunner:
@@ -100,7 +102,6 @@ def _prepare(run: Run, surveyed: Survey, runner: TaskRunner, force: bool) -> Res
             result["content"] = _content(folder, runner)
     console.print(table(result), *notes(result, recipe), sep="\n", markup=False)
     _raise_problem(problem, f"; {run.shards / QUARANTINE} lists what was set aside" if result["quarantined"] else "")
-    parts.delete_folder()
     return result
 
 

@@ -15,7 +15,7 @@ from askd_ray.data.checked_parts import CheckedParts, PartSummary
 from askd_ray.data.placement import SET_ASIDE
 from askd_ray.data.task_runner import TaskRunner
 
-MAX_ROWS = 1 << 24
+MAX_ROWS = 1 << 23
 """The rows in one bucket: about 700 MB of memory."""
 
 

@@ -17,7 +17,6 @@ from askd_ray.objective.schedules import Progress
 from askd_ray.objective.tensors import TensorBatch
 from askd_ray.objective.transfer import send
 
-
 _Piece = tuple[torch.Tensor, torch.Tensor]
 """Ids and buckets of a part of a batch, as in :class:`~askd_ray.objective.label_parts.CachedLabels`."""
 

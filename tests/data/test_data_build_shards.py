@@ -141,6 +141,9 @@ def test_killed_prepare_continues_with_the_parts_that_remain(tmp_path: Path, mon
     assert len(written) == 8 - n_checked
     assert sorted(path.name for path in run.path.iterdir()) == ["prepare.json", "recipe.yaml", "shards"]
 
+    (parts / "left").mkdir(parents=True)  # as by a kill after the record
+    assert prepare(recipe) == result and len(written) == 8 - n_checked and not parts.exists()
+
     undisturbed = recipe.model_copy(update={"name": "undisturbed"})
     assert prepare(undisturbed) == result
     files = {file.name: file.read_bytes() for file in run.shards.files()}

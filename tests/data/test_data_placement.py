@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from askd_ray.audio.units import SAMPLE_RATE_HZ
-from askd_ray.data.placement import GROUPS, SET_ASIDE, Group, GroupCounts, Placement, count_groups, group_of, groups_of
+from askd_ray.data import placement as placement_module
+from askd_ray.data.placement import (
+    GROUPS,
+    SET_ASIDE,
+    Group,
+    GroupCounts,
+    Placement,
+    count_groups,
+    different,
+    group_of,
+    groups_of,
+)
 from askd_ray.data.schema import SPLITS
 from askd_ray.data.split import SplitAssignment, dev_fraction
 
@@ -68,7 +79,7 @@ def test_counts_of_parts_are_those_of_the_whole(
     for name in ("utterances", "marked", "samples", "n_bytes", "without_text"):
         assert getattr(summed, name).tolist() == getattr(counts, name).tolist()
     assert summed.languages == counts.languages
-    assert [s.tolist() for s in summed.speakers] == [s.tolist() for s in counts.speakers]
+    assert [different(s).tolist() for s in summed.speakers] == [different(s).tolist() for s in counts.speakers]
     by_split = placement.split_counts(counts)
     assert {split: c.utterances for split, c in by_split.items()} == {s: len(names) for s, names in ids.items()}
     assert placement.languages(counts).total() == sum(map(len, ids.values())) == placement.used(counts)[0]
@@ -123,3 +134,13 @@ def test_groups_of_assignments():
         if split != "train" or not spare
     )
     assert found == {0: 2, 1: 2, 2: 2, 3: 1, 4: 1, 5: 1, 6: 1}
+
+
+def test_speakers_of_many_parts_are_merged(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(placement_module, "_MAX_ARRAYS", 3)
+    totals = GroupCounts()
+    for number in range(20):
+        rows = table([row(number, Group("train"))])
+        totals.add(count_groups(rows, groups_of(rows, NONE, None)))
+        assert len(totals.speakers[0]) <= 3
+    assert different(totals.speakers[0]).tolist() == [1, 2, 3, 4, 5, 6]  # 0 is no name

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from mixed_sources import Row, recipe_of, shards_of, write_sources
 from test_data_build_shards import ROWS, many_files
 
 from askd_ray import stages
+from askd_ray.config.load import dump_recipe
 from askd_ray.data import prepare as stage
 from askd_ray.data.ray_prepare import RayRunner
 from askd_ray.data.task_runner import LocalRunner
 from askd_ray.errors import AskdError
+from askd_ray.ray_cluster import package_folder
 from askd_ray.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -57,6 +61,22 @@ def test_tasks_of_dead_workers_are_repeated_and_results_keep_their_order(ray_ses
 
     assert list(RayRunner().map(dying, range(40))) == [-n for n in range(40)]
     assert sorted(int(mark.name) for mark in tmp_path.iterdir()) == [3, 13, 23, 33]
+
+
+@pytest.mark.full
+def test_node_that_dies_changes_nothing(tmp_path: Path):
+    recipe = many_files(tmp_path, 60)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    script = Path(__file__).resolve().parent.parent / "support" / "dying_prepare_node.py"
+    path = os.pathsep.join([str(script.parent), str(package_folder().parent)])
+    environment = {**os.environ, "PYTHONPATH": path, "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, str(script), str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    other = recipe.model_copy(update={"name": "other"})
+    assert stage.prepare(other) == Run(recipe).result("prepare")
+    files = [{file.name: file.read_bytes() for file in Run(r).shards.files()} for r in (recipe, other)]
+    assert files[0] == files[1]
 
 
 def test_the_first_error_is_raised_as_one_line(ray_session: None, capfd: pytest.CaptureFixture[str]):

@@ -9,7 +9,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from askd_ray.errors import without_credentials
 from askd_ray.files import atomic_path, cache_root, digest, file_lock
@@ -71,8 +71,12 @@ class Mirror:
         map_concurrently(self._upload, names)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Delete files on the store."""
+        """Delete files on the store, and the folders that have no files then: Arrow keeps these as empty objects."""
+        names = list(names)
         map_concurrently(lambda name: (self.store / name).delete(), names)
+        for folder in {PurePosixPath(name).parent.as_posix() for name in names} - {"."}:
+            if not (self.store / folder).stamped(recursive=True):
+                (self.store / folder).delete_folder()
 
     def stored(self, name: str = "") -> Stamps:
         """Return the files of a folder on the store, or the file of this name."""

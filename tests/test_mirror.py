@@ -92,6 +92,7 @@ def test_the_store_decides(here: Mirror, there: Mirror):
     there.fetch("x")
     assert texts(there) == {"x/b": "b"}
     there.delete(["x/b"])
+    assert not (there.store / "x").exists()
     there.fetch("x")
     assert texts(there) == {} and not (there.folder / "x").exists()
 

@@ -57,7 +57,8 @@ class BestStudent:
                 remove(student)
 
     def finish(self) -> None:
-        """At the end of the run, give the folder its final name."""
+        """At the end of the run, give the folder its final name, once no upload reads it."""
+        self._store.wait()
         if self.path.is_dir():
             remove(self._folder / BEST)
             self.path.rename(self._folder / BEST)

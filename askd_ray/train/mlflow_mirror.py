@@ -22,7 +22,7 @@ from askd_ray.location import Location
 from askd_ray.progress import console
 from askd_ray.provenance import git_sha
 from askd_ray.runs import Run
-from askd_ray.train.track import MetricsReader, StepMetrics
+from askd_ray.train.track import StepMetrics, follow
 
 _STATE = "mlflow.json"  # in the training's folder: the id of the MLflow run, and the files that it has
 _INTERVAL_S = 5.0
@@ -59,7 +59,7 @@ class MlflowRun:
         if mlflow_run.info.status != "RUNNING" and run.record("distill") is None:
             self._client.update_run(self.id, status="RUNNING")  # it was killed or failed, and resumes
         self._send_params(mlflow_run.data.params)
-        self._metrics = MetricsReader(run.distill, after=int(mlflow_run.data.metrics.get("step", 0)))
+        self._metrics = follow(run, after=int(mlflow_run.data.metrics.get("step", 0)))
         self._waiting: list[StepMetrics] = []
 
     @property

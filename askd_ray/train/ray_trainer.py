@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
@@ -39,7 +38,7 @@ from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.loop import CHECKPOINTS
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
 from askd_ray.train.shrink import check_shrinkings
-from askd_ray.train.track import MetricsReader, StepMetrics
+from askd_ray.train.track import StepMetrics, follow
 
 
 class RayTrainContext:
@@ -174,7 +173,7 @@ def _fit(recipe: Recipe, run: Run, key: str) -> dict[str, Any]:
         ),
     )
     try:
-        with _progress(run.distill), mirrored(run), keyboard_interrupt():
+        with _progress(run), mirrored(run), keyboard_interrupt():
             summary = trainer.fit().return_value
         assert isinstance(summary, dict)
         return cast(dict[str, Any], summary)
@@ -220,8 +219,8 @@ class NoRetries(UserCallback):
 class _progress:  # noqa: N801  # a context manager, used like a function
     """Shows the metrics that rank 0 writes while the driver waits for the workers."""
 
-    def __init__(self, folder: Path):
-        self._folder, self._stop = folder, threading.Event()
+    def __init__(self, run: Run):
+        self._run, self._stop = run, threading.Event()
 
     def __enter__(self) -> None:
         self._thread = threading.Thread(target=self._show, daemon=True)
@@ -232,11 +231,14 @@ class _progress:  # noqa: N801  # a context manager, used like a function
         self._thread.join()
 
     def _show(self) -> None:
-        metrics, scored, stopped = MetricsReader(self._folder), None, False
+        metrics, scored, stopped = follow(self._run), None, False
         with bar("distill", None, "step") as progress:
             while not stopped:
                 stopped = self._stop.wait(0.5)
-                lines = metrics.new()
+                try:
+                    lines = metrics.new()
+                except AskdError:  # the store does not answer: the training itself finds out whether it matters
+                    continue
                 scored = next((line for line in reversed(lines) if "dev_wer" in line), scored)
                 if lines:
                     _update(progress, lines[-1], scored)

@@ -10,8 +10,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from torch.utils.tensorboard import SummaryWriter
 
 from askd_ray.files import atomic_path
+from askd_ray.mirror import Mirror
+from askd_ray.runs import Run
 
 _METRICS = "metrics.jsonl"
+_FETCH_INTERVAL_S = 10.0
 
 StepMetrics = dict[str, float]
 
@@ -48,16 +51,20 @@ def _line(metrics: StepMetrics) -> str:
 class MetricsReader:
     """Reads new metrics of a run while the run writes them.
 
-    It leaves out steps up to ``after``, and steps that a resumed run repeats: every step comes once.
+    It leaves out steps up to ``after``, and steps that a resumed run repeats: every step comes once. With a ``mirror``
+    of the folder, the file is fetched from time to time.
     """
 
-    def __init__(self, folder: Path, after: int = 0):
+    def __init__(self, folder: Path, after: int = 0, mirror: Mirror | None = None):
         self._path = folder / _METRICS
-        self._after = after
+        self._after, self._mirror, self._next_fetch_s = after, mirror, 0.0
         self._file, self._offset = 0, 0
 
     def new(self) -> list[StepMetrics]:
         """Return the metrics written since the last call, by step; a half-written line waits for the next call."""
+        if self._mirror is not None and time.monotonic() >= self._next_fetch_s:
+            self._mirror.fetch(_METRICS)
+            self._next_fetch_s = time.monotonic() + _FETCH_INTERVAL_S
         try:
             file = self._path.open("rb")
         except FileNotFoundError:
@@ -74,6 +81,17 @@ class MetricsReader:
         if new_lines:
             self._after = int(new_lines[-1]["step"])
         return new_lines
+
+
+def follow(run: Run, after: int = 0) -> MetricsReader:
+    """Return a reader of a training's metrics while it runs.
+
+    Rank 0 of a run on a store may be on another machine: the metrics are then those of its last checkpoint.
+    """
+    if run.mirror is None:
+        return MetricsReader(run.distill, after)
+    folder = run.path / "followed"
+    return MetricsReader(folder, after, Mirror(folder, run.place / "distill"))
 
 
 def read_metrics(folder: Path) -> list[StepMetrics]:

@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from askd_ray.evaluation import ray_evaluate, sets
 from askd_ray.evaluation.hypotheses import CLEAN, RAW, SERVED, read_hypotheses
 from askd_ray.evaluation.non_speech import non_speech_clips
 from askd_ray.evaluation.ray_evaluate import evaluate
+from askd_ray.evaluation.report.write import report
 from askd_ray.files import read_json
 from askd_ray.models.bundle import HYPOTHESES_FILE, check_hashes
 from askd_ray.runs import Run
@@ -124,3 +126,37 @@ def test_a_damaged_bundle_is_said_at_once(run: Run):
     with pytest.raises(AskdError, match="is not part of it"):
         evaluate(run.recipe)
     assert run.record("evaluate") is None
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_run_on_a_store(
+    run: Run, weights: Path, s3: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    caches = [tmp_path / "first", tmp_path / "second"]
+    for cache in caches:  # two machines, with the teacher's weights
+        cache.mkdir()
+        for name in ("weights", "speech"):
+            (cache / name).symlink_to(weights.parents[1] / name)
+    settings = {"runs_root": s3("runs"), "data_root": str(tmp_path), "data_run": "small"}
+    there = Run(run.recipe.model_copy(update=settings))
+    monkeypatch.setenv("ASKD_CACHE", str(caches[0]))
+    shutil.copytree(run.bundle, there.bundle)
+    there.send("bundle")
+    there.finish("export", "exported", {}, there.begin("export"))
+    shutil.rmtree(there.path)
+
+    scores = evaluate(there.recipe)
+    assert scores["in_domain"] == evaluate(run.recipe)["in_domain"]
+    stored = {name.split("/")[1] for name in there.mirror.stored("evaluate")} if there.mirror is not None else set()
+    assert stored == {"hypotheses.parquet", "parts", "scores.json"}
+    monkeypatch.setenv("ASKD_CACHE", str(caches[1]))
+    assert there.path.is_relative_to(caches[1]) and there.record("export") is not None
+    assert evaluate(there.recipe) == scores
+    check_hashes(there.bundle)
+    assert read_json(there.bundle / "bundle.json")["scores"] == scores
+    page = report([there.place.uri])
+    assert (there.place / "evaluate" / "report.html").read_bytes() == page.read_bytes()
+    with pytest.raises(AskdError, match=r"^no run 's3://b\w+/nothing\?\S+': it has no recipe\.yaml$"):
+        report([s3("nothing")])

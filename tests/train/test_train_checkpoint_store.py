@@ -86,7 +86,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, dies_at: int | None = None):
         self.n, self.dies_at = 0, dies_at
         self._lock = threading.Lock()
-        for name in ("output", "delete"):
+        for name in ("output", "delete", "delete_folder"):
             monkeypatch.setattr(Location, name, self._counted(getattr(Location, name)))
 
     def _counted(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,10 +1,14 @@
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from askd_ray.train.track import MetricsReader, Tracker, read_metrics
+from askd_ray.config.schema import Recipe
+from askd_ray.mirror import Mirror
+from askd_ray.runs import Run
+from askd_ray.train.track import MetricsReader, Tracker, follow, read_metrics
 
 STEPS = ({"loss": 1.5, "lr/decoder": 1e-5}, {"loss": 1.0, "lr/decoder": 2e-5}, {"loss": 0.5, "lr/decoder": 3e-5})
 
@@ -62,3 +66,23 @@ def test_unfinished_line_is_read_later(tmp_path: Path):
         file.write('ss": 0.5}\n')
         file.flush()
         assert reader.new() == [{"step": 2, "loss": 0.5}]
+
+
+def test_metrics_of_a_run_on_a_store_are_followed(
+    s3: Callable[[str], str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = Run(Recipe(name="mine", runs_root=s3("runs")))
+    elsewhere = Mirror(tmp_path / "elsewhere", run.place / "distill")
+    metrics = follow(run)
+    assert metrics.new() == []
+    tracked(elsewhere.folder)
+    elsewhere.send("metrics.jsonl")
+    assert metrics.new() == [], "it asks the store from time to time"
+    for steps in ([1, 2, 3], []):
+        monkeypatch.setattr(metrics, "_next_fetch_s", 0.0)
+        assert [line["step"] for line in metrics.new()] == steps
+    tracked(elsewhere.folder, 4)
+    elsewhere.send("metrics.jsonl")
+    monkeypatch.setattr(metrics, "_next_fetch_s", 0.0)
+    assert [line["step"] for line in metrics.new()] == [4, 5, 6]
+    assert not run.distill.exists(), "the training's own files stay as they are"

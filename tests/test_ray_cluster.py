@@ -1,15 +1,21 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
 import torch
+from tiny_run import record_as_labelled
 
 from askd_ray import ray_cluster
+from askd_ray.config.load import dump_recipe
+from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
 from askd_ray.ray_cluster import auth_token, connect, disconnect
+from askd_ray.runs import Run
 
 LOCAL_CLUSTER = """
 import os, ray
@@ -106,3 +112,29 @@ def test_gpu_unknown_to_ray_is_refused(ray_session: None, monkeypatch: pytest.Mo
     monkeypatch.setattr(ray_cluster.ray, "cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(AskdError, match="Ray finds none on this machine"):
         connect(use_gpu=True)
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_stages_wait_for_the_first_node_with_cpus(copy_of_run: Callable[[], Recipe], tmp_path: Path):
+    """A cluster whose groups of nodes grow from zero has no CPU when a stage begins."""
+    recipe = copy_of_run()
+    run, file = Run(recipe), tmp_path / "recipe.yaml"
+    record_as_labelled(run)
+    for path in (run.path / "label.json", *map(str, run.labels.files("train-*"))):
+        os.remove(path)
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+    script = Path(__file__).parent / "support" / "late_node.py"
+    others = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path, because socket paths have a length limit
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_TMPDIR": folder}
+        paths = os.pathsep.join([str(ray_cluster.package_folder().parent), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, str(script), str(file)],
+            env=others | token | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+    assert done.returncode == 0, done.stderr
+    assert len(run.labels.files("train-*")) == 2 and run.student.is_dir()

@@ -3,8 +3,9 @@
 import ctypes
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +64,29 @@ def check_cuda() -> None:
             f"old; {built}; docs/install.md): use --set train.workers.gpu=false or --device cpu, or set RAY_ADDRESS to "
             "a cluster with GPUs"
         )
+
+
+def gpu_memory_bytes(device: torch.device) -> int:
+    """Return the size of a GPU's memory, whether it is free or not."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def start_copy(pinned: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, Callable[[], None]]:
+    """Start to copy a tensor in pinned memory to a GPU, beside what the GPU computes.
+
+    Returns the copy, and a function to call before the copy is used: it lets the GPU wait, not the host.
+    """
+    main, side, copied = torch.cuda.current_stream(device), _side_stream(device), torch.cuda.Event()
+    with torch.cuda.stream(side):
+        copy = pinned.to(device, non_blocking=True)
+    copied.record(side)
+    copy.record_stream(main)  # its memory is free again when the computation no longer needs it
+    return copy, partial(main.wait_event, copied)
+
+
+@lru_cache(maxsize=8)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def use_tf32(device: torch.device) -> None:

@@ -3,23 +3,29 @@
 Run on a machine with a GPU: pytest -m gpu. It was written without one (docs/install.md).
 """
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from small_run import manifest_rows, utterances, write_manifest
+from step_overhead import WEIGHTS, make_batches, make_stepper
 
 from askd_ray.bundles.bundle import export
 from askd_ray.config.schema import Recipe
 from askd_ray.data.prepare import prepare
+from askd_ray.data.schema import Batch
 from askd_ray.data.shards import waveform_of
 from askd_ray.evaluation.ray_evaluate import evaluate
 from askd_ray.models.bundle import COMPUTE_TYPES, ComputeType, open_engine, read_bundle
 from askd_ray.ray_cluster import disconnect
 from askd_ray.targets.ray_label import label
 from askd_ray.text.error_rate import count_word_errors
-from askd_ray.torch_setup import Device
+from askd_ray.torch_setup import Device, use_tf32
+from askd_ray.train.ledger import TRAINED
 from askd_ray.train.ray_trainer import distill
+from askd_ray.train.step import StepResult
 
 DEVICES = [pytest.param("cpu", marks=pytest.mark.full), pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -67,3 +73,31 @@ def test_engine_equals_the_cpu(device: Device, speech: Path, weights: Path):
     on_cpu = texts("cpu", "int8")
     for compute_type in COMPUTE_TYPES[device]:
         assert count_word_errors(on_cpu, texts(device, compute_type)).rate < 0.2, compute_type
+
+
+def test_step_equals_the_cpu_and_waits_once(device: Device, tmp_path: Path):
+    """Copies, log-mels, the gradient of the projection and the optimizer, in float32 and in half precision."""
+    batches, where = make_batches(tmp_path, 3), torch.device(device)
+    expected, _ = step_on(torch.device("cpu"), "float32", [batches["host"]] * 2)
+    for precision, tolerance in (("float32", 1e-3), ("bfloat16", 0.05)):
+        found, waits = step_on(where, precision, [batches["device"]] * 2)
+        assert found.outcome == TRAINED and found.n_tokens == expected.n_tokens
+        assert found.means["loss"] == pytest.approx(expected.means["loss"], rel=tolerance)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=4 * tolerance)
+        assert waits == (1 if device == "cuda" else 0)
+
+
+def step_on(device: torch.device, precision: str, batches: list[Batch]) -> tuple[StepResult, int]:
+    """The first step of a student, and how often the host waited for the GPU in the second one."""
+    stepper = make_stepper(precision)
+    stepper.student.to(device)
+    use_tf32(device)
+    result = stepper.step(batches, WEIGHTS, [0, 1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+        stepper.step(batches, WEIGHTS, [0, 1])
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    return result, sum("synchronizing" in str(warning.message) for warning in caught)

@@ -88,3 +88,17 @@ def test_teacher_and_compared_systems_stay_on_the_cpu(weights: Path):
     (both,) = open_system(str(weights)).transcribe([np.zeros(16_000, np.float32)], "en")
     assert both.served.ended is True
     assert weights_hash(str(weights)) != weights_hash(str(weights), "cuda")  # nor is one device's answer the other's
+
+
+def test_tf32_is_for_gpus_and_not_for_exact_products():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch_setup.use_tf32(torch.device("cpu"))
+        assert torch.get_float32_matmul_precision() == before
+        torch_setup.use_tf32(torch.device("cuda"))
+        assert torch.get_float32_matmul_precision() == "high"
+        with torch_setup.exact_matmul():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from askd_ray.torch_setup import gpu_memory_bytes
+
 _CPU_CHUNK_TOKENS = 64  # logits of one chunk: 64 x 51,865 x 4 B = 13 MB a tensor, which stays in a cache
 _MIN_GPU_CHUNK_TOKENS, _MAX_GPU_CHUNK_TOKENS = 2048, 4096  # fewer would launch more kernels, each too small for a GPU
 _MEMORY_SHARE = 1 / 16  # of a GPU's memory, for the logits of a chunk and what is computed of them
@@ -19,7 +21,7 @@ def chunk_tokens_of(device: torch.device, n_vocab: int) -> int:
     """
     if device.type != "cuda":
         return _CPU_CHUNK_TOKENS
-    return gpu_chunk_tokens(torch.cuda.get_device_properties(device).total_memory, n_vocab)
+    return gpu_chunk_tokens(gpu_memory_bytes(device), n_vocab)
 
 
 def gpu_chunk_tokens(memory_bytes: int, n_vocab: int) -> int:

@@ -1,14 +1,14 @@
 """Copies micro-batches to a GPU: one buffer and one copy for each, while the one before it is computed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from askd_ray.data.schema import Batch
+from askd_ray.torch_setup import start_copy
 
 Tensors = dict[str, torch.Tensor]
 _ALIGNMENT = 64  # bytes: every array begins where its type may begin, and where a GPU reads fast
@@ -61,29 +61,20 @@ def on_device(batches: Sequence[Batch], device: torch.device) -> Iterator[Tensor
         for batch in batches:
             yield {name: torch.from_numpy(array).to(device) for name, array in arrays_of(batch).items()}
         return
-    main, side = torch.cuda.current_stream(device), _side_stream(device)
 
-    def start_copy(batch: Batch) -> tuple[Tensors, torch.cuda.Event]:
-        packed, copied = PackedArrays.of(arrays_of(batch), pinned=True), torch.cuda.Event()
-        with torch.cuda.stream(side):
-            buffer = packed.buffer.to(device, non_blocking=True)
-        copied.record(side)
-        buffer.record_stream(main)  # its memory is free again when the computation no longer needs it
-        return packed.unpack(buffer), copied
+    def started(batch: Batch) -> tuple[Tensors, Callable[[], None]]:
+        packed = PackedArrays.of(arrays_of(batch), pinned=True)
+        buffer, wait = start_copy(packed.buffer, device)
+        return packed.unpack(buffer), wait
 
-    started = [start_copy(batch) for batch in batches[:1]]
+    copies = [started(batch) for batch in batches[:1]]
     for number in range(len(batches)):
-        tensors, copied = started.pop()
-        started += [start_copy(batch) for batch in batches[number + 1 : number + 2]]
-        main.wait_event(copied)
+        tensors, wait = copies.pop()
+        copies += [started(batch) for batch in batches[number + 1 : number + 2]]
+        wait()
         yield tensors
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor of the host on a device; the host does not wait for the copy to a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-@lru_cache(maxsize=8)
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)

@@ -96,3 +96,25 @@ def test_half_precision_takes_the_mask(model: WhisperForConditionalGeneration, d
     with torch.autocast("cpu", dtype):
         rough = WindowedWhisper(model)(log_mel, ids, frames).hidden
     torch.testing.assert_close(rough.float(), exact, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_are_made_as_attention_takes_them(model: WhisperForConditionalGeneration, dtype: torch.dtype):
+    """In the type of its matrices and with aligned rows: no layer has to convert or copy them."""
+    (log_mel, frames), network = mixed([90, 150]), WindowedWhisper(model)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        encoded = network.encode(log_mel, frames)
+    mask, inside = encoded.key_mask, encoded.inside
+    assert mask is not None and inside is not None and mask.dtype == dtype
+    assert mask.shape == (2, 1, 1, 75) and all(stride % 8 == 0 for stride in mask.stride()[:-1])
+    assert torch.equal(mask[:, 0, 0] == 0.0, inside) and torch.isneginf(mask[:, 0, 0][~inside]).all()
+
+
+def test_layer_norms_before_attention_are_cast_once(model: WhisperForConditionalGeneration):
+    network = WindowedWhisper(WindowedWhisper(model).whisper)
+    norms = [layer.get_submodule("self_attn_layer_norm") for layer in network.layers()]
+    assert all(len(norm._forward_hooks) == 1 for norm in norms)
+    states = torch.randn(1, 3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(norm(states).dtype == torch.bfloat16 for norm in norms)
+    assert all(norm(states).dtype == torch.float32 for norm in norms)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from askd_ray.objective.chunked import chunked_sums
+from askd_ray.objective.chunked import chunk_tokens_of, chunked_sums, gpu_chunk_tokens
 
 N_VOCAB, WIDTH = 17, 5
 
@@ -49,3 +49,22 @@ def test_a_frozen_projection_has_no_gradient_and_no_grad_mode_needs_none():
     with torch.no_grad():
         again, _ = chunked_sums(hidden, projection, losses(targets))
     assert again.item() == loss.item() and not again.requires_grad
+
+
+@pytest.mark.parametrize("chunk_tokens", [3, 64])
+def test_half_precision_keeps_the_projection_s_gradient_in_float32(chunk_tokens: int):
+    hidden, projection, targets = parts(7)
+    loss, _ = chunked_sums(hidden, projection, losses(targets), chunk_tokens)
+    exact = torch.autograd.grad(loss, (hidden, projection))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = chunked_sums(hidden, projection, losses(targets), chunk_tokens)
+    for rough, expected in zip(torch.autograd.grad(loss, (hidden, projection)), exact, strict=True):
+        assert rough.dtype == torch.float32
+        torch.testing.assert_close(rough, expected, atol=0.05, rtol=0.05)
+
+
+def test_chunks_of_a_gpu_grow_with_its_memory():
+    assert chunk_tokens_of(torch.device("cpu"), 51_865) == 64
+    sizes = [gpu_chunk_tokens(gb * 1024**3, 51_865) for gb in (8, 24, 48, 80, 141, 300)]
+    assert sizes == sorted(sizes) and sizes[0] == 2048 and sizes[-1] == 4096 and len(set(sizes)) > 2
+    assert all(size % 256 == 0 for size in sizes)

@@ -161,19 +161,6 @@ class Location:
             with self._store_errors():
                 file.close()
 
-    @contextmanager
-    def atomic_output(self) -> Generator[pa.NativeFile]:
-        """Open a file for writing in steps. On a local disk it appears when the block succeeds.
-
-        On a store a part of the file may stay after an error.
-        """
-        if self.root:
-            with self.output() as file:
-                yield file
-            return
-        with atomic_path(Path(self.path)) as temporary, Location.of(temporary).output() as file:
-            yield file
-
     def delete_folder(self) -> None:
         """Delete a folder with all files in it, if it exists."""
         map_concurrently(Location.delete, self.stamped(recursive=True))

@@ -18,7 +18,7 @@ from askd_ray.config.targets import Targets
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.train import Train
 from askd_ray.config.tune import Tune
-from askd_ray.files import check_place
+from askd_ray.files import check_place, scheme_of
 
 Layers = tuple[int | tuple[int, ...], ...]
 """Indices of layers to keep, and lists of neighbouring layers to merge into one."""
@@ -191,12 +191,17 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_previous_epoch(self) -> "Recipe":
         objective, weights = self.objective, self.train.batching.domain_weights
-        if objective.has_self_teacher and objective.self_teacher.kind == "previous_epoch":
-            if rare := sorted(name for name, weight in weights.items() if 0.0 < weight < 1.0):
-                raise ValueError(
-                    f"train.batching.domain_weights of {', '.join(rare)}: below 1 they leave utterances out of an "
-                    "epoch, and objective.self_teacher previous_epoch then has no labels for them in the next"
-                )
+        if not objective.has_self_teacher or objective.self_teacher.kind != "previous_epoch":
+            return self
+        if scheme_of(self.runs_root):
+            raise ValueError(
+                "objective.self_teacher previous_epoch keeps files that all workers read: runs_root must be a folder"
+            )
+        if rare := sorted(name for name, weight in weights.items() if 0.0 < weight < 1.0):
+            raise ValueError(
+                f"train.batching.domain_weights of {', '.join(rare)}: below 1 they leave utterances out of an epoch, "
+                "and objective.self_teacher previous_epoch then has no labels for them in the next"
+            )
         return self
 
     @model_validator(mode="after")
@@ -209,9 +214,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_seeds(self) -> "Recipe":
         if self.study is not None:
-            self.train.refuse_unread(
-                ["averaged_seeds"], "a study compares single trainings, with the seeds of study.seeds"
-            )
+            self.train.refuse_unread(["averaged_seeds"], "a study compares single trainings of study.seeds")
         return self
 
     @model_validator(mode="after")

@@ -200,6 +200,10 @@ CONTRADICTIONS = {
         "targets.states=all",
         "objective={preset: askd_window, self_teacher: {kind: previous_epoch}}",
     ],
+    r"previous_epoch keeps files that all workers read: runs_root must be a folder": [
+        "objective.preset=pskd",
+        "runs_root=s3://bucket/runs",
+    ],
     r"domain_weights of tones: below 1 they leave utterances out of an epoch": [
         "objective.preset=pskd",
         "train.batching.domain_weights={tones: 0.5, calls: 1, other: 2}",

@@ -1,6 +1,5 @@
 """Paths, atomic writes, JSON and hashes: a reader sees a complete file or none."""
 
-import glob
 import hashlib
 import json
 import os
@@ -83,9 +82,9 @@ def clear_interrupted(target: Path) -> None:
 
     No other process may be writing ``target``.
     """
-    name = glob.escape(f".{target.name}.")
-    for left in [*target.parent.glob(f"{name}????????.tmp"), *target.parent.glob(f"{name}????????.old")]:
-        remove(left)
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        if path.name.startswith(f".{target.name}.") and path.suffix in (".tmp", ".old"):
+            remove(path)
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,6 @@
 """Paths, atomic writes, JSON and hashes: a reader sees a complete file or none."""
 
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -105,9 +104,9 @@ def clear_interrupted(target: Path) -> None:
 
     No other process may be writing ``target``.
     """
-    name = glob.escape(f".{target.name}.")
-    for left in [*target.parent.glob(f"{name}????????.tmp"), *target.parent.glob(f"{name}????????.old")]:
-        remove(left)
+    for path in target.parent.iterdir() if target.parent.is_dir() else ():
+        if path.name.startswith(f".{target.name}.") and path.suffix in (".tmp", ".old"):
+            remove(path)
 
 
 def _sync(path: Path) -> None:

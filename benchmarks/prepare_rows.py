@@ -7,9 +7,9 @@ repeats an id or a clip. In each round one process with up to four threads (what
 one CPU, write the same shards, which must be equal bit by bit. On two cores Ray has little to win: its tasks also pay
 for their start and for the way through files. Rates include the shards, but no derived clips.
 
-bytes_per_row_driver is the growth of the driver's peak memory (Python and numpy, by tracemalloc; Arrow by its pool)
-from a third of the rows to all rows on Ray, by row: it decides how many rows a driver can prepare. --json prints one
-line of JSON last.
+bytes_per_row_driver is what the driver holds when all parts are checked and counted and the shards are planned
+(objects made by this package, by tracemalloc): the growth from a third of the rows to all rows on Ray, by row. It
+decides how many rows a driver can prepare. --json prints one line of JSON last.
 """
 
 import argparse
@@ -19,8 +19,10 @@ import json
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +33,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.build_shards import ShardBuild
 from askd_ray.data.checked_parts import CheckedParts
 from askd_ray.data.ray_prepare import RayRunner
+from askd_ray.data.shard_plan import WriteShard
 from askd_ray.data.sources import survey
 from askd_ray.data.task_runner import LocalRunner, TaskRunner
 from askd_ray.location import Location
@@ -63,11 +66,11 @@ def main() -> None:
                 hashes.add(_build(recipe, runner, folder / f"{name}-{number}"))
                 rates[name].append(n_rows / (time.perf_counter() - begun))
             assert len(hashes) == 1, "the shards differ"
-        peaks = [_peak_bytes(some, runners["Ray"], folder / f"memory-{n}") for n, some in enumerate((small, recipe))]
+        held = [_held_bytes(some, runners["Ray"], folder / f"memory-{n}") for n, some in enumerate((small, recipe))]
         disconnect()
     _show(rates, n_rows, rounds)
-    per_row = (peaks[1] - peaks[0]) / (n_rows - n_rows // 3)
-    console.print(f"driver: {per_row:.1f} bytes a row (peaks {peaks[0] / 2**20:.2f} and {peaks[1] / 2**20:.2f} MiB)")
+    per_row = (held[1] - held[0]) / (n_rows - n_rows // 3)
+    console.print(f"driver: {per_row:.1f} bytes a row ({held[0]} and {held[1]} bytes)")
     if options.json:
         ratios = [ray / one for ray, one in zip(rates["Ray"], rates["one process"], strict=True)]
         result = {
@@ -115,14 +118,31 @@ def _build(recipe: Recipe, runner: TaskRunner, folder: Path) -> str:
     return sha.hexdigest()
 
 
-def _peak_bytes(recipe: Recipe, runner: TaskRunner, folder: Path) -> int:
-    """Return the peak memory of this process's objects while it writes shards."""
-    before = pa.total_allocated_bytes()
+class _Measured:
+    """A runner that measures the memory of this process when shards are about to be written."""
+
+    is_local = False
+
+    def __init__(self, runner: TaskRunner):
+        self.threads, self.held_bytes = runner.threads, 0
+        self._runner = runner
+
+    def map(
+        self, function: Callable[[Any], Any], items: Iterable[Any], memory_mb: int = 512, local_threads: int = 1
+    ) -> Iterator[Any]:
+        if isinstance(function, WriteShard):
+            traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/askd_ray/*")])
+            self.held_bytes = sum(trace.size for trace in traces.traces)
+        yield from self._runner.map(function, items, memory_mb, local_threads)
+
+
+def _held_bytes(recipe: Recipe, runner: TaskRunner, folder: Path) -> int:
+    """Return the memory that this package's objects have when the shards are planned."""
+    measured = _Measured(runner)
     tracemalloc.start()
-    _build(recipe, runner, folder)
-    peak = tracemalloc.get_traced_memory()[1]
+    _build(recipe, measured, folder)
     tracemalloc.stop()
-    return peak + max(0, pa.total_allocated_bytes() - before)
+    return measured.held_bytes
 
 
 def _show(rates: dict[str, list[float]], n_rows: int, rounds: int) -> None:

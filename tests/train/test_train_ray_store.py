@@ -15,11 +15,9 @@ from stalling_proxy import stalling_proxy
 
 from askd_ray.config.load import dump_recipe
 from askd_ray.config.schema import Recipe
-from askd_ray.data.prepare import prepare
 from askd_ray.data.shards import read_utterances
 from askd_ray.ray_cluster import package_folder
 from askd_ray.runs import Run
-from askd_ray.targets.ray_label import label
 from askd_ray.train.build import build_loop
 from askd_ray.train.checkpoint_store import read_manifest
 from askd_ray.train.context import PlainContext
@@ -28,8 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.full]
 
 
 @pytest.fixture
-def here(labelled: Recipe, tmp_path: Path) -> Recipe:
-    """A recipe of the same teacher with a folder as its source; prepared and labelled on this machine."""
+def recipe(labelled: Recipe, s3: Callable[[str], str], tmp_path: Path) -> Recipe:
+    """A recipe of the same teacher, with a folder as its source and its run on a store."""
     (tmp_path / "clips").mkdir()
     rows: list[str] = []
     for split in ("train", "dev"):
@@ -41,8 +39,7 @@ def here(labelled: Recipe, tmp_path: Path) -> Recipe:
     data = {"sources": sources, "utterances_per_shard": 4, "dev_share": 0.3, "test_share": 0.0, "chars_per_s": None}
     values = labelled.model_dump(mode="json")
     train = {**values["train"], "epochs": 3, "checkpoint_steps": 2}
-    root = str(tmp_path / "runs")
-    return Recipe.model_validate({**values, "name": "mine", "runs_root": root, "data": data, "train": train})
+    return Recipe.model_validate({**values, "name": "mine", "runs_root": s3("runs"), "data": data, "train": train})
 
 
 def askd(recipe: Recipe, stage: str, cache: Path) -> psutil.Popen:
@@ -60,26 +57,21 @@ def askd(recipe: Recipe, stage: str, cache: Path) -> psutil.Popen:
 
 
 def finish(recipe: Recipe, stage: str, cache: Path) -> None:
-    assert askd(recipe, stage, cache).wait(timeout=400) == 0, (cache / "log").read_text(encoding="utf-8")
+    assert askd(recipe, stage, cache).wait(timeout=600) == 0, (cache / "log").read_text(encoding="utf-8")
 
 
 def test_run_that_is_killed_during_an_upload_resumes_on_another_machine(
-    here: Recipe, s3: Callable[[str], str], s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+    recipe: Recipe, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    prepare(here)
-    label(here)
-    expected = tmp_path / "expected"
-    summary = build_loop(here, PlainContext(CPU), expected, "key").run()
-
-    there = here.model_copy(update={"runs_root": s3("runs")})
-    place = Run(there).place / "distill"
-    assert read_manifest(place) == {}
     for stage in ("prepare", "label"):
-        finish(there, stage, tmp_path / "first")
+        finish(recipe, stage, tmp_path / "first")
+    here = recipe.model_copy(update={"runs_root": str(tmp_path / "runs"), "data_root": recipe.runs_root})
+    summary = build_loop(here, PlainContext(CPU), tmp_path / "expected", "key").run()
+    place = Run(recipe).place / "distill"
+    assert read_manifest(place) == {}
     with stalling_proxy(s3_server) as proxy:
         proxy.stall(rb"PUT \S*step-0000000[4-9]/optimizer")
-        slow = there.model_copy(update={"runs_root": there.runs_root.replace(s3_server, proxy.address)})
-        slow = slow.model_copy(update={"data_root": there.runs_root})
+        slow = here.model_copy(update={"runs_root": recipe.runs_root.replace(s3_server, proxy.address)})
         driver = askd(slow, "distill", tmp_path / "first")
         while not proxy.stalled.wait(0.1):
             assert driver.poll() is None, (tmp_path / "first" / "log").read_text(encoding="utf-8")
@@ -88,13 +80,13 @@ def test_run_that_is_killed_during_an_upload_resumes_on_another_machine(
             process.send_signal(signal.SIGKILL)
         assert psutil.wait_procs(processes, timeout=60)[1] == []
     step = read_manifest(place)["step"]
-    assert 0 < step < summary["steps"] and Run(there).record("distill") is None
+    assert 0 < step < summary["steps"] and Run(recipe).record("distill") is None
 
     for stage in ("distill", "distill"):  # the second finds it finished
-        finish(there, stage, tmp_path / "second")
+        finish(recipe, stage, tmp_path / "second")
     monkeypatch.setenv("ASKD_CACHE", str(tmp_path / "second"))
-    run = Run(there)
-    assert_same_run(run.distill, expected)
+    run = Run(recipe)
+    assert_same_run(run.distill, tmp_path / "expected")
     result = run.result("distill")
     assert result["utterances"]["unaccounted"] == 0
     assert {k: v for k, v in result.items() if k != "utterances"} == {

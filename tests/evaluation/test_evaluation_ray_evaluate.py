@@ -143,6 +143,7 @@ def test_run_on_a_store(
     there = Run(run.recipe.model_copy(update=settings))
     monkeypatch.setenv("ASKD_CACHE", str(caches[0]))
     shutil.copytree(run.bundle, there.bundle)
+    description_of_bundle(there.bundle)
     there.send("bundle")
     there.finish("export", "exported", {}, there.begin("export"))
     shutil.rmtree(there.path)

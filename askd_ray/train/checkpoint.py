@@ -20,8 +20,8 @@ from askd_ray.train.optim import Optimizer
 from askd_ray.train.parallel import gather_on_cpu, local_part
 from askd_ray.train.weight_ema import WeightEma
 
-FORMAT = 3
-"""Version of a checkpoint's layout; 2 had no score of the best student."""
+FORMAT = 4
+"""Version of a checkpoint's layout; 3 had other groups of data, and PS-KD's labels as tensors."""
 
 _STATE = "state.json"
 _STUDENT, _OPTIMIZER = "student.safetensors", "optimizer.safetensors"

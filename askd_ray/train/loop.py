@@ -198,8 +198,8 @@ class Loop:
         save_checkpoint(self.folder / CHECKPOINTS, self.train_state, self.objects, tensors, writes)
         if writes:
             self.best.remove_others()
-            self.store.commit(self.train_state)
             self.objects.self_teacher.after_checkpoint()
+            self.store.commit(self.train_state)
         self._barrier()  # the other ranks may read the checkpoint only from here on
         if not writes:
             self.objects.self_teacher.after_checkpoint()

@@ -109,7 +109,7 @@ def test_interrupted_trial_resumes_and_reports_again(searched, tmp_path: Path, m
 def test_trials_share_decoded_clips(shared: bool, searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray_trial, "tune", FakeTune())
     ray_trial.run_trial(searched({}), {}, tmp_path / "search", "key", tmp_path / "search/features" if shared else None)
-    files = [f"train-{n:05d}-of-00002.parquet.arrow" for n in range(2)] if shared else []
+    files = [f"train-{n:05d}-of-00002.parquet.0.arrow" for n in range(2)] if shared else []
     assert sorted(path.name for path in tmp_path.glob("search/features/*")) == files
 
 

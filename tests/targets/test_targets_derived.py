@@ -11,6 +11,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.derive import derive
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import derived_paths, read_shard, read_utterances
+from askd_ray.data.task_runner import LocalRunner
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import label
 from askd_ray.text.normalize import normalizer
@@ -26,7 +27,7 @@ DERIVE = {
 def run(tmp_path_factory: pytest.TempPathFactory, speech: Path, weights: Path) -> Run:
     settings = {"teacher": {"model": str(weights), "top_k": 4}, "data": {"derive": DERIVE}}
     run = small_run(tmp_path_factory.mktemp("runs"), speech, **settings)
-    derive(run.shards, run.recipe.data.derive)
+    derive(run.shards, run.recipe.data.derive, LocalRunner(2))
     return run
 
 

@@ -16,7 +16,7 @@ def test_checkpoint_of_an_older_format_is_refused_and_removed_by_force(tmp_path:
     state = run.distill / CHECKPOINTS / "step-00000007" / "state.json"
     state.parent.mkdir(parents=True)
     write_json(state, {"key": "k", "step": 7, "place": {"epoch": 0, "group": 0, "steps": 7}, "own": {}})
-    with pytest.raises(AskdError, match=r"step-00000007 has format 1, .* resumes from format 3: --force starts"):
+    with pytest.raises(AskdError, match=r"step-00000007 has format 1, .* resumes from format 4: --force starts"):
         latest_train_state(run.distill / CHECKPOINTS)
     with pytest.raises(AskdError, match="format 1"):
         clear_stale_run(run, "k", force=False)

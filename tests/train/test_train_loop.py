@@ -31,6 +31,7 @@ from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError
 from askd_ray.models.load import load_whisper
+from askd_ray.randomness import utterance_key
 from askd_ray.runs import Run
 from askd_ray.text.error_rate import ErrorCounts
 from askd_ray.train.build import build_loop
@@ -63,7 +64,7 @@ def test_injected_sampler_decides_the_order_and_resumes(labelled: Recipe, tmp_pa
     build_loop(short, PlainContext(CPU), tmp_path / "whole", "key", build_sampler=sampler).run()
     utterances = {u.id: u.duration_s for u in read_utterances(Run(short).shards, "train")}
     trained = [row["id"] for row in sorted(ledger_of(tmp_path / "whole"), key=lambda row: row["step"])]
-    assert trained == sorted(utterances, key=lambda id_: (utterances[id_], id_))
+    assert trained == sorted(utterances, key=lambda id_: (utterances[id_], utterance_key(id_)))
     killed(short, tmp_path / "killed", 5, build_sampler=sampler)
     build_loop(short, PlainContext(CPU), tmp_path / "killed", "key", build_sampler=sampler).run()
     assert_same_run(tmp_path / "killed", tmp_path / "whole")

@@ -110,7 +110,8 @@ def test_micro_batches_equal_one_batch(labelled: Recipe, tiny_model: Path, prese
     one, many = (gradients(recipe, tiny_model, batches, whole) for batches in ([whole], parts))
     assert one.keys() == many.keys() and any(g.abs().max() > 1e-4 for g in one.values())
     for name, gradient in one.items():
-        torch.testing.assert_close(many[name], gradient, atol=1e-6, rtol=1e-4)
+        # Rounding errors are of the size of a tensor's largest gradients, also in its small ones, where terms cancel.
+        assert (many[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-8, name
 
 
 def in_windows(batch: Batch, row: int) -> Batch:

@@ -5,7 +5,8 @@
 It writes a row index for N hours of speech in clips of 7.5 s (a million hours: 480 million rows and 10 GB on disk), and
 measures, each in a fresh process: the rows a second that one core plans; the time from the start of the process to the
 first batch of the last of 64 ranks, with its audio decoded; and the private memory of that process after it. All blocks
-of the index are stored in one real shard, so that audio and labels can be read.
+of the index are stored in one real shard, so that audio and labels can be read. The memory of dev is what one rank
+alone holds of the ten hours that data.max_dev_hours keeps, with real clips; of N ranks each holds a part.
 
 The CPUs for loading are those that Ray's coordinator reserves for Ray Data on nodes with 8 GPUs and 64 CPUs, after
 the training workers of recipe gpu_base: with one pipeline for the run, and with one for each rank.
@@ -30,6 +31,7 @@ from speech_rows import clips
 from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import BatchLoader
+from askd_ray.data.dev import read_dev
 from askd_ray.data.labels import ARRAYS, SoftLabels, write_labels
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.row_index import IndexBatch, open_row_index, record_batch, write_row_index
@@ -57,20 +59,21 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         what, folder = options.measure
-        print(json.dumps({"plan": _plan, "first_batch": _first_batch}[what](Path(folder))))
+        print(json.dumps({"plan": _plan, "first_batch": _first_batch, "dev": _dev}[what](Path(folder))))
         return
     hours = QUICK_HOURS if options.quick else options.hours
     name = f"{hours // 1_000}k_hours" if hours < 1_000_000 else f"{hours // 1_000_000}m_hours"
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         n_rows, n_bytes = _write(folder, hours)
-        planned, first = (_in_process(what, folder) for what in ("plan", "first_batch"))
+        planned, first, dev = (_in_process(what, folder) for what in ("plan", "first_batch", "dev"))
     cpus = {n: (_loader_cpus(n, pipelines=1), _loader_cpus(n, pipelines=n)) for n in RANKS}
     scores = {
         "plan_rows_per_s": round(planned["rows_per_s"]),
         "index_bytes_per_row": round(n_bytes / n_rows, 2),
         f"first_batch_s_{name}": round(first["seconds"], 1),
         f"rank_memory_gb_{name}": round(first["private_gb"], 3),
+        f"dev_memory_gb_{name}": round(dev["gb"], 3),
         **{f"loader_cpus_per_rank_{n}": cpus[n][0] for n in RANKS},
     }
     table = Table(title=f"{hours:,} hours: {n_rows:,} rows, an index of {n_bytes / 1e9:.2f} GB", show_header=False)
@@ -78,6 +81,7 @@ def main() -> None:
     table.add_row("padding of audio and tokens", f"{planned['audio']:.1%}, {planned['tokens']:.1%}")
     table.add_row(f"first batch of rank {MEASURED_RANKS - 1}", f"{first['seconds']:.1f} s")
     table.add_row("private memory of its process", f"{first['private_gb']:.2f} GB")
+    table.add_row(f"memory of {dev['hours']:.1f} h of dev on one rank", f"{dev['gb']:.2f} GB")
     for n, (one, many) in cpus.items():
         table.add_row(f"loader CPUs a rank, {n} ranks", f"{one:g} (a pipeline for each rank: {many:g})")
     console.print(table)
@@ -160,9 +164,28 @@ def _first_batch(folder: Path) -> dict[str, float]:
     task = next(tasks_from(sampler, DataCursor(), MEASURED_RANKS - 1, MEASURED_RANKS))
     first = next(loader.batches(replace(task, batches=task.batches[:1])))
     assert first.ids
+    return {"private_gb": _private_bytes() / 1e9}
+
+
+def _dev(folder: Path) -> dict[str, float]:
+    """Write dev of the length that a recipe keeps, and read it as a rank does that is alone."""
+    speech = [replace(clip, split="dev") for clip in clips(None, BLOCK_ROWS)]
+    hours = _recipe().data.max_dev_hours or 0.0
+    n_shards = round(hours * 3_600 / sum(clip.duration_s for clip in speech))
+    shards = folder / "dev"
+    for number in range(n_shards):
+        some = [replace(clip, id=f"{clip.id}-{number}") for clip in speech]
+        write_table(shards / f"dev-{number:05d}.parquet", to_table(some), BLOCK_ROWS)
+    before = _private_bytes()
+    dev = read_dev(Location.of(shards), Location.of(folder / "labels"), {"top_k": TOP_K})
+    gb = (_private_bytes() - before) / 1e9
+    return {"gb": gb, "hours": sum(clip.duration_s for clip in dev.clips) / 3_600}
+
+
+def _private_bytes() -> int:
+    """Return the memory that only this process uses; clean pages of a mapped file are the system's file cache."""
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    private_kb = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
-    return {"private_gb": private_kb / 1e6}
+    return 1_024 * sum(int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty"))
 
 
 def _in_process(what: str, folder: Path) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The row index: what planning needs of every labelled train utterance, in one memory-mapped file.
 
-`askd label` writes it beside the labels, and every process of a training maps the same file. It takes about 22 bytes an
-utterance: 10 GB for a million hours, of which the pages that a process reads are shared with all others of its node.
+`askd label` writes it beside the labels, and every process of a training maps the same file. It takes 24 bytes an
+utterance: 12 GB for a million hours, of which the pages that a process reads are shared with all others of its node.
 An index is a copy of what shards and labels hold: when one of these files has changed, it is made again.
 """
 
@@ -27,22 +27,26 @@ from askd_ray.randomness import utterance_key
 INDEX, DESCRIPTION = "index.arrow", "index.json"
 """The files of an index. The description is written last: without it, there is no index."""
 
-_ROW = pa.struct(
-    [
-        pa.field("key", pa.uint64(), nullable=False),  # utterance_key of the id
-        pa.field("samples", pa.int32(), nullable=False),  # at 16 kHz
-        # The mean cross-entropy of the target tokens, in nats; NaN: not labelled by the teacher.
-        pa.field("teacher_loss", pa.float32(), nullable=False),
-        pa.field("tokens", pa.uint16(), nullable=False),  # target tokens
-        pa.field("domain", pa.uint16(), nullable=False),  # the number of its name in the description
-        pa.field("row", pa.uint8(), nullable=False),  # its place in its block
-    ]
-)
+ROW = [
+    ("key", "<u8"),
+    ("samples", "<i4"),
+    ("teacher_loss", "<f4"),
+    ("tokens", "<u2"),
+    ("domain", "<u2"),
+    ("row", "u1"),
+    ("unused", "V3"),  # keys begin at multiples of 8 bytes
+]
+"""The record of a row, for numpy. ``key``: :func:`~askd_ray.randomness.utterance_key` of the id; ``samples`` at 16 kHz;
+``teacher_loss``: mean cross-entropy of the target tokens, in nats, NaN if the teacher has not labelled it; ``tokens``:
+target tokens; ``domain``: the number of its name in the description; ``row``: its place in its block.
+
+A record, not a column for each field: the rows of a block then lie on one page of the file, or two."""
+
 _SCHEMA = pa.schema(
     [
         ("shard", pa.uint32()),  # the number of its name in the description
         ("block", pa.uint32()),  # its number in the shard
-        ("rows", pa.list_(pa.field("row", _ROW, nullable=False))),
+        ("rows", pa.list_(pa.field("row", pa.binary(24), nullable=False))),  # records
     ]
 )
 _SHARDS_AT_A_TIME = 1_024  # whose rows are in memory while an index is written; one record batch of the file
@@ -59,7 +63,7 @@ class IndexNames(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Labelled utterances, as arrays of the same length; see :data:`_ROW`.
+    """Labelled utterances, as arrays of the same length; see :data:`ROW`.
 
     ``number`` counts all utterances of an index from 0, and ``block`` all blocks.
     """
@@ -74,12 +78,12 @@ class Rows(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A record batch of the file: its columns, without a copy. ``starts``: the first row of each block, and the end."""
+    """A record batch of the file, without a copy. ``starts``: the first row of each block, and the end."""
 
     shard: NDArray[np.uint32]
     block: NDArray[np.uint32]
     starts: NDArray[np.int32]
-    columns: dict[str, NDArray[Any]]
+    rows: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,9 @@ class RowIndex:
             self._slice(*place)
             for place in zip(numbers.tolist(), (blocks - self._part_starts[numbers]).tolist(), strict=True)
         ]
-        columns: dict[str, NDArray[Any]] = {}
-        for name in ("row", "key", "samples", "tokens", "domain"):
-            arrays = [part.columns[name] for part in self.parts]
-            empty = np.empty(0, _ROW.field(name).type.to_pandas_dtype())
-            columns[name] = np.concatenate([empty, *(arrays[part][rows] for part, rows in places)])
+        records = np.concatenate([np.empty(0, ROW), *(self.parts[part].rows[rows] for part, rows in places)])
+        names = ("row", "key", "samples", "tokens", "domain")
+        columns: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(records[name]) for name in names}
         return Rows(np.arange(counts.sum()) + first, np.repeat(blocks, counts), **columns)
 
     def block(self, number: int) -> Block:
@@ -149,7 +151,7 @@ class RowIndex:
     def teacher_losses(self) -> Iterator[NDArray[np.float32]]:
         """Yield the teacher's losses on the utterances that it labelled, in nats a token, some at a time."""
         for part in self.parts:
-            losses = part.columns["teacher_loss"]
+            losses = part.rows["teacher_loss"]
             yield losses[~np.isnan(losses)]
 
     def _slice(self, part: int, at: int) -> tuple[int, slice]:
@@ -223,52 +225,47 @@ def _shard_rows(path: Location, labels: Location, key: LabelKey) -> pa.Table:
     return table.append_column("tokens", n_tokens).append_column("teacher_loss", label_table.column("teacher_loss"))
 
 
-def _blocks(shard: int, table: pa.Table, domains: dict[str, int]) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
-    """Yield the blocks of a shard that have labelled rows: the shard's number, the block's, and its columns."""
-    names = [domains.setdefault(name, len(domains)) for name in table.column("domain").to_pylist()]
-    columns: dict[str, NDArray[Any]] = {
-        "key": np.array([utterance_key(name) for name in table.column("id").to_pylist()], np.uint64),
-        "samples": np.array([samples_of(s) for s in table.column("duration_s").to_pylist()], np.int32),
-        "teacher_loss": table.column("teacher_loss").to_numpy().astype(np.float32),  # null becomes NaN
-        "tokens": table.column("tokens").to_numpy().astype(np.uint16),
-        "domain": np.array(names, np.uint16),
-        "row": (np.arange(table.num_rows) % BLOCK_ROWS).astype(np.uint8),
-    }
+def _blocks(shard: int, table: pa.Table, domains: dict[str, int]) -> Iterator[tuple[int, int, NDArray[Any]]]:
+    """Yield the blocks of a shard that have labelled rows: the shard's number, the block's, and its records."""
+    rows = np.zeros(table.num_rows, ROW)
+    rows["key"] = [utterance_key(name) for name in table.column("id").to_pylist()]
+    rows["samples"] = [samples_of(s) for s in table.column("duration_s").to_pylist()]
+    rows["teacher_loss"] = table.column("teacher_loss").to_numpy()  # null becomes NaN
+    rows["tokens"] = table.column("tokens").to_numpy()
+    rows["domain"] = [domains.setdefault(name, len(domains)) for name in table.column("domain").to_pylist()]
+    rows["row"] = np.arange(table.num_rows) % BLOCK_ROWS
     for number, start in enumerate(range(0, table.num_rows, BLOCK_ROWS)):
-        labelled = start + np.flatnonzero(columns["tokens"][start : start + BLOCK_ROWS])
+        block = rows[start : start + BLOCK_ROWS]
+        labelled = block[block["tokens"] > 0]
         if len(labelled):
-            yield shard, number, {name: values[labelled] for name, values in columns.items()}
+            yield shard, number, labelled
 
 
-def _record_batch(blocks: Sequence[tuple[int, int, dict[str, NDArray[Any]]]]) -> pa.RecordBatch:
-    offsets = np.cumsum([0, *(len(columns["key"]) for _, _, columns in blocks)]).astype(np.int32)
-    columns = {
-        field.name: np.concatenate([np.empty(0, field.type.to_pandas_dtype()), *(c[field.name] for _, _, c in blocks)])
-        for field in _ROW
-    }
-    return record_batch([shard for shard, _, _ in blocks], [number for _, number, _ in blocks], offsets, columns)
+def _record_batch(blocks: Sequence[tuple[int, int, NDArray[Any]]]) -> pa.RecordBatch:
+    offsets = np.cumsum([0, *(len(rows) for _, _, rows in blocks)]).astype(np.int32)
+    rows = np.concatenate([np.empty(0, ROW), *(rows for _, _, rows in blocks)])
+    return record_batch([shard for shard, _, _ in blocks], [number for _, number, _ in blocks], offsets, rows)
 
 
 def record_batch(
     shards: Sequence[int] | NDArray[Any],
     numbers: Sequence[int] | NDArray[Any],
     offsets: NDArray[np.int32],
-    columns: dict[str, NDArray[Any]],
+    rows: NDArray[Any],
 ) -> pa.RecordBatch:
-    """Return blocks as a part of an index: their shards, their numbers there, and their rows by ``offsets``."""
-    arrays = [pa.array(columns[field.name], field.type) for field in _ROW]
-    rows = pa.StructArray.from_arrays(arrays, fields=list(_ROW))
-    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), rows, type=_SCHEMA.field("rows").type)
+    """Return blocks as a part of an index: their shards, their numbers there, and their records by ``offsets``."""
+    records = pa.FixedSizeBinaryArray.from_buffers(pa.binary(24), len(rows), [None, pa.py_buffer(rows.tobytes())])
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), records, type=_SCHEMA.field("rows").type)
     return pa.RecordBatch.from_arrays(
         [pa.array(shards, pa.uint32()), pa.array(numbers, pa.uint32()), lists], schema=_SCHEMA
     )
 
 
 def _part(batch: pa.RecordBatch) -> _Part:
-    shard, block, rows = batch.columns
-    values = rows.values
-    columns = {name: values.field(name).to_numpy() for name in _ROW.names}
-    return _Part(shard.to_numpy(), block.to_numpy(), rows.offsets.to_numpy(), columns)
+    shard, block, lists = batch.columns
+    records = lists.values
+    rows = np.frombuffer(records.buffers()[1], ROW, len(records), 24 * records.offset)
+    return _Part(shard.to_numpy(), block.to_numpy(), lists.offsets.to_numpy(), rows)
 
 
 def _local_file(folder: Location, stamp: str) -> str:

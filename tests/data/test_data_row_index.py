@@ -73,9 +73,9 @@ def test_index_has_every_labelled_row_where_it_is_stored(folder: Path):
 
 def test_index_is_small_and_mapped(folder: Path):
     lengths = np.random.default_rng(0).uniform(1, 20, 20_000).tolist()
-    (batch,) = (module.record_batch(p.shard, p.block, p.starts, p.columns) for p in index_of(lengths, 64).parts)
-    assert batch.nbytes / len(lengths) < 24
-    assert not any(column.flags.writeable for part in opened(folder).parts for column in part.columns.values())
+    (batch,) = (module.record_batch(p.shard, p.block, p.starts, p.rows) for p in index_of(lengths, 64).parts)
+    assert batch.nbytes / len(lengths) < 25
+    assert not any(part.rows.flags.writeable for part in opened(folder).parts)
 
 
 def test_fresh_index_is_not_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch):

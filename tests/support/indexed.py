@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from askd_ray.audio.units import samples_of
-from askd_ray.data.row_index import IndexNames, RowIndex, record_batch
+from askd_ray.data.row_index import ROW, IndexNames, RowIndex, record_batch
 from askd_ray.location import Location
 from askd_ray.randomness import utterance_key
 
@@ -17,22 +17,20 @@ def index_of(lengths_s: Sequence[float], block_rows: int = 5, n_batches: int = 1
     Each block is a shard; ``n_batches``: the record batches of the file.
     """
     n = len(lengths_s)
-    columns = {
-        "key": np.array([utterance_key(f"u{i}") for i in range(n)], np.uint64),
-        "samples": np.array([samples_of(s) for s in lengths_s], np.int32),
-        "teacher_loss": np.linspace(0.0, 1.0, n, dtype=np.float32),
-        "tokens": np.array([2 + int(4 * s) for s in lengths_s], np.uint16),
-        "domain": (np.arange(n) % 2).astype(np.uint16),
-        "row": (np.arange(n) % block_rows).astype(np.uint8),
-    }
+    rows = np.zeros(n, ROW)
+    rows["key"] = [utterance_key(f"u{i}") for i in range(n)]
+    rows["samples"] = [samples_of(s) for s in lengths_s]
+    rows["teacher_loss"] = np.linspace(0.0, 1.0, n)
+    rows["tokens"] = [2 + int(4 * s) for s in lengths_s]
+    rows["domain"] = np.arange(n) % 2
+    rows["row"] = np.arange(n) % block_rows
     starts = [*range(0, n, block_rows), n]
     n_blocks = len(starts) - 1
     cuts = np.linspace(0, n_blocks, n_batches + 1).astype(int)
     batches = []
     for first, last in pairwise(cuts):
-        rows = slice(starts[first], starts[last])
         offsets = np.array(starts[first : last + 1], np.int32) - starts[first]
-        part = {name: values[rows] for name, values in columns.items()}
+        part = rows[starts[first] : starts[last]]
         batches.append(record_batch(np.arange(first, last), np.zeros(last - first), offsets, part))
     names = IndexNames(tuple(f"train-{i}" for i in range(n_blocks)), ("a", "b"))
     return RowIndex.of(Location.of("/nowhere"), "", names, batches)

@@ -1,6 +1,7 @@
 """The stage `label`: a pool of Ray Data actors runs the teacher, one shard at a time."""
 
 import math
+import os
 from collections import Counter
 from typing import Any, NamedTuple, cast
 
@@ -118,13 +119,13 @@ def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
     items = [{"shard": s.name} for s in todo]
     copy = _copy_of_teacher(run.recipe)
     rows = sum(map_concurrently(lambda s: read_table(s, ["id"]).num_rows, todo))
-    # Ray starts as many copies as the cluster has room for, and more when it grows: only the work is a limit.
+    # Ray starts as many copies as a cluster has room for, and more when it grows: only the work is a limit.
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _TeacherActor),
         fn_constructor_args=(run.recipe.model_dump(mode="json"), key, copy.threads),
         num_gpus=copy.gpus,
         num_cpus=copy.cpus,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(items)),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=int(min(len(items), copy.max_copies))),
     )
     with bar(f"label with {run.recipe.teacher.model}", rows, "utt") as progress, user_error():
         for row in dataset.iter_rows():
@@ -138,6 +139,7 @@ class _Copy(NamedTuple):
     gpus: float
     cpus: float
     threads: int
+    max_copies: float = math.inf
 
 
 def _copy_of_teacher(recipe: Recipe) -> _Copy:
@@ -147,6 +149,9 @@ def _copy_of_teacher(recipe: Recipe) -> _Copy:
     largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     if largest >= 2 * _CORES:
         return _Copy(0.0, _CORES - 0.5, _CORES)
+    if "RAY_ADDRESS" not in os.environ:
+        # It does not grow, and has room for what else runs here: also for the copy of a command that has just failed.
+        return _Copy(0.0, 0.5, 0, max_copies=1)
     # A little over half of the machine: one copy, and room for what else runs there.
     return _Copy(0.0, (largest or _CORES) / 2 + 0.1, 0)
 

@@ -195,7 +195,7 @@ def _rank(rank: int, text: str, folder: str) -> None:
 def test_two_ranks_shrink_together(shrinking: Recipe, tmp_path: Path):
     recipe = with_objective(shrinking, EARLY_SNAPSHOT, train={"batching": {"micro_batches": 2}})
     mp.spawn(_rank, (recipe.model_dump_json(), str(tmp_path)), nprocs=2)
-    (summary, one), (same, two) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
-    assert summary == same and summary["workers"] == 2
+    (summary, one), (empty, two) = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2))
+    assert summary["workers"] == 2 and empty == {}  # the summary is rank 0's
     assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
     assert checkpoint(tmp_path / "run").keys() == one.keys()

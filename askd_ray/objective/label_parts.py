@@ -3,7 +3,6 @@
 A part holds what one rank observed between two exchanges, sorted by a hash of the utterance's id. It never changes.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from askd_ray.files import atomic_path, remove
+from askd_ray.randomness import utterance_key
 
 _Arrays = dict[str, torch.Tensor]
 
@@ -68,8 +68,8 @@ class LabelParts:
 
 def _keys(utterances: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Return a 64-bit hash of each id: among 36 million ids, two are equal once in 30,000 runs."""
-    hashes = (hashlib.sha256(u.encode(errors="surrogatepass")).digest()[:8] for u in utterances)
-    return np.frombuffer(b"".join(hashes), np.int64)
+    # Signed, since safetensors' torch tensors have few operations for unsigned numbers.
+    return np.array([utterance_key(u) for u in utterances], np.uint64).view(np.int64)
 
 
 @torch.autocast("cpu", enabled=False)  # bfloat16 autocast cannot concatenate float16 tensors

@@ -66,6 +66,14 @@ def disconnect() -> None:
         ray.shutdown()
 
 
+def cpus_by_node() -> list[float]:
+    """Return the logical CPUs of each node that has some; a cluster that grows from zero gets its first node now."""
+    while not (cpus := [n["Resources"]["CPU"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]):
+        # Only a task that waits makes an autoscaler add a node, and no node can be asked for by its size.
+        ray.get(ray.remote(num_cpus=1)(_nothing).remote())
+    return cpus
+
+
 def default_cpus() -> int:
     """Return the number of logical CPUs of a local cluster."""
     return max(_MIN_CPUS, os.cpu_count() or 1)
@@ -124,3 +132,7 @@ def _start(num_cpus: int | None) -> None:
 def _python_path() -> str:
     """Return a PYTHONPATH with which workers can import the package from a checkout that is not installed."""
     return os.pathsep.join(filter(None, [str(package_folder().parent), os.environ.get("PYTHONPATH")]))
+
+
+def _nothing() -> None:
+    """A task that only needs a CPU."""

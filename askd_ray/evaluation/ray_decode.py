@@ -12,7 +12,7 @@ from askd_ray.evaluation.decode import DecodeJob, Material, run_decode_job
 from askd_ray.evaluation.systems import AsrSystem, open_system
 from askd_ray.mirror import Mirror
 from askd_ray.progress import bar
-from askd_ray.ray_cluster import connect
+from askd_ray.ray_cluster import connect, cpus_by_node
 from askd_ray.ray_errors import user_error
 from askd_ray.torch_setup import Device, usable_device, use_threads
 
@@ -33,8 +33,8 @@ def decode(
         return
     connect(use_gpu=use_gpu)
     configure()
-    resources = ray.cluster_resources()
-    pool = max(1, int(resources.get("GPU", 0)) if use_gpu else int(resources.get("CPU", 0)) // _CORES_PER_ACTOR)
+    n_gpus = int(ray.cluster_resources().get("GPU", 0))
+    pool = max(1, n_gpus if use_gpu else int(sum(cpus_by_node())) // _CORES_PER_ACTOR)
     items = [{"number": number} for number in range(len(todo))]
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
         cast(Any, _Decoder),

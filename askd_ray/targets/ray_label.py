@@ -20,7 +20,7 @@ from askd_ray.errors import AskdError
 from askd_ray.location import Location, map_concurrently
 from askd_ray.models.reference import resolve
 from askd_ray.progress import Table, bar, console
-from askd_ray.ray_cluster import connect
+from askd_ray.ray_cluster import connect, cpus_by_node
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.targets.kl_report import KlLost, kl_table, measure
@@ -146,14 +146,14 @@ def _copy_of_teacher(recipe: Recipe) -> _Copy:
     """Return what a copy takes: its part of a GPU, or 8 of a machine's cores, or all cores of a smaller machine."""
     if recipe.train.workers.gpu:
         return _Copy(recipe.teacher.gpus_per_copy, 0.5, 0)
-    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    largest = max(cpus_by_node())
     if largest >= 2 * _CORES:
         return _Copy(0.0, _CORES - 0.5, _CORES)
     if "RAY_ADDRESS" not in os.environ:
         # It does not grow, and has room for what else runs here: also for the copy of a command that has just failed.
         return _Copy(0.0, 0.5, 0, max_copies=1)
     # A little over half of the machine: one copy, and room for what else runs there.
-    return _Copy(0.0, (largest or _CORES) / 2 + 0.1, 0)
+    return _Copy(0.0, largest / 2 + 0.1, 0)
 
 
 def _kl_report(run: Run, shard: Location) -> list[KlLost]:

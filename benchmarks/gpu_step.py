@@ -203,7 +203,9 @@ class Bench:
     def _encoder(self, batch: Batch) -> None:
         tensors = TensorBatch.of(batch, self._device)
         with self._autocast():
-            states = encode(self._student.whisper, tensors.log_mel, window_frames=tensors.window_frames).states
+            states = encode(
+                self._student.whisper.model.encoder, tensors.log_mel, window_frames=tensors.window_frames
+            ).states
         states.float().sum().backward()
 
     def _teacher(self, batch: Batch) -> None:

@@ -31,7 +31,7 @@ def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> lis
         model = WhisperForConditionalGeneration(config)
         log_mel, ids = torch.empty(1, config.num_mel_bins, n_frames), torch.empty(1, n_tokens, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
-            states = encode(model, log_mel).states
+            states = encode(model.model.encoder, log_mel).states
             # Without a cache, transformers reads the values of its mask, which has none on the meta device.
             decoded = model.model.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=True)
             model.proj_out(decoded.last_hidden_state)

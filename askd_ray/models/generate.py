@@ -37,7 +37,7 @@ def greedy(
     model: WhisperForConditionalGeneration, tokens: Tokens, log_mel: torch.Tensor, prompt: Sequence[int]
 ) -> list[list[int]]:
     """Return the greedy token ids of windows ``(batch, n_mels, n_frames)``, without the prompt and the end token."""
-    states, choose = encode(model, log_mel).states, GreedySelector(model)
+    states, choose = encode(model.model.encoder, log_mel).states, GreedySelector(model)
     cache: EncoderDecoderCache | None = None
     ids = torch.tensor(prompt, device=log_mel.device).repeat(len(log_mel), 1)
     written: list[torch.Tensor] = []

@@ -68,13 +68,18 @@ def save_whisper(model: WhisperForConditionalGeneration, tokens: Tokens, folder:
     """Write a transformers folder, atomically: safetensors, tokenizer, preprocessor and generation configs."""
     with quiet_transformers(), atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
-        for name, content in _tokenizer_files(tokens.file.read_bytes()).items():
-            (temporary / name).write_bytes(content)
-        extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
-        extractor.save_pretrained(temporary)
-        # AutoProcessor looks for the processor's class in this file, in current and older releases.
-        settings = {**extractor.to_dict(), "processor_class": "WhisperProcessor"}
-        write_json(temporary / "preprocessor_config.json", settings)
+        write_processor(tokens, model.config.num_mel_bins, temporary)
+
+
+def write_processor(tokens: Tokens, n_mels: int, folder: Path) -> None:
+    """Write tokenizer and preprocessor configs into a folder that is not published yet."""
+    for name, content in _tokenizer_files(tokens.file.read_bytes()).items():
+        (folder / name).write_bytes(content)
+    extractor = WhisperFeatureExtractor(feature_size=n_mels)
+    extractor.save_pretrained(folder)
+    # AutoProcessor looks for the processor's class in this file, in current and older releases.
+    settings = {**extractor.to_dict(), "processor_class": "WhisperProcessor"}
+    write_json(folder / "preprocessor_config.json", settings)
 
 
 @functools.cache  # a run saves many students with one tokenizer, and transformers takes a second to read it

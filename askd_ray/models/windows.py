@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import WhisperForConditionalGeneration
 from transformers.masking_utils import create_causal_mask
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from askd_ray.models.student import DecoderOutput, EncoderOutput
 
@@ -17,7 +18,7 @@ _ALIGNED_KEYS = 8  # attention kernels of GPUs take masks whose rows are multipl
 
 
 def encode(
-    model: WhisperForConditionalGeneration,
+    encoder: WhisperEncoder,
     log_mel: torch.Tensor,
     tapped_layers: Sequence[int] = (),
     window_frames: torch.Tensor | None = None,
@@ -31,7 +32,6 @@ def encode(
     :meth:`~askd_ray.models.student.StudentModel.forward` takes them. The zeros after a window are the zeros with which
     a convolution pads, and attention gets a mask.
     """
-    encoder = model.model.encoder
     hidden = functional.gelu(encoder.conv1(log_mel))
     hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
@@ -129,7 +129,7 @@ class WindowedWhisper(nn.Module):
 
     def encode(self, log_mel: torch.Tensor, window_frames: torch.Tensor | None = None) -> EncoderOutput:
         """Return the encoder states of windows ``(batch, n_mels, n_frames)``; see :func:`encode`."""
-        return encode(self.whisper, log_mel, self.tapped_layers, window_frames)
+        return encode(self.whisper.model.encoder, log_mel, self.tapped_layers, window_frames)
 
     def forward(
         self,

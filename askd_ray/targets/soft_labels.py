@@ -119,7 +119,7 @@ def label(
     threads = _THREADS[model.device.type]
     log_mels = prefetch([partial(log_mel_of, rows) for rows in batches], threads + 1, threads)
     for rows, log_mel in zip(batches, log_mels, strict=True):
-        encoded = encode(model, log_mel.to(model.device, model.dtype)).states
+        encoded = encode(model.model.encoder, log_mel.to(model.device, model.dtype)).states
         if engine is not None:
             for i, target in _pseudo_targets(rows, utterances, encoded, recipe, tokens, engine):
                 labels[i] = _draft(tokens, utterances[i], target, recipe, *sizes)
@@ -161,7 +161,9 @@ def forced_logits(
 ) -> Iterator[torch.Tensor]:
     """Yield a model's logits ``(n_tokens, n_vocab)`` along the targets of each window ``(batch, n_mels, n_frames)``."""
     projection = model.proj_out.weight.float()
-    for states in forced_states(model, encode(model, log_mel.to(model.device, model.dtype)).states, labels):
+    for states in forced_states(
+        model, encode(model.model.encoder, log_mel.to(model.device, model.dtype)).states, labels
+    ):
         yield functional.linear(states[-1].float(), projection)
 
 

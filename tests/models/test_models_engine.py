@@ -76,7 +76,7 @@ def test_avg_logprob_includes_the_end_token(weights: Path, tiny_en: Model, clips
     model, tokens = tiny_en
     prompt, target_ids = tokens.prompt(), [*transcript.token_ids, tokens.end]
     with torch.no_grad():
-        states = encode(model, log_mel_padded(clips[:1])).states
+        states = encode(model.model.encoder, log_mel_padded(clips[:1])).states
         ids = torch.tensor([[*prompt, *target_ids[:-1]]])
         logits = model.proj_out(model.model.decoder(input_ids=ids, encoder_hidden_states=states).last_hidden_state)[0]
     logits = logits[len(prompt) - 1 :]

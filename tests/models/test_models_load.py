@@ -50,7 +50,7 @@ def test_windowed_encoder_equals_transformers_at_30_s(tiny_en: Model, waveforms:
     model, _ = tiny_en
     log_mel = padded(waveforms[:1])
     with torch.no_grad():
-        ours, expected = encode(model, log_mel).states, model.model.encoder(log_mel).last_hidden_state
+        ours, expected = encode(model.model.encoder, log_mel).states, model.model.encoder(log_mel).last_hidden_state
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -27,7 +27,7 @@ def random_ids(n_rows: int, length: int) -> torch.Tensor:
 
 def test_decoder_equals_that_of_transformers_bit_for_bit(model: WhisperForConditionalGeneration):
     log_mel, ids = random_log_mel(3, 120), random_ids(3, 11)
-    states = encode(model, log_mel).states.detach()
+    states = encode(model.model.encoder, log_mel).states.detach()
     ours = decode(model, ids, EncoderOutput(states))
     found = torch.autograd.grad(ours[-1].square().sum(), list(model.model.decoder.parameters()))
     decoder = model.model.decoder

@@ -75,7 +75,7 @@ def test_mean_log_probability_of_the_tokens(
     (make_transcript,) = engine.transcribe([waveform_of(clips[0])])
     prompt, ids = tokens.prompt(timestamps=timestamps), [*make_transcript.token_ids, tokens.end]
     with torch.no_grad():
-        states = encode(model, log_mel_padded([waveform_of(clips[0])])).states
+        states = encode(model.model.encoder, log_mel_padded([waveform_of(clips[0])])).states
         decoder_ids = torch.tensor([[*prompt, *ids[:-1]]])
         logits = model.proj_out(model.model.decoder(input_ids=decoder_ids, encoder_hidden_states=states)[0])[0]
     logits = logits[len(prompt) - 1 :]

@@ -1,0 +1,151 @@
+"""A CTC head on Whisper's encoder: its vocabulary, its file, and the model that has no decoder.
+
+Class 0 is CTC's blank; every other class is a token of Whisper's vocabulary, so that Whisper's soft labels teach it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from askd_ray.errors import AskdError
+from askd_ray.files import atomic_path
+from askd_ray.models.load import quiet_transformers, write_processor
+from askd_ray.models.windows import encode
+from askd_ray.text.tokens import Tokens
+
+HEAD_FILE = "ctc_head.safetensors"
+"""The file of a head, in the folder of the encoder that it belongs to."""
+
+BLANK = 0
+_N_BYTES = 256  # the first tokens of Whisper's vocabularies are the bytes, of which any text can be written
+
+
+@dataclass(frozen=True)
+class CtcVocabulary:
+    """The tokens that a head can write; class ``i + 1`` is the token ``token_ids[i]``."""
+
+    token_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, used: Sequence[int]) -> "CtcVocabulary":
+        """Return the vocabulary of some tokens, and of all bytes."""
+        return cls(tuple(sorted({*range(_N_BYTES), *used})))
+
+    @property
+    def n_classes(self) -> int:
+        """The number of tokens and the blank."""
+        return len(self.token_ids) + 1
+
+    def classes(self, n_vocab: int) -> torch.Tensor:
+        """Return the class of each of Whisper's tokens ``(n_vocab,)`` int64; ``n_classes`` of those without one."""
+        table = torch.full((n_vocab,), self.n_classes, dtype=torch.long)
+        table[torch.tensor(self.token_ids)] = torch.arange(1, self.n_classes)
+        return table
+
+    def tokens(self, classes: Sequence[int]) -> list[int]:
+        """Return the tokens of classes that are not blank."""
+        return [self.token_ids[c - 1] for c in classes]
+
+
+class CtcHead(nn.Module):
+    """Maps encoder states to hidden states, whose product with ``projection`` are logits.
+
+    It begins with the projection that it is given, and with states that are not changed. ``intermediate`` encoder
+    layers are read with the same weights after a layer norm of their own (arXiv 2102.03216); only training reads them.
+    """
+
+    def __init__(self, vocabulary: CtcVocabulary, projection: torch.Tensor, intermediate: int = 0):
+        super().__init__()
+        assert len(projection) == vocabulary.n_classes
+        width = projection.shape[1]
+        self.vocabulary = vocabulary
+        self.transform = nn.Linear(width, width)
+        nn.init.eye_(self.transform.weight)
+        nn.init.zeros_(self.transform.bias)
+        self.projection = nn.Parameter(projection.clone())
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(intermediate))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the hidden states ``(batch, n_positions, d_model)`` of encoder states of that shape."""
+        return self.transform(states)
+
+
+def initial_projection(vocabulary: CtcVocabulary, embeddings: torch.Tensor) -> torch.Tensor:
+    """Return the token embeddings of a vocabulary, and for the blank their mean: ``(n_classes, d_model)``."""
+    of_tokens = embeddings[torch.tensor(vocabulary.token_ids)].detach()
+    return torch.cat([of_tokens.mean(dim=0, keepdim=True), of_tokens])
+
+
+def save_head(head: CtcHead, folder: Path) -> None:
+    """Write a head into a folder that is not published yet, without what only training reads."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items() if "norms." not in name}
+    token_ids = torch.tensor(head.vocabulary.token_ids, dtype=torch.int32)
+    save_file({**tensors, "token_ids": token_ids}, folder / HEAD_FILE)
+
+
+def load_head(folder: Path) -> CtcHead:
+    """Return the head of a folder, on the CPU, in float32.
+
+    Raises :class:`AskdError` when its file is missing or damaged.
+    """
+    file = folder / HEAD_FILE
+    try:
+        tensors = load_file(file)
+        vocabulary = CtcVocabulary(tuple(tensors.pop("token_ids").tolist()))
+        head = CtcHead(vocabulary, tensors["projection"].float())
+        head.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+    except (OSError, SafetensorError, KeyError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AskdError(f"{file} cannot be loaded as the head of a CTC student: {reason}") from None
+    return head.eval()
+
+
+class CtcModel(nn.Module):
+    """Whisper's encoder and a CTC head."""
+
+    def __init__(self, encoder: WhisperEncoder, head: CtcHead):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    @property
+    def config(self) -> WhisperConfig:
+        """The config of the Whisper that the encoder belongs to."""
+        return self.encoder.config
+
+    def forward(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """Return log-probabilities ``(batch, n_frames / 2, n_classes)`` of windows ``(batch, n_mels, n_frames)``."""
+        hidden = self.head(encode(self.encoder, log_mel).states)
+        return nn.functional.linear(hidden, self.head.projection).float().log_softmax(dim=-1)
+
+
+def save_ctc(model: CtcModel, tokens: Tokens, folder: Path) -> None:
+    """Write a folder, atomically: encoder and head in safetensors, tokenizer and preprocessor configs.
+
+    ``WhisperEncoder.from_pretrained`` of transformers loads the encoder.
+    """
+    with quiet_transformers(), atomic_path(folder) as temporary:
+        model.encoder.save_pretrained(temporary)
+        save_head(model.head, temporary)
+        write_processor(tokens, model.config.num_mel_bins, temporary)
+
+
+def load_ctc(folder: Path) -> tuple[CtcModel, Tokens]:
+    """Return the model of :func:`save_ctc`, in float32 on the CPU, in evaluation mode, with its tokens.
+
+    Raises :class:`AskdError` when files are missing or damaged.
+    """
+    head = load_head(folder)
+    try:
+        with quiet_transformers():
+            encoder = WhisperEncoder.from_pretrained(folder, use_safetensors=True, dtype="float32")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise AskdError(f"model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    encoder.embed_positions.requires_grad_(False)
+    return CtcModel(encoder, head).eval(), Tokens(folder)

@@ -101,7 +101,7 @@ def _write(folder: Path, hours: int) -> tuple[int, int]:
             rng = np.random.default_rng(0)
             for first in range(0, n_blocks, BLOCKS_PER_PART):
                 n = min(BLOCKS_PER_PART, n_blocks - first)
-                yield ["train-00000.parquet"] if first == 0 else [], _part(rng, n), ["speech"]
+                yield ["train-00000.parquet"] if first == 0 else [], _part(rng, n), ["speech"], ()
                 progress.advance(n)
 
         write_row_index(Location.of(folder / "labels"), parts(), STAMP)

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from askd_ray import ray_jobs
-from askd_ray.config.schema import Data, Recipe, Student, Teacher
+from askd_ray.config.schema import Data, Recipe, Teacher
 from askd_ray.config.source import Source
+from askd_ray.config.student import Student
 from askd_ray.errors import AskdError
 from askd_ray.provenance import git_sha
 from askd_ray.ray_jobs import submit, with_absolute_paths

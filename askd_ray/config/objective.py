@@ -18,7 +18,14 @@ from askd_ray.config.schedules import (
 )
 from askd_ray.config.section import Positive, Section, Share
 from askd_ray.config.self_teacher import SelfTeacherConfig, SnapshotConfig
-from askd_ray.config.states import DecoderStates, HiddenStates, NoDecoderStates, NoHiddenStates
+from askd_ray.config.states import (
+    DecoderStates,
+    HiddenStates,
+    Intermediate,
+    NoDecoderStates,
+    NoHiddenStates,
+    NoIntermediate,
+)
 from askd_ray.config.variants import Variants
 
 PresetName = Literal[
@@ -31,6 +38,10 @@ PresetName = Literal[
     "askd",
     "askd_gap",
     "askd_window",
+    "ctc",
+    "adakd_ctc",
+    "inter_kd",
+    "askd_ctc",
 ]
 _TEACHER_TERMS = ("instance_weights", "trust_gate")
 _DIVERGENCE_TERMS = ("temperature", "divergence")
@@ -155,6 +166,10 @@ class Objective(Section):
     """A loss between decoder states, added to the sum."""
     states_weight: StatesWeight = Field(default_factory=ConstantStatesWeight)
     """The weight s of the teacher's decoder states."""
+    intermediate: Intermediate = Field(default_factory=NoIntermediate)
+    """The intermediate encoder layers at which a CTC head learns, too."""
+    ctc_weight: Positive = 0.3
+    """The weight of the CTC head's loss in the loss of a hybrid student."""
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +223,17 @@ class Objective(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_intermediate(self) -> "Objective":
+        if self.intermediate.kind != "none" and self.intermediate.self_kd and not self.has_self_teacher:
+            raise ValueError("intermediate.self_kd would be ignored: the self-teacher has no weight")
+        return self
+
+    @property
+    def intermediate_layers(self) -> tuple[int, ...]:
+        """The intermediate encoder layers that a CTC head reads."""
+        return self.intermediate.layers if self.intermediate.kind != "none" else ()
+
     @property
     def unread_terms(self) -> tuple[str, ...]:
         """The fields of :data:`TERMS` that nothing reads here."""
@@ -249,13 +275,13 @@ def _merged(lower_priority: FieldValues, higher_priority: FieldValues) -> FieldV
 def _leave_out_unweighted(merged: FieldValues, preset: FieldValues) -> None:
     """Leave out what a preset sets for a self-teacher to which the recipe gives no weight."""
     self_teacher = merged["self_teacher"]
-    if not isinstance(self_teacher, dict) or not isinstance(merged["decoder_states"], dict):
+    if not all(isinstance(merged[name], dict) for name in ("self_teacher", "decoder_states", "intermediate")):
         return
     values = cast(FieldValues, self_teacher)
     if values.get("kind") != "none" and values.get("weight") != 0.0:
         return
     read_by_it = [("self_teacher", name) for name in preset.get("self_teacher", {}) if name not in ("kind", "weight")]
-    for section, name in [*read_by_it, ("decoder_states", "self_teacher")]:
+    for section, name in [*read_by_it, ("decoder_states", "self_teacher"), ("intermediate", "self_kd")]:
         of_preset = preset.get(section, {})
         if name in of_preset and merged[section].get(name) == of_preset[name]:
             del merged[section][name]

@@ -34,7 +34,10 @@ _ASKD_OPEN = (
     "hidden_states",
     "decoder_states",
     "states_weight",
+    "ctc_weight",
+    "intermediate",
 )
+_INTERMEDIATE = ("intermediate.layers", "intermediate.weight")
 _SELF_KD_OPEN = ("temperature", "divergence")
 
 
@@ -113,7 +116,52 @@ PRESETS: dict[str, Preset] = {
         },
         _ASKD_OPEN,
     ),
+    "ctc": Preset("CTC", "training a CTC head on the labels only", {**_NO_TEACHER, **_NO_SELF}, ()),
+    "adakd_ctc": Preset(
+        "(1 - w_i) CTC + w_i T^2 KL on the path, w_i = exp(-exp(k (x_i - t) / 2)), k falling",
+        "AdaKD, arXiv 2405.08019, for a CTC head",
+        {
+            "teacher_weight": {"schedule": "constant", "start": 1.0},
+            **_NO_SELF,
+            "ce_weight": "instance_complement",
+            "instance_weights": {"kind": "adakd"},
+        },
+        ("instance_weights.k_start", "instance_weights.k_end", "instance_weights.threshold", "temperature"),
+    ),
+    "inter_kd": Preset(
+        "(1 - a) CTC + a KL on the path, after the last encoder layer and at intermediate ones",
+        "in the spirit of Inter-KD, arXiv 2211.15075 (abstract); CTC at intermediate layers: arXiv 2102.03216",
+        {
+            "teacher_weight": {"schedule": "constant", "start": 0.5},
+            **_NO_SELF,
+            "intermediate": {"kind": "ctc"},
+        },
+        ("teacher_weight.start", "temperature", "divergence", *_INTERMEDIATE),
+    ),
+    "askd_ctc": Preset(
+        "(1 - a - b) CTC + a w_i g_n KD on the path + b self-KD, a falling with time; the last layer teaches "
+        "intermediate ones with the weight b",
+        "ASKD for a CTC head; self-KD of intermediate layers: arXiv 2406.07909",
+        {
+            "teacher_weight": {"schedule": "linear", "start": 0.5, "end": 0.1},
+            "self_teacher": {"kind": "ema", "weight": 0.2, "switch": 0.5},
+            "intermediate": {"kind": "ctc", "self_kd": True},
+        },
+        (
+            "teacher_weight",
+            "self_teacher",
+            "temperature",
+            "instance_weights",
+            "trust_gate",
+            "divergence",
+            "intermediate",
+        ),
+    ),
 }
+
+
+CTC_PRESETS = ("ctc", "adakd_ctc", "inter_kd", "askd_ctc")
+"""Those that train a CTC head."""
 
 
 def table() -> Table:

@@ -3,7 +3,6 @@
 :mod:`askd_ray.config.load` reads a recipe; every stage takes one. Field names end with their unit.
 """
 
-import itertools
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
@@ -12,16 +11,15 @@ from askd_ray.config.augment import Augment
 from askd_ray.config.data import Data
 from askd_ray.config.evaluate import Evaluate, Name
 from askd_ray.config.objective import Objective
+from askd_ray.config.readers import check_reader
 from askd_ray.config.section import Count, Positive, Section, Share, check_order
+from askd_ray.config.student import Student
 from askd_ray.config.study import Study
 from askd_ray.config.targets import Targets
 from askd_ray.config.tracking import Tracking
 from askd_ray.config.train import Train
 from askd_ray.config.tune import Tune
 from askd_ray.files import check_place, scheme_of
-
-Layers = tuple[int | tuple[int, ...], ...]
-"""Indices of layers to keep, and lists of neighbouring layers to merge into one."""
 
 
 class Teacher(Section):
@@ -46,49 +44,6 @@ class Teacher(Section):
     def _check_unread_fields(self) -> "Teacher":
         if self.online:
             self.refuse_unread(["top_k"], "an online teacher gives its whole distribution")
-        return self
-
-
-class Shrinking(Section):
-    """A removal of layers during the run. Layers are indices into the student at the start."""
-
-    at: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """The progress of the run, between 0 and 1."""
-    encoder_layers: Layers | None = None
-    """The encoder layers that the student keeps; null keeps all."""
-    decoder_layers: Layers | None = None
-    """The decoder layers that the student keeps; null keeps all."""
-
-    @model_validator(mode="after")
-    def _check_layers(self) -> "Shrinking":
-        if self.encoder_layers is None and self.decoder_layers is None:
-            raise ValueError(f"the shrinking at {self.at:g} names neither encoder_layers nor decoder_layers")
-        return self
-
-
-class Student(Section):
-    """The student and its layers.
-
-    An entry is the index of a layer, or a list of neighbours to merge into one layer: ``[0, [1, 2], 3]`` turns four
-    layers into three.
-    """
-
-    init: str | None = None
-    """The model that it starts from; null: the teacher."""
-    encoder_layers: Layers | None = None
-    """The encoder layers that it keeps; null keeps all."""
-    decoder_layers: Layers | None = None
-    """The decoder layers that it keeps; null keeps all."""
-    shrink: tuple[Shrinking, ...] = ()
-    """Removals of more layers during the run."""
-
-    @model_validator(mode="after")
-    def _check_shrink_order(self) -> "Student":
-        moments = [step.at for step in self.shrink]
-        if any(later <= earlier for earlier, later in itertools.pairwise(moments)):
-            raise ValueError(
-                f"shrink is at {', '.join(f'{at:g}' for at in moments)}: each must be later than the one before"
-            )
         return self
 
 
@@ -138,7 +93,7 @@ class Recipe(Section):
     """The teacher model."""
     targets: Targets = Field(default_factory=Targets)
     """The target texts."""
-    student: Student = Student()
+    student: Student = Field(default_factory=Student)
     """The student and its layers."""
     window: Window = Window()
     """The trimmed window of the student's encoder."""
@@ -268,6 +223,12 @@ class Recipe(Section):
                 f"objective.hidden_states.layers names the student's encoder layers {taps}, and student.shrink changes "
                 "their numbers: only -1 (after the last) keeps its meaning"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_reader(self) -> "Recipe":
+        optimizer = self.train.optimizer
+        check_reader(self.student, self.objective, self.targets, optimizer, self.teacher.online)
         return self
 
     @model_validator(mode="after")

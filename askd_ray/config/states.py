@@ -57,5 +57,33 @@ class DecoderStatesLoss(Section):
     """Also match the self-teacher's states, with its weight b."""
 
 
+class NoIntermediate(Section):
+    """The CTC head reads only the last encoder layer."""
+
+    kind: Literal["none"] = "none"
+    """Whether the CTC head also reads intermediate encoder layers in training."""
+
+
+class IntermediateCtc(Section):
+    """The CTC head also reads intermediate encoder layers, each after a norm of its own, and learns at each of them.
+
+    The loss at a layer is the objective's, with CTC as the task (arXiv 2102.03216); with a teacher it is in the spirit
+    of Inter-KD (arXiv 2211.15075), whose exact losses are not public. Only the last layer is decoded.
+    """
+
+    kind: Literal["ctc"] = "ctc"
+    """Whether the CTC head also reads intermediate encoder layers in training."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1,)
+    """The encoder layers, from 0."""
+    weight: Positive = 0.3
+    """The weight of the mean of their losses in the loss."""
+    self_kd: bool = False
+    """The head after the last layer is the self-teacher of these layers, with the weight b (arXiv 2406.07909)."""
+
+
+Intermediate = Annotated[NoIntermediate | IntermediateCtc, Field(discriminator="kind")]
+"""The intermediate encoder layers that a CTC head reads."""
+
+
 DecoderStates = Annotated[NoDecoderStates | DecoderStatesLoss, Field(discriminator="kind")]
 """The loss between decoder states."""

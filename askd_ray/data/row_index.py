@@ -49,17 +49,19 @@ _SCHEMA = pa.schema(
         ("rows", pa.list_(pa.field("row", pa.binary(24), nullable=False))),  # records
     ]
 )
+_FORMAT = 2
 _SHARDS_AT_A_TIME = 1_024  # whose rows are in memory while an index is written; one record batch of the file
 
-IndexBatch = tuple[Sequence[str], pa.RecordBatch, Sequence[str]]
-"""A record batch of an index, with the names of its shards and of all domains so far."""
+IndexBatch = tuple[Sequence[str], pa.RecordBatch, Sequence[str], Sequence[int]]
+"""A record batch of an index, with the names of its shards, and all domains and target tokens so far."""
 
 
 class IndexNames(NamedTuple):
-    """The names that the rows of an index refer to by number."""
+    """The names that the rows of an index refer to by number, and the target tokens that they use, in order."""
 
     shards: tuple[str, ...]
     domains: tuple[str, ...]
+    token_ids: tuple[int, ...] = ()
 
 
 class Rows(NamedTuple):
@@ -90,13 +92,15 @@ class _Part(NamedTuple):
 class RowIndex:
     """The labelled train utterances of a run, block by block; see the module's description.
 
-    ``shards`` and ``domains`` are the names that rows refer to by number. Pickling sends only the place of the file.
+    ``shards`` and ``domains`` are the names that rows refer to by number, and ``token_ids`` the target tokens that rows
+    use. Pickling sends only the place of the file.
     """
 
     folder: Location
     stamp: str
     shards: tuple[str, ...]
     domains: tuple[str, ...]
+    token_ids: tuple[int, ...]
     parts: tuple[_Part, ...]
 
     @classmethod
@@ -182,19 +186,19 @@ def open_row_index(folder: Location, stamp: str) -> RowIndex:
     if description["stamp"] != stamp:
         raise AskdError(f"{folder}: shards or labels have changed while they were read: run the same command again")
     table = pa.ipc.open_file(pa.memory_map(_local_file(folder, stamp)))
-    names = IndexNames(tuple(description["shards"]), tuple(description["domains"]))
+    names = IndexNames(*(tuple(description[name]) for name in ("shards", "domains", "token_ids")))
     return RowIndex.of(folder, stamp, names, [table.get_batch(i) for i in range(table.num_record_batches)])
 
 
 def write_row_index(folder: Location, batches: Iterator[IndexBatch], stamp: str) -> None:
     """Write an index."""
-    shards, domains = list[str](), list[str]()
+    shards, domains, token_ids = list[str](), list[str](), list[int]()
     (folder / DESCRIPTION).delete()
     with (folder / INDEX).atomic_output() as file, pa.ipc.new_file(file, _SCHEMA) as writer:
-        for names, batch, domains in batches:  # noqa: B007  # the last ones are all
+        for names, batch, domains, token_ids in batches:  # noqa: B007  # the last ones are all
             shards += names
             writer.write_batch(batch)
-    description = {"stamp": stamp, "shards": shards, "domains": list(domains)}
+    description = {"stamp": stamp, "shards": shards, "domains": list(domains), "token_ids": list(token_ids)}
     (folder / DESCRIPTION).write_bytes(to_json(description).encode())
 
 
@@ -203,26 +207,31 @@ def _stamp(shards: Location, labels: Location, key: LabelKey) -> str:
     paths = train_paths(shards)
     stamps = shards.stamped() | labels.stamped()
     files = [(path.name, stamps[path], stamps.get(labels / path.name)) for path in paths]
-    return digest([BLOCK_ROWS, key, files])
+    return digest([_FORMAT, BLOCK_ROWS, key, files])
 
 
 def _parts(shards: Location, labels: Location, key: LabelKey) -> Iterator[IndexBatch]:
     domains: dict[str, int] = {}
+    token_ids = np.zeros(0, np.int32)
     all_paths = train_paths(shards)
     for start in range(0, len(all_paths), _SHARDS_AT_A_TIME):
         paths = all_paths[start : start + _SHARDS_AT_A_TIME]
-        tables = map_concurrently(lambda path: _shard_rows(path, labels / path.name, key), paths)
-        blocks = [block for n, table in enumerate(tables, start) for block in _blocks(n, table, domains)]
-        yield [path.name for path in paths], _record_batch(blocks), list(domains)
+        shard_rows = map_concurrently(lambda path: _shard_rows(path, labels / path.name, key), paths)
+        blocks = [block for n, (table, _) in enumerate(shard_rows, start) for block in _blocks(n, table, domains)]
+        token_ids = np.unique(np.concatenate([token_ids, *(used for _, used in shard_rows)]))
+        yield [path.name for path in paths], _record_batch(blocks), list(domains), token_ids.tolist()
 
 
-def _shard_rows(path: Location, labels: Location, key: LabelKey) -> pa.Table:
-    """Return a shard's utterances, with the number of target tokens and the teacher's loss."""
+def _shard_rows(path: Location, labels: Location, key: LabelKey) -> tuple[pa.Table, NDArray[np.int32]]:
+    """Return a shard's utterances, with the number of target tokens and the teacher's loss, and the tokens used."""
     check_labels(labels, path, key)
     label_table = read_table(labels, ["target_ids", "teacher_loss"])
-    n_tokens = pc.call_function("list_value_length", [label_table.column("target_ids")])
+    target_ids = label_table.column("target_ids")
+    n_tokens = pc.call_function("list_value_length", [target_ids])
+    used = np.unique(pc.call_function("list_flatten", [target_ids]).to_numpy())
     table = read_table(path, ["id", "duration_s", "domain"])
-    return table.append_column("tokens", n_tokens).append_column("teacher_loss", label_table.column("teacher_loss"))
+    table = table.append_column("tokens", n_tokens)
+    return table.append_column("teacher_loss", label_table.column("teacher_loss")), used
 
 
 def _blocks(shard: int, table: pa.Table, domains: dict[str, int]) -> Iterator[tuple[int, int, NDArray[Any]]]:

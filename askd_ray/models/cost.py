@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.audio.units import FRAMES_PER_S, HOP_LENGTH, PADDED_FRAMES, DecodingWindow, samples_of
-from askd_ray.config.schema import Layers, Recipe, Shrinking
+from askd_ray.config.schema import Recipe
+from askd_ray.config.student import Layers, Shrinking
 from askd_ray.models.layer_map import config_after, layer_maps
 from askd_ray.models.load import load_config
 from askd_ray.models.student import Cost, CostItem

@@ -1,10 +1,5 @@
-"""A CTC head on Whisper's encoder: its vocabulary, its file, and the model that has no decoder.
+"""A CTC head on Whisper's encoder, its file, and the model that has no decoder."""
 
-Class 0 is CTC's blank; every other class is a token of Whisper's vocabulary, so that Whisper's soft labels teach it.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,49 +14,20 @@ from askd_ray.files import atomic_path
 from askd_ray.models.load import quiet_transformers, write_processor
 from askd_ray.models.windows import encode
 from askd_ray.text.tokens import Tokens
+from askd_ray.text.units import CtcVocabulary
 
 HEAD_FILE = "ctc_head.safetensors"
 """The file of a head, in the folder of the encoder that it belongs to."""
-
-BLANK = 0
-_N_BYTES = 256  # the first tokens of Whisper's vocabularies are the bytes, of which any text can be written
-
-
-@dataclass(frozen=True)
-class CtcVocabulary:
-    """The tokens that a head can write; class ``i + 1`` is the token ``token_ids[i]``."""
-
-    token_ids: tuple[int, ...]
-
-    @classmethod
-    def of(cls, used: Sequence[int]) -> "CtcVocabulary":
-        """Return the vocabulary of some tokens, and of all bytes."""
-        return cls(tuple(sorted({*range(_N_BYTES), *used})))
-
-    @property
-    def n_classes(self) -> int:
-        """The number of tokens and the blank."""
-        return len(self.token_ids) + 1
-
-    def classes(self, n_vocab: int) -> torch.Tensor:
-        """Return the class of each of Whisper's tokens ``(n_vocab,)`` int64; ``n_classes`` of those without one."""
-        table = torch.full((n_vocab,), self.n_classes, dtype=torch.long)
-        table[torch.tensor(self.token_ids)] = torch.arange(1, self.n_classes)
-        return table
-
-    def tokens(self, classes: Sequence[int]) -> list[int]:
-        """Return the tokens of classes that are not blank."""
-        return [self.token_ids[c - 1] for c in classes]
 
 
 class CtcHead(nn.Module):
     """Maps encoder states to hidden states, whose product with ``projection`` are logits.
 
-    It begins with the projection that it is given, and with states that are not changed. ``intermediate`` encoder
+    It begins with the projection that it is given, and with states that are not changed. Intermediate encoder
     layers are read with the same weights after a layer norm of their own (arXiv 2102.03216); only training reads them.
     """
 
-    def __init__(self, vocabulary: CtcVocabulary, projection: torch.Tensor, intermediate: int = 0):
+    def __init__(self, vocabulary: CtcVocabulary, projection: torch.Tensor):
         super().__init__()
         assert len(projection) == vocabulary.n_classes
         width = projection.shape[1]
@@ -70,7 +36,17 @@ class CtcHead(nn.Module):
         nn.init.eye_(self.transform.weight)
         nn.init.zeros_(self.transform.bias)
         self.projection = nn.Parameter(projection.clone())
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(intermediate))
+        self.norms = nn.ModuleList()
+
+    def read_intermediate(self, n_layers: int) -> "CtcHead":
+        """Add norms for intermediate encoder layers; return the head."""
+        self.norms = nn.ModuleList(nn.LayerNorm(self.projection.shape[1]) for _ in range(n_layers))
+        return self
+
+    @property
+    def n_params(self) -> int:
+        """The number of parameters of the saved head."""
+        return self.projection.numel() + sum(p.numel() for p in self.transform.parameters())
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return the hidden states ``(batch, n_positions, d_model)`` of encoder states of that shape."""

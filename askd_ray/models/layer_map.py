@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
-from askd_ray.config.schema import Layers, Student
+from askd_ray.config.student import Layers, Student
 from askd_ray.errors import AskdError
 from askd_ray.models.empty import empty_whisper
 from askd_ray.models.load import load_whisper

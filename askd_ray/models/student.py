@@ -29,8 +29,23 @@ class EncoderOutput:
 
 
 @dataclass(frozen=True)
+class CtcStates:
+    """The hidden states of a CTC head ``(batch, n_positions, d_model)``, and those of intermediate encoder layers.
+
+    ``n_positions`` (batch,) int64 are the positions of each row's window.
+    """
+
+    final: torch.Tensor
+    intermediate: tuple[torch.Tensor, ...]
+    n_positions: torch.Tensor
+
+
+@dataclass(frozen=True)
 class DecoderOutput:
     """The last hidden states ``(batch, length, d_model)``, one per token; the projection turns them into logits.
+
+    A student without a decoder has the hidden states of its CTC head there, one per position; ``ctc`` has those of any
+    student with such a head.
 
     ``tapped``: decoder states of some layers, of the same shape, by the teacher's layer that they are compared with (-1
     is the last); a student also returns them ``projected`` to the teacher's width.
@@ -40,6 +55,7 @@ class DecoderOutput:
     encoded: EncoderOutput
     tapped: Mapping[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
     projected: Mapping[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
+    ctc: CtcStates | None = None
 
 
 class StudentModel(nn.Module, ABC):
@@ -60,6 +76,11 @@ class StudentModel(nn.Module, ABC):
     @abstractmethod
     def projection(self) -> torch.Tensor:
         """The output projection ``(n_vocab, d_model)`` from hidden states to logits."""
+
+    @property
+    def ctc_projection(self) -> torch.Tensor:
+        """The projection ``(n_classes, d_model)`` of the CTC head; only of a student that has one."""
+        return self.projection
 
     @abstractmethod
     def forward(

@@ -90,6 +90,14 @@ def decode(
     return (*after[:-1], decoder.layer_norm(hidden))
 
 
+def prepare_layers(layers: Sequence[nn.Module]) -> None:
+    """Let layers of an encoder or decoder cast their input to the type of their matrix products once."""
+    for layer in layers:
+        norm = layer.get_submodule("self_attn_layer_norm")
+        if _to_matmul_type not in norm._forward_hooks.values():  # pyright: ignore[reportPrivateUsage]
+            norm.register_forward_hook(_to_matmul_type)
+
+
 class WindowedWhisper(nn.Module):
     """A Whisper whose forward pass takes windows of any length up to 30 s, and tokens.
 
@@ -108,10 +116,7 @@ class WindowedWhisper(nn.Module):
         self.whisper = model
         self.tapped_layers = tuple(tapped_layers)
         self.decoder_layers = dict(decoder_layers or {})
-        for layer in self.layers():
-            norm = layer.get_submodule("self_attn_layer_norm")
-            if _to_matmul_type not in norm._forward_hooks.values():
-                norm.register_forward_hook(_to_matmul_type)
+        prepare_layers(self.layers())
 
     @property
     def n_mels(self) -> int:

@@ -30,60 +30,75 @@ def gpu_chunk_tokens(memory_bytes: int, n_vocab: int) -> int:
     return min(max(n_tokens, _MIN_GPU_CHUNK_TOKENS), _MAX_GPU_CHUNK_TOKENS)
 
 
-SumsOf = Callable[[torch.Tensor, slice], torch.Tensor]
-"""Maps the logits ``(n, n_vocab)`` of the target tokens ``rows`` to sums ``(n_sums,)``; the first is the loss."""
+SumsOf = Callable[[torch.Tensor, torch.Tensor | None, slice], torch.Tensor]
+"""Maps the logits ``(n, n_vocab)`` of the target tokens ``rows``, and their task losses ``(n,)`` if these are not
+cross-entropies, to sums ``(n_sums,)``; the first is the loss."""
 
 
 def chunked_sums(
-    hidden: torch.Tensor, projection: torch.Tensor, sums_of: SumsOf, chunk_tokens: int | None = None
+    hidden: torch.Tensor,
+    projection: torch.Tensor,
+    sums_of: SumsOf,
+    chunk_tokens: int | None = None,
+    task_loss: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss, with a gradient, and all sums ``(n_sums,)`` in float64, without one.
 
     ``hidden`` (n_tokens, d_model), ``projection`` (n_vocab, d_model). The forward pass computes each chunk's logits and
     their gradient, and keeps only the gradients of ``hidden`` and ``projection`` for the backward pass. Results and
     number of multiplications are the same as without chunks. Without tokens, the loss and its gradients are 0.
-    ``chunk_tokens`` None: :func:`chunk_tokens_of` the device.
+    ``chunk_tokens`` None: :func:`chunk_tokens_of` the device. ``task_loss`` (n_tokens,) also gets its gradient.
     """
     chunk_tokens = chunk_tokens or chunk_tokens_of(hidden.device, len(projection))
-    loss, sums = _ChunkedSums.apply(hidden, projection, sums_of, chunk_tokens)  # pyright: ignore[reportGeneralTypeIssues]
+    loss, sums = _ChunkedSums.apply(hidden, projection, task_loss, sums_of, chunk_tokens)  # pyright: ignore[reportGeneralTypeIssues]
     return loss, sums
 
 
 class _ChunkedSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, projection: torch.Tensor, sums_of: SumsOf, chunk_tokens: int
+        ctx: Any,
+        hidden: torch.Tensor,
+        projection: torch.Tensor,
+        task_loss: torch.Tensor | None,
+        sums_of: SumsOf,
+        chunk_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         to_hidden, to_projection = ctx.needs_input_grad[:2]
-        grads_hidden, grad_projection = list[torch.Tensor](), None
+        grads_hidden, grads_task, grad_projection = list[torch.Tensor](), list[torch.Tensor](), None
         parts: list[torch.Tensor] = []
         for start in range(0, max(1, len(hidden)), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             logits = functional.linear(hidden[rows], projection).requires_grad_(to_hidden or to_projection)
             with torch.enable_grad():
-                sums = sums_of(logits, rows)
+                task = None if task_loss is None else task_loss[rows].detach().requires_grad_(logits.requires_grad)
+                sums = sums_of(logits, task, rows)
                 parts.append(sums.detach().double())
                 if not logits.requires_grad:
                     continue
-                (grad,) = torch.autograd.grad(sums[0], logits)
+                inputs = [logits] if task is None else [logits, task]
+                # With no divergence in the loss, a task loss is all of it, and the logits have no part in it.
+                grad, *of_task = torch.autograd.grad(sums[0], inputs, materialize_grads=task is not None)
+                grads_task += of_task
             if to_hidden:
                 grads_hidden.append((grad @ projection).to(hidden.dtype))
             if to_projection:
                 grad_projection = _add_product(grad_projection, grad, hidden[rows])
         total = torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
         grad_hidden = (torch.cat(grads_hidden) if len(grads_hidden) > 1 else grads_hidden[0]) if to_hidden else None
-        ctx.gradients = grad_hidden, None if grad_projection is None else grad_projection.to(projection.dtype)
+        grad_projection = None if grad_projection is None else grad_projection.to(projection.dtype)
+        ctx.gradients = grad_hidden, grad_projection, torch.cat(grads_task) if grads_task else None
         ctx.mark_non_differentiable(total)
         return total[0].float(), total
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
-        grad_hidden, grad_projection = ctx.gradients
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradients = ctx.gradients
         del ctx.gradients  # scaled in place, so a second backward pass cannot use them
-        for gradient in (grad_hidden, grad_projection):
+        for gradient in gradients:
             if gradient is not None:
                 gradient.mul_(grads[0])
-        return grad_hidden, grad_projection, None, None
+        return (*gradients, None, None)
 
 
 def _add_product(total: torch.Tensor | None, grad: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

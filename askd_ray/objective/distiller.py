@@ -1,6 +1,6 @@
 """One batch through student and teachers: forward passes, reference distributions, and the loss sums."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -12,14 +12,15 @@ from askd_ray.objective.decoder_states import states_distance
 from askd_ray.objective.instance_weights import instance_weights
 from askd_ray.objective.objective import OF_TEACHER, PARTS, TokenBatch, objective_sums
 from askd_ray.objective.online_teacher import OnlineTeacher, hidden_state_loss
+from askd_ray.objective.readers import DECODER, Reader, Reading
 from askd_ray.objective.references import Dense, Reference, TopK
 from askd_ray.objective.schedules import Weights
 from askd_ray.objective.self_teacher import SelfTeacher
 from askd_ray.objective.tensors import TensorBatch
 
-NAMES: tuple[str, ...] = (*PARTS, "hidden", "states", "self_states")
-"""The sums of :meth:`Distiller.sums`: those of the objective, the loss between encoder states, and the distances of
-decoder states from the teacher and from the self-teacher."""
+NAMES: tuple[str, ...] = (*PARTS, "readers", "hidden", "states", "self_states")
+"""The sums of :meth:`Distiller.sums`: those of the objective for the first reader, the weighted losses of the others,
+the loss between encoder states, and the distances of decoder states from the teacher and from the self-teacher."""
 OVER_TAUGHT: tuple[str, ...] = (*OF_TEACHER, "states")
 """Those that are sums over the ``taught`` tokens, which have a teacher."""
 
@@ -27,7 +28,8 @@ OVER_TAUGHT: tuple[str, ...] = (*OF_TEACHER, "states")
 class Distiller:
     """The objective with its teachers. ``threshold`` is AdaKD's t, in nats a token.
 
-    ``chunk_tokens``: the target tokens whose logits exist at the same time; None: as many as suit the device.
+    ``reader``: what reads the student's encoder. ``chunk_tokens``: the target tokens whose logits exist at the same
+    time; None: as many as suit the device.
     """
 
     def __init__(
@@ -36,10 +38,11 @@ class Distiller:
         self_teacher: SelfTeacher,
         online: OnlineTeacher | None,
         threshold: float,
+        reader: Reader = DECODER,
         chunk_tokens: int | None = None,
     ):
         self.settings, self.self_teacher, self.online, self.threshold = settings, self_teacher, online, threshold
-        self.chunk_tokens = chunk_tokens
+        self.reader, self.chunk_tokens = reader, chunk_tokens
 
     def sums(
         self, network: nn.Module, student: StudentModel, batch: TensorBatch, weights: Weights
@@ -48,35 +51,60 @@ class Distiller:
 
         ``network`` is ``student`` or its wrapper that averages gradients over ranks.
         """
-        decoded: DecoderOutput = network(batch.log_mel, batch.decoder_ids, batch.window_frames)
-        teacher = self._teacher(batch, decoded, weights)
-        tokens = TokenBatch(
-            batch.targets,
-            batch.per_token(batch.has_teacher),
-            self._instance_weights(batch, weights),
-            self._teacher_reference(batch, decoded, teacher, weights),
-            self.self_teacher.reference(batch) if weights.self_weight > 0.0 else None,
-        )
-        loss, sums = objective_sums(
-            self.settings,
-            weights,
-            tokens,
-            (batch.at_targets(decoded.hidden), student.projection),
-            self._observer(batch),
-            self.chunk_tokens,
-        )
+        output: DecoderOutput = network(batch.log_mel, batch.decoder_ids, batch.window_frames)
+        teacher = self._teacher(batch, output, weights)
+        readings = self.reader.readings(batch, student, output)
+        teacher_reference = self._teacher_reference(batch, output, teacher, weights)
+        all_tokens = self._token_batches(batch, readings, teacher_reference, weights)
+        sums = torch.zeros(0)
+        losses, other_readers = list[torch.Tensor](), list[torch.Tensor]()
+        for number, (reading, tokens) in enumerate(zip(readings, all_tokens, strict=True)):
+            observe = self._observer(batch) if number == 0 else _ignore
+            of_student = reading.rows(student, output)
+            loss, of_reading = objective_sums(self.settings, weights, tokens, of_student, observe, self.chunk_tokens)
+            losses.append(reading.weight * loss)
+            if number == 0:
+                sums = of_reading
+            else:
+                other_readers.append(losses[-1].detach())
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         others = sums.new_zeros(len(NAMES) - len(PARTS))
+        if other_readers:
+            others[0] = torch.stack(other_readers).sum()
         if teacher is not None and self.settings.hidden_states.kind != "none":
-            hidden = hidden_state_loss(self.settings.hidden_states, decoded.encoded, teacher.encoded, batch.n_targets)
+            hidden = hidden_state_loss(self.settings.hidden_states, output.encoded, teacher.encoded, batch.n_targets)
             loss = loss + self.settings.hidden_states.weight * hidden
-            others[0] = hidden.detach()
+            others[1] = hidden.detach()
         if self.settings.decoder_states.kind != "none":
-            states, self_states = self._states_sums(self.settings.decoder_states, batch, decoded, tokens)
+            states, self_states = self._states_sums(self.settings.decoder_states, batch, output, all_tokens[0])
             of_states = weights.states_weight * states + weights.self_weight * self_states
             loss = loss + self.settings.decoder_states.scale * of_states
-            others[1], others[2] = states.detach(), self_states.detach()
+            others[2], others[3] = states.detach(), self_states.detach()
         sums[0] = loss.detach()
         return loss, torch.cat([sums, others])
+
+    def _token_batches(
+        self, batch: TensorBatch, readings: Sequence[Reading], teacher: Reference | None, weights: Weights
+    ) -> list[TokenBatch]:
+        """Return the target tokens of each reading, with its teachers."""
+        has_teacher, instance_weights = batch.per_token(batch.has_teacher), self._instance_weights(batch, weights)
+        self_references: Sequence[Reference | None] = [None] * len(readings)
+        if weights.self_weight > 0.0:
+            taught_by_it = [reading for reading in readings if not reading.is_intermediate]
+            given = self.self_teacher.references(batch, taught_by_it)
+            self_references = [*given, *(r.self_reference for r in readings if r.is_intermediate)]
+        return [
+            TokenBatch(
+                reading.targets,
+                has_teacher,
+                instance_weights,
+                reading.teacher(teacher),
+                self_reference,
+                reading.task_loss,
+                reading.comparable,
+            )
+            for reading, self_reference in zip(readings, self_references, strict=True)
+        ]
 
     def _instance_weights(self, batch: TensorBatch, weights: Weights) -> torch.Tensor | None:
         settings = self.settings.instance_weights
@@ -119,3 +147,7 @@ class Distiller:
 
     def _observer(self, batch: TensorBatch) -> Callable[[slice, torch.Tensor], None]:
         return lambda rows, log_q: self.self_teacher.observe(batch, rows, log_q)
+
+
+def _ignore(rows: slice, log_q: torch.Tensor) -> None:
+    """Observe nothing."""

@@ -3,6 +3,7 @@
 PS-KD, arXiv 2006.12000; here with the top k, in files.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,15 @@ class PreviousEpoch:
         self._recording = self.settings.weight > 0.0 and used_next and after_switch
 
     @torch.autocast("cpu", enabled=False)  # bfloat16 autocast cannot concatenate float16 tensors
-    def reference(self, batch: TensorBatch) -> Reference | None:
-        """Return the labels of a batch's target tokens; None in the first epoch."""
+    def references(self, batch: TensorBatch, readings: Sequence[object]) -> Sequence[Reference | None]:
+        """Return the labels of a batch's target tokens; None in the first epoch. The only reading is the decoder's."""
         if not self._previous.names:
-            return None
+            return [None]
         cached = self._previous.find(batch.ids)
         device, k = batch.targets.device, self.settings.top_k
         ids = send(torch.cat([s.ids for s in cached] or [torch.zeros(0, k, dtype=torch.int32)]), device).long()
         buckets = send(torch.cat([s.buckets for s in cached] or [torch.zeros(0, k + 1)]), device).float()
-        return TopK(ids, buckets[:, :-1], buckets[:, -1], buckets.new_zeros(len(buckets)))
+        return [TopK(ids, buckets[:, :-1], buckets[:, -1], buckets.new_zeros(len(buckets)))]
 
     @torch.autocast("cpu", enabled=False)
     @torch.no_grad()

@@ -5,7 +5,7 @@ A self-teacher holds no data while its weight is 0. Its data is part of every ch
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from askd_ray.config.self_teacher import BestConfig, EmaConfig, SelfTeacherConfig, SnapshotConfig
 from askd_ray.models.student import StudentModel
 from askd_ray.objective.previous_epoch import PreviousEpoch
+from askd_ray.objective.readers import Reading
 from askd_ray.objective.references import Dense, Reference
 from askd_ray.objective.schedules import Progress
 from askd_ray.objective.tensors import TensorBatch
@@ -33,8 +34,8 @@ class SelfTeacher(Protocol):
         """Follow the student. The loop calls this before each step."""
         ...
 
-    def reference(self, batch: TensorBatch) -> Reference | None:
-        """Return the distributions (and a copy's decoder states) for a batch's target tokens.
+    def references(self, batch: TensorBatch, readings: Sequence[Reading]) -> Sequence[Reference | None]:
+        """Return the distributions (and a copy's decoder states) for a batch's target tokens, for each reading.
 
         None while there are none: the weight is then 0.
         """
@@ -98,12 +99,12 @@ class _Copy(Generic[Config]):
         return self.settings.weight > 0.0 and progress.u >= self.settings.switch
 
     @torch.no_grad()
-    def reference(self, batch: TensorBatch) -> Reference | None:
+    def references(self, batch: TensorBatch, readings: Sequence[Reading]) -> Sequence[Reference | None]:
         if self.model is None:
-            return None
+            return [None] * len(readings)
         decoded = self.model(batch.log_mel, batch.decoder_ids, batch.window_frames)
         states = batch.states_at_targets(decoded.tapped)
-        return Dense(batch.at_targets(decoded.hidden), self.model.projection, states)
+        return [Dense(*reading.rows(self.model, decoded), states) for reading in readings]
 
     def observe(self, batch: TensorBatch, rows: slice, log_q: torch.Tensor) -> None:
         """Do nothing: a copy does not depend on single batches."""

@@ -1,6 +1,7 @@
 """Build the training of a recipe. Only this module of the training knows which kinds of students there are."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,21 @@ from askd_ray.data.dev import read_dev
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.row_index import RowIndex
 from askd_ray.data.sampler import SamplerFactory
-from askd_ray.models.load import load_whisper
+from askd_ray.models.ctc_student import CtcStudentKind
+from askd_ray.models.hybrid_student import HybridStudentKind
+from askd_ray.models.load import load_config, load_whisper
+from askd_ray.models.reference import resolve
 from askd_ray.models.student import StudentKind, StudentModel
 from askd_ray.models.whisper_student import WhisperStudentKind
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.online_teacher import OnlineTeacher, encoders_agree
+from askd_ray.objective.readers import DECODER, CtcReader, Reader
 from askd_ray.objective.schedules import Gap
 from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.runs import Run
+from askd_ray.text.tokens import Tokens
+from askd_ray.text.units import CtcVocabulary, Segmenter
 from askd_ray.torch_setup import use_tf32, use_threads
 from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_state, load_checkpoint
@@ -47,7 +54,27 @@ def student_kind(recipe: Recipe, teacher_width: int = 0) -> StudentKind:
 
     Raises :class:`AskdError` when the recipe asks for a student that cannot be built.
     """
+    if recipe.student.reader == "ctc":
+        return CtcStudentKind(recipe, partial(_ctc_vocabulary, recipe))
+    if recipe.student.reader == "hybrid":
+        return HybridStudentKind(recipe, partial(_ctc_vocabulary, recipe))
     return WhisperStudentKind(recipe, teacher_width)
+
+
+def _ctc_vocabulary(recipe: Recipe) -> CtcVocabulary:
+    """Return the units of a recipe's CTC head: the tokens of its train texts, and all bytes."""
+    tokens = Tokens(resolve(recipe.student.init or recipe.teacher.model))
+    used = make_batch_loader(recipe, n_mels=80).rows().token_ids
+    return CtcVocabulary.of([i for i in used if i < tokens.end])
+
+
+def student_reader(recipe: Recipe) -> Reader:
+    """Return what reads the encoder of a recipe's student, for its objective."""
+    if recipe.student.reader == "whisper":
+        return DECODER
+    tokens, config = Tokens(resolve(recipe.teacher.model)), load_config(recipe.teacher.model)
+    segmenter = Segmenter(_ctc_vocabulary(recipe), tokens, config.vocab_size)
+    return CtcReader(recipe.objective, segmenter, recipe.student.reader == "hybrid")
 
 
 def build_loop(
@@ -99,7 +126,9 @@ def build_loop(
         loader=loader,
         sampler=sampler,
         dev=read_dev(loader.shards, loader.labels, loader.label_key, rank_part(context)),
-        distiller=Distiller(recipe.objective, self_teacher, teacher, _adakd_threshold(recipe, sampler.index)),
+        distiller=Distiller(
+            recipe.objective, self_teacher, teacher, _adakd_threshold(recipe, sampler.index), student_reader(recipe)
+        ),
         objects=objects,
         best=best,
         gap=Gap(**train_state.gap),

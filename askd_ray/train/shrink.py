@@ -1,6 +1,6 @@
 """Progressive shrinking: at fixed points of progress, training continues with fewer layers."""
 
-from askd_ray.config.schema import Student as Settings
+from askd_ray.config.student import Student as Settings
 from askd_ray.config.train import Optimization
 from askd_ray.data.sampler import Sampler
 from askd_ray.errors import AskdError

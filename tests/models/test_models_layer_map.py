@@ -11,7 +11,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.audio.decode import decode
 from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.config.schema import Layers, Student
+from askd_ray.config.student import Layers, Student
 from askd_ray.errors import AskdError
 from askd_ray.models.layer_map import LayerMap, apply_layer_map, build_student, keep_layers, layer_maps, unmerged_groups
 from askd_ray.models.load import load_config

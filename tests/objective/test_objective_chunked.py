@@ -8,7 +8,7 @@ N_VOCAB, WIDTH = 17, 5
 
 
 def losses(targets: torch.Tensor):
-    def sums_of(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+    def sums_of(logits: torch.Tensor, task_loss: torch.Tensor | None, rows: slice) -> torch.Tensor:
         ce = functional.cross_entropy(logits, targets[rows], reduction="sum")
         return torch.stack([ce + 0.1 * logits.square().sum(), ce])
 
@@ -24,7 +24,7 @@ def parts(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 64])
 def test_chunks_change_neither_value_nor_gradient(chunk_tokens: int):
     hidden, projection, targets = parts(7)
-    whole = losses(targets)(functional.linear(hidden, projection), slice(None))
+    whole = losses(targets)(functional.linear(hidden, projection), None, slice(None))
     expected = torch.autograd.grad(2.0 * whole[0], (hidden, projection))
     loss, sums = chunked_sums(hidden, projection, losses(targets), chunk_tokens)
     torch.testing.assert_close(sums, whole.double(), rtol=1e-6, atol=1e-6)

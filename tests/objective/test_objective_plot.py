@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from askd_ray.config.load import load_recipe
-from askd_ray.config.presets import PRESETS
+from askd_ray.config.presets import CTC_PRESETS, PRESETS
 from askd_ray.objective.plot import plot_schedule, schedule_arrays
 
 
@@ -19,8 +19,10 @@ def test_the_arrays_are_what_the_steps_get():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_drawn(preset: str, tmp_path: Path):
+    ctc = ["student.reader=ctc"] if preset in CTC_PRESETS else []
     path = plot_schedule(
-        load_recipe("demo", [f"objective.preset={preset}", "targets.states=all"]), tmp_path / "plots" / "schedule.png"
+        load_recipe("demo", [f"objective.preset={preset}", "targets.states=all", *ctc]),
+        tmp_path / "plots" / "schedule.png",
     )
     with Image.open(path) as image:
         assert image.format == "PNG" and image.width > 600

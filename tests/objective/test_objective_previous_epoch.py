@@ -39,7 +39,7 @@ def an_epoch(self_teacher: PreviousEpoch, epoch: int, *batches: tuple[str, ...])
 
 
 def assert_teaches(self_teacher: PreviousEpoch, epoch: int, *ids: str) -> None:
-    reference = self_teacher.reference(batch(*ids))
+    reference = self_teacher.references(batch(*ids), [None])[0]
     assert reference is not None
     log_p = torch.cat([random_log_probs(i, epoch) for i in ids])
     found = reference.distribution(slice(None), torch.zeros(len(log_p), dtype=torch.long), 1.0)
@@ -51,7 +51,7 @@ def assert_teaches(self_teacher: PreviousEpoch, epoch: int, *ids: str) -> None:
 def test_an_epoch_teaches_the_next_one(tmp_path: Path):
     self_teacher = PreviousEpoch(PSKD, tmp_path)
     an_epoch(self_teacher, 0, ("a", "b"), ("c",))
-    assert self_teacher.reference(batch("a")) is None
+    assert self_teacher.references(batch("a"), [None]) == [None]
     self_teacher.before_step(None, Progress(0.34, 1, 3))
     assert_teaches(self_teacher, 0, "c", "a")
     observe(self_teacher, 1, "c", "a")
@@ -73,7 +73,7 @@ def test_a_rank_without_data_has_a_reference_of_no_tokens(tmp_path: Path):
     self_teacher = PreviousEpoch(PSKD, tmp_path)
     an_epoch(self_teacher, 0, ("a",), ())
     self_teacher.before_step(None, Progress(0.4, 1, 3))
-    reference = self_teacher.reference(batch())
+    reference = self_teacher.references(batch(), [None])[0]
     assert reference is not None
     assert reference.distribution(slice(0, 64), torch.zeros(0, dtype=torch.long), 1.0).log_p.shape == (0, 5)
 

@@ -23,6 +23,7 @@ from killed_run import (
 )
 from small_run import with_objective
 
+from askd_ray.config.presets import CTC_PRESETS
 from askd_ray.config.schema import Recipe
 from askd_ray.config.train import Train
 from askd_ray.data.collate import BatchLoader
@@ -183,6 +184,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "reverse_kl": {"divergence": {"kind": "reverse_kl"}, "self_teacher": {"schedule": "linear", "switch": 0.2}},
     "gate": {"trust_gate": {"kind": "hard"}, "divergence": {"kind": "jsd"}},
     "states": {"preset": "askd_window", "states_weight": {"schedule": "gap"}, "self_teacher": {"switch": 0.3}},
+    **{preset: {"preset": preset} for preset in CTC_PRESETS},
+    "hybrid": {"preset": "askd", "self_teacher": {"switch": 0.3}, "intermediate": {"kind": "ctc", "self_kd": True}},
 }
 
 
@@ -193,7 +196,9 @@ def test_every_schedule_and_self_teacher_resumes_exactly(
 ):
     """Killed in the middle of the second epoch, with a checkpoint in each: the gap needs few steps to move here."""
     monkeypatch.setattr("askd_ray.objective.schedules.Gap.FIRST_STEPS", 2)
-    recipe = with_objective(labelled, OBJECTIVES[name], train={"evals_per_epoch": 2}, targets={"states": "all"})
+    reader = "hybrid" if name == "hybrid" else "ctc" if name in CTC_PRESETS else "whisper"
+    sections = {"train": {"evals_per_epoch": 2}, "targets": {"states": "all"}, "student": {"reader": reader}}
+    recipe = with_objective(labelled, OBJECTIVES[name], **sections)
     build_loop(recipe, PlainContext(CPU), tmp_path / "whole", "key").run()
     killed(recipe, tmp_path / "killed", 9)
     build_loop(recipe, PlainContext(CPU), tmp_path / "killed", "key").run()

@@ -10,7 +10,7 @@ import torch
 from small_run import small_run, utterances
 from tiny_run import Model
 
-from askd_ray.config.presets import PRESETS
+from askd_ray.config.presets import CTC_PRESETS, PRESETS
 from askd_ray.config.schema import Recipe
 from askd_ray.data.labels import write_labels
 from askd_ray.data.shards import to_table, write_table
@@ -56,6 +56,7 @@ def test_each_preset_memorises_three_clips(preset: str, runs: dict[float, Run], 
             "optimizer": {"lr": 1e-4, "encoder_lr": 1e-4, "warmup_share": 0.05, "frozen_until": {"encoder": 1.0}},
         },
         "window": {"padded_share": 0.0},
+        "student": {"reader": "ctc" if preset in CTC_PRESETS else "whisper"},
         "augment": {"spec": {"freq_masks": 0, "time_masks": 0}},
     }
     temperature = 2.0 if preset.startswith("kd_distil_whisper") else 1.0

@@ -17,13 +17,14 @@ from small_run import with_objective
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from askd_ray.config.presets import PRESETS
+from askd_ray.config.presets import CTC_PRESETS, PRESETS
 from askd_ray.config.schema import Recipe
 from askd_ray.data.collate import empty_batch, from_bytes, to_bytes
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import DataCursor, tasks_from
 from askd_ray.data.schema import Batch
 from askd_ray.models.load import load_whisper
+from askd_ray.models.student import StudentModel
 from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.distiller import Distiller
@@ -31,6 +32,7 @@ from askd_ray.objective.online_teacher import OnlineTeacher
 from askd_ray.objective.schedules import Progress, Weights, weights_at
 from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.objective.tensors import TensorBatch
+from askd_ray.train.build import student_kind, student_reader
 from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.ledger import TRAINED
 from askd_ray.train.step import OVERFLOW, Stepper, StepResult
@@ -46,21 +48,24 @@ def a_batch(recipe: Recipe, teacher_n_mels: int = 0) -> Batch:
     return next(b for t in tasks for b in stream.batches(t) if len(b.ids) == 3)
 
 
-def other(student: WhisperStudent) -> WhisperStudent:
+def other(student: StudentModel) -> Any:
     """A model with different outputs."""
     model = copy.deepcopy(student)
     with torch.no_grad():
-        model.whisper.model.decoder.layers[0].fc1.weight.mul_(1.5)
+        for name, parameter in model.named_parameters():
+            if name.endswith("layers.0.fc1.weight"):
+                parameter.mul_(1.5)
     return model
 
 
-def distiller(recipe: Recipe, student: WhisperStudent, whole: Batch) -> tuple[Distiller, Weights]:
+def distiller(recipe: Recipe, student: StudentModel, whole: Batch) -> tuple[Distiller, Weights]:
     """The recipe's objective late in its run, with a self-teacher that is ready."""
     folder = Path(tempfile.mkdtemp(dir=recipe.runs_root))
     self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None, folder)
     online = OnlineTeacher(other(student), shares_encoder=False) if recipe.teacher.online else None
     earlier = other(student)
-    made = Distiller(recipe.objective, self_teacher, online, TensorBatch.of(whole, CPU).teacher_loss.mean().item())
+    threshold = TensorBatch.of(whole, CPU).teacher_loss.mean().item()
+    made = Distiller(recipe.objective, self_teacher, online, threshold, student_reader(recipe))
     self_teacher.before_step(earlier, Progress(0.0, 0, 2))
     if recipe.objective.self_teacher.kind == "previous_epoch":  # needs the distributions of an epoch
         with torch.no_grad():
@@ -70,7 +75,7 @@ def distiller(recipe: Recipe, student: WhisperStudent, whole: Batch) -> tuple[Di
 
 
 def sgd_step(
-    network: torch.nn.Module, student: WhisperStudent, recipe: Recipe, batches: list[Batch], whole: Batch
+    network: torch.nn.Module, student: StudentModel, recipe: Recipe, batches: list[Batch], whole: Batch
 ) -> StepResult:
     """One step on some micro-batches; the gradient stays in the parameters."""
     made, weights = distiller(recipe, student, whole)
@@ -82,13 +87,24 @@ def sgd_step(
 
 def gradients(recipe: Recipe, model: Path, batches: list[Batch], whole: Batch) -> dict[str, torch.Tensor]:
     """The gradients of a step on some micro-batches."""
-    student = WhisperStudentKind(recipe).build(0).train()
+    student = student_kind(recipe).build(0).train()
     sgd_step(student, student, recipe, batches, whole)
     return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
 
 
+CASES = [*PRESETS, "hybrid"]
+"""Every preset, and a student with both readers."""
+
+
 def of_preset(labelled: Recipe, preset: str) -> Recipe:
     settings: dict[str, Any] = {"preset": preset}
+    if preset in CTC_PRESETS:
+        if preset in ("inter_kd", "askd_ctc"):
+            settings |= {"intermediate": {"layers": [0, 1]}}
+        return with_objective(labelled, settings, targets={"states": "all"}, student={"reader": "ctc"})
+    if preset == "hybrid":
+        settings = {"preset": "askd", "intermediate": {"kind": "ctc", "layers": [0], "self_kd": True}}
+        return with_objective(labelled, settings, targets={"states": "all"}, student={"reader": "hybrid"})
     if preset in ("askd", "askd_gap", "askd_window"):
         settings |= {"trust_gate": {"kind": "soft"}, "instance_weights": {"kind": "adakd"}}
     if preset == "askd_window":
@@ -101,7 +117,7 @@ def reading_states(labelled: Recipe) -> Recipe:
     return with_objective(labelled, {"decoder_states": {"kind": "mse"}}, targets={"states": "all"})
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", CASES)
 def test_micro_batches_equal_one_batch(labelled: Recipe, tiny_model: Path, preset: str):
     recipe = of_preset(labelled, preset)
     whole = a_batch(reading_states(labelled))
@@ -153,7 +169,7 @@ def _rank(rank: int, model: str, recipes: list[str], data: dict[str, bytes], out
     batches = {name: from_bytes(batch) for name, batch in data.items()}
     for number, (text, step) in enumerate(itertools.product(recipes, SHARES)):
         recipe = Recipe.model_validate_json(text)
-        student = WhisperStudentKind(recipe).build(0).train()
+        student = student_kind(recipe).build(0).train()
         network = DistributedDataParallel(student)
         rank_batches = [batches[name] for name in step[rank]]
         result = sgd_step(network, student, recipe, rank_batches, batches["whole"])
@@ -168,14 +184,14 @@ SHARES = [(["u0", "none"], ["u1", "u2"]), (["whole"], ["none"])]
 @pytest.mark.full
 @pytest.mark.slow
 def test_two_ranks_equal_one(labelled: Recipe, tiny_model: Path, tmp_path: Path):
-    recipes = [of_preset(labelled, preset) for preset in PRESETS]
+    recipes = [of_preset(labelled, preset) for preset in CASES]
     batch, none = a_batch(reading_states(labelled)), empty_batch(80, 4, states_shape=(2, 32))
     data = {f"u{i}": some_rows(batch, [i]) for i in range(3)} | {"whole": batch, "none": none}
     texts = [json.dumps(recipe.model_dump(mode="json")) for recipe in recipes]
     sent = {name: to_bytes(b) for name, b in data.items()}
     mp.spawn(_rank, (str(tiny_model), texts, sent, str(tmp_path)), nprocs=2)
     for number, recipe in enumerate(recipes):
-        student = WhisperStudentKind(recipe).build(0).train()
+        student = student_kind(recipe).build(0).train()
         alone = sgd_step(student, student, recipe, [batch], batch)
         for rank, share in itertools.product(range(2), range(2)):
             loss, parameters = torch.load(tmp_path / f"{rank}-{2 * number + share}.pt", weights_only=False)

@@ -1,0 +1,57 @@
+"""The rules of ``student.reader``: nothing may be set for a decoder or a CTC head that the student does not have."""
+
+from askd_ray.config.objective import Objective
+from askd_ray.config.presets import CTC_PRESETS
+from askd_ray.config.student import Student
+from askd_ray.config.targets import Targets
+from askd_ray.config.train import Optimization
+
+
+def check_reader(
+    student: Student, objective: Objective, targets: Targets, optimizer: Optimization, online_teacher: bool
+) -> None:
+    """Check the sections of a recipe against ``student.reader``.
+
+    Raises :class:`ValueError` for a setting that its readers would ignore or that they do not support.
+    """
+    reader = student.reader
+    if reader != "hybrid":
+        objective.refuse_unread(["ctc_weight"], f"student.reader = {reader} has one reader")
+    if reader == "whisper":
+        _check_without_head(objective)
+        return
+    _check_with_head(student, objective, targets, online_teacher)
+    if reader == "ctc":
+        _check_without_decoder(student, objective, targets, optimizer)
+
+
+def _check_without_head(objective: Objective) -> None:
+    if objective.preset in CTC_PRESETS:
+        raise ValueError(f"objective.preset {objective.preset} trains a CTC head: set student.reader=ctc or hybrid")
+    if objective.intermediate.kind != "none":
+        raise ValueError("objective.intermediate would be ignored: student.reader = whisper has no CTC head")
+
+
+def _check_with_head(student: Student, objective: Objective, targets: Targets, online_teacher: bool) -> None:
+    reader = f"student.reader = {student.reader}"
+    if online_teacher:
+        raise ValueError(f"{reader} learns from cached soft labels: set teacher.online=false")
+    if objective.has_self_teacher and objective.self_teacher.kind == "previous_epoch":
+        raise ValueError(
+            f"{reader}: objective.self_teacher previous_epoch keeps the distributions of a decoder's tokens; use "
+            "snapshot, ema or best"
+        )
+    if student.shrink:
+        raise ValueError(f"{reader}: student.shrink needs student.reader=whisper")
+    if targets.timestamps:
+        raise ValueError(f"{reader}: targets.timestamps are tokens of a decoder; a CTC head gives times without them")
+
+
+def _check_without_decoder(student: Student, objective: Objective, targets: Targets, optimizer: Optimization) -> None:
+    ignored = "student.reader = ctc has no decoder"
+    student.refuse_unread(["decoder_layers"], ignored)
+    targets.refuse_unread(["prompt"], ignored)
+    optimizer.refuse_unread(["embedding_lr"], ignored)
+    optimizer.frozen_until.refuse_unread(["embeddings"], ignored)
+    if objective.decoder_states.kind != "none":
+        raise ValueError(f"objective.decoder_states would be ignored: {ignored}")

@@ -134,7 +134,7 @@ def make_stepper(precision: str = "bfloat16") -> Stepper:
     student = WhisperStudent(load_whisper(recipe.teacher.model)[0]).train()
     self_teacher = build_self_teacher(recipe.objective.self_teacher, lambda: None)
     chunk_tokens = gpu_chunk_tokens(GPU_MEMORY, len(student.projection))
-    distiller = Distiller(recipe.objective, self_teacher, None, 0.0, chunk_tokens)
+    distiller = Distiller(recipe.objective, self_teacher, None, 0.0, chunk_tokens=chunk_tokens)
     optimizer = build_optimizer(student, recipe.train.optimizer)
     return Stepper(student, student, optimizer, distiller, recipe.train, GradScaler("cpu", enabled=False))
 

@@ -62,7 +62,7 @@ class Distiller:
             observe = self._observer(batch) if number == 0 else _ignore
             of_student = reading.rows(student, output)
             loss, of_reading = objective_sums(self.settings, weights, tokens, of_student, observe, self.chunk_tokens)
-            losses.append(reading.weight * loss)
+            losses.append(loss if reading.weight == 1.0 else reading.weight * loss)
             if number == 0:
                 sums = of_reading
             else:

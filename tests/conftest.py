@@ -62,6 +62,27 @@ def tiny_model(tiny_en: "Model", tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def ctc_student(tiny_en: "Model", speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a CTC student that writes the words of a few clips."""
+    from ctc_student import write_ctc_student
+
+    folder = tmp_path_factory.mktemp("ctc") / "student"
+    write_ctc_student(folder, tiny_en, speech)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ctc_onnx(ctc_student: Path) -> dict[str, Path]:
+    """The CTC student's ONNX folders, by quantization."""
+    from askd_ray.models.ctc_onnx import Quantization, write_onnx
+
+    quantizations: tuple[Quantization, ...] = ("float32", "int8")
+    for quantization in quantizations:
+        write_onnx(ctc_student, ctc_student.with_name(quantization), quantization)
+    return {quantization: ctc_student.with_name(quantization) for quantization in quantizations}
+
+
+@pytest.fixture(scope="session")
 def labelled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "Recipe":
     """A recipe whose shards and labels are there: 14 train clips in two shards, 3 dev clips."""
     from tiny_run import write_labelled_run

@@ -1,6 +1,6 @@
 """The formats of a bundle: how each is written from the student's transformers folder, and how it transcribes.
 
-To add one, extend :data:`FORMATS`; models/card.py says how it is used.
+To add one, extend :data:`FORMATS`; models/card.py says how it is used. Those of CTC students: ctc_formats.py.
 """
 
 import shutil
@@ -39,6 +39,8 @@ class Format:
     """The label of the format whose texts it is compared with; None for the one that others are compared with."""
     same_weights: bool = False
     """Whether both have the same weights: then more than a fifth of the words being different is an error."""
+    pads: bool = True
+    """Whether it decodes windows of 30 s."""
 
 
 def _transcribe_with_engine(

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from askd_ray.audio.units import FRAMES_PER_S
 from askd_ray.files import atomic_path, write_json
@@ -32,18 +33,11 @@ def write_onnx(source: Path, target: Path, quantization: Quantization) -> None:
     Raises :class:`AskdError` when the student's files are missing or damaged.
     """
     model, tokens = load_ctc(source)
-    with atomic_path(target) as temporary, tempfile.TemporaryDirectory() as scratch:
+    with atomic_path(target) as temporary:
         temporary.mkdir()
-        plain = temporary / ONNX_FILE if quantization == "float32" else Path(scratch) / ONNX_FILE
-        _export(model, plain)
+        _export(model, temporary / ONNX_FILE)
         if quantization == "int8":
-            quantize_dynamic(
-                plain,
-                temporary / ONNX_FILE,
-                op_types_to_quantize=["MatMul"],
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-            )
+            _quantize(temporary / ONNX_FILE)
         shutil.copyfile(tokens.file, temporary / "tokenizer.json")
         config = {"num_mel_bins": model.config.num_mel_bins, "token_ids": list(model.head.vocabulary.token_ids)}
         write_json(temporary / "config.json", config)
@@ -68,3 +62,11 @@ def _export(model: CtcModel, file: Path) -> None:
             opset_version=_OPSET,
             dynamo=False,
         )
+
+
+def _quantize(file: Path) -> None:
+    """Replace a model by its int8 weights."""
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = Path(scratch) / ONNX_FILE
+        quant_pre_process(file, prepared, skip_optimization=True, skip_symbolic_shape=True)  # infers the shapes
+        quantize_dynamic(prepared, file, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)

@@ -144,3 +144,12 @@ def test_processes_that_need_a_conversion_at_once_wait_for_one(
     with ThreadPoolExecutor(3) as pool:  # each opens the lock's file for itself, as a process does
         folders = set(pool.map(lambda _: ctranslate2_folder(str(tiny_model)), range(3)))
     assert list(folders) == conversions
+
+
+def test_student_without_a_decoder_is_refused(ctc_student: Path, tmp_path: Path):
+    """transformers would give it a decoder of random weights."""
+    with pytest.raises(AskdError, match="has no decoder: a CTC student cannot be used as a Whisper"):
+        load_whisper(str(ctc_student))
+    with pytest.raises(AskdError, match="has no decoder"):
+        convert_to_ctranslate2(ctc_student, tmp_path / "converted", "int8")
+    assert not (tmp_path / "converted").exists()

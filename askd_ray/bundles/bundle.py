@@ -23,8 +23,7 @@ from typing import Any
 from safetensors import safe_open
 
 from askd_ray.audio.units import DecodingWindow
-from askd_ray.bundles.ctc_formats import CTC_FORMATS
-from askd_ray.bundles.formats import FORMATS
+from askd_ray.bundles.formats import CTC_FORMATS, FORMATS
 from askd_ray.bundles.verify import verify
 from askd_ray.bundles.window_sweep import chosen_window, sweep_clips, sweep_windows, window_grid
 from askd_ray.config.load import dump_recipe

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from askd_ray.bundles.ctc_formats import CTC_FORMATS
-from askd_ray.bundles.formats import FORMATS, Format
+from askd_ray.bundles.formats import CTC_FORMATS, FORMATS, Format
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json

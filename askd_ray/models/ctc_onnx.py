@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+from torch.nn import functional
 
 from askd_ray.audio.units import FRAMES_PER_S
 from askd_ray.files import atomic_path, write_json
@@ -22,19 +24,43 @@ from askd_ray.models.ctc import CtcModel, load_ctc
 ONNX_FILE = "model.onnx"
 Quantization = Literal["float32", "int8"]
 _OPSET = 17  # the first with LayerNormalization
+_MIN_SCALE = 1e-6
+
+
+class RowScaled(nn.Module):
+    """A linear layer that divides each position of its input by its largest magnitude, and multiplies the output.
+
+    The result is the same, but each position uses all 8 bits. In the feed-forward blocks, after the activation, the
+    largest magnitude of a position differs a lot: 12 in the median and 32 at most, in the last layer of tiny.en.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the linear layer's output."""
+        scale = inputs.abs().amax(dim=-1, keepdim=True).clamp(min=_MIN_SCALE)
+        return functional.linear(inputs / scale, self.linear.weight) * scale + self.linear.bias
 
 
 def write_onnx(source: Path, target: Path, quantization: Quantization) -> None:
     """Write the folder of a CTC student (:func:`~askd_ray.models.ctc.save_ctc`) as an ONNX folder, atomically.
 
     ``int8``: the weights of matrix products are int8, with a scale for each column. Their inputs are rounded to 8 bits
-    when the model runs, with a scale for each product, so a clip's result depends on the other clips of a batch.
+    when the model runs, with a scale for each product (:class:`RowScaled` ones for each position), so a clip's result
+    depends on the other clips of a batch.
 
     Raises :class:`AskdError` when the student's files are missing or damaged.
     """
     model, tokens = load_ctc(source)
     with atomic_path(target) as temporary:
         temporary.mkdir()
+        if quantization == "int8":
+            for layer in model.encoder.layers:
+                linear = layer.get_submodule("fc2")
+                assert isinstance(linear, nn.Linear)
+                layer.fc2 = RowScaled(linear)
         _export(model, temporary / ONNX_FILE)
         if quantization == "int8":
             _quantize(temporary / ONNX_FILE)

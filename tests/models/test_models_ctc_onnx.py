@@ -10,7 +10,7 @@ import torch
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.models.ctc import load_ctc
-from askd_ray.models.ctc_onnx import write_onnx
+from askd_ray.models.ctc_onnx import RowScaled, write_onnx
 from askd_ray.models.ctc_runners import OnnxCtcRunner, TorchCtcRunner, open_runner
 
 
@@ -31,6 +31,13 @@ def test_int8_is_close_and_a_quarter_of_the_size(ctc_onnx: dict[str, Path]):
     assert np.abs(np.exp(plain.log_probs(log_mel)) - np.exp(int8.log_probs(log_mel))).mean() < 1e-3
     sizes = {name: (folder / "model.onnx").stat().st_size for name, folder in ctc_onnx.items()}
     assert sizes["int8"] < 0.4 * sizes["float32"]
+
+
+@torch.no_grad()
+def test_row_scaled_layer_computes_the_same():
+    linear = torch.nn.Linear(16, 8)
+    inputs = torch.randn(2, 5, 16) * torch.tensor([1.0, 1e3, 1e-3, 0.0, 1.0])[:, None]
+    torch.testing.assert_close(RowScaled(linear)(inputs), linear(inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_folder_describes_the_model(ctc_student: Path, ctc_onnx: dict[str, Path]):

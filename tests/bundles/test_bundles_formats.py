@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.bundles.bundle import export
-from askd_ray.bundles.ctc_formats import CTC_FORMATS
+from askd_ray.bundles.formats import CTC_FORMATS
 from askd_ray.bundles.verify import verify
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from askd_ray.audio.vad import Vad
     from askd_ray.config.schema import Recipe
+    from askd_ray.runs import Run
     from askd_ray.serve.registry import Registry
 
 # Before any import of the libraries that read them: no test may reach for a hub, or report its use.
@@ -59,6 +60,41 @@ def tiny_model(tiny_en: "Model", tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("tiny") / "model"
     write_tiny_model(folder, tiny_en)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ctc_student(tiny_en: "Model", speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a CTC student that writes the words of a few clips."""
+    from ctc_student import write_ctc_student
+
+    folder = tmp_path_factory.mktemp("ctc") / "student"
+    write_ctc_student(folder, tiny_en, speech)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ctc_onnx(ctc_student: Path) -> dict[str, Path]:
+    """The CTC student's ONNX folders, by quantization."""
+    from askd_ray.models.ctc_onnx import Quantization, write_onnx
+
+    quantizations: tuple[Quantization, ...] = ("float32", "int8")
+    for quantization in quantizations:
+        write_onnx(ctc_student, ctc_student.with_name(quantization), quantization)
+    return {quantization: ctc_student.with_name(quantization) for quantization in quantizations}
+
+
+@pytest.fixture(scope="session")
+def ctc_run(ctc_student: Path, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run whose student is the CTC student, exported; its shards are of the clips that the student knows."""
+    from small_run import small_run
+
+    from askd_ray.bundles.bundle import export
+
+    run = small_run(tmp_path_factory.mktemp("runs"), speech, data={"sources": [{"path": "cache:ivr"}]})
+    shutil.copytree(ctc_student, run.student)
+    run.finish("distill", "distilled", {"dev_wer": 0.1}, run.begin("distill"))
+    export(run.recipe)
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.evaluation.ray_evaluate import evaluate
 from askd_ray.models.bundle import COMPUTE_TYPES, ComputeType, open_engine, read_bundle
 from askd_ray.ray_cluster import disconnect
+from askd_ray.runs import Run
 from askd_ray.targets.ray_label import label
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.torch_setup import Device, use_tf32
@@ -73,6 +74,15 @@ def test_engine_equals_the_cpu(device: Device, speech: Path, weights: Path):
     on_cpu = texts("cpu", "int8")
     for compute_type in COMPUTE_TYPES[device]:
         assert count_word_errors(on_cpu, texts(device, compute_type)).rate < 0.2, compute_type
+
+
+def test_ctc_engine_equals_the_cpu(device: Device, speech: Path, ctc_run: Run):
+    """In torch, in float16 and in batches, where the CPU has ONNX Runtime."""
+    clips = [waveform_of(clip) for clip in utterances(speech, 8)]
+    on_cpu = open_engine(read_bundle(ctc_run.bundle, "cpu", "float32"))
+    on_gpu = open_engine(read_bundle(ctc_run.bundle, device), device)
+    texts = [[transcript.text for transcript in engine.transcribe(clips)] for engine in (on_cpu, on_gpu)]
+    assert count_word_errors(*texts).rate < 0.1
 
 
 def test_step_equals_the_cpu_and_waits_once(device: Device, tmp_path: Path):

@@ -2,8 +2,8 @@
 
 <run>/bundle/
     transformers/           model.safetensors, tokenizer, preprocessor and generation configs
-    ctranslate2-int8/       for CPUs (faster-whisper, askd serve)
-    ctranslate2-float16/    for GPUs
+    ctranslate2-int8/       for CPUs (faster-whisper, askd serve); of a CTC student onnx-int8/ and onnx-float32/
+    ctranslate2-float16/    for GPUs; a CTC student runs there from transformers/
     reference/              a few dev clips, and the model's transcripts of them
     licences/               licence texts of the teacher and of the data, if they have any
     README.md               the model card
@@ -15,7 +15,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from safetensors import safe_open
 
 from askd_ray.audio.units import DecodingWindow
-from askd_ray.bundles.formats import FORMATS
+from askd_ray.bundles.formats import CTC_FORMATS, FORMATS
 from askd_ray.bundles.verify import verify
 from askd_ray.bundles.window_sweep import chosen_window, sweep_clips, sweep_windows, window_grid
 from askd_ray.config.load import dump_recipe
@@ -35,9 +35,9 @@ from askd_ray.errors import AskdError
 from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.location import Location
-from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, hashes
-from askd_ray.models.card import BundleDescription, model_card
-from askd_ray.models.engine import Engine
+from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, BundleInfo, hashes, info_of_student, open_engine
+from askd_ray.models.card import BundleDescription, Reader, model_card
+from askd_ray.models.ctc import is_ctc_student
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console
@@ -82,13 +82,16 @@ def _export(run: Run) -> Result:
     with quiet_transformers(), atomic_path(run.bundle) as temporary:
         with console.status("Converting the student"):
             temporary.mkdir()
-            for form in FORMATS:
+            reader: Reader = "ctc" if is_ctc_student(run.student) else "whisper"
+            for form in CTC_FORMATS if reader == "ctc" else FORMATS:
                 form.write(run.student, temporary / form.name)
         window = DecodingWindow.of(run.recipe.window)
-        sweep = _sweep(temporary, dev, window) if run.recipe.window.choose_on_dev else None
+        info = info_of_student(temporary, run.recipe.name, reader, window)
+        sweep = _sweep(info, dev, window) if run.recipe.window.choose_on_dev else None
         if sweep is not None:
             window = chosen_window(sweep)
-        _write(temporary, run, clips, window, sweep)
+            info = replace(info, window=window)
+        _write(temporary, run, clips, info, sweep)
         with console.status(f"Verifying every format on {len(clips)} clips"):
             verified = verify(temporary, clips)
         run.forget("export")
@@ -105,30 +108,28 @@ def _export(run: Run) -> Result:
     return result
 
 
-def _sweep(folder: Path, dev: Sequence[Utterance], window: DecodingWindow) -> WindowSweep:
+def _sweep(info: BundleInfo, dev: Sequence[Utterance], window: DecodingWindow) -> WindowSweep:
     """Compare a grid of windows, and ``window``, on dev clips, in int8."""
     clips, windows = sweep_clips(dev), window_grid(window)
     with console.status(f"Comparing {len(windows)} windows on {len(clips)} dev clips"):
-        sweep = sweep_windows(Engine(folder / "ctranslate2-int8"), clips, windows)
+        sweep = sweep_windows(open_engine(info), clips, windows)
     console.print(f"window: {chosen_window(sweep)}, of {len(windows)} compared on {len(clips)} dev clips")
     return sweep
 
 
-def _write(
-    folder: Path, run: Run, clips: Sequence[Utterance], window: DecodingWindow, sweep: WindowSweep | None
-) -> None:
+def _write(folder: Path, run: Run, clips: Sequence[Utterance], info: BundleInfo, sweep: WindowSweep | None) -> None:
     """Write all other files of the bundle into ``folder``, which has the formats."""
-    _write_reference(folder, clips, window)
+    _write_reference(folder, clips, info)
     _copy_licences(folder / "licences", run)
     (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
-    description = _describe(folder, run, window, sweep)
+    description = _describe(folder, run, info, sweep)
     (folder / CARD).write_text(model_card(description), encoding="utf-8")
     write_json(folder / BUNDLE_FILE, {**description, "sha256": hashes(folder)})
 
 
-def _write_reference(folder: Path, clips: Sequence[Utterance], window: DecodingWindow) -> None:
+def _write_reference(folder: Path, clips: Sequence[Utterance], info: BundleInfo) -> None:
     """Write a few clips and the model's transcripts, so that a loader can check that the bundle still works."""
-    engine = Engine(folder / "ctranslate2-int8", window=window)
+    engine = open_engine(info)
     (folder / REFERENCE).mkdir()
     transcripts: list[dict[str, str]] = []
     for number, clip in enumerate(sorted(clips, key=lambda clip: clip.duration_s)[:_N_REFERENCE]):
@@ -139,11 +140,13 @@ def _write_reference(folder: Path, clips: Sequence[Utterance], window: DecodingW
     write_json(folder / REFERENCE / "reference.json", transcripts)
 
 
-def _describe(folder: Path, run: Run, window: DecodingWindow, sweep: WindowSweep | None) -> BundleDescription:
-    recipe = run.recipe
+def _describe(folder: Path, run: Run, info: BundleInfo, sweep: WindowSweep | None) -> BundleDescription:
+    recipe, window = run.recipe, info.window
+    assert window is not None
     rows = [row for path in shard_paths(run.shards, "train") for row in _rows(path)]
     return {
         "format": FORMAT,
+        "reader": info.reader,
         "name": recipe.name,
         "teacher": recipe.teacher.model,
         "window": asdict(window),
@@ -193,7 +196,8 @@ def _params_m(folder: Path) -> float:
     n = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="numpy") as file:
-            n += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
+            names = [name for name in file.keys() if name != "token_ids"]  # a CTC head's vocabulary
+            n += sum(prod(file.get_slice(name).get_shape()) for name in names)
     return round(n / 1e6, 3)
 
 

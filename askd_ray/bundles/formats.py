@@ -1,6 +1,6 @@
 """The formats of a bundle: how each is written from the student's transformers folder, and how it transcribes.
 
-To add one, extend :data:`FORMATS`; models/card.py says how it is used.
+To add one, extend :data:`FORMATS`, or :data:`CTC_FORMATS` for CTC students; models/card.py says how it is used.
 """
 
 import shutil
@@ -16,6 +16,8 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
+from askd_ray.models.ctc_engine import CtcEngine
+from askd_ray.models.ctc_onnx import write_onnx
 from askd_ray.models.engine import Engine
 from askd_ray.models.load import convert_to_ctranslate2
 from askd_ray.text.tokens import MAX_TOKENS, Tokens
@@ -39,6 +41,8 @@ class Format:
     """The label of the format whose texts it is compared with; None for the one that others are compared with."""
     same_weights: bool = False
     """Whether both have the same weights: then more than a fifth of the words being different is an error."""
+    pads: bool = True
+    """Whether it decodes windows of 30 s."""
 
 
 def _transcribe_with_engine(
@@ -98,3 +102,41 @@ FORMATS = (
     ),
 )
 """In the order in which they are written."""
+
+
+def _transcribe_ctc(folder: Path, clips: Sequence[Utterance], window: DecodingWindow | None) -> list[str]:
+    engine = CtcEngine(folder, window=window)
+    return [engine.transcribe([waveform_of(clip)], clip.language)[0].text for clip in clips]
+
+
+CTC_FORMATS = (
+    Format(
+        "transformers",
+        "torch",
+        shutil.copytree,
+        _transcribe_ctc,
+        trims=True,
+        compared_with="float32",
+        same_weights=True,
+        pads=False,
+    ),
+    Format(
+        "onnx-int8",
+        "int8",
+        lambda source, folder: write_onnx(source, folder, "int8"),
+        _transcribe_ctc,
+        trims=True,
+        compared_with="float32",
+        pads=False,
+    ),
+    Format(
+        "onnx-float32",
+        "float32",
+        lambda source, folder: write_onnx(source, folder, "float32"),
+        _transcribe_ctc,
+        trims=True,
+        compared_with=None,
+        pads=False,
+    ),
+)
+"""Those of CTC students. All decode trimmed windows, as the students were trained."""

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from askd_ray.bundles.formats import FORMATS, Format
+from askd_ray.bundles.formats import CTC_FORMATS, FORMATS, Format
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.models.bundle import BUNDLE_FILE, check_hashes
-from askd_ray.models.card import window_of
+from askd_ray.models.card import reader_of, window_of
 from askd_ray.models.stock import StockWhisper
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
@@ -17,30 +17,36 @@ from askd_ray.text.normalize import normalizer
 _MAX_WER = 0.2  # between formats with the same weights: rounding may change a token, and then the text after it
 
 
-def verify(bundle: Path, clips: Sequence[Utterance], formats: Sequence[Format] = FORMATS) -> dict[str, Any]:
+def verify(bundle: Path, clips: Sequence[Utterance], formats: Sequence[Format] | None = None) -> dict[str, Any]:
     """Check the files of a bundle, load every format and compare the transcripts of real clips.
 
-    Only comparable pairs are compared, in equal windows: each format and the one that it names, in 30 s windows, and in
-    trimmed ones where both take them; and faster-whisper and our engine on the int8 folder. ``agreement`` is the share
-    of clips with the same normalised text, by pair; int8 weights may change words.
+    ``formats`` None means those of the bundle's reader. Only comparable pairs are compared, in equal windows: each
+    format and the one that it names, in 30 s windows and in trimmed ones where both take them; and faster-whisper and
+    our engine on the int8 folder of a student with a decoder. ``agreement`` is the share of clips with the same
+    normalised text, by pair; int8 weights may change words.
 
     Raises :class:`AskdError` for a missing or changed file, for a format that does not load, and when two with the same
     weights differ in more than a fifth of the words.
     """
     n_files = check_hashes(bundle)
-    window = window_of(read_json(bundle / BUNDLE_FILE))
-    padded = {f.label: f.transcribe(bundle / f.name, clips, None) for f in formats}
+    description = read_json(bundle / BUNDLE_FILE)
+    window, reader = window_of(description), reader_of(description)
+    if formats is None:
+        formats = CTC_FORMATS if reader == "ctc" else FORMATS
+    padded = {f.label: f.transcribe(bundle / f.name, clips, None) for f in formats if f.pads}
     trimmed = {f.label: f.transcribe(bundle / f.name, clips, window) for f in formats if f.trims}
-    stock = StockWhisper(bundle / "ctranslate2-int8", timestamps=False)
-    padded["faster-whisper"] = [stock.transcribe(clip.audio, clip.language) for clip in clips]
     agreement: dict[str, float] = {}
     for form in formats:
         if form.compared_with is not None:
             pair = (form.label, form.compared_with)
-            agreement |= _compare(pair, padded, clips, form.same_weights)
+            if form.pads:
+                agreement |= _compare(pair, padded, clips, form.same_weights)
             if form.trims:
                 agreement |= _compare(pair, trimmed, clips, form.same_weights, ", trimmed")
-    agreement |= _compare(("faster-whisper", "int8"), padded, clips, same_weights=True)
+    if reader == "whisper":
+        stock = StockWhisper(bundle / "ctranslate2-int8", timestamps=False)
+        padded["faster-whisper"] = [stock.transcribe(clip.audio, clip.language) for clip in clips]
+        agreement |= _compare(("faster-whisper", "int8"), padded, clips, same_weights=True)
     return {"files": n_files, "clips": len(clips), "agreement": agreement}
 
 

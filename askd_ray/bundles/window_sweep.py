@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from askd_ray.audio.units import SAMPLE_RATE_HZ, DecodingWindow
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
-from askd_ray.models.engine import Engine
+from askd_ray.models.decode_fallback import WindowedEngine
 from askd_ray.results.windows import WindowScore, WindowSweep
 from askd_ray.text.error_rate import count_each
 from askd_ray.text.normalize import normalizer
@@ -43,7 +43,9 @@ def sweep_clips(utterances: Sequence[Utterance]) -> list[Utterance]:
     return shortest + [others[i] for i in np.linspace(0, len(others) - 1, n_others).round().astype(int)]
 
 
-def sweep_windows(engine: Engine, utterances: Sequence[Utterance], windows: Sequence[DecodingWindow]) -> WindowSweep:
+def sweep_windows(
+    engine: WindowedEngine, utterances: Sequence[Utterance], windows: Sequence[DecodingWindow]
+) -> WindowSweep:
     """Decode utterances of at most 30 s in each window, and choose the cheapest window that is as good as the best.
 
     The best has the fewest runaways and then the lowest WER. Windows with as few runaways are as good if their WER is

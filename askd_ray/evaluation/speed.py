@@ -16,6 +16,7 @@ from askd_ray.evaluation.systems import bundle_info, cpu_model
 from askd_ray.evaluation.timed import EngineSystem
 from askd_ray.files import local_path
 from askd_ray.models.cost import CLIP_S, parts
+from askd_ray.models.ctc_cost import ctc_parts
 from askd_ray.models.load import ctranslate2_folder, load_config
 from askd_ray.models.stock import StockWhisper
 from askd_ray.models.threads import allocate_threads
@@ -95,11 +96,12 @@ def _threads(reference: str, device: Device) -> int:
 
 def _cost(reference: str) -> ModelCost:
     """Return the parameters of a model, and its multiply-adds for a clip of 5 s in the model's window."""
-    folder = local_path(reference)
+    folder, info = local_path(reference), bundle_info(reference)
     config = load_config(str(folder / "transformers") if (folder / "bundle.json").is_file() else reference)
-    window = bundle_info(reference).window
+    window = info.window
     n_samples = PADDED_SAMPLES if window is None else window.samples(samples_of(CLIP_S), config.num_mel_bins)
-    items = parts(config, n_samples // HOP_LENGTH)
+    n_frames = n_samples // HOP_LENGTH
+    items = ctc_parts(folder / "transformers", n_frames) if info.reader == "ctc" else parts(config, n_frames)
     return {
         "params_m": round(sum(item.params for item in items) / 1e6, 2),
         "multiply_adds_g": round(sum(item.multiply_adds for item in items) / 1e9, 2),

@@ -16,7 +16,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.audio.vad import Vad
 from askd_ray.errors import AskdError
-from askd_ray.files import local_path, sha256_of_file
+from askd_ray.files import local_path
 from askd_ray.models.bundle import BundleInfo, open_engine, read_bundle
 from askd_ray.models.load import ctranslate2_folder
 from askd_ray.models.reference import fingerprint, resolve
@@ -61,7 +61,7 @@ def is_url(reference: str) -> bool:
 
 
 def bundle_info(reference: str, device: Device = "cpu") -> BundleInfo:
-    """Return the CTranslate2 folder and the window of a model reference that is no URL; convert the model if needed.
+    """Return the engine's folder and the window of a model reference that is no URL; convert the model if needed.
 
     Raises :class:`AskdError` when there is no such model.
     """
@@ -80,7 +80,7 @@ def weights_hash(reference: str, device: Device = "cpu") -> str:
         return uuid4().hex
     if (local_path(reference) / "bundle.json").is_file():
         info = bundle_info(reference, device)
-        return f"{sha256_of_file(info.folder / 'model.bin')}/{info.window}"
+        return f"{info.weights_sha256}/{info.window}"
     return fingerprint(reference) if device == "cpu" else f"{fingerprint(reference)}/{device}"
 
 
@@ -91,8 +91,10 @@ def languages_of(reference: str) -> tuple[str, ...] | None:
     """
     if is_url(reference):
         return None
-    is_bundle = (local_path(reference) / "bundle.json").is_file()
-    return Tokens(bundle_info(reference).folder if is_bundle else resolve(reference)).languages
+    if not (local_path(reference) / "bundle.json").is_file():
+        return Tokens(resolve(reference)).languages
+    info = bundle_info(reference)
+    return info.languages if info.reader == "ctc" else Tokens(info.folder).languages
 
 
 def open_system(reference: str, threads: int = 0, device: Device = "cpu") -> AsrSystem:

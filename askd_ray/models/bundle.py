@@ -1,5 +1,6 @@
-"""Bundles and bare CTranslate2 folders: read them, load their engine, check their files, add evaluation scores."""
+"""Bundles and bare CTranslate2 folders: read them, open their engine, check their files, add evaluation scores."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,9 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.shards import write_table
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path, read_json, sha256_of_file, write_json
-from askd_ray.models.card import BundleDescription, model_card, window_of
+from askd_ray.models.card import BundleDescription, Reader, model_card, reader_of, window_of
+from askd_ray.models.ctc_engine import CtcEngine
+from askd_ray.models.decode_fallback import DecodingEngine, WindowedEngine
 from askd_ray.models.engine import Engine
 from askd_ray.models.transcript import GREEDY, Decoding
 from askd_ray.results.evaluation import Evaluation
@@ -21,33 +24,57 @@ from askd_ray.torch_setup import Device
 
 BUNDLE_FILE, CARD, REFERENCE, HYPOTHESES_FILE = "bundle.json", "README.md", "reference", "hypotheses.parquet"
 _MAX_REFERENCE_WER = 0.2  # int8 rounds differently on another CPU: a word of a clip may change
-ComputeType = Literal["int8", "float16", "int8_float16"]
-"""How CTranslate2 computes; ``int8_float16``: matrix products of int8 weights, everything else in float16."""
-COMPUTE_TYPES: dict[Device, tuple[ComputeType, ...]] = {"cpu": ("int8",), "cuda": ("float16", "int8_float16")}
-"""The compute types of a device; the first is the default."""
-_FOLDERS: dict[ComputeType, str] = {
-    "int8": "ctranslate2-int8",
-    "float16": "ctranslate2-float16",
-    "int8_float16": "ctranslate2-int8",
+ComputeType = Literal["int8", "float16", "int8_float16", "float32"]
+"""How an engine computes; ``int8_float16``: matrix products of int8 weights, everything else in float16."""
+_FOLDERS: dict[Reader, dict[Device, dict[ComputeType, str]]] = {
+    "whisper": {
+        "cpu": {"int8": "ctranslate2-int8"},
+        "cuda": {"float16": "ctranslate2-float16", "int8_float16": "ctranslate2-int8"},
+    },
+    "ctc": {
+        "cpu": {"int8": "onnx-int8", "float32": "onnx-float32"},
+        "cuda": {"float16": "transformers"},  # in torch: onnxruntime's wheel is for CPUs
+    },
 }
+"""The folder of a bundle for a compute type on a device; the first is the default."""
+COMPUTE_TYPES: dict[Device, tuple[ComputeType, ...]] = {"cpu": ("int8", "float32"), "cuda": ("float16", "int8_float16")}
+"""The compute types of a device; a bundle has some of them."""
 
 
 @dataclass(frozen=True)
 class BundleInfo:
     """The description of a model folder, without its weights.
 
-    ``window`` is the one that its student was trained for; None means windows of 30 s.
+    ``window`` is the one that its student was trained for; None means windows of 30 s. ``languages`` are those of its
+    training, for a CTC student, which cannot detect them.
     """
 
     name: str
     folder: Path
     window: DecodingWindow | None
     compute_type: ComputeType
+    reader: Reader = "whisper"
+    languages: tuple[str, ...] = ()
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files of the weights."""
+        names: tuple[str, ...] = ("model.bin",)
+        if self.reader == "ctc":
+            in_torch = self.folder.name == "transformers"
+            names = ("model.safetensors", "ctc_head.safetensors") if in_torch else ("model.onnx",)
+        return tuple(self.folder / name for name in names)
+
+    @property
+    def weights_sha256(self) -> str:
+        """The SHA-256 of the weights; of several files, that of their joined SHA-256."""
+        digests = [sha256_of_file(file) for file in self.weight_files]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
     def version(self) -> str:
         """The version of the weights: the first 12 digits of their SHA-256."""
-        return sha256_of_file(self.folder / "model.bin")[:12]
+        return self.weights_sha256[:12]
 
 
 def read_bundle(path: Path, device: Device = "cpu", compute_type: ComputeType | None = None) -> BundleInfo:
@@ -55,26 +82,39 @@ def read_bundle(path: Path, device: Device = "cpu", compute_type: ComputeType | 
 
     ``compute_type`` None is the default of the device: int8 on the CPU, float16 on a GPU.
 
-    Raises :class:`AskdError` when the folder is neither.
+    Raises :class:`AskdError` when the folder is neither, and for a compute type that it does not have.
     """
-    path, compute_type = local_path(path).resolve(), compute_type or COMPUTE_TYPES[device][0]
+    path = local_path(path).resolve()
     if (path / BUNDLE_FILE).is_file():
-        name, window = _described(path / BUNDLE_FILE)
-        info = BundleInfo(name, path / _FOLDERS[compute_type], window, compute_type)
+        info = _described(path, device, compute_type)
     else:
-        info = BundleInfo(path.name, path, None, compute_type)
-    if not (info.folder / "model.bin").is_file():
+        info = BundleInfo(path.name, path, None, compute_type or COMPUTE_TYPES[device][0])
+    if not all(file.is_file() for file in info.weight_files):
         raise AskdError(f"no model in {info.folder}: give a bundle of `askd export` or a CTranslate2 Whisper folder")
     return info
 
 
+def info_of_student(folder: Path, name: str, reader: Reader, window: DecodingWindow | None) -> BundleInfo:
+    """Return the description of a bundle that is being written and has only its formats: int8 on the CPU."""
+    return BundleInfo(name, folder / _FOLDERS[reader]["cpu"]["int8"], window, "int8", reader)
+
+
 def open_engine(
     info: BundleInfo, device: Device = "cpu", threads: int = 0, decoding: Decoding = GREEDY, workers: int = 1
-) -> Engine:
+) -> WindowedEngine:
     """Load the model in the compute type of ``info``. ``threads`` = 0 uses all cores.
 
     Raises :class:`AskdError` when the model cannot be loaded.
     """
+    if info.reader == "ctc":
+        return CtcEngine(
+            info.folder,
+            threads=threads,
+            device=device,
+            window=info.window,
+            decoding=decoding,
+            languages=info.languages,
+        )
     return Engine(
         info.folder,
         compute_type=info.compute_type,
@@ -130,7 +170,7 @@ def add_scores(bundle: Path, scores: Evaluation, hypotheses: pa.Table) -> None:
     write_json(bundle / BUNDLE_FILE, {**description, "sha256": description.get("sha256", {}) | changed})
 
 
-def check_reference(engine: Engine, bundle: Path) -> int:
+def check_reference(engine: DecodingEngine, bundle: Path) -> int:
     """Transcribe a bundle's reference clips and compare with the transcripts of the export; return their number.
 
     Raises :class:`AskdError` when the transcripts differ by more than rounding explains.
@@ -152,9 +192,19 @@ def check_reference(engine: Engine, bundle: Path) -> int:
     return len(clips)
 
 
-def _described(file: Path) -> tuple[str, DecodingWindow]:
+def _described(bundle: Path, device: Device, compute_type: ComputeType | None) -> BundleInfo:
+    file = bundle / BUNDLE_FILE
     try:
         description: dict[str, Any] = read_json(file)
-        return str(description["name"]), window_of(description)
+        name, window = str(description["name"]), window_of(description)
+        reader, languages = reader_of(description), tuple(map(str, description.get("languages", ())))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise AskdError(f"{file} is damaged: it must have name and window.silence_s; export the model again") from None
+    if reader not in _FOLDERS:
+        raise AskdError(f"{file}: reader {reader!r} is unknown, allowed are {', '.join(_FOLDERS)}: a newer bundle?")
+    folders = _FOLDERS[reader][device]
+    chosen = compute_type or next(iter(folders))
+    if chosen not in folders:
+        allowed = " or ".join(folders)
+        raise AskdError(f"compute_type = {chosen}: {bundle} has only {allowed} for device {device}")
+    return BundleInfo(name, bundle / folders[chosen], window, chosen, reader, languages)

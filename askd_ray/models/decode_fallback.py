@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from askd_ray.audio.decode import Waveform, duration_s
+from askd_ray.audio.units import DecodingWindow
 from askd_ray.models.transcript import Decoding, Transcript
 from askd_ray.text.ngrams import compression_ratio
 
@@ -29,6 +30,28 @@ class DecodingEngine(Protocol):
         self, waveforms: Sequence[Waveform], language: str | None = "en", decoding: Decoding | None = None
     ) -> list[Transcript]:
         """Return the transcript of each clip."""
+        ...
+
+
+class WindowedEngine(DecodingEngine, Protocol):
+    """An engine that decodes clips in windows: :class:`~askd_ray.models.engine.Engine` for students with a decoder,
+    :class:`~askd_ray.models.ctc_engine.CtcEngine` for CTC students.
+    """
+
+    window: DecodingWindow | None
+    """The windows of clips; None means 30 s. It may be changed between calls."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages of the model."""
+        ...
+
+    def fit_prompt(self, prompt: str) -> str:
+        """Return the part of a prompt that the model reads."""
+        ...
+
+    def window_samples(self, waveform: Waveform) -> int:
+        """Return the length of a clip's window, in samples."""
         ...
 
 

@@ -3,23 +3,18 @@
 The service and the evaluation use it. It needs neither Ray nor transformers.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
 import ctranslate2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from askd_ray.audio.decode import Waveform, duration_s
-from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
+from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import (
     HOP_LENGTH,
-    PADDED_S,
     PADDED_SAMPLES,
     SAMPLE_RATE_HZ,
     SAMPLES_PER_POSITION,
@@ -27,6 +22,7 @@ from askd_ray.audio.units import (
     samples_of,
 )
 from askd_ray.errors import AskdError
+from askd_ray.models.clip_batches import batch_log_mel, check_durations, clip_window_samples, window_batches
 from askd_ray.models.cublas import load_cublas
 from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.tokens import MAX_TOKENS, Tokens, max_tokens
@@ -105,23 +101,16 @@ class Engine:
 
         Raises :class:`AskdError` for a longer clip, a language that the model does not know, and too long a prompt.
         """
-        for number, waveform in enumerate(waveforms):
-            if len(waveform) > PADDED_SAMPLES:
-                raise AskdError(
-                    f"clip {number} is {duration_s(waveform):.1f} s long: at most {PADDED_S:g} s is allowed"
-                )
+        check_durations(waveforms)
         decoding = decoding or self._decoding
         if not self._tokens.multilingual:
             language = language or "en"
         self._prompt(language or "en", decoding)  # validate language and prompt before any work
         windows = [self.window_samples(waveform) for waveform in waveforms]
         transcripts: dict[int, Transcript] = {}
-        for window, group in groupby(sorted(range(len(waveforms)), key=windows.__getitem__), windows.__getitem__):
-            indices = list(group)
-            size = max(1, self._batch_samples // window)
-            for batch in (indices[i : i + size] for i in range(0, len(indices), size)):
-                decoded = self._decode([waveforms[i] for i in batch], window, language, decoding)
-                transcripts |= zip(batch, decoded, strict=True)
+        for window, batch in window_batches(windows, self._batch_samples):
+            decoded = self._decode([waveforms[i] for i in batch], window, language, decoding)
+            transcripts |= zip(batch, decoded, strict=True)
         return [transcripts[i] for i in range(len(waveforms))]
 
     def transcribe_states(self, states: NDArray[np.float32], languages: Sequence[str]) -> list[Transcript]:
@@ -137,15 +126,12 @@ class Engine:
 
     def window_samples(self, waveform: Waveform) -> int:
         """Return the length of a clip's window, in samples; a batch has only clips of one window length."""
-        if self.window is None:
-            return PADDED_SAMPLES
-        return self.window.samples(len(waveform), self._model.n_mels)
+        return clip_window_samples(waveform, self.window, self._model.n_mels)
 
     def _decode(
         self, waveforms: Sequence[Waveform], window: int, language: str | None, decoding: Decoding
     ) -> list[Transcript]:
-        with _one_torch_thread():
-            log_mel = self._log_mel(waveforms, window)
+        log_mel = batch_log_mel(waveforms, window, self.window, self._model.n_mels)
         states = self._model.encode(ctranslate2.StorageView.from_array(log_mel.numpy()))
         assert states.shape[1] != self._model.n_mels, "CTranslate2 would take these states for a log-mel"
         languages = [language] * len(waveforms) if language is not None else self._detect_languages(states)
@@ -177,11 +163,6 @@ class Engine:
         clips = zip(results, languages, aligned, strict=True)
         transcripts = [self._transcript(*clip, max_new_tokens) for clip in clips]
         return transcripts if decoding.no_speech else [replace(t, no_speech_prob=None) for t in transcripts]
-
-    def _log_mel(self, waveforms: Sequence[Waveform], window: int) -> torch.Tensor:
-        if self.window is None:
-            return log_mel_padded(waveforms, self._model.n_mels)
-        return log_mel_windows(waveforms, [window] * len(waveforms), self._model.n_mels)
 
     def _detect_languages(self, states: ctranslate2.StorageView) -> list[str]:
         """Return the detected language of each clip."""
@@ -246,17 +227,3 @@ def _rows(states: ctranslate2.StorageView, rows: Sequence[int]) -> ctranslate2.S
     return ctranslate2.StorageView.from_array(
         np.ascontiguousarray(np.asarray(states.to_device(ctranslate2.Device.cpu))[list(rows)])
     )
-
-
-@contextmanager
-def _one_torch_thread() -> Generator[None]:
-    """Limit torch to one thread: its idle threads spin for a while and block cores that CTranslate2 needs.
-
-    With two torch threads on two cores, a short clip takes 1.5 times as long.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ctranslate2.converters import TransformersConverter
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.utils import logging
 
@@ -41,6 +41,7 @@ def load_whisper(reference: str) -> tuple[WhisperForConditionalGeneration, Token
     if (folder / "model.bin").is_file():
         return read_ctranslate2(folder), Tokens(folder)
     try:
+        _check_decoder(folder)
         with quiet_transformers():
             model = WhisperForConditionalGeneration.from_pretrained(folder, use_safetensors=True, dtype="float32")
     except (OSError, SafetensorError, ValueError) as error:
@@ -48,6 +49,21 @@ def load_whisper(reference: str) -> tuple[WhisperForConditionalGeneration, Token
     # Sinusoids are computed, not learnt. transformers freezes them when it builds a model, but not when it loads one.
     model.model.encoder.embed_positions.requires_grad_(False)
     return model.eval(), Tokens(folder)
+
+
+def has_decoder(folder: Path) -> bool:
+    """Whether the weights in the model.safetensors of a folder have a decoder; True where there is no such file."""
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        return True
+    with safe_open(file, framework="numpy") as weights:
+        return any("decoder." in name for name in weights.keys())
+
+
+def _check_decoder(folder: Path) -> None:
+    """Refuse an encoder alone: transformers would add a decoder of random weights, with no more than a warning."""
+    if not has_decoder(folder):
+        raise AskdError(f"model in {folder} has no decoder: a CTC student cannot be used as a Whisper")
 
 
 def load_config(reference: str) -> WhisperConfig:
@@ -119,6 +135,7 @@ def convert_to_ctranslate2(source: Path, target: Path, quantization: str) -> Non
     with atomic_path(target) as temporary:
         converter = TransformersConverter(str(source), copy_files=["tokenizer.json", "preprocessor_config.json"])
         try:
+            _check_decoder(source)
             converter.convert(str(temporary), quantization=quantization)
         except (SafetensorError, ValueError) as error:
             raise AskdError(f"model in {source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None

@@ -13,8 +13,8 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
 from askd_ray.models.bundle import ComputeType, open_engine, read_bundle
-from askd_ray.models.decode_fallback import transcribe_with_fallback
-from askd_ray.models.engine import MAX_BATCH_S, Engine
+from askd_ray.models.decode_fallback import WindowedEngine, transcribe_with_fallback
+from askd_ray.models.engine import MAX_BATCH_S
 from askd_ray.models.threads import allocate_threads
 from askd_ray.models.transcript import Decoding
 from askd_ray.serve.scheduler import Scheduler
@@ -44,7 +44,7 @@ class LoadedModel:
     """A model in memory, with its name and version."""
 
     model: Model
-    engine: Engine
+    engine: WindowedEngine
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class TranscriptionRequest:
             allowed = "only 'en' is allowed" if len(model.languages) == 1 else "it does not know this language"
             raise ApiError(400, f"language {language!r}: model {model.name!r}: {allowed}", "language")
         if self.options.decoding.task == "translate" and len(model.languages) == 1:
-            raise ApiError(400, f"The model {model.name!r} knows English only: it cannot translate.", "model")
+            (language,) = model.languages
+            raise ApiError(400, f"The model {model.name!r} cannot translate: it knows {language!r} only.", "model")
 
 
 class ServerVad(BaseModel):

@@ -10,7 +10,7 @@ from small_run import N_PER_SPLIT, small_run, utterances, write_manifest
 from askd_ray.config.schema import Recipe
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError
-from askd_ray.evaluation import ray_evaluate, sets
+from askd_ray.evaluation import ray_evaluate, sets, speed
 from askd_ray.evaluation.hypotheses import CLEAN, RAW, SERVED, read_hypotheses
 from askd_ray.evaluation.non_speech import non_speech_clips
 from askd_ray.evaluation.ray_evaluate import evaluate
@@ -100,6 +100,25 @@ def test_what_is_decoded_is_not_decoded_again(run: Run, monkeypatch: pytest.Monk
     shutil.rmtree(run.path / "evaluate" / "parts")
     with pytest.raises(AskdError, match="parquet does not exist"):
         evaluate(run.recipe, force=True)
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_ctc_student_goes_through_the_whole_stage(ctc_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A student without a decoder goes through the whole stage, speed and report included."""
+    monkeypatch.setattr(ray_evaluate, "measure_speed", speed.measure_speed)
+    shutil.copytree(ctc_run.path, tmp_path / ctc_run.recipe.name)
+    settings = {**ctc_run.recipe.model_dump(mode="json"), "runs_root": str(tmp_path)}
+    recipe = with_(Recipe.model_validate(settings), stock=False, speed_clips=2)
+    result = evaluate(recipe)
+    student = result["speed"]["models"]["student"]
+    assert student["params_m"] < 9 and student["p50_ms"] > 0.0
+    assert result["sets"]["test"]["models"]["student"]["wer"] < 0.5
+    bundle = Run(recipe).bundle
+    assert read_json(bundle / "bundle.json")["scores"] == result and check_hashes(bundle) > 0
+    assert "## Scores" in (bundle / "README.md").read_text(encoding="utf-8")
+    assert report([str(tmp_path / recipe.name)]).is_file()
 
 
 def test_no_bundle_yet(tmp_path: Path, speech: Path):

@@ -4,8 +4,10 @@ import pytest
 from small_run import utterances
 
 from askd_ray.config.evaluate import Evaluate
-from askd_ray.evaluation.speed import measure_speed
+from askd_ray.evaluation.speed import _cost, measure_speed
 from askd_ray.files import write_json
+from askd_ray.models.bundle import read_bundle
+from askd_ray.runs import Run
 
 
 @pytest.mark.slow
@@ -29,3 +31,11 @@ def test_a_trimmed_and_a_padded_model_side_by_side(tmp_path: Path, speech: Path,
     assert found["speedup"]["student"]["short"]["clips"] == 4
     assert found["speedup"]["student"]["all"]["value"] == found["speedup"]["student"]["short"]["value"]
     assert found["hardware"]["threads"] >= 1 and found["hardware"]["cpu"] and "torch" in found["versions"]
+
+
+@pytest.mark.slow
+def test_cost_of_a_ctc_student(ctc_run: Run):
+    cost = _cost(str(ctc_run.bundle))
+    assert cost.get("params_m") == pytest.approx(8.2 + 0.26, abs=0.05)
+    assert 0.0 < cost.get("multiply_adds_g", 0.0) < 3.0
+    assert cost.get("window") == str(read_bundle(ctc_run.bundle).window)

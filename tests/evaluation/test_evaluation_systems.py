@@ -12,10 +12,13 @@ import soundfile
 from small_run import utterances
 
 from askd_ray.audio.units import DecodingWindow
-from askd_ray.data.shards import waveform_of
+from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.evaluation.systems import bundle_info, open_system, weights_hash
+from askd_ray.evaluation.systems import bundle_info, languages_of, open_system, weights_hash
 from askd_ray.files import write_json
+from askd_ray.runs import Run
+from askd_ray.text.error_rate import count_word_errors
+from askd_ray.text.normalize import normalizer
 
 
 class Transcriptions(BaseHTTPRequestHandler):
@@ -91,3 +94,17 @@ def test_our_engine_tells_how_sure_it_is(weights: Path, speech: Path):
         assert transcript.token_texts is not None and "".join(transcript.token_texts).strip() == transcript.text
         assert transcript.token_probs is not None and len(transcript.token_probs) == len(transcript.token_texts)
         assert transcript.ended is True
+
+
+@pytest.mark.slow
+def test_ctc_student_is_a_system(ctc_run: Run):
+    bundle, clips = str(ctc_run.bundle), read_utterances(ctc_run.shards, "dev")
+    assert languages_of(bundle) == ("en",)
+    assert weights_hash(bundle) == weights_hash(bundle) != weights_hash(bundle, "cuda")
+    transcripts = open_system(bundle, threads=1).transcribe([waveform_of(clip) for clip in clips], "en")
+    normalize = normalizer("en")
+    words = [(normalize(clip.text), normalize(t.served.text)) for clip, t in zip(clips, transcripts, strict=True)]
+    assert count_word_errors(*map(list, zip(*words, strict=True))).rate < 0.3
+    for transcript in (transcript for both in transcripts for transcript in (both.served, both.raw)):
+        assert transcript is not None and transcript.ended is True
+        assert transcript.token_texts is not None and "".join(transcript.token_texts).strip() == transcript.text

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 from scored import description_of
 
 from askd_ray.config.objective import Objective
@@ -15,3 +16,14 @@ def test_the_card_describes_the_training_of_every_preset(preset: str):
         assert f"weight `a` is {weight.start:g} throughout" in card
     else:
         assert f"weight `a` goes {weight.schedule} from {weight.start:g} to {weight.end:g}" in card
+
+
+def test_the_card_of_a_ctc_student_says_how_to_use_it_and_what_it_cannot_do():
+    card = model_card({**description_of(Objective()), "reader": "ctc"})
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "onnx" and "ctc" in front["tags"] and "ctranslate2" not in front["tags"]
+    assert "with a CTC head in place of the decoder" in card and 'model = askd.load("BUNDLE")' in card
+    assert "faster_whisper" not in card and "AutoModelForSpeechSeq2Seq" not in card and "pad to 30 s" not in card
+    assert all(word in card for word in ("translate", "prompt", "temperature", "timestamp tokens", "trained for en"))
+    whisper = model_card(description_of(Objective()))
+    assert "faster_whisper" in whisper and "CTC" not in whisper

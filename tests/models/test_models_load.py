@@ -13,9 +13,10 @@ from askd_ray.audio.decode import Waveform, decode
 from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES
 from askd_ray.errors import AskdError
+from askd_ray.models.ctc import HEAD_FILE, is_ctc_student
 from askd_ray.models.generate import greedy
 from askd_ray.models.layer_map import keep_layers
-from askd_ray.models.load import convert_to_ctranslate2, ctranslate2_folder, load_whisper, save_whisper
+from askd_ray.models.load import convert_to_ctranslate2, ctranslate2_folder, has_decoder, load_whisper, save_whisper
 from askd_ray.models.reference import fingerprint
 from askd_ray.models.windows import WindowedWhisper, encode
 
@@ -144,3 +145,21 @@ def test_processes_that_need_a_conversion_at_once_wait_for_one(
     with ThreadPoolExecutor(3) as pool:  # each opens the lock's file for itself, as a process does
         folders = set(pool.map(lambda _: ctranslate2_folder(str(tiny_model)), range(3)))
     assert list(folders) == conversions
+
+
+def test_student_without_a_decoder_is_refused(ctc_student: Path, tmp_path: Path):
+    """transformers would give it a decoder of random weights."""
+    assert is_ctc_student(ctc_student) and not has_decoder(ctc_student)
+    with pytest.raises(AskdError, match="has no decoder: a CTC student cannot be used as a Whisper"):
+        load_whisper(str(ctc_student))
+    with pytest.raises(AskdError, match="has no decoder"):
+        convert_to_ctranslate2(ctc_student, tmp_path / "converted", "int8")
+    assert not (tmp_path / "converted").exists()
+
+
+def test_whisper_with_a_ctc_head_is_a_whisper(ctc_student: Path, tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "hybrid"
+    shutil.copytree(tiny_model, folder)
+    shutil.copyfile(ctc_student / HEAD_FILE, folder / HEAD_FILE)
+    assert has_decoder(folder) and not is_ctc_student(folder) and not is_ctc_student(tiny_model)
+    assert load_whisper(str(folder))[0].config.d_model == 32

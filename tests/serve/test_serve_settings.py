@@ -45,7 +45,7 @@ def test_settings_are_checked_before_the_start(tmp_path: Path, weights: Path):
         ({"device": "cuda", "gpus_per_engine": 2.0}, "less than or equal to 1"),
         ({"workers": 3}, "workers has no effect with device cpu"),
         ({"device": "cuda", "threads": 4}, "threads has no effect with device cuda"),
-        ({"compute_type": "float16"}, "compute_type = float16: with device cpu, int8 is allowed"),
+        ({"compute_type": "float16"}, "compute_type = float16: with device cpu, int8 or float32 is allowed"),
         ({"device": "cuda", "compute_type": "int8"}, "with device cuda, float16 or int8_float16 is allowed"),
         ({"batch_s": 90.0}, "batch_s = 90: a call takes at most 60 s with device cpu"),
         ({"device": "cuda", "batch_s": 500.0}, "at most 480 s with device cuda"),

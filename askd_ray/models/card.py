@@ -163,14 +163,14 @@ def _training(description: BundleDescription) -> str:
     if self_teacher["kind"] != "none":
         self_kd = f"{self_teacher['weight']:g} from {self_teacher['switch']:.0%} of the run on"
     kinds = {"crop": "short", "stitched": "long", "non_speech": "without speech"}
+    task = "CTC" if reader_of(description) == "ctc" else "CE"
     derived = ", ".join(f"{n} {kinds[kind]}" for kind, n in data.get("derived", {}).items())
     return (
         "## Training\n\n"
         f"- Data: {data['utterances']} utterances, {data['hours']:.2f} hours; domains: {by_domain}. "
         f"Clips made of them: {derived or 'none'}.\n"
-        f"- Objective: `a * KD + b * self-KD + (1 - a - b) * CE`, {description['epochs']} epochs; the teacher's weight "
-        f"`a` {weight}; the self-teacher's `b` is "
-        f"{self_kd}.\n"
+        f"- Objective: `a * KD + b * self-KD + (1 - a - b) * {task}`, {description['epochs']} epochs; the teacher's "
+        f"weight `a` {weight}; the self-teacher's `b` is {self_kd}.\n"
         "- The whole recipe: recipe.yaml. Versions and hashes: bundle.json."
     )
 

@@ -15,10 +15,11 @@ import torchaudio.functional
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from askd_ray.text.units import BLANK
+
 LogProbs = NDArray[np.float32]
 Classes = tuple[int, ...]
 
-BLANK = 0
 MIN_LOG_PROB = -9.0  # classes below it do not extend a prefix: 1 in 8,000
 _MAX_EXTENSIONS = 32  # of a prefix, at one position
 _IMPOSSIBLE = -math.inf

@@ -19,12 +19,13 @@ from askd_ray.models.ctc import (
     load_ctc,
     save_ctc,
 )
+from askd_ray.models.ctc_decoding import greedy_classes
 from askd_ray.models.layer_map import build_student
 from askd_ray.models.reference import resolve
 from askd_ray.models.student import Cost, CostItem, CtcStates, DecoderOutput, EncoderOutput, StudentModel
 from askd_ray.models.windows import encode, prepare_layers
 from askd_ray.text.tokens import Tokens
-from askd_ray.text.units import BLANK, CtcVocabulary
+from askd_ray.text.units import CtcVocabulary
 
 VocabularyReader = Callable[[], CtcVocabulary]
 """Returns the vocabulary of a run's head, from its labels."""
@@ -85,16 +86,6 @@ def ctc_states(head: CtcHead, encoded: EncoderOutput, window_frames: torch.Tenso
     return CtcStates(head(states), tuple(head(norm(layer)) for norm, layer in tapped), n_positions)
 
 
-@torch.no_grad()
-def greedy_classes(log_probs: torch.Tensor) -> list[list[int]]:
-    """Return the classes of the most probable path of each row ``(batch, n_positions, n_classes)``.
-
-    Repeats are collapsed and blanks are dropped. Every position of a row must be inside its window.
-    """
-    paths = [torch.unique_consecutive(path).tolist() for path in log_probs.argmax(dim=-1).cpu()]
-    return [[c for c in path if c != BLANK] for path in paths]
-
-
 class CtcStudentKind:
     """Builds, saves, loads and decodes a recipe's CTC student.
 
@@ -142,8 +133,8 @@ class CtcStudentKind:
     def transcribe(self, student: CtcStudent, log_mel: torch.Tensor, language: str) -> list[str]:
         """Return greedy transcripts."""
         vocabulary = student.model.head.vocabulary
-        classes = greedy_classes(student.model(log_mel))
-        return [self._tokens.decode(vocabulary.tokens(row)) for row in classes]
+        log_probs = student.model(log_mel).cpu().numpy()
+        return [self._tokens.decode(vocabulary.tokens(greedy_classes(row))) for row in log_probs]
 
     def costs(self) -> list[Cost]:
         """Return the costs of the teacher and of the student, without its head, whose size the labels decide."""

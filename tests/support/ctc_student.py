@@ -13,8 +13,9 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
-from askd_ray.models.ctc import CtcHead, CtcModel, CtcVocabulary, initial_projection, save_ctc
+from askd_ray.models.ctc import CtcHead, CtcModel, initial_projection, save_ctc
 from askd_ray.models.windows import encode
+from askd_ray.text.units import CtcVocabulary, Segmenter
 
 WINDOW = DecodingWindow(silence_s=0.3)
 N_CLIPS, _STEPS = 12, 60
@@ -35,7 +36,8 @@ def write_ctc_student(folder: Path, model: Model, speech: Path) -> None:
         whisper.model.encoder, CtcHead(vocabulary, initial_projection(vocabulary, whisper.proj_out.weight))
     ).eval()
     states = [_states(student, clip) for clip in clips]
-    targets = [vocabulary.classes(whisper.config.vocab_size)[torch.tensor(tokens.encode(c.text))] for c in clips]
+    segmenter = Segmenter(vocabulary, tokens, whisper.config.vocab_size)
+    targets = [torch.tensor([c for i in tokens.encode(clip.text) for c in segmenter.classes(i)]) for clip in clips]
     _fit(student.head, states, targets)
     save_ctc(student, tokens, folder)
 

@@ -29,7 +29,7 @@ class Shrinking(Section):
 
 
 STRIDES = {25.0: 2, 12.5: 4, 6.25: 8, 3.33: 15, 1.67: 30}
-"""The encoder positions, of 50 a second, that become one state, by the rate: divisors of a padded window's 1,500."""
+"""The encoder positions, of 50 a second, that become one state, by the rate."""
 
 
 class NoCompressor(Section):

@@ -77,6 +77,8 @@ class CompressedStudentKind:
         return self._whisper.costs()
 
     def _with_initial_compressor(self, student: WhisperStudent) -> CompressedStudent:
+        norm = student.whisper.model.encoder.layer_norm  # gives states of size 1, times its weight, plus its bias
+        scale = (norm.weight.square() + norm.bias.square()).mean().sqrt().item()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_INITIAL_SEED)
-            return CompressedStudent(student, build_compressor(self._settings, student.whisper.config))
+            return CompressedStudent(student, build_compressor(self._settings, student.whisper.config, scale))

@@ -26,6 +26,9 @@ from askd_ray.models.windows import inside_windows, mask_of_keys
 MAX_POSITIONS = PADDED_FRAMES // 2
 """The encoder positions of a padded window."""
 
+_LINEAR_GELU = 6.0  # above minus this, GELU(x + 6) is x + 6, and the norm removes the 6
+_SHARPNESS = 4.0  # initial: a Gaussian whose standard deviation is a quarter of the spacing of queries
+_OF_QUERIES = 0.1  # the initial size of queries beside their sinusoids
 _LONGEST_PERIOD = 10_000  # of Whisper's sinusoids, in radians
 
 
@@ -91,10 +94,11 @@ class PoolingCompressor(StateCompressor):
 
 
 class LearntQueries(nn.Module):
-    """Learnt queries that attend to states, each about its time: d^2 + 5 d parameters, and d for each query.
+    """Learnt queries that attend to states: d^2 + 5 d parameters, one for each head, and d for each query.
 
     As in FastSLM, queries and states are normalised and get sinusoids, and no projection of queries, keys or values.
-    ``spacing`` is the time between two queries; a shorter window has the first ones.
+    ``spacing`` is the time between two queries; a shorter window has the first ones. Ours: each head prefers states
+    near the time of a query, by a learnt Gaussian; without it, queries begin with means of the whole window.
     """
 
     def __init__(self, width: int, n_heads: int, n_queries: int, spacing: float):
@@ -102,6 +106,8 @@ class LearntQueries(nn.Module):
         self.n_heads, self.spacing = n_heads, spacing
         self.queries = nn.Parameter(torch.randn(n_queries, width) * 0.02)
         self.query_norm, self.states_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        nn.init.constant_(self.query_norm.weight, _OF_QUERIES)
+        self.sharpness = nn.Parameter(torch.full((n_heads,), _SHARPNESS))
         self.map = identity_map(width)
 
     def forward(self, states: States, n_queries: int, inside: torch.Tensor | None) -> States:
@@ -112,7 +118,10 @@ class LearntQueries(nn.Module):
         queries = self.query_norm(self.queries[:n_queries]) + sinusoids(times, width)
         keys = values + sinusoids(states.times, width)
         rows = queries.to(values.dtype).expand(len(values), -1, -1)
-        return States(self.map(attend(rows, keys.to(values.dtype), values, self.n_heads, states.inside)), times, inside)
+        distances = (times[:, None] - states.times) / self.spacing
+        near = -0.5 * (self.sharpness[:, None, None] * distances).square()
+        found = attend(rows, keys.to(values.dtype), values, self.n_heads, states.inside, near)
+        return States(self.map(found), times, inside)
 
 
 class Downsampling(nn.Module):
@@ -123,6 +132,9 @@ class Downsampling(nn.Module):
         self.conv1 = nn.Conv1d(width, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.norm = nn.LayerNorm(width)
+        for convolution, bias in ((self.conv1, _LINEAR_GELU), (self.conv2, 0.0)):
+            nn.init.dirac_(convolution.weight)
+            nn.init.constant_(convolution.bias, bias)
 
     def forward(self, states: States) -> States:
         """Return states of half the length, rounded up; a convolution finds zeros after a row's window."""
@@ -173,13 +185,14 @@ class HfqFormer(StateCompressor):
     :class:`QueryBlock` then attend to the states of all levels, and a linear map gives the reader's width.
 
     Ours, so this reproduces no result of the paper: windows of any length, in which a sinusoid says the time of each
-    query and state (there it numbers them); rates other than 1.67 states a second; the initial values, with which the
-    decoder first reads means of normalised states about each query's time; Whisper's decoder as the reader.
+    query and state (there it numbers them); the Gaussians about these times; rates other than 1.67 states a second; the
+    initial values, with which the decoder first reads means of normalised states about the time of each query, times
+    ``scale``; Whisper's decoder as the reader. Random initial values, as there, need far more than hours of speech.
 
-    It has 33 d^2 + 49 d parameters, and 5.8 d for each of the output queries of a padded window.
+    It has 33 d^2 + 49 d parameters, 4 for each head, and 5.8 d for each of the output queries of a padded window.
     """
 
-    def __init__(self, width: int, n_heads: int, stride: int):
+    def __init__(self, width: int, n_heads: int, stride: int, scale: float = 1.0):
         super().__init__(stride)
         n_queries = ceil_div(MAX_POSITIONS, stride)
         self.level_queries = nn.ModuleList(
@@ -188,7 +201,7 @@ class HfqFormer(StateCompressor):
         self.downsamplings = nn.ModuleList(Downsampling(width) for _ in range(2))
         self.output_queries = LearntQueries(width, n_heads, n_queries, spacing=stride)
         self.blocks = nn.ModuleList(QueryBlock(width, n_heads) for _ in range(2))
-        self.map = identity_map(width)
+        self.map = identity_map(width, scale)
 
     def compress(self, encoded: States) -> torch.Tensor:
         """Return the states of the output queries."""
@@ -219,10 +232,10 @@ def ceil_div(n: Number, divisor: int) -> Number:
     return -(-n // divisor)
 
 
-def identity_map(width: int) -> nn.Linear:
-    """Return a linear map that begins as the identity."""
+def identity_map(width: int, scale: float = 1.0) -> nn.Linear:
+    """Return a linear map that begins as the identity times ``scale``."""
     made = nn.Linear(width, width)
-    nn.init.eye_(made.weight)
+    made.weight.data = scale * torch.eye(width)
     nn.init.zeros_(made.bias)
     return made
 
@@ -251,19 +264,30 @@ def sinusoids(times: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, n_heads: int, inside: torch.Tensor | None
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    n_heads: int,
+    inside: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return multi-head attention ``(batch, n_queries, d_model)``; ``inside`` marks the keys in each row's window."""
+    """Return multi-head attention ``(batch, n_queries, d_model)``.
+
+    ``inside`` marks the keys in each row's window; ``bias`` (n_heads, n_queries, n_keys) is added to the scores.
+    """
     q, k, v = (part.unflatten(-1, (n_heads, -1)).transpose(1, 2) for part in (queries, keys, values))
     mask = None if inside is None else mask_of_keys(inside, queries)
+    if bias is not None:
+        bias = bias.to(q.dtype)[None]
+        mask = bias if mask is None else mask + bias
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def build_compressor(settings: CompressorSettings, config: WhisperConfig) -> StateCompressor:
-    """Return an untrained compressor for the encoder of a Whisper."""
+def build_compressor(settings: CompressorSettings, config: WhisperConfig, scale: float = 1.0) -> StateCompressor:
+    """Return an untrained compressor for the encoder of a Whisper; ``scale`` is the size of the encoder's states."""
     if settings.kind == "pooling":
         return PoolingCompressor(config.d_model, settings.stride)
-    return HfqFormer(config.d_model, config.encoder_attention_heads, settings.stride)
+    return HfqFormer(config.d_model, config.encoder_attention_heads, settings.stride, scale)
 
 
 def save_compressor(compressor: StateCompressor, folder: Path) -> None:

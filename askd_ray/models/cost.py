@@ -33,7 +33,9 @@ def parts(
     """
     with torch.device("meta"), torch.no_grad():
         model = WhisperForConditionalGeneration(config)
-        compressor = build_compressor(settings, config) if settings is not None and settings.kind != "none" else None
+        compressor = None
+        if settings is not None and settings.kind != "none":
+            compressor = build_compressor(settings, config).requires_grad_(False)  # torch traces slices of parameters
         log_mel, ids = torch.empty(1, config.num_mel_bins, n_frames), torch.empty(1, n_tokens, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
             encoded = encode(model.model.encoder, log_mel)

@@ -8,8 +8,9 @@ import torch
 from askd_ray.config.schema import Recipe
 from askd_ray.config.student import CompressorSettings
 from askd_ray.files import atomic_path
-from askd_ray.models.compressor import StateCompressor, build_compressor, load_compressor, save_compressor
+from askd_ray.models.compressor import build_compressor, load_compressor, save_compressor
 from askd_ray.models.load import load_whisper
+from askd_ray.models.state_compressor import StateCompressor
 from askd_ray.models.student import Cost, EncoderOutput
 from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
 

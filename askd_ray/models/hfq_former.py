@@ -61,7 +61,7 @@ class Downsampling(nn.Module):
         self.norm = nn.LayerNorm(width)
         for convolution, bias in ((self.conv1, _LINEAR_GELU), (self.conv2, 0.0)):
             nn.init.dirac_(convolution.weight)
-            nn.init.constant_(convolution.bias, bias)
+            nn.init.constant_(convolution.get_parameter("bias"), bias)
 
     def forward(self, states: States) -> States:
         """Return states of half the length, rounded up; a convolution finds zeros after a row's window."""

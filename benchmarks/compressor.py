@@ -163,7 +163,7 @@ def decode(recipe: Recipe, folder: Path, dev: Sequence[Utterance]) -> list[Error
 
 
 def comparison(trained: Sequence[Trained], rows: Sequence[int], seed: int) -> Comparison:
-    """Return WERs of some clips with their intervals, and differences from pooling at the first rate."""
+    """Return WERs of some clips with their intervals, and differences from pooling at 6.25 states a second."""
     errors = np.array([[one.errors[row].errors for one in trained] for row in rows])
     words = np.array([trained[0].errors[row].n_reference for row in rows])
     baseline = next((one.name for one in trained if one.name == f"pooling {AT:g}"), trained[0].name)
@@ -189,14 +189,17 @@ def draw_curves(trained: Sequence[Trained], compared: dict[str, Comparison], pat
     for axis, (name, found) in zip(axes, compared.items(), strict=True):
         for kind in dict.fromkeys(one.kind for one in trained):
             of_kind = [one for one in trained if one.kind == kind]
-            rates = [found["models"][one.name] for one in of_kind]
-            wers = np.array([100 * rate["wer"] for rate in rates])
-            bounds = np.array([[100 * bound for bound in rate["wer_ci95"]] for rate in rates])
+            scores = [found["models"][one.name] for one in of_kind]
+            wers = np.array([100 * score["wer"] for score in scores])
+            bounds = np.array([[100 * bound for bound in score["wer_ci95"]] for score in scores])
             spread = np.abs(bounds.T - wers)
             axis.errorbar([one.rate for one in of_kind], wers, spread, marker="o", capsize=3, label=kind)
         axis.set_xscale("log")
-        axis.set_xticks([one.rate for one in trained], [f"{one.rate:g}" for one in trained])
-        axis.set_ylabel(f"WER %, {name} dev clips")
+        rates = sorted({one.rate for one in trained})
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axis.set_xticks([], minor=True)
+        axis.set_xlim(rates[0] / 1.2, 1.2 * rates[-1])
+        axis.set_ylabel(f"WER %, {name}")
         axis.set_ylim(bottom=0)
     axes[0].legend()
     axes[-1].set_xlabel("states a second that the decoder reads")
@@ -216,8 +219,8 @@ def summary(trained: Sequence[Trained], compared: dict[str, Comparison]) -> dict
     }
     if {pooling, hfq} <= {one.name for one in trained}:
         difference = compared["all"]["against_baseline"][hfq]
-        found["compressor_wer_gain_at_6"] = round(-100 * difference["value"], 3)
-        found["compressor_wer_gain_at_6_ci95"] = [round(-100 * difference[end], 3) for end in ("high", "low")]
+        found["compressor_wer_gain_at_6"] = round(0.0 - 100 * difference["value"], 3)
+        found["compressor_wer_gain_at_6_ci95"] = [round(0.0 - 100 * difference[end], 3) for end in ("high", "low")]
     return found
 
 

@@ -114,7 +114,7 @@ class HfqFormer(StateCompressor):
     Ours, so this reproduces no result of the paper: windows of any length, in which a sinusoid says the time of each
     query and state (there it numbers them); the Gaussians about these times; rates other than 1.67 states a second; the
     initial values, with which the decoder first reads means of normalised states about the time of each query, times
-    ``scale``; Whisper's decoder as the reader. Random initial values, as there, need far more than hours of speech.
+    ``scale`` (there they are random); Whisper's decoder as the reader.
 
     It has 33 d^2 + 49 d parameters, 4 for each head, and 5.8 d for each of the output queries of a padded window.
     """

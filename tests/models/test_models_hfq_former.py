@@ -13,7 +13,7 @@ WIDTH, N_HEADS = 32, 2
 
 
 def test_hfq_begins_with_means_about_the_time_of_each_query():
-    """Ours: from random attention to the whole window, as in the released code, hours of speech teach nothing."""
+    """Ours: a trained decoder can read these, unlike what random attention to the whole window gives."""
     torch.manual_seed(0)
     former, states = HfqFormer(WIDTH, N_HEADS, 8, scale=1.5), torch.randn(1, 400, WIDTH)
     states.requires_grad_()

@@ -57,8 +57,14 @@ def export(recipe: Recipe, force: bool = False) -> Result:
 
     Returns the bundle's folder, the student's size and the agreement of the formats.
 
-    Raises :class:`AskdError` without a student or dev shards, and when the formats disagree.
+    Raises :class:`AskdError` without a student or dev shards, for a student that the formats cannot run, and when the
+    formats disagree.
     """
+    if recipe.student.compressor.kind != "none":
+        raise AskdError(
+            f"student.compressor {recipe.student.compressor.kind}: no engine of a bundle reads compressed states, so "
+            "this student cannot be exported; distill with student.compressor.kind=none"
+        )
     run = Run(recipe)
     key = stage_key(FORMAT, recipe.window.choose_on_dev, run.key("distill"))
     done = run.finished("export", key) if run.has(f"{BUNDLE}/{BUNDLE_FILE}") else None

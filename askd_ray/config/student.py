@@ -1,9 +1,9 @@
-"""The recipe's ``student``: what it starts from, its layers, and what reads its encoder."""
+"""The recipe's ``student``: what it starts from, its layers, what reads its encoder, and what shortens its states."""
 
 import itertools
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from askd_ray.config.section import Section
 
@@ -28,6 +28,46 @@ class Shrinking(Section):
         return self
 
 
+STRIDES = {25.0: 2, 12.5: 4, 6.25: 8, 3.33: 15, 1.67: 30}
+"""The encoder positions, of 50 a second, that become one state, by the rate."""
+
+
+class NoCompressor(Section):
+    """The decoder reads all encoder states, 50 a second."""
+
+    kind: Literal["none"] = "none"
+    """What shortens the encoder states before the decoder reads them."""
+
+
+class CompressorSettings(Section):
+    """The decoder reads fewer states than the encoder has (docs/training.md). The result cannot be exported.
+
+    ``pooling``: means of neighbouring states, and a learnt linear map. ``hfq``: queries that attend to the states at
+    three temporal resolutions, after FastSLM's HFQ-Former (arXiv 2601.06199).
+    """
+
+    kind: Literal["pooling", "hfq"] = "pooling"
+    """What shortens the encoder states before the decoder reads them."""
+    rate: float = 6.25
+    """The states a second that the decoder reads: 25, 12.5, 6.25, 3.33 or 1.67, one for 2, 4, 8, 15 or 30 positions."""
+
+    @field_validator("rate")
+    @classmethod
+    def _check_rate(cls, given: float) -> float:
+        if given not in STRIDES:
+            raise ValueError(f"allowed are {', '.join(f'{rate:g}' for rate in STRIDES)} states a second")
+        return given
+
+    @property
+    def stride(self) -> int:
+        """The encoder positions that become one state."""
+        return STRIDES[self.rate]
+
+
+Compressor = Annotated[NoCompressor | CompressorSettings, Field(discriminator="kind")]
+"""What shortens the encoder states."""
+
+
 class Student(Section):
     """The student and its layers.
 
@@ -43,6 +83,8 @@ class Student(Section):
     """The decoder layers that it keeps; null keeps all."""
     reader: Literal["whisper", "ctc", "hybrid"] = "whisper"
     """What reads the encoder: Whisper's decoder, a CTC head in its place, or both (docs/training.md)."""
+    compressor: Compressor = NoCompressor()
+    """What shortens the encoder states before the decoder reads them."""
     shrink: tuple[Shrinking, ...] = ()
     """Removals of more layers during the run."""
 
@@ -53,4 +95,15 @@ class Student(Section):
             raise ValueError(
                 f"shrink is at {', '.join(f'{at:g}' for at in moments)}: each must be later than the one before"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_compressor(self) -> "Student":
+        if self.compressor.kind == "none":
+            return self
+        named = f"compressor {self.compressor.kind}"
+        if self.reader != "whisper":
+            raise ValueError(f"{named} shortens what Whisper's decoder reads: it needs reader=whisper")
+        if self.shrink:
+            raise ValueError(f"{named} needs a student that keeps its layers: shrink must be empty")
         return self

@@ -10,7 +10,8 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.audio.units import FRAMES_PER_S, HOP_LENGTH, PADDED_FRAMES, DecodingWindow, samples_of
 from askd_ray.config.schema import Recipe
-from askd_ray.config.student import Layers, Shrinking
+from askd_ray.config.student import Compressor, Layers, Shrinking
+from askd_ray.models.compressor import build_compressor
 from askd_ray.models.layer_map import config_after, layer_maps
 from askd_ray.models.load import load_config
 from askd_ray.models.student import Cost, CostItem
@@ -21,18 +22,24 @@ CLIP_S = 5.0
 N_TOKENS = 20  # decoder tokens for such a clip, with prompt and end token
 
 
-def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> list[CostItem]:
+def parts(
+    config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS, settings: Compressor | None = None
+) -> list[CostItem]:
     """Return the parts of a model with their costs for a window of ``n_frames`` log-mel frames and ``n_tokens`` tokens.
 
     torch counts the matrix products and convolutions of one pass of a model without weights; norms, activations and
     softmax are not counted. The pass counts all pairs of tokens in self-attention, where an engine's decoder attends to
-    earlier tokens only: at most 0.1 % of the whole.
+    earlier tokens only: at most 0.1 % of the whole. ``settings``: the compressor between encoder and decoder.
     """
     with torch.device("meta"), torch.no_grad():
         model = WhisperForConditionalGeneration(config)
+        compressor = None
+        if settings is not None and settings.kind != "none":
+            compressor = build_compressor(settings, config).requires_grad_(False)  # torch traces slices of parameters
         log_mel, ids = torch.empty(1, config.num_mel_bins, n_frames), torch.empty(1, n_tokens, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
-            states = encode(model.model.encoder, log_mel).states
+            encoded = encode(model.model.encoder, log_mel)
+            states = (compressor(encoded) if compressor is not None else encoded).states
             # Without a cache, transformers reads the values of its mask, which has none on the meta device.
             decoded = model.model.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=True)
             model.proj_out(decoded.last_hidden_state)
@@ -43,6 +50,7 @@ def parts(config: WhisperConfig, n_frames: int, n_tokens: int = N_TOKENS) -> lis
     return [
         CostItem("encoder stem", _params(encoder) - _params(encoder.layers), counted["Conv1d"]),
         *(CostItem(f"encoder layer {i}", _params(layer), encoder_layer) for i, layer in enumerate(encoder.layers)),
+        *(CostItem("compressor", _params(m), counted[type(m).__name__]) for m in (compressor,) if m is not None),
         # The table is also the output projection.
         CostItem("token embeddings", _params(decoder) - _params(decoder.layers), counted["Linear"]),
         *(
@@ -77,7 +85,12 @@ def costs(recipe: Recipe) -> list[Cost]:
     for name, layer_map in zip(names, layer_maps(recipe.student, config), strict=True):
         config = config_after(config, layer_map)
         models.append((name, config))
-    return [Cost(name, parts(c, _window_frames(recipe, c)), parts(c, PADDED_FRAMES)) for name, c in models]
+    made: list[Cost] = []
+    for number, (name, c) in enumerate(models):
+        settings = recipe.student.compressor if number > 0 else None
+        trimmed, padded = (parts(c, n, settings=settings) for n in (_window_frames(recipe, c), PADDED_FRAMES))
+        made.append(Cost(name, trimmed, padded))
+    return made
 
 
 def _window_frames(recipe: Recipe, config: WhisperConfig) -> int:

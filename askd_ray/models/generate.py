@@ -34,10 +34,19 @@ class GreedySelector:
 
 @torch.no_grad()
 def greedy(
-    model: WhisperForConditionalGeneration, tokens: Tokens, log_mel: torch.Tensor, prompt: Sequence[int]
+    model: WhisperForConditionalGeneration,
+    tokens: Tokens,
+    log_mel: torch.Tensor,
+    prompt: Sequence[int],
+    states: torch.Tensor | None = None,
 ) -> list[list[int]]:
-    """Return the greedy token ids of windows ``(batch, n_mels, n_frames)``, without the prompt and the end token."""
-    states, choose = encode(model.model.encoder, log_mel).states, GreedySelector(model)
+    """Return the greedy token ids of windows ``(batch, n_mels, n_frames)``, without the prompt and the end token.
+
+    ``states`` (batch, n_states, d_model), if given, are what the decoder reads instead of the encoder's states.
+    """
+    if states is None:
+        states = encode(model.model.encoder, log_mel).states
+    choose = GreedySelector(model)
     cache: EncoderDecoderCache | None = None
     ids = torch.tensor(prompt, device=log_mel.device).repeat(len(log_mel), 1)
     written: list[torch.Tensor] = []

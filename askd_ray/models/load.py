@@ -17,6 +17,9 @@ from askd_ray.models.ctranslate2_reader import read_config, read_ctranslate2
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.text.tokens import Tokens
 
+COMPRESSOR_FILE = "compressor.safetensors"
+"""The file of a compressor, in the folder of the Whisper whose decoder reads its states."""
+
 
 @contextmanager
 def quiet_transformers() -> Generator[None]:
@@ -32,12 +35,17 @@ def quiet_transformers() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def load_whisper(reference: str) -> tuple[WhisperForConditionalGeneration, Tokens]:
+def load_whisper(reference: str, with_compressor: bool = False) -> tuple[WhisperForConditionalGeneration, Tokens]:
     """Load a model in float32 on the CPU, in evaluation mode, with its tokens.
 
-    Raises :class:`AskdError` when there is no such model or its files are damaged.
+    ``with_compressor``: the caller also loads the compressor whose states the decoder reads.
+
+    Raises :class:`AskdError` when there is no such model, when its files are damaged, and when its decoder reads states
+    of a compressor that the caller would leave out.
     """
     folder = resolve(reference)
+    if not with_compressor:
+        check_no_compressor(folder)
     if (folder / "model.bin").is_file():
         return read_ctranslate2(folder), Tokens(folder)
     try:
@@ -64,6 +72,12 @@ def _check_decoder(folder: Path) -> None:
     """Refuse an encoder alone: transformers would add a decoder of random weights, with no more than a warning."""
     if not has_decoder(folder):
         raise AskdError(f"model in {folder} has no decoder: a CTC student cannot be used as a Whisper")
+
+
+def check_no_compressor(folder: Path) -> None:
+    """Raise :class:`AskdError` when a folder's decoder reads the states of a compressor."""
+    if (folder / COMPRESSOR_FILE).is_file():
+        raise AskdError(f"model in {folder} has a compressor ({COMPRESSOR_FILE}): only its training can run it")
 
 
 def load_config(reference: str) -> WhisperConfig:
@@ -130,8 +144,9 @@ def convert_to_ctranslate2(source: Path, target: Path, quantization: str) -> Non
 
     ``quantization`` is CTranslate2's name for the type of the weights: ``int8``, ``float16``, ...
 
-    Raises :class:`AskdError` when the model's files are damaged.
+    Raises :class:`AskdError` when the model's files are damaged, and when it has a compressor.
     """
+    check_no_compressor(source)
     with atomic_path(target) as temporary:
         converter = TransformersConverter(str(source), copy_files=["tokenizer.json", "preprocessor_config.json"])
         try:

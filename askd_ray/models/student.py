@@ -19,7 +19,7 @@ class EncoderOutput:
 
     ``inside`` (batch, n_frames / 2) bool marks the positions in each row's window; None: all are. States at the other
     positions are padding: nothing may depend on them. ``key_mask`` (batch, 1, 1, n_frames / 2) is added to attention
-    scores: 0 inside, -inf elsewhere; None: nothing is hidden.
+    scores: 0 inside, -inf elsewhere; None: nothing is hidden. What a compressor gives the decoder has fewer positions.
     """
 
     states: torch.Tensor

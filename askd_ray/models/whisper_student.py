@@ -18,7 +18,7 @@ from askd_ray.models.load import load_config, load_whisper, save_whisper
 from askd_ray.models.reference import resolve
 from askd_ray.models.state_pairs import decoder_pairs
 from askd_ray.models.student import Cost, DecoderOutput, EncoderOutput, StudentModel
-from askd_ray.models.windows import WindowedWhisper
+from askd_ray.models.windows import WindowedWhisper, encode
 from askd_ray.text.tokens import Tokens
 
 _ENCODER, _EMBEDDINGS = "whisper.model.encoder.", "whisper.model.decoder.embed_"
@@ -114,7 +114,7 @@ class WhisperStudentKind:
     def build(self, n_shrunk: int) -> WhisperStudent:
         """Return the untrained student with the layers that it has after ``n_shrunk`` shrinkings."""
         recipe = self._recipe
-        return self._wrap(build_student(recipe.student, recipe.teacher.model, n_shrunk)[0], n_shrunk)
+        return self.wrap(build_student(recipe.student, recipe.teacher.model, n_shrunk)[0], n_shrunk)
 
     def empty_like(self, student: WhisperStudent) -> WhisperStudent:
         """Return a student with the same tensors, on the CPU and uninitialised; it decodes like ``student``."""
@@ -126,7 +126,7 @@ class WhisperStudentKind:
     def shrink(self, student: WhisperStudent) -> tuple[WhisperStudent, Callable[[str], Sequence[str]]]:
         """Return the student after its next shrinking, and the function from its parameters to their sources."""
         layer_map = self._layer_maps[student.shrunk + 1]
-        smaller = self._wrap(apply_layer_map(student.whisper, layer_map), student.shrunk + 1)
+        smaller = self.wrap(apply_layer_map(student.whisper, layer_map), student.shrunk + 1)
         smaller.to_widths = student.to_widths
         for layer in smaller.to_decoder_width:
             smaller.to_decoder_width[layer] = student.to_decoder_width[layer]
@@ -138,19 +138,24 @@ class WhisperStudentKind:
 
     def load(self, folder: Path, n_shrunk: int) -> WhisperStudent:
         """Return the student that :meth:`save` wrote."""
-        return self._wrap(load_whisper(str(folder))[0], n_shrunk)
+        return self.wrap(load_whisper(str(folder))[0], n_shrunk)
 
+    @torch.no_grad()
     def transcribe(self, student: WhisperStudent, log_mel: torch.Tensor, language: str) -> list[str]:
-        """Return greedy transcripts. Decoding starts with the prompt of the recipe's targets, as in training."""
+        """Return greedy transcripts of the states that the decoder reads.
+
+        Decoding starts with the prompt of the recipe's targets, as in training.
+        """
         targets = self._recipe.targets
         prompt = self._tokens.prompt(language, targets.prompt, targets.timestamps)
-        return [self._tokens.decode(ids) for ids in greedy(student.whisper, self._tokens, log_mel, prompt)]
+        states = student.read_by_decoder(encode(student.whisper.model.encoder, log_mel)).states
+        return [self._tokens.decode(ids) for ids in greedy(student.whisper, self._tokens, log_mel, prompt, states)]
 
     def costs(self) -> list[Cost]:
         """Return the costs of the teacher, of the initial student, and of the student after each shrinking."""
         return cost.costs(self._recipe)
 
-    def _wrap(self, model: WhisperForConditionalGeneration, n_shrunk: int) -> WhisperStudent:
+    def wrap(self, model: WhisperForConditionalGeneration, n_shrunk: int) -> WhisperStudent:
         """Return the student around a model that has ``n_shrunk`` shrinkings behind it."""
         hidden_states = self._recipe.objective.hidden_states
         layers = hidden_states.layers if hidden_states.kind != "none" else ()

@@ -38,7 +38,8 @@ def encode(
     hidden = functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
     inside = key_mask = None
     if window_frames is not None:
-        inside, key_mask = _masks(window_frames // 2, hidden)
+        inside = inside_windows(window_frames // 2, hidden.shape[1])
+        key_mask = mask_of_keys(inside, hidden)
     after: list[torch.Tensor] = []
     for layer in encoder.layers:
         hidden = layer(hidden, key_mask)
@@ -47,16 +48,21 @@ def encode(
     return EncoderOutput(encoder.layer_norm(hidden), tapped, inside, key_mask)
 
 
-def _masks(n_positions: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the masks ``inside`` and ``key_mask`` of an :class:`EncoderOutput` with states like ``hidden``.
+def inside_windows(n_positions: torch.Tensor, length: int) -> torch.Tensor:
+    """Return which of ``length`` positions are in each row's window ``(batch, length)``; ``n_positions`` (batch,)."""
+    return torch.arange(length, device=n_positions.device) < n_positions[:, None]
 
-    Every layer would convert a boolean mask, and a mask of another type or with rows that are not aligned.
+
+def mask_of_keys(inside: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Return the mask ``(batch, 1, 1, length)`` that is added to attention scores: 0 inside, -inf elsewhere.
+
+    Every layer would convert a boolean mask, and a mask of another type than that in which the queries of ``states``
+    are multiplied, or with rows that are not aligned.
     """
-    n, device = hidden.shape[1], hidden.device
-    n_aligned = -(-n // _ALIGNED_KEYS) * _ALIGNED_KEYS
-    inside = torch.arange(n_aligned, device=device) < n_positions[:, None]
-    key_mask = torch.zeros(inside.shape, dtype=_matmul_type(hidden), device=device).masked_fill_(~inside, -torch.inf)
-    return inside[:, :n], key_mask[:, None, None, :n]
+    n = inside.shape[1]
+    aligned = functional.pad(inside, (0, -n % _ALIGNED_KEYS))
+    mask = torch.zeros(aligned.shape, dtype=_matmul_type(states), device=states.device)
+    return mask.masked_fill_(~aligned, -torch.inf)[:, None, None, :n]
 
 
 def _matmul_type(tensor: torch.Tensor) -> torch.dtype:
@@ -136,6 +142,10 @@ class WindowedWhisper(nn.Module):
         """Return the encoder states of windows ``(batch, n_mels, n_frames)``; see :func:`encode`."""
         return encode(self.whisper.model.encoder, log_mel, self.tapped_layers, window_frames)
 
+    def read_by_decoder(self, encoded: EncoderOutput) -> EncoderOutput:
+        """Return the states that the decoder reads: those of the encoder."""
+        return encoded
+
     def forward(
         self,
         log_mel: torch.Tensor,
@@ -146,6 +156,6 @@ class WindowedWhisper(nn.Module):
         """Return the hidden states at tokens ``(batch, length)``; ``encoded``, if given, replaces the encoder pass."""
         if encoded is None:
             encoded = self.encode(log_mel, window_frames)
-        after = decode(self.whisper, decoder_ids, encoded)
+        after = decode(self.whisper, decoder_ids, self.read_by_decoder(encoded))
         tapped = {teacher_layer: after[layer] for teacher_layer, layer in self.decoder_layers.items()}
         return DecoderOutput(after[-1], encoded, tapped)

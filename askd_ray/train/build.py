@@ -15,6 +15,7 @@ from askd_ray.data.dev import read_dev
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.row_index import RowIndex
 from askd_ray.data.sampler import SamplerFactory
+from askd_ray.models.compressed_student import CompressedStudentKind
 from askd_ray.models.ctc_student import CtcStudentKind
 from askd_ray.models.hybrid_student import HybridStudentKind
 from askd_ray.models.load import load_config, load_whisper
@@ -58,6 +59,8 @@ def student_kind(recipe: Recipe, teacher_width: int = 0) -> StudentKind:
         return CtcStudentKind(recipe, partial(_ctc_vocabulary, recipe))
     if recipe.student.reader == "hybrid":
         return HybridStudentKind(recipe, partial(_ctc_vocabulary, recipe))
+    if recipe.student.compressor.kind != "none":
+        return CompressedStudentKind(recipe, recipe.student.compressor, teacher_width)
     return WhisperStudentKind(recipe, teacher_width)
 
 

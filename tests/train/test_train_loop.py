@@ -185,6 +185,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "gate": {"trust_gate": {"kind": "hard"}, "divergence": {"kind": "jsd"}},
     "states": {"preset": "askd_window", "states_weight": {"schedule": "gap"}, "self_teacher": {"switch": 0.3}},
     **{preset: {"preset": preset} for preset in CTC_PRESETS},
+    **{compressor: {"preset": "askd", "self_teacher": {"switch": 0.3}} for compressor in ("pooling", "hfq")},
     "hybrid": {"preset": "askd", "self_teacher": {"switch": 0.3}, "intermediate": {"kind": "ctc", "self_kd": True}},
 }
 
@@ -197,7 +198,9 @@ def test_every_schedule_and_self_teacher_resumes_exactly(
     """Killed in the middle of the second epoch, with a checkpoint in each: the gap needs few steps to move here."""
     monkeypatch.setattr("askd_ray.objective.schedules.Gap.FIRST_STEPS", 2)
     reader = "hybrid" if name == "hybrid" else "ctc" if name in CTC_PRESETS else "whisper"
-    sections = {"train": {"evals_per_epoch": 2}, "targets": {"states": "all"}, "student": {"reader": reader}}
+    compressor = {"kind": name, "rate": 12.5} if name in ("pooling", "hfq") else {"kind": "none"}
+    student = {"reader": reader, "compressor": compressor}
+    sections = {"train": {"evals_per_epoch": 2}, "targets": {"states": "all"}, "student": student}
     recipe = with_objective(labelled, OBJECTIVES[name], **sections)
     build_loop(recipe, PlainContext(CPU), tmp_path / "whole", "key").run()
     killed(recipe, tmp_path / "killed", 9)

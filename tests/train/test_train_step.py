@@ -92,8 +92,9 @@ def gradients(recipe: Recipe, model: Path, batches: list[Batch], whole: Batch) -
     return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
 
 
-CASES = [*PRESETS, "hybrid"]
-"""Every preset, and a student with both readers."""
+COMPRESSORS = ["pooling", "hfq"]
+CASES = [*PRESETS, "hybrid", *COMPRESSORS]
+"""Every preset, a student with both readers, and students whose decoder reads compressed states."""
 
 
 def of_preset(labelled: Recipe, preset: str) -> Recipe:
@@ -105,6 +106,11 @@ def of_preset(labelled: Recipe, preset: str) -> Recipe:
     if preset == "hybrid":
         settings = {"preset": "askd", "intermediate": {"kind": "ctc", "layers": [0], "self_kd": True}}
         return with_objective(labelled, settings, targets={"states": "all"}, student={"reader": "hybrid"})
+    if preset in COMPRESSORS:
+        compressor = {"kind": preset, "rate": 12.5}
+        return with_objective(
+            labelled, {"preset": "askd"}, targets={"states": "all"}, student={"compressor": compressor}
+        )
     if preset in ("askd", "askd_gap", "askd_window"):
         settings |= {"trust_gate": {"kind": "soft"}, "instance_weights": {"kind": "adakd"}}
     if preset == "askd_window":
@@ -136,17 +142,22 @@ def in_windows(batch: Batch, row: int) -> Batch:
     return Batch(**{**vars(alone), "log_mel": alone.log_mel[:, :, : batch.window_frames[row]]})
 
 
-@pytest.mark.parametrize("hidden_states", ["none", "mse", "cosine"])
-def test_batch_equals_rows_alone_in_their_windows(labelled: Recipe, tiny_model: Path, hidden_states: str):
+@pytest.mark.parametrize(
+    ("hidden_states", "compressor"), [("none", "none"), ("mse", "none"), ("cosine", "none"), ("mse", "hfq")]
+)
+def test_batch_equals_rows_alone_in_their_windows(
+    labelled: Recipe, tiny_model: Path, hidden_states: str, compressor: str
+):
     recipe = labelled
     if hidden_states != "none":
         objective = {"hidden_states": {"kind": hidden_states, "layers": [[0, 0], [-1, -1]], "weight": 10.0}}
-        recipe = with_objective(labelled, objective, teacher={"online": True, "top_k": 32})
+        teacher, student = {"online": True, "top_k": 32}, {"compressor": {"kind": compressor}}
+        recipe = with_objective(labelled, objective, teacher=teacher, student=student)
     whole = a_batch(labelled)
     assert len(set(whole.window_frames.tolist())) == 3 == len(whole.ids)
     padded = np.random.default_rng(0).standard_normal((3, 80, 3000)).astype(np.float32)
     whole = Batch(**{**vars(whole), "teacher_log_mel": padded})
-    student = WhisperStudentKind(recipe, teacher_width=32).build(0)
+    student = student_kind(recipe, teacher_width=32).build(0)
     teacher = WindowedWhisper(load_whisper(str(tiny_model))[0], [0, -1])
     with torch.no_grad():
         teacher.whisper.model.encoder.layers[0].fc1.weight.mul_(1.5)

@@ -38,8 +38,8 @@ EMPTY = Draft((), (), 0)
 def ctc_draft(log_probs: NDArray[np.float32], vocabulary: CtcVocabulary, tokens: Tokens) -> Draft:
     """Return the draft of a window's log-probabilities ``(n_positions, n_classes)``: the most probable path.
 
-    The entropy of a token is the largest one at the positions of its units. Whisper may divide the text differently than
-    CTC, so units become text, and the text becomes tokens. Bytes that are no character are left out.
+    The entropy of a token is the largest one at the positions of its units. Whisper may divide the text differently
+    than CTC, so units become text, and the text becomes tokens. Bytes that are no character are left out.
     """
     path = log_probs.argmax(axis=-1)
     starts = np.flatnonzero((path != BLANK) & (path != np.append(BLANK, path[:-1])))

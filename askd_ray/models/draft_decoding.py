@@ -79,8 +79,7 @@ def decode_with_draft(
         unread = [*prompt, *written][n_read:]
         best = decoder.greedy_after(n_read, [*unread, *drafted], len(prompt))
         n_passes += 1
-        best = best[-len(drafted) - 1 :]
-        agreed = [s or d == b for d, s, b in zip(drafted, sure, best, strict=False)]
+        agreed = [s or d == b for d, s, b in zip(drafted, sure, best, strict=False)]  # one more
         n_agreed = agreed.index(False) if False in agreed else len(agreed)
         ended = drafted.index(end) if end in drafted[:n_agreed] else None
         accepted = drafted[:n_agreed] if ended is None else drafted[:ended]
@@ -158,5 +157,4 @@ class TorchDecoder:
         if n_kept == 0:
             self._cache = None
         if self._cache is not None:
-            for layer in self._cache.self_attention_cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, :n_kept], layer.values[:, :, :n_kept]
+            self._cache.crop(n_kept - self._cache.get_seq_length())  # minus the number of tokens to drop

@@ -37,10 +37,14 @@ class Verified:
 class Decoder(Protocol):
     """A decoder with a cache of the tokens that it has read of one window."""
 
+    n_passes: int
+    """The number of passes until now."""
+
     def greedy_after(self, n_kept: int, ids: Sequence[int], n_prompt: int) -> list[int]:
         """Keep the first ``n_kept`` tokens in the cache, read ``ids`` after them, return greedy's token after each.
 
-        The text begins after ``n_prompt`` tokens; nothing is returned for tokens in the prompt, except its last one.
+        The text begins after ``n_prompt`` tokens; nothing is returned for tokens in the prompt, except its last one. At
+        least one token is returned; if it is fewer than there are, the others are still to be verified.
         """
         ...
 
@@ -72,14 +76,13 @@ def decode_with_draft(
     if draft.token_ids and rest.all_sure:
         ids = draft.token_ids[: options.limit]
         return Verified(ids, 0, len(ids))
-    written, n_read, n_passes, n_accepted = list[int](), 0, 0, 0
+    written, n_read, n_accepted, n_passes = list[int](), 0, 0, decoder.n_passes
     while len(written) < options.limit:
         # The last token of a text is not read: the limit ends the text after it.
         drafted, sure = rest.tokens(written, options.ngram_size, options.limit - len(written) - 1)
         unread = [*prompt, *written][n_read:]
         best = decoder.greedy_after(n_read, [*unread, *drafted], len(prompt))
-        n_passes += 1
-        agreed = [s or d == b for d, s, b in zip(drafted, sure, best, strict=False)]  # one more
+        agreed = [s or d == b for d, s, b in zip(drafted, sure, best[:-1], strict=False)]
         n_agreed = agreed.index(False) if False in agreed else len(agreed)
         ended = drafted.index(end) if end in drafted[:n_agreed] else None
         accepted = drafted[:n_agreed] if ended is None else drafted[:ended]
@@ -90,7 +93,7 @@ def decode_with_draft(
         written.append(best[n_agreed])
         n_read += len(unread) + n_agreed
         rest.align(n_agreed, best[n_agreed])
-    return Verified(tuple(written), n_passes, n_accepted)
+    return Verified(tuple(written), decoder.n_passes - n_passes, n_accepted)
 
 
 class _Rest:
@@ -136,11 +139,13 @@ class TorchDecoder:
         assert len(states) == 1
         self._model, self._states, self._choose = model, states, GreedySelector(model)
         self._cache: EncoderDecoderCache | None = None
+        self.n_passes = 0
 
     @torch.no_grad()
     def greedy_after(self, n_kept: int, ids: Sequence[int], n_prompt: int) -> list[int]:
         """Read ``ids`` after the first ``n_kept`` tokens; see :class:`Decoder`."""
         self._crop(n_kept)
+        self.n_passes += 1
         out = self._model.model.decoder(
             input_ids=torch.tensor([list(ids)], device=self._states.device),
             encoder_hidden_states=self._states,

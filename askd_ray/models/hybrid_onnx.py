@@ -49,7 +49,7 @@ def write_hybrid_onnx(reference: str, target: Path, quantization: Quantization) 
         encoder, decoder = _Encoder(model, head), _Decoder(model)
         if quantization == "int8":
             quantize_linears(encoder)
-            quantize_linears(decoder)
+            quantize_linears(decoder, digits=2)  # the encoder always reads one whole window
             decoder.embed_tokens = QuantizedEmbedding(model.model.decoder.embed_tokens.weight)
         layers = range(config.decoder_layers)
         cross = [f"cross_{part}_{i}" for i in layers for part in ("key", "value")]

@@ -46,7 +46,8 @@ class DecoderOfTable:
         self.n_passes += 1
         self._cache = [*self._cache[:n_kept], *ids]
         ends = range(max(n_kept + 1, n_prompt), len(self._cache) + 1)
-        return [self.after(self._cache[:n]) for n in ends]
+        best = [self.after(self._cache[:n]) for n in ends]
+        return best[: 1 + self._seed % 7] if self._seed % 2 else best  # it need not return all
 
     def greedy(self, limit: int) -> list[int]:
         written = list[int]()
@@ -90,7 +91,7 @@ def test_a_nearly_right_draft_needs_few_passes(seed: int, limit: int, edits: lis
     expected = decoder.greedy(limit)
     found = decode_with_draft(decoder, PROMPT, END, draft_of(edited(expected, edits)), DraftOptions(limit))
     assert list(found.token_ids) == expected
-    if not edits:
+    if not edits and seed % 2 == 0:
         assert found.n_passes == 1
 
 

@@ -22,7 +22,6 @@ from askd_ray.text.units import CtcVocabulary
 from askd_ray.torch_setup import n_cores
 
 Array = NDArray[np.float32]
-_MIN_MARGIN = 0.25  # of logits; in int8, tiny.en, rounding changes their differences by at most 0.11
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,13 @@ class DraftEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or n_cores()
         options.log_severity_level = 3  # errors
+        # Each session has its threads: those of the encoder must not wait actively while the decoder runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             config = read_json(folder / "config.json")
             self.n_mels, token_ids = int(config["num_mel_bins"]), tuple(map(int, config["token_ids"]))
             self._suppressed: tuple[list[int], list[int]] = config["suppress_tokens"], config["begin_suppress_tokens"]
+            self._min_margin = float(config["min_margin"])
             n_parts, n_heads, width = config["past_shape"]
             self._no_past = np.zeros((n_parts, n_heads, 0, width), np.float32)
             encoder, decoder = (
@@ -108,7 +110,7 @@ class DraftEngine:
         return self._decode(clip, language, EMPTY, DraftOptions(limit or max_tokens(clip.window_s), None, 0))
 
     def _decode(self, clip: EncodedClip, language: str, draft: Draft, options: DraftOptions) -> Verified:
-        decoder = _OnnxDecoder(self._decoder, clip.cross, self._no_past, self._suppressed)
+        decoder = _OnnxDecoder(self._decoder, clip.cross, self._no_past, self._suppressed, self._min_margin)
         return decode_with_draft(decoder, self.tokens.prompt(language), self.tokens.end, draft, options)
 
 
@@ -125,9 +127,11 @@ class _OnnxDecoder:
         cross: dict[str, Array],
         no_past: Array,
         suppressed: tuple[list[int], list[int]],
+        min_margin: float,
     ):
         self._session, self._cross, self._past = session, cross, no_past
         self._never, self._not_first = suppressed
+        self._min_margin = min_margin
         self._ids, self._n_exact = list[int](), 0  # the first tokens were read as greedy decoding reads them
         self.n_passes = 0
 
@@ -137,7 +141,7 @@ class _OnnxDecoder:
         first = len(self._ids) - len(best)  # the place of the token after which best[0] comes
         for row, margin in enumerate(margins):
             n_read = first + row + 1
-            if margin < _MIN_MARGIN and n_read > self._n_exact:
+            if margin < self._min_margin and n_read > self._n_exact:
                 return [*best[:row], self._read_again(n_read, n_prompt)]
             if n_read < len(self._ids) and best[row] != self._ids[n_read]:
                 break  # what follows depends on a token that greedy does not write

@@ -112,9 +112,9 @@ class Tokens:
         return self.encode_with_offsets(text)[0]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids of a text as :meth:`encode` does, and where each one is in ``" " + text.strip()``: [start, end).
+        """Return the ids of a text as :meth:`encode` does, and the start and end of each.
 
-        Several tokens of one character are all at it.
+        They are places in ``" " + text.strip()``. Several tokens of one character are all at it.
         """
         encoding = self.tokenizer.encode(" " + text.strip(), add_special_tokens=False)
         return encoding.ids, encoding.offsets

@@ -4,10 +4,11 @@
 
 --student takes the folder of a hybrid student (a Whisper with ctc_head.safetensors): its CTC head writes the drafts,
 and bounds the texts. Without it the drafts are simulated: the greedy text of --model with some of its words changed
-(--changed), so the time of a head is missing. Both engines: int8, the same threads, trimmed windows, one clip at a
-time, in separate processes, in turn. `identical` counts the texts that are those of the same ONNX session, one token at
-a time, over all clips. Times and WER are of clips whose greedy texts end: stock models repeat themselves in some
-trimmed windows, and a loop is easily drafted. Without --data: the IVR prompts. --json prints one line of JSON.
+(--changed), so the time of a head is missing. Both engines: int8, the same threads, one clip at a time, in separate
+processes, in turn, in trimmed windows: a student's, or at least 8 s, since stock models repeat themselves in shorter
+ones. `identical` counts the texts that are those of the same ONNX session, one token at a time, over all clips. Times
+and WER are of clips whose greedy texts end: a loop is easily drafted. Without --data: the IVR prompts. --json prints
+one line of JSON.
 """
 
 import argparse
@@ -45,7 +46,8 @@ from askd_ray.text.normalize import normalizer
 from askd_ray.text.tokens import max_tokens
 from askd_ray.torch_setup import n_cores
 
-WINDOW = DecodingWindow(silence_s=0.3)
+TRIMMED = DecodingWindow(silence_s=0.3)
+MODERATE = DecodingWindow(silence_s=0.3, min_s=8.0)  # a stock Whisper repeats itself in most shorter windows
 TURN_CLIPS, PAUSE_S = 8, 0.3  # OpenMP's threads wait actively for 0.2 s
 MAX_ENTROPY = 0.3  # nats, of the relaxed mode
 CTRANSLATE2, GREEDY, EXACT, RELAXED = "CTranslate2, greedy", "ONNX, greedy", "ONNX, draft", "ONNX, relaxed draft"
@@ -65,8 +67,8 @@ class Decoded:
 class Greedy:
     """Greedy decoding in CTranslate2."""
 
-    def __init__(self, folder: str, threads: int):
-        self._engine = Engine(Path(folder), threads=threads, window=WINDOW)
+    def __init__(self, folder: str, threads: int, window: DecodingWindow):
+        self._engine = Engine(Path(folder), threads=threads, window=window)
 
     def decode(self, waveform: Waveform) -> Decoded:
         """Decode a clip."""
@@ -80,10 +82,10 @@ class Greedy:
 class Drafted:
     """Decoding on ONNX Runtime, with the drafts of a CTC head, or with given ones."""
 
-    def __init__(self, folder: str, threads: int):
+    def __init__(self, folder: str, threads: int, window: DecodingWindow):
         torch.set_num_threads(1)  # torch computes the log-mel only; its threads would wait actively
-        self._exact = DraftEngine(Path(folder), threads=threads, window=WINDOW)
-        self._relaxed = DraftEngine(Path(folder), threads=threads, window=WINDOW, max_entropy=MAX_ENTROPY)
+        self._exact = DraftEngine(Path(folder), threads=threads, window=window)
+        self._relaxed = DraftEngine(Path(folder), threads=threads, window=window, max_entropy=MAX_ENTROPY)
 
     def limits(self, waveform: Waveform) -> tuple[int, int]:
         """Return the largest number of tokens of a clip, without and with the bound that CTC puts on it."""
@@ -167,11 +169,12 @@ def main() -> None:
     reference = options.model if student is None else str(student)
     rows, threads = clips(options.data, 24 if options.quick else options.clips), n_cores()
     names = [CTRANSLATE2, GREEDY, EXACT, *([RELAXED] if student is not None else [])]
+    window = MODERATE if student is None else TRIMMED
     with tempfile.TemporaryDirectory() as scratch:
         write_hybrid_onnx(reference, Path(scratch) / "onnx", "int8")
         with (
-            Isolated(Greedy, str(ctranslate2_folder(reference)), threads) as peer,
-            Isolated(Drafted, str(Path(scratch) / "onnx"), threads) as drafted,
+            Isolated(Greedy, str(ctranslate2_folder(reference)), threads, window) as peer,
+            Isolated(Drafted, str(Path(scratch) / "onnx"), threads, window) as drafted,
         ):
             found = measure(rows, peer, drafted, names, options.changed if student is None else None)
             limits = [drafted.call("limits", waveform_of(u)) for u in rows]

@@ -167,7 +167,7 @@ def main() -> None:
     if student is not None and not (student / HEAD_FILE).is_file():
         raise AskdError(f"--student {student}: no {HEAD_FILE} there; a hybrid student has one")
     reference = options.model if student is None else str(student)
-    rows, threads = clips(options.data, 24 if options.quick else options.clips), n_cores()
+    rows, threads = clips(options.data, 20 if options.quick else options.clips), n_cores()
     names = [CTRANSLATE2, GREEDY, EXACT, *([RELAXED] if student is not None else [])]
     window = MODERATE if student is None else TRIMMED
     with tempfile.TemporaryDirectory() as scratch:

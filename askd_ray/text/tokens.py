@@ -109,7 +109,15 @@ class Tokens:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text in Whisper's form: with a leading space, without special tokens."""
-        return self.tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids
+        return self.encode_with_offsets(text)[0]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text as :meth:`encode` does, and the start and end of each.
+
+        They are places in ``" " + text.strip()``. Several tokens of one character are all at it.
+        """
+        encoding = self.tokenizer.encode(" " + text.strip(), add_special_tokens=False)
+        return encoding.ids, encoding.offsets
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids without special tokens and timestamps."""

@@ -76,7 +76,8 @@ def _params(module: nn.Module) -> int:
 def costs(recipe: Recipe) -> list[Cost]:
     """Return the costs of the teacher, of the initial student, and of the student after each shrinking.
 
-    Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged.
+    Those of a CTC head are not counted: its size is that of the vocabulary of the labels. Raises :class:`AskdError`
+    when the recipe's layers do not exist or cannot be merged.
     """
     teacher = load_config(recipe.teacher.model)
     config = load_config(recipe.student.init) if recipe.student.init else teacher
@@ -89,6 +90,8 @@ def costs(recipe: Recipe) -> list[Cost]:
     for number, (name, c) in enumerate(models):
         settings = recipe.student.compressor if number > 0 else None
         trimmed, padded = (parts(c, n, settings=settings) for n in (_window_frames(recipe, c), PADDED_FRAMES))
+        if number > 0 and recipe.student.reader == "ctc":
+            trimmed, padded = ([part for part in of if part.name.startswith("encoder")] for of in (trimmed, padded))
         made.append(Cost(name, trimmed, padded))
     return made
 

@@ -1,7 +1,6 @@
 """The CTC student: Whisper's encoder on trimmed windows, and a CTC head in place of the decoder."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
@@ -22,7 +21,7 @@ from askd_ray.models.ctc import (
 from askd_ray.models.ctc_decoding import greedy_classes
 from askd_ray.models.layer_map import build_student
 from askd_ray.models.reference import resolve
-from askd_ray.models.student import Cost, CostItem, CtcStates, DecoderOutput, EncoderOutput, StudentModel
+from askd_ray.models.student import Cost, CtcStates, DecoderOutput, EncoderOutput, StudentModel
 from askd_ray.models.windows import encode, prepare_layers
 from askd_ray.text.tokens import Tokens
 from askd_ray.text.units import CtcVocabulary
@@ -138,15 +137,10 @@ class CtcStudentKind:
 
     def costs(self) -> list[Cost]:
         """Return the costs of the teacher and of the student, without its head, whose size the labels decide."""
-        teacher, student = cost.costs(self._recipe)
-        return [teacher, replace(student, trimmed=_encoder(student.trimmed), padded=_encoder(student.padded))]
+        return cost.costs(self._recipe)
 
     def _student(self, model: CtcModel) -> CtcStudent:
         if self._recipe.train.gradient_checkpointing:
             model.encoder.gradient_checkpointing_enable({"use_reentrant": False})
         model.head.read_intermediate(len(self._layers))
         return CtcStudent(model, self._layers)
-
-
-def _encoder(parts: Sequence[CostItem]) -> list[CostItem]:
-    return [part for part in parts if part.name.startswith("encoder")]

@@ -36,6 +36,11 @@ def test_parameter_counts_equal_the_model(tiny_en: Model):
     ]
 
 
+def test_a_ctc_student_has_the_encoder_of_its_teacher():
+    teacher, student = costs(load_recipe("study_ctc"))
+    assert student.trimmed == teacher.trimmed[:5] and student.padded == teacher.padded[:5]
+
+
 def test_parameter_counts_of_another_shape():
     shape = {"d_model": 24, "encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 40, "decoder_ffn_dim": 56}
     config = WhisperConfig(

@@ -36,7 +36,7 @@ from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.location import Location
 from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, BundleInfo, hashes, info_of_student, open_engine
-from askd_ray.models.card import BundleDescription, Reader, model_card
+from askd_ray.models.card import BundleDescription, BundleReader, model_card
 from askd_ray.models.ctc import is_ctc_student
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import resolve
@@ -88,7 +88,7 @@ def _export(run: Run) -> Result:
     with quiet_transformers(), atomic_path(run.bundle) as temporary:
         with console.status("Converting the student"):
             temporary.mkdir()
-            reader: Reader = "ctc" if is_ctc_student(run.student) else "whisper"
+            reader: BundleReader = "ctc" if is_ctc_student(run.student) else "whisper"
             for form in CTC_FORMATS if reader == "ctc" else FORMATS:
                 form.write(run.student, temporary / form.name)
         window = DecodingWindow.of(run.recipe.window)

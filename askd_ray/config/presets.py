@@ -37,6 +37,13 @@ _ASKD_OPEN = (
     "ctc_weight",
     "intermediate",
 )
+_ADAKD: FieldValues = {
+    "teacher_weight": {"schedule": "constant", "start": 1.0},
+    **_NO_SELF,
+    "ce_weight": "instance_complement",
+    "instance_weights": {"kind": "adakd"},
+}
+_ADAKD_OPEN = ("instance_weights.k_start", "instance_weights.k_end", "instance_weights.threshold", "temperature")
 _INTERMEDIATE = ("intermediate.layers", "intermediate.weight")
 _SELF_KD_OPEN = ("temperature", "divergence")
 
@@ -69,13 +76,8 @@ PRESETS: dict[str, Preset] = {
     "adakd": Preset(
         "(1 - w_i) CE + w_i T^2 KL, w_i = exp(-exp(k (x_i - t) / 2)), k falling",
         "AdaKD, arXiv 2405.08019",
-        {
-            "teacher_weight": {"schedule": "constant", "start": 1.0},
-            **_NO_SELF,
-            "ce_weight": "instance_complement",
-            "instance_weights": {"kind": "adakd"},
-        },
-        ("instance_weights.k_start", "instance_weights.k_end", "instance_weights.threshold", "temperature"),
+        _ADAKD,
+        _ADAKD_OPEN,
     ),
     "pskd": Preset(
         "(1 - b) CE + b KL(previous epoch, student), b = 0.8 (epoch + 1) / epochs",
@@ -120,13 +122,8 @@ PRESETS: dict[str, Preset] = {
     "adakd_ctc": Preset(
         "(1 - w_i) CTC + w_i T^2 KL on the path, w_i = exp(-exp(k (x_i - t) / 2)), k falling",
         "AdaKD, arXiv 2405.08019, for a CTC head",
-        {
-            "teacher_weight": {"schedule": "constant", "start": 1.0},
-            **_NO_SELF,
-            "ce_weight": "instance_complement",
-            "instance_weights": {"kind": "adakd"},
-        },
-        ("instance_weights.k_start", "instance_weights.k_end", "instance_weights.threshold", "temperature"),
+        _ADAKD,
+        _ADAKD_OPEN,
     ),
     "inter_kd": Preset(
         "(1 - a) CTC + a KL on the path, after the last encoder layer and at intermediate ones",

@@ -12,7 +12,7 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.shards import write_table
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path, read_json, sha256_of_file, write_json
-from askd_ray.models.card import BundleDescription, Reader, model_card, reader_of, window_of
+from askd_ray.models.card import BundleDescription, BundleReader, model_card, reader_of, window_of
 from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.decode_fallback import DecodingEngine, WindowedEngine
 from askd_ray.models.engine import Engine
@@ -26,7 +26,7 @@ BUNDLE_FILE, CARD, REFERENCE, HYPOTHESES_FILE = "bundle.json", "README.md", "ref
 _MAX_REFERENCE_WER = 0.2  # int8 rounds differently on another CPU: a word of a clip may change
 ComputeType = Literal["int8", "float16", "int8_float16", "float32"]
 """How an engine computes; ``int8_float16``: matrix products of int8 weights, everything else in float16."""
-_FOLDERS: dict[Reader, dict[Device, dict[ComputeType, str]]] = {
+_FOLDERS: dict[BundleReader, dict[Device, dict[ComputeType, str]]] = {
     "whisper": {
         "cpu": {"int8": "ctranslate2-int8"},
         "cuda": {"float16": "ctranslate2-float16", "int8_float16": "ctranslate2-int8"},
@@ -53,7 +53,7 @@ class BundleInfo:
     folder: Path
     window: DecodingWindow | None
     compute_type: ComputeType
-    reader: Reader = "whisper"
+    reader: BundleReader = "whisper"
     languages: tuple[str, ...] = ()
 
     @property
@@ -94,7 +94,7 @@ def read_bundle(path: Path, device: Device = "cpu", compute_type: ComputeType | 
     return info
 
 
-def info_of_student(folder: Path, name: str, reader: Reader, window: DecodingWindow | None) -> BundleInfo:
+def info_of_student(folder: Path, name: str, reader: BundleReader, window: DecodingWindow | None) -> BundleInfo:
     """Return the description of a bundle that is being written and has only its formats: int8 on the CPU."""
     return BundleInfo(name, folder / _FOLDERS[reader]["cpu"]["int8"], window, "int8", reader)
 

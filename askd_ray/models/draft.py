@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from askd_ray.text.ctc_alignment import class_starts, greedy_path
 from askd_ray.text.tokens import Tokens
 from askd_ray.text.units import BLANK, CtcVocabulary
 
@@ -41,8 +42,8 @@ def ctc_draft(log_probs: NDArray[np.float32], vocabulary: CtcVocabulary, tokens:
     The entropy of a token is the largest one at the positions of its units. Whisper may divide the text differently
     than CTC, so units become text, and the text becomes tokens. Bytes that are no character are left out.
     """
-    path = log_probs.argmax(axis=-1)
-    starts = np.flatnonzero((path != BLANK) & (path != np.append(BLANK, path[:-1])))
+    path = greedy_path(log_probs)
+    starts = np.flatnonzero(class_starts(path))
     if not len(starts):
         return EMPTY
     spoken = path != BLANK

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
-from torchaudio.functional import forced_align
 
 from askd_ray.objective.tensors import TensorBatch
 from askd_ray.objective.transfer import send
+from askd_ray.text.ctc_alignment import class_spans
 from askd_ray.text.units import BLANK, Segmenter
 
 
@@ -106,12 +106,4 @@ def _spikes(log_probs: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     n_repeats = int((classes[1:] == classes[:-1]).sum())
     if not len(classes) or len(classes) + n_repeats > len(log_probs):
         return classes[:0]
-    path = forced_align(log_probs[None].contiguous(), classes[None], blank=BLANK)[0][0].long()
-    written = path != BLANK
-    begins = written & (path != path.roll(1))
-    begins[0] = written[0]
-    run = begins.cumsum(0) - 1
-    scores = torch.where(written, log_probs.gather(1, path[:, None])[:, 0], -torch.inf)
-    in_runs = torch.full((len(classes), len(path)), -torch.inf)
-    in_runs[run[written], torch.arange(len(path))[written]] = scores[written]
-    return in_runs.argmax(dim=1)
+    return torch.tensor(class_spans(log_probs.numpy(), tuple(classes.tolist())).peaks)

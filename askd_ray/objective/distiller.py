@@ -56,21 +56,18 @@ class Distiller:
         readings = self.reader.readings(batch, student, output)
         teacher_reference = self._teacher_reference(batch, output, teacher, weights)
         all_tokens = self._token_batches(batch, readings, teacher_reference, weights)
-        sums = torch.zeros(0)
-        losses, other_readers = list[torch.Tensor](), list[torch.Tensor]()
+        losses, all_sums = list[torch.Tensor](), list[torch.Tensor]()
         for number, (reading, tokens) in enumerate(zip(readings, all_tokens, strict=True)):
             observe = self._observer(batch) if number == 0 else _ignore
             of_student = reading.rows(student, output)
-            loss, of_reading = objective_sums(self.settings, weights, tokens, of_student, observe, self.chunk_tokens)
+            loss, sums = objective_sums(self.settings, weights, tokens, of_student, observe, self.chunk_tokens)
             losses.append(loss if reading.weight == 1.0 else reading.weight * loss)
-            if number == 0:
-                sums = of_reading
-            else:
-                other_readers.append(losses[-1].detach())
-        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            all_sums.append(sums)
+        loss, sums = losses[0], all_sums[0]
         others = sums.new_zeros(len(NAMES) - len(PARTS))
-        if other_readers:
-            others[0] = torch.stack(other_readers).sum()
+        if len(losses) > 1:
+            loss = torch.stack(losses).sum()
+            others[0] = torch.stack(losses[1:]).detach().sum()
         if teacher is not None and self.settings.hidden_states.kind != "none":
             hidden = hidden_state_loss(self.settings.hidden_states, output.encoded, teacher.encoded, batch.n_targets)
             loss = loss + self.settings.hidden_states.weight * hidden

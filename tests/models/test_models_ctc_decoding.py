@@ -9,16 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from askd_ray.models.ctc_decoding import (
-    BLANK,
-    Classes,
-    LogProbs,
-    beam_classes,
-    class_spans,
-    greedy_classes,
-    greedy_path,
-    sequence_log_probs,
-)
+from askd_ray.models.ctc_decoding import beam_classes, greedy_classes, sequence_log_probs
+from askd_ray.text.ctc_alignment import Classes, LogProbs, class_spans, greedy_path
+from askd_ray.text.units import BLANK
 
 
 def random_log_probs(seed: int, n_positions: int, n_classes: int, sharpness: float = 2.0) -> LogProbs:

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from askd_ray.errors import AskdError
 from askd_ray.files import read_json
+from askd_ray.models.onnx_folder import check_files, one_line_errors, open_session, session_options
 from askd_ray.text.tokens import Tokens
-from askd_ray.torch_setup import Device, inference_dtype, n_cores
+from askd_ray.torch_setup import Device, inference_dtype
 
 
 class CtcRunner(Protocol):
@@ -35,21 +34,11 @@ class OnnxCtcRunner:
     """
 
     def __init__(self, folder: Path, threads: int):
-        for name in ("model.onnx", "config.json", "tokenizer.json"):
-            if not (folder / name).is_file():
-                raise AskdError(f"{folder / name} does not exist: the engine needs the ONNX folder of a CTC student")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or n_cores()
-        options.log_severity_level = 3  # errors
-        try:
+        check_files(folder, ("model.onnx", "config.json", "tokenizer.json"), "CTC")
+        with one_line_errors(folder):
             config = read_json(folder / "config.json")
             self.n_mels, self.token_ids = int(config["num_mel_bins"]), tuple(map(int, config["token_ids"]))
-            self._session = onnxruntime.InferenceSession(
-                folder / "model.onnx", options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's errors have no common class
-            reason = " ".join(str(error).split())[:200]
-            raise AskdError(f"{folder} cannot be loaded by ONNX Runtime: {reason}") from None
+            self._session = open_session(folder / "model.onnx", session_options(threads))
         self.tokens = Tokens(folder)
 
     def log_probs(self, log_mel: torch.Tensor) -> NDArray[np.float32]:

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ, DecodingWindow
-from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.models.bound import token_limit
 from askd_ray.models.draft import EMPTY, NGRAM_SIZE, Draft, ctc_draft
 from askd_ray.models.draft_decoding import DraftOptions, Verified, decode_with_draft
 from askd_ray.models.hybrid_onnx import DECODER_FILE, ENCODER_FILE
+from askd_ray.models.onnx_folder import check_files, one_line_errors, open_session, session_options
 from askd_ray.text.tokens import Tokens, max_tokens
 from askd_ray.text.units import CtcVocabulary
-from askd_ray.torch_setup import n_cores
 
 Array = NDArray[np.float32]
 
@@ -54,32 +53,23 @@ class DraftEngine:
         max_entropy: float | None = None,
         ngram_size: int = NGRAM_SIZE,
     ):
-        for name in (ENCODER_FILE, DECODER_FILE, "config.json", "tokenizer.json"):
-            if not (folder / name).is_file():
-                raise AskdError(f"{folder / name} does not exist: the engine needs the ONNX folder of a hybrid student")
+        check_files(folder, (ENCODER_FILE, DECODER_FILE, "config.json", "tokenizer.json"), "hybrid")
         self.tokens, self.window = Tokens(folder), window
         self._max_entropy, self._ngram_size = max_entropy, ngram_size
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or n_cores()
-        options.log_severity_level = 3  # errors
+        options = session_options(threads)
         # Threads that wait actively take cores from others, and from the other session: on a busy machine of two cores
         # the encoder took 2.3 times as long, and a pass over ten tokens 2.7 times.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
+        with one_line_errors(folder):
             config = read_json(folder / "config.json")
             self.n_mels, token_ids = int(config["num_mel_bins"]), tuple(map(int, config["token_ids"]))
             self._suppressed: tuple[list[int], list[int]] = config["suppress_tokens"], config["begin_suppress_tokens"]
             self._min_margin = float(config["min_margin"])
             n_parts, n_heads, width = config["past_shape"]
             self._no_past = np.zeros((n_parts, n_heads, 0, width), np.float32)
-            encoder, decoder = (
-                onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
-                for name in (ENCODER_FILE, DECODER_FILE)
+            self._encoder, self._decoder = (
+                open_session(folder / name, options) for name in (ENCODER_FILE, DECODER_FILE)
             )
-        except Exception as error:  # ONNX Runtime's errors have no common class
-            reason = " ".join(str(error).split())[:200]
-            raise AskdError(f"{folder} cannot be loaded by ONNX Runtime: {reason}") from None
-        self._encoder, self._decoder = encoder, decoder
         self._vocabulary = CtcVocabulary(token_ids) if token_ids else None
 
     def encode(self, waveform: Waveform) -> EncodedClip:

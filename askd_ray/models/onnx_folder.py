@@ -1,0 +1,40 @@
+"""Open a folder of ONNX models in ONNX Runtime, on the CPU."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnxruntime
+
+from askd_ray.errors import AskdError
+from askd_ray.torch_setup import n_cores
+
+
+def check_files(folder: Path, names: Sequence[str], student: str) -> None:
+    """Raise :class:`AskdError` for the first file that is missing in the ONNX folder of a kind of student."""
+    for name in names:
+        if not (folder / name).is_file():
+            raise AskdError(f"{folder / name} does not exist: the engine needs the ONNX folder of a {student} student")
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Return the options of a session; ``threads`` = 0 uses all cores."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or n_cores()
+    options.log_severity_level = 3  # errors
+    return options
+
+
+def open_session(file: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Open a model on the CPU."""
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def one_line_errors(folder: Path) -> Generator[None]:
+    """Raise an :class:`AskdError` for whatever is wrong with a folder that is being opened."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        reason = " ".join(str(error).split())[:200]
+        raise AskdError(f"{folder} cannot be loaded by ONNX Runtime: {reason}") from None

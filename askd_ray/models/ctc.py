@@ -19,12 +19,14 @@ from askd_ray.text.units import CtcVocabulary
 HEAD_FILE = "ctc_head.safetensors"
 """The file of a head, in the folder of the encoder that it belongs to."""
 
+_BLANK_LOGIT = 8.0  # an untrained head gives the blank about half of the probability among 4,000 classes
+
 
 class CtcHead(nn.Module):
     """Maps encoder states to hidden states, whose product with ``projection`` are logits.
 
-    It begins with the projection that it is given, and with states that are not changed. Intermediate encoder
-    layers are read with the same weights after a layer norm of their own (arXiv 2102.03216); only training reads them.
+    :func:`initial_head` says how it begins. Intermediate encoder layers are read with the same weights after a layer
+    norm of their own (arXiv 2102.03216); only training reads them.
     """
 
     def __init__(self, vocabulary: CtcVocabulary, projection: torch.Tensor):
@@ -53,10 +55,22 @@ class CtcHead(nn.Module):
         return self.transform(states)
 
 
-def initial_projection(vocabulary: CtcVocabulary, embeddings: torch.Tensor) -> torch.Tensor:
-    """Return the token embeddings of a vocabulary, and for the blank their mean: ``(n_classes, d_model)``."""
-    of_tokens = embeddings[torch.tensor(vocabulary.token_ids)].detach()
-    return torch.cat([of_tokens.mean(dim=0, keepdim=True), of_tokens])
+def initial_head(vocabulary: CtcVocabulary, embeddings: torch.Tensor) -> CtcHead:
+    """Return an untrained head for a Whisper with token embeddings ``(n_vocab, d_model)``.
+
+    Token embeddings are almost equal: their mean is far longer than what distinguishes them. So units begin with what
+    distinguishes their embeddings, with a mean length of 1; like the encoder's states, whose elements have a size of
+    about 1, this gives logits of that size. The blank begins with the direction that units use least, and the bias of
+    the transform makes it by far the most probable class: a head that begins with equal classes first learns nothing
+    else than the blank, for a third of a short training (docs/LOG.md).
+    """
+    units = embeddings[torch.tensor(vocabulary.token_ids)].detach().float()
+    units = units - units.mean(dim=0)
+    units = units / units.norm(dim=1).mean()
+    blank = torch.linalg.eigh(units.T @ units).eigenvectors[:, :1].T  # eigenvalues come in ascending order
+    head = CtcHead(vocabulary, torch.cat([blank, units]))
+    head.transform.bias.data = _BLANK_LOGIT * blank[0]
+    return head
 
 
 def save_head(head: CtcHead, folder: Path) -> None:

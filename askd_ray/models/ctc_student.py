@@ -14,7 +14,7 @@ from askd_ray.models import cost
 from askd_ray.models.ctc import (
     CtcHead,
     CtcModel,
-    initial_projection,
+    initial_head,
     load_ctc,
     save_ctc,
 )
@@ -107,7 +107,7 @@ class CtcStudentKind:
     def build(self, n_shrunk: int) -> CtcStudent:
         """Return the untrained student: the encoder of its initial model, and a head from its token embeddings."""
         model, _ = build_student(self._recipe.student, self._recipe.teacher.model)
-        head = CtcHead(self._vocabulary, initial_projection(self._vocabulary, model.proj_out.weight))
+        head = initial_head(self._vocabulary, model.proj_out.weight)
         return self._student(CtcModel(model.model.encoder, head))
 
     def empty_like(self, student: CtcStudent) -> CtcStudent:

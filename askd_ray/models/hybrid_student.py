@@ -11,7 +11,7 @@ from torch import nn
 
 from askd_ray.config.schema import Recipe
 from askd_ray.files import atomic_path
-from askd_ray.models.ctc import CtcHead, initial_projection, load_head, save_head
+from askd_ray.models.ctc import CtcHead, initial_head, load_head, save_head
 from askd_ray.models.ctc_student import VocabularyReader, ctc_states
 from askd_ray.models.student import Cost, DecoderOutput, StudentModel
 from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
@@ -82,9 +82,7 @@ class HybridStudentKind:
     def build(self, n_shrunk: int) -> HybridStudent:
         """Return the untrained student, with a head from its token embeddings."""
         whisper = self._whisper.build(n_shrunk)
-        return self._student(
-            whisper, CtcHead(self._vocabulary, initial_projection(self._vocabulary, whisper.projection))
-        )
+        return self._student(whisper, initial_head(self._vocabulary, whisper.projection))
 
     def empty_like(self, student: HybridStudent) -> HybridStudent:
         """Return a student with the same tensors, on the CPU and uninitialised."""

@@ -13,7 +13,7 @@ from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
-from askd_ray.models.ctc import CtcHead, CtcModel, initial_projection, save_ctc
+from askd_ray.models.ctc import CtcHead, CtcModel, initial_head, save_ctc
 from askd_ray.models.windows import encode
 from askd_ray.text.units import CtcVocabulary, Segmenter
 
@@ -32,9 +32,7 @@ def write_ctc_student(folder: Path, model: Model, speech: Path) -> None:
     clips = known_clips(speech)
     vocabulary = CtcVocabulary.of([i for clip in clips for i in tokens.encode(clip.text)])
     torch.manual_seed(0)
-    student = CtcModel(
-        whisper.model.encoder, CtcHead(vocabulary, initial_projection(vocabulary, whisper.proj_out.weight))
-    ).eval()
+    student = CtcModel(whisper.model.encoder, initial_head(vocabulary, whisper.proj_out.weight)).eval()
     states = [_states(student, clip) for clip in clips]
     segmenter = Segmenter(vocabulary, tokens, whisper.config.vocab_size)
     targets = [torch.tensor([c for i in tokens.encode(clip.text) for c in segmenter.classes(i)]) for clip in clips]

@@ -5,7 +5,7 @@ CPUs, transformers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from askd_ray.audio.decode import Waveform
@@ -15,8 +15,8 @@ from askd_ray.models.clip_batches import batch_log_mel, check_durations, clip_wi
 from askd_ray.models.ctc_decoding import beam_classes, greedy_classes, sequence_log_probs
 from askd_ray.models.ctc_runners import open_runner
 from askd_ray.models.engine import MAX_BATCH_S
-from askd_ray.models.transcript import GREEDY, Decoding, Transcript
-from askd_ray.text.ctc_alignment import LogProbs, class_spans
+from askd_ray.models.transcript import GREEDY, Decoding, Transcript, UnitPath
+from askd_ray.text.ctc_alignment import LogProbs, class_spans, greedy_path
 from askd_ray.text.units import BLANK
 from askd_ray.torch_setup import Device
 
@@ -52,6 +52,7 @@ class CtcEngine:
     ):
         self._runner = open_runner(folder, device, threads)
         self._tokens = self._runner.tokens
+        self._units = (b"", *(self._tokens.bytes_of(i) for i in self._runner.token_ids))  # of each class
         self.window = window
         self._decoding = decoding
         self._languages = tuple(languages) or self._tokens.languages
@@ -62,6 +63,11 @@ class CtcEngine:
     def languages(self) -> tuple[str, ...]:
         """The languages of the student."""
         return self._languages
+
+    @property
+    def path_reader(self) -> "CtcEngine":
+        """The engine itself."""
+        return self
 
     def fit_prompt(self, prompt: str) -> str:
         """Return an empty prompt: CTC reads none."""
@@ -86,13 +92,30 @@ class CtcEngine:
         decoding = decoding or self._decoding
         _check(decoding)
         language = self._checked_language(language)
+        transcripts = {i: self._transcript(rows, language, decoding) for i, rows in self._log_probs(waveforms)}
+        return [transcripts[i] for i in range(len(waveforms))]
+
+    def read_paths(self, waveforms: Sequence[Waveform], language: str | None = "en") -> list[UnitPath]:
+        """Return the most probable path through each clip of at most 30 s, one unit for each whole 20 ms of the clip.
+
+        ``language`` None is the student's language, if it has only one. A path never depends on the other clips.
+
+        Raises :class:`AskdError` for a longer clip, and a language that the student does not know.
+        """
+        check_durations(waveforms)
+        language = self._checked_language(language)
+        paths: dict[int, UnitPath] = {}
+        for i, rows in self._log_probs(waveforms):
+            path = greedy_path(rows[: len(waveforms[i]) // SAMPLES_PER_POSITION])
+            paths[i] = UnitPath(tuple(self._units[c] for c in path.tolist()), language)
+        return [paths[i] for i in range(len(waveforms))]
+
+    def _log_probs(self, waveforms: Sequence[Waveform]) -> Iterator[tuple[int, LogProbs]]:
+        """Yield the number of each clip, in any order, with the log-probabilities of its window's positions."""
         windows = [self.window_samples(waveform) for waveform in waveforms]
-        transcripts: dict[int, Transcript] = {}
         for window, batch in window_batches(windows, self._batch_samples):
             log_mel = batch_log_mel([waveforms[i] for i in batch], window, self.window, self._runner.n_mels)
-            rows = self._runner.log_probs(log_mel)
-            transcripts |= {i: self._transcript(row, language, decoding) for i, row in zip(batch, rows, strict=True)}
-        return [transcripts[i] for i in range(len(waveforms))]
+            yield from zip(batch, self._runner.log_probs(log_mel), strict=True)
 
     def _checked_language(self, language: str | None) -> str:
         first, *others = self._languages

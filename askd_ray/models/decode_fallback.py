@@ -11,7 +11,7 @@ from typing import Protocol
 
 from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.units import DecodingWindow
-from askd_ray.models.transcript import Decoding, Transcript
+from askd_ray.models.transcript import Decoding, Transcript, UnitPath
 from askd_ray.text.ngrams import compression_ratio
 
 MAX_COMPRESSION_RATIO = 2.4  # above it, a text repeats itself
@@ -33,6 +33,14 @@ class DecodingEngine(Protocol):
         ...
 
 
+class PathReader(Protocol):
+    """Reads paths of units, which are joined where clips are adjacent: an engine without a decoder."""
+
+    def read_paths(self, waveforms: Sequence[Waveform], language: str | None = "en") -> list[UnitPath]:
+        """Return the path through each clip of up to 30 s, one unit for each position of the clip."""
+        ...
+
+
 class WindowedEngine(DecodingEngine, Protocol):
     """An engine that decodes clips in windows: :class:`~askd_ray.models.engine.Engine` for students with a decoder,
     :class:`~askd_ray.models.ctc_engine.CtcEngine` for CTC students.
@@ -44,6 +52,11 @@ class WindowedEngine(DecodingEngine, Protocol):
     @property
     def languages(self) -> tuple[str, ...]:
         """The languages of the model."""
+        ...
+
+    @property
+    def path_reader(self) -> PathReader | None:
+        """What reads paths of units; None for an engine with a decoder, which decodes whole clips only."""
         ...
 
     def fit_prompt(self, prompt: str) -> str:

@@ -7,7 +7,6 @@ Where no draft is left, the text itself gives one: what followed the last tokens
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,19 +77,11 @@ def ngram_draft(written: Sequence[int], size: int = NGRAM_SIZE, max_tokens: int 
 def _characters(units: Sequence[int], entropy: Sequence[float], tokens: Tokens) -> list[tuple[str, float]]:
     """Return the characters that units write, each with the largest entropy of the units that write it."""
     to_text = codecs.getincrementaldecoder("utf-8")("ignore")
-    byte_of, characters, largest = _byte_of(), list[tuple[str, float]](), 0.0
+    characters, largest = list[tuple[str, float]](), 0.0
     for unit, unit_entropy in zip(units, entropy, strict=True):
-        for symbol in str(tokens.tokenizer.id_to_token(unit)):
+        for byte in tokens.bytes_of(unit):
             largest = max(largest, unit_entropy)
-            for character in to_text.decode(bytes([byte_of[symbol]])):
+            for character in to_text.decode(bytes([byte])):
                 characters.append((character, largest))
                 largest = 0.0
     return characters
-
-
-@lru_cache(maxsize=1)
-def _byte_of() -> dict[str, int]:
-    """Return the byte of each symbol of a byte-level vocabulary, which writes bytes as visible characters (GPT-2)."""
-    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}

@@ -87,6 +87,11 @@ class Engine:
         """The languages of the model."""
         return self._tokens.languages
 
+    @property
+    def path_reader(self) -> None:
+        """None: a decoder writes a text, not a path."""
+        return None
+
     def fit_prompt(self, prompt: str) -> str:
         """Return the end of a prompt, cut to the length that the model has positions for."""
         return self._tokens.fit_prompt(prompt)

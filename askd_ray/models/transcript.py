@@ -33,6 +33,18 @@ class Transcript:
 
 
 @dataclass(frozen=True)
+class UnitPath:
+    """The most probable path of CTC through a clip: the bytes of the unit at each position, ``b""`` for the blank.
+
+    A position lasts 20 ms. Successive positions with the same unit write it once, and different units have different
+    bytes; so the paths of adjacent pieces of audio, joined, are a path that writes one text.
+    """
+
+    units: tuple[bytes, ...]
+    language: str = "en"
+
+
+@dataclass(frozen=True)
 class Decoding:
     """Decoding options: ``beam_size`` 1 is greedy; ``prompt`` is the text before the transcript.
 

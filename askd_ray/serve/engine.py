@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,10 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
 from askd_ray.models.bundle import ComputeType, open_engine, read_bundle
-from askd_ray.models.decode_fallback import WindowedEngine, transcribe_with_fallback
+from askd_ray.models.decode_fallback import PathReader, WindowedEngine, transcribe_with_fallback
 from askd_ray.models.engine import MAX_BATCH_S
 from askd_ray.models.threads import allocate_threads
-from askd_ray.models.transcript import Decoding
+from askd_ray.models.transcript import Decoding, UnitPath
 from askd_ray.serve.scheduler import Scheduler
 from askd_ray.serve.transcription_service import ChunkResult, Model, TranscribeOptions, UnknownModelError
 from askd_ray.torch_setup import Device, n_cores
@@ -48,13 +49,31 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class _BatchKey:
+class _Transcription:
     """What all chunks of a batch share."""
 
     loaded: LoadedModel
     language: str | None
     decoding: Decoding
     window_samples: int
+
+    def run(self, chunks: Sequence[Waveform]) -> list[ChunkResult]:
+        begun = time.monotonic()
+        transcripts = transcribe_with_fallback(self.loaded.engine, chunks, self.language, self.decoding)
+        worked_s = time.monotonic() - begun
+        return [ChunkResult(transcript, self.loaded.model.version, len(chunks), worked_s) for transcript in transcripts]
+
+
+@dataclass(frozen=True)
+class _PathReading:
+    """What all pieces of a batch share."""
+
+    reader: PathReader
+    language: str | None
+    window_samples: int
+
+    def run(self, pieces: Sequence[Waveform]) -> list[UnitPath]:
+        return self.reader.read_paths(pieces, self.language)
 
 
 class ServedModels:
@@ -69,7 +88,7 @@ class ServedModels:
         self.last_chunk_at = -math.inf  # when the last chunk was transcribed, on the monotonic clock
         self._loaded: dict[str, LoadedModel] = {}
         limits = hardware.batch_s, hardware.workers
-        self._scheduler = Scheduler[Waveform, _BatchKey, ChunkResult](_transcribe_batch, *limits)
+        self._scheduler = Scheduler[Waveform, _Transcription | _PathReading, Any](_run, *limits)
 
     def put(self, loaded: LoadedModel) -> None:
         """Serve a model from now on; it replaces the model with the same name."""
@@ -84,15 +103,22 @@ class ServedModels:
 
         Raises :class:`UnknownModelError`, and :class:`AskdError` for a language that the model does not know.
         """
-        loaded = self._loaded.get(options.model)
-        if loaded is None:
-            raise UnknownModelError(options.model, list(self._loaded))
+        loaded = self._find(options.model)
         window = loaded.engine.window_samples(chunk)
         decoding = replace(options.decoding, prompt=loaded.engine.fit_prompt(options.decoding.prompt))
-        key = _BatchKey(loaded, options.language, decoding, window)
-        result = await self._scheduler.run(chunk, key, window / SAMPLE_RATE_HZ, owner)
-        self.last_chunk_at = time.monotonic()
-        return result
+        return await self._run(chunk, _Transcription(loaded, options.language, decoding, window), owner)
+
+    async def read_path(self, piece: Waveform, options: TranscribeOptions, owner: str) -> UnitPath:
+        """Return the path of units through a piece of audio.
+
+        Raises :class:`UnknownModelError`, and :class:`AskdError` for a language that the model does not know, and for a
+        model with a decoder.
+        """
+        loaded = self._find(options.model)
+        reader, window = loaded.engine.path_reader, loaded.engine.window_samples(piece)
+        if reader is None:
+            raise AskdError(f"model {options.model!r} has a decoder: it writes texts, and no paths of units")
+        return await self._run(piece, _PathReading(reader, options.language, window), owner)
 
     async def check(self) -> None:
         """Transcribe one second of silence with each model; raises what the model raises."""
@@ -100,12 +126,20 @@ class ServedModels:
         for name in self._loaded:
             await self.transcribe_chunk(silence, TranscribeOptions(name, "en"), "check")
 
+    def _find(self, name: str) -> LoadedModel:
+        loaded = self._loaded.get(name)
+        if loaded is None:
+            raise UnknownModelError(name, list(self._loaded))
+        return loaded
 
-def _transcribe_batch(key: _BatchKey, chunks: Sequence[Waveform]) -> list[ChunkResult]:
-    begun = time.monotonic()
-    transcripts = transcribe_with_fallback(key.loaded.engine, chunks, key.language, key.decoding)
-    worked_s = time.monotonic() - begun
-    return [ChunkResult(transcript, key.loaded.model.version, len(chunks), worked_s) for transcript in transcripts]
+    async def _run(self, waveform: Waveform, key: _Transcription | _PathReading, owner: str) -> Any:
+        result = await self._scheduler.run(waveform, key, key.window_samples / SAMPLE_RATE_HZ, owner)
+        self.last_chunk_at = time.monotonic()
+        return result
+
+
+def _run(key: _Transcription | _PathReading, waveforms: Sequence[Waveform]) -> Sequence[Any]:
+    return key.run(waveforms)
 
 
 def allocate_hardware(path: Path, device: Device = "cpu", threads: int = 0) -> Hardware:
@@ -131,5 +165,5 @@ def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -
     info = read_bundle(path, hardware.device, hardware.compute_type)
     engine = open_engine(info, hardware.device, hardware.threads, workers=hardware.workers)
     engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)], "en", Decoding(confidence=True))
-    model = Model(name or info.name, info.version, int(time.time()), engine.languages)
+    model = Model(name or info.name, info.version, int(time.time()), engine.languages, engine.path_reader is not None)
     return LoadedModel(model, engine)

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.errors import AskdError
+from askd_ray.models.transcript import UnitPath
 from askd_ray.serve.engine import ServedModels
 from askd_ray.serve.registry import Registry
 from askd_ray.serve.settings import ServiceArgs
@@ -42,6 +43,10 @@ class EngineReplica:
     async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
         """Transcribe a chunk."""
         return await self._models.transcribe_chunk(chunk, options, owner)
+
+    async def read_path(self, piece: Waveform, options: TranscribeOptions, owner: str) -> UnitPath:
+        """Return the path of units through a piece of audio."""
+        return await self._models.read_path(piece, options, owner)
 
     async def models(self) -> Sequence[Model]:
         """Return the served models."""
@@ -76,6 +81,10 @@ class RaySpeechEngine:
     async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
         """Transcribe a chunk."""
         return await self._call("transcribe_chunk", chunk, options, owner)
+
+    async def read_path(self, piece: Waveform, options: TranscribeOptions, owner: str) -> UnitPath:
+        """Return the path of units through a piece of audio."""
+        return await self._call("read_path", piece, options, owner)
 
     async def check(self) -> None:
         """Run a tiny inference on a replica."""

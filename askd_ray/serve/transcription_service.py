@@ -12,7 +12,7 @@ from askd_ray.audio.decode import DecodedAudio, Waveform, duration_s
 from askd_ray.audio.vad import Span, Vad, VadOptions
 from askd_ray.errors import AskdError
 from askd_ray.models.served import halves_are_better, halves_with_missing_words, is_one_chunk
-from askd_ray.models.transcript import Decoding, Transcript
+from askd_ray.models.transcript import Decoding, Transcript, UnitPath
 from askd_ray.serve.transcription import Segment, segments_of
 
 MAX_AUDIO_S = 7200.0  # 460 MB as a waveform; a file of 25 MiB rarely contains more speech
@@ -32,12 +32,16 @@ class TranscribeOptions:
 
 @dataclass(frozen=True)
 class Model:
-    """A served model: its name for clients, the version of its bundle, and the languages that it knows."""
+    """A served model: its name for clients, the version of its bundle, and the languages that it knows.
+
+    ``reads_paths``: :meth:`SpeechEngine.read_path` reads it, since it has no decoder.
+    """
 
     name: str
     version: str
     created_s: int
     languages: tuple[str, ...]
+    reads_paths: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,14 @@ class SpeechEngine(Protocol):
         """Transcribe a chunk; the chunks of one ``owner`` (a request) share its place in the fair queue.
 
         Raises :class:`UnknownModelError`, and :class:`AskdError` for a language that the model does not know.
+        """
+        ...
+
+    async def read_path(self, piece: Waveform, options: TranscribeOptions, owner: str) -> UnitPath:
+        """Return the path of units through a piece of audio; ``owner`` is that of :meth:`transcribe_chunk`.
+
+        Raises :class:`UnknownModelError`, and :class:`AskdError` for a language that the model does not know, and for a
+        model with a decoder.
         """
         ...
 

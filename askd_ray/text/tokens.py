@@ -26,6 +26,14 @@ def _parse(tokenizer_json: bytes) -> Tokenizer:
     return tokenizer
 
 
+@lru_cache(maxsize=1)
+def _byte_of() -> dict[str, int]:
+    """Return the byte of each symbol of a byte-level vocabulary, which writes bytes as visible characters (GPT-2)."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokenizer of a Whisper model. English-only models have no language and task tokens in their prompts."""
@@ -122,6 +130,11 @@ class Tokens:
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids without special tokens and timestamps."""
         return self.tokenizer.decode([i for i in ids if i < self.end], skip_special_tokens=True).strip()
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Return the UTF-8 bytes that a token writes; a character may need the bytes of several tokens."""
+        byte_of = _byte_of()
+        return bytes(byte_of[symbol] for symbol in str(self.tokenizer.id_to_token(token_id)))
 
     def pieces(self, ids: list[int]) -> tuple[str, ...]:
         """Return the text that each id adds, including white space.

@@ -3,6 +3,7 @@
 import math
 import threading
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ctc_student import WINDOW, known_clips
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import log_mel_windows
-from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ, samples_of
+from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ, SAMPLES_PER_POSITION, samples_of
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.models.ctc import load_ctc
@@ -118,6 +119,19 @@ def test_doubtful_clips_are_decoded_again(engine: CtcEngine, clips: list[Wavefor
     assert transcripts[1] == engine.transcribe(clips[:1], decoding=Decoding(confidence=True))[0]
     repeated = engine.transcribe(clips[:1], decoding=Decoding(beam_size=5, no_repeat_ngram_size=3, no_speech=True))
     assert repeated[0].text == transcripts[1].text
+
+
+def test_paths_write_the_texts(engine: CtcEngine, clips: list[Waveform]):
+    paths = engine.read_paths(clips)
+    for clip, path, transcript in zip(clips, paths, engine.transcribe(clips), strict=True):
+        assert len(path.units) == len(clip) // SAMPLES_PER_POSITION and path.language == "en"
+        text = b"".join(unit for unit, _ in groupby(path.units)).decode()
+        assert transcript.text.startswith(text.strip())  # the window has some silence after the clip
+    assert engine.path_reader is engine and engine.read_paths(clips[3:4]) == paths[3:4]
+    with pytest.raises(AskdError, match="language 'fr': this student was trained for en only"):
+        engine.read_paths(clips, "fr")
+    with pytest.raises(AskdError, match="clip 0 is"):
+        engine.read_paths([np.zeros(31 * SAMPLE_RATE_HZ, np.float32)])
 
 
 def test_empty_text_has_one_time(engine: CtcEngine):

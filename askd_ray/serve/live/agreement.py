@@ -1,9 +1,13 @@
 """Partial results that do not flicker: a word is shown when two successive hypotheses agree on it, and then it stays.
 
-Local agreement of Liu, Spanakis and Niehues (Interspeech 2020), as whisper_streaming (arXiv 2307.14743) uses it.
+Local agreement of Liu, Spanakis and Niehues (Interspeech 2020), as whisper_streaming (arXiv 2307.14743) uses it. It is
+for models with a decoder, which read the whole turn each time.
 """
 
 from itertools import takewhile
+
+from askd_ray.audio.decode import Waveform
+from askd_ray.serve.transcription_service import SpeechEngine, TranscribeOptions
 
 
 class Agreement:
@@ -13,6 +17,11 @@ class Agreement:
         self._last_hypothesis: list[str] = []
         self._shown: list[str] = []
 
+    async def read(self, engine: SpeechEngine, waveform: Waveform, options: TranscribeOptions, owner: str) -> str:
+        """Transcribe the turn so far, and return the new words to show."""
+        result = await engine.transcribe_chunk(waveform, options, owner)
+        return self.update(result.transcript.text)
+
     def update(self, hypothesis: str) -> str:
         """Return the new words to show, with a space before them where words are shown already."""
         words = hypothesis.split()
@@ -21,19 +30,24 @@ class Agreement:
         )
         agreed = words[len(self._shown) : sum(1 for _ in common)]
         self._last_hypothesis = words
-        return self._show(agreed)
+        space = " " if self._shown and agreed else ""
+        self._shown += agreed
+        return space + " ".join(agreed)
 
     def end(self, text: str) -> str:
         """Return the rest of the final text to show: nothing where the text contradicts the shown words."""
-        words = text.split()
-        if [_normalized(word) for word in words[: len(self._shown)]] != [_normalized(word) for word in self._shown]:
-            return ""
-        return self._show(words[len(self._shown) :])
+        return rest_of(text, " ".join(self._shown))
 
-    def _show(self, words: list[str]) -> str:
-        space = " " if self._shown and words else ""
-        self._shown += words
-        return space + " ".join(words)
+
+def rest_of(text: str, shown: str) -> str:
+    """Return the rest of a final text, after what is shown of it; nothing where the text contradicts that."""
+    if text.startswith(shown):  # also in languages without spaces
+        return text[len(shown) :]
+    words, shown_words = text.split(), shown.split()
+    if [_normalized(word) for word in words[: len(shown_words)]] != [_normalized(word) for word in shown_words]:
+        return ""
+    rest = " ".join(words[len(shown_words) :])
+    return f" {rest}" if rest else ""
 
 
 def _normalized(word: str) -> str:

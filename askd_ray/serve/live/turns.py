@@ -10,7 +10,7 @@ from typing import Any
 from askd_ray.audio.decode import Waveform, duration_s
 from askd_ray.audio.units import samples_of
 from askd_ray.models.transcript import Transcript
-from askd_ray.serve.live.agreement import Agreement
+from askd_ray.serve.live.captions import Captions, captions_for
 from askd_ray.serve.live.events import EventSender
 from askd_ray.serve.transcription_service import TranscribeOptions, TranscriptionService
 
@@ -20,10 +20,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Turn:
-    """An utterance: the id of its item, and the part of its text that was sent."""
+    """An utterance: the id of its item, and its captions, once a partial result was needed."""
 
     item_id: str = field(default_factory=lambda: f"item_{uuid.uuid4().hex}")
-    agreement: Agreement = field(default_factory=Agreement)
+    captions: Captions | None = None
     partial: "asyncio.Task[None] | None" = None
     n_transcribed: int = 0  # its length in samples at the last transcription
 
@@ -68,8 +68,9 @@ class TurnTranscriber:
 
     async def _partial(self, turn: Turn, waveform: Waveform, options: TranscribeOptions) -> None:
         try:
-            result = await self._service.engine.transcribe_chunk(waveform, options, turn.item_id)
-            delta = turn.agreement.update(result.transcript.text)
+            if turn.captions is None:
+                turn.captions = await captions_for(self._service.engine, options.model)
+            delta = await turn.captions.read(self._service.engine, waveform, options, turn.item_id)
             if delta:
                 await self._events.send_item_event(turn.item_id, "delta", delta=delta)
         except Exception as error:  # not sent to the client: the final result may still succeed
@@ -92,7 +93,7 @@ class TurnTranscriber:
             await self._events.send_item_event(turn.item_id, "failed", error=body)
             return
         text = "".join(texts).strip()
-        delta = turn.agreement.end(text)
+        delta = text if turn.captions is None else turn.captions.end(text)
         if delta:
             await self._events.send_item_event(turn.item_id, "delta", delta=delta)
         usage = {"type": "duration", "seconds": duration_s(waveform)}

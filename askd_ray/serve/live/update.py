@@ -32,7 +32,7 @@ _REASONS = {
     "create_response": _NO_RESPONSES,
     "interrupt_response": _NO_RESPONSES,
     "idle_timeout_ms": _NO_RESPONSES,
-    "delay": "a word is sent as soon as two successive results agree on it",
+    "delay": "a word is sent as soon as it is known",
     "keywords": "only the prompt guides the transcription",
 }
 _Part = TypeVar("_Part", bound=BaseModel)

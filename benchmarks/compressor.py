@@ -56,7 +56,8 @@ ALL_RATES, QUICK_RATES = (FULL_RATE, *STRIDES), (AT,)
 LONG_S = 8.0
 N_CLIPS, QUICK_CLIPS, DEV_SHARE = 300, 8, 4
 BATCH_SIZE = 8
-BASELINE = "none"
+BASELINE, COMPRESSORS = "none", ("pooling", "hfq")
+FOLDER = "compressor"  # of a run
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,9 @@ def main() -> None:
         else:
             recipe = load_recipe(options.recipe, options.overrides)
         epochs = 1.0 if options.quick else options.epochs
-        kinds = {rate: (BASELINE,) if rate == FULL_RATE else ("pooling", "hfq") for rate in rates}
+        kinds = {rate: (BASELINE,) if rate == FULL_RATE else COMPRESSORS for rate in rates}
         chosen = [(kind, rate) for rate in rates for kind in kinds[rate]]
-        dev = [u for u in read_dev(Run(recipe).shards, Run(recipe).labels, label_key(recipe)).clips if u.text.strip()]
-        if not dev:
-            raise AskdError(f"the run {recipe.name} has no dev clips with speech")
+        dev = dev_with_speech(recipe)
         trained = [train(recipe, kind, rate, epochs, options.frozen, dev) for kind, rate in chosen]
     parts = {"all": list(range(len(dev)))}
     if long := [n for n, clip in enumerate(dev) if clip.duration_s >= LONG_S]:
@@ -100,6 +99,37 @@ def main() -> None:
         console.print(f"picture: {draw_curves(trained, compared, options.plot)}")
     if options.json:
         print(json.dumps(summary(trained, compared)))
+
+
+def gain_of_trained(reference: str) -> float:
+    """Return ``compressor_wer_gain_at_6`` of the students that this benchmark has trained for a recipe.
+
+    Raises :class:`AskdError` when the run has none of a kind, or of several settings.
+    """
+    recipe = load_recipe(reference)
+    dev, trained = dev_with_speech(recipe), list[Trained]()
+    for kind in COMPRESSORS:
+        found = sorted((Run(recipe).path / FOLDER).glob(f"{kind}-{AT:g}-*/best"))
+        if len(found) != 1:
+            where = f"{Run(recipe).path / FOLDER}: {len(found)} trained students of {kind} at {AT:g} states a second"
+            raise AskdError(f"{where}, one is needed: run benchmarks/compressor.py --recipe {reference} --rates {AT:g}")
+        trained.append(Trained(kind, AT, tuple(decode(with_compressor(recipe, kind, AT), found[0], dev)), 0.0))
+    return summary(trained, {"all": comparison(trained, range(len(dev)), seed=0)})["compressor_wer_gain_at_6"]
+
+
+def dev_with_speech(recipe: Recipe) -> list[Utterance]:
+    """Return the dev clips of a run in which somebody speaks."""
+    dev = [u for u in read_dev(Run(recipe).shards, Run(recipe).labels, label_key(recipe)).clips if u.text.strip()]
+    if not dev:
+        raise AskdError(f"the run {recipe.name} has no dev clips with speech")
+    return dev
+
+
+def with_compressor(recipe: Recipe, kind: str, rate: float) -> Recipe:
+    """Return a recipe with another compressor."""
+    values = recipe.model_dump(mode="json")
+    values["student"]["compressor"] = {"kind": kind} if kind == BASELINE else {"kind": kind, "rate": rate}
+    return Recipe.model_validate(values)
 
 
 def parse_options() -> argparse.Namespace:
@@ -128,13 +158,12 @@ def of_prompts(root: Path, n_clips: int) -> Recipe:
 
 def train(recipe: Recipe, kind: str, rate: float, epochs: float, frozen: float, dev: Sequence[Utterance]) -> Trained:
     """Train a student with a compressor, or continue it, and decode dev with the best one."""
-    values = recipe.model_dump(mode="json")
-    values["student"]["compressor"] = {"kind": kind} if kind == BASELINE else {"kind": kind, "rate": rate}
+    values = with_compressor(recipe, kind, rate).model_dump(mode="json")
     values["train"] |= {"epochs": epochs, "evals_per_epoch": 1}
     values["train"]["optimizer"]["frozen_until"]["encoder"] = frozen
     one = Recipe.model_validate(values)
     name = f"{kind}-{rate:g}-epochs-{epochs:g}-frozen-{frozen:g}"
-    folder, context = Run(recipe).path / "compressor" / name, PlainContext(torch.device(usable_device(gpu(recipe))))
+    folder, context = Run(recipe).path / FOLDER / name, PlainContext(torch.device(usable_device(gpu(recipe))))
     result = build_loop(one, context, folder, name).run()
     return Trained(kind, rate, tuple(decode(one, folder / "best", dev)), result["params_m"])
 

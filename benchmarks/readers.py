@@ -1,27 +1,41 @@
-"""Does a draft pay? Decoding with drafts on ONNX Runtime against greedy decoding in CTranslate2.
+"""CTC against the decoder: how fast CTC alone is, and whether drafts for the decoder pay.
 
-    python benchmarks/readers.py [--student FOLDER] [--model NAME] [--data FOLDER] [--clips N] [--quick] [--json]
+    python benchmarks/readers.py [--student FOLDER] [--ctc FOLDER] [--compressor RECIPE] [--model NAME]
+                                 [--data FOLDER] [--split dev|train] [--clips N] [--quick] [--json]
 
---student takes the folder of a hybrid student (a Whisper with ctc_head.safetensors): its CTC head writes the drafts,
-and bounds the texts. Without it the drafts are simulated: the greedy text of --model with some of its words changed
-(--changed), so the time of a head is missing. Both engines: int8, the same threads, one clip at a time, in separate
-processes, in turn, in trimmed windows: a student's, or at least 8 s, since stock models repeat themselves in shorter
-ones. `identical` counts the texts that are those of the same ONNX session, one token at a time, over all clips. Times
-and WER are of clips whose greedy texts end: a loop is easily drafted. Without --data: the IVR prompts. --json prints
-one line of JSON.
+--student takes the folder of a student with a decoder, which is compared with greedy decoding in CTranslate2; without
+it: --model. If it is a hybrid student (a Whisper with ctc_head.safetensors), its head writes the drafts and bounds the
+texts, and the table has a row for each threshold of the relaxed mode. Without a head the drafts are simulated: the
+greedy text with some of its words changed (--changed), so the time of a head is missing.
+
+--ctc takes the folder of a CTC student, for the row "CTC alone". Without it that is the encoder of a hybrid student
+with its head, or an untrained head of 3,875 classes on the encoder of the other model: its texts are noise, but nearly
+all of its time is that of the encoder, which does not depend on the weights ("ctc_trained": false).
+
+All engines: int8, the same threads, one clip at a time, in separate processes, in turn, in the same trimmed windows: a
+student's, or at least 8 s, since stock models repeat themselves in shorter ones. `identical` counts the texts that are
+those of the same ONNX session, one token at a time, over all clips. Times and WER are of clips whose greedy texts end:
+a loop is easily drafted. Without --data: the IVR prompts. --quick takes a few clips. --json prints one line of JSON:
+
+- draft_latency_ratio: the median time of a clip in CTranslate2, over that with exact drafts
+- ctc_rtfx_ratio: the audio seconds a second of CTC alone, over those of CTranslate2
+- compressor_wer_gain_at_6: as in benchmarks/compressor.py, of the students that it has trained for the recipe
+  --compressor; null without it
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
+from compressor import gain_of_trained
 from rich.table import Table
 from speech_rows import clips
 
@@ -32,25 +46,30 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.isolated import Isolated
 from askd_ray.models.bound import token_limit
-from askd_ray.models.ctc import HEAD_FILE
+from askd_ray.models.ctc import HEAD_FILE, CtcHead, CtcModel, initial_projection, is_ctc_student, load_head, save_ctc
+from askd_ray.models.ctc_engine import CtcEngine
+from askd_ray.models.ctc_onnx import write_onnx
 from askd_ray.models.draft import Draft
 from askd_ray.models.draft_decoding import Verified
-from askd_ray.models.draft_engine import DraftEngine, EncodedClip
+from askd_ray.models.draft_engine import DraftEngine
 from askd_ray.models.engine import Engine
 from askd_ray.models.hybrid_onnx import write_hybrid_onnx
-from askd_ray.models.load import ctranslate2_folder
+from askd_ray.models.load import ctranslate2_folder, load_whisper
 from askd_ray.progress import bar, console
 from askd_ray.results.texts import percent
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 from askd_ray.text.tokens import max_tokens
+from askd_ray.text.units import CtcVocabulary
 from askd_ray.torch_setup import n_cores
 
 TRIMMED = DecodingWindow(silence_s=0.3)
 MODERATE = DecodingWindow(silence_s=0.3, min_s=8.0)  # a stock Whisper repeats itself in most shorter windows
 TURN_CLIPS, PAUSE_S = 8, 0.3  # OpenMP's threads wait actively for 0.2 s
-MAX_ENTROPY = 0.3  # nats, of the relaxed mode
-CTRANSLATE2, GREEDY, EXACT, RELAXED = "CTranslate2, greedy", "ONNX, greedy", "ONNX, draft", "ONNX, relaxed draft"
+N_CLIPS, QUICK_CLIPS = 96, 16
+N_UNTRAINED_CLASSES = 3_875  # those of two hours of read speech
+ENTROPIES = (0.1, 0.3, 0.6, 1.0)  # nats, of the relaxed mode; 0 is exact
+CTRANSLATE2, CTC, GREEDY, EXACT = "CTranslate2, greedy", "ONNX, CTC alone", "ONNX, greedy", "ONNX, exact draft"
 
 
 @dataclass(frozen=True)
@@ -64,11 +83,13 @@ class Decoded:
     ended: bool
 
 
-class Greedy:
-    """Greedy decoding in CTranslate2."""
+class Whole:
+    """Decoding of whole clips, in CTranslate2, or of CTC alone in ONNX Runtime."""
 
-    def __init__(self, folder: str, threads: int, window: DecodingWindow):
-        self._engine = Engine(Path(folder), threads=threads, window=window)
+    def __init__(self, kind: type[Engine] | type[CtcEngine], folder: str, threads: int, window: DecodingWindow):
+        torch.set_num_threads(1)  # torch computes the log-mel only; its threads would wait actively
+        self._engine = kind(Path(folder), threads=threads, window=window)
+        self._has_decoder = kind is Engine
 
     def decode(self, waveform: Waveform) -> Decoded:
         """Decode a clip."""
@@ -76,46 +97,63 @@ class Greedy:
         transcript = self._engine.transcribe([waveform])[0]
         seconds = time.perf_counter() - begun
         ids, ended = transcript.token_ids, transcript.ended
-        return Decoded(transcript.text, ids, len(ids) + ended, seconds, ended)
+        return Decoded(transcript.text, ids, (len(ids) + ended) * self._has_decoder, seconds, ended)
 
 
 class Drafted:
     """Decoding on ONNX Runtime, with the drafts of a CTC head, or with given ones."""
 
     def __init__(self, folder: str, threads: int, window: DecodingWindow):
-        torch.set_num_threads(1)  # torch computes the log-mel only; its threads would wait actively
-        self._exact = DraftEngine(Path(folder), threads=threads, window=window)
-        self._relaxed = DraftEngine(Path(folder), threads=threads, window=window, max_entropy=MAX_ENTROPY)
+        torch.set_num_threads(1)
+        self._engine = DraftEngine(Path(folder), threads=threads, window=window)
 
     def limits(self, waveform: Waveform) -> tuple[int, int]:
         """Return the largest number of tokens of a clip, without and with the bound that CTC puts on it."""
-        clip = self._exact.encode(waveform)
+        clip = self._engine.encode(waveform)
         longest = max_tokens(clip.window_s)
         return longest, longest if clip.draft is None else token_limit(clip.draft, clip.window_s)
 
     def greedy(self, waveform: Waveform) -> Decoded:
         """Decode a clip, one token in each pass, with the bound, if there is one."""
         begun = time.perf_counter()
-        clip = self._exact.encode(waveform)
+        clip = self._engine.encode(waveform)
         limit = max_tokens(clip.window_s) if clip.draft is None else token_limit(clip.draft, clip.window_s)
-        found = self._exact.greedy(clip, limit=limit)
-        return self._decoded(found, limit, begun)
+        return self._decoded(self._engine.greedy(clip, limit=limit), limit, begun)
 
-    def decode(self, waveform: Waveform, draft: str | None, relaxed: bool) -> Decoded:
+    def decode(self, waveform: Waveform, draft: str | None, max_entropy: float | None) -> Decoded:
         """Decode a clip with a draft; None is that of the CTC head."""
-        engine = self._relaxed if relaxed else self._exact
+        self._engine.max_entropy = max_entropy
         given = None
         if draft is not None:
-            ids = engine.tokens.encode(draft) if draft else []
+            ids = self._engine.tokens.encode(draft) if draft else []
             given = Draft(tuple(ids), (float("inf"),) * len(ids), len(ids))
         begun = time.perf_counter()
-        clip: EncodedClip = engine.encode(waveform)
-        found = engine.decode(clip, draft=given)
-        return self._decoded(found, max_tokens(clip.window_s), begun)
+        clip = self._engine.encode(waveform)
+        return self._decoded(self._engine.decode(clip, draft=given), max_tokens(clip.window_s), begun)
 
     def _decoded(self, found: Verified, limit: int, begun: float) -> Decoded:
         seconds, ids = time.perf_counter() - begun, found.token_ids
-        return Decoded(self._exact.tokens.decode(list(ids)), ids, found.n_passes, seconds, len(ids) < limit)
+        ended = len(ids) < max(limit, 1)
+        return Decoded(self._engine.tokens.decode(list(ids)), ids, found.n_passes, seconds, ended)
+
+
+def write_ctc_engine(ctc: Path | None, reference: str, target: Path) -> bool:
+    """Write the int8 engine of CTC alone; return whether its head is trained.
+
+    ``ctc`` None: the encoder of a Whisper with the head in its folder, or with an untrained one.
+    """
+    trained = ctc is not None or (Path(reference) / HEAD_FILE).is_file()
+    if ctc is None:
+        ctc = target.with_name("ctc")
+        whisper, tokens = load_whisper(reference)
+        if trained:
+            head = load_head(Path(reference))
+        else:
+            vocabulary = CtcVocabulary(tuple(range(N_UNTRAINED_CLASSES - 1)))
+            head = CtcHead(vocabulary, initial_projection(vocabulary, whisper.proj_out.weight))
+        save_ctc(CtcModel(whisper.model.encoder, head), tokens, ctc)
+    write_onnx(ctc, target, "int8")
+    return trained
 
 
 def simulated_draft(text: str, share: float, rng: np.random.Generator) -> str:
@@ -127,97 +165,150 @@ def simulated_draft(text: str, share: float, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def measure(
-    rows: Sequence[Utterance], peer: Isolated, drafted: Isolated, names: Sequence[str], changed: float | None
-) -> dict[str, list[Decoded]]:
-    """Return what each system decodes, in turns; ``changed`` is the share of changed words of a simulated draft."""
-    found: dict[str, list[Decoded]] = {name: [] for name in names}
+def relaxed(max_entropy: float) -> str:
+    """Return the name of the relaxed mode with a threshold."""
+    return f"ONNX, draft relaxed to {max_entropy:g}"
+
+
+def systems_of(
+    rows: Sequence[Utterance], engines: tuple[Isolated, Isolated, Isolated], changed: float | None
+) -> dict[str, Callable[[int], Decoded]]:
+    """Return how each system decodes a clip by its number; ``changed`` is the share of changed words of a draft."""
+    peer, ctc, drafted = engines
     waveforms, rng = [waveform_of(u) for u in rows], np.random.default_rng(0)
-    calls = [drafted.call("greedy", w) for w in waveforms]
-    drafts = [None if changed is None else simulated_draft(d.text, changed, rng) for d in calls]
-    with bar("turns", len(rows), "clip") as progress:
-        for turn, start in enumerate(range(0, len(rows), TURN_CLIPS)):
-            turn_clips = range(start, min(start + TURN_CLIPS, len(rows)))
-            for name in names if turn % 2 else reversed(names):
+    drafts: list[str | None] = [None] * len(rows)
+    if changed is not None:
+        drafts = [simulated_draft(drafted.call("greedy", w).text, changed, rng) for w in waveforms]
+    systems: dict[str, Callable[[int], Decoded]] = {
+        CTRANSLATE2: lambda i: peer.call("decode", waveforms[i]),
+        CTC: lambda i: ctc.call("decode", waveforms[i]),
+        GREEDY: lambda i: drafted.call("greedy", waveforms[i]),
+        EXACT: lambda i: drafted.call("decode", waveforms[i], drafts[i], None),
+    }
+    for entropy in ENTROPIES if changed is None else ():
+        systems[relaxed(entropy)] = lambda i, entropy=entropy: drafted.call("decode", waveforms[i], None, entropy)
+    return systems
+
+
+def measure(systems: Mapping[str, Callable[[int], Decoded]], n_clips: int) -> dict[str, list[Decoded]]:
+    """Return what each system decodes, in turns."""
+    found: dict[str, list[Decoded]] = {name: [] for name in systems}
+    with bar("turns", n_clips, "clip") as progress:
+        for turn, start in enumerate(range(0, n_clips, TURN_CLIPS)):
+            turn_clips = range(start, min(start + TURN_CLIPS, n_clips))
+            for name in systems if turn % 2 else reversed(systems):
                 time.sleep(PAUSE_S)
-                for i in (turn_clips[0], *turn_clips):  # the first one wakes the threads and is not counted
-                    if name == CTRANSLATE2:
-                        decoded = peer.call("decode", waveforms[i])
-                    elif name == GREEDY:
-                        decoded = drafted.call("greedy", waveforms[i])
-                    else:
-                        decoded = drafted.call("decode", waveforms[i], drafts[i], name == RELAXED)
-                    found[name].append(decoded)
-                del found[name][-len(turn_clips) - 1]
+                systems[name](turn_clips[0])  # wakes the threads and is not counted
+                found[name] += [systems[name](i) for i in turn_clips]
             progress.advance(len(turn_clips))
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", type=Path)
-    parser.add_argument("--model", default="wheel:tiny.en")
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--clips", type=int, default=96)
-    parser.add_argument("--changed", type=float, default=0.15)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = parse_options()
     student: Path | None = options.student
-    if student is not None and not (student / HEAD_FILE).is_file():
-        raise AskdError(f"--student {student}: no {HEAD_FILE} there; a hybrid student has one")
+    if options.ctc is not None and not is_ctc_student(options.ctc):
+        raise AskdError(f"--ctc {options.ctc}: no CTC student there; `student.reader=ctc` trains one")
+    # First: a missing training should not be noticed after the measurement.
+    gain = None if options.compressor is None else gain_of_trained(options.compressor)
+    has_head = student is not None and (student / HEAD_FILE).is_file()
     reference = options.model if student is None else str(student)
-    rows, threads = clips(options.data, 20 if options.quick else options.clips), n_cores()
-    names = [CTRANSLATE2, GREEDY, EXACT, *([RELAXED] if student is not None else [])]
+    rows, threads = clips(options.data, QUICK_CLIPS if options.quick else options.clips, options.split), n_cores()
     window = MODERATE if student is None else TRIMMED
     with tempfile.TemporaryDirectory() as scratch:
-        write_hybrid_onnx(reference, Path(scratch) / "onnx", "int8")
+        of_ctc, of_drafts = Path(scratch) / "ctc-int8", Path(scratch) / "hybrid-int8"
+        trained = write_ctc_engine(options.ctc, reference, of_ctc)
+        write_hybrid_onnx(reference, of_drafts, "int8")
         with (
-            Isolated(Greedy, str(ctranslate2_folder(reference)), threads, window) as peer,
-            Isolated(Drafted, str(Path(scratch) / "onnx"), threads, window) as drafted,
+            Isolated(Whole, Engine, str(ctranslate2_folder(reference)), threads, window) as peer,
+            Isolated(Whole, CtcEngine, str(of_ctc), threads, window) as ctc,
+            Isolated(Drafted, str(of_drafts), threads, window) as drafted,
         ):
-            found = measure(rows, peer, drafted, names, options.changed if student is None else None)
+            found = measure(systems_of(rows, (peer, ctc, drafted), None if has_head else options.changed), len(rows))
             limits = [drafted.call("limits", waveform_of(u)) for u in rows]
     identical = sum(a.token_ids == b.token_ids for a, b in zip(found[EXACT], found[GREEDY], strict=True))
-    drafts = f"simulated drafts ({percent(options.changed)} % of words changed)" if student is None else "CTC drafts"
     ended = [i for i in range(len(rows)) if found[CTRANSLATE2][i].ended and found[GREEDY][i].ended]
     if not ended:
         raise AskdError(f"{reference}: no greedy text of the {len(rows)} clips ends")
-    rows, found = [rows[i] for i in ended], {name: [decoded[i] for i in ended] for name, decoded in found.items()}
-    title = f"{len(rows)} of {len(limits)} clips, {reference}, {threads} threads, {drafts}"
-    console.print(results_table(title, rows, found))
+    timed, rows = {name: [decoded[i] for i in ended] for name, decoded in found.items()}, [rows[i] for i in ended]
+    drafts = "CTC drafts" if has_head else f"simulated drafts ({percent(options.changed)} % of words changed)"
+    title = f"{len(rows)} of {len(limits)} clips, {reference}, {threads} threads, windows of {window}, {drafts}"
+    untrained = {} if trained else {CTC: "untrained"}
+    console.print(results_table(title, rows, timed, untrained))
     console.print(f"{identical} of {len(limits)} texts with drafts are those of greedy decoding in the same session")
-    seconds = {name: median(d.seconds for d in decoded) for name, decoded in found.items()}
-    result = {
-        "identical": identical,
-        "of": len(limits),
-        "draft_latency_ratio": round(seconds[CTRANSLATE2] / seconds[EXACT], 3),
-        "timed_clips": len(rows),
-        "simulated": student is None,
-        "median_ms": {name: round(1000 * s, 1) for name, s in seconds.items()},
-        "passes": {name: sum(d.n_passes for d in decoded) for name, decoded in found.items()},
-        "shorter_limits": sum(bounded < longest for longest, bounded in limits),
-    }
     if options.json:
-        print(json.dumps(result))
+        about = {"simulated": not has_head, "ctc_trained": trained}
+        bounds = {"shorter_limits": sum(bounded < longest for longest, bounded in limits)}
+        head = {"identical": identical, "of": len(limits)}
+        print(json.dumps(head | summary(rows, timed) | {"compressor_wer_gain_at_6": gain} | about | bounds))
 
 
-def results_table(title: str, rows: Sequence[Utterance], found: dict[str, list[Decoded]]) -> Table:
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", type=Path)
+    parser.add_argument("--ctc", type=Path)
+    parser.add_argument("--compressor")
+    parser.add_argument("--model", default="wheel:tiny.en")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--split", choices=("dev", "train"), default="dev")
+    parser.add_argument("--clips", type=int, default=N_CLIPS)
+    parser.add_argument("--changed", type=float, default=0.15)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def results_table(
+    title: str, rows: Sequence[Utterance], found: Mapping[str, Sequence[Decoded]], without_wer: Mapping[str, str]
+) -> Table:
     """Return the table of results."""
     table = Table(title=title)
-    for column in ("", "median ms", "CTranslate2 / it", "passes a clip", "WER"):
+    for column in ("", "median ms", "CTranslate2 / it", "audio s a second", "passes a clip", "WER"):
         table.add_column(column, justify="right" if column else "left")
-    references = _normalised(rows, [u.text for u in rows])
-    peer_s = median(d.seconds for d in found[CTRANSLATE2])
+    ratios, rates, wers = latency_ratios(found), audio_rates(rows, found), word_error_rates(rows, found)
     for name, decoded in found.items():
-        seconds = median(d.seconds for d in decoded)
-        wer = count_word_errors(references, _normalised(rows, [d.text for d in decoded])).rate
         passes = sum(d.n_passes for d in decoded) / len(decoded)
-        table.add_row(name, f"{1000 * seconds:.0f}", f"{peer_s / seconds:.2f}", f"{passes:.1f}", f"{percent(wer)} %")
+        times = f"{1000 * median(d.seconds for d in decoded):.1f}", f"{ratios[name]:.2f}", f"{rates[name]:.1f}"
+        table.add_row(name, *times, f"{passes:.1f}", without_wer.get(name, f"{percent(wers[name])} %"))
     return table
 
 
-def _normalised(rows: Sequence[Utterance], texts: Sequence[str]) -> list[str]:
+def summary(rows: Sequence[Utterance], found: Mapping[str, Sequence[Decoded]]) -> dict[str, Any]:
+    """Return the numbers of the line of JSON that come from the timed clips."""
+    ratios, rates, wers = latency_ratios(found), audio_rates(rows, found), word_error_rates(rows, found)
+    curve = {f"{e:g}": relaxed(e) for e in ENTROPIES if relaxed(e) in found}
+    return {
+        "ctc_rtfx_ratio": round(rates[CTC] / rates[CTRANSLATE2], 3),
+        "draft_latency_ratio": round(ratios[EXACT], 3),
+        "relaxed": {e: {"wer": round(wers[n], 4), "latency_ratio": round(ratios[n], 3)} for e, n in curve.items()},
+        "timed_clips": len(rows),
+        "wer": {name: round(wer, 4) for name, wer in wers.items()},
+        "median_ms": {name: round(1000 * median(d.seconds for d in decoded), 1) for name, decoded in found.items()},
+        "passes": {name: sum(d.n_passes for d in decoded) for name, decoded in found.items()},
+    }
+
+
+def latency_ratios(found: Mapping[str, Sequence[Decoded]]) -> dict[str, float]:
+    """Return how many times longer a clip takes in CTranslate2, by medians."""
+    seconds = {name: median(d.seconds for d in decoded) for name, decoded in found.items()}
+    return {name: seconds[CTRANSLATE2] / s for name, s in seconds.items()}
+
+
+def audio_rates(rows: Sequence[Utterance], found: Mapping[str, Sequence[Decoded]]) -> dict[str, float]:
+    """Return the audio seconds that each system decodes a second."""
+    audio_s = sum(u.duration_s for u in rows)
+    return {name: audio_s / sum(d.seconds for d in decoded) for name, decoded in found.items()}
+
+
+def word_error_rates(rows: Sequence[Utterance], found: Mapping[str, Sequence[Decoded]]) -> dict[str, float]:
+    """Return the WER of each system."""
+    references = normalised(rows, [u.text for u in rows])
+    hypotheses = {name: normalised(rows, [d.text for d in decoded]) for name, decoded in found.items()}
+    return {name: count_word_errors(references, texts).rate for name, texts in hypotheses.items()}
+
+
+def normalised(rows: Sequence[Utterance], texts: Sequence[str]) -> list[str]:
+    """Return texts as they are scored."""
     return [normalizer(u.language)(text).strip() for u, text in zip(rows, texts, strict=True)]
 
 

@@ -12,9 +12,9 @@ from askd_ray.errors import AskdError
 from askd_ray.fetch.speech import fetch_speech
 
 
-def clips(data: Path | None, n_clips: int) -> list[Utterance]:
-    """Return clips spread evenly over all of ``data`` (every *-train*.parquet in it) or over the IVR prompts."""
-    rows = _ivr() if data is None else _parquet(data)
+def clips(data: Path | None, n_clips: int, split: str = "train") -> list[Utterance]:
+    """Return clips spread evenly over all of ``data`` (every *-SPLIT*.parquet in it) or over the IVR prompts."""
+    rows = _ivr() if data is None else _parquet(data, split)
     picked = np.linspace(0, len(rows) - 1, min(n_clips, len(rows))).round().astype(int)
     utterances = [_utterance(*rows[i]) for i in picked]
     return [u for u in utterances if u is not None]
@@ -27,10 +27,10 @@ def _ivr() -> list[tuple[str, bytes, str]]:
     return [(row["audio"], (folder / row["audio"]).read_bytes(), row["text"]) for row in manifest]
 
 
-def _parquet(folder: Path) -> list[tuple[str, bytes, str]]:
-    files = sorted(folder.glob("*-train*.parquet"))
+def _parquet(folder: Path, split: str) -> list[tuple[str, bytes, str]]:
+    files = sorted(folder.glob(f"*-{split}*.parquet"))
     if not files:
-        raise AskdError(f"--data {folder}: no *-train*.parquet there")
+        raise AskdError(f"--data {folder}: no *-{split}*.parquet there")
     rows: list[tuple[str, bytes, str]] = []
     for file in files:
         table = read_table(file, ["id", "audio", "text"]).to_pylist()

@@ -39,7 +39,7 @@ class DraftEngine:
     """A Whisper in a folder of :func:`askd_ray.models.hybrid_onnx.write_hybrid_onnx`; decodes one clip at a time.
 
     ``window`` None means windows of 30 s. ``threads`` = 0 uses all cores. ``max_entropy``: see
-    :class:`~askd_ray.models.draft_decoding.DraftOptions`.
+    :class:`~askd_ray.models.draft_decoding.DraftOptions`; it may be changed between calls.
 
     Raises :class:`AskdError` when the folder is incomplete or damaged.
     """
@@ -55,7 +55,7 @@ class DraftEngine:
     ):
         check_files(folder, (ENCODER_FILE, DECODER_FILE, "config.json", "tokenizer.json"), "hybrid")
         self.tokens, self.window = Tokens(folder), window
-        self._max_entropy, self._ngram_size = max_entropy, ngram_size
+        self.max_entropy, self._ngram_size = max_entropy, ngram_size
         options = session_options(threads)
         # Threads that wait actively take cores from others, and from the other session: on a busy machine of two cores
         # the encoder took 2.3 times as long, and a pass over ten tokens 2.7 times.
@@ -93,12 +93,13 @@ class DraftEngine:
         What CTC wrote bounds the text (:func:`~askd_ray.models.bound.token_limit`), if the model has a head.
         """
         limit = max_tokens(clip.window_s) if clip.draft is None else token_limit(clip.draft, clip.window_s)
-        options = DraftOptions(limit, self._max_entropy, self._ngram_size)
+        options = DraftOptions(limit, self.max_entropy, self._ngram_size)
         return self._decode(clip, language, draft or clip.draft or EMPTY, options)
 
     def greedy(self, clip: EncodedClip, language: str = "en", limit: int | None = None) -> Verified:
-        """Return the greedy text, one token in each pass."""
-        return self._decode(clip, language, EMPTY, DraftOptions(limit or max_tokens(clip.window_s), None, 0))
+        """Return the greedy text, one token in each pass; ``limit`` None is that of a window without a bound."""
+        limit = max_tokens(clip.window_s) if limit is None else limit
+        return self._decode(clip, language, EMPTY, DraftOptions(limit, None, 0))
 
     def _decode(self, clip: EncodedClip, language: str, draft: Draft, options: DraftOptions) -> Verified:
         decoder = _OnnxDecoder(self._decoder, clip.cross, self._no_past, self._suppressed, self._min_margin)

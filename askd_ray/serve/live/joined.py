@@ -15,7 +15,7 @@ from askd_ray.serve.transcription_service import SpeechEngine, TranscribeOptions
 from askd_ray.text.normalize import UNSPACED
 
 _POSITIONS_PER_S = SAMPLE_RATE_HZ // SAMPLES_PER_POSITION
-HOP = _POSITIONS_PER_S // 2  # positions of new audio in a piece
+HOP = 2 * _POSITIONS_PER_S // 5  # positions of new audio in a piece
 LEFT, RIGHT = 2 * _POSITIONS_PER_S, 3 * _POSITIONS_PER_S // 10  # of context: read, but not kept
 LONG_PAUSE = 2 * _POSITIONS_PER_S // 5  # ends a word though none has begun after it
 MAX_WORD = 3 * _POSITIONS_PER_S  # a longer part without a pause is cut, so that a piece has a limited length

@@ -121,9 +121,8 @@ def test_audio_is_encoded_a_limited_number_of_times(units: list[bytes]):
 
 
 def test_word_at_the_end_waits_for_what_follows():
-    units = [b""] * 30 + [b" the"] * 3 + [b""] * 10 + [b" a"] * 2 + [b""] * 2
-    units += [b"y"] * (2 * HOP - len(units) + 5)  # the second piece ends in it
-    audio = audio_of([*units, *BLANKS, *BLANKS])
+    words = [b" the"] * 3 + [b""] * 8 + [b" a"] * 2 + [b""] * 2 + [b"y"] * 8
+    audio = audio_of([b""] * (2 * HOP - 18) + words + BLANKS * 2)  # the second piece ends in "y"
     ends = [(n * HOP + RIGHT) * SAMPLES_PER_POSITION for n in (1, 2, 4)]
     assert shown(UnitEngine(), audio, ends) == ["", "", "the", "the ay"]
 

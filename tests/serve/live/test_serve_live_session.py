@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from serving import FakeSpeechEngine, InProcessDecoder, spoken
 
-from askd_ray.audio.units import samples_of
+from askd_ray.audio.units import SAMPLES_PER_POSITION, samples_of
+from askd_ray.models.transcript import UnitPath
 from askd_ray.serve.live import input as live
 from askd_ray.serve.live.session import Session
-from askd_ray.serve.transcription_service import TranscriptionService
+from askd_ray.serve.transcription_service import Model, TranscribeOptions, TranscriptionService
 
 TRANSCRIPTION = "conversation.item.input_audio_transcription."
 PCM16 = {"type": "audio/pcm", "rate": 16000}
@@ -212,6 +214,35 @@ def test_failed_partial_result_is_retried(recording: np.ndarray):
 
     events = converse(scenario, engine)
     assert kinds(events).index("delta") < kinds(events).index("input_audio_buffer.speech_stopped")
+
+
+class PathEngine(FakeSpeechEngine):
+    """A model that reads paths: the same two words in every piece."""
+
+    async def models(self) -> list[Model]:
+        return [replace(model, reads_paths=True) for model in await super().models()]
+
+    async def read_path(self, piece: np.ndarray, options: TranscribeOptions, owner: str) -> UnitPath:
+        n = len(piece) // SAMPLES_PER_POSITION
+        return UnitPath(tuple(b" is" if i % 10 < 2 else b" it" if i % 10 == 5 else b"" for i in range(n)))
+
+
+def test_model_without_a_decoder_reads_pieces_of_a_turn(recording: np.ndarray):
+    engine = PathEngine()
+
+    async def scenario(session: Session, events: list[dict[str, Any]]) -> None:
+        await session.handle(update())
+        for piece in np.array_split(recording[: samples_of(4.5)], 45):
+            await session.handle(append(piece))
+            await asyncio.sleep(0.001)
+        await until(lambda: "completed" in kinds(events))
+
+    events = converse(scenario, engine)
+    deltas = [event["delta"] for event in events if event["type"].endswith(".delta")]
+    assert len(deltas) >= 2 and set("".join(deltas).split()) == {"is", "it"}
+    assert not deltas[0].startswith(" ") and all(delta.startswith(" ") for delta in deltas[1:])
+    assert len(engine.received_chunks) == 1  # the final text, which contradicts what is shown
+    assert events[-1]["transcript"].startswith("Secret")
 
 
 def test_full_buffer_is_committed_without_turn_detection(recording: np.ndarray, monkeypatch: pytest.MonkeyPatch):

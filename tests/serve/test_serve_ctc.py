@@ -5,6 +5,7 @@ import base64
 import json
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from askd_ray.serve.engine import LoadedModel, ServedModels, allocate_hardware, 
 from askd_ray.serve.listener import Address
 from askd_ray.serve.live.joined import HOP, LEFT, MAX_WORD, RIGHT
 from askd_ray.serve.ray_app import serve_bundles, stop_serving
+from askd_ray.serve.ray_engine import EngineReplica
 from askd_ray.serve.registry import Registry
 from askd_ray.serve.settings import ServiceArgs
 from askd_ray.serve.swap import load_verified
@@ -188,6 +190,14 @@ def test_live_captions_on_ray(ray_session: None, ctc_run: Run, clip: Utterance):
     finally:
         stop_serving()
     assert len(deltas) >= 2 and word_error_rate(clip, "".join(deltas)) < 0.7
+
+
+def test_replica_reads_paths(ctc_run: Run, clip: Utterance):
+    replica = EngineReplica(ServiceArgs(models={"student": str(ctc_run.bundle)}, threads=1))
+    assert [model.reads_paths for model in asyncio.run(replica.models())] == [True]
+    path = asyncio.run(replica.read_path(waveform_of(clip), TranscribeOptions("student", "en"), "turn"))
+    text = b"".join(unit for unit, _ in groupby(path.units)).decode()
+    assert word_error_rate(clip, text) < 0.2 and len(path.units) == len(waveform_of(clip)) // SAMPLES_PER_POSITION
 
 
 def test_model_with_a_decoder_reads_no_paths(weights: Path):

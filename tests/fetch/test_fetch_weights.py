@@ -62,7 +62,8 @@ def test_failing_pip_leaves_nothing_and_names_an_alternative(cache, no_network):
 
 
 def test_unknown_names_get_a_close_match(cache):
-    with pytest.raises(AskdError, match=r"no weights 'tiny\.eng': known are tiny\.en, base; did you mean 'tiny\.en'\?"):
+    names = r"tiny\.en, base, smollm2-135m"
+    with pytest.raises(AskdError, match=rf"no weights 'tiny\.eng': known are {names}; did you mean 'tiny\.en'\?"):
         fetch_weights("tiny.eng")
 
 

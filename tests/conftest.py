@@ -105,6 +105,24 @@ def labelled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> "Rec
     return write_labelled_run(tmp_path_factory.mktemp("runs"), tiny_model)
 
 
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder of a language model: two layers of width 64, random weights."""
+    from tiny_llm import write_tiny_llm
+
+    folder = tmp_path_factory.mktemp("llm") / "model"
+    write_tiny_llm(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled_llm(labelled: "Recipe", tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> "Recipe":
+    """The recipe of an LLM student whose shards and labels are there; the shards are those of ``labelled``."""
+    from tiny_llm import write_llm_run
+
+    return write_llm_run(tmp_path_factory.mktemp("runs"), labelled, tiny_llm)
+
+
 @pytest.fixture
 def copy_of_run(labelled: "Recipe", tmp_path: Path) -> "Callable[[], Recipe]":
     """Return a copy of the labelled run that a test may change."""

@@ -60,6 +60,8 @@ def export(recipe: Recipe, force: bool = False) -> Result:
     Raises :class:`AskdError` without a student or dev shards, for a student that the formats cannot run, and when the
     formats disagree.
     """
+    if recipe.student.reader == "llm":
+        raise AskdError("student.reader llm: no engine of a bundle runs an LLM, so this student cannot be exported")
     if recipe.student.compressor.kind != "none":
         raise AskdError(
             f"student.compressor {recipe.student.compressor.kind}: no engine of a bundle reads compressed states, so "

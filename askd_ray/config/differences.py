@@ -10,7 +10,7 @@ from askd_ray.config.train import PLACEMENT
 
 DECIDES: Mapping[str, tuple[str, ...]] = {
     "prepare": ("data",),
-    "label": ("teacher.model", "teacher.online", "teacher.top_k", "targets"),
+    "label": ("teacher.model", "teacher.online", "teacher.top_k", "targets", "student.llm.model"),
     "tune": ("tune",),
     "distill": (
         "student",

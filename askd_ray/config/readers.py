@@ -1,4 +1,4 @@
-"""The rules of ``student.reader``: nothing may be set for a decoder or a CTC head that the student does not have."""
+"""The rules of ``student.reader``: nothing may be set for a part that the student does not have."""
 
 from askd_ray.config.objective import Objective
 from askd_ray.config.presets import CTC_PRESETS
@@ -17,19 +17,33 @@ def check_reader(
     reader = student.reader
     if reader != "hybrid":
         objective.refuse_unread(["ctc_weight"], f"student.reader = {reader} has one reader")
-    if reader == "whisper":
-        _check_without_head(objective)
+    if reader in ("whisper", "llm"):
+        _check_without_head(student, objective)
+        if reader == "llm":
+            _check_with_llm(student, objective, targets, online_teacher)
         return
     _check_with_head(student, objective, targets, online_teacher)
     if reader == "ctc":
         _check_without_decoder(student, objective, targets, optimizer)
 
 
-def _check_without_head(objective: Objective) -> None:
+def _check_without_head(student: Student, objective: Objective) -> None:
     if objective.preset in CTC_PRESETS:
         raise ValueError(f"objective.preset {objective.preset} trains a CTC head: set student.reader=ctc or hybrid")
     if objective.intermediate.kind != "none":
-        raise ValueError("objective.intermediate would be ignored: student.reader = whisper has no CTC head")
+        raise ValueError(f"objective.intermediate would be ignored: student.reader = {student.reader} has no CTC head")
+
+
+def _check_with_llm(student: Student, objective: Objective, targets: Targets, online_teacher: bool) -> None:
+    reader = "student.reader = llm"
+    if online_teacher:
+        raise ValueError(f"{reader} learns from cached soft labels: set teacher.online=false")
+    if targets.kind != "reference":
+        raise ValueError(f"{reader}: its LLM reads references: set targets.kind=reference")
+    student.refuse_unread(["decoder_layers"], f"{reader} has no decoder")
+    targets.refuse_unread(["prompt", "states", "timestamps"], f"{reader} has no decoder")
+    if objective.decoder_states.kind != "none":
+        raise ValueError(f"objective.decoder_states would be ignored: {reader} has no decoder")
 
 
 def _check_with_head(student: Student, objective: Objective, targets: Targets, online_teacher: bool) -> None:

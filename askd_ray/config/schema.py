@@ -232,6 +232,25 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_llm(self) -> "Recipe":
+        if self.student.reader != "llm":
+            return self
+        reader = "student.reader = llm"
+        if self.data.derive is not None:
+            raise ValueError(
+                f"{reader}: its LLM reads references, which derived clips do not have: set data.derive=null"
+            )
+        if self.train.workers.parallel != "ddp":
+            raise ValueError(f"{reader}: the LLM is whole on each worker: set train.workers.parallel=ddp")
+        others = ("models", "split", "sets", "normalizer")
+        self.evaluate.refuse_unread([n for n in Evaluate.model_fields if n not in others], f"{reader} has no bundle")
+        if self.evaluate.models:
+            raise ValueError(f"{reader}: evaluate.models are compared with bundles, and no bundle holds an LLM")
+        if self.study is not None:
+            raise ValueError(f"{reader}: a study compares bundles, and no bundle holds an LLM: set study=null")
+        return self
+
+    @model_validator(mode="after")
     def _check_decoder_states(self) -> "Recipe":
         kept, matched = self.targets.states, self.objective.decoder_states
         if self.teacher.online and kept != "none":

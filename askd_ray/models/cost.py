@@ -13,7 +13,9 @@ from askd_ray.config.schema import Recipe
 from askd_ray.config.student import Compressor, Layers, Shrinking
 from askd_ray.models.compressor import build_compressor
 from askd_ray.models.layer_map import config_after, layer_maps
+from askd_ray.models.llm import llm_params
 from askd_ray.models.load import load_config
+from askd_ray.models.state_compressor import ceil_div
 from askd_ray.models.student import Cost, CostItem
 from askd_ray.models.windows import encode
 from askd_ray.progress import Table
@@ -90,10 +92,24 @@ def costs(recipe: Recipe) -> list[Cost]:
     for number, (name, c) in enumerate(models):
         settings = recipe.student.compressor if number > 0 else None
         trimmed, padded = (parts(c, n, settings=settings) for n in (_window_frames(recipe, c), PADDED_FRAMES))
-        if number > 0 and recipe.student.reader == "ctc":
-            trimmed, padded = ([part for part in of if part.name.startswith("encoder")] for of in (trimmed, padded))
+        if number > 0 and recipe.student.reader in ("ctc", "llm"):
+            trimmed, padded = (_without_decoder(of) for of in (trimmed, padded))
+        if number > 0 and recipe.student.reader == "llm":
+            windows = _window_frames(recipe, c), PADDED_FRAMES
+            trimmed, padded = ([*of, _llm(recipe, n)] for of, n in zip((trimmed, padded), windows, strict=True))
         made.append(Cost(name, trimmed, padded))
     return made
+
+
+def _without_decoder(of_model: Sequence[CostItem]) -> list[CostItem]:
+    return [part for part in of_model if part.name.startswith(("encoder", "compressor"))]
+
+
+def _llm(recipe: Recipe, n_frames: int) -> CostItem:
+    """Return the costs of a student's LLM: its parameters, once for each state and token."""
+    assert recipe.student.compressor.kind != "none"
+    params = llm_params(recipe.student.llm.model)
+    return CostItem("LLM", params, params * (ceil_div(n_frames // 2, recipe.student.compressor.stride) + N_TOKENS))
 
 
 def _window_frames(recipe: Recipe, config: WhisperConfig) -> int:

@@ -55,7 +55,7 @@ class Reading:
 
 
 class Reader:
-    """Reads the hidden states of a decoder: one for each token, at the token before it."""
+    """Reads the hidden states of a decoder or LLM: one for each token, at the token before it."""
 
     def readings(self, batch: TensorBatch, student: StudentModel, output: DecoderOutput) -> list[Reading]:
         """Return what is read in a batch; the first reading is the one that metrics describe."""

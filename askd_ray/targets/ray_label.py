@@ -24,9 +24,9 @@ from askd_ray.ray_cluster import connect, cpus_by_node
 from askd_ray.ray_errors import user_error
 from askd_ray.runs import Result, Run, StageWork, run_stage, stage_key
 from askd_ray.targets.kl_report import KlLost, kl_table, measure
-from askd_ray.targets.pseudo_label import teacher_engine
-from askd_ray.targets.soft_labels import kept_states, kept_tokens, label_key, load_teacher
-from askd_ray.targets.soft_labels import label as label_utterances
+from askd_ray.targets.labeller import open_labeller
+from askd_ray.targets.llm_labels import llm_tokenizer
+from askd_ray.targets.soft_labels import kept_states, kept_tokens, label_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.torch_setup import use_threads
 
@@ -41,13 +41,11 @@ class _TeacherActor:
         self.recipe = Recipe.model_validate(recipe)
         self.run = Run(self.recipe)
         self.key = key
-        self.model, self.tokens = load_teacher(self.recipe)
-        self.engine = teacher_engine(self.recipe, threads) if self.recipe.has_pseudo_labels else None
+        self.labeller = open_labeller(self.recipe, threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         utterances = read_shard(self.run.shards / row["shard"])
-        labels = label_utterances(self.model, self.tokens, utterances, self.recipe, self.engine)
-        write_labels(self.run.labels / row["shard"], labels, self.key)
+        write_labels(self.run.labels / row["shard"], self.labeller(utterances), self.key)
         return {"shard": row["shard"], "utterances": len(utterances)}
 
 
@@ -94,14 +92,16 @@ def _finish_labels(run: Run, shards: list[Location], teacher: Tokens) -> Result:
     """Write the tokenizer beside complete labels, and return and print what they are."""
     recipe = run.recipe
     # Readers of the labels need the tokenizer to decode the target ids.
-    (run.labels / "tokenizer.json").write_bytes(teacher.file.read_bytes())
+    of_llm = recipe.student.reader == "llm"
+    tokenizer = llm_tokenizer(recipe).encode() if of_llm else teacher.file.read_bytes()
+    (run.labels / "tokenizer.json").write_bytes(tokenizer)
     result = _summary(run.labels, shards, recipe)
     if not result["labelled"]:
         raise AskdError(f"label: all {result['utterances']} utterances are left out ({_listed(result['left_out'])})")
     row_index(run.shards, run.labels, label_key(recipe))  # every training reads it
-    report = [] if recipe.teacher.online else _kl_report(run, shards[0])
+    report = [] if recipe.teacher.online or of_llm else _kl_report(run, shards[0])
     result |= {n: v for k in report if k.k == recipe.teacher.top_k for n, v in _kl_of(k).items()}
-    console.print(_table(result, recipe.teacher.model))
+    console.print(_table(result, recipe.student.llm.model if of_llm else recipe.teacher.model))
     if report:
         console.print(kl_table(report))
     return result
@@ -127,7 +127,7 @@ def _run_actors(run: Run, todo: list[Location], key: LabelKey) -> None:
         num_cpus=copy.cpus,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=int(min(len(items), copy.max_copies))),
     )
-    with bar(f"label with {run.recipe.teacher.model}", rows, "utt") as progress, user_error():
+    with bar(f"label {run.recipe.name}", rows, "utt") as progress, user_error():
         for row in dataset.iter_rows():
             progress.advance(row["utterances"])
             progress.note(row["shard"])

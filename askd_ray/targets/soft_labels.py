@@ -27,6 +27,7 @@ from askd_ray.data.shards import waveform_of
 from askd_ray.divergence.buckets import to_buckets
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Engine
+from askd_ray.models.llm import load_chat_tokens
 from askd_ray.models.load import load_config, load_whisper
 from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.models.windows import encode
@@ -39,6 +40,8 @@ _THREADS = {"cpu": 1, "cuda": 4}  # that make the next batches: a GPU is faster 
 
 def label_key(recipe: Recipe) -> LabelKey:
     """Return the settings that decide the labels of a recipe, besides the utterances (they have a content hash)."""
+    if recipe.student.reader == "llm":
+        return _llm_label_key(recipe)
     targets = recipe.targets
     other = {"kind", "prompt", "states"}
     pseudo = targets.model_dump(mode="json", exclude=other) if recipe.has_pseudo_labels else {}
@@ -54,6 +57,20 @@ def label_key(recipe: Recipe) -> LabelKey:
         "top_k": kept_tokens(recipe),
         # Not "none": labels with states also serve a recipe that reads none.
         **({"states": targets.states} if targets.states != "none" else {}),
+    }
+
+
+def _llm_label_key(recipe: Recipe) -> LabelKey:
+    """Return the key of the labels of a student's LLM; its prompt includes the turns before the transcript."""
+    llm = recipe.student.llm.model
+    return {
+        "format": 5,
+        "teacher": fingerprint(llm),
+        "targets": recipe.targets.kind,
+        "prompt": "",
+        "prompt_ids": list(load_chat_tokens(llm).reading("")),
+        "temperature": recipe.objective.temperature.start,
+        "top_k": kept_tokens(recipe),
     }
 
 
@@ -126,7 +143,7 @@ def label(
         taught = [n for n, i in enumerate(rows) if _is_taught(labels[i], recipe)]
         states = forced_states(model, encoded[taught], [labels[rows[n]] for n in taught])
         for i, clip_states in zip((rows[n] for n in taught), states, strict=True):
-            labels[i] = _with_soft_labels(labels[i], functional.linear(clip_states[-1].float(), projection), recipe)
+            labels[i] = with_soft_labels(labels[i], functional.linear(clip_states[-1].float(), projection), recipe)
             if n_layers := sizes[1][0]:
                 kept = _in_float16(clip_states[-n_layers:], utterances[i].id, recipe)
                 labels[i] = dataclasses.replace(labels[i], states=kept)
@@ -200,15 +217,32 @@ def _draft(
     target_ids = [*target.token_ids, tokens.end]
     too_long = len(prompt) + len(target_ids) > n_positions
     left_out = target.left_out or ("too long" if too_long else "")
+    text = tokens.decode(list(target.token_ids))
+    return draft_labels(utterance, prompt, target_ids, (left_out, text), kept_tokens(recipe), states_shape)
+
+
+def draft_labels(
+    utterance: Utterance,
+    prompt: tuple[int, ...],
+    target_ids: Sequence[int],
+    why_and_text: tuple[str, str],
+    top_k: int,
+    states_shape: StatesShape = (0, 0),
+) -> SoftLabels:
+    """Return labels with targets, still without the teacher's probabilities and states.
+
+    ``why_and_text``: the reason for which the utterance is left out, or "", and the text of its targets.
+    """
+    left_out, text = why_and_text
     n_tokens = 0 if left_out else len(target_ids)
     return SoftLabels(
         content_hash=utterance.content_hash,
         prompt_ids=prompt,
         target_ids=np.asarray(target_ids[:n_tokens], np.int32),
         left_out=left_out,
-        text="" if left_out else tokens.decode(list(target.token_ids)),
-        top_ids=np.zeros((n_tokens, kept_tokens(recipe)), np.uint16),
-        top_log_probs=np.zeros((n_tokens, kept_tokens(recipe)), np.float16),
+        text="" if left_out else text,
+        top_ids=np.zeros((n_tokens, top_k), np.uint16),
+        top_log_probs=np.zeros((n_tokens, top_k), np.float16),
         rest_log_prob=np.zeros(n_tokens, np.float16),
         token_loss=np.zeros(n_tokens, np.float16),
         states=np.zeros((n_tokens, *states_shape), np.float16),
@@ -217,7 +251,8 @@ def _draft(
     )
 
 
-def _with_soft_labels(draft: SoftLabels, logits: torch.Tensor, recipe: Recipe) -> SoftLabels:
+def with_soft_labels(draft: SoftLabels, logits: torch.Tensor, recipe: Recipe) -> SoftLabels:
+    """Return labels with the teacher's probabilities; ``logits`` (n_tokens, n_vocab) float32 along the targets."""
     log_probs = torch.log_softmax(logits / recipe.objective.temperature.start, dim=-1)
     top = log_probs.topk(recipe.teacher.top_k, dim=-1).indices
     buckets = to_buckets(log_probs, top).half().cpu().numpy()

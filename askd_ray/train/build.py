@@ -18,6 +18,7 @@ from askd_ray.data.sampler import SamplerFactory
 from askd_ray.models.compressed_student import CompressedStudentKind
 from askd_ray.models.ctc_student import CtcStudentKind
 from askd_ray.models.hybrid_student import HybridStudentKind
+from askd_ray.models.llm_student import LlmStudentKind
 from askd_ray.models.load import load_config, load_whisper
 from askd_ray.models.reference import resolve
 from askd_ray.models.student import StudentKind, StudentModel
@@ -60,6 +61,8 @@ def student_kind(recipe: Recipe, teacher_width: int = 0) -> StudentKind:
     if recipe.student.reader == "hybrid":
         return HybridStudentKind(recipe, partial(_ctc_vocabulary, recipe))
     if recipe.student.compressor.kind != "none":
+        if recipe.student.reader == "llm":
+            return LlmStudentKind(recipe, recipe.student.compressor)
         return CompressedStudentKind(recipe, recipe.student.compressor, teacher_width)
     return WhisperStudentKind(recipe, teacher_width)
 
@@ -73,7 +76,7 @@ def _ctc_vocabulary(recipe: Recipe) -> CtcVocabulary:
 
 def student_reader(recipe: Recipe) -> Reader:
     """Return what reads the encoder of a recipe's student, for its objective."""
-    if recipe.student.reader == "whisper":
+    if recipe.student.reader in ("whisper", "llm"):
         return DECODER
     tokens, config = Tokens(resolve(recipe.teacher.model)), load_config(recipe.teacher.model)
     segmenter = Segmenter(_ctc_vocabulary(recipe), tokens, config.vocab_size)

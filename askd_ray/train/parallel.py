@@ -46,7 +46,8 @@ def wrap_network(student: StudentModel, world_size: int) -> nn.Module:
     """
     if world_size == 1 or isinstance(student, FSDPModule):
         return student
-    return DistributedDataParallel(student, gradient_as_bucket_view=True)  # gradients are not copied to buckets
+    # Gradients are not copied to buckets. Buffers are constants, and a language model's weights are among them.
+    return DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> torch.Tensor:

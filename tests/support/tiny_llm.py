@@ -1,5 +1,7 @@
-"""A language model small enough for unit tests, as a transformers folder and as a GGUF file."""
+"""A language model small enough for unit tests, as a transformers folder and as a GGUF file, and a run with it."""
 
+import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from small_run import merged
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from askd_ray.config.schema import Recipe
+from askd_ray.data.labels import write_labels
+from askd_ray.data.shards import read_shard, train_paths
+from askd_ray.runs import Run
+from askd_ray.targets.llm_labels import label_with_llm, load_teacher_llm
+from askd_ray.targets.soft_labels import label_key
 from askd_ray.text.chat import EXAMPLE, INSTRUCTION
 
 CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -42,6 +51,24 @@ def write_tiny_llm(folder: Path) -> None:
     """Write a transformers folder."""
     tiny_llama().save_pretrained(folder)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
+
+
+def of_llm(recipe: Recipe, folder: Path, **sections: Any) -> Recipe:
+    """The recipe of an LLM student, with changes in other sections."""
+    llm = {"reader": "llm", "llm": {"model": str(folder), "lora_rank": 4}}
+    changes = {"data": {"derive": None}, "student": {**llm, "compressor": {"kind": "pooling", "rate": 12.5}}}
+    return Recipe.model_validate(merged(merged(recipe.model_dump(mode="json"), changes), sections))
+
+
+def write_llm_run(runs_root: Path, labelled: Recipe, folder: Path) -> Recipe:
+    """Write the shards of a labelled run with the labels of an LLM; return their recipe."""
+    recipe = of_llm(labelled, folder).model_copy(update={"runs_root": str(runs_root)})
+    run = Run(recipe)
+    shutil.copytree(str(Run(labelled).shards), str(run.shards))
+    llm = load_teacher_llm(recipe)
+    for shard in train_paths(run.shards):
+        write_labels(run.labels / shard.name, label_with_llm(llm, recipe, read_shard(shard)), label_key(recipe))
+    return recipe
 
 
 def write_gguf(path: Path, facts: dict[str, Any], arrays: dict[str, tuple[int, NDArray[np.float32]]]) -> None:
@@ -106,8 +133,6 @@ def gguf_of(model: LlamaForCausalLM, tokenizer: Tokenizer) -> tuple[dict[str, An
 
 
 def merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 

@@ -123,7 +123,9 @@ class Run(MirroredFolder):
 
         Raises :class:`AskdError` as :meth:`result` does.
         """
-        if stage in _NEEDS:
+        if stage == "evaluate" and self.recipe.student.reader == "llm":
+            self.result("distill")  # it has no bundle
+        elif stage in _NEEDS:
             self.result(_NEEDS[stage])
 
     def used(self, stage: str) -> Recipe:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from askd_ray.data.task_runner import TaskRunner
+    from askd_ray.results.audio_use import AudioUseScores
     from askd_ray.results.evaluation import Evaluation
 
 _T = TypeVar("_T")
@@ -69,7 +70,7 @@ def export(recipe: Recipe, force: bool = False) -> Result:
     return _published(recipe, bundle.export(recipe, force))
 
 
-def evaluate(recipe: Recipe, force: bool = False) -> "Evaluation":
+def evaluate(recipe: Recipe, force: bool = False) -> "Evaluation | AudioUseScores":
     """Compare student and teacher (:func:`askd_ray.evaluation.ray_evaluate.evaluate`) and write the run's report."""
     from askd_ray.evaluation import ray_evaluate
 

@@ -26,6 +26,7 @@ from askd_ray.evaluation.hypotheses import (
     read_hypotheses,
     write_hypotheses,
 )
+from askd_ray.evaluation.llm_evaluate import evaluate_llm
 from askd_ray.evaluation.ray_decode import decode
 from askd_ray.evaluation.scores import score
 from askd_ray.evaluation.sets import EvalSet, print_left_out, read_sets
@@ -38,6 +39,7 @@ from askd_ray.models.bundle import check_hashes
 from askd_ray.progress import console
 from askd_ray.ray_cluster import connect, disconnect
 from askd_ray.ray_errors import user_error
+from askd_ray.results.audio_use import AudioUseScores
 from askd_ray.results.evaluation import Evaluation, checked
 from askd_ray.results.timing import Speed
 from askd_ray.results.wer import Scores
@@ -47,14 +49,18 @@ from askd_ray.torch_setup import Device, device_of
 PARTS = "parts"
 
 
-def evaluate(recipe: Recipe, force: bool = False) -> Evaluation:
+def evaluate(recipe: Recipe, force: bool = False) -> Evaluation | AudioUseScores:
     """Compare the exported student with its teacher and with the recipe's other models; return the scores.
+
+    An LLM student has no bundle, and scores of its own (:func:`~askd_ray.evaluation.llm_evaluate.evaluate_llm`).
 
     Writes hypotheses.parquet (raw texts) and scores.json under ``<run>/evaluate``, writes the scores into the bundle,
     and prints tables. Clips that were decoded before are not decoded again.
 
     Raises :class:`AskdError` for a missing or damaged bundle, and for an unusable model or set.
     """
+    if recipe.student.reader == "llm":
+        return evaluate_llm(recipe, force)
     run = Run(with_absolute_paths(recipe))
     _check(recipe.evaluate)
     run.result("export")

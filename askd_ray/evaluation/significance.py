@@ -35,11 +35,12 @@ class BootstrapDraws:
         return self.errors / np.maximum(self.words, 1)
 
 
-def draw(errors: NDArray[np.int64], words: NDArray[np.int64], seed: int) -> BootstrapDraws:
+def draw(errors: NDArray[np.int64] | Array, words: NDArray[np.int64], seed: int) -> BootstrapDraws:
     """Resample ``n_utterances`` utterances with replacement, :data:`N_DRAWS` times.
 
-    ``errors`` are the errors of each model in each utterance, ``(n_utterances, n_models)``; ``words`` are the reference
-    words, ``(n_utterances,)``. Sets that are added or averaged need different seeds, or their samples are correlated.
+    ``errors`` are the errors of each model in each utterance, or another sum, ``(n_utterances, n_models)``; ``words``
+    are the reference words, or tokens, ``(n_utterances,)``. Sets that are added or averaged need different seeds, or
+    their samples are correlated.
     """
     n = len(words)
     counts = np.column_stack([errors, words]).astype(np.float64)  # sums of whole numbers are exact in any order
@@ -78,13 +79,14 @@ def verdict(difference: RateDifference) -> Literal["yes", "no", "cannot tell"]:
 
 
 def _rate(drawn: Array) -> Rate:
-    return {"wer": float(drawn[0]), "wer_ci95": _interval(drawn[1:])}
+    return {"wer": float(drawn[0]), "wer_ci95": interval(drawn[1:])}
 
 
 def _difference(drawn: Array) -> RateDifference:
-    low, high = _interval(drawn[1:])
+    low, high = interval(drawn[1:])
     return {"value": float(drawn[0]), "low": low, "high": high, "p_improvement": float((drawn[1:] < 0).mean())}
 
 
-def _interval(drawn: Array) -> list[float]:
+def interval(drawn: Array) -> list[float]:
+    """Return the 95 % interval of bootstrap samples ``(n_draws,)``."""
     return [float(x) for x in np.percentile(drawn, [2.5, 97.5])]

@@ -1,6 +1,7 @@
 """Results in texts, for terminals, reports and model cards: each kind of number is written in one way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from askd_ray.results.timing import Speed, Speedup
 from askd_ray.results.wer import Rate, RateDifference
@@ -69,3 +70,9 @@ def latency(ms: float) -> str:
 def count(n: int, noun: str) -> str:
     """Return ``1 clip`` or ``2 clips``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -5,7 +5,7 @@
 <run>/report/recipe.yaml    the recipe of the training; <run>/recipe.yaml is that of the latest command
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from askd_ray.data.schema import SPLITS
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path
 from askd_ray.progress import console
-from askd_ray.results.evaluation import checked
-from askd_ray.results.headline import HEAD, headline
-from askd_ray.results.texts import percent, speed_verdicts, wer
+from askd_ray.results.texts import markdown_table, percent
 from askd_ray.results.windows import WindowSweep
 from askd_ray.runs import Run
 from askd_ray.train import average
 from askd_ray.train.curves import draw_curves
+from askd_ray.train.held_out import held_out
 from askd_ray.train.mlflow_mirror import send_finished_run
 from askd_ray.train.track import StepMetrics, read_metrics
 from askd_ray.train.window_picture import draw_windows
@@ -79,7 +78,7 @@ def write_report(run: Run) -> Path | None:
         parts = [
             f"# {trained.name}",
             *_result(result, read_metrics(run.distill), trained, folder),
-            *_held_out(_record(run, "evaluate"), run),
+            *held_out(_record(run, "evaluate"), run),
             *_exported(_record(run, "export"), folder),
             *([] if _is_average(result) else [_training(trained, result)]),
             _data(run, run.record("prepare"), run.record("label")),
@@ -96,11 +95,6 @@ def _record(run: Run, stage: str) -> StageRecord | None:
     times_ns = {file.name: time_ns for file, (_, time_ns) in run.place.stamped().items()}
     after, trained = times_ns.get(f"{stage}.json"), times_ns["distill.json"]
     return None if after is None or after < trained else run.record(stage)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _is_average(result: StageRecord) -> bool:
@@ -127,29 +121,11 @@ def _curves(metrics: Sequence[StepMetrics], recipe: Recipe, folder: Path) -> str
     return "\n\n".join(["## Curves", *pictures])
 
 
-def _held_out(record: StageRecord | None, run: Run) -> list[str]:
-    if record is None:
-        return []
-    scores = checked(record["result"], f"run {run.recipe.name}, record of the evaluation")
-    models = scores["models"]
-    rows = [
-        (name, "in" if one["in_domain"] else "out", one["utterances"], *(wer(one["models"][m]) for m in models))
-        for name, one in scores["sets"].items()
-    ]
-    return [
-        "## Held-out",
-        "WER in %, with its 95 % interval; *raw* is one greedy decoding. `askd report` shows more.",
-        _table(HEAD, headline(scores)),
-        _table(("set", "domain", "utterances", *models), rows),
-        *(f"{line}." for line in speed_verdicts(scores["speed"])),
-    ]
-
-
 def _exported(record: StageRecord | None, folder: Path) -> list[str]:
     if record is None:
         return []
     sizes = [(f"`{name}`", size) for name, size in record["result"]["size_mb"].items()]
-    parts = ["## Bundle", _table(("part of [bundle/](bundle)", "MB"), sizes)]
+    parts = ["## Bundle", markdown_table(("part of [bundle/](bundle)", "MB"), sizes)]
     sweep: WindowSweep | None = record["result"].get("window_sweep")
     return parts if sweep is None else [*parts, *_windows(sweep, folder)]
 
@@ -177,7 +153,7 @@ def _windows(sweep: WindowSweep, folder: Path) -> list[str]:
         picture = [f"![windows](report/{draw_windows(sweep, folder).name})"]
     except AskdError as error:
         picture = [f"No picture: {error}"]
-    return ["### Window", text, _table(head, rows), *picture]
+    return ["### Window", text, markdown_table(head, rows), *picture]
 
 
 def _training(recipe: Recipe, result: StageRecord) -> str:
@@ -215,7 +191,8 @@ def _training(recipe: Recipe, result: StageRecord) -> str:
         ),
         ("seed", str(recipe.seed)),
     ]
-    return f"## Training\n\n{_table(('', ''), rows)}\n\nThe whole recipe: [report/recipe.yaml](report/recipe.yaml)."
+    shown = markdown_table(("", ""), rows)
+    return f"## Training\n\n{shown}\n\nThe whole recipe: [report/recipe.yaml](report/recipe.yaml)."
 
 
 def _teacher(recipe: Recipe) -> str:
@@ -253,21 +230,21 @@ def _data(run: Run, prepared: StageRecord | None, labelled: StageRecord | None) 
     if prepared is not None:
         counts = prepared["result"]
         rows = [(split, counts["utterances"][split], f"{counts['minutes'][split]:.1f}") for split in SPLITS]
-        parts.append(_table(("split", "utterances", "minutes"), rows))
-        parts.append(_left_out_table(counts["quarantined"], f"Of {counts['read']} rows read", "set aside"))
+        parts.append(markdown_table(("split", "utterances", "minutes"), rows))
+        parts.append(_left_outmarkdown_table(counts["quarantined"], f"Of {counts['read']} rows read", "set aside"))
     if labelled is not None:
         counts = labelled["result"]
         trained_on = f"{counts['labelled']} of them trained on, {counts['tokens']} target tokens"
         loss = f"the teacher's cross-entropy on them is {counts['teacher_loss']:g} nats a token"
         parts.append(f"The teacher has labelled {counts['utterances']} train utterances: {trained_on}; {loss}.")
-        parts.append(_left_out_table(counts["left_out"], "Of those", "left out of the training"))
+        parts.append(_left_outmarkdown_table(counts["left_out"], "Of those", "left out of the training"))
     return "\n\n".join(parts)
 
 
-def _left_out_table(reasons: Mapping[str, int], of: str, how: str) -> str:
+def _left_outmarkdown_table(reasons: Mapping[str, int], of: str, how: str) -> str:
     if not reasons:
         return f"{of}, none was {how}."
-    table = _table(("reason", "utterances"), reasons.items())
+    table = markdown_table(("reason", "utterances"), reasons.items())
     return f"{of}, {sum(reasons.values())} were {how}:\n\n{table}"
 
 
@@ -279,7 +256,7 @@ def _utterance_counts(ledger: Mapping[str, Any] | None) -> list[str]:
     for name, count in ledger.items():
         inner = count.items() if isinstance(count, dict) else [("", count)]
         rows += [(": ".join(filter(None, (name.replace("_", " "), reason))), n) for reason, n in inner]
-    return ["## Utterances in training\n\n" + _table(("", "utterances"), rows)]
+    return ["## Utterances in training\n\n" + markdown_table(("", "utterances"), rows)]
 
 
 def _provenance(run: Run, trained: StageRecord) -> str:
@@ -291,8 +268,9 @@ def _provenance(run: Run, trained: StageRecord) -> str:
         if record is not None
     ]
     versions = ", ".join(f"{name} {version}" for name, version in trained["versions"].items())
+    shown = markdown_table(("command", "minutes", "git SHA"), rows)
     return (
-        f"## Made with\n\n{_table(('command', 'minutes', 'git SHA'), rows)}\n\nThe minutes count only the command "
+        f"## Made with\n\n{shown}\n\nThe minutes count only the command "
         f"that finished, not an earlier one that was killed.\n\nTrained with {versions}.\n\n"
         "Every step: [distill/metrics.jsonl](distill/metrics.jsonl), or `tensorboard --logdir distill`."
     )

@@ -123,10 +123,9 @@ class Run(MirroredFolder):
 
         Raises :class:`AskdError` as :meth:`result` does.
         """
-        if stage == "evaluate" and self.recipe.student.reader == "llm":
-            self.result("distill")  # it has no bundle
-        elif stage in _NEEDS:
-            self.result(_NEEDS[stage])
+        has_no_bundle = stage == "evaluate" and self.recipe.student.reader == "llm"
+        if stage in _NEEDS:
+            self.result("distill" if has_no_bundle else _NEEDS[stage])
 
     def used(self, stage: str) -> Recipe:
         """Return the recipe with which a finished stage ran; without a record, this run's recipe."""

@@ -21,11 +21,11 @@ from askd_ray.errors import AskdError
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_BLOCKS = {  # the blocks of a type, by its number
-    0: np.dtype([("x", "<f4", 1)]),
-    1: np.dtype([("x", "<f2", 1)]),
-    3: np.dtype([("scale", "<f2"), ("least", "<f2"), ("halves", "u1", 16)]),  # Q4_1: x = scale * q + least
-    8: np.dtype([("scale", "<f2"), ("x", "i1", 32)]),  # Q8_0: x = scale * q
+_BLOCKS: dict[int, list[tuple[str, str, int]]] = {  # the fields of a type's blocks, by its number
+    0: [("x", "<f4", 1)],
+    1: [("x", "<f2", 1)],
+    3: [("scale", "<f2", 1), ("least", "<f2", 1), ("halves", "u1", 16)],  # Q4_1: x = scale * q + least
+    8: [("scale", "<f2", 1), ("x", "i1", 32)],  # Q8_0: x = scale * q
 }
 _CONTROL = 3  # the type of a token that is no text
 
@@ -163,10 +163,9 @@ class _Reader:
     def _array(self, shape: tuple[int, ...], kind: int, at: int) -> NDArray[np.float32]:
         if kind not in _BLOCKS:
             raise AskdError(f"{self._path} has weights of type {kind}: allowed are F32, F16, Q8_0 and Q4_1")
-        layout = _BLOCKS[kind]
-        n = int(np.prod(shape))
+        layout = np.dtype(_BLOCKS[kind])
         per_block = 32 if "scale" in (layout.names or ()) else 1
-        blocks = np.frombuffer(self._data, layout, n // per_block, at)
+        blocks = np.frombuffer(self._data, layout, int(np.prod(shape)) // per_block, at)
         return _values(blocks).reshape(shape)
 
 
@@ -176,9 +175,13 @@ def _values(blocks: NDArray[Any]) -> NDArray[np.float32]:
     if "halves" in names:
         halves = blocks["halves"]
         values = np.concatenate([halves & 15, halves >> 4], axis=1).astype(np.float32)
-        return values * blocks["scale"].astype(np.float32)[:, None] + blocks["least"].astype(np.float32)[:, None]
+        return values * _column(blocks["scale"]) + _column(blocks["least"])
     values = blocks["x"].astype(np.float32)
-    return values * blocks["scale"].astype(np.float32)[:, None] if "scale" in names else values
+    return values * _column(blocks["scale"]) if "scale" in names else values
+
+
+def _column(of_blocks: NDArray[Any]) -> NDArray[np.float32]:
+    return of_blocks.astype(np.float32).reshape(-1, 1)
 
 
 def _config(contents: GgufFile, path: Path) -> LlamaConfig:

@@ -18,11 +18,12 @@ from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.models import cost
 from askd_ray.models.compressor import build_compressor, load_compressor, save_compressor
+from askd_ray.models.ctc import is_ctc_student, load_ctc
 from askd_ray.models.layer_map import build_student
 from askd_ray.models.llm import Llm, llm_dtype, load_llm
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.lora import add_lora, freeze_weights
-from askd_ray.models.reference import fingerprint
+from askd_ray.models.reference import fingerprint, resolve
 from askd_ray.models.state_compressor import StateCompressor
 from askd_ray.models.student import Cost, DecoderOutput, EncoderOutput, StudentModel
 from askd_ray.models.windows import encode, prepare_layers
@@ -159,8 +160,11 @@ class LlmStudentKind:
         cost.costs(recipe)  # raises where the recipe's layers do not exist
 
     def build(self, n_shrunk: int) -> LlmStudent:
-        """Return the untrained student: the encoder of its initial model, the LLM as it is, and a random map."""
-        encoder = build_student(self._recipe.student, self._recipe.teacher.model)[0].model.encoder
+        """Return the untrained student: the encoder of its initial model, the LLM as it is, and a random map.
+
+        The initial model is a Whisper or a CTC student.
+        """
+        encoder = self._initial_encoder()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_INITIAL_SEED)
             return self._student(encoder, build_compressor(self._compressor, encoder.config, _STATE_SIZE))
@@ -220,6 +224,15 @@ class LlmStudentKind:
     def costs(self) -> list[Cost]:
         """Return the costs of the teacher and of the student."""
         return cost.costs(self._recipe)
+
+    def _initial_encoder(self) -> WhisperEncoder:
+        settings = self._recipe.student
+        folder = resolve(settings.init or self._recipe.teacher.model)
+        if not is_ctc_student(folder):
+            return build_student(settings, self._recipe.teacher.model)[0].model.encoder
+        if settings.encoder_layers is not None:
+            raise AskdError(f"student.init = {settings.init!r} is a CTC student, which keeps its encoder_layers")
+        return load_ctc(folder)[0].encoder
 
     def _student(self, encoder: WhisperEncoder, compressor: StateCompressor) -> LlmStudent:
         settings = self._recipe.student.llm

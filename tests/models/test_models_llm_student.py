@@ -199,7 +199,11 @@ def test_a_compressor_and_a_preset_of_tokens_are_needed():
     with pytest.raises(AskdError, match=r"preset ctc trains a CTC head: set student\.reader=ctc or hybrid"):
         make_recipe({**values, "objective": {"preset": "ctc"}}, (), "recipe.yaml")
     with pytest.raises(AskdError, match="a study compares bundles, and no bundle holds an LLM"):
-        make_recipe({**values, "study": {"against": "ce", "arms": {"ce": {"preset": "ce"}}}}, (), "recipe.yaml")
+        make_recipe(
+            {**values, "study": {"against": "ce", "arms": {"ce": {"preset": "ce"}, "askd": {"preset": "askd"}}}},
+            (),
+            "recipe.yaml",
+        )
     with pytest.raises(AskdError, match=r"speed_clips = 3 would be ignored: student\.reader = llm has no bundle"):
         make_recipe({**values, "evaluate": {"speed_clips": 3}}, (), "recipe.yaml")
     with pytest.raises(AskdError, match=r"evaluate.models are compared with bundles"):

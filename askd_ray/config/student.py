@@ -86,7 +86,7 @@ class Student(Section):
     """
 
     init: str | None = None
-    """The model that it starts from; null: the teacher."""
+    """The model that it starts from; null: the teacher. With ``reader=llm`` it may be a CTC student."""
     encoder_layers: Layers | None = None
     """The encoder layers that it keeps; null keeps all."""
     decoder_layers: Layers | None = None

@@ -11,9 +11,11 @@ from askd_ray.bundles.bundle import export
 from askd_ray.config.load import make_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.errors import AskdError
+from askd_ray.models.ctc import load_ctc
 from askd_ray.models.llm import load_llm
 from askd_ray.models.llm_student import ADAPTER_FILE, LLM_FILE, LlmStudent, LlmStudentKind
 from askd_ray.models.student import EncoderOutput
+from askd_ray.models.windows import encode
 from askd_ray.train.build import student_kind
 
 
@@ -215,3 +217,14 @@ def test_a_language_model_needs_its_reader(labelled: Recipe):
     values["student"]["llm"]["lora_rank"] = 4
     with pytest.raises(ValueError, match="would be ignored: reader = whisper has no language model"):
         Recipe.model_validate(values)
+
+
+def test_a_student_may_begin_with_the_encoder_of_a_ctc_student(labelled_llm: Recipe, tiny_llm: Path, ctc_student: Path):
+    recipe = of_llm(labelled_llm, tiny_llm, student={"init": str(ctc_student)})
+    student, log_mel = kind_of(recipe).build(0).eval(), windows(2)[0]
+    assert torch.equal(
+        encode(student.encoder, log_mel).states, encode(load_ctc(ctc_student)[0].encoder, log_mel).states
+    )
+    cut = of_llm(labelled_llm, tiny_llm, student={"init": str(ctc_student), "encoder_layers": [0]})
+    with pytest.raises(AskdError, match="is a CTC student, which keeps its encoder_layers"):
+        kind_of(cut).build(0)

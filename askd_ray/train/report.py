@@ -231,17 +231,17 @@ def _data(run: Run, prepared: StageRecord | None, labelled: StageRecord | None) 
         counts = prepared["result"]
         rows = [(split, counts["utterances"][split], f"{counts['minutes'][split]:.1f}") for split in SPLITS]
         parts.append(markdown_table(("split", "utterances", "minutes"), rows))
-        parts.append(_left_outmarkdown_table(counts["quarantined"], f"Of {counts['read']} rows read", "set aside"))
+        parts.append(_left_out_table(counts["quarantined"], f"Of {counts['read']} rows read", "set aside"))
     if labelled is not None:
         counts = labelled["result"]
         trained_on = f"{counts['labelled']} of them trained on, {counts['tokens']} target tokens"
         loss = f"the teacher's cross-entropy on them is {counts['teacher_loss']:g} nats a token"
         parts.append(f"The teacher has labelled {counts['utterances']} train utterances: {trained_on}; {loss}.")
-        parts.append(_left_outmarkdown_table(counts["left_out"], "Of those", "left out of the training"))
+        parts.append(_left_out_table(counts["left_out"], "Of those", "left out of the training"))
     return "\n\n".join(parts)
 
 
-def _left_outmarkdown_table(reasons: Mapping[str, int], of: str, how: str) -> str:
+def _left_out_table(reasons: Mapping[str, int], of: str, how: str) -> str:
     if not reasons:
         return f"{of}, none was {how}."
     table = markdown_table(("reason", "utterances"), reasons.items())

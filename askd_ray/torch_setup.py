@@ -15,6 +15,9 @@ from askd_ray.errors import AskdError
 
 Device = Literal["cpu", "cuda"]
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The types of the recipe's ``train.precision``."""
+
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 

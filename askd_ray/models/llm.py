@@ -16,6 +16,7 @@ from askd_ray.models.gguf_reader import read_llama, read_llama_config, read_toke
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import GGUF_FILE, resolve
 from askd_ray.text.chat import ChatTokens
+from askd_ray.torch_setup import DTYPES
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def llm_params(reference: str) -> int:
 
 def llm_dtype(recipe: Recipe) -> torch.dtype:
     """Return the precision of a student's LLM: that of the training's matrix products. It is not trained."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.train.precision]
+    return DTYPES[recipe.train.precision]
 
 
 def _not_loaded(folder: Path, error: Exception) -> AskdError:

@@ -32,7 +32,7 @@ from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.runs import Run
 from askd_ray.text.tokens import Tokens
 from askd_ray.text.units import CtcVocabulary, Segmenter
-from askd_ray.torch_setup import use_tf32, use_threads
+from askd_ray.torch_setup import DTYPES, use_tf32, use_threads
 from askd_ray.train.best import BestStudent
 from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_state, load_checkpoint
 from askd_ray.train.checkpoint_store import CheckpointStore
@@ -44,7 +44,6 @@ from askd_ray.train.loop import CHECKPOINTS, LEDGER, SELF_TEACHER, Loop
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.parallel import shard
 from askd_ray.train.shrink import check_shrinkings
-from askd_ray.train.step import DTYPES
 from askd_ray.train.weight_ema import WeightEma
 
 StudentKindFactory = Callable[[Recipe, int], StudentKind]

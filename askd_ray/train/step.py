@@ -18,11 +18,9 @@ from askd_ray.models.student import StudentModel
 from askd_ray.objective.distiller import NAMES, OVER_TAUGHT, Distiller
 from askd_ray.objective.schedules import Weights
 from askd_ray.objective.tensors import TensorBatch
+from askd_ray.torch_setup import DTYPES
 from askd_ray.train.ledger import TRAINED
 from askd_ray.train.parallel import clip_gradients
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The types of the recipe's ``train.precision``."""
 
 OVERFLOW = "skipped: float16 overflow"
 NOT_FINITE = "skipped: not finite"

@@ -21,7 +21,7 @@ from askd_ray.evaluation.sets import EvalSet, print_left_out, read_sets
 from askd_ray.evaluation.significance import Array, draw, interval
 from askd_ray.files import write_json
 from askd_ray.models.llm_student import LlmStudent, LlmStudentKind
-from askd_ray.progress import Table, console
+from askd_ray.progress import Bar, Table, bar, console
 from askd_ray.results.audio_use import (
     AudioUse,
     AudioUseScores,
@@ -60,7 +60,8 @@ def evaluate_llm(recipe: Recipe, force: bool = False) -> AudioUseScores:
         run.fetch("distill/best")
         use_threads()
         student, kind = _load(run.recipe, run)
-        parts = [_score_set(student, kind, chosen_set, run.recipe) for chosen_set in sets]
+        with bar("evaluate", sum(len(one.utterances) for one in sets), "clip") as progress:
+            parts = [_score_set(student, kind, one, run.recipe, progress) for one in sets]
         pools = {
             name: [part for part in parts if part.of.in_domain == is_in_domain]
             for name, is_in_domain in (("in_domain", True), ("out_of_domain", False))
@@ -155,22 +156,24 @@ def _load(recipe: Recipe, run: Run) -> tuple[LlmStudent, LlmStudentKind]:
     return student, kind
 
 
-def _score_set(student: LlmStudent, kind: LlmStudentKind, chosen: EvalSet, recipe: Recipe) -> SetUse:
+def _score_set(student: LlmStudent, kind: LlmStudentKind, chosen: EvalSet, recipe: Recipe, progress: Bar) -> SetUse:
+    progress.note(chosen.name)
     clips, window = chosen.utterances, DecodingWindow.of(recipe.window)
-    transcripts = _transcripts(clips, window, student, kind)
+    transcripts = _transcripts(clips, window, student, kind, progress)
     counts = [_errors(clip, transcripts[clip.id], recipe.evaluate.normalizer) for clip in clips]
     errors, words = np.array(counts, np.int64).T
     return SetUse(chosen, score_clips(student, clips, window), errors, words)
 
 
 def _transcripts(
-    clips: Sequence[Utterance], window: DecodingWindow, student: LlmStudent, kind: LlmStudentKind
+    clips: Sequence[Utterance], window: DecodingWindow, student: LlmStudent, kind: LlmStudentKind, progress: Bar
 ) -> dict[str, str]:
     device, dtype = student.opening.device, student.embedder.map.weight.dtype
     transcripts: dict[str, str] = {}
     for batch, log_mel in evaluation_windows(clips, window, student.n_mels, _BATCH_SIZE):
         texts = kind.transcribe(student, log_mel.to(device, dtype), batch[0].language)
         transcripts |= {clip.id: text for clip, text in zip(batch, texts, strict=True)}
+        progress.advance(len(batch))
     return transcripts
 
 

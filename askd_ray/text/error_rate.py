@@ -1,5 +1,6 @@
 """Word and character error rates over whole sets: errors are summed over the utterances and then divided."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -25,8 +26,13 @@ class ErrorCounts:
 
     @property
     def rate(self) -> float:
-        """Errors per reference word (or character); NaN for an empty reference."""
-        return self.errors / self.n_reference if self.n_reference else float("nan")
+        """Errors per reference word (or character).
+
+        With an empty reference it is infinite if there are errors, so that no limit allows them, and else NaN.
+        """
+        if self.n_reference:
+            return self.errors / self.n_reference
+        return math.inf if self.errors else math.nan
 
 
 def count_word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:

@@ -35,6 +35,11 @@ def test_rate_is_the_sum_of_errors_over_words():
     assert counts.rate == 0.25  # the mean of the utterances' rates would be 0.5
 
 
+@given(st.lists(st.text("ab ", min_size=1).filter(str.strip), min_size=1, max_size=4))
+def test_no_limit_allows_words_against_an_empty_reference(hypotheses):
+    assert count_word_errors([""] * len(hypotheses), hypotheses).rate == math.inf
+
+
 def test_no_utterances_have_no_rate():
     assert count_word_errors([], []) == ErrorCounts()
     assert count_character_errors([], []) == ErrorCounts()

@@ -95,7 +95,9 @@ def embedded_clips(student: LlmStudent, clips: Sequence[Utterance], window: Deco
         for some in (rows[start : start + 8] for start in range(0, len(rows), 8)):
             waveforms = [waveform_of(clips[i]) for i in some]
             log_mel = log_mel_windows(waveforms, [length] * len(some), student.n_mels)
-            audio.update(zip(some, student.audio(log_mel.to(device, dtype)).states, strict=True))
+            embedded = student.audio(log_mel.to(device, dtype))
+            read = zip(embedded.states, embedded.positions_inside, strict=True)
+            audio.update(zip(some, (states[inside] for states, inside in read), strict=True))
     return [audio[i] for i in range(len(clips))]
 
 

@@ -1,6 +1,5 @@
 """The LLM student: Whisper's encoder on trimmed windows, a compressor, and a language model that reads its states."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -8,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional
 from transformers import DynamicCache, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -17,6 +17,7 @@ from askd_ray.config.student import CompressorSettings
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.models import cost
+from askd_ray.models.audio_embedder import AudioEmbedder, UnitEmbedder, unit_embedder
 from askd_ray.models.compressor import build_compressor, load_compressor, save_compressor
 from askd_ray.models.ctc import is_ctc_student, load_ctc
 from askd_ray.models.layer_map import build_student
@@ -34,23 +35,6 @@ ADAPTER_FILE, LLM_FILE = "llm_adapter.safetensors", "llm.json"
 
 _INITIAL_SEED = 0  # of a student: students of several seeds begin with the same weights, so they can be averaged
 _STATE_SIZE = 1.0  # of the compressor's states; the map gives them the size of the LLM's token embeddings
-
-
-class AudioEmbedder(nn.Module):
-    """A compressor, and a linear map from its states to the LLM's width: the LLM reads them as token embeddings."""
-
-    def __init__(self, compressor: StateCompressor, width: int, embeddings: torch.Tensor):
-        super().__init__()
-        self.compressor, self.norm = compressor, nn.LayerNorm(width)
-        self.map = nn.Linear(width, embeddings.shape[1])
-        size = embeddings.float().square().mean().sqrt().item()
-        nn.init.normal_(self.map.weight, std=size * width**-0.5)
-        nn.init.zeros_(self.map.bias)
-
-    def forward(self, encoded: EncoderOutput) -> EncoderOutput:
-        """Return embeddings ``(batch, n_states, width of the LLM)`` of encoder states."""
-        compressed = self.compressor(encoded)
-        return replace(compressed, states=self.map(self.norm(compressed.states)))
 
 
 class LlmStudent(StudentModel):
@@ -103,8 +87,7 @@ class LlmStudent(StudentModel):
             parts.insert(1, audio.states.to(parts[0].dtype))
         mask = positions = None
         if audio is not None and audio.inside is not None:
-            ones = torch.ones_like(ids[:, :1], dtype=torch.bool)
-            mask = torch.cat([ones.expand(-1, len(self.opening)), audio.inside, ones.expand_as(ids)], dim=1)
+            mask = self._mask(audio, ids)
             positions = mask.cumsum(dim=1) - 1  # a row's positions are those of the row alone
         embedded = torch.cat(parts, dim=1)
         keep = {"past_key_values": cache, "use_cache": cache is not None}
@@ -113,10 +96,11 @@ class LlmStudent(StudentModel):
 
     @torch.no_grad()
     def greedy(self, audio: EncoderOutput, n_max: int) -> list[list[int]]:
-        """Return the tokens that follow audio of equally long windows, without the end token, at most ``n_max``."""
+        """Return the tokens that follow audio of :meth:`audio`, without the end token, at most ``n_max`` a row."""
         closing = torch.tensor(self.tokens.closing, device=self.opening.device).expand(len(audio.states), -1)
         cache = DynamicCache(config=self.llm.config)
         hidden = self.read(audio, closing, cache)
+        mask = self._mask(audio, closing)
         done = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         written: list[torch.Tensor] = []
         for _ in range(n_max):
@@ -125,7 +109,12 @@ class LlmStudent(StudentModel):
             written.append(best)
             if bool(done.all()):
                 break
-            hidden = self.llm(input_ids=best[:, None], past_key_values=cache, use_cache=True).last_hidden_state
+            positions = mask.sum(dim=1, keepdim=True)
+            mask = functional.pad(mask, (0, 1), value=True)
+            keep = {"past_key_values": cache, "use_cache": True}
+            hidden = self.llm(
+                input_ids=best[:, None], attention_mask=mask, position_ids=positions, **keep
+            ).last_hidden_state
         return [[i for i in row if i != self.tokens.end] for row in torch.stack(written, 1).tolist()]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -144,6 +133,10 @@ class LlmStudent(StudentModel):
         frozen = sum(buffer.numel() for name, buffer in self.llm.named_buffers() if name.endswith("weight"))
         return super().n_params + frozen + (0 if self.head is None else self.head.weight.numel())
 
+    def _mask(self, audio: EncoderOutput, ids: torch.Tensor) -> torch.Tensor:
+        """Return which positions of each row are read: all but those after the row's audio."""
+        return functional.pad(audio.positions_inside, (len(self.opening), ids.shape[1]), value=True)
+
     def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
         return self.llm.embed_tokens(ids)
 
@@ -160,14 +153,24 @@ class LlmStudentKind:
         cost.costs(recipe)  # raises where the recipe's layers do not exist
 
     def build(self, n_shrunk: int) -> LlmStudent:
-        """Return the untrained student: the encoder of its initial model, the LLM as it is, and a random map.
+        """Return the untrained student: the encoder of its initial model, the LLM as it is, and what embeds the audio.
 
-        The initial model is a Whisper or a CTC student.
+        The initial model is a Whisper, whose states get a random map, or a CTC student, whose units the LLM reads.
         """
-        encoder = self._initial_encoder()
+        settings = self._recipe.student
+        folder = resolve(settings.init or self._recipe.teacher.model)
+        llm = self._llm()
+        if not is_ctc_student(folder):
+            encoder, units = build_student(settings, self._recipe.teacher.model)[0].model.encoder, None
+        elif settings.encoder_layers is None:
+            ctc, tokens = load_ctc(folder)
+            encoder = ctc.encoder
+            units = unit_embedder(ctc.head, tokens, llm.tokens, llm.model.model.embed_tokens.weight)
+        else:
+            raise AskdError(f"student.init = {settings.init!r} is a CTC student, which keeps its encoder_layers")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_INITIAL_SEED)
-            return self._student(encoder, build_compressor(self._compressor, encoder.config, _STATE_SIZE))
+            return self._student(encoder, llm, build_compressor(self._compressor, encoder.config, _STATE_SIZE), units)
 
     def empty_like(self, student: LlmStudent) -> NoReturn:
         """A recipe cannot ask for this."""
@@ -180,7 +183,7 @@ class LlmStudentKind:
     def save(self, student: LlmStudent, folder: Path) -> None:
         """Write the encoder as transformers does, the compressor, and the adapter, atomically. The LLM is not copied.
 
-        The adapter has the map and the changes of the LLM's layers.
+        The adapter has the map, the units that it reads, and the changes of the LLM's layers.
         """
         reference = self._recipe.student.llm.model
         adapter = {name: t for name, t in student.state_dict().items() if not name.startswith(_ELSEWHERE)}
@@ -204,11 +207,14 @@ class LlmStudentKind:
             with quiet_transformers():
                 encoder = WhisperEncoder.from_pretrained(folder, use_safetensors=True, dtype="float32")
             encoder.embed_positions.requires_grad_(False)
-            student = self._student(encoder, load_compressor(folder, self._compressor, encoder.config))
             adapter = {name: tensor.float() for name, tensor in load_file(folder / ADAPTER_FILE).items()}
+            of_units = {n.removeprefix(_UNITS): tensor for n, tensor in adapter.items() if n.startswith(_UNITS)}
+            units = UnitEmbedder(**of_units) if of_units else None
+            compressor = load_compressor(folder, self._compressor, encoder.config)
+            student = self._student(encoder, self._llm(), compressor, units)
             others = {name: t for name, t in student.state_dict().items() if name.startswith(_ELSEWHERE)}
             student.load_state_dict(others | adapter, strict=True)
-        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
             if isinstance(error, AskdError):
                 raise
             raise AskdError(f"student in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
@@ -225,24 +231,19 @@ class LlmStudentKind:
         """Return the costs of the teacher and of the student."""
         return cost.costs(self._recipe)
 
-    def _initial_encoder(self) -> WhisperEncoder:
-        settings = self._recipe.student
-        folder = resolve(settings.init or self._recipe.teacher.model)
-        if not is_ctc_student(folder):
-            return build_student(settings, self._recipe.teacher.model)[0].model.encoder
-        if settings.encoder_layers is not None:
-            raise AskdError(f"student.init = {settings.init!r} is a CTC student, which keeps its encoder_layers")
-        return load_ctc(folder)[0].encoder
+    def _llm(self) -> Llm:
+        return load_llm(self._recipe.student.llm.model, llm_dtype(self._recipe))
 
-    def _student(self, encoder: WhisperEncoder, compressor: StateCompressor) -> LlmStudent:
-        settings = self._recipe.student.llm
-        llm = load_llm(settings.model, llm_dtype(self._recipe))
+    def _student(
+        self, encoder: WhisperEncoder, llm: Llm, compressor: StateCompressor, units: UnitEmbedder | None
+    ) -> LlmStudent:
         if self._recipe.train.gradient_checkpointing:
             for model in (encoder, llm.model):
                 model.gradient_checkpointing_enable({"use_reentrant": False})
-        embedder = AudioEmbedder(compressor, encoder.config.d_model, llm.model.model.embed_tokens.weight)
-        return LlmStudent(encoder, embedder, llm, settings.lora_rank)
+        embedder = AudioEmbedder(compressor, encoder.config.d_model, llm.model.model.embed_tokens.weight, units)
+        return LlmStudent(encoder, embedder, llm, self._recipe.student.llm.lora_rank)
 
 
 _ELSEWHERE = ("encoder.", "embedder.compressor.")
 """The names of tensors that a student's folder has in other files."""
+_UNITS = "embedder.units."

@@ -27,6 +27,11 @@ class EncoderOutput:
     inside: torch.Tensor | None = None
     key_mask: torch.Tensor | None = None
 
+    @property
+    def positions_inside(self) -> torch.Tensor:
+        """Which positions are in each row's window ``(batch, n_frames / 2)`` bool."""
+        return self.states.new_ones(self.states.shape[:2], dtype=torch.bool) if self.inside is None else self.inside
+
 
 @dataclass(frozen=True)
 class CtcStates:

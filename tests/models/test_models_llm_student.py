@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from ctc_student import WINDOW, known_clips
 from tiny_llm import of_llm, tiny_tokenizer
 
+from askd_ray.audio.logmel import log_mel_windows
 from askd_ray.bundles.bundle import export
 from askd_ray.config.load import make_recipe
 from askd_ray.config.schema import Recipe
+from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.models.ctc import load_ctc
+from askd_ray.models.ctc import is_ctc_student, load_ctc
 from askd_ray.models.llm import load_llm
 from askd_ray.models.llm_student import ADAPTER_FILE, LLM_FILE, LlmStudent, LlmStudentKind
 from askd_ray.models.student import EncoderOutput
@@ -219,12 +222,52 @@ def test_a_language_model_needs_its_reader(labelled: Recipe):
         Recipe.model_validate(values)
 
 
-def test_a_student_may_begin_with_the_encoder_of_a_ctc_student(labelled_llm: Recipe, tiny_llm: Path, ctc_student: Path):
-    recipe = of_llm(labelled_llm, tiny_llm, student={"init": str(ctc_student)})
-    student, log_mel = kind_of(recipe).build(0).eval(), windows(2)[0]
-    assert torch.equal(
-        encode(student.encoder, log_mel).states, encode(load_ctc(ctc_student)[0].encoder, log_mel).states
-    )
+@pytest.fixture(scope="module")
+def kind_with_units(labelled_llm: Recipe, tiny_llm: Path, ctc_student: Path) -> LlmStudentKind:
+    """Students that begin as a CTC student: their LLM reads its units."""
+    return kind_of(of_llm(labelled_llm, tiny_llm, student={"init": str(ctc_student)}))
+
+
+def speech_windows(speech: Path, n_clips: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Real clips in windows, with their numbers of frames: those that the CTC student knows."""
+    waveforms = [waveform_of(clip) for clip in known_clips(speech)[:n_clips]]
+    lengths = [WINDOW.samples(len(waveform), 80) for waveform in waveforms]
+    return log_mel_windows(waveforms, lengths, 80), torch.tensor([n // 160 for n in lengths])
+
+
+def test_the_encoder_and_the_units_of_a_ctc_student_are_read(kind_with_units, ctc_student: Path, speech: Path):
+    student, (log_mel, frames) = kind_with_units.build(0).eval(), speech_windows(speech, 4)
+    encoded = encode(load_ctc(ctc_student)[0].encoder, log_mel, window_frames=frames)
+    assert torch.equal(encode(student.encoder, log_mel, window_frames=frames).states, encoded.states)
+    read = student.audio(log_mel, frames)
+    states = read.positions_inside.sum(dim=1)
+    assert (states >= 2).all() and len(set(states.tolist())) > 1
+    assert (states < 0.5 * frames / 100 * 12.5).all()  # fewer than the compressor makes
+
+
+def test_a_student_with_units_is_loaded_with_the_same_outputs(kind_with_units, speech: Path, tmp_path: Path):
+    student, (log_mel, frames) = trained(kind_with_units), speech_windows(speech, 2)
+    ids = windows(2)[1]
+    kind_with_units.save(student, tmp_path / "student")
+    again = kind_with_units.load(tmp_path / "student", 0)
+    assert torch.equal(again(log_mel, ids, frames).hidden, student(log_mel, ids, frames).hidden)
+    assert not is_ctc_student(tmp_path / "student")
+
+
+def test_rows_with_units_are_those_of_the_row_alone(kind_with_units, speech: Path):
+    student, (log_mel, frames) = trained(kind_with_units), speech_windows(speech, 3)
+    ids = windows(3)[1]
+    together = student(log_mel, ids, frames).hidden
+    written = student.greedy(student.audio(log_mel, frames), 5)
+    for row, n in enumerate(frames.tolist()):
+        window = log_mel[row : row + 1, :, :n]
+        torch.testing.assert_close(
+            together[row : row + 1], student(window, ids[row : row + 1]).hidden, atol=1e-4, rtol=1e-4
+        )
+        assert student.greedy(student.audio(window), 5) == [written[row]]
+
+
+def test_a_ctc_student_keeps_its_layers(labelled_llm: Recipe, tiny_llm: Path, ctc_student: Path):
     cut = of_llm(labelled_llm, tiny_llm, student={"init": str(ctc_student), "encoder_layers": [0]})
     with pytest.raises(AskdError, match="is a CTC student, which keeps its encoder_layers"):
         kind_of(cut).build(0)

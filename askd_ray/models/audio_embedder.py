@@ -91,6 +91,7 @@ def _packed(states: torch.Tensor, kept: torch.Tensor) -> EncoderOutput:
     return EncoderOutput(states.take_along_dim(first, dim=1), inside=inside_windows(counts, length))
 
 
+@torch.no_grad()
 def unit_embedder(head: CtcHead, tokens: Tokens, llm_tokens: ChatTokens, embeddings: torch.Tensor) -> UnitEmbedder:
     """Return the embedder of a head whose units are ``tokens``, for an LLM's token ``embeddings`` (n_vocab, width).
 
@@ -101,4 +102,4 @@ def unit_embedder(head: CtcHead, tokens: Tokens, llm_tokens: ChatTokens, embeddi
         text = tokens.bytes_of(token_id).decode("utf-8", errors="ignore")
         if ids := llm_tokens.encode(text):
             rows[row] = embeddings[ids].float().mean(dim=0)
-    return UnitEmbedder(head.transform.weight.detach(), head.transform.bias.detach(), head.projection.detach(), rows)
+    return UnitEmbedder(head.transform.weight.data, head.transform.bias.data, head.projection.data, rows)

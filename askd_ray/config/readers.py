@@ -1,10 +1,21 @@
 """The rules of ``student.reader``: nothing may be set for a part that the student does not have."""
 
+from collections.abc import Sequence
+
 from askd_ray.config.objective import Objective
 from askd_ray.config.presets import CTC_PRESETS
 from askd_ray.config.student import Student
 from askd_ray.config.targets import Targets
-from askd_ray.config.train import Optimization
+from askd_ray.config.train import FrozenUntil, Optimization
+
+_WITH_DECODER = ("encoder", "decoder", "embeddings")
+_GROUPS = {
+    "whisper": _WITH_DECODER,
+    "llm": _WITH_DECODER,
+    "ctc": ("encoder", "decoder"),
+    "hybrid": (*_WITH_DECODER, "head"),
+}
+"""The groups of parameters of each reader's student, as the optimizer names them."""
 
 
 def check_reader(
@@ -16,7 +27,11 @@ def check_reader(
     """
     reader = student.reader
     if reader != "hybrid":
-        objective.refuse_unread(["ctc_weight"], f"student.reader = {reader} has one reader")
+        one_reader = f"student.reader = {reader} has one reader"
+        objective.refuse_unread(["ctc_weight"], one_reader)
+        optimizer.refuse_unread(["head_lr"], one_reader)
+        optimizer.frozen_until.refuse_unread(["head"], one_reader)
+    _check_frozen(_GROUPS[reader], optimizer.frozen_until)
     if reader in ("whisper", "llm"):
         _check_without_head(student, objective)
         if reader == "llm":
@@ -25,6 +40,12 @@ def check_reader(
     _check_with_head(student, objective, targets, online_teacher)
     if reader == "ctc":
         _check_without_decoder(student, objective, targets, optimizer)
+
+
+def _check_frozen(groups: Sequence[str], frozen_until: FrozenUntil) -> None:
+    if min(getattr(frozen_until, group) for group in groups) > 0.0:
+        *others, last = groups
+        raise ValueError(f"frozen_until freezes {', '.join(others)} and {last} at the start: one must be 0")
 
 
 def _check_without_head(student: Student, objective: Objective) -> None:

@@ -27,27 +27,25 @@ class FrozenUntil(Section):
     encoder: Share = 0.0
     """The encoder."""
     decoder: Share = 0.0
-    """The decoder without its embeddings, or what is learnt in an LLM."""
+    """The decoder without its embeddings, a CTC head in its place, or what is learnt in an LLM."""
     embeddings: Share = 0.0
     """The decoder's token and position embeddings, or what embeds the audio for an LLM: compressor and map."""
-
-    @model_validator(mode="after")
-    def _check_frozen(self) -> "FrozenUntil":
-        if min(self.encoder, self.decoder, self.embeddings) > 0.0:
-            raise ValueError("frozen_until freezes encoder, decoder and embeddings at the start: one must be 0")
-        return self
+    head: Share = 0.0
+    """The CTC head of a hybrid student."""
 
 
 class Optimization(Section):
     """AdamW. Learning rates rise at the start of the run and then fall linearly to 0."""
 
     lr: Positive = 5e-5
-    """The highest learning rate of the decoder, of a CTC head, or of what is learnt in an LLM."""
+    """The highest learning rate of the decoder, of a CTC head in its place, or of what is learnt in an LLM."""
     encoder_lr: Positive = 2e-5
     """The highest learning rate of the encoder."""
     embedding_lr: Positive | None = None
     """The highest learning rate of the decoder's embeddings, or of what embeds the audio for an LLM; null takes
     ``lr``."""
+    head_lr: Positive | None = None
+    """The highest learning rate of the CTC head of a hybrid student; null takes ``lr``."""
     warmup_share: Share = 0.1
     """The share of the run in which the learning rates rise, from 0 to 1."""
     frozen_until: FrozenUntil = Field(default_factory=FrozenUntil)

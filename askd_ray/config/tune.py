@@ -47,7 +47,7 @@ DEFAULT_SPACE: Space = {
     "objective.self_teacher.weight": Between(low=0.0, high=0.3),
 }
 
-_LEARNING_RATES = tuple(f"train.optimizer.{name}" for name in ("lr", "encoder_lr", "embedding_lr"))
+_LEARNING_RATES = tuple(f"train.optimizer.{name}" for name in ("lr", "encoder_lr", "embedding_lr", "head_lr"))
 _NOT_SEARCHED = ("objective.preset", "objective.hidden_states.layers", "objective.decoder_states.layers")
 _SHAPES_STATE = (
     "objective.self_teacher.kind",

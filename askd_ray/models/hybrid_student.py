@@ -51,9 +51,10 @@ class HybridStudent(StudentModel):
         return replace(self.whisper_student(log_mel, decoder_ids, window_frames, encoded), ctc=states)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters by group; the head belongs to the decoder's group."""
-        groups = self.whisper_student.parameter_groups()
-        return groups | {"decoder": [*groups["decoder"], *self.head.parameters()]}
+        """Return the parameters by group: the decoder's are those of a trained Whisper, the head begins without
+        knowledge.
+        """
+        return self.whisper_student.parameter_groups() | {"head": list(self.head.parameters())}
 
     def layers(self) -> list[nn.Module]:
         """Return the layers of encoder and decoder."""

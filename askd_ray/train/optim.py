@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with separate learning rates for encoder, decoder and embeddings; warm-up, then linear decay."""
+"""The optimizer: AdamW with separate learning rates for groups of parameters; warm-up, then linear decay."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,12 @@ Optimizer = torch.optim.AdamW
 
 def build_optimizer(student: StudentModel, settings: Optimization) -> Optimizer:
     """Return AdamW over all trainable parameters; :func:`set_lr` scales each group's ``initial_lr``."""
-    rates = {"encoder": settings.encoder_lr, "decoder": settings.lr, "embeddings": settings.embedding_lr or settings.lr}
+    rates = {
+        "encoder": settings.encoder_lr,
+        "decoder": settings.lr,
+        "embeddings": settings.embedding_lr or settings.lr,
+        "head": settings.head_lr or settings.lr,
+    }
     groups = student.parameter_groups().items()
     return Optimizer(
         [{"params": p, "lr": rates[g], "initial_lr": rates[g], "name": g} for g, p in groups if p],

@@ -156,6 +156,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "embedding_lr = 0.1 would be ignored": {"train": {"optimizer": {"embedding_lr": 0.1}}},
     "embeddings = 1.0 would be ignored": {"train": {"optimizer": {"frozen_until": {"embeddings": 1.0}}}},
     "decoder_states would be ignored": {"objective": {"preset": "askd_window"}, "targets": {"states": "all"}},
+    "head_lr = 0.1 would be ignored": {"train": {"optimizer": {"head_lr": 0.1}}},
+    "freezes encoder and decoder at the start": {
+        "train": {"optimizer": {"frozen_until": {"encoder": 0.5, "decoder": 1.0}}}
+    },
     "ctc_weight = 0.5 would be ignored": {"objective": {"preset": "askd", "ctc_weight": 0.5}},
     "self_kd would be ignored": {"objective": {"preset": "askd", "self_teacher": {"kind": "none"}} | {
         "intermediate": {"kind": "ctc", "self_kd": True}

@@ -38,3 +38,20 @@ def test_a_student_that_is_no_whisper_trains_and_resumes_with_the_same_bits(
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     whole, resumed = (kind(recipe, 0).load(tmp_path / name / "best", 0).state_dict() for name in ("whole", "killed"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_head_learns_beside_a_whisper_that_stays_as_it_is(labelled: Recipe, tmp_path: Path):
+    frozen = {"encoder": 1.0, "decoder": 1.0, "embeddings": 1.0}
+    recipe = with_objective(
+        labelled,
+        {"preset": "ctc"},
+        student={"reader": "hybrid"},
+        train={"optimizer": {"head_lr": 0.05, "frozen_until": frozen}},
+    )
+    loop = build_loop(recipe, PlainContext(CPU), tmp_path, "key")
+    before = {name: tensor.clone() for name, tensor in loop.objects.student.state_dict().items()}
+    loop.run()
+    changed = {name for name, t in loop.objects.student.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed == {"head.projection", "head.transform.weight", "head.transform.bias"}
+    line = metrics_of(tmp_path)[3]
+    assert line["lr/head"] == pytest.approx(10 * line["lr/decoder"])

@@ -16,6 +16,7 @@ from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.models.llm_student import LlmStudent
 from askd_ray.models.student import EncoderOutput
+from askd_ray.progress import bar
 
 CONDITIONS = ("right", "wrong", "none")
 """The audio that a student reads: that of the clip, that of another clip of nearly the same length, or none."""
@@ -71,9 +72,11 @@ def retrieve(student: LlmStudent, clips: Sequence[Utterance], window: DecodingWi
     groups = [order[start : start + 20] for start in range(0, len(order), 20)]  # of like length: little padding
     found = np.zeros((len(clips), 2), dtype=bool)
     without = _nats_after(student, None, targets, groups)
-    for i, states in enumerate(audio):
-        given = _nats_after(student, states, targets, groups)
-        found[i] = given.argmin() == i, (given - without).argmin() == i
+    with bar("retrieve", len(clips), "clip") as progress:
+        for i, states in enumerate(audio):
+            given = _nats_after(student, states, targets, groups)
+            found[i] = given.argmin() == i, (given - without).argmin() == i
+            progress.advance()
     return found
 
 

@@ -194,7 +194,7 @@ def _targets(labels: Sequence[SoftLabels]) -> _Arrays:
     return {
         "decoder_ids": decoder_ids,
         "n_targets": np.asarray(lengths, np.int64),
-        "has_teacher": np.array([label.has_teacher for label in labels]),
+        "has_teacher": np.concatenate([label.taught for label in labels]),
         "teacher_loss": np.asarray([label.teacher_loss for label in labels], np.float32),
         "targets": joined("target_ids", np.int64),
         "target_positions": np.concatenate(positions).astype(np.int64),
@@ -216,7 +216,7 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0, states_shape: 
         window_frames=np.full(1, 2, np.int64),
         decoder_ids=np.zeros((1, 1), np.int64),
         n_targets=np.zeros(1, np.int64),
-        has_teacher=np.ones(1, np.bool_),
+        has_teacher=np.ones(0, np.bool_),
         teacher_loss=np.zeros(1, np.float32),
         teacher_log_mel=np.zeros((1, teacher_n_mels, 2 if teacher_n_mels else 0), np.float32),
         **_no_waveforms(1),

@@ -35,7 +35,9 @@ class SoftLabels:
     the probability outside the top k; ``token_loss`` float16 (n_tokens,): cross-entropy of the target tokens at
     temperature 1, in nats; ``states`` float16 (n_tokens, n_layers, d_model): the decoder states that predict the target
     tokens, those of the last layer after the final layer norm. ``has_teacher``: False for a target that does not come
-    from the teacher; its soft labels and states are zeros, and count in no term of the objective.
+    from the teacher; its soft labels and states are zeros, and count in no term of the objective. ``continues`` bool
+    (n_tokens,), if given, marks tokens that continue one of the teacher's tokens (:mod:`askd_ray.data.student_labels`):
+    the teacher's labels of that token are those of its first piece.
     """
 
     content_hash: str
@@ -49,11 +51,19 @@ class SoftLabels:
     token_loss: NDArray[np.float16]
     states: NDArray[np.float16]
     has_teacher: bool = True
+    continues: NDArray[np.bool_] | None = None
 
     @property
     def teacher_loss(self) -> float:
         """The teacher's mean cross-entropy on the utterance, in nats per token; 0 if the utterance is left out."""
-        return float(self.token_loss.astype(np.float64).mean()) if len(self.token_loss) else 0.0
+        of_tokens = self.token_loss if self.continues is None else self.token_loss[~self.continues]
+        return float(of_tokens.astype(np.float64).mean()) if len(of_tokens) else 0.0
+
+    @property
+    def taught(self) -> NDArray[np.bool_]:
+        """The target tokens that have the teacher's labels: ``(n_tokens,)``."""
+        taught = np.full(len(self.target_ids), self.has_teacher)
+        return taught if self.continues is None else taught & ~self.continues
 
 
 ARRAYS = {"top_ids": "<u2", "top_log_probs": "<f2", "rest_log_prob": "<f2", "token_loss": "<f2", "states": "<f2"}

@@ -129,9 +129,9 @@ class Batch:
     ``log_mel`` (batch, n_mels, n_frames) float32, and ``window_frames`` (batch,) int64, even: the length of each row's
     window, after which its log-mel is 0; ``decoder_ids`` (batch, length) int64: the prompt, then the text; ``ids``: the
     utterances' ids, and ``numbers`` (batch,) int64 their numbers in the row index; ``n_targets`` (batch,) int64: the
-    target tokens of each; ``has_teacher`` bool (batch,): False for utterances without the teacher's labels;
-    ``teacher_loss`` (batch,) float32: its mean cross-entropy on each, in nats a token; ``teacher_log_mel``
-    (batch, n_mels, 3000) float32: the clean clip in its padded window, for an online teacher (otherwise 0 mel bins).
+    target tokens of each; ``teacher_loss`` (batch,) float32: the teacher's mean cross-entropy on each, in nats a token;
+    ``teacher_log_mel`` (batch, n_mels, 3000) float32: the clean clip in its padded window, for an online teacher
+    (otherwise 0 mel bins).
 
     If the training's device computes the log-mels, ``log_mel`` and ``teacher_log_mel`` have 0 frames, and the batch has
     what they are computed of, as :mod:`askd_ray.audio.batch_logmel` defines it: ``waveforms`` (batch, n_samples),
@@ -140,10 +140,11 @@ class Batch:
 
     The other arrays have one entry for each target token (the text and the end token), utterance by utterance:
     ``targets`` (n_tokens,) int64; ``target_positions`` (n_tokens,) int64: the position that predicts it, counted in the
-    flattened (batch * length); ``rows`` (n_tokens,) int64: its row in the batch; ``top_ids`` int64 and
-    ``top_log_probs`` float32 (n_tokens, k), ``rest_log_prob`` float32 (n_tokens,): the teacher's soft labels, and
-    ``token_loss`` float32 (n_tokens,) its cross-entropy (k = 0 and zeros for an online teacher); ``states`` float16
-    (n_tokens, n_layers, d_model): its decoder states (no layers if the objective reads none).
+    flattened (batch * length); ``rows`` (n_tokens,) int64: its row in the batch; ``has_teacher`` bool (n_tokens,):
+    False for tokens without the teacher's labels; ``top_ids`` int64 and ``top_log_probs`` float32 (n_tokens, k),
+    ``rest_log_prob`` float32 (n_tokens,): the teacher's soft labels, and ``token_loss`` float32 (n_tokens,) its
+    cross-entropy (k = 0 and zeros for an online teacher); ``states`` float16 (n_tokens, n_layers, d_model): its decoder
+    states (no layers if the objective reads none).
     """
 
     ids: tuple[str, ...]

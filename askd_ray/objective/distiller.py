@@ -84,7 +84,7 @@ class Distiller:
         self, batch: TensorBatch, readings: Sequence[Reading], teacher: Reference | None, weights: Weights
     ) -> list[TokenBatch]:
         """Return the target tokens of each reading, with its teachers."""
-        has_teacher, instance_weights = batch.per_token(batch.has_teacher), self._instance_weights(batch, weights)
+        instance_weights = self._instance_weights(batch, weights)
         self_references: Sequence[Reference | None] = [None] * len(readings)
         if weights.self_weight > 0.0:
             taught_by_it = [reading for reading in readings if not reading.is_intermediate]
@@ -93,7 +93,7 @@ class Distiller:
         return [
             TokenBatch(
                 reading.targets,
-                has_teacher,
+                batch.has_teacher,
                 instance_weights,
                 reading.teacher(teacher),
                 self_reference,

@@ -7,7 +7,17 @@ import numpy as np
 
 from askd_ray.data.schema import Batch
 
-OF_TOKENS = ("targets", "target_positions", "rows", "top_ids", "top_log_probs", "rest_log_prob", "token_loss", "states")
+OF_TOKENS = (
+    "targets",
+    "target_positions",
+    "rows",
+    "has_teacher",
+    "top_ids",
+    "top_log_probs",
+    "rest_log_prob",
+    "token_loss",
+    "states",
+)
 """The arrays of a batch with one entry for each target token."""
 
 

@@ -78,6 +78,14 @@ class LlmSettings(Section):
     """The rank of the learnt changes of its linear layers (LoRA, arXiv 2106.09685)."""
 
 
+class SmallVocabulary(Section):
+    """The student has fewer text tokens than the teacher, and can still write any text (docs/training.md)."""
+
+    keep: Annotated[int, Field(ge=512)] = 12_000
+    """The number of text tokens: bytes, then the most frequent ones of the train targets, then those that are frequent
+    in general. Special and timestamp tokens are kept besides them."""
+
+
 class Student(Section):
     """The student and its layers.
 
@@ -99,6 +107,8 @@ class Student(Section):
     audio."""
     compressor: Compressor = NoCompressor()
     """What shortens the encoder states before the decoder reads them."""
+    vocabulary: SmallVocabulary | None = None
+    """The tokens that it keeps; null keeps all."""
     shrink: tuple[Shrinking, ...] = ()
     """Removals of more layers during the run."""
 
@@ -109,6 +119,12 @@ class Student(Section):
             raise ValueError(
                 f"shrink is at {', '.join(f'{at:g}' for at in moments)}: each must be later than the one before"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_vocabulary(self) -> "Student":
+        if self.vocabulary is not None and self.reader != "whisper":
+            raise ValueError(f"vocabulary is of a decoder alone: reader = {self.reader} needs vocabulary=null")
         return self
 
     @model_validator(mode="after")

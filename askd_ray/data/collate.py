@@ -28,9 +28,11 @@ from askd_ray.data.row_index import RowIndex, row_index
 from askd_ray.data.sampler import MicroBatch, ReadTask
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import Block, waveform_of
+from askd_ray.data.student_labels import labels_of_student
 from askd_ray.errors import AskdError
 from askd_ray.location import Location
 from askd_ray.randomness import Draw
+from askd_ray.text.vocabulary import TokenMap
 
 _Arrays = dict[str, NDArray[Any]]
 """Arrays of a batch by name."""
@@ -58,6 +60,8 @@ class BatchLoader:
     """Ship waveforms and masks: the training's device computes the log-mels, and has more time for it than the CPUs."""
     features_folder: Path | None = None
     """A cache of decoded clips that other processes share; None disables it."""
+    token_map: TokenMap | None = None
+    """The teacher's tokens in those of the student; None: they are the same."""
 
     def rows(self) -> RowIndex:
         """Return the labelled train utterances, for a sampler; an index that is missing or stale is made first.
@@ -114,8 +118,11 @@ class BatchLoader:
             numbers=planned["number"].copy(),
             window_frames=np.asarray(window_frames, np.int64),
             **features([clip for clip, _ in rows], window_frames, draws),
-            **_targets([label for _, label in rows]),
+            **_targets([self._of_student(label, clip) for clip, label in rows]),
         )
+
+    def _of_student(self, label: SoftLabels, clip: Clip) -> SoftLabels:
+        return label if self.token_map is None else labels_of_student(label, clip.id, self.token_map)
 
     def _log_mels(self, clips: Sequence[Clip], window_frames: Sequence[int], draws: Sequence[Draw]) -> _Arrays:
         """Return the arrays of a batch that come from audio, with log-mels."""
@@ -216,7 +223,7 @@ def empty_batch(n_mels: int, top_k: int, teacher_n_mels: int = 0, states_shape: 
         window_frames=np.full(1, 2, np.int64),
         decoder_ids=np.zeros((1, 1), np.int64),
         n_targets=np.zeros(1, np.int64),
-        has_teacher=np.ones(0, np.bool_),
+        has_teacher=np.zeros(0, np.bool_),
         teacher_loss=np.zeros(1, np.float32),
         teacher_log_mel=np.zeros((1, teacher_n_mels, 2 if teacher_n_mels else 0), np.float32),
         **_no_waveforms(1),

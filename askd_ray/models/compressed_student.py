@@ -1,5 +1,6 @@
 """The compressed student: a Whisper whose decoder reads fewer states than its encoder has."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ from askd_ray.models.load import load_whisper
 from askd_ray.models.state_compressor import StateCompressor
 from askd_ray.models.student import Cost, EncoderOutput
 from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
+from askd_ray.text.vocabulary import PrunedVocabulary
 
 _INITIAL_SEED = 0  # of a compressor: students of several seeds begin with the same one, so they can be averaged
 
@@ -42,8 +44,14 @@ class CompressedStudentKind:
     Raises :class:`AskdError` as :class:`WhisperStudentKind` does.
     """
 
-    def __init__(self, recipe: Recipe, settings: CompressorSettings, teacher_width: int = 0):
-        self._settings, self._whisper = settings, WhisperStudentKind(recipe, teacher_width)
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: CompressorSettings,
+        teacher_width: int = 0,
+        read_vocabulary: Callable[[], PrunedVocabulary] | None = None,
+    ):
+        self._settings, self._whisper = settings, WhisperStudentKind(recipe, teacher_width, read_vocabulary)
 
     def build(self, n_shrunk: int) -> CompressedStudent:
         """Return the untrained student."""

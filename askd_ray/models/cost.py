@@ -15,10 +15,14 @@ from askd_ray.models.compressor import build_compressor
 from askd_ray.models.layer_map import config_after, layer_maps
 from askd_ray.models.llm import llm_params
 from askd_ray.models.load import load_config
+from askd_ray.models.reference import resolve
 from askd_ray.models.state_compressor import ceil_div
 from askd_ray.models.student import Cost, CostItem
+from askd_ray.models.vocabulary import pruned_config
 from askd_ray.models.windows import encode
 from askd_ray.progress import Table
+from askd_ray.text.tokens import Tokens
+from askd_ray.text.vocabulary import first_tokens
 
 CLIP_S = 5.0
 N_TOKENS = 20  # decoder tokens for such a clip, with prompt and end token
@@ -83,6 +87,11 @@ def costs(recipe: Recipe) -> list[Cost]:
     """
     teacher = load_config(recipe.teacher.model)
     config = load_config(recipe.student.init) if recipe.student.init else teacher
+    if recipe.student.vocabulary is not None:
+        # Which tokens are kept costs the same.
+        config = pruned_config(
+            config, first_tokens(Tokens(resolve(recipe.teacher.model)), recipe.student.vocabulary.keep)
+        )
     models = [("teacher", teacher)]
     names = ["student", *(_name(step) for step in recipe.student.shrink)]
     for name, layer_map in zip(names, layer_maps(recipe.student, config), strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,8 +19,10 @@ from askd_ray.models.load import load_config, load_whisper, save_whisper
 from askd_ray.models.reference import resolve
 from askd_ray.models.state_pairs import decoder_pairs
 from askd_ray.models.student import Cost, DecoderOutput, EncoderOutput, StudentModel
+from askd_ray.models.vocabulary import prune, pruned_tokens
 from askd_ray.models.windows import WindowedWhisper, encode
 from askd_ray.text.tokens import Tokens
+from askd_ray.text.vocabulary import PrunedVocabulary
 
 _ENCODER, _EMBEDDINGS = "whisper.model.encoder.", "whisper.model.decoder.embed_"
 _SINUSOIDS = "whisper.model.encoder.embed_positions.weight"  # computed, not learnt
@@ -95,26 +98,42 @@ class WhisperStudentKind:
     """Builds a recipe's Whisper student, before and after each shrinking; saves, loads and decodes it.
 
     ``teacher_width`` is the width of an online teacher's encoder states, for the loss between encoder states.
+    ``read_vocabulary`` returns the tokens of a student with ``student.vocabulary``.
+
     Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged or compared, or when the
     vocabulary of ``student.init`` is not the teacher's.
     """
 
-    def __init__(self, recipe: Recipe, teacher_width: int = 0):
+    def __init__(
+        self, recipe: Recipe, teacher_width: int = 0, read_vocabulary: Callable[[], PrunedVocabulary] | None = None
+    ):
         init, teacher = recipe.student.init, recipe.teacher.model
-        self._recipe, self._width = recipe, teacher_width
+        self._recipe, self._width, self._read_vocabulary = recipe, teacher_width, read_vocabulary
         self._layer_maps = layer_maps(recipe.student, load_config(init or teacher))
         self._decoder_pairs = [decoder_pairs(recipe, self._layer_maps[: n + 1]) for n in range(len(self._layer_maps))]
-        self._tokens = Tokens(resolve(init or teacher))
-        if init is not None and _vocabulary(self._tokens) != _vocabulary(Tokens(resolve(teacher))):
+        self._whole_tokens = Tokens(resolve(init or teacher))
+        if init is not None and _vocabulary(self._whole_tokens) != _vocabulary(Tokens(resolve(teacher))):
             raise AskdError(
                 f"student.init = {init!r}: its vocabulary is not that of the teacher {teacher}; soft labels "
                 "need one vocabulary: both English-only or both multilingual, of the same generation"
             )
 
+    @cached_property
+    def _pruned(self) -> PrunedVocabulary | None:
+        if self._recipe.student.vocabulary is None:
+            return None
+        assert self._read_vocabulary is not None, "student.vocabulary needs the labels"
+        return self._read_vocabulary()
+
+    @cached_property
+    def _tokens(self) -> Tokens:
+        return self._whole_tokens if self._pruned is None else pruned_tokens(self._pruned)
+
     def build(self, n_shrunk: int) -> WhisperStudent:
         """Return the untrained student with the layers that it has after ``n_shrunk`` shrinkings."""
         recipe = self._recipe
-        return self.wrap(build_student(recipe.student, recipe.teacher.model, n_shrunk)[0], n_shrunk)
+        model = build_student(recipe.student, recipe.teacher.model, n_shrunk)[0]
+        return self.wrap(model if self._pruned is None else prune(model, self._pruned), n_shrunk)
 
     def empty_like(self, student: WhisperStudent) -> WhisperStudent:
         """Return a student with the same tensors, on the CPU and uninitialised; it decodes like ``student``."""
@@ -137,8 +156,14 @@ class WhisperStudentKind:
         save_whisper(student.whisper, self._tokens, folder)
 
     def load(self, folder: Path, n_shrunk: int) -> WhisperStudent:
-        """Return the student that :meth:`save` wrote."""
-        return self.wrap(load_whisper(str(folder))[0], n_shrunk)
+        """Return the student that :meth:`save` wrote.
+
+        Raises :class:`AskdError` when its vocabulary is another one: that depends on the labels.
+        """
+        model, tokens = load_whisper(str(folder))
+        if self._pruned is not None and _vocabulary(tokens) != _vocabulary(self._tokens):
+            raise AskdError(f"{folder}: its vocabulary is not that of this run, whose train targets use other tokens")
+        return self.wrap(model, n_shrunk)
 
     @torch.no_grad()
     def transcribe(self, student: WhisperStudent, log_mel: torch.Tensor, language: str) -> list[str]:

@@ -17,20 +17,25 @@ class Distribution:
 
     ``log_p`` is (n_tokens, n_vocab), or (n_tokens, k + 1) over the tokens ``top_ids`` (n_tokens, k) and the rest.
     ``token_loss`` (n_tokens,) is the reference's cross-entropy of the targets at temperature 1, in nats. ``in_rest``
-    (n_tokens, n_vocab), if given, marks the classes that are not apart from the rest, which is class 0 then.
+    (n_tokens, n_vocab), if given, marks the classes that are not apart from the rest, which is class 0 then. ``empty``
+    (n_tokens, k + 1), if given, marks the buckets whose token has another bucket.
     """
 
     log_p: torch.Tensor
     top_ids: torch.Tensor | None
     token_loss: torch.Tensor
     in_rest: torch.Tensor | None = None
+    empty: torch.Tensor | None = None
 
     def of_student(self, log_q: torch.Tensor) -> torch.Tensor:
         """Reduce the student's log-probabilities ``(n_tokens, n_vocab)`` to the tokens or buckets of ``log_p``."""
         if self.in_rest is not None:
             rest = log_q.masked_fill(~self.in_rest, -torch.inf).logsumexp(dim=-1, keepdim=True)
             return clamp_to_finite(torch.cat([rest, log_q.masked_fill(self.in_rest, -torch.inf)[:, 1:]], dim=1))
-        return log_q if self.top_ids is None else to_buckets(log_q, self.top_ids)
+        if self.top_ids is None:
+            return log_q
+        buckets = to_buckets(log_q, self.top_ids)
+        return buckets if self.empty is None else clamp_to_finite(buckets.masked_fill(self.empty, -torch.inf))
 
 
 class Reference(Protocol):
@@ -51,6 +56,7 @@ class TopK:
     """Top-k labels of ``n_tokens`` tokens, computed at the run's temperature.
 
     ``ids`` and ``log_probs`` (n_tokens, k), ``rest`` and ``token_loss`` (n_tokens,); ``states`` by the teacher's layer.
+    A log-probability of -inf marks a slot whose token is in another slot.
     """
 
     ids: torch.Tensor
@@ -62,7 +68,8 @@ class TopK:
     def distribution(self, rows: slice, targets: torch.Tensor, temperature: float) -> Distribution:
         """Return the buckets, normalised again because float16 has rounded them."""
         buckets = torch.cat([self.log_probs[rows], self.rest[rows, None]], dim=1).float()
-        return Distribution(clamp_to_finite(buckets.log_softmax(dim=-1)), self.ids[rows], self.token_loss[rows])
+        log_p = clamp_to_finite(buckets.log_softmax(dim=-1))
+        return Distribution(log_p, self.ids[rows], self.token_loss[rows], empty=buckets == -torch.inf)
 
 
 @dataclass(frozen=True)

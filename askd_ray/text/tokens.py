@@ -59,8 +59,11 @@ class Tokens:
 
     @cached_property
     def multilingual(self) -> bool:
-        """Whether the model has language and task tokens in its prompts (its vocabulary is the larger one)."""
-        return self.id_of("<|endoftext|>") == 50257
+        """Whether the model has language and task tokens in its prompts.
+
+        Its vocabulary is then the larger one, or a part of it: only the larger one has a token without text.
+        """
+        return self.id_of("<|endoftext|>") == 50257 or self.tokenizer.token_to_id("") is not None
 
     @property
     def end(self) -> int:

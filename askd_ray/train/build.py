@@ -22,6 +22,7 @@ from askd_ray.models.llm_student import LlmStudentKind
 from askd_ray.models.load import load_config, load_whisper
 from askd_ray.models.reference import resolve
 from askd_ray.models.student import StudentKind, StudentModel
+from askd_ray.models.vocabulary import prune
 from askd_ray.models.whisper_student import WhisperStudentKind
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.distiller import Distiller
@@ -38,7 +39,7 @@ from askd_ray.train.checkpoint import TrainObjects, TrainState, latest_train_sta
 from askd_ray.train.checkpoint_store import CheckpointStore
 from askd_ray.train.context import Context
 from askd_ray.train.dev import rank_part
-from askd_ray.train.inputs import make_batch_loader
+from askd_ray.train.inputs import make_batch_loader, read_vocabulary
 from askd_ray.train.ledger import Ledger
 from askd_ray.train.loop import CHECKPOINTS, LEDGER, SELF_TEACHER, Loop
 from askd_ray.train.optim import build_optimizer
@@ -62,8 +63,9 @@ def student_kind(recipe: Recipe, teacher_width: int = 0) -> StudentKind:
     if recipe.student.compressor.kind != "none":
         if recipe.student.reader == "llm":
             return LlmStudentKind(recipe, recipe.student.compressor)
-        return CompressedStudentKind(recipe, recipe.student.compressor, teacher_width)
-    return WhisperStudentKind(recipe, teacher_width)
+        compressor = recipe.student.compressor
+        return CompressedStudentKind(recipe, compressor, teacher_width, partial(read_vocabulary, recipe))
+    return WhisperStudentKind(recipe, teacher_width, partial(read_vocabulary, recipe))
 
 
 def _ctc_vocabulary(recipe: Recipe) -> CtcVocabulary:
@@ -162,6 +164,8 @@ def _online_teacher_model(recipe: Recipe) -> WindowedWhisper | None:
     hidden_states = recipe.objective.hidden_states
     layers = hidden_states.layers if hidden_states.kind != "none" else ()
     model = load_whisper(recipe.teacher.model)[0]
+    if recipe.student.vocabulary is not None:  # its distribution is then that over the student's tokens
+        model = prune(model, read_vocabulary(recipe))
     states = recipe.objective.decoder_states
     decoder_layers: list[int] = []
     if states.kind != "none":

@@ -1,0 +1,26 @@
+"""The vocabulary of a recipe's student with ``student.vocabulary``: what its train targets decide."""
+
+from askd_ray.config.schema import Recipe
+from askd_ray.data.row_index import RowIndex
+from askd_ray.data.token_counts import token_counts
+from askd_ray.location import Location
+from askd_ray.models.load import load_config
+from askd_ray.models.reference import resolve
+from askd_ray.models.vocabulary import suppressed_tokens
+from askd_ray.text.tokens import Tokens
+from askd_ray.text.vocabulary import PrunedVocabulary, TokenMap, choose_tokens
+
+
+def student_vocabulary(recipe: Recipe, index: RowIndex, labels: Location) -> PrunedVocabulary:
+    """Return the tokens that the student keeps, by the labelled train utterances.
+
+    Raises :class:`AskdError` as :func:`~askd_ray.text.vocabulary.choose_tokens` does.
+    """
+    assert recipe.student.vocabulary is not None
+    counts, teacher = token_counts(index, labels), recipe.teacher.model
+    return choose_tokens(Tokens(resolve(teacher)), counts, suppressed_tokens(teacher), recipe.student.vocabulary.keep)
+
+
+def student_token_map(recipe: Recipe, index: RowIndex, labels: Location) -> TokenMap:
+    """Return the teacher's tokens as pieces of the student; raises as :func:`student_vocabulary` does."""
+    return student_vocabulary(recipe, index, labels).token_map(load_config(recipe.teacher.model).vocab_size)

@@ -36,7 +36,7 @@ from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.location import Location
 from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, BundleInfo, hashes, info_of_student, open_engine
-from askd_ray.models.card import BundleDescription, BundleReader, model_card
+from askd_ray.models.card import BundleDescription, BundleReader, BundleVocabulary, model_card
 from askd_ray.models.ctc import is_ctc_student
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import resolve
@@ -44,6 +44,7 @@ from askd_ray.progress import console
 from askd_ray.provenance import git_sha, versions
 from askd_ray.results.windows import WindowSweep
 from askd_ray.runs import BUNDLE, Result, Run, StageWork, run_stage, stage_key
+from askd_ray.text.tokens import Tokens
 
 FORMAT = 2
 """Version of bundle.json's layout: from 2 on, the window has ``min_s``."""
@@ -160,6 +161,7 @@ def _describe(folder: Path, run: Run, info: BundleInfo, sweep: WindowSweep | Non
         "window": asdict(window),
         "window_sweep": sweep,
         "languages": sorted({row["language"] for row in rows}),
+        "vocabulary": _vocabulary(folder / "transformers", recipe),
         "data": {
             "utterances": len(rows),
             "derived": _derived_clips(run),
@@ -174,6 +176,12 @@ def _describe(folder: Path, run: Run, info: BundleInfo, sweep: WindowSweep | Non
         "git_sha": git_sha(),
         "versions": versions(),
     }
+
+
+def _vocabulary(student: Path, recipe: Recipe) -> BundleVocabulary | None:
+    """Return the sizes of the vocabularies of the student and of its teacher; None if they are the same."""
+    text_tokens, of_teacher = (Tokens(folder).end for folder in (student, resolve(recipe.teacher.model)))
+    return None if text_tokens == of_teacher else {"text_tokens": text_tokens, "of_teacher": of_teacher}
 
 
 def _derived_clips(run: Run) -> dict[str, int]:

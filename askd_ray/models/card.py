@@ -33,11 +33,18 @@ class BundleData(TypedDict):
     licences: dict[str, int]
 
 
+class BundleVocabulary(TypedDict):
+    """The number of text tokens of a student, and that of its teacher, which has more."""
+
+    text_tokens: int
+    of_teacher: int
+
+
 class BundleDescription(TypedDict):
     """The content of bundle.json. ``objective`` is the recipe's; ``sha256`` is that of every other file, by path.
 
     ``window_sweep`` has the windows among which ``window`` was chosen; None: the recipe's was taken. Bundles without
-    ``reader`` have Whisper's.
+    ``reader`` have Whisper's. ``vocabulary`` None: the student has all tokens of its teacher.
     """
 
     format: int
@@ -47,6 +54,7 @@ class BundleDescription(TypedDict):
     window: dict[str, float]
     window_sweep: NotRequired[WindowSweep | None]
     languages: list[str]
+    vocabulary: NotRequired[BundleVocabulary | None]
     data: BundleData
     params_m: float
     objective: dict[str, Any]
@@ -103,7 +111,18 @@ def _introduction(description: BundleDescription, base: str) -> str:
         f"{kind} of {description['params_m']:.1f} M parameters, distilled from {base} with adaptive self-knowledge "
         f"distillation (ASKD, arXiv 2601.19919) by askd-ray {description['versions'].get('askd-ray', '')}. It was "
         f"trained on *trimmed* windows: its encoder needs only the clip and {window.silence_s:g} s of "
-        f"silence{at_least}, not 30 s, which is where most of its speed comes from.{others}"
+        f"silence{at_least}, not 30 s, which is where most of its speed comes from.{others}{_vocabulary(description)}"
+    )
+
+
+def _vocabulary(description: BundleDescription) -> str:
+    vocabulary = description.get("vocabulary")
+    if vocabulary is None:
+        return ""
+    return (
+        f" Its vocabulary has {vocabulary['text_tokens']:,} of the {vocabulary['of_teacher']:,} text tokens of its "
+        "teacher: bytes, the most frequent tokens of its train texts, and tokens that are frequent in general. The "
+        "others were cut, so its decoder is smaller; it writes their texts in pieces."
     )
 
 

@@ -24,7 +24,9 @@ from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.models.bundle import REFERENCE, check_hashes, check_reference, open_engine, read_bundle
 from askd_ray.models.load import convert_to_ctranslate2, save_whisper
+from askd_ray.models.vocabulary import prune, pruned_tokens, suppressed_tokens
 from askd_ray.runs import Run
+from askd_ray.text.vocabulary import choose_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +96,7 @@ def test_description_and_card(exported: dict[str, Any], run: Run):
     assert read_bundle(run.bundle).window == DecodingWindow(**exported["window"])
     assert description["languages"] == ["en"]
     assert description["data"]["licences"] == {"CC-BY-SA-3.0": 4}
-    assert description["scores"] is None
+    assert description["scores"] is None and description["vocabulary"] is None
     assert load_recipe(str(run.bundle / "recipe.yaml")) == run.recipe
     card = (run.bundle / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
@@ -202,3 +204,18 @@ def test_additional_format_is_verified(run: Run, monkeypatch: pytest.MonkeyPatch
 def test_missing_student_is_refused(tmp_path: Path, speech: Path):
     with pytest.raises(AskdError, match="run `askd distill` first"):
         export(small_run(tmp_path, speech).recipe)
+
+
+def test_a_smaller_vocabulary_is_described(tmp_path: Path, speech: Path, tiny_en: Model):
+    run = small_run(tmp_path, speech, student={"vocabulary": {"keep": 4_000}}, window={"choose_on_dev": False})
+    counts = {i: 1 for u in read_utterances(run.shards, "dev") for i in tiny_en[1].encode(u.text)}
+    vocabulary = choose_tokens(tiny_en[1], counts, suppressed_tokens(run.recipe.teacher.model), 4_000)
+    save_whisper(prune(tiny_en[0], vocabulary), pruned_tokens(vocabulary), run.student)
+    run.finish("distill", "distilled", {"dev_wer": 0.1}, run.begin("distill"))
+    result = export(run.recipe)
+    assert result["agreement"]["transformers and float16"] == 1.0
+    assert result["params_m"] == pytest.approx(37.76 - 46_256 * 384 / 1e6, abs=0.01)
+    description = read_json(run.bundle / "bundle.json")
+    assert description["vocabulary"] == {"text_tokens": 4_000, "of_teacher": 50_256}
+    assert "Its vocabulary has 4,000 of the 50,256 text tokens" in (run.bundle / "README.md").read_text()
+    assert check_reference(open_engine(read_bundle(run.bundle)), run.bundle) == 3

@@ -1,12 +1,13 @@
 """The cost of a training step: Distil-Whisper's recipe compared with ours.
 
-    python benchmarks/distill_step.py [--data FOLDER] [--clips N] [--batch N] [--padded-texts] [--quick] [--json]
+    python benchmarks/distill_step.py [--data FOLDER] [--clips N] [--batch N] [--keep N] [--padded-texts] [--quick]
+        [--json]
 
 (a) 30 s windows, the teacher beside the student at every step, softmax over the full vocabulary of all positions twice;
 (b) ours with the teacher online; (c) ours with cached soft labels; (d) as (c), with the teacher's cached decoder states
-of all layers. Ours has trimmed windows. All use the same student, batches and AdamW, alternately in one process;
-features and labels are made before (their cost is printed). Then the peak memory of the losses (a) to (c) alone, each
-in its own process.
+of all layers; (v) as (c), with a student of --keep text tokens. Ours has trimmed windows. All use the same student,
+batches and AdamW, alternately in one process; features and labels are made before (their cost is printed). Then the
+peak memory of the losses (a) to (c) alone, each in its own process.
 
 (a) pads a batch's texts to the longest of them. That is faster than Distil-Whisper's script, which pads all to 448
 tokens (target_padding="max_length"). --padded-texts also times this, as (s). It takes much memory: a tensor of
@@ -36,13 +37,14 @@ from torch.nn import functional
 from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.config.objective import Objective
 from askd_ray.config.schema import Recipe
+from askd_ray.config.student import SmallVocabulary
 from askd_ray.data.length_grouped import length_grouped_sampler
 from askd_ray.data.sampler import DataCursor, tasks_from
 from askd_ray.data.schema import Batch, Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.fetch.weights import fetch_weights
 from askd_ray.models.load import load_whisper
-from askd_ray.models.whisper_student import WhisperStudent, WhisperStudentKind
+from askd_ray.models.whisper_student import WhisperStudent
 from askd_ray.models.windows import WindowedWhisper
 from askd_ray.objective.distiller import Distiller
 from askd_ray.objective.objective import TokenBatch, objective_sums
@@ -52,6 +54,7 @@ from askd_ray.objective.schedules import Weights
 from askd_ray.objective.self_teacher import build_self_teacher
 from askd_ray.progress import bar, console
 from askd_ray.torch_setup import use_threads
+from askd_ray.train.build import student_kind
 from askd_ray.train.inputs import make_batch_loader
 from askd_ray.train.optim import build_optimizer
 from askd_ray.train.step import Stepper
@@ -59,7 +62,7 @@ from askd_ray.train.step import Stepper
 WEIGHTS = Weights(teacher_weight=0.5, self_weight=0.0, states_weight=0.5)
 KD_WEIGHT, CE_WEIGHT, TEMPERATURE = 1.0, 0.8, 2.0  # Distil-Whisper's released code
 LOSSES = {"a": "dense, 30 s windows", "b": "ours, teacher online", "c": "ours, cached soft labels"}
-NAMES = {**LOSSES, "d": "ours, cached soft labels and states"}
+NAMES = {**LOSSES, "d": "ours, cached soft labels and states", "v": "ours, cached soft labels, fewer tokens"}
 STATES = {"decoder_states": {"kind": "mse", "layers": "all"}}
 PADDED_TEXTS = "dense, 30 s windows, texts of 448 tokens"
 SCRIPT_TOKENS = 448
@@ -71,6 +74,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--keep", type=int, default=SmallVocabulary().keep)
     parser.add_argument("--padded-texts", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -81,7 +85,8 @@ def main() -> None:
         utterances = clips(options.data, n_clips)
         recipe = _recipe(root, batch_size)
         label_s = write_run(recipe, utterances)
-        times, steps = _time(recipe, utterances, options.padded_texts)
+        small = Recipe.model_validate({**recipe.model_dump(), "student": {"vocabulary": {"keep": options.keep}}})
+        times, steps = _time(recipe, small, utterances, options.padded_texts)
     n_utterances = len(utterances)
     rates = {name: n_utterances / sum(took) for name, took in times.items()}
     peaks = _loss_peaks(steps)
@@ -98,6 +103,8 @@ def main() -> None:
     result = {
         "speedup_vs_dense_30s": round(rates["c"] / rates["a"], 2),
         "states_step_ratio": round(rates["c"] / rates["d"], 3),
+        "vocabulary_step_speedup": round(rates["v"] / rates["c"], 3),
+        "vocabulary_keep": options.keep,
         "speedup_online_vs_dense_30s": round(rates["b"] / rates["a"], 2),
         "loss_peak_ratio": round(peaks["c"] / peaks["a"], 3),
         "loss_peak_ratio_online": round(peaks["b"] / peaks["a"], 3),
@@ -125,22 +132,31 @@ def _recipe(root: str, batch_size: int) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def _time(
-    recipe: Recipe, utterances: list[Utterance], padded_texts: bool
-) -> tuple[dict[str, list[float]], list[Batch]]:
-    """Return the seconds of each step of each kind, alternating per batch, and the batches."""
+def _batches(recipe: Recipe) -> list[Batch]:
     loader = make_batch_loader(recipe, n_mels=80)
-    batches = [
+    return [
         batch
         for task in tasks_from(length_grouped_sampler(loader.rows(), loader), DataCursor(), 0, 1)
         for batch in loader.batches(task)
     ]
+
+
+def _time(
+    recipe: Recipe, small: Recipe, utterances: list[Utterance], padded_texts: bool
+) -> tuple[dict[str, list[float]], list[Batch]]:
+    """Return the seconds of each step of each kind, alternating per batch, and the batches.
+
+    ``small``: the recipe with a smaller vocabulary.
+    """
+    batches = _batches(recipe)
+    in_few_tokens, few_tokens_step = {b.ids: b for b in _batches(small)}, _our_step(small, Objective(), online=False)
     audio = {u.id: u for u in utterances}
     step = {
         "a": _dense_step(recipe, 0),
         "b": _our_step(recipe, Objective(), online=True),
         "c": _our_step(recipe, Objective(), online=False),
         "d": _our_step(recipe, recipe.objective, online=False),
+        "v": lambda batch: few_tokens_step(in_few_tokens[batch.ids]),
     }
     if padded_texts:
         step["s"] = _dense_step(recipe, SCRIPT_TOKENS)
@@ -201,7 +217,7 @@ def dense_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, targets: torc
 
 
 def _our_step(recipe: Recipe, objective: Objective, online: bool) -> Callable[[Batch], None]:
-    student = WhisperStudentKind(recipe.model_copy(update={"objective": objective})).build(0).train()
+    student = student_kind(recipe.model_copy(update={"objective": objective})).build(0).train()
     teacher = OnlineTeacher(WindowedWhisper(load_whisper(recipe.teacher.model)[0]), False) if online else None
     distiller = Distiller(objective, build_self_teacher(objective.self_teacher, lambda: None), teacher, 0.0)
     optimizer, no_scaler = build_optimizer(student, recipe.train.optimizer), GradScaler("cpu", enabled=False)

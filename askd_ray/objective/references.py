@@ -32,10 +32,7 @@ class Distribution:
         if self.in_rest is not None:
             rest = log_q.masked_fill(~self.in_rest, -torch.inf).logsumexp(dim=-1, keepdim=True)
             return clamp_to_finite(torch.cat([rest, log_q.masked_fill(self.in_rest, -torch.inf)[:, 1:]], dim=1))
-        if self.top_ids is None:
-            return log_q
-        buckets = to_buckets(log_q, self.top_ids)
-        return buckets if self.empty is None else clamp_to_finite(buckets.masked_fill(self.empty, -torch.inf))
+        return log_q if self.top_ids is None else to_buckets(log_q, self.top_ids, self.empty)
 
 
 class Reference(Protocol):

@@ -21,6 +21,16 @@ def student_vocabulary(recipe: Recipe, index: RowIndex, labels: Location) -> Pru
     return choose_tokens(Tokens(resolve(teacher)), counts, suppressed_tokens(teacher), recipe.student.vocabulary.keep)
 
 
+def vocabulary_line(recipe: Recipe, index: RowIndex, labels: Location) -> str:
+    """Return what the student's vocabulary means for its train targets, in one line."""
+    vocabulary, counts = student_vocabulary(recipe, index, labels), token_counts(index, labels)
+    in_pieces = sum(n for token, n in counts.items() if vocabulary.student_id(token) is None)
+    return (
+        f"vocabulary: {len(vocabulary.token_ids):,} of {vocabulary.tokens.end:,} text tokens; "
+        f"{in_pieces / sum(counts.values()):.2%} of the target tokens are written in pieces"
+    )
+
+
 def student_token_map(recipe: Recipe, index: RowIndex, labels: Location) -> TokenMap:
     """Return the teacher's tokens as pieces of the student; raises as :func:`student_vocabulary` does."""
     return student_vocabulary(recipe, index, labels).token_map(load_config(recipe.teacher.model).vocab_size)

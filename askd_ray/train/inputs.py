@@ -7,7 +7,7 @@ from askd_ray.data.collate import BatchLoader
 from askd_ray.data.labels import StatesShape
 from askd_ray.runs import Run
 from askd_ray.targets.soft_labels import kept_states, label_key
-from askd_ray.targets.student_vocabulary import student_token_map, student_vocabulary
+from askd_ray.targets.student_vocabulary import student_token_map, student_vocabulary, vocabulary_line
 from askd_ray.text.vocabulary import PrunedVocabulary
 
 
@@ -30,6 +30,14 @@ def read_vocabulary(recipe: Recipe) -> PrunedVocabulary:
     """
     loader = _loader_of_labels(recipe, n_mels=80)
     return student_vocabulary(recipe, loader.rows(), loader.labels)
+
+
+def vocabulary_lines(recipe: Recipe) -> list[str]:
+    """Return what to say of the vocabulary of a recipe's student; nothing if it is the teacher's."""
+    if recipe.student.vocabulary is None:
+        return []
+    loader = _loader_of_labels(recipe, n_mels=80)
+    return [vocabulary_line(recipe, loader.rows(), loader.labels)]
 
 
 def _loader_of_labels(recipe: Recipe, n_mels: int, teacher_n_mels: int = 0) -> BatchLoader:

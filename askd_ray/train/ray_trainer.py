@@ -34,7 +34,7 @@ from askd_ray.torch_setup import device_of
 from askd_ray.train.build import build_loop, student_kind
 from askd_ray.train.checkpoint import latest_train_state
 from askd_ray.train.checkpoint_store import read_manifest
-from askd_ray.train.inputs import make_batch_loader
+from askd_ray.train.inputs import make_batch_loader, vocabulary_lines
 from askd_ray.train.loop import CHECKPOINTS
 from askd_ray.train.mlflow_mirror import check_installed, mirrored
 from askd_ray.train.shrink import check_shrinkings
@@ -72,7 +72,7 @@ def distill(recipe: Recipe, force: bool = False) -> Result:
     key = distill_key(run)
     if trained(run, key) is None or force:
         sampler = check_inputs(recipe)
-        console.print(cost.line(student_kind(recipe).costs()))
+        console.print("\n".join([cost.line(student_kind(recipe).costs()), *vocabulary_lines(recipe)]))
         padding = sampler.padding()
         console.print(f"padding: {padding.audio:.1%} of the audio, {padding.tokens:.1%} of the tokens")
         clear_stale_run(run, key, force)

@@ -142,7 +142,7 @@ def test_transformers_writes_the_same_texts(folders: dict[str, Path], clips: lis
         ids = model.generate(features, return_timestamps=timestamps)
         texts[name] = processor.batch_decode(ids, skip_special_tokens=True, decode_with_timestamps=timestamps)
     assert texts["small"] == texts["whole"] and all(texts["small"])
-    assert ("<|0.00|>" in texts["small"][0]) == timestamps
+    assert ("<|" in texts["small"][0]) == timestamps
 
 
 @pytest.mark.slow

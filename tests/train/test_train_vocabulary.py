@@ -26,7 +26,7 @@ from askd_ray.text.tokens import Tokens
 from askd_ray.train.average import write_average
 from askd_ray.train.build import build_loop, student_kind
 from askd_ray.train.context import PlainContext
-from askd_ray.train.inputs import make_batch_loader, read_vocabulary
+from askd_ray.train.inputs import make_batch_loader, read_vocabulary, vocabulary_lines
 
 KEPT = 512
 SMALL: dict[str, Any] = {"vocabulary": {"keep": KEPT}}
@@ -82,6 +82,18 @@ def test_pieces_count_as_targets_without_a_teacher(labelled: Recipe, few_words: 
         assert (ours.decoder_ids < SIZE).all() and ours.n_targets.sum() == ours.n_tokens
         n_split += ours.n_tokens - theirs.n_tokens
     assert n_split > 20 and tokens.end > SIZE
+
+
+def test_the_share_of_tokens_in_pieces_is_told(labelled: Recipe, monkeypatch: pytest.MonkeyPatch):
+    assert vocabulary_lines(labelled) == []
+    (line,) = vocabulary_lines(small(labelled))
+    assert line == "vocabulary: 512 of 50,256 text tokens; 0.00% of the target tokens are written in pieces"
+    crowded = dict.fromkeys(range(256, 600), 2) | {40_000: 1, 50_256: 2}
+    monkeypatch.setattr("askd_ray.targets.student_vocabulary.token_counts", lambda index, labels: crowded)
+    (line,) = vocabulary_lines(small(labelled))
+    kept = {*read_vocabulary(small(labelled)).token_ids, 50_256}
+    in_pieces = sum(n for token, n in crowded.items() if token not in kept)
+    assert in_pieces > 100 and f"; {in_pieces / sum(crowded.values()):.2%} of the target tokens" in line
 
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

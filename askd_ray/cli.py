@@ -36,6 +36,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a s
 RegistryOption = Annotated[Path, typer.Option(help="A folder of models by name (askd serve --registry).")]
 NameOption = Annotated[str, typer.Option(help="The model name in requests.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Run again, even if it is finished.")]
+FormatsOption = Annotated[str, typer.Option(help="Further formats beside those of every bundle, with commas.")]
 
 
 @app.callback()
@@ -106,9 +107,12 @@ def tune(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption
 
 
 @app.command()
-def export(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False) -> None:
+def export(
+    recipe: RecipeOption = None, set_: SetOption = None, force: ForceOption = False, formats: FormatsOption = ""
+) -> None:
     """Write the student's bundle: transformers and CTranslate2 folders, model card, hashes; verify each format."""
-    stages.export(_recipe_of("export", recipe, set_), force)
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    stages.export(_recipe_of("export", recipe, set_), force, names)
 
 
 @app.command()

@@ -63,11 +63,11 @@ def average(runs: "Sequence[str | Path]", name: str, force: bool = False) -> Res
     return stage.average(runs, name, force)
 
 
-def export(recipe: Recipe, force: bool = False) -> Result:
-    """Write the bundle (:func:`askd_ray.bundles.bundle.export`) and the run's report."""
+def export(recipe: Recipe, force: bool = False, formats: "Sequence[str]" = ()) -> Result:
+    """Write the bundle (:func:`askd_ray.bundles.bundle.export`), with optional formats, and the run's report."""
     from askd_ray.bundles import bundle
 
-    return _published(recipe, bundle.export(recipe, force))
+    return _published(recipe, bundle.export(recipe, force, formats))
 
 
 def evaluate(recipe: Recipe, force: bool = False) -> "Evaluation | AudioUseScores":

@@ -4,6 +4,7 @@
     transformers/           model.safetensors, tokenizer, preprocessor and generation configs
     ctranslate2-int8/       for CPUs (faster-whisper, askd serve); of a CTC student onnx-int8/ and onnx-float32/
     ctranslate2-float16/    for GPUs; a CTC student runs there from transformers/
+    ...                     a folder for each optional format that the command names (bundles/formats.py)
     reference/              a few dev clips, and the model's transcripts of them
     licences/               licence texts of the teacher and of the data, if they have any
     README.md               the model card
@@ -23,7 +24,7 @@ from typing import Any
 from safetensors import safe_open
 
 from askd_ray.audio.units import DecodingWindow
-from askd_ray.bundles.formats import CTC_FORMATS, FORMATS
+from askd_ray.bundles.formats import Format, formats_to_write
 from askd_ray.bundles.verify import verify
 from askd_ray.bundles.window_sweep import chosen_window, sweep_clips, sweep_windows, window_grid
 from askd_ray.config.load import dump_recipe
@@ -35,8 +36,17 @@ from askd_ray.errors import AskdError
 from askd_ray.fetch.speech import speech_folder
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.location import Location
-from askd_ray.models.bundle import BUNDLE_FILE, CARD, REFERENCE, BundleInfo, hashes, info_of_student, open_engine
-from askd_ray.models.card import BundleDescription, BundleReader, BundleVocabulary, model_card
+from askd_ray.models.bundle import (
+    BUNDLE_FILE,
+    CARD,
+    REFERENCE,
+    BundleInfo,
+    check_hashes,
+    hashes,
+    info_of_student,
+    open_engine,
+)
+from askd_ray.models.card import BundleDescription, BundleReader, BundleVocabulary, model_card, reader_of
 from askd_ray.models.ctc import is_ctc_student
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import resolve
@@ -53,13 +63,16 @@ _N_REFERENCE = 3  # dev clips that are stored in the bundle
 _N_CLIPS = 6  # dev clips that each format transcribes before the bundle is published
 
 
-def export(recipe: Recipe, force: bool = False) -> Result:
+def export(recipe: Recipe, force: bool = False, formats: Sequence[str] = ()) -> Result:
     """Write the best student as a bundle, verify it on real dev clips, and publish it atomically.
 
-    Returns the bundle's folder, the student's size and the agreement of the formats.
+    ``formats`` names optional formats, which it gets beside those of every bundle (:mod:`askd_ray.bundles.formats`). A
+    finished bundle that lacks some of them keeps its files and scores, and gets these formats.
 
-    Raises :class:`AskdError` without a student or dev shards, for a student that the formats cannot run, and when the
-    formats disagree.
+    Returns the bundle's folder, its formats, the student's size and the agreement of the formats.
+
+    Raises :class:`AskdError` without a student or dev shards, for a student that the formats cannot run, for a format
+    that this student cannot have, and when the formats disagree.
     """
     if recipe.student.reader == "llm":
         raise AskdError("student.reader llm: no engine of a bundle runs an LLM, so this student cannot be exported")
@@ -70,51 +83,90 @@ def export(recipe: Recipe, force: bool = False) -> Result:
         )
     run = Run(recipe)
     key = stage_key(FORMAT, recipe.window.choose_on_dev, run.key("distill"))
-    done = run.finished("export", key) if run.has(f"{BUNDLE}/{BUNDLE_FILE}") else None
-    if done is None or force:
+    done = run.finished("export", key) if run.has(f"{BUNDLE}/{BUNDLE_FILE}") and not force else None
+    if done is None:
         if not run.has("distill/best/model.safetensors"):
             raise AskdError(f"no student in {run.place / 'distill/best'}: run `askd distill` first")
         shard_paths(run.shards, "dev")  # raises where there are none
+    complete = done is not None and set(formats) <= set(done.get("formats", ()))
 
     def work() -> Result:
+        if done is not None:
+            run.fetch(BUNDLE)
+            return _add_formats(run, formats)
         run.fetch("distill/best")
-        return _export(run)
+        return _export(run, formats)
 
     # Until the new bundle is verified, the one before stays valid.
-    stage = StageWork(run, "export", key, done, work, lambda _: str(run.place / BUNDLE), (BUNDLE,), forgets=False)
+    last = done if complete else None
+    stage = StageWork(run, "export", key, last, work, lambda _: str(run.place / BUNDLE), (BUNDLE,), forgets=False)
     return {**run_stage(stage, force), "bundle": str(run.bundle)}
 
 
-def _export(run: Run) -> Result:
+def _export(run: Run, names: Sequence[str]) -> Result:
+    reader: BundleReader = "ctc" if is_ctc_student(run.student) else "whisper"
+    formats = formats_to_write(reader, names)
     dev = read_dev(run.shards, run.labels, {}).clips
-    clips = [u for u in dev if not u.derived][:_N_CLIPS]
+    clips = _verified_clips(dev)
     with quiet_transformers(), atomic_path(run.bundle) as temporary:
-        with console.status("Converting the student"):
-            temporary.mkdir()
-            reader: BundleReader = "ctc" if is_ctc_student(run.student) else "whisper"
-            for form in CTC_FORMATS if reader == "ctc" else FORMATS:
-                form.write(run.student, temporary / form.name)
+        temporary.mkdir()
+        _convert(run.student, temporary, formats)
         window = DecodingWindow.of(run.recipe.window)
         info = info_of_student(temporary, run.recipe.name, reader, window)
         sweep = _sweep(info, dev, window) if run.recipe.window.choose_on_dev else None
         if sweep is not None:
             window = chosen_window(sweep)
             info = replace(info, window=window)
-        _write(temporary, run, clips, info, sweep)
-        with console.status(f"Verifying every format on {len(clips)} clips"):
-            verified = verify(temporary, clips)
+        _write(temporary, run, clips, info, sweep, formats)
+        verified = _verify(temporary, clips)
         run.forget("export")
-    result = {
-        "bundle": str(run.bundle),
-        "params_m": read_json(run.bundle / BUNDLE_FILE)["params_m"],
-        "size_mb": {f.name: _size_mb(f) for f in sorted(run.bundle.iterdir()) if f.is_dir()},
-        "window": asdict(window),
-        "window_sweep": sweep,
-        **verified,
-    }
+    return _result(run, verified)
+
+
+def _add_formats(run: Run, names: Sequence[str]) -> Result:
+    """Write further formats into the finished bundle; everything else stays as it is, its scores too."""
+    check_hashes(run.bundle)  # before new hashes are written
+    description: BundleDescription = read_json(run.bundle / BUNDLE_FILE)
+    there = {form.name for form in formats_to_write(reader_of(description), description.get("formats", ()))}
+    formats = formats_to_write(reader_of(description), {*there, *names})
+    clips = _verified_clips(read_dev(run.shards, run.labels, {}).clips)
+    with quiet_transformers(), atomic_path(run.bundle) as temporary:
+        shutil.copytree(run.bundle, temporary)
+        _convert(temporary / "transformers", temporary, [form for form in formats if form.name not in there])
+        _write_description(temporary, {**description, "formats": [form.name for form in formats]})
+        verified = _verify(temporary, clips)
+        run.forget("export")
+    return _result(run, verified)
+
+
+def _verified_clips(dev: Sequence[Utterance]) -> list[Utterance]:
+    return [u for u in dev if not u.derived][:_N_CLIPS]
+
+
+def _convert(source: Path, bundle: Path, formats: Sequence[Format]) -> None:
+    for form in formats:
+        with console.status(f"Converting the student: {form.name}"):
+            form.write(source, bundle / form.name)
+
+
+def _verify(bundle: Path, clips: Sequence[Utterance]) -> Result:
+    with console.status(f"Verifying every format on {len(clips)} clips"):
+        return verify(bundle, clips)
+
+
+def _result(run: Run, verified: Result) -> Result:
+    description: BundleDescription = read_json(run.bundle / BUNDLE_FILE)
     shares = ", ".join(f"{name} {share:.0%}" for name, share in verified["agreement"].items())
     console.print(f"exported: {run.place / BUNDLE}; same text from {shares} of {verified['clips']} clips")
-    return result
+    return {
+        "bundle": str(run.bundle),
+        "formats": description.get("formats", []),
+        "params_m": description["params_m"],
+        "size_mb": {f.name: _size_mb(f) for f in sorted(run.bundle.iterdir()) if f.is_dir()},
+        "window": description["window"],
+        "window_sweep": description.get("window_sweep"),
+        **verified,
+    }
 
 
 def _sweep(info: BundleInfo, dev: Sequence[Utterance], window: DecodingWindow) -> WindowSweep:
@@ -126,12 +178,24 @@ def _sweep(info: BundleInfo, dev: Sequence[Utterance], window: DecodingWindow) -
     return sweep
 
 
-def _write(folder: Path, run: Run, clips: Sequence[Utterance], info: BundleInfo, sweep: WindowSweep | None) -> None:
+def _write(
+    folder: Path,
+    run: Run,
+    clips: Sequence[Utterance],
+    info: BundleInfo,
+    sweep: WindowSweep | None,
+    formats: Sequence[Format],
+) -> None:
     """Write all other files of the bundle into ``folder``, which has the formats."""
     _write_reference(folder, clips, info)
     _copy_licences(folder / "licences", run)
     (folder / "recipe.yaml").write_text(dump_recipe(run.recipe), encoding="utf-8")
     description = _describe(folder, run, info, sweep)
+    _write_description(folder, {**description, "formats": [form.name for form in formats]})
+
+
+def _write_description(folder: Path, description: BundleDescription) -> None:
+    """Write the model card and bundle.json of a bundle whose other files are there."""
     (folder / CARD).write_text(model_card(description), encoding="utf-8")
     write_json(folder / BUNDLE_FILE, {**description, "sha256": hashes(folder)})
 

@@ -1,10 +1,11 @@
 """The formats of a bundle: how each is written from the student's transformers folder, and how it transcribes.
 
-To add one, extend :data:`FORMATS`, or :data:`CTC_FORMATS` for CTC students; models/card.py says how it is used.
+To add one, extend :data:`FORMATS`; models/card.py says how it is used.
 """
 
+import importlib.util
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from askd_ray.audio.logmel import log_mel_padded
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
-from askd_ray.errors import AskdError
+from askd_ray.errors import AskdError, did_you_mean
+from askd_ray.models.card import BundleReader
 from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.ctc_onnx import write_onnx
 from askd_ray.models.engine import Engine
 from askd_ray.models.load import convert_to_ctranslate2
+from askd_ray.models.stock import StockWhisper
 from askd_ray.text.tokens import MAX_TOKENS, Tokens
 
 Transcribe = Callable[[Path, Sequence[Utterance], DecodingWindow | None], list[str]]
@@ -27,22 +30,59 @@ Transcribe = Callable[[Path, Sequence[Utterance], DecodingWindow | None], list[s
 
 
 @dataclass(frozen=True)
-class Format:
-    """A format: its folder is called ``name``. ``label`` is its short name in results."""
+class Reading:
+    """A way to transcribe with a format's folder; ``label`` is its short name in results."""
 
-    name: str
     label: str
-    write: Callable[[Path, Path], object]
-    """Writes the folder (second) from the student's transformers folder (first)."""
     transcribe: Transcribe
-    trims: bool
-    """Whether it decodes trimmed windows."""
     compared_with: str | None
-    """The label of the format whose texts it is compared with; None for the one that others are compared with."""
+    """The label of the reading whose texts it is compared with; None for the one that others are compared with."""
+    trims: bool = True
+    """Whether it decodes trimmed windows."""
+    pads: bool = True
+    """Whether it decodes windows of 30 s, as faster-whisper pads them."""
     same_weights: bool = False
     """Whether both have the same weights: then more than a fifth of the words being different is an error."""
-    pads: bool = True
-    """Whether it decodes windows of 30 s."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: its folder is called ``name``."""
+
+    name: str
+    write: Callable[[Path, Path], object]
+    """Writes the folder (second) from the student's transformers folder (first)."""
+    readings: tuple[Reading, ...]
+    """The ways in which the folder is read; each is verified."""
+    optional: bool = False
+    """Whether a bundle has it only on request: ``askd export --formats NAME``."""
+    requires: str | None = None
+    """The module, of the extra ``exports``, that the readings need."""
+
+
+def formats_to_write(reader: BundleReader, names: Iterable[str] = ()) -> tuple[Format, ...]:
+    """Return the formats of every bundle of a reader, and the optional ones of these names.
+
+    Raises :class:`AskdError` for a name that the reader has no format of, and when a package that an optional format
+    needs is not installed.
+    """
+    table = FORMATS[reader]
+    chosen = set(names)
+    allowed = [form.name for form in table]
+    for name in sorted(chosen - set(allowed)):
+        of_others = any(form.name == name for forms in FORMATS.values() for form in forms)
+        student = "a CTC student" if reader == "ctc" else "a student with a decoder"
+        problem = f"{student} has no such format" if of_others else "there is no such format"
+        hint = did_you_mean(name, allowed)
+        raise AskdError(f"format {name}: {problem}; allowed are {', '.join(allowed)}{hint}")
+    formats = tuple(form for form in table if not form.optional or form.name in chosen)
+    for form in formats:
+        if form.requires is not None and importlib.util.find_spec(form.requires) is None:
+            raise AskdError(
+                f"format {form.name}: {form.requires}, which verifies it, is not installed: "
+                "pip install 'askd-ray[exports]'"
+            )
+    return formats
 
 
 def _transcribe_with_engine(
@@ -50,6 +90,14 @@ def _transcribe_with_engine(
 ) -> list[str]:
     engine = Engine(folder, compute_type=compute_type, window=window)
     return [engine.transcribe([waveform_of(clip)], clip.language)[0].text for clip in clips]
+
+
+def _transcribe_with_faster_whisper(
+    folder: Path, clips: Sequence[Utterance], window: DecodingWindow | None
+) -> list[str]:
+    assert window is None, "faster-whisper pads to 30 s"
+    stock = StockWhisper(folder, timestamps=False)
+    return [stock.transcribe(clip.audio, clip.language) for clip in clips]
 
 
 @torch.no_grad()
@@ -73,70 +121,57 @@ def _transcribe_with_transformers(folder: Path, clips: Sequence[Utterance], wind
     return texts
 
 
-# A CPU has no float16 arithmetic: it computes float16 weights in float32.
-FORMATS = (
-    Format(
-        "transformers",
-        "transformers",
-        shutil.copytree,
-        _transcribe_with_transformers,
-        trims=False,
-        compared_with="float16",
-        same_weights=True,
-    ),
-    Format(
-        "ctranslate2-int8",
-        "int8",
-        lambda source, folder: convert_to_ctranslate2(source, folder, "int8"),
-        lambda folder, clips, window: _transcribe_with_engine("int8", folder, clips, window),
-        trims=True,
-        compared_with="float16",
-    ),
-    Format(
-        "ctranslate2-float16",
-        "float16",
-        lambda source, folder: convert_to_ctranslate2(source, folder, "float16"),
-        lambda folder, clips, window: _transcribe_with_engine("float32", folder, clips, window),
-        trims=True,
-        compared_with=None,
-    ),
-)
-"""In the order in which they are written."""
-
-
 def _transcribe_ctc(folder: Path, clips: Sequence[Utterance], window: DecodingWindow | None) -> list[str]:
     engine = CtcEngine(folder, window=window)
     return [engine.transcribe([waveform_of(clip)], clip.language)[0].text for clip in clips]
 
 
-CTC_FORMATS = (
+# A CPU has no float16 arithmetic: it computes float16 weights in float32.
+_WHISPER_FORMATS = (
     Format(
         "transformers",
-        "torch",
         shutil.copytree,
-        _transcribe_ctc,
-        trims=True,
-        compared_with="float32",
-        same_weights=True,
-        pads=False,
+        (Reading("transformers", _transcribe_with_transformers, "float16", trims=False, same_weights=True),),
+    ),
+    Format(
+        "ctranslate2-int8",
+        lambda source, folder: convert_to_ctranslate2(source, folder, "int8"),
+        (
+            Reading(
+                "int8", lambda folder, clips, window: _transcribe_with_engine("int8", folder, clips, window), "float16"
+            ),
+            Reading("faster-whisper", _transcribe_with_faster_whisper, "int8", trims=False, same_weights=True),
+        ),
+    ),
+    Format(
+        "ctranslate2-float16",
+        lambda source, folder: convert_to_ctranslate2(source, folder, "float16"),
+        (
+            Reading(
+                "float16", lambda folder, clips, window: _transcribe_with_engine("float32", folder, clips, window), None
+            ),
+        ),
+    ),
+)
+
+# CTC students decode trimmed windows only, as they were trained.
+_CTC_FORMATS = (
+    Format(
+        "transformers",
+        shutil.copytree,
+        (Reading("torch", _transcribe_ctc, "float32", pads=False, same_weights=True),),
     ),
     Format(
         "onnx-int8",
-        "int8",
         lambda source, folder: write_onnx(source, folder, "int8"),
-        _transcribe_ctc,
-        trims=True,
-        compared_with="float32",
-        pads=False,
+        (Reading("int8", _transcribe_ctc, "float32", pads=False),),
     ),
     Format(
         "onnx-float32",
-        "float32",
         lambda source, folder: write_onnx(source, folder, "float32"),
-        _transcribe_ctc,
-        trims=True,
-        compared_with=None,
-        pads=False,
+        (Reading("float32", _transcribe_ctc, None, pads=False),),
     ),
 )
-"""Those of CTC students. All decode trimmed windows, as the students were trained."""
+
+FORMATS: dict[BundleReader, tuple[Format, ...]] = {"whisper": _WHISPER_FORMATS, "ctc": _CTC_FORMATS}
+"""By the bundle's reader, in the order in which they are written."""

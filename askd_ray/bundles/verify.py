@@ -4,49 +4,43 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from askd_ray.bundles.formats import CTC_FORMATS, FORMATS, Format
+from askd_ray.bundles.formats import formats_to_write
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.models.bundle import BUNDLE_FILE, check_hashes
 from askd_ray.models.card import reader_of, window_of
-from askd_ray.models.stock import StockWhisper
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 
 _MAX_WER = 0.2  # between formats with the same weights: rounding may change a token, and then the text after it
 
 
-def verify(bundle: Path, clips: Sequence[Utterance], formats: Sequence[Format] | None = None) -> dict[str, Any]:
+def verify(bundle: Path, clips: Sequence[Utterance]) -> dict[str, Any]:
     """Check the files of a bundle, load every format and compare the transcripts of real clips.
 
-    ``formats`` None means those of the bundle's reader. Only comparable pairs are compared, in equal windows: each
-    format and the one that it names, in 30 s windows and in trimmed ones where both take them; and faster-whisper and
-    our engine on the int8 folder of a student with a decoder. ``agreement`` is the share of clips with the same
-    normalised text, by pair; int8 weights may change words.
+    Only comparable pairs are compared, in equal windows: each reading of a format and the one that it names, in 30 s
+    windows and in trimmed ones where both take them. ``agreement`` is the share of clips with the same normalised text,
+    by pair; int8 weights may change words.
 
     Raises :class:`AskdError` for a missing or changed file, for a format that does not load, and when two with the same
     weights differ in more than a fifth of the words.
     """
     n_files = check_hashes(bundle)
     description = read_json(bundle / BUNDLE_FILE)
-    window, reader = window_of(description), reader_of(description)
-    if formats is None:
-        formats = CTC_FORMATS if reader == "ctc" else FORMATS
-    padded = {f.label: f.transcribe(bundle / f.name, clips, None) for f in formats if f.pads}
-    trimmed = {f.label: f.transcribe(bundle / f.name, clips, window) for f in formats if f.trims}
+    window = window_of(description)
+    formats = formats_to_write(reader_of(description), description.get("formats", ()))
+    readings = [(bundle / form.name, reading) for form in formats for reading in form.readings]
+    padded = {r.label: r.transcribe(folder, clips, None) for folder, r in readings if r.pads}
+    trimmed = {r.label: r.transcribe(folder, clips, window) for folder, r in readings if r.trims}
     agreement: dict[str, float] = {}
-    for form in formats:
-        if form.compared_with is not None:
-            pair = (form.label, form.compared_with)
-            if form.pads:
-                agreement |= _compare(pair, padded, clips, form.same_weights)
-            if form.trims:
-                agreement |= _compare(pair, trimmed, clips, form.same_weights, ", trimmed")
-    if reader == "whisper":
-        stock = StockWhisper(bundle / "ctranslate2-int8", timestamps=False)
-        padded["faster-whisper"] = [stock.transcribe(clip.audio, clip.language) for clip in clips]
-        agreement |= _compare(("faster-whisper", "int8"), padded, clips, same_weights=True)
+    for _, reading in readings:
+        if reading.compared_with is not None:
+            pair = (reading.label, reading.compared_with)
+            if reading.pads:
+                agreement |= _compare(pair, padded, clips, reading.same_weights)
+            if reading.trims:
+                agreement |= _compare(pair, trimmed, clips, reading.same_weights, ", trimmed")
     return {"files": n_files, "clips": len(clips), "agreement": agreement}
 
 

@@ -43,12 +43,14 @@ class BundleVocabulary(TypedDict):
 class BundleDescription(TypedDict):
     """The content of bundle.json. ``objective`` is the recipe's; ``sha256`` is that of every other file, by path.
 
+    ``formats`` are the folders of the student; older bundles, without it, have those of every bundle.
     ``window_sweep`` has the windows among which ``window`` was chosen; None: the recipe's was taken. Bundles without
     ``reader`` have Whisper's. ``vocabulary`` None: the student has all tokens of its teacher.
     """
 
     format: int
     reader: NotRequired[BundleReader]
+    formats: NotRequired[list[str]]
     name: str
     teacher: str
     window: dict[str, float]

@@ -1,6 +1,5 @@
 import io
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import read_utterances, waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.files import read_json
+from askd_ray.files import read_json, write_json
 from askd_ray.models.bundle import REFERENCE, check_hashes, check_reference, open_engine, read_bundle
 from askd_ray.models.load import convert_to_ctranslate2, save_whisper
 from askd_ray.models.vocabulary import prune, pruned_tokens, suppressed_tokens
@@ -190,15 +189,43 @@ def _spoilt(source: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.full
-def test_additional_format_is_verified(run: Run, monkeypatch: pytest.MonkeyPatch):
-    """The one of docs/extending.md."""
-    further = example("float32")
-    monkeypatch.setattr("askd_ray.bundles.bundle.FORMATS", (*FORMATS, further))
-    monkeypatch.setattr("askd_ray.bundles.bundle.verify", partial(verify, formats=(*FORMATS, further)))
-    result = export(run.recipe, force=True)
+def test_format_is_added_to_a_finished_bundle(
+    exported: dict[str, Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The format of docs/extending.md: scores, window and all other files of the bundle stay."""
+    monkeypatch.setitem(FORMATS, "whisper", (*FORMATS["whisper"], example("float32")))
+    shutil.copytree(run.path, tmp_path / run.recipe.name)
+    copy = Run(run.recipe.model_copy(update={"runs_root": str(tmp_path)}))
+    before = read_json(copy.bundle / "bundle.json")
+    write_json(copy.bundle / "bundle.json", {**before, "epochs": 7.5})  # what no export would write
+    result = export(copy.recipe, formats=["ctranslate2-float32"])
     assert result["agreement"]["float32 and float16"] == result["agreement"]["float32 and float16, trimmed"] == 1.0
     assert result["size_mb"]["ctranslate2-float32"] > 1.9 * result["size_mb"]["ctranslate2-float16"]
+    after = read_json(copy.bundle / "bundle.json")
+    assert after["formats"] == result["formats"] == [*before["formats"], "ctranslate2-float32"]
+    assert after["epochs"] == 7.5 and after["window_sweep"] == before["window_sweep"]
+    kept = {name: digest for name, digest in before["sha256"].items() if name != "README.md"}
+    assert kept.items() <= after["sha256"].items() and "ctranslate2-float32/model.bin" in after["sha256"]
+    assert export(copy.recipe) == export(copy.recipe, formats=["ctranslate2-float32"]) == result  # finished
+
+
+def test_format_is_not_added_to_a_damaged_bundle(exported: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(FORMATS, "whisper", (*FORMATS["whisper"], example("float32")))
+    path = run.bundle / "ctranslate2-int8" / "model.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0")
+    try:
+        with pytest.raises(AskdError, match=r"ctranslate2-int8/model\.bin is corrupt"):
+            export(run.recipe, formats=["ctranslate2-float32"])
+    finally:
+        path.write_bytes(whole)
+
+
+def test_unknown_format_is_refused(exported: dict[str, Any], run: Run):
+    with pytest.raises(
+        AskdError, match=r"format ctranslate2-int4: there is no such format; allowed are transformers, "
+    ):
+        export(run.recipe, formats=["ctranslate2-int4"])
 
 
 def test_missing_student_is_refused(tmp_path: Path, speech: Path):

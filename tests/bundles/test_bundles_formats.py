@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.bundles.bundle import export
-from askd_ray.bundles.formats import CTC_FORMATS
+from askd_ray.bundles.formats import FORMATS
 from askd_ray.bundles.verify import verify
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError
@@ -27,7 +27,7 @@ def test_formats_agree(ctc_run: Run):
     assert set(result["agreement"]) == {"torch and float32, trimmed", "int8 and float32, trimmed"}
     assert result["agreement"]["torch and float32, trimmed"] == 1.0
     assert result["agreement"]["int8 and float32, trimmed"] >= 0.5
-    assert set(result["size_mb"]) >= {form.name for form in CTC_FORMATS}
+    assert set(result["size_mb"]) >= {form.name for form in FORMATS["ctc"]}
     assert result["size_mb"]["onnx-int8"] < 0.5 * result["size_mb"]["onnx-float32"]
     assert result["params_m"] == pytest.approx(8.2 + 0.26, abs=0.05)  # encoder of tiny.en, and head
 

@@ -21,8 +21,10 @@ from askd_ray.models.card import BundleReader
 from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.ctc_onnx import write_onnx
 from askd_ray.models.engine import Engine
+from askd_ray.models.ggml import GGML_FILES, GgmlType, write_ggml
 from askd_ray.models.load import convert_to_ctranslate2
 from askd_ray.models.stock import StockWhisper
+from askd_ray.models.whisper_cpp import WhisperCpp
 from askd_ray.text.tokens import MAX_TOKENS, Tokens
 
 Transcribe = Callable[[Path, Sequence[Utterance], DecodingWindow | None], list[str]]
@@ -77,12 +79,17 @@ def formats_to_write(reader: BundleReader, names: Iterable[str] = ()) -> tuple[F
         raise AskdError(f"format {name}: {problem}; allowed are {', '.join(allowed)}{hint}")
     formats = tuple(form for form in table if not form.optional or form.name in chosen)
     for form in formats:
-        if form.requires is not None and importlib.util.find_spec(form.requires) is None:
+        if not is_available(form):
             raise AskdError(
                 f"format {form.name}: {form.requires}, which verifies it, is not installed: "
                 "pip install 'askd-ray[exports]'"
             )
     return formats
+
+
+def is_available(form: Format) -> bool:
+    """Whether the package that a format needs is installed."""
+    return form.requires is None or importlib.util.find_spec(form.requires) is not None
 
 
 def _transcribe_with_engine(
@@ -126,6 +133,13 @@ def _transcribe_ctc(folder: Path, clips: Sequence[Utterance], window: DecodingWi
     return [engine.transcribe([waveform_of(clip)], clip.language)[0].text for clip in clips]
 
 
+def _transcribe_with_whisper_cpp(
+    kind: GgmlType, folder: Path, clips: Sequence[Utterance], window: DecodingWindow | None
+) -> list[str]:
+    engine = WhisperCpp(folder / GGML_FILES[kind], window=window)
+    return [engine.transcribe(waveform_of(clip), clip.language) for clip in clips]
+
+
 # A CPU has no float16 arithmetic: it computes float16 weights in float32.
 _WHISPER_FORMATS = (
     Format(
@@ -151,6 +165,27 @@ _WHISPER_FORMATS = (
                 "float16", lambda folder, clips, window: _transcribe_with_engine("float32", folder, clips, window), None
             ),
         ),
+    ),
+    Format(
+        "ggml",
+        lambda source, folder: write_ggml(str(source), folder),
+        (
+            Reading(
+                "whisper.cpp f16",
+                lambda folder, clips, window: _transcribe_with_whisper_cpp("f16", folder, clips, window),
+                "float16",
+                pads=False,
+                same_weights=True,
+            ),
+            Reading(
+                "whisper.cpp q8_0",
+                lambda folder, clips, window: _transcribe_with_whisper_cpp("q8_0", folder, clips, window),
+                "float16",
+                pads=False,
+            ),
+        ),
+        optional=True,
+        requires="pywhispercpp",
     ),
 )
 

@@ -16,6 +16,9 @@ from askd_ray.results.windows import WindowSweep
 _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai/whisper-base"}
 
 
+_TAGS = {"ggml": "whisper.cpp"}
+"""The tags of model hubs for optional formats, by the format."""
+
 BundleReader = Literal["whisper", "ctc"]
 """How a student reads speech: with Whisper's encoder and decoder, or with its encoder and a CTC head."""
 
@@ -88,7 +91,7 @@ def model_card(description: BundleDescription) -> str:
         "license_name": "teacher-and-data",
         "library_name": "onnx" if ctc else "transformers",
         "pipeline_tag": "automatic-speech-recognition",
-        "tags": ["whisper", "distillation", "askd", *(["ctc", "onnx"] if ctc else ["ctranslate2"])],
+        "tags": ["whisper", "distillation", "askd", *_format_tags(description)],
     }
     if base.count("/") == 1 and not base.startswith((".", "/", "~")):
         front["base_model"] = base
@@ -98,9 +101,16 @@ def model_card(description: BundleDescription) -> str:
         _scores(description["scores"]),
         _training(description),
         _ctc_usage(description) if ctc else _usage(description),
+        *_optional_usage(description),
         _licence(description, base),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _format_tags(description: BundleDescription) -> list[str]:
+    if reader_of(description) == "ctc":
+        return ["ctc", "onnx"]
+    return ["ctranslate2", *(tag for name, tag in _TAGS.items() if name in description.get("formats", []))]
 
 
 def _introduction(description: BundleDescription, base: str) -> str:
@@ -227,6 +237,24 @@ model = WhisperModel("BUNDLE/ctranslate2-int8", device="cpu", compute_type="int8
 segments, _ = model.transcribe("clip.wav", language="{language}", beam_size=1)
 print("".join(segment.text for segment in segments))
 ```"""
+
+
+def _optional_usage(description: BundleDescription) -> list[str]:
+    """Return how people use the optional formats that a bundle has."""
+    return [_ggml_usage(description)] if "ggml" in description.get("formats", []) else []
+
+
+def _ggml_usage(description: BundleDescription) -> str:
+    window = window_of(description)
+    return f"""whisper.cpp (`ggml-model.bin` has float16 weights, `ggml-model-q8_0.bin` weights of 8 bits):
+
+```
+whisper-cli -m BUNDLE/ggml/ggml-model-q8_0.bin -l {description["languages"][0]} -nt -nfa -ac 125 clip.wav
+```
+
+`-ac` is the window in positions of 20 ms: 50 for each second of the clip and of {window.silence_s:g} s of silence, at
+least {round(50 * window.min_s)}, at most 1500; 125 is for a clip of {2.5 - window.silence_s:g} s. `-nfa` turns flash
+attention off, which changes the text of windows below 30 s (whisper.cpp 1.8)."""
 
 
 def _ctc_usage(description: BundleDescription) -> str:

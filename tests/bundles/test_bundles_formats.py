@@ -1,5 +1,6 @@
 """A CTC student as a bundle: its formats agree, and the bundle describes itself."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.bundles.bundle import export
-from askd_ray.bundles.formats import FORMATS
+from askd_ray.bundles.formats import FORMATS, formats_to_write
 from askd_ray.bundles.verify import verify
 from askd_ray.data.shards import read_utterances
 from askd_ray.errors import AskdError
@@ -47,6 +48,22 @@ def test_reference_clips(ctc_run: Run):
     for compute_type in ("int8", "float32"):
         engine = open_engine(read_bundle(ctc_run.bundle, compute_type=compute_type), threads=1)
         assert isinstance(engine, CtcEngine) and check_reference(engine, ctc_run.bundle) == 3
+
+
+def test_format_of_students_with_a_decoder_is_refused(ctc_run: Run):
+    before = read_json(ctc_run.bundle / BUNDLE_FILE)
+    with pytest.raises(
+        AskdError, match="format ggml: a CTC student has no such format; allowed are transformers, onnx"
+    ):
+        export(ctc_run.recipe, formats=["ggml"])
+    assert read_json(ctc_run.bundle / BUNDLE_FILE) == before
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "ggml" not in {form.name for form in formats_to_write("whisper")}
+    with pytest.raises(AskdError, match=r"format ggml: pywhispercpp, .*: pip install 'askd-ray\[exports\]'"):
+        formats_to_write("whisper", ["ggml"])
 
 
 def test_wrong_weights_are_found(ctc_run: Run, tmp_path: Path):

@@ -27,3 +27,11 @@ def test_the_card_of_a_ctc_student_says_how_to_use_it_and_what_it_cannot_do():
     assert all(word in card for word in ("translate", "prompt", "temperature", "timestamp tokens", "trained for en"))
     whisper = model_card(description_of(Objective()))
     assert "faster_whisper" in whisper and "CTC" not in whisper
+
+
+def test_the_card_says_how_to_use_the_formats_that_there_are():
+    described = description_of(Objective())
+    plain, with_ggml = model_card(described), model_card({**described, "formats": ["transformers", "ggml"]})
+    assert "whisper-cli" not in plain and "whisper.cpp" not in yaml.safe_load(plain.split("---")[1])["tags"]
+    assert "whisper-cli -m BUNDLE/ggml/" in with_ggml and "0.3 s of silence" in with_ggml
+    assert "whisper.cpp" in yaml.safe_load(with_ggml.split("---")[1])["tags"]

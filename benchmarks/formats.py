@@ -1,0 +1,149 @@
+"""Compares the formats of a student by their WER, each in its own engine: did a conversion change what it writes?
+
+    python benchmarks/formats.py --student FOLDER [--formats ggml,onnx] [--data FOLDER] [--split dev] [--clips 100]
+        [--quick] [--json]
+
+--student is a bundle, or a student's transformers folder (`distill/best` of a run), which is decoded in the window of
+the default recipe. Formats that are not there are written into a temporary folder. --formats names the optional
+formats; default: all of which the package is installed. --data has *-SPLIT*.parquet; without it the clips are IVR
+prompts. --quick takes 10 clips and ends within 50 s on two cores.
+
+Each reading of a format decodes trimmed windows, if it can, or 30 s, and is compared with the reference (float16
+weights in float32; of a CTC student float32) in the same windows: WER in percent, the difference in points with its
+paired bootstrap over clips, and the clips whose words differ. ``formats_ok``: no difference is above 0.5 points.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from speech_rows import clips as read_clips
+
+from askd_ray.audio.units import DecodingWindow
+from askd_ray.bundles.formats import FORMATS, Format, formats_to_write, is_available
+from askd_ray.config.schema import Window
+from askd_ray.data.schema import Utterance
+from askd_ray.errors import AskdError
+from askd_ray.evaluation.significance import compare as bootstrap
+from askd_ray.evaluation.significance import draw
+from askd_ray.files import read_json
+from askd_ray.models.bundle import BUNDLE_FILE
+from askd_ray.models.card import BundleReader, reader_of, window_of
+from askd_ray.models.ctc import is_ctc_student
+from askd_ray.models.load import quiet_transformers
+from askd_ray.progress import console
+from askd_ray.text.error_rate import count_each
+from askd_ray.text.normalize import normalizer
+
+MAX_DIFFERENCE = 0.5  # points
+QUICK_CLIPS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", type=Path, required=True)
+    parser.add_argument("--formats")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--split", default="dev")
+    parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    reader, window = described(options.student)
+    available = [form.name for form in FORMATS[reader] if is_available(form)]
+    formats = formats_to_write(reader, available if options.formats is None else options.formats.split(","))
+    clips = read_clips(options.data, QUICK_CLIPS if options.quick else options.clips, options.split)
+    with TemporaryDirectory() as folder, quiet_transformers():
+        results = compare(formats, written(formats, options.student, Path(folder)), clips, window)
+    console.print(table(results, len(clips)))
+    if options.json:
+        ok = all(abs(one["difference"]) <= MAX_DIFFERENCE for one in results.values())
+        print(json.dumps({"formats_ok": ok, "clips": len(clips), "formats": results}))
+
+
+def described(student: Path) -> tuple[BundleReader, DecodingWindow]:
+    """Return the reader and the window of a bundle or of a student's folder."""
+    if (student / BUNDLE_FILE).is_file():
+        description = read_json(student / BUNDLE_FILE)
+        return reader_of(description), window_of(description)
+    if not (student / "model.safetensors").is_file():
+        raise AskdError(f"--student {student}: neither a bundle nor the transformers folder of a student")
+    return "ctc" if is_ctc_student(student) else "whisper", DecodingWindow.of(Window())
+
+
+def written(formats: Iterable[Format], student: Path, scratch: Path) -> dict[str, Path]:
+    """Return the folder of each format: that of the bundle, or a new one."""
+    bundle = (student / BUNDLE_FILE).is_file()
+    folders = dict[str, Path]()
+    for form in formats:
+        folders[form.name] = student / form.name if bundle else scratch / form.name
+        if not folders[form.name].is_dir():
+            folders[form.name] = scratch / form.name
+            form.write(student / "transformers" if bundle else student, folders[form.name])
+    return folders
+
+
+def compare(
+    formats: Sequence[Format], folders: dict[str, Path], clips: Sequence[Utterance], window: DecodingWindow
+) -> dict[str, dict[str, Any]]:
+    """Return the scores of every reading, by its label and its windows."""
+    readings = [(folders[form.name], reading) for form in formats for reading in form.readings]
+    normalizers = [normalizer(clip.language) for clip in clips]
+    references = [normalize(clip.text) for normalize, clip in zip(normalizers, clips, strict=True)]
+    results = dict[str, dict[str, Any]]()
+    for suffix, windows in ((", 30 s", None), ("", window)):
+        texts = dict[str, list[str]]()
+        for folder, reading in readings:
+            is_base = reading.compared_with is None
+            if reading.trims if windows is not None else reading.pads and (is_base or not reading.trims):
+                console.print(f"decode with {reading.label}{suffix}")
+                found = reading.transcribe(folder, clips, windows)
+                texts[reading.label] = [normalize(text) for normalize, text in zip(normalizers, found, strict=True)]
+        base = [texts[r.label] for _, r in readings if r.compared_with is None and r.label in texts]
+        for label, hypotheses in texts.items():
+            results[label + suffix] = scores(references, hypotheses, base[0])
+    sizes = {r.label: size_mb(folder) for folder, r in readings}
+    return {name: {**one, "folder_mb": sizes[name.removesuffix(", 30 s")]} for name, one in results.items()}
+
+
+def scores(references: Sequence[str], hypotheses: Sequence[str], base: Sequence[str]) -> dict[str, Any]:
+    """Return the WER of hypotheses, and its difference to that of ``base``, with the interval of the difference."""
+    counts = [count_each(references, of) for of in (hypotheses, base)]
+    words = np.array([count.n_reference for count in counts[0]])
+    errors = np.array([[count.errors for count in of] for of in counts]).T
+    compared = bootstrap(draw(errors, words, 0).rates, ("format", "base"), "base")
+    difference = compared["against_baseline"]["format"]
+    return {
+        "wer": percent(compared["models"]["format"]["wer"]),
+        "difference": percent(difference["value"]),
+        "difference_ci95": [percent(difference["low"]), percent(difference["high"])],
+        "clips_that_differ": sum(first != second for first, second in zip(hypotheses, base, strict=True)),
+    }
+
+
+def percent(share: float) -> float:
+    return round(100 * share, 3)
+
+
+def size_mb(folder: Path) -> float:
+    return round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6, 1)
+
+
+def table(results: dict[str, dict[str, Any]], n_clips: int) -> Table:
+    shown = Table(title=f"{n_clips} clips")
+    for name in ("format", "WER, %", "difference, points", "95 %", "clips that differ", "folder, MB"):
+        shown.add_column(name)
+    for name, one in results.items():
+        low, high = one["difference_ci95"]
+        row = (one["wer"], one["difference"], f"{low} to {high}", one["clips_that_differ"], one["folder_mb"])
+        shown.add_row(name, *map(str, row))
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -22,9 +22,12 @@ from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.ctc_onnx import write_onnx
 from askd_ray.models.engine import Engine
 from askd_ray.models.ggml import GGML_FILES, GgmlType, write_ggml
+from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import convert_to_ctranslate2
+from askd_ray.models.onnx_whisper import OnnxWhisper
 from askd_ray.models.stock import StockWhisper
 from askd_ray.models.whisper_cpp import WhisperCpp
+from askd_ray.models.whisper_onnx import write_whisper_onnx
 from askd_ray.text.tokens import MAX_TOKENS, Tokens
 
 Transcribe = Callable[[Path, Sequence[Utterance], DecodingWindow | None], list[str]]
@@ -140,6 +143,13 @@ def _transcribe_with_whisper_cpp(
     return [engine.transcribe(waveform_of(clip), clip.language) for clip in clips]
 
 
+def _transcribe_with_onnx(
+    quantization: Quantization, folder: Path, clips: Sequence[Utterance], window: DecodingWindow | None
+) -> list[str]:
+    engine = OnnxWhisper(folder, quantization, window=window)
+    return [engine.transcribe(waveform_of(clip), clip.language) for clip in clips]
+
+
 # A CPU has no float16 arithmetic: it computes float16 weights in float32.
 _WHISPER_FORMATS = (
     Format(
@@ -186,6 +196,24 @@ _WHISPER_FORMATS = (
         ),
         optional=True,
         requires="pywhispercpp",
+    ),
+    Format(
+        "onnx",
+        write_whisper_onnx,
+        (
+            Reading(
+                "onnx float32",
+                lambda folder, clips, window: _transcribe_with_onnx("float32", folder, clips, window),
+                "float16",
+                same_weights=True,
+            ),
+            Reading(
+                "onnx int8",
+                lambda folder, clips, window: _transcribe_with_onnx("int8", folder, clips, window),
+                "float16",
+            ),
+        ),
+        optional=True,
     ),
 )
 

@@ -16,7 +16,7 @@ from askd_ray.results.windows import WindowSweep
 _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai/whisper-base"}
 
 
-_TAGS = {"ggml": "whisper.cpp"}
+_TAGS = {"ggml": "whisper.cpp", "onnx": "transformers.js"}
 """The tags of model hubs for optional formats, by the format."""
 
 BundleReader = Literal["whisper", "ctc"]
@@ -241,7 +241,8 @@ print("".join(segment.text for segment in segments))
 
 def _optional_usage(description: BundleDescription) -> list[str]:
     """Return how people use the optional formats that a bundle has."""
-    return [_ggml_usage(description)] if "ggml" in description.get("formats", []) else []
+    usages = {"ggml": _ggml_usage, "onnx": _onnx_usage}
+    return [usage(description) for name, usage in usages.items() if name in description.get("formats", [])]
 
 
 def _ggml_usage(description: BundleDescription) -> str:
@@ -255,6 +256,22 @@ whisper-cli -m BUNDLE/ggml/ggml-model-q8_0.bin -l {description["languages"][0]} 
 `-ac` is the window in positions of 20 ms: 50 for each second of the clip and of {window.silence_s:g} s of silence, at
 least {round(50 * window.min_s)}, at most 1500; 125 is for a clip of {2.5 - window.silence_s:g} s. `-nfa` turns flash
 attention off, which changes the text of windows below 30 s (whisper.cpp 1.8)."""
+
+
+def _onnx_usage(description: BundleDescription) -> str:
+    window = window_of(description)
+    return f"""ONNX, in the layout of model hubs; transformers.js (`dtype: "fp32"` without rounding):
+
+```js
+import {{ env, pipeline }} from "@huggingface/transformers";
+
+env.localModelPath = "BUNDLE";
+const transcribe = await pipeline("automatic-speech-recognition", "onnx", {{ dtype: "q8" }});
+console.log((await transcribe(samples)).text); // a Float32Array, mono, 16 kHz
+```
+
+The pipeline pads to 30 s. The encoder takes any even number of frames, so `generate` can get the first ones only: 100
+for each second of the clip and of {window.silence_s:g} s of silence, at least {round(100 * window.min_s)}."""
 
 
 def _ctc_usage(description: BundleDescription) -> str:

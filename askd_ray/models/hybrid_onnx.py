@@ -11,6 +11,7 @@ tokenizer.json   Whisper's
 
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -32,7 +33,7 @@ Quantization = Literal["float32", "int8"]
 ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"
 _MIN_MARGINS: dict[Quantization, float] = {"float32": 0.001, "int8": 0.15}
 """Differences of two logits that rounding can turn round: it changes them by at most 0.11 in int8 (tiny.en)."""
-_OPSET = 17  # the first with LayerNormalization
+OPSET = 17  # the first with LayerNormalization
 
 
 def write_hybrid_onnx(reference: str, target: Path, quantization: Quantization) -> None:
@@ -61,12 +62,12 @@ def write_hybrid_onnx(reference: str, target: Path, quantization: Quantization) 
             states = encoder(log_mel)[: len(cross)]
         outputs = [*cross, *(["log_probs"] if head is not None else [])]
         axes = {"log_mel": {2: "frames"}, "log_probs": {1: "positions"}} | {name: {2: "positions"} for name in cross}
-        _export(encoder, (log_mel,), temporary / ENCODER_FILE, (["log_mel"], outputs), axes)
+        export_graph(encoder, (log_mel,), temporary / ENCODER_FILE, (["log_mel"], outputs), axes)
         past = torch.zeros(2 * len(layers), decoder.n_heads, 3, config.d_model // decoder.n_heads)
         example = (torch.zeros(1, 5, dtype=torch.long), torch.tensor(2), past, *states)
         axes |= {"ids": {1: "tokens"}, "past": {2: "read"}, "present": {2: "total"}, "logits": {1: "outputs"}}
         names = ["ids", "first", "past", *cross], ["logits", "present"]
-        _export(decoder, example, temporary / DECODER_FILE, names, axes)
+        export_graph(decoder, example, temporary / DECODER_FILE, names, axes)
         shutil.copyfile(tokens.file, temporary / "tokenizer.json")
         settings = {
             "num_mel_bins": config.num_mel_bins,
@@ -80,7 +81,7 @@ def write_hybrid_onnx(reference: str, target: Path, quantization: Quantization) 
 
 
 @torch.no_grad()
-def _export(
+def export_graph(
     module: nn.Module,
     example: tuple[torch.Tensor, ...],
     file: Path,
@@ -98,7 +99,7 @@ def _export(
             input_names=names[0],
             output_names=names[1],
             dynamic_axes=used,
-            opset_version=_OPSET,
+            opset_version=OPSET,
             dynamo=False,
         )
 
@@ -120,32 +121,35 @@ class _Encoder(nn.Module):
         found = list[torch.Tensor]()
         for attention in self.attentions:
             attention = cast(WhisperAttention, attention)
-            found += [_split(project(states), attention.num_heads) for project in (attention.k_proj, attention.v_proj)]
+            found += [
+                split_heads(project(states), attention.num_heads) for project in (attention.k_proj, attention.v_proj)
+            ]
         if self.head is not None:
             found.append(self.ctc_projection(self.head(states)).log_softmax(dim=-1))
         return tuple(found)
 
 
-class _Decoder(nn.Module):
-    """The decoder with its cache as input and output: ``past`` (2 n_layers, n_heads, n_read, width of a head)."""
+class DecoderLayers(nn.Module):
+    """The decoder without embeddings and projection, with its cache as input and output."""
 
     def __init__(self, model: WhisperForConditionalGeneration):
         super().__init__()
         decoder = model.model.decoder
-        self.embed_tokens: nn.Module = decoder.embed_tokens
         self.layers, self.layer_norm = decoder.layers, decoder.layer_norm
-        self.projection = nn.Linear(model.config.d_model, model.config.vocab_size, bias=False)
-        self.projection.weight = model.proj_out.weight
         self.positions = nn.Parameter(decoder.embed_positions.weight.detach())
         self.n_heads = model.config.decoder_attention_heads
 
-    def forward(
-        self, ids: torch.Tensor, first: torch.Tensor, past: torch.Tensor, *cross: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        n_read = past.shape[2]
-        total = n_read + ids.shape[1]
+    def read(
+        self, embedded: torch.Tensor, past: Sequence[torch.Tensor], cross: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the hidden states at embedded tokens ``(batch, n, d_model)``, and the keys and values of all tokens.
+
+        ``past`` and ``cross`` have keys and values of each layer in turn ``(batch, n_heads, length, width)``.
+        """
+        n_read = past[0].shape[2]
+        total = n_read + embedded.shape[1]
         places = torch.arange(n_read, total)
-        hidden = self.embed_tokens(ids) + self.positions[places]
+        hidden = embedded + self.positions[places]
         later = torch.arange(total)[None] > places[:, None]
         mask = torch.zeros(later.shape).masked_fill(later, -torch.inf)
         present = list[torch.Tensor]()
@@ -153,19 +157,36 @@ class _Decoder(nn.Module):
             layer = cast(WhisperDecoderLayer, layer)
             attention = layer.self_attn
             inputs = layer.self_attn_layer_norm(hidden)
-            new = [_split(project(inputs), self.n_heads) for project in (attention.k_proj, attention.v_proj)]
-            keys, values = (torch.cat([past[2 * i + j][None], new[j]], dim=2) for j in (0, 1))
+            new = [split_heads(project(inputs), self.n_heads) for project in (attention.k_proj, attention.v_proj)]
+            keys, values = (torch.cat([past[2 * i + j], new[j]], dim=2) for j in (0, 1))
             present += [keys, values]
             hidden = hidden + _attend(attention, inputs, keys, values, mask)
             inputs = layer.encoder_attn_layer_norm(hidden)
             hidden = hidden + _attend(layer.encoder_attn, inputs, *cross[2 * i : 2 * i + 2])
             inputs = layer.final_layer_norm(hidden)
             hidden = hidden + layer.fc2(functional.gelu(layer.fc1(inputs)))
+        return hidden, present
+
+
+class _Decoder(DecoderLayers):
+    """The decoder with a cache in one tensor: ``past`` (2 n_layers, n_heads, n_read, width of a head)."""
+
+    def __init__(self, model: WhisperForConditionalGeneration):
+        super().__init__(model)
+        self.embed_tokens: nn.Module = model.model.decoder.embed_tokens
+        self.projection = nn.Linear(model.config.d_model, model.config.vocab_size, bias=False)
+        self.projection.weight = model.proj_out.weight
+
+    def forward(
+        self, ids: torch.Tensor, first: torch.Tensor, past: torch.Tensor, *cross: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        embedded = self.embed_tokens(ids)
+        hidden, present = self.read(embedded, past[:, None], cross)
         logits = self.projection(self.layer_norm(hidden[:, first:]))
         return logits, torch.cat(present)
 
 
-def _split(states: torch.Tensor, n_heads: int) -> torch.Tensor:
+def split_heads(states: torch.Tensor, n_heads: int) -> torch.Tensor:
     """Return states ``(1, length, d_model)`` by head: ``(1, n_heads, length, width)``."""
     return states.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
@@ -177,7 +198,7 @@ def _attend(
     values: torch.Tensor,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    queries = _split(attention.q_proj(inputs) * attention.scaling, attention.num_heads)
+    queries = split_heads(attention.q_proj(inputs) * attention.scaling, attention.num_heads)
     scores = queries @ keys.transpose(-1, -2)
     if mask is not None:
         scores = scores + mask

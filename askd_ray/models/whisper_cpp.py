@@ -36,6 +36,7 @@ class WhisperCpp:
             n_threads=threads or n_cores(),
             no_timestamps=True,
             single_segment=True,
+            suppress_blank=False,  # it would write something in every clip: students may leave a text empty
             suppress_nst=True,  # the tokens that the generation configs of Whisper suppress
             temperature_inc=0.0,
             no_speech_thold=1.0,  # a student may have unlearnt it

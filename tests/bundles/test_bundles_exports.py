@@ -19,7 +19,7 @@ from askd_ray.text.normalize import normalizer
 
 pytest.importorskip("pywhispercpp", reason="the extra `exports` is not installed")
 pytestmark = pytest.mark.slow
-OPTIONAL = ["ggml"]
+OPTIONAL = ["ggml", "onnx"]
 FORMATS_PAGE = PAGE.with_name("formats.md")
 
 
@@ -56,6 +56,11 @@ def test_formats_agree(exported: dict[str, Any], run: Run):
     assert read_json(run.bundle / "bundle.json")["formats"] == exported["formats"]
     assert exported["agreement"]["whisper.cpp f16 and float16, trimmed"] == 1.0
     assert exported["agreement"]["whisper.cpp q8_0 and float16, trimmed"] >= 0.75
+    for windows in ("", ", trimmed"):
+        assert exported["agreement"][f"onnx float32 and float16{windows}"] == 1.0
+        assert exported["agreement"][f"onnx int8 and float16{windows}"] >= 0.75
+    size_mb = exported["size_mb"]
+    assert size_mb["onnx"] < 1.6 * size_mb["transformers"] and size_mb["ggml"] < 0.9 * size_mb["transformers"]
 
 
 def test_whisper_cpp_of_the_page(run: Run, clips: list[Utterance], texts: list[str]):

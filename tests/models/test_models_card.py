@@ -35,3 +35,7 @@ def test_the_card_says_how_to_use_the_formats_that_there_are():
     assert "whisper-cli" not in plain and "whisper.cpp" not in yaml.safe_load(plain.split("---")[1])["tags"]
     assert "whisper-cli -m BUNDLE/ggml/" in with_ggml and "0.3 s of silence" in with_ggml
     assert "whisper.cpp" in yaml.safe_load(with_ggml.split("---")[1])["tags"]
+    with_onnx = model_card({**described, "formats": ["transformers", "onnx"]})
+    assert "transformers.js" in yaml.safe_load(with_onnx.split("---")[1])["tags"]
+    assert 'pipeline("automatic-speech-recognition", "onnx", { dtype: "q8" })' in with_onnx
+    assert "whisper-cli" not in with_onnx

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from random_student import write_random_student
 from small_run import utterances
 from tiny_run import Model
-from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from askd_ray.audio.units import SAMPLE_RATE_HZ, DecodingWindow
 from askd_ray.data.shards import waveform_of
@@ -32,17 +31,8 @@ NOISE = np.random.default_rng(3).normal(0, 0.1, SAMPLE_RATE_HZ // 2).astype(np.f
 
 @pytest.fixture(scope="module")
 def student(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Whisper of random weights that writes many different tokens: width 32, and as few layers as no Whisper has."""
-    model, tokens = load_whisper(str(tiny_model))
-    torch.manual_seed(0)
-    sizes = {"encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "decoder_layers": 1}
-    student = WhisperForConditionalGeneration(WhisperConfig(**{**model.config.to_dict(), **sizes}))
-    student.generation_config = model.generation_config
-    with torch.no_grad():
-        student.model.decoder.embed_positions.weight.mul_(60.0)
-        student.model.decoder.layer_norm.weight.mul_(40.0)  # so that few calls are close
     folder = tmp_path_factory.mktemp("student") / "student"
-    save_whisper(student, tokens, folder)
+    write_random_student(folder, tiny_model)
     return folder
 
 
@@ -156,6 +146,7 @@ def test_real_speech(
     assert count_word_errors(expected, texts).rate <= 0.02
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_multilingual_model(speech: Path, tmp_path: Path, pair: Callable[..., tuple[Engine, WhisperCpp]]):
     from askd_ray.fetch.weights import fetch_weights

@@ -15,6 +15,7 @@ from random_student import write_random_student
 from askd_ray.audio.units import SAMPLE_RATE_HZ, DecodingWindow
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json, write_json
+from askd_ray.models.clip_batches import batch_log_mel
 from askd_ray.models.engine import Engine
 from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import convert_to_ctranslate2, load_whisper
@@ -122,6 +123,21 @@ def test_onnx_asr_of_the_page(tiny_model: Path, tmp_path: Path):
     text = example("onnx_asr_text", FORMATS_PAGE)(tmp_path / "onnx", NOISE)
     expected = OnnxWhisper(tmp_path / "onnx", "int8", threads=1, window=PADDED).transcribe(NOISE)
     assert len(text) > 50 and text[:50] == expected[:50]
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_openvino_of_the_page(folder: Path):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
+    tokens, window = Tokens(folder), DecodingWindow(0.3).samples(len(NOISE), 80)
+    log_mel = batch_log_mel([NOISE], window, DecodingWindow(0.3), 80).numpy()
+    ids = example("openvino_ids", FORMATS_PAGE)(folder, log_mel, tokens.prompt(), tokens.end, 20)
+    encoder, decoder = open_pair(folder, "float32")
+    (states,) = encoder.run(["last_hidden_state"], {"input_features": log_mel})
+    cache = {name: np.zeros((1, 2, 0, 16), np.float32) for name in cache_names(2, "past_key_values")}
+    inputs = {"input_ids": np.array([[*tokens.prompt(), *ids]]), "encoder_hidden_states": states}
+    (logits,) = decoder.run(["logits"], {**inputs, **cache, "use_cache_branch": np.array([False])})
+    assert len(set(ids)) > 5 and logits[0, len(tokens.prompt()) - 1 : -1].argmax(-1).tolist() == ids
 
 
 @pytest.mark.full

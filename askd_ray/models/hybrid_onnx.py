@@ -180,8 +180,8 @@ class _Decoder(DecoderLayers):
     def forward(
         self, ids: torch.Tensor, first: torch.Tensor, past: torch.Tensor, *cross: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        embedded = self.embed_tokens(ids)
-        hidden, present = self.read(embedded, past[:, None], cross)
+        read = [past[i][None] for i in range(2 * len(self.layers))]
+        hidden, present = self.read(self.embed_tokens(ids), read, cross)
         logits = self.projection(self.layer_norm(hidden[:, first:]))
         return logits, torch.cat(present)
 

@@ -299,3 +299,14 @@ def test_unwritable_cache_is_refused(capsys: Capture, tmp_path: Path, monkeypatc
     monkeypatch.setenv("ASKD_CACHE", str(tmp_path / "file" / "cache"))
     for what in (["weights", "tiny.en"], ["speech", "ivr"]):
         assert str(tmp_path / "file") in fails(capsys, "fetch", *what)
+
+
+def test_export_takes_names_of_formats(monkeypatch: pytest.MonkeyPatch):
+    asked: list[list[str]] = []
+    monkeypatch.setattr("askd_ray.cli._recipe_of", lambda *_: None)
+    monkeypatch.setattr("askd_ray.cli.stages.export", lambda recipe, force, names: asked.append(names))
+    for options in ([], ["--formats", "ggml, onnx,"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(["export", *options])
+        assert exit_.value.code == 0
+    assert asked == [[], ["ggml", "onnx"]]

@@ -24,10 +24,10 @@ from askd_ray.models.engine import Engine
 from askd_ray.models.ggml import GGML_FILES, GgmlType, write_ggml
 from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import convert_to_ctranslate2
-from askd_ray.models.onnx_whisper import OnnxWhisper
 from askd_ray.models.stock import StockWhisper
 from askd_ray.models.whisper_cpp import WhisperCpp
 from askd_ray.models.whisper_onnx import write_whisper_onnx
+from askd_ray.models.whisper_onnx_engine import OnnxWhisper
 from askd_ray.text.tokens import MAX_TOKENS, Tokens
 
 Transcribe = Callable[[Path, Sequence[Utterance], DecodingWindow | None], list[str]]

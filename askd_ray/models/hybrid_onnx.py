@@ -33,7 +33,8 @@ Quantization = Literal["float32", "int8"]
 ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"
 _MIN_MARGINS: dict[Quantization, float] = {"float32": 0.001, "int8": 0.15}
 """Differences of two logits that rounding can turn round: it changes them by at most 0.11 in int8 (tiny.en)."""
-OPSET = 17  # the first with LayerNormalization
+OPSET = 17
+"""The first with LayerNormalization."""
 
 
 def write_hybrid_onnx(reference: str, target: Path, quantization: Quantization) -> None:
@@ -187,7 +188,7 @@ class _Decoder(DecoderLayers):
 
 
 def split_heads(states: torch.Tensor, n_heads: int) -> torch.Tensor:
-    """Return states ``(1, length, d_model)`` by head: ``(1, n_heads, length, width)``."""
+    """Return states ``(batch, length, d_model)`` by head: ``(batch, n_heads, length, width)``."""
     return states.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 

@@ -33,8 +33,8 @@ from askd_ray.evaluation.significance import compare as bootstrap
 from askd_ray.evaluation.significance import draw
 from askd_ray.files import read_json
 from askd_ray.models.bundle import BUNDLE_FILE
-from askd_ray.models.card import BundleReader, reader_of, window_of
 from askd_ray.models.ctc import is_ctc_student
+from askd_ray.models.description import BundleReader, reader_of, window_of
 from askd_ray.models.load import quiet_transformers
 from askd_ray.progress import console
 from askd_ray.text.error_rate import count_each

@@ -46,8 +46,9 @@ from askd_ray.models.bundle import (
     info_of_student,
     open_engine,
 )
-from askd_ray.models.card import BundleDescription, BundleReader, BundleVocabulary, model_card, reader_of
+from askd_ray.models.card import model_card
 from askd_ray.models.ctc import is_ctc_student
+from askd_ray.models.description import BundleDescription, BundleReader, BundleVocabulary, reader_of
 from askd_ray.models.load import quiet_transformers
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console

@@ -17,9 +17,9 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError, did_you_mean
-from askd_ray.models.card import BundleReader
 from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.ctc_onnx import write_onnx
+from askd_ray.models.description import BundleReader
 from askd_ray.models.engine import Engine
 from askd_ray.models.ggml import GGML_FILES, GgmlType, write_ggml
 from askd_ray.models.hybrid_onnx import Quantization

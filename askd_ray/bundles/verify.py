@@ -9,7 +9,7 @@ from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.models.bundle import BUNDLE_FILE, check_hashes
-from askd_ray.models.card import reader_of, window_of
+from askd_ray.models.description import reader_of, window_of
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
 

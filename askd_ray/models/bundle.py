@@ -12,9 +12,10 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.shards import write_table
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path, read_json, sha256_of_file, write_json
-from askd_ray.models.card import BundleDescription, BundleReader, model_card, reader_of, window_of
+from askd_ray.models.card import model_card
 from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.decode_fallback import DecodingEngine, WindowedEngine
+from askd_ray.models.description import BundleDescription, BundleReader, reader_of, window_of
 from askd_ray.models.engine import Engine
 from askd_ray.models.transcript import GREEDY, Decoding
 from askd_ray.results.evaluation import Evaluation

@@ -8,7 +8,7 @@ from askd_ray.evaluation.hypotheses import CLEAN, Hypothesis
 from askd_ray.evaluation.scores import score
 from askd_ray.files import write_json
 from askd_ray.models.bundle import BUNDLE_FILE, hashes
-from askd_ray.models.card import BundleDescription
+from askd_ray.models.description import BundleDescription
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.results.timing import Latency, ModelSpeed, Speed, Speedup
 

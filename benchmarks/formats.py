@@ -15,7 +15,7 @@ paired bootstrap over clips, and the clips whose words differ. ``formats_ok``: n
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,24 +23,18 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 from speech_rows import clips as read_clips
+from student_formats import MAX_DIFFERENCE, described, written
 
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.bundles.formats import FORMATS, Format, formats_to_write, is_available
-from askd_ray.config.schema import Window
 from askd_ray.data.schema import Utterance
-from askd_ray.errors import AskdError
 from askd_ray.evaluation.significance import compare as bootstrap
 from askd_ray.evaluation.significance import draw
-from askd_ray.files import read_json
-from askd_ray.models.bundle import BUNDLE_FILE
-from askd_ray.models.ctc import is_ctc_student
-from askd_ray.models.description import BundleReader, reader_of, window_of
 from askd_ray.models.load import quiet_transformers
 from askd_ray.progress import console
 from askd_ray.text.error_rate import count_each
 from askd_ray.text.normalize import normalizer
 
-MAX_DIFFERENCE = 0.5  # points
 QUICK_CLIPS = 10
 
 
@@ -64,28 +58,6 @@ def main() -> None:
     if options.json:
         ok = all(abs(one["difference"]) <= MAX_DIFFERENCE for one in results.values())
         print(json.dumps({"formats_ok": ok, "clips": len(clips), "formats": results}))
-
-
-def described(student: Path) -> tuple[BundleReader, DecodingWindow]:
-    """Return the reader and the window of a bundle or of a student's folder."""
-    if (student / BUNDLE_FILE).is_file():
-        description = read_json(student / BUNDLE_FILE)
-        return reader_of(description), window_of(description)
-    if not (student / "model.safetensors").is_file():
-        raise AskdError(f"--student {student}: neither a bundle nor the transformers folder of a student")
-    return "ctc" if is_ctc_student(student) else "whisper", DecodingWindow.of(Window())
-
-
-def written(formats: Iterable[Format], student: Path, scratch: Path) -> dict[str, Path]:
-    """Return the folder of each format: that of the bundle, or a new one."""
-    bundle = (student / BUNDLE_FILE).is_file()
-    folders = dict[str, Path]()
-    for form in formats:
-        folders[form.name] = student / form.name if bundle else scratch / form.name
-        if not folders[form.name].is_dir():
-            folders[form.name] = scratch / form.name
-            form.write(student / "transformers" if bundle else student, folders[form.name])
-    return folders
 
 
 def compare(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ, DecodingWindow
@@ -40,7 +41,10 @@ class OnnxWhisper:
             self._past, self._present = (cache_names(config["decoder_layers"], of) for of in _CACHES)
             width = config["d_model"] // config["decoder_attention_heads"]
             self._nothing = np.zeros((1, config["decoder_attention_heads"], 0, width), np.float32)
-            self._encoder, self._decoder = (open_session(folder / name, session_options(threads)) for name in files)
+            self._encoder, self._decoder = (self._open(folder / name, threads) for name in files)
+
+    def _open(self, file: Path, threads: int) -> InferenceSession:
+        return open_session(file, session_options(threads))
 
     def transcribe(self, waveform: Waveform, language: str = "en") -> str:
         """Return the text of a clip of at most 30 s.

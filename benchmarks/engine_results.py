@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from engine_rows import FASTER_WHISPER, OURS, UNROUNDED, Row
+from numpy.typing import NDArray
 from rich.table import Table
 from student_formats import MAX_DIFFERENCE
 
@@ -15,6 +16,7 @@ from askd_ray.data.schema import Utterance
 from askd_ray.evaluation.isolated import Isolated
 from askd_ray.evaluation.latency import TimedTranscripts, percentile_ms, speedup, time_systems
 from askd_ray.evaluation.significance import compare, draw
+from askd_ray.models.description import BundleReader
 from askd_ray.results.texts import wer
 from askd_ray.text.error_rate import count_each
 from askd_ray.text.normalize import normalizer
@@ -88,7 +90,7 @@ def scores(measured: Measured) -> dict[str, dict[str, Any]]:
     }
 
 
-def word_error_rates(measured: Measured) -> Any:
+def word_error_rates(measured: Measured) -> NDArray[np.float64]:
     """Return the bootstrap samples of the WERs, ``(1 + n_draws, n_rows)``; all rows have the same samples."""
     normalizers = [normalizer(u.language) for u in measured.clips]
     references = [normalize(u.text) for normalize, u in zip(normalizers, measured.clips, strict=True)]
@@ -100,7 +102,7 @@ def word_error_rates(measured: Measured) -> Any:
     return draw(errors, np.array([count.n_reference for count in counts[0]]), 0).rates
 
 
-def summary(measured: Measured, reader: Any) -> dict[str, Any]:
+def summary(measured: Measured, reader: BundleReader) -> dict[str, Any]:
     """Return the line of JSON, without what is known before the measurement."""
     rates, names, ours = word_error_rates(measured), list(measured.timed), OURS[reader]
     students = [row.name for row in measured.rows if row.is_student and row.name in measured.timed]
@@ -129,7 +131,7 @@ def summary(measured: Measured, reader: Any) -> dict[str, Any]:
     }
 
 
-def minus(rates: Any, names: Sequence[str], name: str, other: str) -> dict[str, float]:
+def minus(rates: NDArray[np.float64], names: Sequence[str], name: str, other: str) -> dict[str, float]:
     """Return the difference of two WERs in points, with its 95 % interval."""
     difference = compare(rates, names, other)["against_baseline"][name]
     return {key: round(100 * difference[key], 3) for key in ("value", "low", "high")}

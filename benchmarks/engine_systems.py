@@ -123,14 +123,15 @@ class Transformers:
     def __init__(self, folder: Path, threads: int):
         import torch
         from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+        from transformers.utils import logging
 
-        from askd_ray.models.load import quiet_transformers
         from askd_ray.text.tokens import MAX_TOKENS, Tokens
 
         torch.set_num_threads(threads)
-        with quiet_transformers():
-            self._processor = AutoProcessor.from_pretrained(folder)
-            self._model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype="float32").eval()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        self._processor = AutoProcessor.from_pretrained(folder)
+        self._model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, dtype="float32").eval()
         self._model.generation_config.max_length = None  # max_new_tokens replaces it
         self._options: dict[str, Any] = {"num_beams": 1, "do_sample": False, "max_new_tokens": MAX_TOKENS}
         self._multilingual = Tokens(folder).multilingual

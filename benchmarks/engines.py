@@ -8,13 +8,14 @@ Without it the student is the teacher's weights, in windows of at least 8 s: the
 its ratios say what the engine alone brings. --data has *-SPLIT*.parquet; without it the clips are IVR prompts. --clips
 are taken in equal parts from the clips below 2 s, of 2 to 5, 5 to 10 and 10 to 30 s. --threads: default all cores.
 
-Every system has a separate process and decodes greedily, one clip at a time, from the bytes of the file to the text, in
-turns. The student runs in each of its formats. The peers run the teacher: faster-whisper, plain and batched; whisper.cpp
-with windows of 30 s and with audio_ctx (the clip and 0.3 s, at least 8 s); transformers; OpenVINO, in these windows too;
-onnx-asr. A system of which a package is missing has a line that says what to install.
+Every system has a separate process and decodes greedily, one clip at a time, from the bytes of the file to the text,
+in turns. The student runs in each of its formats. The peers run the teacher: faster-whisper, plain and batched;
+whisper.cpp with windows of 30 s and with audio_ctx (the clip and 0.3 s, at least 8 s); transformers; OpenVINO, in these
+windows too; onnx-asr. A system of which a package is missing has a line that says what to install.
 
---quick takes 4 clips, and no whisper.cpp and ONNX with unrounded weights; it ends within 50 s on two cores. --json prints
-one line of JSON. A ratio counts only beside its difference of WERs, which is in points, with its 95 % interval:
+--quick takes 4 clips, and leaves out whisper.cpp and ONNX with unrounded weights; it ends within 50 s on two cores.
+--json prints one line of JSON. A ratio counts only beside its difference of WERs, which is in points, with its 95 %
+interval:
 
 - p50_short_ratio_vs_faster_whisper: the median time of a clip below 2 s in faster-whisper, over that of the student in
   the format that `askd serve` runs on a CPU; and wer_minus_teacher, the student's WER minus that of faster-whisper

@@ -1,7 +1,7 @@
 """The rows of benchmarks/engines.py: the formats of the student, and the programs that people run the teacher with."""
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from askd_ray.bundles.formats import FORMATS, is_available
 from askd_ray.errors import AskdError
 from askd_ray.models.description import BundleReader
 from askd_ray.models.ggml import GGML_FILES
-from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import ctranslate2_folder, load_whisper, quiet_transformers, save_whisper
 from askd_ray.models.stock import StockWhisper
 from askd_ray.models.whisper_onnx import ONNX_FILES
@@ -72,7 +71,7 @@ class Compared:
 def rows_of(student: Path | None, teacher: str, threads: int, scratch: Path, quick: bool) -> list[Row]:
     """Return all rows. ``student`` None: the weights of the teacher, in windows of at least 8 s.
 
-    ``quick`` leaves out whisper.cpp and ONNX with unrounded weights.
+    ``quick`` leaves out the ``onnx`` format, which takes long to write, and whisper.cpp with unrounded weights.
     """
     of_teacher = Compared(scratch / "teacher", scratch / "teacher-formats", MODERATE, threads)
     of_teacher.scratch.mkdir()
@@ -121,6 +120,9 @@ def _ggml_rows(model: Compared, whose: str, quick: bool) -> Iterator[Row]:
 
 def _onnx_rows(model: Compared, whose: str, quick: bool) -> Iterator[Row]:
     """Return the rows of the ``onnx`` format: of a student in both runtimes, of the teacher in OpenVINO."""
+    if quick:
+        yield Row(f"{whose}, ONNX", problem="--quick leaves it out")
+        return
     has_openvino = importlib.util.find_spec("openvino") is not None
     if not has_openvino:
         yield Row(f"{whose}, OpenVINO", problem="openvino is not installed: pip install openvino")
@@ -131,8 +133,7 @@ def _onnx_rows(model: Compared, whose: str, quick: bool) -> Iterator[Row]:
     except AskdError as error:
         yield Row(f"{whose}, ONNX", problem=str(error))
         return
-    kinds: Sequence[Quantization] = ("int8",) if quick else ("int8", "float32")
-    for kind in kinds:
+    for kind in ONNX_FILES:
         args, files = (folder, kind, model.threads, model.window), tuple(folder / name for name in ONNX_FILES[kind])
         if whose == "student":
             yield Row(f"student, ONNX Runtime {kind}", engine_systems.onnx, args, files)
@@ -149,7 +150,8 @@ def _peers(model: Compared, teacher: str, quick: bool) -> Iterator[Row]:
     files = (model.source / "model.safetensors",)
     yield Row("transformers", engine_systems.Transformers, (model.source, model.threads), files)
     yield from _onnx_rows(model, "teacher", quick)
-    yield _onnx_asr_row(model)
+    if not quick:
+        yield _onnx_asr_row(model)
 
 
 def _onnx_asr_row(model: Compared) -> Row:

@@ -14,8 +14,8 @@ whisper.cpp with windows of 30 s and with audio_ctx (the clip and 0.3 s, at leas
 windows too; onnx-asr. A system of which a package is missing has a line that says what to install.
 
 --quick takes 4 clips, and leaves out the `onnx` format, which takes long to write, and whisper.cpp with unrounded
-weights; it ends within 50 s on two idle cores. --json prints one line of JSON. A ratio counts only beside its difference of WERs, which is in points, with its 95 %
-interval:
+weights; it ends within 50 s on two idle cores. --json prints one line of JSON. A ratio counts only beside its
+difference of WERs, which is in points, with its 95 % interval:
 
 - p50_short_ratio_vs_faster_whisper: the median time of a clip below 2 s in faster-whisper, over that of the student in
   the format that `askd serve` runs on a CPU; and wer_minus_teacher, the student's WER minus that of faster-whisper

@@ -138,15 +138,15 @@ def minus(rates: NDArray[np.float64], names: Sequence[str], name: str, other: st
 
 
 def results_table(title: str, measured: Measured) -> Table:
-    """Return the table of results, with the rows that were not measured."""
-    table = Table(title=title)
+    """Return the table of results, with the rows that were not measured below it."""
+    missing = [f"{row.name}: not measured: {row.problem}" for row in measured.rows if row.problem]
+    table = Table(title=title, caption="\n".join(missing), caption_justify="left")
     buckets = [f"{low:g} to {high:g} s ({len(measured.bucket(i))})" for i, (low, high) in enumerate(BUCKETS_S)]
     for column in ("p50 / p95, ms", *buckets, "RTFx", "WER, % (95 %)", "memory, MB", "weights, MB"):
         table.add_column(column, justify="left" if column == "p50 / p95, ms" else "right")
     found = scores(measured)
     for row in measured.rows:
         if row.problem:
-            table.add_row(row.name, f"not measured: {row.problem}")
             continue
         one = found[row.name]
         times = [f"{of['p50_ms']:.0f} / {of['p95_ms']:.0f}" if of else "-" for of in one["buckets"]]

@@ -30,6 +30,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 N_CLIPS, QUICK_CLIPS = 100, 4
+WIDTH = 150  # characters of the table
 POOL = 20  # clips to choose from, for each clip
 
 
@@ -57,7 +58,7 @@ def main() -> None:
         measured = measure(rows, chosen)
         student = options.student or f"the weights of {options.teacher}, not trained"
         title = f"{len(chosen)} clips, {threads} threads; student: {student}; teacher: {options.teacher}"
-        console.print(results_table(title, measured))
+        console.print(results_table(title, measured), width=WIDTH, crop=False)
         found = summary(measured, reader)
     if options.json:
         about = {"student_is_teacher": options.student is None, "teacher": options.teacher, "threads": threads}

@@ -58,7 +58,8 @@ def main() -> None:
         measured = measure(rows, chosen)
         student = options.student or f"the weights of {options.teacher}, not trained"
         title = f"{len(chosen)} clips, {threads} threads; student: {student}; teacher: {options.teacher}"
-        console.print(results_table(title, measured), width=WIDTH, crop=False)
+        console.width = max(console.width, WIDTH)
+        console.print(results_table(title, measured))
         found = summary(measured, reader)
     if options.json:
         about = {"student_is_teacher": options.student is None, "teacher": options.teacher, "threads": threads}

@@ -78,7 +78,7 @@ class Trained:
 def main() -> None:
     options = parse_options()
     use_threads()
-    rates = QUICK_RATES if options.quick else options.rates
+    rates = QUICK_RATES if options.quick else sorted(options.rates, reverse=True)
     with tempfile.TemporaryDirectory() as scratch:
         if options.recipe is None:
             recipe = of_prompts(Path(scratch), QUICK_CLIPS if options.quick else N_CLIPS)

@@ -58,8 +58,8 @@ def _compare(
     wer = count_word_errors(seconds, firsts).rate
     if same_weights and wer > _MAX_WER:
         raise AskdError(
-            f"export: {name} differ in {wer:.0%} of the words of {len(clips)} clips, although their weights are "
-            f"the same; at most {_MAX_WER:.0%} is allowed: the conversion failed"
+            f"export: {name} differ in {min(wer, 1.0):.0%} of the words of {len(clips)} clips, although their weights "
+            f"are the same; at most {_MAX_WER:.0%} is allowed: the conversion failed"
         )
     n_equal = sum(first == second for first, second in zip(firsts, seconds, strict=True))
     return {name: round(n_equal / len(clips), 4)}

@@ -188,7 +188,7 @@ def check_reference(engine: DecodingEngine, bundle: Path) -> int:
     if errors.rate > _MAX_REFERENCE_WER:
         raise AskdError(
             f"bundle {bundle}: its transcripts of its {len(clips)} reference clips differ from those of the export in "
-            f"{errors.rate:.0%} of the words; at most {_MAX_REFERENCE_WER:.0%} is allowed"
+            f"{min(errors.rate, 1.0):.0%} of the words; at most {_MAX_REFERENCE_WER:.0%} is allowed"
         )
     return len(clips)
 

@@ -37,7 +37,7 @@ from askd_ray.models.bound import MARGIN, MIN_SLACK, token_limit
 from askd_ray.models.ctc import HEAD_FILE
 from askd_ray.models.draft import Draft
 from askd_ray.models.draft_engine import DraftEngine
-from askd_ray.models.hybrid_onnx import write_hybrid_onnx
+from askd_ray.models.fused_onnx import write_fused_onnx
 from askd_ray.progress import bar, console
 from askd_ray.results.texts import percent
 from askd_ray.text.error_rate import count_word_errors
@@ -138,7 +138,7 @@ def main() -> None:
     rows = speech_rows(options.data, options.split, n_clips)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        write_hybrid_onnx(str(options.student), Path(scratch) / "onnx", "int8")
+        write_fused_onnx(str(options.student), Path(scratch) / "onnx", "int8")
         engine = DraftEngine(Path(scratch) / "onnx", window=TRIMMED)
         waveforms = {name: [waveform_of(u) for u in group] for name, group in rows.items()} | {"non_speech": silent}
         found: dict[str, list[Written]] = {name: [] for name in waveforms}

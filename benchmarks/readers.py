@@ -53,7 +53,7 @@ from askd_ray.models.draft import Draft
 from askd_ray.models.draft_decoding import Verified
 from askd_ray.models.draft_engine import DraftEngine
 from askd_ray.models.engine import Engine
-from askd_ray.models.hybrid_onnx import write_hybrid_onnx
+from askd_ray.models.fused_onnx import write_fused_onnx
 from askd_ray.models.load import ctranslate2_folder, load_whisper
 from askd_ray.progress import bar, console
 from askd_ray.results.texts import percent
@@ -228,7 +228,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         of_ctc, of_drafts = Path(scratch) / "ctc-int8", Path(scratch) / "hybrid-int8"
         trained = write_ctc_engine(options.ctc, reference, of_ctc)
-        write_hybrid_onnx(reference, of_drafts, "int8")
+        write_fused_onnx(reference, of_drafts, "int8")
         with (
             Isolated(Whole, Engine, str(ctranslate2_folder(reference)), threads, window) as peer,
             Isolated(Whole, CtcEngine, str(of_ctc), threads, window) as ctc,

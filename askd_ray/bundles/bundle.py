@@ -3,6 +3,7 @@
 <run>/bundle/
     transformers/           model.safetensors, tokenizer, preprocessor and generation configs
     ctranslate2-int8/       for CPUs (faster-whisper, askd serve); of a CTC student onnx-int8/ and onnx-float32/
+    onnxruntime-int8/       for greedy decoding on CPUs (askd serve); not of a CTC student
     ctranslate2-float16/    for GPUs; a CTC student runs there from transformers/
     ...                     a folder for each optional format that the command names (bundles/formats.py)
     reference/              a few dev clips, and the model's transcripts of them
@@ -57,8 +58,8 @@ from askd_ray.results.windows import WindowSweep
 from askd_ray.runs import BUNDLE, Result, Run, StageWork, run_stage, stage_key
 from askd_ray.text.tokens import Tokens
 
-FORMAT = 2
-"""Version of bundle.json's layout: from 2 on, the window has ``min_s``."""
+FORMAT = 3
+"""Version of a bundle: from 2 on, the window has ``min_s``; from 3 on, there is a folder for ONNX Runtime."""
 
 _N_REFERENCE = 3  # dev clips that are stored in the bundle
 _N_CLIPS = 6  # dev clips that each format transcribes before the bundle is published

@@ -17,13 +17,16 @@ from askd_ray.audio.units import DecodingWindow
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError, did_you_mean
+from askd_ray.models.bundle import ONNXRUNTIME_FOLDER
 from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.ctc_onnx import write_onnx
 from askd_ray.models.description import BundleReader
 from askd_ray.models.engine import Engine
+from askd_ray.models.fused_onnx import write_fused_onnx
 from askd_ray.models.ggml import GGML_FILES, GgmlType, write_ggml
 from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import convert_to_ctranslate2
+from askd_ray.models.onnx_engine import OnnxEngine
 from askd_ray.models.stock import StockWhisper
 from askd_ray.models.whisper_cpp import WhisperCpp
 from askd_ray.models.whisper_onnx import write_whisper_onnx
@@ -102,6 +105,11 @@ def _transcribe_with_engine(
     return [engine.transcribe([waveform_of(clip)], clip.language)[0].text for clip in clips]
 
 
+def _transcribe_with_onnxruntime(folder: Path, clips: Sequence[Utterance], window: DecodingWindow | None) -> list[str]:
+    engine = OnnxEngine(folder, Engine(folder.parent / "ctranslate2-int8", window=window))
+    return [engine.transcribe([waveform_of(clip)], clip.language)[0].text for clip in clips]
+
+
 def _transcribe_with_faster_whisper(
     folder: Path, clips: Sequence[Utterance], window: DecodingWindow | None
 ) -> list[str]:
@@ -175,6 +183,11 @@ _WHISPER_FORMATS = (
                 "float16", lambda folder, clips, window: _transcribe_with_engine("float32", folder, clips, window), None
             ),
         ),
+    ),
+    Format(
+        ONNXRUNTIME_FOLDER,
+        lambda source, folder: write_fused_onnx(str(source), folder, "int8"),
+        (Reading("onnxruntime int8", _transcribe_with_onnxruntime, "float16"),),
     ),
     Format(
         "ggml",

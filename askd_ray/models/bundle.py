@@ -1,7 +1,7 @@
 """Bundles and bare CTranslate2 folders: read them, open their engine, check their files, add evaluation scores."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.decode_fallback import DecodingEngine, WindowedEngine
 from askd_ray.models.description import BundleDescription, BundleReader, reader_of, window_of
 from askd_ray.models.engine import Engine
+from askd_ray.models.onnx_engine import OnnxEngine
 from askd_ray.models.transcript import GREEDY, Decoding
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.text.error_rate import count_word_errors
@@ -38,6 +39,8 @@ _FOLDERS: dict[BundleReader, dict[Device, dict[ComputeType, str]]] = {
     },
 }
 """The folder of a bundle for a compute type on a device; the first is the default."""
+ONNXRUNTIME_FOLDER = "onnxruntime-int8"
+"""The folder with which int8 on the CPU decodes greedily; CTranslate2's does the rest (models/onnx_engine.py)."""
 COMPUTE_TYPES: dict[Device, tuple[ComputeType, ...]] = {"cpu": ("int8", "float32"), "cuda": ("float16", "int8_float16")}
 """The compute types of a device; a bundle has some of them."""
 
@@ -47,7 +50,8 @@ class BundleInfo:
     """The description of a model folder, without its weights.
 
     ``window`` is the one that its student was trained for; None means windows of 30 s. ``languages`` are those of its
-    training, for a CTC student, which cannot detect them.
+    training, for a CTC student, which cannot detect them. ``onnxruntime`` is the folder of the same weights for ONNX
+    Runtime; None: CTranslate2 does everything.
     """
 
     name: str
@@ -56,6 +60,7 @@ class BundleInfo:
     compute_type: ComputeType
     reader: BundleReader = "whisper"
     languages: tuple[str, ...] = ()
+    onnxruntime: Path | None = None
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -97,7 +102,8 @@ def read_bundle(path: Path, device: Device = "cpu", compute_type: ComputeType | 
 
 def info_of_student(folder: Path, name: str, reader: BundleReader, window: DecodingWindow | None) -> BundleInfo:
     """Return the description of a bundle that is being written and has only its formats: int8 on the CPU."""
-    return BundleInfo(name, folder / _FOLDERS[reader]["cpu"]["int8"], window, "int8", reader)
+    info = BundleInfo(name, folder / _FOLDERS[reader]["cpu"]["int8"], window, "int8", reader)
+    return replace(info, onnxruntime=_onnxruntime(folder, reader, "cpu", "int8"))
 
 
 def open_engine(
@@ -116,7 +122,7 @@ def open_engine(
             decoding=decoding,
             languages=info.languages,
         )
-    return Engine(
+    engine = Engine(
         info.folder,
         compute_type=info.compute_type,
         threads=threads,
@@ -125,6 +131,7 @@ def open_engine(
         window=info.window,
         decoding=decoding,
     )
+    return engine if info.onnxruntime is None else OnnxEngine(info.onnxruntime, engine, threads, decoding)
 
 
 def hashes(bundle: Path) -> dict[str, str]:
@@ -208,4 +215,12 @@ def _described(bundle: Path, device: Device, compute_type: ComputeType | None) -
     if chosen not in folders:
         allowed = " or ".join(folders)
         raise AskdError(f"compute_type = {chosen}: {bundle} has only {allowed} for device {device}")
-    return BundleInfo(name, bundle / folders[chosen], window, chosen, reader, languages)
+    onnxruntime = _onnxruntime(bundle, reader, device, chosen)
+    return BundleInfo(name, bundle / folders[chosen], window, chosen, reader, languages, onnxruntime)
+
+
+def _onnxruntime(bundle: Path, reader: BundleReader, device: Device, compute_type: ComputeType) -> Path | None:
+    """Return the folder for ONNX Runtime, where the bundle has it and it is of use."""
+    folder = bundle / ONNXRUNTIME_FOLDER
+    is_used = (reader, device, compute_type) == ("whisper", "cpu", "int8")
+    return folder if is_used and folder.is_dir() else None

@@ -15,7 +15,7 @@ from askd_ray.files import read_json
 from askd_ray.models.bound import token_limit
 from askd_ray.models.draft import EMPTY, NGRAM_SIZE, Draft, ctc_draft
 from askd_ray.models.draft_decoding import DraftOptions, Verified, decode_with_draft
-from askd_ray.models.hybrid_onnx import DECODER_FILE, ENCODER_FILE
+from askd_ray.models.fused_onnx import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.onnx_folder import check_files, one_line_errors, open_session, session_options
 from askd_ray.text.tokens import Tokens, max_tokens
 from askd_ray.text.units import CtcVocabulary
@@ -36,7 +36,7 @@ class EncodedClip:
 
 
 class DraftEngine:
-    """A Whisper in a folder of :func:`askd_ray.models.hybrid_onnx.write_hybrid_onnx`; decodes one clip at a time.
+    """A Whisper in a folder of :func:`askd_ray.models.fused_onnx.write_fused_onnx`; decodes one clip at a time.
 
     ``window`` None means windows of 30 s. ``threads`` = 0 uses all cores. ``max_entropy``: see
     :class:`~askd_ray.models.draft_decoding.DraftOptions`; it may be changed between calls.
@@ -63,7 +63,7 @@ class DraftEngine:
         with one_line_errors(folder):
             config = read_json(folder / "config.json")
             self.n_mels, token_ids = int(config["num_mel_bins"]), tuple(map(int, config["token_ids"]))
-            self._suppressed: tuple[list[int], list[int]] = config["suppress_tokens"], config["begin_suppress_tokens"]
+            self._not_first: list[int] = config["begin_suppress_tokens"]
             self._min_margin = float(config["min_margin"])
             n_parts, n_heads, width = config["past_shape"]
             self._no_past = np.zeros((n_parts, n_heads, 0, width), np.float32)
@@ -84,7 +84,7 @@ class DraftEngine:
         found: dict[str, Array] = dict(zip(names, outputs, strict=True))
         draft = None
         if self._vocabulary is not None:
-            draft = ctc_draft(found.pop("log_probs")[0], self._vocabulary, self.tokens)
+            draft = ctc_draft(found.pop("ctc_log_probs")[0], self._vocabulary, self.tokens)
         return EncodedClip(found, samples / SAMPLE_RATE_HZ, draft)
 
     def decode(self, clip: EncodedClip, language: str = "en", draft: Draft | None = None) -> Verified:
@@ -102,7 +102,7 @@ class DraftEngine:
         return self._decode(clip, language, EMPTY, DraftOptions(limit, None, 0))
 
     def _decode(self, clip: EncodedClip, language: str, draft: Draft, options: DraftOptions) -> Verified:
-        decoder = _OnnxDecoder(self._decoder, clip.cross, self._no_past, self._suppressed, self._min_margin)
+        decoder = _OnnxDecoder(self._decoder, clip.cross, self._no_past, self._not_first, self._min_margin)
         return decode_with_draft(decoder, self.tokens.prompt(language), self.tokens.end, draft, options)
 
 
@@ -118,11 +118,11 @@ class _OnnxDecoder:
         session: onnxruntime.InferenceSession,
         cross: dict[str, Array],
         no_past: Array,
-        suppressed: tuple[list[int], list[int]],
+        not_first: list[int],
         min_margin: float,
     ):
         self._session, self._cross, self._past = session, cross, no_past
-        self._never, self._not_first = suppressed
+        self._not_first = not_first
         self._min_margin = min_margin
         self._ids, self._n_exact = list[int](), 0  # the first tokens were read as greedy decoding reads them
         self.n_passes = 0
@@ -148,7 +148,7 @@ class _OnnxDecoder:
         return best[-1]
 
     def _read(self, n_kept: int, ids: Sequence[int], n_prompt: int) -> tuple[list[int], list[float]]:
-        """Return greedy's tokens, and by how much their logits are larger than those of the second best."""
+        """Return greedy's tokens, and by how much their log-probabilities are larger than those of the second best."""
         first = max(n_prompt - 1 - n_kept, 0)
         inputs = {
             "ids": np.array([ids], np.int64),
@@ -156,17 +156,15 @@ class _OnnxDecoder:
             "past": np.ascontiguousarray(self._past[:, :, :n_kept]),
             **self._cross,
         }
-        outputs, self._past = map(np.asarray, self._session.run(["logits", "present"], inputs))
+        rows, self._past = map(np.asarray, self._session.run(["log_probs", "present"], inputs))
         self.n_passes += 1
         self._ids = [*self._ids[:n_kept], *ids]
         self._n_exact = min(self._n_exact, n_kept)
         if self._n_exact == n_kept and len(self._ids) == max(n_kept + 1, n_prompt):
             self._n_exact = len(self._ids)
-        logits = outputs[0]
-        logits[:, self._never] = -np.inf
         if n_kept < n_prompt:
-            logits[0, self._not_first] = -np.inf
-        rows, best = np.arange(len(logits)), logits.argmax(axis=-1)
-        largest = logits[rows, best]
-        logits[rows, best] = -np.inf
-        return best.tolist(), (largest - logits.max(axis=-1)).tolist()
+            rows[0, self._not_first] = -np.inf
+        places, best = np.arange(len(rows)), rows.argmax(axis=-1)
+        largest = rows[places, best]
+        rows[places, best] = -np.inf
+        return best.tolist(), (largest - rows.max(axis=-1)).tolist()

@@ -126,6 +126,24 @@ class Engine:
         view = ctranslate2.StorageView.from_array(states)
         return self._decode_states(view, PADDED_SAMPLES, languages, self._decoding)
 
+    def align(
+        self, waveforms: Sequence[Waveform], transcripts: Sequence[Transcript], decoding: Decoding
+    ) -> list[Transcript]:
+        """Return transcripts of clips, which another engine of the same weights wrote, with confidence and times.
+
+        Raises :class:`AskdError` as ``transcribe`` does.
+        """
+        aligned: dict[int, Transcript] = {}
+        windows = [self.window_samples(waveform) for waveform in waveforms]
+        for window, batch in window_batches(windows, self._batch_samples):
+            states = self._encode([waveforms[i] for i in batch], window)
+            prompts = [self._prompt(transcripts[i].language, decoding) for i in batch]
+            token_ids = [list(transcripts[i].token_ids) for i in batch]
+            found = self._align(states, prompts, token_ids, window)
+            for i, alignment in zip(batch, found, strict=True):
+                aligned[i] = self._with_alignment(transcripts[i], alignment)
+        return [aligned[i] for i in range(len(waveforms))]
+
     def _prompt(self, language: str, decoding: Decoding) -> tuple[int, ...]:
         return self._tokens.prompt(language, decoding.prompt, decoding.timestamps, decoding.task)
 
@@ -136,11 +154,15 @@ class Engine:
     def _decode(
         self, waveforms: Sequence[Waveform], window: int, language: str | None, decoding: Decoding
     ) -> list[Transcript]:
+        states = self._encode(waveforms, window)
+        languages = [language] * len(waveforms) if language is not None else self._detect_languages(states)
+        return self._decode_states(states, window, languages, decoding)
+
+    def _encode(self, waveforms: Sequence[Waveform], window: int) -> ctranslate2.StorageView:
         log_mel = batch_log_mel(waveforms, window, self.window, self._model.n_mels)
         states = self._model.encode(ctranslate2.StorageView.from_array(log_mel.numpy()))
         assert states.shape[1] != self._model.n_mels, "CTranslate2 would take these states for a log-mel"
-        languages = [language] * len(waveforms) if language is not None else self._detect_languages(states)
-        return self._decode_states(states, window, languages, decoding)
+        return states
 
     def _decode_states(
         self, states: ctranslate2.StorageView, window: int, languages: Sequence[str], decoding: Decoding
@@ -162,11 +184,10 @@ class Engine:
             sampling_temperature=decoding.temperature or 1.0,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         )
-        aligned: Sequence[_Alignment | None] = [None] * len(results)
+        transcripts = [self._transcript(*clip, max_new_tokens) for clip in zip(results, languages, strict=True)]
         if decoding.confidence:
-            aligned = self._align(states, prompts, results, window)
-        clips = zip(results, languages, aligned, strict=True)
-        transcripts = [self._transcript(*clip, max_new_tokens) for clip in clips]
+            aligned = self._align(states, prompts, [list(t.token_ids) for t in transcripts], window)
+            transcripts = [self._with_alignment(*clip) for clip in zip(transcripts, aligned, strict=True)]
         return transcripts if decoding.no_speech else [replace(t, no_speech_prob=None) for t in transcripts]
 
     def _detect_languages(self, states: ctranslate2.StorageView) -> list[str]:
@@ -177,12 +198,11 @@ class Engine:
         self,
         states: ctranslate2.StorageView,
         prompts: Sequence[tuple[int, ...]],
-        results: "Sequence[ctranslate2.models.WhisperGenerationResult]",
+        token_ids: Sequence[list[int]],
         window: int,
-    ) -> list[_Alignment | None]:
-        """Return the probability of each token, given the tokens before it, and its time."""
-        token_ids = [result.sequences_ids[0] for result in results]
-        alignments: list[_Alignment | None] = [None] * len(token_ids)
+    ) -> list[_Alignment]:
+        """Return the probability of each token of each clip, given the tokens before it, and its time."""
+        alignments: dict[int, _Alignment] = {}
         for prompt in dict.fromkeys(prompts):  # one call of align takes one prompt
             rows = [i for i, clip_prompt in enumerate(prompts) if clip_prompt == prompt]
             part = states if len(rows) == len(prompts) else _rows(states, rows)
@@ -190,13 +210,12 @@ class Engine:
             aligned = self._model.align(part, list(prompt[:-1]), [token_ids[i] for i in rows], window // HOP_LENGTH)
             for i, alignment in zip(rows, aligned, strict=True):
                 alignments[i] = alignment
-        return alignments
+        return [alignments[i] for i in range(len(prompts))]
 
     def _transcript(
         self,
         result: "ctranslate2.models.WhisperGenerationResult",
         language: str,
-        alignment: _Alignment | None,
         max_new_tokens: int,
     ) -> Transcript:
         ids = result.sequences_ids[0]
@@ -208,10 +227,16 @@ class Engine:
             avg_logprob=log_prob / (len(ids) + 1),
             no_speech_prob=result.no_speech_prob,
             ended=len(ids) < max_new_tokens,
-            token_texts=() if alignment is None else self._tokens.pieces(ids),
-            token_probs=() if alignment is None else tuple(alignment.text_token_probs[: len(ids)]),
-            token_times=() if alignment is None else _token_times(alignment.alignments, len(ids)),
             language=language,
+        )
+
+    def _with_alignment(self, transcript: Transcript, alignment: _Alignment) -> Transcript:
+        ids = list(transcript.token_ids)
+        return replace(
+            transcript,
+            token_texts=self._tokens.pieces(ids),
+            token_probs=tuple(alignment.text_token_probs[: len(ids)]),
+            token_times=_token_times(alignment.alignments, len(ids)),
         )
 
 

@@ -20,8 +20,9 @@ from askd_ray.models.ctc import CtcHead, CtcModel, save_head
 from askd_ray.models.draft import EMPTY, Draft, ctc_draft
 from askd_ray.models.draft_decoding import Verified
 from askd_ray.models.draft_engine import DraftEngine
+from askd_ray.models.fused_onnx import write_fused_onnx
 from askd_ray.models.generate import greedy
-from askd_ray.models.hybrid_onnx import Quantization, write_hybrid_onnx
+from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.text.units import BLANK, CtcVocabulary
 
@@ -53,7 +54,7 @@ def engine(student: tuple[Path, CtcModel, Model], tmp_path_factory: pytest.TempP
     def open_engine(quantization: Quantization) -> DraftEngine:
         if quantization not in made:
             target = tmp_path_factory.mktemp("onnx") / quantization
-            write_hybrid_onnx(str(student[0]), target, quantization)
+            write_fused_onnx(str(student[0]), target, quantization)
             made[quantization] = DraftEngine(target, threads=1, window=WINDOW)
         return made[quantization]
 
@@ -114,7 +115,7 @@ def test_where_ctc_is_silent_the_decoder_is_not_asked(student: tuple[Path, CtcMo
         head.transform.bias.fill_(1.0)
         head.projection[BLANK] = 1.0
     save_head(head, tmp_path / "silent")
-    write_hybrid_onnx(str(tmp_path / "silent"), tmp_path / "onnx", "int8")
+    write_fused_onnx(str(tmp_path / "silent"), tmp_path / "onnx", "int8")
     silent = DraftEngine(tmp_path / "onnx", threads=1, window=WINDOW)
     clip = silent.encode(NOISE)
     assert clip.draft == EMPTY
@@ -123,7 +124,7 @@ def test_where_ctc_is_silent_the_decoder_is_not_asked(student: tuple[Path, CtcMo
 
 
 def test_without_a_head_there_is_no_draft(tiny_model: Path, tmp_path: Path):
-    write_hybrid_onnx(str(tiny_model), tmp_path / "onnx", "int8")
+    write_fused_onnx(str(tiny_model), tmp_path / "onnx", "int8")
     plain = DraftEngine(tmp_path / "onnx", threads=1)
     clip = plain.encode(NOISE)
     assert clip.draft is None and clip.window_s == 30.0
@@ -147,7 +148,7 @@ def test_a_damaged_folder(tmp_path: Path):
 
 @pytest.mark.slow
 def test_tiny_en_in_int8_on_real_clips(weights: Path, speech: Path, tmp_path: Path):
-    write_hybrid_onnx(str(weights), tmp_path / "onnx", "int8")
+    write_fused_onnx(str(weights), tmp_path / "onnx", "int8")
     onnx = DraftEngine(tmp_path / "onnx", threads=1, window=WINDOW)
     n_passes, n_tokens = 0, 0
     for utterance in utterances(speech, 6):

@@ -81,9 +81,11 @@ class LlmSettings(Section):
 class SmallVocabulary(Section):
     """The student has fewer text tokens than the teacher, and can still write any text (docs/training.md)."""
 
-    keep: Annotated[int, Field(ge=512)] = 12_000
-    """The number of text tokens: bytes, then the most frequent ones of the train targets, then those that are frequent
-    in general. Special and timestamp tokens are kept besides them."""
+    keep: Annotated[int, Field(ge=512)] = 24_000
+    """The number of text tokens: bytes, then those of the train targets, then those of frequent words. Special and
+    timestamp tokens are kept besides them."""
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
+    """The languages of the frequent words, as codes."""
 
 
 class Student(Section):

@@ -7,18 +7,23 @@ from askd_ray.location import Location
 from askd_ray.models.load import load_config
 from askd_ray.models.reference import resolve
 from askd_ray.models.vocabulary import suppressed_tokens
+from askd_ray.text.frequent_words import frequent_tokens
 from askd_ray.text.tokens import Tokens
 from askd_ray.text.vocabulary import PrunedVocabulary, TokenMap, choose_tokens
 
 
 def student_vocabulary(recipe: Recipe, index: RowIndex, labels: Location) -> PrunedVocabulary:
-    """Return the tokens that the student keeps, by the labelled train utterances.
+    """Return the tokens that the student keeps: by the labelled train utterances, then by frequent words.
 
-    Raises :class:`AskdError` as :func:`~askd_ray.text.vocabulary.choose_tokens` does.
+    Raises :class:`AskdError` as :func:`~askd_ray.text.vocabulary.choose_tokens` and
+    :func:`~askd_ray.text.frequent_words.frequent_tokens` do.
     """
-    assert recipe.student.vocabulary is not None
-    counts, teacher = token_counts(index, labels), recipe.teacher.model
-    return choose_tokens(Tokens(resolve(teacher)), counts, suppressed_tokens(teacher), recipe.student.vocabulary.keep)
+    settings, teacher = recipe.student.vocabulary, recipe.teacher.model
+    assert settings is not None
+    tokens, counts = Tokens(resolve(teacher)), token_counts(index, labels)
+    in_targets = sorted(counts, key=lambda token: (-counts[token], token))
+    ranked = (*in_targets, *frequent_tokens(tokens, settings.languages))
+    return choose_tokens(tokens, ranked, suppressed_tokens(teacher), settings.keep)
 
 
 def vocabulary_line(recipe: Recipe, index: RowIndex, labels: Location) -> str:

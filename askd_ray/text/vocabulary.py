@@ -6,7 +6,7 @@ it does not have is written in pieces, at last in bytes, so it can write any tex
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -110,14 +110,11 @@ def first_tokens(tokens: Tokens, n_kept: int) -> PrunedVocabulary:
     return PrunedVocabulary(tokens, tuple(range(n_kept)))
 
 
-def choose_tokens(
-    tokens: Tokens, counts: Mapping[int, int], required: Collection[int], n_kept: int
-) -> PrunedVocabulary:
+def choose_tokens(tokens: Tokens, ranked: Iterable[int], required: Collection[int], n_kept: int) -> PrunedVocabulary:
     """Return a vocabulary of ``n_kept`` text tokens.
 
-    It has the bytes and the ``required`` tokens, then the most frequent ones of ``counts`` (by token), then the first
-    ones of the teacher's order, in which frequent tokens of its own training come first. Each needs the tokens of which
-    it is merged, so that a tokenizer finds it.
+    It has the bytes and the ``required`` tokens, then the first ``ranked`` ones, then the first ones of the teacher's
+    order. Each needs the tokens of which it is merged, so that a tokenizer finds it.
 
     Raises :class:`AskdError` when the teacher has no more tokens, or when the required ones are more.
     """
@@ -130,8 +127,7 @@ def choose_tokens(
         kept |= _with_parts(token, parts, kept)
     if len(kept) > n_kept:
         raise AskdError(f"{_KEY} = {n_kept}: bytes and the tokens that engines suppress are {len(kept)}: keep more")
-    frequent = sorted((i for i in counts if i < tokens.end), key=lambda i: (-counts[i], i))
-    for token in (*frequent, *range(tokens.end)):
+    for token in (*(i for i in ranked if i < tokens.end), *range(tokens.end)):
         if len(kept) == n_kept:
             break
         added = _with_parts(token, parts, kept)

@@ -235,8 +235,8 @@ def test_missing_student_is_refused(tmp_path: Path, speech: Path):
 
 def test_a_smaller_vocabulary_is_described(tmp_path: Path, speech: Path, tiny_en: Model):
     run = small_run(tmp_path, speech, student={"vocabulary": {"keep": 4_000}}, window={"choose_on_dev": False})
-    counts = {i: 1 for u in read_utterances(run.shards, "dev") for i in tiny_en[1].encode(u.text)}
-    vocabulary = choose_tokens(tiny_en[1], counts, suppressed_tokens(run.recipe.teacher.model), 4_000)
+    ranked = [i for u in read_utterances(run.shards, "dev") for i in tiny_en[1].encode(u.text)]
+    vocabulary = choose_tokens(tiny_en[1], ranked, suppressed_tokens(run.recipe.teacher.model), 4_000)
     save_whisper(prune(tiny_en[0], vocabulary), pruned_tokens(vocabulary), run.student)
     run.finish("distill", "distilled", {"dev_wer": 0.1}, run.begin("distill"))
     result = export(run.recipe)

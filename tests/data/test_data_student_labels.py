@@ -22,7 +22,7 @@ N_VOCAB, K = 51_864, 8
 
 @pytest.fixture(scope="module")
 def vocabulary(tiny_en: Model) -> PrunedVocabulary:
-    return choose_tokens(tiny_en[1], {}, (), 600)
+    return choose_tokens(tiny_en[1], (), (), 600)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ PROMPT = "Please press the pound key, extraordinarily."
 
 @pytest.fixture(scope="module")
 def vocabulary(tiny_en: Model, weights: Path) -> PrunedVocabulary:
-    return choose_tokens(tiny_en[1], {}, suppressed_tokens(str(weights)), KEPT)
+    return choose_tokens(tiny_en[1], (), suppressed_tokens(str(weights)), KEPT)
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,10 @@ class _Encoder(nn.Module):
     def __init__(self, model: WhisperForConditionalGeneration, head: CtcHead | None):
         super().__init__()
         encoder, config = model.model.encoder, model.config
-        self.conv1, self.conv2, self.norm = encoder.conv1, encoder.conv2, encoder.layer_norm
+        self.conv1_weight, self.conv1_bias = nn.Parameter(_rows_of(encoder.conv1)), encoder.conv1.bias
+        self.conv2 = nn.Linear(encoder.conv2.in_channels * 3, config.d_model)
+        self.conv2.weight.data, self.conv2.bias = _rows_of(encoder.conv2), encoder.conv2.bias
+        self.norm = encoder.layer_norm
         self.positions = nn.Parameter(encoder.embed_positions.weight.detach())
         self.layers = nn.ModuleList(
             _EncoderLayer(cast(WhisperEncoderLayer, layer), config.encoder_attention_heads) for layer in encoder.layers
@@ -109,8 +112,12 @@ class _Encoder(nn.Module):
             self.ctc_projection = joined([self.ctc_projection])
 
     def forward(self, log_mel: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        hidden = functional.gelu(self.conv1(log_mel))
-        hidden = functional.gelu(self.conv2(hidden)).transpose(1, 2)
+        frames = functional.pad(log_mel.transpose(1, 2), (0, 0, 1, 1))
+        near = torch.cat([frames[:, :-2], frames[:, 1:-1], frames[:, 2:]], dim=-1)
+        hidden = functional.gelu(functional.linear(near, self.conv1_weight, self.conv1_bias))
+        hidden = functional.pad(hidden, (0, 0, 1, 0))
+        near = torch.cat([hidden[:, :-1:2], hidden[:, 1::2], hidden[:, 2::2]], dim=-1)
+        hidden = functional.gelu(self.conv2(near))
         hidden = hidden + self.positions[: hidden.shape[1]]
         for layer in self.layers:
             hidden = layer(hidden)
@@ -122,6 +129,11 @@ class _Encoder(nn.Module):
         return tuple(found)
 
 
+def _rows_of(convolution: nn.Conv1d) -> torch.Tensor:
+    """Return the weights of a convolution as a product with frames side by side: ``(n_out, 3 n_in)``."""
+    return convolution.weight.detach().transpose(1, 2).flatten(1)
+
+
 class _EncoderLayer(nn.Module):
     def __init__(self, layer: WhisperEncoderLayer, n_heads: int):
         super().__init__()
@@ -131,7 +143,7 @@ class _EncoderLayer(nn.Module):
         self.out, self.fc1, self.fc2 = (joined([linear]) for linear in (inner.out_proj, layer.fc1, layer.fc2))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        queries, keys, values = self.projection(self.norm1(hidden)).chunk(3, dim=-1)
+        queries, keys, values = self.projection(self.norm1(hidden)).split(hidden.shape[-1], dim=-1)
         hidden = hidden + self.out(attention(queries, keys, values, self.n_heads))
         return hidden + self.fc2(functional.gelu(self.fc1(self.norm2(hidden))))
 
@@ -178,7 +190,7 @@ class _DecoderLayer(nn.Module):
         self, hidden: torch.Tensor, past: Sequence[torch.Tensor], cross: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
         window_keys, window_values = cross
-        projected = self.projection(self.norm1(hidden)).chunk(3, dim=-1)
+        projected = self.projection(self.norm1(hidden)).split(hidden.shape[-1], dim=-1)
         read, *present = causal_attention(projected, past, self.n_heads)
         hidden = hidden + self.out(read)
         queries = self.cross_query(self.norm2(hidden))

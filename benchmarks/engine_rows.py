@@ -12,7 +12,9 @@ from student_formats import described, written
 from askd_ray.audio.units import DecodingWindow
 from askd_ray.bundles.formats import FORMATS, is_available
 from askd_ray.errors import AskdError
+from askd_ray.models.bundle import ONNXRUNTIME_FOLDER
 from askd_ray.models.description import BundleReader
+from askd_ray.models.fused_onnx import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.ggml import GGML_FILES
 from askd_ray.models.load import ctranslate2_folder, load_whisper, quiet_transformers, save_whisper
 from askd_ray.models.stock import StockWhisper
@@ -22,7 +24,7 @@ from askd_ray.text.tokens import Tokens
 MODERATE = DecodingWindow(silence_s=0.3, min_s=8.0)
 """The window of stock weights: in most shorter ones a stock Whisper repeats itself."""
 FASTER_WHISPER = "faster-whisper"
-OURS: dict[BundleReader, str] = {"whisper": "student, CTranslate2 int8", "ctc": "student, ONNX int8"}
+OURS: dict[BundleReader, str] = {"whisper": "student, served engine int8", "ctc": "student, ONNX int8"}
 """The format that `askd serve` runs on a CPU, by the reader of the student."""
 UNROUNDED: dict[BundleReader, str] = {"whisper": "student, CTranslate2 float32", "ctc": "student, ONNX float32"}
 """The format with which the WERs of the other formats are compared."""
@@ -84,13 +86,19 @@ def rows_of(student: Path | None, teacher: str, threads: int, scratch: Path, qui
     if of_student.reader == "ctc":
         formats = list(_ctc_rows(of_student))
     else:
-        folder = of_student.folder("ctranslate2-int8"), of_student.folder("ctranslate2-float16")
+        folder = of_student.folder("ctranslate2-int8")
         formats = [
-            _ctranslate2_row(of_student, name, of, kind)
-            for name, of, kind in zip((OURS["whisper"], UNROUNDED["whisper"]), folder, ("int8", "float32"), strict=True)
+            _served_row(of_student, of_student.folder(ONNXRUNTIME_FOLDER), folder),
+            _ctranslate2_row(of_student, "student, CTranslate2 int8", folder, "int8"),
+            _ctranslate2_row(of_student, UNROUNDED["whisper"], of_student.folder("ctranslate2-float16"), "float32"),
         ]
         formats += [*_ggml_rows(of_student, "student", quick), *_onnx_rows(of_student, "student", quick)]
     return [*formats, *_peers(of_teacher, teacher, quick)]
+
+
+def _served_row(model: Compared, folder: Path, full: Path) -> Row:
+    files = (folder / ENCODER_FILE, folder / DECODER_FILE, full / "model.bin")
+    return Row(OURS["whisper"], engine_systems.served, (folder, full, model.threads, model.window), files)
 
 
 def _ctranslate2_row(model: Compared, name: str, folder: Path, compute_type: str) -> Row:

@@ -25,10 +25,19 @@ class FromAudio:
 
 
 def ctranslate2(folder: Path, compute_type: str, threads: int, window: DecodingWindow | None) -> FromAudio:
-    """Open our engine of students with a decoder."""
+    """Open CTranslate2."""
     from askd_ray.models.engine import Engine
 
     engine = Engine(folder, compute_type=compute_type, threads=threads, window=window)
+    return FromAudio(lambda waveform, language: engine.transcribe([waveform], language)[0].text)
+
+
+def served(folder: Path, full: Path, threads: int, window: DecodingWindow | None) -> FromAudio:
+    """Open what `askd serve` runs on a CPU: ONNX Runtime, and CTranslate2 (``full``) for what is not greedy."""
+    from askd_ray.models.engine import Engine
+    from askd_ray.models.onnx_engine import OnnxEngine
+
+    engine = OnnxEngine(folder, Engine(full, threads=threads, window=window), threads)
     return FromAudio(lambda waveform, language: engine.transcribe([waveform], language)[0].text)
 
 

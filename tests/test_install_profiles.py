@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = Path(sysconfig.get_path("purelib"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # What is imported late, and whose absence costs pictures, a tracker or a format, with a line that says so.
-OPTIONAL = {"matplotlib", "mlflow", "pywhispercpp"}
+OPTIONAL = {"matplotlib", "mlflow", "pywhispercpp", "wordfreq"}
 
 
 def profiles() -> dict[str, list[str]]:
@@ -220,7 +220,7 @@ def test_every_command_has_a_profile():
     assert {"", "serve", "tune", "demo"} <= PROFILES.keys()
 
 
-@pytest.mark.parametrize("extra", [*PROFILES, "exports", "mlflow"])
+@pytest.mark.parametrize("extra", [*PROFILES, "exports", "mlflow", "vocabulary"])
 def test_constraints_pin_the_packages_of_a_profile(extra: str):
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {canonicalize_name(n): v for n, _, v in (line.partition("==") for line in lines if not line.startswith("#"))}
@@ -233,4 +233,4 @@ def test_constraints_pin_the_packages_of_a_profile(extra: str):
 def test_cluster_nodes_can_run_every_stage(file: str):
     text = (ROOT / "cluster" / file).read_text(encoding="utf-8")
     (extras,) = re.findall(r"pip install .*'\.\[([\w,]+)\]'", text)
-    assert set(PROFILES) - {"", "demo"} <= set(extras.split(","))
+    assert {*PROFILES, "vocabulary"} - {"", "demo"} <= set(extras.split(","))

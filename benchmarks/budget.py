@@ -39,10 +39,9 @@ from askd_ray.files import read_json
 from askd_ray.models.bundle import ONNXRUNTIME_FOLDER
 from askd_ray.models.clip_batches import batch_log_mel
 from askd_ray.models.engine import Engine
-from askd_ray.models.fused_onnx import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.load import load_whisper, quiet_transformers, save_whisper
 from askd_ray.models.onnx_engine import OnnxEngine
-from askd_ray.models.onnx_folder import open_session, session_options
+from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE, open_session, session_options
 from askd_ray.progress import bar, console
 from askd_ray.text.tokens import Tokens
 

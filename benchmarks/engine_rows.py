@@ -14,9 +14,9 @@ from askd_ray.bundles.formats import FORMATS, is_available
 from askd_ray.errors import AskdError
 from askd_ray.models.bundle import ONNXRUNTIME_FOLDER
 from askd_ray.models.description import BundleReader
-from askd_ray.models.fused_onnx import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.ggml import GGML_FILES
 from askd_ray.models.load import ctranslate2_folder, load_whisper, quiet_transformers, save_whisper
+from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.stock import StockWhisper
 from askd_ray.models.whisper_onnx import ONNX_FILES
 from askd_ray.text.tokens import Tokens

@@ -348,7 +348,8 @@ def test_nodes_install_the_same_extras_with_constraints():
     assert all(len(installs) == 1 for installs in found)
     (extras,) = {extras for ((_, extras),) in found}
     assert all("--constraint constraints.txt" in options for ((options, _),) in found)
-    assert {"mlflow", "plot", "serve", "tune", "vocabulary"} == set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
+    assert set(extras.split(",")) == {"mlflow", "plot", "serve", "tune", "vocabulary"}
+    assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
 
 
 def test_build_context_has_only_copied_files():

@@ -18,6 +18,7 @@ from askd_ray.models.decode_fallback import DecodingEngine, WindowedEngine
 from askd_ray.models.description import BundleDescription, BundleReader, reader_of, window_of
 from askd_ray.models.engine import Engine
 from askd_ray.models.onnx_engine import OnnxEngine
+from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.transcript import GREEDY, Decoding
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.text.error_rate import count_word_errors
@@ -64,12 +65,15 @@ class BundleInfo:
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """The files of the weights."""
+        """The files of the weights, of all engines that read them."""
         names: tuple[str, ...] = ("model.bin",)
         if self.reader == "ctc":
             in_torch = self.folder.name == "transformers"
             names = ("model.safetensors", "ctc_head.safetensors") if in_torch else ("model.onnx",)
-        return tuple(self.folder / name for name in names)
+        files = tuple(self.folder / name for name in names)
+        if self.onnxruntime is not None:
+            files += tuple(self.onnxruntime / name for name in (ENCODER_FILE, DECODER_FILE))
+        return files
 
     @property
     def weights_sha256(self) -> str:

@@ -15,8 +15,14 @@ from askd_ray.files import read_json
 from askd_ray.models.bound import token_limit
 from askd_ray.models.draft import EMPTY, NGRAM_SIZE, Draft, ctc_draft
 from askd_ray.models.draft_decoding import DraftOptions, Verified, decode_with_draft
-from askd_ray.models.fused_onnx import DECODER_FILE, ENCODER_FILE
-from askd_ray.models.onnx_folder import check_files, one_line_errors, open_session, session_options
+from askd_ray.models.onnx_folder import (
+    DECODER_FILE,
+    ENCODER_FILE,
+    check_files,
+    one_line_errors,
+    open_session,
+    session_options,
+)
 from askd_ray.text.tokens import Tokens, max_tokens
 from askd_ray.text.units import CtcVocabulary
 

@@ -37,9 +37,9 @@ from askd_ray.models.fused_layers import (
 )
 from askd_ray.models.hybrid_onnx import Quantization, export_graph
 from askd_ray.models.load import load_whisper
+from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.reference import resolve
 
-ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"
 _MIN_MARGINS: dict[Quantization, float] = {"float32": 0.001, "int8": 0.15}
 """Differences of two logits that rounding can turn round: it changes them by at most 0.11 in int8 (tiny.en)."""
 
@@ -93,9 +93,9 @@ class _Encoder(nn.Module):
     def __init__(self, model: WhisperForConditionalGeneration, head: CtcHead | None):
         super().__init__()
         encoder, config = model.model.encoder, model.config
-        self.conv1_weight, self.conv1_bias = nn.Parameter(_rows_of(encoder.conv1)), encoder.conv1.bias
-        self.conv2 = nn.Linear(encoder.conv2.in_channels * 3, config.d_model)
-        self.conv2.weight.data, self.conv2.bias = _rows_of(encoder.conv2), encoder.conv2.bias
+        conv1 = _side_by_side(encoder.conv1)
+        self.conv1_weight, self.conv1_bias = conv1.weight, conv1.bias  # no layer, so it stays in float32
+        self.conv2 = _side_by_side(encoder.conv2)
         self.norm = encoder.layer_norm
         self.positions = nn.Parameter(encoder.embed_positions.weight.detach())
         self.layers = nn.ModuleList(
@@ -129,9 +129,12 @@ class _Encoder(nn.Module):
         return tuple(found)
 
 
-def _rows_of(convolution: nn.Conv1d) -> torch.Tensor:
-    """Return the weights of a convolution as a product with frames side by side: ``(n_out, 3 n_in)``."""
-    return convolution.weight.detach().transpose(1, 2).flatten(1)
+def _side_by_side(convolution: nn.Conv1d) -> nn.Linear:
+    """Return a convolution over three frames as a product with three frames side by side."""
+    weight = convolution.weight.detach().transpose(1, 2).flatten(1)
+    result = nn.Linear(weight.shape[1], weight.shape[0])
+    result.weight.data, result.bias.data = weight, convolution.get_parameter("bias").detach()
+    return result
 
 
 class _EncoderLayer(nn.Module):

@@ -17,8 +17,14 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.files import read_json
 from askd_ray.models.clip_batches import batch_log_mel, check_durations, clip_window_samples
 from askd_ray.models.engine import Engine
-from askd_ray.models.fused_onnx import DECODER_FILE, ENCODER_FILE
-from askd_ray.models.onnx_folder import check_files, one_line_errors, open_session, session_options
+from askd_ray.models.onnx_folder import (
+    DECODER_FILE,
+    ENCODER_FILE,
+    check_files,
+    one_line_errors,
+    open_session,
+    session_options,
+)
 from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.tokens import MAX_TOKENS, Tokens, max_tokens
 

@@ -9,6 +9,9 @@ import onnxruntime
 from askd_ray.errors import AskdError
 from askd_ray.torch_setup import n_cores
 
+ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"
+"""The models in a folder of :func:`askd_ray.models.fused_onnx.write_fused_onnx`."""
+
 
 def check_files(folder: Path, names: Sequence[str], student: str) -> None:
     """Raise :class:`AskdError` for the first file that is missing in the ONNX folder of a kind of student."""

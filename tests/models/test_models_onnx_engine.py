@@ -13,9 +13,10 @@ from askd_ray.audio.units import SAMPLE_RATE_HZ, DecodingWindow
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
 from askd_ray.models.engine import Engine
-from askd_ray.models.fused_onnx import DECODER_FILE, write_fused_onnx
+from askd_ray.models.fused_onnx import write_fused_onnx
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.models.onnx_engine import OnnxEngine
+from askd_ray.models.onnx_folder import DECODER_FILE
 from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer

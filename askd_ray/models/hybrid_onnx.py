@@ -26,7 +26,7 @@ from askd_ray.files import atomic_path, write_json
 from askd_ray.models.ctc import HEAD_FILE, CtcHead, load_head
 from askd_ray.models.load import load_whisper
 from askd_ray.models.reference import resolve
-from askd_ray.models.row_quantization import QuantizedEmbedding, quantize_linears
+from askd_ray.models.row_quantization import QuantizedEmbedding, RowQuantizedLinear, column_scale, quantize_linears
 from askd_ray.models.windows import encode
 
 Quantization = Literal["float32", "int8"]
@@ -54,8 +54,10 @@ def write_hybrid_onnx(reference: str, target: Path, quantization: Quantization) 
         encoder, decoder = _Encoder(model, head), _Decoder(model)
         if quantization == "int8":
             quantize_linears(encoder)
+            columns = column_scale(model.proj_out, decoder.layer_norm)
+            decoder.embed_tokens = QuantizedEmbedding(model.model.decoder.embed_tokens.weight, columns)
+            decoder.projection = RowQuantizedLinear(model.proj_out, digits=2, columns=columns)
             quantize_linears(decoder, digits=2)  # the encoder always reads one whole window
-            decoder.embed_tokens = QuantizedEmbedding(model.model.decoder.embed_tokens.weight)
         layers = range(config.decoder_layers)
         cross = [f"cross_{part}_{i}" for i in layers for part in ("key", "value")]
         log_mel = torch.zeros(1, config.num_mel_bins, 3 * FRAMES_PER_S)
@@ -175,8 +177,7 @@ class _Decoder(DecoderLayers):
     def __init__(self, model: WhisperForConditionalGeneration):
         super().__init__(model)
         self.embed_tokens: nn.Module = model.model.decoder.embed_tokens
-        self.projection = nn.Linear(model.config.d_model, model.config.vocab_size, bias=False)
-        self.projection.weight = model.proj_out.weight
+        self.projection: nn.Module = model.proj_out
 
     def forward(
         self, ids: torch.Tensor, first: torch.Tensor, past: torch.Tensor, *cross: torch.Tensor

@@ -6,6 +6,10 @@ the pass, and a decoder that reads several tokens writes another text than one t
 A difference in the last bit of a number can still change its 8 bits, and with them differences of logits by up to 0.5
 (tiny.en, passes over all tokens and over one). With two ``digits`` it is 0.1: what the 8 bits of a number leave gets 7
 bits more, as one more row of the same product. The weights, which take most of the time, are read once for both.
+
+Whisper's token embeddings have a few columns of large values, and the scale of each token follows them: in the smaller
+columns little is left of 8 bits. :func:`column_scale` balances the columns of the projection; without it, rounding its
+weights changes logits more than rounding everything else.
 """
 
 from typing import Any
@@ -51,44 +55,62 @@ class _RowQuantizedProduct(torch.autograd.Function):
 
 
 class RowQuantizedLinear(nn.Module):
-    """A linear layer with int8 weights, one scale for each column of them and for each row of its input.
+    """A linear layer with int8 weights, one scale for each output and for each row of its input.
 
-    ``digits`` 1 or 2: its inputs have 8 or 15 bits.
+    ``digits`` 1 or 2: its inputs have 8 or 15 bits. ``columns`` (n_in,): its weights are multiplied by these before
+    they are rounded, and its inputs are divided by them.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor
+    columns: torch.Tensor | None
 
-    def __init__(self, linear: nn.Linear, digits: int = 1):
+    def __init__(self, linear: nn.Linear, digits: int = 1, columns: torch.Tensor | None = None):
         super().__init__()
-        weight, scale = quantized_rows(linear.weight)
+        weight, scale = quantized_rows(linear.weight if columns is None else linear.weight * columns)
         self.register_buffer("weight", weight.T.contiguous())
         self.register_buffer("scale", scale[:, 0])
+        self.register_buffer("columns", columns)
         self.bias: nn.Parameter | None = linear.bias
         self.digits = digits
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the linear layer's output ``(1, n_rows, n_out)``."""
+        if self.columns is not None:
+            inputs = inputs / self.columns
         product = _RowQuantizedProduct.apply(inputs, self.weight, self.scale, self.digits)
         assert isinstance(product, torch.Tensor)
         return product if self.bias is None else product + self.bias
 
 
 class QuantizedEmbedding(nn.Module):
-    """Embeddings in int8, with a scale for each token."""
+    """Embeddings in int8, with a scale for each token and for each of the ``columns`` (width,)."""
 
     weight: torch.Tensor
     scale: torch.Tensor
+    columns: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, weight: torch.Tensor, columns: torch.Tensor):
         super().__init__()
-        rounded, scale = quantized_rows(weight)
+        rounded, scale = quantized_rows(weight * columns)
         self.register_buffer("weight", rounded)
         self.register_buffer("scale", scale)
+        self.register_buffer("columns", columns)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of tokens."""
-        return self.weight[ids].float() * self.scale[ids]
+        return self.weight[ids].float() * self.scale[ids] / self.columns
+
+
+def column_scale(linear: nn.Linear, norm: nn.LayerNorm) -> torch.Tensor:
+    """Return the ``columns`` (n_in,) of a linear layer whose input is the output of a norm.
+
+    With the square root of the input's size over that of the weights, products of both have the same size in all
+    columns, half of it from either.
+    """
+    weight = linear.weight.detach().float()
+    inputs = norm.weight.detach().float().abs().clamp(min=_MIN_SCALE)
+    return (inputs / weight.square().mean(dim=0).sqrt().clamp(min=_MIN_SCALE)).sqrt()
 
 
 def quantized_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ from askd_ray.audio.units import FRAMES_PER_S
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.models.hybrid_onnx import OPSET, DecoderLayers, Quantization, export_graph, split_heads
 from askd_ray.models.load import load_whisper
-from askd_ray.models.row_quantization import RowQuantizedLinear, quantize_linears
+from askd_ray.models.row_quantization import RowQuantizedLinear, column_scale, quantize_linears
 from askd_ray.models.windows import encode
 
 ONNX_FILES: dict[Quantization, tuple[str, str]] = {
@@ -81,6 +81,8 @@ def _write_graphs(model: WhisperForConditionalGeneration, folder: Path, quantiza
     if quantization == "int8":
         quantize_linears(encoder)
         quantize_linears(window)
+        columns = column_scale(model.proj_out, decoder.layer_norm)
+        decoder.projection = RowQuantizedLinear(model.proj_out, digits=2, columns=columns)
         quantize_linears(decoder, digits=2)
     else:
         decoder.projection = _Projection(decoder.projection)
@@ -146,7 +148,8 @@ class _Decoder(DecoderLayers):
         assert isinstance(projection, _Projection | RowQuantizedLinear)
         embedded = projection.weight[:, ids].permute(1, 2, 0)
         if isinstance(projection, RowQuantizedLinear):
-            embedded = embedded.float() * projection.scale[ids][..., None]
+            assert projection.columns is not None
+            embedded = embedded.float() * projection.scale[ids][..., None] / projection.columns
         hidden, present = self.read(embedded, cache[: self.n_past], cache[self.n_past :])
         return (projection(self.layer_norm(hidden)), *present)
 

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from askd_ray.models.row_quantization import QuantizedEmbedding, RowQuantizedLinear, quantize_linears, quantized_rows
+from askd_ray.models.row_quantization import (
+    QuantizedEmbedding,
+    RowQuantizedLinear,
+    column_scale,
+    quantize_linears,
+    quantized_rows,
+)
 
 
 @pytest.fixture
@@ -45,7 +51,39 @@ def test_zeros_and_embeddings(linear: nn.Linear):
     assert torch.equal(RowQuantizedLinear(linear)(torch.zeros(1, 2, 64))[0, 1], linear.bias)
     embeddings = nn.Embedding(9, 64)
     ids = torch.tensor([[3, 8, 3]])
-    torch.testing.assert_close(QuantizedEmbedding(embeddings.weight)(ids), embeddings(ids), atol=0.02, rtol=0)
+    quantized = QuantizedEmbedding(embeddings.weight, torch.ones(64))
+    torch.testing.assert_close(quantized(ids), embeddings(ids), atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+def test_large_columns_leave_the_others_their_bits():
+    """As in Whisper's token embeddings: one column is 30 times as large, and the norm before it makes up for that."""
+    generator = torch.Generator().manual_seed(0)
+    norm, linear = nn.LayerNorm(64), nn.Linear(64, 200, bias=False)
+    linear.weight[:] = torch.randn(200, 64, generator=generator)
+    linear.weight[:, 5] *= 30
+    norm.weight[5] = 1 / 30
+    inputs = norm(torch.randn(1, 50, 64, generator=generator))
+    columns = column_scale(linear, norm)
+    assert columns[5] == columns.min() and columns.max() / columns.min() > 10
+    errors = [
+        (RowQuantizedLinear(linear, 2, given)(inputs) - linear(inputs)).square().mean().sqrt()
+        for given in (None, columns)
+    ]
+    assert errors[1] < errors[0] / 5
+    embeddings = QuantizedEmbedding(linear.weight, columns)(torch.arange(200)[None])
+    error = (embeddings - linear.weight).abs()[0].amax(dim=0)
+    assert error[:5].max() < 0.04 and error[5] < 1.0
+
+
+@torch.no_grad()
+def test_columns_of_zeros_have_a_scale():
+    norm, linear = nn.LayerNorm(8), nn.Linear(8, 4, bias=False)
+    linear.weight[:, 2] = 0.0
+    norm.weight[3] = 0.0
+    quantized = RowQuantizedLinear(linear, 2, column_scale(linear, norm))
+    inputs = norm(torch.randn(1, 5, 8))
+    torch.testing.assert_close(quantized(inputs), linear(inputs), atol=0.02, rtol=0)
 
 
 def test_all_linear_layers_are_replaced():

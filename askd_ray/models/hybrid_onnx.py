@@ -26,7 +26,13 @@ from askd_ray.files import atomic_path, write_json
 from askd_ray.models.ctc import HEAD_FILE, CtcHead, load_head
 from askd_ray.models.load import load_whisper
 from askd_ray.models.reference import resolve
-from askd_ray.models.row_quantization import QuantizedEmbedding, RowQuantizedLinear, column_scale, quantize_linears
+from askd_ray.models.row_quantization import (
+    OUTLIERS,
+    QuantizedEmbedding,
+    RowQuantizedLinear,
+    column_scale,
+    quantize_linears,
+)
 from askd_ray.models.windows import encode
 
 Quantization = Literal["float32", "int8"]
@@ -41,7 +47,7 @@ def write_hybrid_onnx(reference: str, target: Path, quantization: Quantization) 
     """Write a Whisper as an ONNX folder, atomically, with the CTC head that lies in its folder, if there is one.
 
     ``int8``: the weights of matrix products are int8, with a scale for each column, and their inputs are rounded to 8
-    bits when the model runs, with a scale for each row (:mod:`askd_ray.models.row_quantization`).
+    or 15 bits when the model runs, with a scale for each row (:mod:`askd_ray.models.row_quantization`).
 
     Raises :class:`AskdError` when there is no such model or its files are damaged.
     """
@@ -53,7 +59,7 @@ def write_hybrid_onnx(reference: str, target: Path, quantization: Quantization) 
         temporary.mkdir()
         encoder, decoder = _Encoder(model, head), _Decoder(model)
         if quantization == "int8":
-            quantize_linears(encoder)
+            quantize_linears(encoder, with_outliers=OUTLIERS)
             columns = column_scale(model.proj_out, decoder.layer_norm)
             decoder.embed_tokens = QuantizedEmbedding(model.model.decoder.embed_tokens.weight, columns)
             decoder.projection = RowQuantizedLinear(model.proj_out, digits=2, columns=columns)

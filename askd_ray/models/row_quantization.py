@@ -12,6 +12,7 @@ columns little is left of 8 bits. :func:`column_scale` balances the columns of t
 weights changes logits more than rounding everything else.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ _LEVELS = 127
 _ZERO = 128  # of uint8 inputs: x86 multiplies uint8 with int8
 _MIN_SCALE = 1e-6
 _FLOAT = 1  # TensorProto.FLOAT
+
+OUTLIERS = ("fc2", "out_proj")
+"""The layers of an encoder in whose inputs a few values are much larger than the others: no norm is before them."""
 
 
 class _RowQuantizedProduct(torch.autograd.Function):
@@ -120,10 +124,10 @@ def quantized_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight / scale).round().to(torch.int8), scale
 
 
-def quantize_linears(module: nn.Module, digits: int = 1) -> None:
-    """Replace all linear layers in a module."""
+def quantize_linears(module: nn.Module, digits: int = 1, with_outliers: Collection[str] = ()) -> None:
+    """Replace all linear layers in a module, those ``with_outliers`` in their inputs by layers of two digits."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            setattr(module, name, RowQuantizedLinear(child, digits))
+            setattr(module, name, RowQuantizedLinear(child, 2 if name in with_outliers else digits))
         else:
-            quantize_linears(child, digits)
+            quantize_linears(child, digits, with_outliers)

@@ -31,7 +31,7 @@ from askd_ray.audio.units import FRAMES_PER_S
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.models.hybrid_onnx import OPSET, DecoderLayers, Quantization, export_graph, split_heads
 from askd_ray.models.load import load_whisper
-from askd_ray.models.row_quantization import RowQuantizedLinear, column_scale, quantize_linears
+from askd_ray.models.row_quantization import OUTLIERS, RowQuantizedLinear, column_scale, quantize_linears
 from askd_ray.models.windows import encode
 
 ONNX_FILES: dict[Quantization, tuple[str, str]] = {
@@ -79,7 +79,7 @@ def _write_graphs(model: WhisperForConditionalGeneration, folder: Path, quantiza
     past, cross = (cache_names(config.decoder_layers, "past_key_values")[i : i + n_cache] for i in (0, n_cache))
     encoder, window, decoder = _Encoder(model), _WindowKeys(model), _Decoder(model)
     if quantization == "int8":
-        quantize_linears(encoder)
+        quantize_linears(encoder, with_outliers=OUTLIERS)
         quantize_linears(window)
         columns = column_scale(model.proj_out, decoder.layer_norm)
         decoder.projection = RowQuantizedLinear(model.proj_out, digits=2, columns=columns)

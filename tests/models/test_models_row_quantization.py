@@ -92,3 +92,10 @@ def test_all_linear_layers_are_replaced():
     kinds = [type(child) for child in module.modules()]
     assert kinds.count(RowQuantizedLinear) == 2 and nn.Linear not in kinds
     assert module(torch.randn(1, 3, 4)).shape == (1, 3, 2)
+
+
+def test_layers_with_outliers_have_two_digits():
+    module = nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": nn.Linear(4, 4)})
+    quantize_linears(nn.Sequential(module), with_outliers=["fc2"])
+    digits = {name: child.digits for name, child in module.items() if isinstance(child, RowQuantizedLinear)}
+    assert digits == {"fc1": 1, "fc2": 2}

@@ -130,9 +130,7 @@ def study(recipe: RecipeOption = None, set_: SetOption = None, force: ForceOptio
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(help="Evaluated runs: their folders or URIs, or names under runs/.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The page's path. Default: RUN/evaluate/report.html; report.html for many runs.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: RUN/evaluate/report.html; for many report.html.")] = None,
 ) -> None:
     """Write the evaluation of runs as an HTML page and as Markdown: verdict, tables, plots, worst utterances."""
     from askd_ray.evaluation.report import write
@@ -142,9 +140,7 @@ def report(
 
 @app.command()
 def serve(
-    bundle: Annotated[
-        Path | None, typer.Option(help="A bundle folder (askd export); its name is the model name.")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle (askd export); its name is the model's.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model by name: NAME=BUNDLE. Repeatable.")] = None,
     registry: Annotated[Path | None, typer.Option(help="A folder of models, filled by askd promote.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on. Default: this machine only.")] = "127.0.0.1",
@@ -166,6 +162,18 @@ def serve(
         keys_file=None if keys is None else str(local_path(keys)),
     )
     ray_app.serve_bundles(settings, Address(host, port))
+
+
+@app.command()
+def push(
+    target: Annotated[str, typer.Argument(help="A folder, or with --upload a hub id: OWNER/NAME.")],
+    bundle: Annotated[Path, typer.Option(help="A bundle folder (askd export).")] = Path("runs/demo/bundle"),
+    upload: Annotated[Literal["private", "public"] | None, typer.Option(help="Upload to the hub.")] = None,
+) -> None:
+    """Lay a bundle out as a repository of Hugging Face's hub, in a folder; upload it when asked."""
+    from askd_ray.bundles import push as hub
+
+    console.print(hub.push(bundle, target, upload), markup=False)
 
 
 @app.command()

@@ -68,7 +68,7 @@ class BundleInfo:
         """The files of the weights, of all engines that read them."""
         names: tuple[str, ...] = ("model.bin",)
         if self.reader == "ctc":
-            in_torch = self.folder.name == "transformers"
+            in_torch = self.compute_type == "float16"
             names = ("model.safetensors", "ctc_head.safetensors") if in_torch else ("model.onnx",)
         files = tuple(self.folder / name for name in names)
         if self.onnxruntime is not None:
@@ -139,9 +139,13 @@ def open_engine(
 
 
 def hashes(bundle: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of a bundle except its description, by relative path."""
-    files = sorted(f for f in bundle.rglob("*") if f.is_file() and f != bundle / BUNDLE_FILE)
-    return {f.relative_to(bundle).as_posix(): sha256_of_file(f) for f in files}
+    """Return the SHA-256 of every file of a bundle except its description, by relative path.
+
+    Hidden files are left out: a download from a hub has some.
+    """
+    files = sorted(f.relative_to(bundle) for f in bundle.rglob("*") if f.is_file())
+    visible = [f for f in files if not any(part.startswith(".") for part in f.parts) and str(f) != BUNDLE_FILE]
+    return {f.as_posix(): sha256_of_file(bundle / f) for f in visible}
 
 
 def check_hashes(bundle: Path) -> int:
@@ -219,8 +223,10 @@ def _described(bundle: Path, device: Device, compute_type: ComputeType | None) -
     if chosen not in folders:
         allowed = " or ".join(folders)
         raise AskdError(f"compute_type = {chosen}: {bundle} has only {allowed} for device {device}")
+    is_root = description.get("layout") == "hub" and folders[chosen] == "transformers"
+    folder = bundle if is_root else bundle / folders[chosen]
     onnxruntime = _onnxruntime(bundle, reader, device, chosen)
-    return BundleInfo(name, bundle / folders[chosen], window, chosen, reader, languages, onnxruntime)
+    return BundleInfo(name, folder, window, chosen, reader, languages, onnxruntime)
 
 
 def _onnxruntime(bundle: Path, reader: BundleReader, device: Device, compute_type: ComputeType) -> Path | None:

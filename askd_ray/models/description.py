@@ -36,10 +36,12 @@ class BundleDescription(TypedDict):
 
     ``formats`` are the folders of the student; older bundles, without it, have those of every bundle.
     ``window_sweep`` has the windows among which ``window`` was chosen; None: the recipe's was taken. Bundles without
-    ``reader`` have Whisper's. ``vocabulary`` None: the student has all tokens of its teacher.
+    ``reader`` have Whisper's. ``vocabulary`` None: the student has all tokens of its teacher. ``layout`` is that of a
+    hub repository (:mod:`askd_ray.bundles.push`), with the transformers folder as its root; bundles have none.
     """
 
     format: int
+    layout: NotRequired[Literal["hub"]]
     reader: NotRequired[BundleReader]
     formats: NotRequired[list[str]]
     name: str

@@ -87,7 +87,7 @@ def costs(recipe: Recipe) -> list[Cost]:
     """
     teacher = load_config(recipe.teacher.model)
     config = load_config(recipe.student.init) if recipe.student.init else teacher
-    if recipe.student.vocabulary is not None:
+    if recipe.student.vocabulary is not None and config.vocab_size == teacher.vocab_size:
         # Which tokens are kept costs the same.
         config = pruned_config(
             config, first_tokens(Tokens(resolve(recipe.teacher.model)), recipe.student.vocabulary.keep)

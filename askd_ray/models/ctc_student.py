@@ -22,6 +22,7 @@ from askd_ray.models.ctc_decoding import greedy_classes
 from askd_ray.models.layer_map import build_student
 from askd_ray.models.reference import resolve
 from askd_ray.models.student import Cost, CtcStates, DecoderOutput, EncoderOutput, StudentModel
+from askd_ray.models.vocabulary import vocabulary_of_init
 from askd_ray.models.windows import encode, prepare_layers
 from askd_ray.text.tokens import Tokens
 from askd_ray.text.units import CtcVocabulary
@@ -88,12 +89,14 @@ def ctc_states(head: CtcHead, encoded: EncoderOutput, window_frames: torch.Tenso
 class CtcStudentKind:
     """Builds, saves, loads and decodes a recipe's CTC student.
 
-    Raises :class:`AskdError` when the recipe's encoder layers do not exist or cannot be merged.
+    Raises :class:`AskdError` when the recipe's encoder layers do not exist or cannot be merged, and when
+    ``student.init`` has other tokens than the teacher.
     """
 
     def __init__(self, recipe: Recipe, read_vocabulary: VocabularyReader):
         self._recipe, self._read_vocabulary = recipe, read_vocabulary
         self._tokens = Tokens(resolve(recipe.student.init or recipe.teacher.model))
+        vocabulary_of_init(recipe)  # raises where it has other tokens
         cost.costs(recipe)  # raises where the recipe's layers do not exist
 
     @cached_property

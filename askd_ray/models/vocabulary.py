@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
+from askd_ray.config.schema import Recipe
+from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, cache_root, digest, read_json
 from askd_ray.models.empty import empty_whisper
 from askd_ray.models.reference import resolve
 from askd_ray.text.tokens import Tokens
-from askd_ray.text.vocabulary import PrunedVocabulary
+from askd_ray.text.vocabulary import PrunedVocabulary, shared_tokens
 
 _EMBEDDINGS = ("model.decoder.embed_tokens.weight", "proj_out.weight")  # tied
 _IDS = (
@@ -29,6 +31,36 @@ _IDS = (
     "task_to_id",
 )
 """The settings of Whisper's configs that hold tokens: one, a list, pairs of a position and a token, or by name."""
+
+
+def vocabulary_of_init(recipe: Recipe) -> PrunedVocabulary | None:
+    """Return the smaller vocabulary that ``student.init`` was trained with; None if it has all tokens of the teacher.
+
+    Raises :class:`AskdError` when it has others, and when ``student.vocabulary`` keeps another number of them.
+    """
+    init, teacher = recipe.student.init, recipe.teacher.model
+    if init is None:
+        return None
+    vocabulary = shared_tokens(Tokens(resolve(teacher)), Tokens(resolve(init)))
+    if vocabulary is None:
+        raise AskdError(
+            f"student.init = {init!r}: its vocabulary is not that of the teacher {teacher}; soft labels "
+            "need one vocabulary: both English-only or both multilingual, of the same generation"
+        )
+    if vocabulary.n_removed == 0:
+        return None
+    n_kept, settings = len(vocabulary.token_ids), recipe.student.vocabulary
+    if recipe.student.reader != "whisper":
+        raise AskdError(
+            f"student.init = {init!r} has {n_kept} of the teacher's {vocabulary.tokens.end} text tokens: "
+            f"student.reader={recipe.student.reader} needs all of them"
+        )
+    if settings is None or settings.keep != n_kept:
+        raise AskdError(
+            f"student.init = {init!r} has {n_kept} of the teacher's {vocabulary.tokens.end} text tokens: "
+            f"set student.vocabulary.keep={n_kept} to train on with these"
+        )
+    return vocabulary
 
 
 def pruned_config(config: WhisperConfig, vocabulary: PrunedVocabulary) -> WhisperConfig:

@@ -19,7 +19,7 @@ from askd_ray.models.load import load_config, load_whisper, save_whisper
 from askd_ray.models.reference import resolve
 from askd_ray.models.state_pairs import decoder_pairs
 from askd_ray.models.student import Cost, DecoderOutput, EncoderOutput, StudentModel
-from askd_ray.models.vocabulary import prune, pruned_tokens
+from askd_ray.models.vocabulary import prune, pruned_tokens, vocabulary_of_init
 from askd_ray.models.windows import WindowedWhisper, encode
 from askd_ray.text.tokens import Tokens
 from askd_ray.text.vocabulary import PrunedVocabulary
@@ -100,8 +100,8 @@ class WhisperStudentKind:
     ``teacher_width`` is the width of an online teacher's encoder states, for the loss between encoder states.
     ``read_vocabulary`` returns the tokens of a student with ``student.vocabulary``.
 
-    Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged or compared, or when the
-    vocabulary of ``student.init`` is not the teacher's.
+    Raises :class:`AskdError` when the recipe's layers do not exist or cannot be merged or compared, and as
+    :func:`~askd_ray.models.vocabulary.vocabulary_of_init` does.
     """
 
     def __init__(
@@ -112,16 +112,14 @@ class WhisperStudentKind:
         self._layer_maps = layer_maps(recipe.student, load_config(init or teacher))
         self._decoder_pairs = [decoder_pairs(recipe, self._layer_maps[: n + 1]) for n in range(len(self._layer_maps))]
         self._whole_tokens = Tokens(resolve(init or teacher))
-        if init is not None and _vocabulary(self._whole_tokens) != _vocabulary(Tokens(resolve(teacher))):
-            raise AskdError(
-                f"student.init = {init!r}: its vocabulary is not that of the teacher {teacher}; soft labels "
-                "need one vocabulary: both English-only or both multilingual, of the same generation"
-            )
+        self._vocabulary_of_init = vocabulary_of_init(recipe)
 
     @cached_property
     def _pruned(self) -> PrunedVocabulary | None:
         if self._recipe.student.vocabulary is None:
             return None
+        if self._vocabulary_of_init is not None:
+            return self._vocabulary_of_init
         assert self._read_vocabulary is not None, "student.vocabulary needs the labels"
         return self._read_vocabulary()
 
@@ -133,7 +131,9 @@ class WhisperStudentKind:
         """Return the untrained student with the layers that it has after ``n_shrunk`` shrinkings."""
         recipe = self._recipe
         model = build_student(recipe.student, recipe.teacher.model, n_shrunk)[0]
-        return self.wrap(model if self._pruned is None else prune(model, self._pruned), n_shrunk)
+        if self._pruned is not None and self._vocabulary_of_init is None:
+            model = prune(model, self._pruned)
+        return self.wrap(model, n_shrunk)
 
     def empty_like(self, student: WhisperStudent) -> WhisperStudent:
         """Return a student with the same tensors, on the CPU and uninitialised; it decodes like ``student``."""

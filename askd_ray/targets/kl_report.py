@@ -17,6 +17,7 @@ from askd_ray.divergence.kinds import forward_kl
 from askd_ray.errors import AskdError
 from askd_ray.location import PathOrUri
 from askd_ray.models.layer_map import build_student
+from askd_ray.models.vocabulary import vocabulary_of_init
 from askd_ray.progress import Table
 from askd_ray.targets.soft_labels import for_inference, forced_logits, load_teacher
 from askd_ray.torch_setup import use_threads
@@ -89,7 +90,10 @@ def measure(recipe: Recipe, shard: PathOrUri, labels: PathOrUri) -> list[KlLost]
     """Return :func:`kl_lost` of the recipe's teacher and its untrained student on a sample of a shard.
 
     The sample is the first :data:`SAMPLE_UTTERANCES` utterances that are not excluded. The labels must be up to date.
+    Returns [] for a ``student.init`` with fewer tokens.
     """
+    if vocabulary_of_init(recipe) is not None:
+        return []
     use_threads()
     rows = zip(to_utterances(read_table(shard)), read_labels(labels, recipe.teacher.top_k), strict=True)
     sample = [row for row in rows if row[1].has_teacher and not row[1].left_out][:SAMPLE_UTTERANCES]

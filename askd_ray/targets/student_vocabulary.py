@@ -6,20 +6,24 @@ from askd_ray.data.token_counts import token_counts
 from askd_ray.location import Location
 from askd_ray.models.load import load_config
 from askd_ray.models.reference import resolve
-from askd_ray.models.vocabulary import suppressed_tokens
+from askd_ray.models.vocabulary import suppressed_tokens, vocabulary_of_init
 from askd_ray.text.frequent_words import frequent_tokens
 from askd_ray.text.tokens import Tokens
 from askd_ray.text.vocabulary import PrunedVocabulary, TokenMap, choose_tokens
 
 
 def student_vocabulary(recipe: Recipe, index: RowIndex, labels: Location) -> PrunedVocabulary:
-    """Return the tokens that the student keeps: by the labelled train utterances, then by frequent words.
+    """Return the tokens that the student keeps: those of ``student.init``, if it has fewer than the teacher, or those
+    of the labelled train utterances and of frequent words.
 
-    Raises :class:`AskdError` as :func:`~askd_ray.text.vocabulary.choose_tokens` and
-    :func:`~askd_ray.text.frequent_words.frequent_tokens` do.
+    Raises :class:`AskdError` as :func:`~askd_ray.models.vocabulary.vocabulary_of_init`,
+    :func:`~askd_ray.text.vocabulary.choose_tokens` and :func:`~askd_ray.text.frequent_words.frequent_tokens` do.
     """
     settings, teacher = recipe.student.vocabulary, recipe.teacher.model
     assert settings is not None
+    vocabulary = vocabulary_of_init(recipe)
+    if vocabulary is not None:
+        return vocabulary
     tokens, counts = Tokens(resolve(teacher)), token_counts(index, labels)
     in_targets = sorted(counts, key=lambda token: (-counts[token], token))
     ranked = (*in_targets, *frequent_tokens(tokens, settings.languages))

@@ -110,6 +110,15 @@ def first_tokens(tokens: Tokens, n_kept: int) -> PrunedVocabulary:
     return PrunedVocabulary(tokens, tuple(range(n_kept)))
 
 
+def shared_tokens(tokens: Tokens, student: Tokens) -> PrunedVocabulary | None:
+    """Return the vocabulary that a student's tokenizer has of its teacher's ``tokens``; None if it has another one."""
+    symbols, of_student = tokens.tokenizer.get_vocab(), student.tokenizer.get_vocab()
+    kept = sorted(token for symbol, token in symbols.items() if token < tokens.end and symbol in of_student)
+    vocabulary = PrunedVocabulary(tokens, tuple(kept))
+    ids = {symbol: vocabulary.student_id(token) for symbol, token in symbols.items()}
+    return vocabulary if of_student == {symbol: token for symbol, token in ids.items() if token is not None} else None
+
+
 def choose_tokens(tokens: Tokens, ranked: Iterable[int], required: Collection[int], n_kept: int) -> PrunedVocabulary:
     """Return a vocabulary of ``n_kept`` text tokens.
 

@@ -19,8 +19,10 @@ from askd_ray.data.schema import Batch
 from askd_ray.data.shards import read_table, shard_paths, to_utterances
 from askd_ray.data.token_counts import token_counts
 from askd_ray.errors import AskdError
+from askd_ray.files import read_json, write_json
 from askd_ray.models.load import load_whisper
 from askd_ray.runs import Run
+from askd_ray.targets.kl_report import measure
 from askd_ray.targets.soft_labels import label, label_key
 from askd_ray.text.tokens import Tokens
 from askd_ray.train.average import write_average
@@ -159,6 +161,60 @@ def record_as_online(recipe: Recipe, folder: Path) -> None:
     for shard in shard_paths(run.shards, "train"):
         made = label(model, tokens, to_utterances(read_table(shard)), recipe)
         write_labels(run.labels / shard.name, made, label_key(recipe))
+
+
+@pytest.fixture
+def smaller(labelled: Recipe, tmp_path: Path) -> Path:
+    """The folder of a student with fewer tokens."""
+    kind = student_kind(small(labelled))
+    kind.save(kind.build(0), tmp_path / "smaller")
+    return tmp_path / "smaller"
+
+
+def test_student_of_fewer_tokens_is_trained_on_with_these(
+    labelled: Recipe, smaller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever the targets of the new run are."""
+    monkeypatch.setattr("askd_ray.targets.student_vocabulary.token_counts", lambda index, labels: {30_000: 1})
+    recipe = small(labelled, student={"init": str(smaller)})
+    assert read_vocabulary(recipe).token_ids != read_vocabulary(small(labelled)).token_ids
+    built = student_kind(recipe).build(0).whisper
+    before, _ = load_whisper(str(smaller))
+    assert all(torch.equal(built.state_dict()[name], tensor) for name, tensor in before.state_dict().items())
+    assert student_kind(recipe).costs() == student_kind(small(labelled)).costs()
+    assert measure(recipe, shard_paths(Run(recipe).shards, "train")[0], tmp_path) == []
+    loop = build_loop(recipe, PlainContext(CPU), tmp_path / "run", "key")
+    loop.run()
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics[-1]["ce"] < metrics[0]["ce"]
+    _, tokens = load_whisper(str(tmp_path / "run" / "best"))
+    assert tokens.tokenizer.get_vocab() == Tokens(smaller).tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ({"vocabulary": None}, "has 512 of the teacher's 50256 text tokens: set student.vocabulary.keep=512"),
+        ({"vocabulary": {"keep": 600}}, "set student.vocabulary.keep=512 to train on with these"),
+        ({"vocabulary": None, "reader": "hybrid"}, "student.reader=hybrid needs all of them"),
+        ({"vocabulary": None, "reader": "ctc"}, "student.reader=ctc needs all of them"),
+    ],
+)
+def test_smaller_student_needs_its_number_of_tokens(
+    labelled: Recipe, smaller: Path, student: dict[str, Any], message: str
+):
+    objective = {"preset": "askd_ctc"} if student.get("reader") == "ctc" else {}
+    with pytest.raises(AskdError, match=message):
+        student_kind(small(labelled, objective, student={"init": str(smaller), **student}))
+
+
+def test_student_of_other_tokens_is_refused(labelled: Recipe, smaller: Path):
+    settings = read_json(smaller / "tokenizer.json")
+    ids = settings["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    write_json(smaller / "tokenizer.json", settings)
+    with pytest.raises(AskdError, match="its vocabulary is not that of the teacher"):
+        student_kind(small(labelled, student={"init": str(smaller)}))
 
 
 def test_students_of_one_vocabulary_are_averaged(labelled: Recipe, copy_of_run: Any, tmp_path: Path):

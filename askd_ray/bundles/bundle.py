@@ -134,7 +134,7 @@ def _add_formats(run: Run, names: Sequence[str]) -> Result:
     clips = _verified_clips(read_dev(run.shards, run.labels, {}).clips)
     with quiet_transformers(), atomic_path(run.bundle) as temporary:
         shutil.copytree(run.bundle, temporary)
-        _convert(temporary / "transformers", temporary, [form for form in formats if form.name not in there])
+        _convert(run.bundle / "transformers", temporary, [form for form in formats if form.name not in there])
         _write_description(temporary, {**description, "formats": [form.name for form in formats]})
         verified = _verify(temporary, clips)
         run.forget("export")

@@ -1,6 +1,6 @@
 """The formats of a bundle: how each is written from the student's transformers folder, and how it transcribes.
 
-To add one, extend :data:`FORMATS`; models/card.py says how it is used.
+To add one, extend :data:`FORMATS`; models/card_usage.py says how it is used.
 """
 
 import importlib.util
@@ -32,6 +32,11 @@ from askd_ray.models.whisper_cpp import WhisperCpp
 from askd_ray.models.whisper_onnx import write_whisper_onnx
 from askd_ray.models.whisper_onnx_engine import OnnxWhisper
 from askd_ray.text.tokens import MAX_TOKENS, Tokens
+
+_NOT_WRITTEN = {
+    "openvino": "not written: openvino-genai computes 30 s for every clip; OpenVINO's runtime reads the format onnx"
+}
+"""Why there is no format of a name that people may ask for."""
 
 Transcribe = Callable[[Path, Sequence[Utterance], DecodingWindow | None], list[str]]
 """Returns the texts of clips from a format's folder, in trimmed windows, or (None) in windows of 30 s."""
@@ -80,7 +85,7 @@ def formats_to_write(reader: BundleReader, names: Iterable[str] = ()) -> tuple[F
     for name in sorted(chosen - set(allowed)):
         of_others = any(form.name == name for forms in FORMATS.values() for form in forms)
         student = "a CTC student" if reader == "ctc" else "a student with a decoder"
-        problem = f"{student} has no such format" if of_others else "there is no such format"
+        problem = f"{student} has no such format" if of_others else _NOT_WRITTEN.get(name, "there is no such format")
         hint = did_you_mean(name, allowed)
         raise AskdError(f"format {name}: {problem}; allowed are {', '.join(allowed)}{hint}")
     formats = tuple(form for form in table if not form.optional or form.name in chosen)

@@ -73,7 +73,7 @@ def write_ggml(reference: str, target: Path) -> None:
     if config.vocab_size not in VOCABULARY_SIZES:
         raise AskdError(
             f"{reference}: whisper.cpp takes a vocabulary of {', '.join(map(str, VOCABULARY_SIZES))} tokens, because "
-            f"it derives the special ones from the size; this one has {config.vocab_size}"
+            f"it derives the special ones from the size; this one has {config.vocab_size}: leave the format ggml out"
         )
     widths = {config.encoder_ffn_dim, config.decoder_ffn_dim}
     if widths != {4 * config.d_model} or config.d_model % _BLOCK:

@@ -18,6 +18,7 @@ from askd_ray.files import read_json, write_json
 from askd_ray.models.bundle import BUNDLE_FILE, check_hashes, check_reference, hashes, open_engine, read_bundle
 from askd_ray.models.ctc_engine import CtcEngine
 from askd_ray.models.ctc_onnx import write_onnx
+from askd_ray.models.description import BundleReader
 from askd_ray.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,12 @@ def test_reference_clips(ctc_run: Run):
     for compute_type in ("int8", "float32"):
         engine = open_engine(read_bundle(ctc_run.bundle, compute_type=compute_type), threads=1)
         assert isinstance(engine, CtcEngine) and check_reference(engine, ctc_run.bundle) == 3
+
+
+@pytest.mark.parametrize("reader", ["whisper", "ctc"])
+def test_openvino_is_refused_with_the_reason(reader: BundleReader):
+    with pytest.raises(AskdError, match=r"format openvino: not written: openvino-genai computes 30 s .* allowed are"):
+        formats_to_write(reader, ["openvino"])
 
 
 def test_format_of_students_with_a_decoder_is_refused(ctc_run: Run):

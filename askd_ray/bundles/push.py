@@ -17,11 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from askd_ray.bundles.formats import FORMATS
 from askd_ray.errors import AskdError
 from askd_ray.files import atomic_path, local_path, read_json, write_json
 from askd_ray.models.bundle import BUNDLE_FILE, CARD, check_hashes, hashes
 from askd_ray.models.card import model_card
-from askd_ray.models.description import BundleDescription
+from askd_ray.models.description import BundleDescription, reader_of
 
 Visibility = Literal["private", "public"]
 
@@ -68,12 +69,13 @@ def write_repository(bundle: Path, folder: Path, repository: str | None = None) 
     description: BundleDescription = read_json(bundle / BUNDLE_FILE)
     if "layout" in description:
         raise AskdError(f"{bundle} is a repository that `askd push` has written: give the bundle of `askd export`")
+    formats = {form.name for form in FORMATS[reader_of(description)]} - {"transformers"}
     with atomic_path(folder) as temporary:
         shutil.copytree(bundle / "transformers", temporary)
         for source in sorted(bundle.iterdir()):
             if source.name == "onnx":
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
-            elif source.name in description.get("formats", ()) and source.name != "transformers":
+            elif source.name in formats:
                 shutil.copytree(source, temporary / source.name)
             elif source.name in _OTHERS:
                 (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary / source.name)

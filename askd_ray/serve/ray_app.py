@@ -66,7 +66,7 @@ def _application(args: ServiceArgs, address: Address | None) -> serve.Applicatio
         ray_actor_options={"num_cpus": 1, "num_gpus": args.gpus_per_engine if args.device == "cuda" else 0},
         graceful_shutdown_timeout_s=longest_s + _STOP_S,
         **common,
-    )(EngineReplica).bind(args)
+    )(EngineReplica).bind(args, direct=True)
     resources = {} if address is None else {f"node:{ray.util.get_node_ip_address()}": 0.001}
     scales = (args.max_ingresses or args.ingresses) > args.ingresses
     ingress = serve.deployment(

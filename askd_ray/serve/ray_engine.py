@@ -4,12 +4,15 @@ When a replica dies, its requests are retried on another one: they take longer b
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.exceptions
+from ray import serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
@@ -17,6 +20,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.errors import AskdError
 from askd_ray.models.transcript import UnitPath
 from askd_ray.serve.engine import ServedModels
+from askd_ray.serve.engine_sockets import DirectEngines, EngineSocket
 from askd_ray.serve.registry import Registry
 from askd_ray.serve.settings import ServiceArgs
 from askd_ray.serve.swap import Follower, load_verified
@@ -25,12 +29,18 @@ from askd_ray.serve.transcription_service import BusyError, ChunkResult, Model, 
 _RETRY_S = 0.2
 _HEALTHY_S = 10.0  # an engine that transcribed a chunk is taken for healthy for this long
 _MODELS_CACHE_S = 1.0  # how long the list of models is cached
+_log = logging.getLogger(__name__)
 
 
 class EngineReplica:
-    """A replica with the models: it loads them, warms them up, and transcribes chunks."""
+    """A replica with the models: it loads them, warms them up, and transcribes chunks.
 
-    def __init__(self, args: ServiceArgs):
+    With ``direct``, other processes of this machine may call it without Serve.
+    """
+
+    _listening: "asyncio.Task[None] | None" = None
+
+    def __init__(self, args: ServiceArgs, direct: bool = False):
         hardware = args.hardware()
         self._models = ServedModels(hardware)
         for name, bundle in args.models.items():
@@ -39,6 +49,8 @@ class EngineReplica:
             follower = Follower(self._models, Registry(Path(args.registry)), hardware)
             follower.load_all()
             follower.start()
+        if direct:
+            self._listen()
 
     async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
         """Transcribe a chunk."""
@@ -61,11 +73,32 @@ class EngineReplica:
         if time.monotonic() - self._models.last_chunk_at >= _HEALTHY_S:
             await self._models.check()
 
+    def _listen(self) -> None:
+        """Accept direct calls."""
+        try:
+            engine_socket = EngineSocket(
+                self._models, socket_folder(), serve.get_replica_context().replica_id.unique_id
+            )
+        except (AskdError, OSError) as error:
+            return _log.warning("no direct calls, which makes short clips slower: %s", error)
+        self._listening = asyncio.get_running_loop().create_task(engine_socket.serve())
+
+
+def socket_folder() -> Path:
+    """Return the folder for the sockets of this application's engines on this machine."""
+    ray_context = ray.get_runtime_context()
+    app_name = serve.get_replica_context().app_name
+    return Path(ray_context.get_temp_dir()) / ray_context.get_session_name() / f"{app_name}-engines"
+
 
 class RaySpeechEngine:
-    """All engine replicas behind one :class:`~askd_ray.serve.transcription_service.SpeechEngine`."""
+    """All engine replicas behind one :class:`~askd_ray.serve.transcription_service.SpeechEngine`.
 
-    def __init__(self, engines: DeploymentHandle[EngineReplica], retry_s: float):
+    Chunks go to engines of this machine directly, where these are free.
+    """
+
+    def __init__(self, engines: DeploymentHandle[EngineReplica], direct_engines: DirectEngines, retry_s: float):
+        self._direct_engines = direct_engines
         # Arguments by value over gRPC: through the object store, a clip of some seconds takes 10 ms longer.
         self._engines, self._retry_s = engines.options(_by_reference=False), retry_s
         self._models: Sequence[Model] = ()
@@ -80,7 +113,8 @@ class RaySpeechEngine:
 
     async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
         """Transcribe a chunk."""
-        return await self._call("transcribe_chunk", chunk, options, owner)
+        result = await self._direct_engines.transcribe_chunk(chunk, options, owner)
+        return result or await self._call("transcribe_chunk", chunk, options, owner)
 
     async def read_path(self, piece: Waveform, options: TranscribeOptions, owner: str) -> UnitPath:
         """Return the path of units through a piece of audio."""

@@ -18,10 +18,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from askd_ray.serve.engine_sockets import DirectEngines
 from askd_ray.serve.listener import Address, listening
 from askd_ray.serve.metrics import ServiceMetrics, merged
 from askd_ray.serve.openai_api import RequestLimits, build_app
-from askd_ray.serve.ray_engine import EngineReplica, RaySpeechEngine
+from askd_ray.serve.ray_engine import EngineReplica, RaySpeechEngine, socket_folder
 from askd_ray.serve.replicas import OneReplica, Replicas
 from askd_ray.serve.sandbox import Sandbox
 from askd_ray.serve.settings import ServiceArgs
@@ -70,7 +71,10 @@ class Ingress:
     def __init__(self, args: ServiceArgs, engines: DeploymentHandle[EngineReplica], address: Address | None):
         self._limits = RequestLimits(args.requests, args.request_s, keys=args.keys(), origins=args.origins)
         sandbox = Sandbox(max(_MIN_SLOTS, math.ceil(args.ingress_cpus)))
-        self._service = TranscriptionService(RaySpeechEngine(engines, args.request_s), sandbox, args.audio_s)
+        one_engine = (args.max_engines or args.engines) == 1  # else Serve chooses among the busy ones, and counts them
+        direct_engines = DirectEngines(socket_folder(), math.inf if one_engine else 1)
+        speech_engine = RaySpeechEngine(engines, direct_engines, args.request_s)
+        self._service = TranscriptionService(speech_engine, sandbox, args.audio_s)
         self._metrics = ServiceMetrics()
         is_single = (args.max_ingresses or args.ingresses) == 1
         self._replicas: Replicas = OneReplica(self._metrics) if is_single else RayReplicas(self._metrics)

@@ -1,8 +1,8 @@
 """Direct calls of the engines on this machine over Unix sockets, without Ray Serve's handle.
 
-Where other work has used the caches since the last call, a call of a handle takes 2 to 3 ms, and this 0.4
-(docs/LOG.md); a short clip takes 20. Serve's handle remains the way to busy engines, to those on other machines, and
-for all calls that fail here.
+Where other work has used the processor's caches since the last call, a call of a handle takes 2 to 3 ms, and this 0.4
+(docs/performance.md); a short clip takes 20. Serve's handle remains the way to busy engines, to those on other
+machines, and for all calls that fail here.
 """
 
 import asyncio

@@ -7,6 +7,7 @@ chunks of all requests. The number of replicas of both follows the load.
 import contextlib
 import io
 import logging
+import os
 import signal
 import threading
 import time
@@ -111,6 +112,7 @@ def serve_bundles(args: ServiceArgs, address: Address, blocking: bool = True) ->
 
 
 def _run(args: ServiceArgs, names: Sequence[str], address: Address, blocking: bool) -> None:
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other process delay the answers
     connect(max(default_cpus(), args.cpus()), use_gpu=args.device == "cuda")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:

@@ -5,6 +5,7 @@ When a replica dies, its requests are retried on another one: they take longer b
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import ray
 import ray.exceptions
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from askd_ray.audio.decode import Waveform
@@ -28,7 +30,7 @@ from askd_ray.serve.transcription_service import BusyError, ChunkResult, Model, 
 
 _RETRY_S = 0.2
 _HEALTHY_S = 10.0  # an engine that transcribed a chunk is taken for healthy for this long
-_MODELS_CACHE_S = 1.0  # how long the list of models is cached
+_MODELS_PERIOD_S = 1.0  # of asking an engine for the list of models
 _log = logging.getLogger(__name__)
 
 
@@ -102,14 +104,27 @@ class RaySpeechEngine:
         # Arguments by value over gRPC: through the object store, a clip of some seconds takes 10 ms longer.
         self._engines, self._retry_s = engines.options(_by_reference=False), retry_s
         self._models: Sequence[Model] = ()
-        self._models_at = -_MODELS_CACHE_S
+        self._models_at = -math.inf
+
+    async def follow(self) -> None:
+        """Keep the list of models up to date until the task is cancelled, so that no request has to ask for it."""
+        while True:
+            try:
+                await self._ask_for_models()
+            except (RayError, RayServeException, BusyError) as error:
+                _log.warning("the engines do not answer: %s", type(error).__name__)
+            await asyncio.sleep(_MODELS_PERIOD_S)
 
     async def models(self) -> Sequence[Model]:
-        """Return the served models, from a cache of at most one second."""
-        if time.monotonic() - self._models_at >= _MODELS_CACHE_S:
-            self._models = await self._call("models")
-            self._models_at = time.monotonic()
+        """Return the served models; the list is at most two seconds old."""
+        if time.monotonic() - self._models_at >= 2 * _MODELS_PERIOD_S:
+            await self._ask_for_models()
         return self._models
+
+    async def _ask_for_models(self) -> None:
+        asked_at = time.monotonic()
+        self._models = await self._call("models")
+        self._models_at = asked_at
 
     async def transcribe_chunk(self, chunk: Waveform, options: TranscribeOptions, owner: str) -> ChunkResult:
         """Transcribe a chunk."""

@@ -73,8 +73,8 @@ class Ingress:
         sandbox = Sandbox(max(_MIN_SLOTS, math.ceil(args.ingress_cpus)))
         one_engine = (args.max_engines or args.engines) == 1  # else Serve chooses among the busy ones, and counts them
         direct_engines = DirectEngines(socket_folder(), math.inf if one_engine else 1)
-        speech_engine = RaySpeechEngine(engines, direct_engines, args.request_s)
-        self._service = TranscriptionService(speech_engine, sandbox, args.audio_s)
+        self._engine = RaySpeechEngine(engines, direct_engines, args.request_s)
+        self._service = TranscriptionService(self._engine, sandbox, args.audio_s)
         self._metrics = ServiceMetrics()
         is_single = (args.max_ingresses or args.ingresses) == 1
         self._replicas: Replicas = OneReplica(self._metrics) if is_single else RayReplicas(self._metrics)
@@ -101,7 +101,7 @@ class Ingress:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncGenerator[None]:
         """Run the server around the app; Serve leaves the block when the requests that it counts are done."""
-        following = asyncio.create_task(self._replicas.follow())
+        following = [asyncio.create_task(work) for work in (self._replicas.follow(), self._engine.follow())]
         try:
             if self._address is None:
                 yield
@@ -109,4 +109,5 @@ class Ingress:
                 async with listening(app, self._address, self._limits.longest_s) as self._drain:
                     yield
         finally:
-            following.cancel()
+            for task in following:
+                task.cancel()

@@ -156,6 +156,7 @@ class TranscriptionService:
         if is_one_chunk(waveform):  # transcribe it while the VAD runs
             whole = asyncio.ensure_future(self.engine.transcribe_chunk(waveform, options, owner))
         try:
+            await asyncio.sleep(0)  # the VAD takes the interpreter's lock: first send the chunk to the engine
             speech = await asyncio.to_thread(self.vad.speech, waveform, options.vad_options)
             chunks = split_into_chunks(waveform, speech)
             while chunks or pending:

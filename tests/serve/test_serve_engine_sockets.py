@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec
@@ -36,7 +36,7 @@ def in_loop(test: Callable[_P, Coroutine[None, None, None]]) -> Callable[_P, Non
 
 
 @asynccontextmanager
-async def listening(engine: FakeSpeechEngine, folder: Path, name: str = "a") -> AsyncIterator[None]:
+async def listening(engine: FakeSpeechEngine, folder: Path, name: str = "a") -> AsyncGenerator[None]:
     serving = asyncio.create_task(EngineSocket(engine, folder, name).serve())
     await asyncio.sleep(0)
     try:

@@ -21,7 +21,7 @@ import openai
 import pytest
 import torch
 import torchaudio.functional
-from serving import kill_replicas
+from serving import kill_replicas, replicas
 
 from askd_ray.audio.decode import decode
 from askd_ray.errors import AskdError
@@ -86,6 +86,15 @@ def test_concurrent_texts_equal_single_texts(client: openai.OpenAI, clips: list[
     with ThreadPoolExecutor(2 * N_CLIPS) as threads:
         together = list(threads.map(text_of, [path for path, _ in clips] * 2))
     assert together == alone * 2
+
+
+@pytest.mark.slow
+def test_chunks_go_directly_to_the_engine(client: openai.OpenAI, clips: list[tuple[Path, str]]):
+    client.audio.transcriptions.create(model="tiny.en", file=clips[0][0])
+    (engine,) = replicas("Engine")
+    sockets = [c.laddr for c in engine.net_connections(kind="unix") if "askd-engines" in str(c.laddr)]
+    assert len(sockets) >= 2  # the one that listens, and a connection of the ingress
+    assert engine.nice() == 0
 
 
 @pytest.mark.slow

@@ -145,3 +145,21 @@ def test_served_text_of_the_evaluation_is_that_of_the_service(
     assert served["nothing"] == served["noise"] == "" != raw["noise"] + raw["nothing"] + raw["floor"]
     assert served["45 s"].count(" ") > 60 and raw.keys() == served.keys()
     assert raw["a sentence"] == served["a sentence"] or trimmed
+
+
+def test_engine_has_the_chunk_before_the_vad_starts():
+    engine, seen = FakeSpeechEngine(), list[int]()
+
+    class Vad(FixedVad):
+        def speech(self, waveform: Waveform, options: VadOptions | None = None) -> list[Span]:
+            seen.append(len(engine.received_chunks))
+            return super().speech(waveform, options)
+
+    service = TranscriptionService(engine, InProcessDecoder())
+    service.vad = Vad([Span(0, 16_000)])  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def transcribe() -> int:
+        options = TranscribeOptions("student", "en")
+        return len([chunk async for chunk in service.transcribe(np.zeros(16_000, np.float32), options)])
+
+    assert asyncio.run(transcribe()) == 1 and seen == [1]

@@ -43,13 +43,18 @@ def spoken(speech: Path, n: int = 1) -> list[tuple[Waveform, str]]:
     return [(decode((speech / row["audio"]).read_bytes()), row["text"]) for row in chosen]
 
 
+def replicas(deployment: str) -> list[psutil.Process]:
+    """Return the processes of a deployment's replicas."""
+    processes = psutil.Process().children(recursive=True)
+    return [p for p in processes if any(f"ServeReplica:askd:{deployment}" in part for part in p.cmdline())]
+
+
 def kill_replicas(deployment: str) -> int:
     """Kill the processes of a deployment's replicas; return their number."""
-    processes = psutil.Process().children(recursive=True)
-    replicas = [p for p in processes if any(f"ServeReplica:askd:{deployment}" in part for part in p.cmdline())]
-    for replica in replicas:
+    processes = replicas(deployment)
+    for replica in processes:
         replica.kill()
-    return len(replicas)
+    return len(processes)
 
 
 class FakeSpeechEngine:

@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-fetch_app = typer.Typer(help="Download weights and speech into $ASKD_CACHE.", no_args_is_help=True)
+fetch_app = typer.Typer(help="Download weights, speech and the page's runtime into $ASKD_CACHE.", no_args_is_help=True)
 app.add_typer(fetch_app, name="fetch")
 
 RecipeOption = Annotated[
@@ -61,6 +61,14 @@ def fetch_speech(name: Annotated[str, typer.Argument(help="ivr")] = "ivr", force
     from askd_ray.fetch import speech
 
     console.print(f"speech in {speech.fetch_speech(name, force=force)}")
+
+
+@fetch_app.command("browser")
+def fetch_browser(force: ForceOption = False) -> None:
+    """Download ONNX Runtime for browsers (MIT) with npm: the service's page runs students with it."""
+    from askd_ray.fetch import browser
+
+    console.print(f"runtime in {browser.fetch_browser_runtime(force=force)}")
 
 
 @app.command()

@@ -11,6 +11,8 @@ from askd_ray.torch_setup import n_cores
 
 ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"
 """The models in a folder of :func:`askd_ray.models.fused_onnx.write_fused_onnx`."""
+WHISPER_INT8_FILES = ("onnx/encoder_model_quantized.onnx", "onnx/decoder_model_merged_quantized.onnx")
+"""The int8 files of :mod:`askd_ray.models.whisper_onnx`, here for readers that do not load the exporter."""
 
 
 def check_files(folder: Path, names: Sequence[str], student: str) -> None:

@@ -31,12 +31,13 @@ from askd_ray.audio.units import FRAMES_PER_S
 from askd_ray.files import atomic_path, read_json, write_json
 from askd_ray.models.hybrid_onnx import OPSET, DecoderLayers, Quantization, export_graph, split_heads
 from askd_ray.models.load import load_whisper
+from askd_ray.models.onnx_folder import WHISPER_INT8_FILES
 from askd_ray.models.row_quantization import OUTLIERS, RowQuantizedLinear, column_scale, quantize_linears
 from askd_ray.models.windows import encode
 
 ONNX_FILES: dict[Quantization, tuple[str, str]] = {
     "float32": ("onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx"),
-    "int8": ("onnx/encoder_model_quantized.onnx", "onnx/decoder_model_merged_quantized.onnx"),
+    "int8": WHISPER_INT8_FILES,
 }
 """The files of encoder and decoder in a folder of :func:`write_whisper_onnx`."""
 

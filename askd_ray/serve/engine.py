@@ -13,7 +13,8 @@ import numpy as np
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.errors import AskdError
-from askd_ray.models.bundle import ComputeType, open_engine, read_bundle
+from askd_ray.files import local_path
+from askd_ray.models.bundle import BUNDLE_FILE, ComputeType, open_engine, read_bundle
 from askd_ray.models.decode_fallback import PathReader, WindowedEngine, transcribe_with_fallback
 from askd_ray.models.engine import MAX_BATCH_S
 from askd_ray.models.threads import allocate_threads
@@ -165,5 +166,7 @@ def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -
     info = read_bundle(path, hardware.device, hardware.compute_type)
     engine = open_engine(info, hardware.device, hardware.threads, workers=hardware.workers)
     engine.transcribe([np.zeros(SAMPLE_RATE_HZ, np.float32)], "en", Decoding(confidence=True))
-    model = Model(name or info.name, info.version, int(time.time()), engine.languages, engine.path_reader is not None)
+    bundle = local_path(path).resolve() if (local_path(path) / BUNDLE_FILE).is_file() else None
+    name, created_s = name or info.name, int(time.time())
+    model = Model(name, info.version, created_s, engine.languages, engine.path_reader is not None, bundle)
     return LoadedModel(model, engine)

@@ -21,6 +21,7 @@ _ROUTES = (
     "/v1/audio/transcriptions",
     "/v1/audio/translations",
     "/v1/models",
+    "/v1/browser",
     "/v1/realtime",
     "/health",
     "/metrics",

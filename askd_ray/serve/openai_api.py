@@ -18,6 +18,7 @@ from starlette.types import Lifespan
 from askd_ray.audio.decode import AudioError, Waveform, duration_s
 from askd_ray.errors import AskdError
 from askd_ray.serve.api_errors import ApiError, answer_errors, busy, server_error
+from askd_ray.serve.browser_model import add_browser_model
 from askd_ray.serve.formats import MEDIA_TYPES, body, event
 from askd_ray.serve.forms import TranscriptionRequest, transcription, translation
 from askd_ray.serve.limits import MAX_FILE_BYTES, KeyCheck, too_large
@@ -100,6 +101,7 @@ def build_app(
     ):
         app.api_route(path, methods=["GET", "HEAD"])(handler)
     add_realtime(app, service)
+    add_browser_model(app, service.engine)
     add_page(app)
     return app
 

@@ -5,6 +5,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from askd_ray.audio.chunking import split_into_chunks
@@ -34,7 +35,8 @@ class TranscribeOptions:
 class Model:
     """A served model: its name for clients, the version of its bundle, and the languages that it knows.
 
-    ``reads_paths``: :meth:`SpeechEngine.read_path` reads it, since it has no decoder.
+    ``reads_paths``: :meth:`SpeechEngine.read_path` reads it, since it has no decoder. ``bundle`` is its folder, on a
+    disk that the ingress can read too, or None.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Model:
     created_s: int
     languages: tuple[str, ...]
     reads_paths: bool = False
+    bundle: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
-// The page of the service: transcribe a file or the microphone; show words with times and confidence.
+// The page of the service: transcribe a file or the microphone, on the server or on this device.
+import { decodeAudio, openDevice } from "./device.js";
+import { startDeviceRecording } from "./device_live.js";
 import { startRecording } from "./live.js";
-import { clock, subtitles } from "./subtitles.js";
+import { copyText, download, highlightSpokenWord, showFacts, showResult } from "./result.js";
 
 const $ = (id) => document.getElementById(id);
-const MIN_CONFIDENCE = 0.6; // words below this probability are underlined
-let transcript = null; // the transcript on the page
 let recording = null;
+let device = null; // the model that was loaded on this device, with its name
+let clip = null; // the last clip that was transcribed, with its result and its latencies
+
+const onDevice = () => $("on-device").checked;
 
 const headers = () => ($("key").value ? { Authorization: `Bearer ${$("key").value}` } : {});
 
@@ -39,90 +43,104 @@ async function listModels() {
   }
 }
 
+// Load the chosen model on this device, where the switch says so and it is not there yet.
+async function loadDevice() {
+  showError("");
+  showStatus("");
+  $("language-label").hidden = true;
+  if (!onDevice()) return;
+  const model = $("model").value;
+  disableInput(true);
+  try {
+    if (device?.model !== model) {
+      device?.close();
+      device = null;
+      showStatus("Loading the model …");
+      device = { model, ...(await openDevice({ model, key: $("key").value }, showProgress)) };
+    }
+    listLanguages(device.languages);
+    showStatus("Ready on this device: your audio stays here, and no network is needed.");
+  } catch (error) {
+    $("on-device").checked = false;
+    showError(error.message);
+  }
+  disableInput(false);
+}
+
+function showProgress({ loaded, total }) {
+  const megabytes = (bytes) => Math.round(bytes / 1e6);
+  showStatus(`Loading the model: ${megabytes(loaded)} of ${megabytes(total)} MB …`);
+}
+
+// While a model loads, nothing may be transcribed: it would go to the server.
+function disableInput(disabled) {
+  for (const id of ["on-device", "model", "record", "choose", "file"]) $(id).disabled = disabled;
+}
+
+function listLanguages(languages) {
+  const names = new Intl.DisplayNames(["en"], { type: "language" });
+  const options = languages.map((code) => new Option(names.of(code), code));
+  options.sort((a, b) => a.text.localeCompare(b.text));
+  $("language").replaceChildren(...options);
+  const preferred = navigator.language.slice(0, 2);
+  $("language").value = languages.includes(preferred) ? preferred : languages[0];
+  $("language-label").hidden = languages.length === 1;
+}
+
 async function transcribe(blob, name) {
+  if ($("choose").disabled) return;
   showError("");
   $("result").hidden = true;
   showStatus(`Transcribing ${name} …`);
+  const place = onDevice() ? "device" : "server";
+  try {
+    const { result, seconds } = await timed(() => (onDevice() ? transcribeHere(blob) : transcribeOnServer(blob, name)));
+    clip = { blob, name, result, latencies: { [place]: seconds } };
+    showResult(result, clip.latencies, blob, name);
+    $("compare").hidden = !onDevice();
+    showStatus("Done.");
+  } catch (error) {
+    showError(error.message);
+  }
+}
+
+async function timed(work) {
+  const begun = performance.now();
+  const result = await work();
+  return { result, seconds: (performance.now() - begun) / 1000 };
+}
+
+async function transcribeOnServer(blob, name) {
   const form = new FormData();
   form.append("file", blob, name);
   form.append("model", $("model").value);
   form.append("response_format", "verbose_json");
   form.append("timestamp_granularities[]", "word");
   form.append("timestamp_granularities[]", "segment");
-  const begun = performance.now();
+  const request = { method: "POST", body: form, headers: headers() };
+  return parseResponse(await fetch("v1/audio/transcriptions", request));
+}
+
+async function transcribeHere(blob) {
+  const waveform = await decodeAudio(blob);
+  const language = $("language").value;
+  const segments = await device.transcribe(waveform, language);
+  const text = segments.map((segment) => segment.text).join(" ");
+  return { text, segments, words: [], duration: waveform.length / 16000, language };
+}
+
+// Transcribe the clip on the server too, for its latency.
+async function compareWithServer() {
+  showError("");
+  $("compare").disabled = true;
   try {
-    const request = { method: "POST", body: form, headers: headers() };
-    const result = await parseResponse(await fetch("v1/audio/transcriptions", request));
-    show(result, (performance.now() - begun) / 1000, blob, name);
+    const { seconds } = await timed(() => transcribeOnServer(clip.blob, clip.name));
+    clip.latencies.server = seconds;
+    showFacts(clip.result, clip.latencies);
   } catch (error) {
-    showError(error.message);
+    showError(`The server cannot be asked: ${error.message}`);
   }
-}
-
-function factRow(name, value) {
-  const row = document.createElement("div");
-  const term = document.createElement("dt");
-  const description = document.createElement("dd");
-  term.textContent = name;
-  description.textContent = value;
-  row.append(term, description);
-  return row;
-}
-
-function show(result, seconds, blob, name) {
-  transcript = { ...result, name: name.replace(/\.[^.]*$/, "") };
-  const { words, segments, duration, language } = result;
-  const confidence = words.length ? words.reduce((sum, word) => sum + word.probability, 0) / words.length : null;
-  $("facts").replaceChildren(
-    factRow("Audio", `${duration.toFixed(1)} s, ${language}`),
-    factRow("Latency", `${Math.round(1000 * seconds)} ms`),
-    factRow("Speed", `${(duration / seconds).toFixed(1)} × real time`),
-    factRow("Confidence", confidence === null ? "–" : `${Math.round(100 * confidence)} %`),
-  );
-  URL.revokeObjectURL($("player").src);
-  $("player").src = URL.createObjectURL(blob);
-  $("segments").replaceChildren(...segments.map((segment) => segmentRow(segment, words)));
-  if (!segments.length) $("segments").textContent = "No speech was detected.";
-  $("result").hidden = false;
-  showStatus("Done.");
-}
-
-function segmentRow(segment, words) {
-  const item = document.createElement("li");
-  const time = document.createElement("time");
-  time.textContent = `${clock(segment.start)} – ${clock(segment.end)}`;
-  const text = document.createElement("span");
-  for (const word of words.filter((w) => w.start >= segment.start && w.end <= segment.end)) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = word.probability < MIN_CONFIDENCE ? "word doubt" : "word";
-    button.textContent = word.word;
-    button.title = `${Math.round(100 * word.probability)} % at ${clock(word.start)}`;
-    button.dataset.start = word.start;
-    button.dataset.end = word.end;
-    button.addEventListener("click", () => {
-      $("player").currentTime = word.start;
-      $("player").play();
-    });
-    text.append(button, " ");
-  }
-  item.append(time, text);
-  return item;
-}
-
-function highlightSpokenWord() {
-  const now = $("player").currentTime;
-  for (const word of $("segments").querySelectorAll(".word")) {
-    word.classList.toggle("now", !$("player").paused && now >= word.dataset.start && now < word.dataset.end);
-  }
-}
-
-function download(form) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([subtitles(transcript.segments, form)], { type: "text/plain" }));
-  link.download = `${transcript.name}.${form}`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  $("compare").disabled = false;
 }
 
 async function toggleRecording() {
@@ -142,7 +160,11 @@ async function toggleRecording() {
   $("result").hidden = true;
   try {
     const options = { model: $("model").value, key: $("key").value };
-    recording = await startRecording(options, showCaption, (level) => ($("level").value = level), onRecordingFailed);
+    const callbacks = [showCaption, (level) => ($("level").value = level), onRecordingFailed];
+    recording = onDevice()
+      ? await startDeviceRecording(device, $("language").value, ...callbacks)
+      : await startRecording(options, ...callbacks);
+    $("on-device").disabled = $("model").disabled = true;
     $("record").textContent = "Stop";
     $("record").setAttribute("aria-pressed", "true");
     $("level").hidden = false;
@@ -160,7 +182,7 @@ function onRecordingFailed(message) {
 }
 
 function resetRecordButton() {
-  $("record").disabled = false;
+  for (const id of ["record", "on-device", "model"]) $(id).disabled = false;
   $("record").textContent = "Record";
   $("record").setAttribute("aria-pressed", "false");
   $("level").hidden = true;
@@ -203,7 +225,10 @@ $("player").addEventListener("pause", highlightSpokenWord);
 $("srt").addEventListener("click", () => download("srt"));
 $("vtt").addEventListener("click", () => download("vtt"));
 $("copy").addEventListener("click", async () => {
-  await navigator.clipboard.writeText(transcript.text);
+  await copyText();
   showStatus("Copied.");
 });
+$("on-device").addEventListener("change", loadDevice);
+$("model").addEventListener("change", loadDevice);
+$("compare").addEventListener("click", compareWithServer);
 listModels();

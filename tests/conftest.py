@@ -45,6 +45,18 @@ def speech() -> Path:
 
 
 @pytest.fixture(scope="session")
+def runtime() -> Path:
+    """ONNX Runtime for browsers, fetched once into the cache; without npm and without a copy, the test is skipped."""
+    from askd_ray.errors import AskdError
+    from askd_ray.fetch.browser import fetch_browser_runtime
+
+    try:
+        return fetch_browser_runtime()
+    except AskdError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def tiny_en(weights: Path) -> "Model":
     """Whisper tiny.en in transformers, and its tokens."""
     from askd_ray.models.load import load_whisper

@@ -125,6 +125,8 @@ def add_browser_model(app: FastAPI, engine: SpeechEngine) -> None:
 
 def _respond(request: Request, served: Model) -> Response:
     try:
+        if served.reads_paths:
+            raise AskdError("only students with a decoder can")
         if served.bundle is None:
             raise AskdError("it is no bundle; `askd export --formats onnx` writes one")
         model = BrowserModel(served.bundle)

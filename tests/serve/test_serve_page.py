@@ -1,18 +1,13 @@
 """The page in headless Chromium, against the real service (without Ray), with a microphone that plays real speech."""
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import uvicorn
-from browser import chromium, open_browser
+from browser import chromium, page_with_microphone
 from playwright.sync_api import Page, expect
-from serving import InProcessDecoder, spoken, wav
+from serving import InProcessDecoder, recording_of, served, spoken, wav
 
-from askd_ray.audio.units import samples_of
 from askd_ray.serve.engine import ServedModels, load
 from askd_ray.serve.metrics import ServiceMetrics
 from askd_ray.serve.openai_api import RequestLimits, build_app
@@ -25,37 +20,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium() is None, reason="n
 def url(weights: Path) -> Iterator[str]:
     models = ServedModels()
     models.put(load(weights, "tiny.en"))
-    app = build_app(TranscriptionService(models, InProcessDecoder()), RequestLimits(), ServiceMetrics())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield "http://127.0.0.1:{1}".format(*server.servers[0].sockets[0].getsockname())
-    server.should_exit = True
-    thread.join()
+    with served(build_app(TranscriptionService(models, InProcessDecoder()), RequestLimits(), ServiceMetrics())) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
     """Two prompts with pauses, which the fake microphone plays in a loop."""
-    pause = np.zeros(samples_of(1.0), np.float32)
     file = tmp_path_factory.mktemp("page") / "speech.wav"
-    file.write_bytes(wav(np.concatenate([p for clip, _ in spoken(speech, 2) for p in (pause, clip)] + [pause])))
+    file.write_bytes(wav(recording_of([clip for clip, _ in spoken(speech, 2)])))
     return file
 
 
 @pytest.fixture
 def page(recording: Path) -> Iterator[Page]:
-    fake = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
-    with open_browser(*fake, f"--use-file-for-fake-audio-capture={recording}") as browser:
-        context = browser.new_context(permissions=["microphone"], accept_downloads=True)
-        page = context.new_page()
-        problems: list[str] = []
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
+    with page_with_microphone(recording) as page:
         yield page
-        assert [problem for problem in problems if "the server responded with a status of 400" not in problem] == []
 
 
 def test_file_shows_words_with_times_and_subtitles(page: Page, url: str, recording: Path, speech: Path):

@@ -35,6 +35,20 @@ def open_browser(*options: str) -> Iterator[Browser]:
         browser.close()
 
 
+@contextmanager
+def page_with_microphone(recording: Path) -> Iterator[Page]:
+    """Open an empty page whose microphone plays a WAV file in a loop; check that no script fails."""
+    fake = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+    with open_browser(*fake, f"--use-file-for-fake-audio-capture={recording}") as browser:
+        context = browser.new_context(permissions=["microphone"], accept_downloads=True)
+        page = context.new_page()
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        yield page
+        assert [problem for problem in problems if "the server responded with a status of 40" not in problem] == []
+
+
 def open_page(
     browser: Browser, path: Path, width: int = 1100, scheme: Literal["light", "dark"] = "light", height: int = 1400
 ) -> Page:

@@ -4,12 +4,16 @@ import asyncio
 import io
 import json
 import shutil
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 import soundfile
+import uvicorn
 from fastapi import FastAPI
 
 from askd_ray.audio.decode import DecodedAudio, Waveform, decode, read_audio
@@ -114,6 +118,25 @@ def build_test_app(
     """Return the app of the service around an engine."""
     service = TranscriptionService(engine, InProcessDecoder(), max_audio_s)
     return build_app(service, limits or RequestLimits(), ServiceMetrics(), replicas=replicas)
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """Serve an app on loopback, in a thread; yield its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield "http://127.0.0.1:{1}".format(*server.servers[0].sockets[0].getsockname())
+    server.should_exit = True
+    thread.join()
+
+
+def recording_of(clips: Sequence[Waveform]) -> Waveform:
+    """Return clips with pauses of a second before, between and after them."""
+    pause = np.zeros(SAMPLE_RATE_HZ, np.float32)
+    return np.concatenate([piece for clip in clips for piece in (pause, clip)] + [pause])
 
 
 def bundle_of(folder: Path, weights: Path, changed: bytes = b"") -> Path:

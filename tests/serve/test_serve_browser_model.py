@@ -3,21 +3,20 @@
 import json
 import random
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from serving import FakeSpeechEngine, build_test_app
+from serving import BundleEngine, build_test_app
 
 from askd_ray.audio.logmel import mel_filters
 from askd_ray.files import write_json
 from askd_ray.models.whisper_onnx import ONNX_FILES, write_whisper_onnx
 from askd_ray.serve.openai_api import RequestLimits
-from askd_ray.serve.transcription_service import Model
 from askd_ray.text.tokens import Tokens
 
 URL = "/v1/browser/student"
@@ -38,18 +37,6 @@ class ModelFile:
     def part(self, name: str) -> bytes:
         first, end = self.header["parts"][name]
         return self.payload[first:end]
-
-
-class BundleEngine(FakeSpeechEngine):
-    """Its first model has a bundle; the other one has no decoder."""
-
-    def __init__(self, bundle: Path | None):
-        super().__init__()
-        self.bundle = bundle
-
-    async def models(self) -> Sequence[Model]:
-        first, other = await super().models()
-        return [replace(first, bundle=self.bundle), replace(other, reads_paths=True)]
 
 
 @pytest.fixture(scope="module")

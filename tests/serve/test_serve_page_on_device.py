@@ -3,6 +3,7 @@
 import base64
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 from browser import chromium, page_with_microphone
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect
-from serving import InProcessDecoder, bundle_of, recording_of, served, spoken, wav
+from random_student import write_random_student
+from serving import BundleEngine, InProcessDecoder, build_test_app, bundle_of, recording_of, served, spoken, wav
 
-from askd_ray.audio.decode import Waveform
+from askd_ray.audio.decode import Waveform, decode
 from askd_ray.audio.logmel import log_mel_windows, mel_filters
 from askd_ray.audio.units import DecodingWindow, samples_of
+from askd_ray.fetch.weights import fetch_weights
+from askd_ray.files import write_json
 from askd_ray.models.load import save_whisper
 from askd_ray.models.whisper_onnx import write_whisper_onnx
 from askd_ray.models.whisper_onnx_engine import OnnxWhisper
@@ -28,6 +32,16 @@ from askd_ray.text.tokens import Tokens
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium() is None, reason="needs Chromium")]
 WINDOW = DecodingWindow(0.3)
 LOADED_MS = 120_000  # on a machine with much to do, WebAssembly is compiled slowly
+
+
+@contextmanager
+def served_models(*bundles: Path) -> Iterator[str]:
+    """Serve bundles under the names of their folders; yield the service's address."""
+    models = ServedModels()
+    for bundle in bundles:
+        models.put(load(bundle, bundle.name))
+    with served(build_app(TranscriptionService(models, InProcessDecoder()), RequestLimits(), ServiceMetrics())) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +59,7 @@ def bundles(weights: Path, tiny_en: Any, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def url(bundles: Path, runtime: Path) -> Iterator[str]:
-    models = ServedModels()
-    for name in ("full", "bare"):
-        models.put(load(bundles / name, name))
-    with served(build_app(TranscriptionService(models, InProcessDecoder()), RequestLimits(), ServiceMetrics())) as url:
+    with served_models(bundles / "full", bundles / "bare") as url:
         yield url
 
 
@@ -129,21 +140,59 @@ def test_long_file_is_cut_and_kept_whole(
     assert len(texts) >= 2 and len(set(expected) - set(found)) <= 0.2 * len(set(expected))
 
 
-def test_model_without_the_format_is_named(page: Page, url: str):
-    page.goto(url)
-    expect(page.locator("#model option")).to_have_count(2)
-    page.select_option("#model", "bare")
+def error_of_the_switch(page: Page) -> str:
+    """Turn the switch on; return the error, after which the page works as before."""
     page.click("#on-device")
-    expect(page.locator("#error")).to_contain_text("its bundle has no ONNX files; `askd export --formats onnx`")
+    expect(page.locator("#error")).to_be_visible(timeout=30_000)
     expect(page.locator("#on-device")).not_to_be_checked()
     expect(page.locator("#choose")).to_be_enabled()
+    return page.locator("#error").inner_text()
 
 
-def test_missing_runtime_is_named(page: Page, url: str, cache: Path):
+def test_what_is_missing_is_named(page: Page, url: str, cache: Path, monkeypatch: pytest.MonkeyPatch):
     page.goto(url)
     expect(page.locator("#model option")).to_have_count(2)
-    page.click("#on-device")
-    expect(page.locator("#error")).to_contain_text("no runtime for browsers; `askd fetch browser` fetches it")
+    assert "no runtime for browsers; `askd fetch browser` fetches it" in error_of_the_switch(page)
+    monkeypatch.undo()  # the cache is the usual one again
+    page.select_option("#model", "bare")
+    assert "its bundle has no ONNX files; `askd export --formats onnx` adds them" in error_of_the_switch(page)
+
+
+def test_switch_survives_a_page_without_https(page: Page, url: str, tmp_path: Path, clips: list[Waveform]):
+    """Files work in one thread; the microphone needs HTTPS."""
+    page.add_init_script("Object.defineProperty(window, 'isSecureContext', { value: false });")
+    open_on_device(page, url)
+    page.click("#record")
+    expect(page.locator("#error")).to_contain_text("only to pages with HTTPS, and to localhost")
+    (tmp_path / "a.wav").write_bytes(wav(clips[2]))
+    assert len(transcribe(page, tmp_path / "a.wav")) == 1
+
+
+@pytest.mark.full
+def test_multilingual_student_writes_the_chosen_language(page: Page, tiny_model: Path, runtime: Path, tmp_path: Path):
+    """Of random weights, whose text depends on the prompt."""
+    write_random_student(
+        tmp_path / "student", tiny_model, Tokens(fetch_weights("base")), vocab_size=51865, eos_token_id=50257
+    )
+    bundle = tmp_path / "bundle"
+    write_whisper_onnx(tmp_path / "student", bundle / "onnx")
+    write_json(bundle / "bundle.json", {"name": "student", "window": {"silence_s": 0.3}})
+    noise = np.random.default_rng(3).normal(0, 0.1, samples_of(0.5)).astype(np.float32)
+    (tmp_path / "noise.wav").write_bytes(wav(noise))
+    engine = OnnxWhisper(bundle / "onnx", "int8", threads=1, window=WINDOW)
+    with served(build_test_app(BundleEngine(bundle))) as url:
+        page.goto(url)
+        page.check("#on-device")
+        expect(page.locator("#status")).to_contain_text("Ready on this device", timeout=LOADED_MS)
+        assert page.locator("#language option").count() == 99
+        found: list[str] = []
+        for language in ("de", "ja"):
+            page.select_option("#language", language)
+            found += transcribe(page, tmp_path / "noise.wav")
+        expect(page.locator("#facts")).to_contain_text("japanese")
+    expected = [engine.transcribe(decode(wav(noise)), language) for language in ("de", "ja")]
+    assert found[0] != found[1]
+    assert [text[:30] for text in found] == [text[:30] for text in expected]  # later, two tokens may be close
 
 
 def in_page(page: Page, url: str, script: str, argument: Any = None) -> Any:

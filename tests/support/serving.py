@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,18 @@ class FakeSpeechEngine:
             await self.gate.wait()
         if self.error is not None:
             raise self.error
+
+
+class BundleEngine(FakeSpeechEngine):
+    """Its first model has a bundle; the other one has no decoder."""
+
+    def __init__(self, bundle: Path | None):
+        super().__init__()
+        self.bundle = bundle
+
+    async def models(self) -> Sequence[Model]:
+        first, other = await super().models()
+        return [replace(first, bundle=self.bundle), replace(other, reads_paths=True)]
 
 
 class InProcessDecoder:

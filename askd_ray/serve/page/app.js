@@ -1,4 +1,5 @@
 // The page of the service: transcribe a file or the microphone, on the server or on this device.
+import { RATE_HZ } from "./chunks.js";
 import { decodeAudio, openDevice } from "./device.js";
 import { startDeviceRecording } from "./device_live.js";
 import { startRecording } from "./live.js";
@@ -38,6 +39,7 @@ async function listModels() {
     const { data } = await parseResponse(await fetch("v1/models", { headers: headers() }));
     $("model").replaceChildren(...data.map(({ id, version }) => new Option(`${id} (${version})`, id)));
     showError("");
+    if (onDevice()) await loadDevice();
   } catch (error) {
     showError(error.message);
   }
@@ -77,9 +79,10 @@ function disableInput(disabled) {
   for (const id of ["on-device", "model", "record", "choose", "file"]) $(id).disabled = disabled;
 }
 
+const nameOf = (language) => new Intl.DisplayNames(["en"], { type: "language" }).of(language);
+
 function listLanguages(languages) {
-  const names = new Intl.DisplayNames(["en"], { type: "language" });
-  const options = languages.map((code) => new Option(names.of(code), code));
+  const options = languages.map((code) => new Option(nameOf(code), code));
   options.sort((a, b) => a.text.localeCompare(b.text));
   $("language").replaceChildren(...options);
   const preferred = navigator.language.slice(0, 2);
@@ -88,7 +91,7 @@ function listLanguages(languages) {
 }
 
 async function transcribe(blob, name) {
-  if ($("choose").disabled) return;
+  if ($("choose").disabled || (onDevice() && !device)) return; // the model is loading
   showError("");
   $("result").hidden = true;
   showStatus(`Transcribing ${name} …`);
@@ -126,7 +129,7 @@ async function transcribeHere(blob) {
   const language = $("language").value;
   const segments = await device.transcribe(waveform, language);
   const text = segments.map((segment) => segment.text).join(" ");
-  return { text, segments, words: [], duration: waveform.length / 16000, language };
+  return { text, segments, words: [], duration: waveform.length / RATE_HZ, language: nameOf(language).toLowerCase() };
 }
 
 // Transcribe the clip on the server too, for its latency.

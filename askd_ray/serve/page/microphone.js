@@ -2,6 +2,7 @@
 const contexts = new Map(); // audio contexts by their rate, with the recorder loaded: it needs no network later
 
 export async function prepareMicrophone(rateHz) {
+  if (!window.isSecureContext) throw new Error("Browsers give the microphone only to pages with HTTPS, and to localhost.");
   if (!contexts.has(rateHz)) {
     const context = new AudioContext({ sampleRate: rateHz });
     await context.audioWorklet.addModule(new URL("recorder.js", import.meta.url));
@@ -12,8 +13,8 @@ export async function prepareMicrophone(rateHz) {
 
 // Ask for the microphone; `start` calls `onBlock` with each block, a Float32Array, until `release`.
 export async function openMicrophone(rateHz) {
-  const microphone = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
   const context = await prepareMicrophone(rateHz);
+  const microphone = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
   await context.resume();
   const source = context.createMediaStreamSource(microphone);
   const node = new AudioWorkletNode(context, "recorder");

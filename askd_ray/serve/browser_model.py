@@ -57,7 +57,8 @@ class BrowserModel:
         """Return the file up to its graphs."""
         folder = self.bundle / _FOLDER
         config, generation = (read_json(folder / name) for name in ("config.json", "generation_config.json"))
-        tokens, n_mels = Tokens(folder), int(config["num_mel_bins"])
+        description, tokens, n_mels = read_json(self._description), Tokens(folder), int(config["num_mel_bins"])
+        window, trained = window_of(description), description.get("languages") or tokens.languages
         texts = [tokens.bytes_of(token) for token in range(tokens.end)]
         parts = {
             "mel_filters": mel_filters(n_mels).numpy().astype("<f4").tobytes(),
@@ -71,11 +72,11 @@ class BrowserModel:
         header = {
             "format": _FORMAT,
             "parts": {name: [end - size, end] for (name, size), end in zip(sizes.items(), ends, strict=True)},
-            "window": _window(self.bundle),
+            "window": {"silence_s": window.silence_s, "min_s": window.min_s},
             "n_mels": n_mels,
             "n_heads": int(config["decoder_attention_heads"]),
             "d_model": int(config["d_model"]),
-            "prompts": {language: tokens.prompt(language) for language in tokens.languages},
+            "prompts": {language: tokens.prompt(language) for language in tokens.languages if language in trained},
             "end": tokens.end,
             "suppress_tokens": generation.get("suppress_tokens") or [],
             "begin_suppress_tokens": generation.get("begin_suppress_tokens") or [],
@@ -101,13 +102,12 @@ class BrowserModel:
         return tuple(self.bundle / _FOLDER / name for name in WHISPER_INT8_FILES)
 
     @property
+    def _description(self) -> Path:
+        return self.bundle / _DESCRIPTION
+
+    @property
     def _sources(self) -> tuple[Path, ...]:
-        return (*self._graphs, self.bundle / _DESCRIPTION, self.bundle / _FOLDER / "tokenizer.json")
-
-
-def _window(bundle: Path) -> dict[str, float]:
-    window = window_of(read_json(bundle / _DESCRIPTION))
-    return {"silence_s": window.silence_s, "min_s": window.min_s}
+        return (*self._graphs, self._description, self.bundle / _FOLDER / "tokenizer.json")
 
 
 def add_browser_model(app: FastAPI, engine: SpeechEngine) -> None:

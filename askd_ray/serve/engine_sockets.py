@@ -26,7 +26,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.errors import AskdError
 from askd_ray.serve.transcription_service import ChunkResult, SpeechEngine, TranscribeOptions
 
-_SIZES = struct.Struct("!IQ")  # of a message's JSON, and of the samples after it; nothing is unpickled
+_SIZES, _SIZES_BYTES = "!IQ", 12  # of a message's JSON, and of the samples after it; nothing is unpickled
 _BACKLOG = 1024
 _log = logging.getLogger(__name__)
 
@@ -73,12 +73,12 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        if len(self._received) < _SIZES.size:
+        if len(self._received) < _SIZES_BYTES:
             return
-        n_json, n_samples = _SIZES.unpack_from(self._received)
-        begin = _SIZES.size + n_json
+        n_json, n_samples = struct.unpack_from(_SIZES, self._received)
+        begin = _SIZES_BYTES + n_json
         if len(self._received) == begin + n_samples:
-            request = json.loads(self._received[_SIZES.size : begin])
+            request = json.loads(self._received[_SIZES_BYTES:begin])
             chunk = np.frombuffer(self._received[begin:], np.float32)
             self._received.clear()
             self._call = asyncio.create_task(self._answer(chunk, request))
@@ -138,7 +138,7 @@ class DirectEngines:
         reader, writer = idle.pop() if idle else await asyncio.open_unix_connection(self._folder / name)
         try:
             writer.write(_message(request, np.ascontiguousarray(chunk, np.float32).tobytes()))
-            n_json, _ = _SIZES.unpack(await reader.readexactly(_SIZES.size))
+            n_json, _ = struct.unpack(_SIZES, await reader.readexactly(_SIZES_BYTES))
             answer = json.loads(await reader.readexactly(n_json))
         except BaseException:
             writer.close()
@@ -149,7 +149,7 @@ class DirectEngines:
 
 def _message(content: Mapping[str, Any], samples: bytes = b"") -> bytes:
     encoded = json.dumps(content).encode()
-    return b"".join((_SIZES.pack(len(encoded), len(samples)), encoded, samples))
+    return b"".join((struct.pack(_SIZES, len(encoded), len(samples)), encoded, samples))
 
 
 @lru_cache

@@ -147,15 +147,18 @@ def allocate_hardware(path: Path, device: Device = "cpu", threads: int = 0) -> H
     """Divide the cores among concurrent calls of ``threads`` threads each. 0 measures how many threads speed up the
     model in the folder (:func:`~askd_ray.models.threads.allocate_threads`).
 
-    A GPU gets the largest batches that the engine takes, and two calls at a time.
+    A GPU gets the largest batches that the engine takes, and two calls at a time. An engine that transcribes clips one
+    after the other gets them one by one, so that no clip waits for another one's text.
     """
     if device == "cuda":
         return Hardware(device, workers=_GPU_WORKERS, batch_s=MAX_BATCH_S[device])
-    if not threads:
-        threads = 1
-        with contextlib.suppress(AskdError):  # load() reports what is wrong with the model
-            threads = allocate_threads(read_bundle(path), n_cores())
-    return Hardware(device, threads, max(1, n_cores() // threads))
+    batch_s = _CPU_BATCH_S
+    with contextlib.suppress(AskdError):  # load() reports what is wrong with the model
+        info = read_bundle(path)
+        threads = threads or allocate_threads(info, n_cores())
+        batch_s = _CPU_BATCH_S if info.onnxruntime is None else 0.0
+    threads = threads or 1
+    return Hardware(device, threads, max(1, n_cores() // threads), batch_s)
 
 
 def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -> LoadedModel:

@@ -24,9 +24,9 @@ from askd_ray.models.description import BundleReader
 from askd_ray.models.engine import Engine
 from askd_ray.models.fused_onnx import write_fused_onnx
 from askd_ray.models.ggml import GGML_FILES, GgmlType, write_ggml
-from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import convert_to_ctranslate2
 from askd_ray.models.onnx_engine import OnnxEngine
+from askd_ray.models.onnx_export import Quantization
 from askd_ray.models.stock import StockWhisper
 from askd_ray.models.whisper_cpp import WhisperCpp
 from askd_ray.models.whisper_onnx import write_whisper_onnx

@@ -142,7 +142,7 @@ def attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, n
 
 
 def split_heads(states: torch.Tensor, n_heads: int) -> torch.Tensor:
-    """Return states ``(1, length, d_model)`` by head: ``(1, n_heads, length, width)``."""
+    """Return states ``(batch, length, d_model)`` by head: ``(batch, n_heads, length, width)``."""
     return states.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 

@@ -36,8 +36,8 @@ from askd_ray.models.fused_layers import (
     replace_linears,
     split_heads,
 )
-from askd_ray.models.hybrid_onnx import Quantization, export_graph
 from askd_ray.models.load import load_whisper
+from askd_ray.models.onnx_export import Quantization, export_graph
 from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.reference import resolve
 from askd_ray.models.row_quantization import column_scale

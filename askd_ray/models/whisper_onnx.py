@@ -29,8 +29,9 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention, Whisp
 
 from askd_ray.audio.units import FRAMES_PER_S
 from askd_ray.files import atomic_path, read_json, write_json
-from askd_ray.models.hybrid_onnx import OPSET, DecoderLayers, Quantization, export_graph, split_heads
+from askd_ray.models.fused_layers import split_heads
 from askd_ray.models.load import load_whisper
+from askd_ray.models.onnx_export import OPSET, DecoderLayers, Quantization, export_graph
 from askd_ray.models.onnx_folder import WHISPER_INT8_FILES
 from askd_ray.models.row_quantization import OUTLIERS, RowQuantizedLinear, column_scale, quantize_linears
 from askd_ray.models.windows import encode

@@ -10,7 +10,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ, DecodingWindow
 from askd_ray.files import read_json
 from askd_ray.models.clip_batches import batch_log_mel, clip_window_samples
-from askd_ray.models.hybrid_onnx import Quantization
+from askd_ray.models.onnx_export import Quantization
 from askd_ray.models.onnx_folder import check_files, one_line_errors, open_session, session_options
 from askd_ray.models.whisper_onnx import ONNX_FILES, cache_names
 from askd_ray.text.tokens import Tokens, max_tokens

@@ -22,8 +22,8 @@ from askd_ray.models.draft_decoding import Verified
 from askd_ray.models.draft_engine import DraftEngine
 from askd_ray.models.fused_onnx import write_fused_onnx
 from askd_ray.models.generate import greedy
-from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import load_whisper, save_whisper
+from askd_ray.models.onnx_export import Quantization
 from askd_ray.text.units import BLANK, CtcVocabulary
 
 WINDOW = DecodingWindow(silence_s=0.3)

@@ -20,7 +20,7 @@ from askd_ray.models.fused_layers import (
     replace_linears,
     split_heads,
 )
-from askd_ray.models.hybrid_onnx import export_graph
+from askd_ray.models.onnx_export import export_graph
 
 N_HEADS, WIDTH = 2, 32
 

@@ -11,8 +11,8 @@ from random_student import write_random_student
 from askd_ray.errors import AskdError
 from askd_ray.files import read_json
 from askd_ray.models.fused_onnx import write_fused_onnx
-from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import load_whisper
+from askd_ray.models.onnx_export import Quantization
 from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.windows import decode, encode
 

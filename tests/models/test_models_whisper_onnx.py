@@ -17,8 +17,8 @@ from askd_ray.errors import AskdError
 from askd_ray.files import read_json, write_json
 from askd_ray.models.clip_batches import batch_log_mel
 from askd_ray.models.engine import Engine
-from askd_ray.models.hybrid_onnx import Quantization
 from askd_ray.models.load import convert_to_ctranslate2, load_whisper
+from askd_ray.models.onnx_export import Quantization
 from askd_ray.models.whisper_onnx import ONNX_FILES, cache_names, write_whisper_onnx
 from askd_ray.models.whisper_onnx_engine import OnnxWhisper
 from askd_ray.models.windows import decode, encode

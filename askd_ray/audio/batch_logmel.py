@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.logmel import bounded_logs, informative_frames, mel_filters, scaled
+from askd_ray.audio.logmel import bounded_logs, informative_frames, mel_filters, scaled, stft_window
 from askd_ray.audio.units import HOP_LENGTH, N_FFT, PADDED_FRAMES
 from askd_ray.torch_setup import exact_matmul
 
@@ -66,7 +66,7 @@ def batch_log_mel(
     computed, end = counts[:, :1], counts[:, 2:]
     with torch.autocast(device.type, enabled=False), exact_matmul():
         frames = _frames(waveforms, computed * HOP_LENGTH, n_computed * HOP_LENGTH)
-        stft = torch.stft(frames, N_FFT, HOP_LENGTH, window=_window(device), center=False, return_complex=True)
+        stft = torch.stft(frames, N_FFT, HOP_LENGTH, window=stft_window(device), center=False, return_complex=True)
         power = stft[..., :n_computed]
         power = power.real.square().addcmul_(power.imag, power.imag)
         logs = bounded_logs(_filters(n_mels, device) @ power)
@@ -107,8 +107,3 @@ def _frames(waveforms: torch.Tensor, n_samples: torch.Tensor, longest: int) -> t
 @lru_cache(maxsize=8)
 def _filters(n_mels: int, device: torch.device) -> torch.Tensor:
     return mel_filters(n_mels).to(device)
-
-
-@lru_cache(maxsize=8)
-def _window(device: torch.device) -> torch.Tensor:
-    return torch.hann_window(N_FFT, device=device)

@@ -23,13 +23,19 @@ def mel_filters(n_mels: int) -> torch.Tensor:
     return filters.T.contiguous()
 
 
+@lru_cache(maxsize=8)
+def stft_window(device: torch.device) -> torch.Tensor:
+    """Return the window of the short-time Fourier transform ``(400,)``."""
+    return torch.hann_window(N_FFT, device=device)
+
+
 def log_mel(waveforms: torch.Tensor, n_mels: int = 80) -> torch.Tensor:
     """Return the log-mel of waveforms at 16 kHz: ``(batch, n_samples)`` -> ``(batch, n_mels, n_samples // 160)``.
 
     Power in decibels / 10, cut at 8 below the loudest bin of each waveform, then ``(x + 4) / 4``, as
     openai/whisper ``audio.py`` does it.
     """
-    window = torch.hann_window(N_FFT, device=waveforms.device)
+    window = stft_window(waveforms.device)
     stft = torch.stft(waveforms, N_FFT, HOP_LENGTH, window=window, return_complex=True)[..., :-1]
     power = stft.real.square().addcmul_(stft.imag, stft.imag)  # abs() would take a root that squaring undoes
     logs = bounded_logs(mel_filters(n_mels).to(power.device) @ power)

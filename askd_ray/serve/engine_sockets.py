@@ -26,7 +26,7 @@ from askd_ray.audio.decode import Waveform
 from askd_ray.errors import AskdError
 from askd_ray.serve.transcription_service import ChunkResult, SpeechEngine, TranscribeOptions
 
-_SIZES, _SIZES_BYTES = "!IQ", 12  # of a message's JSON, and of the samples after it; nothing is unpickled
+_SIZES, _SIZES_BYTES = "!IQ", 12  # bytes of a message's JSON, and of the samples after it; nothing is unpickled
 _BACKLOG = 1024
 _log = logging.getLogger(__name__)
 

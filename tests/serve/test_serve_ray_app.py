@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import openai
+import psutil
 import pytest
 import torch
 import torchaudio.functional
@@ -94,7 +95,6 @@ def test_chunks_go_directly_to_the_engine(client: openai.OpenAI, clips: list[tup
     (engine,) = replicas("Engine")
     sockets = [c.laddr for c in engine.net_connections(kind="unix") if "askd-engines" in str(c.laddr)]
     assert len(sockets) >= 2  # the one that listens, and a connection of the ingress
-    assert engine.nice() == 0
 
 
 @pytest.mark.slow
@@ -234,6 +234,8 @@ def test_termination_signal_waits_for_the_request_in_progress(
         process = subprocess.Popen(command, start_new_session=True, stdout=out, stderr=out)
     try:
         url = printed_url(process, output)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert {p.nice() for p in children if p.cmdline()[0].startswith("ray::ServeReplica")} == {0}
         files = {"file": clips[0][0].read_bytes() * 2}
         request = httpx.Request("POST", f"{url}/v1/audio/transcriptions", files=files, data={"model": "m"})
         head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())

@@ -9,6 +9,7 @@ from typing import ParamSpec
 
 import numpy as np
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import FakeSpeechEngine
@@ -26,11 +27,11 @@ CHUNK = np.arange(24_000, dtype=np.float32)
 
 
 def in_loop(test: Callable[_P, Coroutine[None, None, None]]) -> Callable[_P, None]:
-    """Run a test in an event loop."""
+    """Run a test in the event loop of Serve's replicas."""
 
     @functools.wraps(test)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        asyncio.run(test(*args, **kwargs))
+        uvloop.run(test(*args, **kwargs))
 
     return run
 
@@ -87,7 +88,7 @@ def test_a_direct_call_changes_nothing(
         async with listening(engine, folder):
             return await DirectEngines(folder, 1).transcribe_chunk(CHUNK, options, "request")
 
-    assert asyncio.run(call()) == result
+    assert uvloop.run(call()) == result
     assert engine.received_options == [options]
     assert np.array_equal(engine.received_chunks[0], CHUNK)
 

@@ -44,7 +44,9 @@ class EngineSocket:
             raise AskdError(f"{folder}: a folder that only this user can open is expected")
         self._engine = engine
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(folder / name))
+        self._socket.bind(str(folder / f".{name}"))
+        self._socket.listen(_BACKLOG)
+        (folder / f".{name}").rename(folder / name)  # a socket that is bound and does not listen looks dead
 
     async def serve(self) -> None:
         """Answer calls until the task is cancelled."""
@@ -128,7 +130,7 @@ class DirectEngines:
 
     def _names(self) -> list[str]:
         try:
-            return os.listdir(self._folder)
+            return [name for name in os.listdir(self._folder) if not name.startswith(".")]
         except FileNotFoundError:  # no engine runs on this machine
             return []
 

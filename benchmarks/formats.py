@@ -14,7 +14,8 @@ Each reading of a format decodes trimmed windows, if it can, or 30 s, greedily, 
 themselves, which a service decodes again; the difference in points with its paired bootstrap, over the clips without a
 loop in either, because one loop can have more errors than all other clips together; the words that differ from the
 reference's in percent, and the clips in which some do. ``formats_ok``: no difference is above 0.5 points, and loops are
-at most 1 % of the clips more than the reference's; null for fewer than 100 clips, of which one word may be 0.5 points.
+at most 1 % of the clips more than the reference's; null for fewer than 100 clips or 1,000 words, of which a few words
+are more than 0.5 points.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from askd_ray.text.error_rate import count_each, count_word_errors
 from askd_ray.text.ngrams import compression_ratio
 from askd_ray.text.normalize import normalizer
 
-QUICK_CLIPS, MIN_CLIPS = 10, 100
+QUICK_CLIPS, MIN_CLIPS, MIN_WORDS = 10, 100, 1000
 MAX_LOOPS = 0.01
 
 
@@ -69,9 +70,8 @@ def main() -> None:
             abs(one["difference"]) <= MAX_DIFFERENCE and one["more_loops"] <= MAX_LOOPS * len(clips)
             for one in results.values()
         )
-        print(
-            json.dumps({"formats_ok": ok if len(clips) >= MIN_CLIPS else None, "clips": len(clips), "formats": results})
-        )
+        enough = len(clips) >= MIN_CLIPS and sum(len(clip.text.split()) for clip in clips) >= MIN_WORDS
+        print(json.dumps({"formats_ok": ok if enough else None, "clips": len(clips), "formats": results}))
 
 
 def compare(

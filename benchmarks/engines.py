@@ -1,7 +1,7 @@
 """The student against the strongest programs that run its teacher, in one run: latency beside WER.
 
     python benchmarks/engines.py [--student BUNDLE] [--teacher NAME] [--data FOLDER] [--split dev] [--clips 100]
-                                 [--threads N] [--quick] [--json]
+                                 [--threads N] [--plot FILE.png] [--quick] [--json]
 
 --student is a bundle, or a student's transformers folder; formats that it lacks are written into a temporary folder.
 Without it the student is the teacher's weights, in windows of at least 8 s: the benchmark runs without a training, and
@@ -13,9 +13,10 @@ in turns. The student runs in each of its formats. The peers run the teacher: fa
 whisper.cpp with windows of 30 s and with audio_ctx (the clip and 0.3 s, at least 8 s); transformers; OpenVINO, in these
 windows too; onnx-asr. A system of which a package is missing has a line that says what to install.
 
---quick takes 4 clips, and leaves out the `onnx` format, which takes long to write, and whisper.cpp with unrounded
-weights; it ends within 50 s on two idle cores. --json prints one line of JSON. A ratio counts only beside its
-difference of WERs, which is in points, with its 95 % interval:
+--plot draws the latency of short clips against the WER. --quick takes 4 clips, and leaves out the `onnx` format,
+which takes long to write, and whisper.cpp with unrounded weights; it ends within 50 s on two idle cores. --json
+prints one line of JSON. A ratio counts only beside its difference of WERs, which is in points, with its 95 %
+interval:
 
 - p50_short_ratio_vs_faster_whisper: the median time of a clip below 2 s in faster-whisper, over that of the student in
   the format that `askd serve` runs on a CPU; and wer_minus_teacher, the student's WER minus that of faster-whisper
@@ -37,6 +38,7 @@ POOL = 20  # clips to choose from, for each clip
 def main() -> None:
     options = parse_options()
     # Not above: each system's process imports this file, and what it imports would count as memory of the system.
+    from engine_plot import draw
     from engine_results import measure, results_table, spread, summary
     from engine_rows import rows_of
     from speech_rows import clips
@@ -61,6 +63,8 @@ def main() -> None:
         console.width = max(console.width, WIDTH)
         console.print(results_table(title, measured))
         found = summary(measured, reader)
+    if options.plot is not None:
+        console.print(f"picture: {draw(found['systems'], options.plot)}")
     if options.json:
         about = {"student_is_teacher": options.student is None, "teacher": options.teacher, "threads": threads}
         print(json.dumps({**found, **about, "clips": len(chosen)}))
@@ -74,6 +78,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--clips", type=int, default=N_CLIPS)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()

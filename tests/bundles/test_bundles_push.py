@@ -66,7 +66,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 def test_layout(pushed: Path, bundle: Path):
     assert {path.name for path in pushed.iterdir() if path.is_file()} == ROOT_FILES
     folders = {path.name for path in pushed.iterdir() if path.is_dir()}
-    assert folders == {"ctranslate2-int8", "ctranslate2-float16", "ggml", "onnx", "licences"}
+    assert folders == {"ctranslate2-int8", "ctranslate2-float16", "onnxruntime-int8", "ggml", "onnx", "licences"}
     onnx = sorted(path.name for path in (pushed / "onnx").iterdir())
     assert len(onnx) == 4 and onnx[0] == "decoder_model_merged.onnx"
     weights = "model.safetensors"

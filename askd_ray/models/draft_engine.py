@@ -11,18 +11,10 @@ from numpy.typing import NDArray
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.logmel import log_mel_padded, log_mel_windows
 from askd_ray.audio.units import PADDED_SAMPLES, SAMPLE_RATE_HZ, DecodingWindow
-from askd_ray.files import read_json
 from askd_ray.models.bound import token_limit
 from askd_ray.models.draft import EMPTY, NGRAM_SIZE, Draft, ctc_draft
 from askd_ray.models.draft_decoding import DraftOptions, Verified, decode_with_draft
-from askd_ray.models.onnx_folder import (
-    DECODER_FILE,
-    ENCODER_FILE,
-    check_files,
-    one_line_errors,
-    open_session,
-    session_options,
-)
+from askd_ray.models.onnx_folder import one_line_errors, open_fused
 from askd_ray.text.tokens import Tokens, max_tokens
 from askd_ray.text.units import CtcVocabulary
 
@@ -59,23 +51,14 @@ class DraftEngine:
         max_entropy: float | None = None,
         ngram_size: int = NGRAM_SIZE,
     ):
-        check_files(folder, (ENCODER_FILE, DECODER_FILE, "config.json", "tokenizer.json"), "hybrid")
+        model = open_fused(folder, threads, "hybrid")
         self.tokens, self.window = Tokens(folder), window
         self.max_entropy, self._ngram_size = max_entropy, ngram_size
-        options = session_options(threads)
-        # Threads that wait actively take cores from others, and from the other session: on a busy machine of two cores
-        # the encoder took 2.3 times as long, and a pass over ten tokens 2.7 times.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._encoder, self._decoder, self._no_past = model.encoder, model.decoder, model.no_past
         with one_line_errors(folder):
-            config = read_json(folder / "config.json")
-            self.n_mels, token_ids = int(config["num_mel_bins"]), tuple(map(int, config["token_ids"]))
-            self._not_first: list[int] = config["begin_suppress_tokens"]
-            self._min_margin = float(config["min_margin"])
-            n_parts, n_heads, width = config["past_shape"]
-            self._no_past = np.zeros((n_parts, n_heads, 0, width), np.float32)
-            self._encoder, self._decoder = (
-                open_session(folder / name, options) for name in (ENCODER_FILE, DECODER_FILE)
-            )
+            self.n_mels, token_ids = int(model.config["num_mel_bins"]), tuple(map(int, model.config["token_ids"]))
+            self._not_first: list[int] = model.config["begin_suppress_tokens"]
+            self._min_margin = float(model.config["min_margin"])
         self._vocabulary = CtcVocabulary(token_ids) if token_ids else None
 
     def encode(self, waveform: Waveform) -> EncodedClip:

@@ -14,17 +14,9 @@ from numpy.typing import NDArray
 
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ
-from askd_ray.files import read_json
 from askd_ray.models.clip_batches import batch_log_mel, check_durations, clip_window_samples
 from askd_ray.models.engine import Engine
-from askd_ray.models.onnx_folder import (
-    DECODER_FILE,
-    ENCODER_FILE,
-    check_files,
-    one_line_errors,
-    open_session,
-    session_options,
-)
+from askd_ray.models.onnx_folder import one_line_errors, open_fused
 from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.tokens import MAX_TOKENS, Tokens, max_tokens
 
@@ -37,34 +29,26 @@ class OnnxEngine:
 
     ``full`` is the engine of the same weights in CTranslate2. It decodes what is not greedy, or has timestamps, or an
     unknown language, and it aligns tokens to times. Its ``window`` is also that of this engine, where it may be changed
-    between calls. ``threads`` = 0 uses all cores. Any number of threads may call the
-    engine in parallel, with the same results.
+    between calls. ``threads`` = 0 uses all cores. Any number of threads may call the engine in parallel, with the same
+    results.
 
     Raises :class:`AskdError` when the folder is incomplete or damaged.
     """
 
     def __init__(self, folder: Path, full: Engine, threads: int = 0, decoding: Decoding = GREEDY):
-        check_files(folder, (ENCODER_FILE, DECODER_FILE, "config.json", "tokenizer.json"), "Whisper")
+        model = open_fused(folder, threads, "Whisper")
         self._full, self._decoding, self._tokens = full, decoding, Tokens(folder)
         self.window = full.window
-        options = session_options(threads)
-        # Threads that wait actively take the cores from other calls.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        self._encoder, self._decoder, self._no_past = model.encoder, model.decoder, model.no_past
         with one_line_errors(folder):
-            config = read_json(folder / "config.json")
-            self._n_mels, self._not_first = int(config["num_mel_bins"]), list[int](config["begin_suppress_tokens"])
-            n_parts, n_heads, width = config["past_shape"]
-            self._no_past = np.zeros((n_parts, n_heads, 0, width), np.float32)
-            self._encoder, self._decoder = (
-                open_session(folder / name, options) for name in (ENCODER_FILE, DECODER_FILE)
-            )
-        self._cross = [f"cross_{part}_{i}" for i in range(n_parts // 2) for part in ("key", "value")]
+            self._n_mels = int(model.config["num_mel_bins"])
+            self._not_first = list[int](model.config["begin_suppress_tokens"])
+        self._cross = [f"cross_{part}_{i}" for i in range(len(self._no_past) // 2) for part in ("key", "value")]
 
     @property
     def languages(self) -> tuple[str, ...]:
         """The languages of the model."""
-        return self._tokens.languages
+        return self._full.languages
 
     @property
     def path_reader(self) -> None:
@@ -73,7 +57,7 @@ class OnnxEngine:
 
     def fit_prompt(self, prompt: str) -> str:
         """Return the end of a prompt, cut to the length that the model has positions for."""
-        return self._tokens.fit_prompt(prompt)
+        return self._full.fit_prompt(prompt)
 
     def window_samples(self, waveform: Waveform) -> int:
         """Return the length of a clip's window, in samples."""

@@ -87,25 +87,6 @@ class RowQuantizedLinear(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
-class QuantizedEmbedding(nn.Module):
-    """Embeddings in int8, with a scale for each token and for each of the ``columns`` (width,)."""
-
-    weight: torch.Tensor
-    scale: torch.Tensor
-    columns: torch.Tensor
-
-    def __init__(self, weight: torch.Tensor, columns: torch.Tensor):
-        super().__init__()
-        rounded, scale = quantized_rows(weight * columns)
-        self.register_buffer("weight", rounded)
-        self.register_buffer("scale", scale)
-        self.register_buffer("columns", columns)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of tokens."""
-        return self.weight[ids].float() * self.scale[ids] / self.columns
-
-
 def column_scale(linear: nn.Linear, norm: nn.LayerNorm) -> torch.Tensor:
     """Return the ``columns`` (n_in,) of a linear layer whose input is the output of a norm.
 

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from askd_ray.models.row_quantization import (
-    QuantizedEmbedding,
     RowQuantizedLinear,
     column_scale,
     quantize_linears,
@@ -47,12 +46,8 @@ def test_a_row_does_not_depend_on_the_others(linear: nn.Linear, digits: int):
 
 
 @torch.no_grad()
-def test_zeros_and_embeddings(linear: nn.Linear):
+def test_zeros(linear: nn.Linear):
     assert torch.equal(RowQuantizedLinear(linear)(torch.zeros(1, 2, 64))[0, 1], linear.bias)
-    embeddings = nn.Embedding(9, 64)
-    ids = torch.tensor([[3, 8, 3]])
-    quantized = QuantizedEmbedding(embeddings.weight, torch.ones(64))
-    torch.testing.assert_close(quantized(ids), embeddings(ids), atol=0.02, rtol=0)
 
 
 @torch.no_grad()
@@ -71,9 +66,6 @@ def test_large_columns_leave_the_others_their_bits():
         for given in (None, columns)
     ]
     assert errors[1] < errors[0] / 5
-    embeddings = QuantizedEmbedding(linear.weight, columns)(torch.arange(200)[None])
-    error = (embeddings - linear.weight).abs()[0].amax(dim=0)
-    assert error[:5].max() < 0.04 and error[5] < 1.0
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -35,13 +36,13 @@ from askd_ray.bundles.formats import formats_to_write
 from askd_ray.data.schema import Utterance
 from askd_ray.data.shards import waveform_of
 from askd_ray.errors import AskdError
-from askd_ray.files import read_json
 from askd_ray.models.bundle import ONNXRUNTIME_FOLDER
 from askd_ray.models.clip_batches import batch_log_mel
 from askd_ray.models.engine import Engine
 from askd_ray.models.load import load_whisper, quiet_transformers, save_whisper
+from askd_ray.models.onnx_decoding import ClipText, DecoderBatch
 from askd_ray.models.onnx_engine import OnnxEngine
-from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE, open_session, session_options
+from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE, open_fused, open_session, session_options
 from askd_ray.progress import bar, console
 from askd_ray.text.tokens import Tokens
 
@@ -70,34 +71,28 @@ class Stages:
     """The stages of the engine, each by itself."""
 
     def __init__(self, folder: Path, window: DecodingWindow, threads: int):
-        options = session_options(threads)
-        self.encoder, self.decoder = (open_session(folder / name, options) for name in (ENCODER_FILE, DECODER_FILE))
-        self.config, self.tokens, self.window = read_json(folder / "config.json"), Tokens(folder), window
-        self.cross = [output.name for output in self.encoder.get_outputs() if output.name.startswith("cross")]
+        self.model, self.tokens, self.window = open_fused(folder, threads, "Whisper"), Tokens(folder), window
 
     def of(self, clip: Utterance) -> tuple[dict[str, Callable[[], object]], int]:
         """Return what each stage does for a clip, and the number of positions of its window."""
-        waveform, n_mels = waveform_of(clip), int(self.config["num_mel_bins"])
+        waveform, n_mels = waveform_of(clip), int(self.model.config["num_mel_bins"])
         n_samples = self.window.samples(len(waveform), n_mels)
 
         def log_mel() -> np.ndarray:
             return batch_log_mel([waveform], n_samples, self.window, n_mels).numpy()
 
         inputs = {"log_mel": log_mel()}
-        window = dict(zip(self.cross, self.encoder.run(self.cross, inputs), strict=True))
-        n_parts, n_heads, width = self.config["past_shape"]
-        prompt = self.tokens.prompt()
-        first = {"ids": np.array([prompt]), "first": np.array(len(prompt) - 1)}
-        first |= {"past": np.zeros((n_parts, n_heads, 0, width), np.float32), **window}
-        past = np.zeros((n_parts, n_heads, len(prompt), width), np.float32)
-        further = {"ids": np.array([prompt[-1:]]), "first": np.array(0), "past": past, **window}
-        outputs = ["log_probs", "present"]
+        cross = self.model.encoder.run(self.model.cross, inputs)
+        text = ClipText(cross, inputs["log_mel"].shape[2] // 2, limit=1)
+        prompt = [self.tokens.prompt()]
+        begun = DecoderBatch(self.model, [text])
+        begun.read(prompt)
         stages = {
             "audio": lambda: decode(clip.audio),
             "log-mel": log_mel,
-            "encoder": lambda: self.encoder.run(self.cross, inputs),
-            "first pass": lambda: self.decoder.run(outputs, first),
-            "further pass": lambda: self.decoder.run(outputs, further),
+            "encoder": lambda: self.model.encoder.run(self.model.cross, inputs),
+            "first pass": lambda: DecoderBatch(self.model, [text]).read(prompt),
+            "further pass": lambda: copy(begun).read([prompt[0][-1:]]),
         }
         return stages, n_samples // SAMPLES_PER_POSITION
 

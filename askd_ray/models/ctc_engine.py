@@ -69,6 +69,11 @@ class CtcEngine:
         """The engine itself."""
         return self
 
+    @property
+    def mixes_windows(self) -> bool:
+        """False: a batch has only clips of one window length."""
+        return False
+
     def fit_prompt(self, prompt: str) -> str:
         """Return an empty prompt: CTC reads none."""
         return ""

@@ -59,6 +59,11 @@ class WindowedEngine(DecodingEngine, Protocol):
         """What reads paths of units; None for an engine with a decoder, which decodes whole clips only."""
         ...
 
+    @property
+    def mixes_windows(self) -> bool:
+        """Whether the engine decodes clips of different windows together faster than one after the other."""
+        ...
+
     def fit_prompt(self, prompt: str) -> str:
         """Return the part of a prompt that the model reads."""
         ...

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -28,7 +29,7 @@ class EncodedClip:
     ``draft`` is None for a model without a CTC head.
     """
 
-    cross: dict[str, Array]
+    cross: dict[str, NDArray[Any]]
     window_s: float
     draft: Draft | None
 
@@ -54,7 +55,7 @@ class DraftEngine:
         model = open_fused(folder, threads, "hybrid")
         self.tokens, self.window = Tokens(folder), window
         self.max_entropy, self._ngram_size = max_entropy, ngram_size
-        self._encoder, self._decoder, self._no_past = model.encoder, model.decoder, model.no_past
+        self._encoder, self._decoder, self._no_past = model.encoder, model.decoder, model.no_past(1)
         with one_line_errors(folder):
             self.n_mels, token_ids = int(model.config["num_mel_bins"]), tuple(map(int, model.config["token_ids"]))
             self._not_first: list[int] = model.config["begin_suppress_tokens"]
@@ -70,10 +71,11 @@ class DraftEngine:
             log_mel = log_mel_windows([waveform], [samples], self.n_mels)
         names = [output.name for output in self._encoder.get_outputs()]
         outputs = map(np.asarray, self._encoder.run(names, {"log_mel": log_mel.numpy()}))
-        found: dict[str, Array] = dict(zip(names, outputs, strict=True))
+        found: dict[str, NDArray[Any]] = dict(zip(names, outputs, strict=True))
         draft = None
         if self._vocabulary is not None:
             draft = ctc_draft(found.pop("ctc_log_probs")[0], self._vocabulary, self.tokens)
+        found["lengths"] = np.array([log_mel.shape[2] // 2], np.int32)
         return EncodedClip(found, samples / SAMPLE_RATE_HZ, draft)
 
     def decode(self, clip: EncodedClip, language: str = "en", draft: Draft | None = None) -> Verified:
@@ -105,7 +107,7 @@ class _OnnxDecoder:
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
-        cross: dict[str, Array],
+        cross: dict[str, NDArray[Any]],
         no_past: Array,
         not_first: list[int],
         min_margin: float,
@@ -142,10 +144,11 @@ class _OnnxDecoder:
         inputs = {
             "ids": np.array([ids], np.int64),
             "first": np.array(first, np.int64),
-            "past": np.ascontiguousarray(self._past[:, :, :n_kept]),
+            "past": np.ascontiguousarray(self._past[:, :, :, :n_kept]),
             **self._cross,
         }
-        rows, self._past = map(np.asarray, self._session.run(["log_probs", "present"], inputs))
+        log_probs, self._past = map(np.asarray, self._session.run(["log_probs", "present"], inputs))
+        rows = log_probs[0]
         self.n_passes += 1
         self._ids = [*self._ids[:n_kept], *ids]
         self._n_exact = min(self._n_exact, n_kept)

@@ -92,6 +92,11 @@ class Engine:
         """None: a decoder writes a text, not a path."""
         return None
 
+    @property
+    def mixes_windows(self) -> bool:
+        """False: a batch has only clips of one window length."""
+        return False
+
     def fit_prompt(self, prompt: str) -> str:
         """Return the end of a prompt, cut to the length that the model has positions for."""
         return self._tokens.fit_prompt(prompt)

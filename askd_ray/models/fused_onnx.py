@@ -1,10 +1,10 @@
 """Writes a Whisper as an ONNX folder for ONNX Runtime, in its fused operators (:mod:`askd_ray.models.fused_layers`).
 
-encoder.onnx     log_mel (1, n_mels, n_frames) -> keys and values of cross-attention for each decoder layer, and
-                 ctc_log_probs (1, n_frames / 2, n_classes) if there is a CTC head
-decoder.onnx     any number of tokens (1, n), the keys and values of those before, and of the window -> log_probs
-                 (n - first, n_vocab) after the tokens from ``first`` on, -inf for tokens that are never written, and
-                 the keys and values of all tokens
+encoder.onnx     log_mel (1, n_mels, n_frames) -> keys and values of cross-attention for each decoder layer, padded to a
+                 multiple of 16 positions, and ctc_log_probs (1, n_frames / 2, n_classes) if there is a CTC head
+decoder.onnx     any number of tokens (batch, n), the keys and values of those before, those of the windows, and the
+                 number of positions in each -> log_probs (batch, n - first, n_vocab) after the tokens from ``first``
+                 on, -inf for tokens that are never written, and the keys and values of all tokens
 config.json      shapes, tokens that no text begins with, the token of each class after the blank, and the smallest
                  difference of two log_probs that passes over several tokens and passes over one both get right
 tokenizer.json   Whisper's
@@ -42,6 +42,8 @@ from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.reference import resolve
 from askd_ray.models.row_quantization import column_scale
 
+MULTIPLE_OF_POSITIONS = 16
+"""Windows are padded to a multiple of it: what is read there is rounded alike with any more padding."""
 _MIN_MARGINS: dict[Quantization, float] = {"float32": 0.001, "int8": 0.15}
 """Differences of two logits that rounding can turn round: it changes them by at most 0.11 in int8 (tiny.en)."""
 
@@ -74,15 +76,18 @@ def write_fused_onnx(reference: str, target: Path, quantization: Quantization) -
         axes = {"log_mel": {2: "frames"}, "ctc_log_probs": {1: "positions"}}
         axes |= {name: {2: "positions"} for name in cross}
         export_graph(encoder, (log_mel,), temporary / ENCODER_FILE, (["log_mel"], outputs), axes)
-        past = torch.zeros(2 * len(layers), decoder.n_heads, 3, config.d_model // decoder.n_heads)
-        example = (torch.zeros(1, 5, dtype=torch.long), torch.tensor(2), past, *states)
-        axes |= {"ids": {1: "tokens"}, "past": {2: "read"}, "present": {2: "total"}, "log_probs": {0: "outputs"}}
-        names = ["ids", "first", "past", *cross], ["log_probs", "present"]
+        past = torch.zeros(2 * len(layers), 1, decoder.n_heads, 3, config.d_model // decoder.n_heads)
+        lengths = torch.full((1,), states[0].shape[2], dtype=torch.int32)
+        example = (torch.zeros(1, 5, dtype=torch.long), torch.tensor(2), past, lengths, *states)
+        axes = {name: {0: "batch", 2: "positions"} for name in cross}
+        axes |= {"ids": {0: "batch", 1: "tokens"}, "lengths": {0: "batch"}, "log_probs": {0: "batch", 1: "outputs"}}
+        axes |= {"past": {1: "batch", 3: "read"}, "present": {1: "batch", 3: "total"}}
+        names = ["ids", "first", "past", "lengths", *cross], ["log_probs", "present"]
         export_graph(decoder, example, temporary / DECODER_FILE, names, axes)
         shutil.copyfile(tokens.file, temporary / "tokenizer.json")
         settings = {
             "num_mel_bins": config.num_mel_bins,
-            "past_shape": [past.shape[0], past.shape[1], past.shape[3]],
+            "past_shape": [past.shape[0], past.shape[2], past.shape[4]],
             "min_margin": _MIN_MARGINS[quantization],
             "begin_suppress_tokens": generation.begin_suppress_tokens or [],
             "token_ids": list(head.vocabulary.token_ids) if head is not None else [],
@@ -125,7 +130,8 @@ class _Encoder(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden)
         states = self.norm(hidden)
-        by_head = split_heads(self.cross(states), self.n_parts * self.n_heads)
+        whole = functional.pad(states, (0, 0, 0, -states.shape[1] % MULTIPLE_OF_POSITIONS))
+        by_head = split_heads(self.cross(whole), self.n_parts * self.n_heads)
         found = list(by_head.split(self.n_heads, dim=1))
         if self.head is not None:
             found.append(self.ctc_projection(self.transform(states)).log_softmax(dim=-1))
@@ -155,7 +161,7 @@ class _EncoderLayer(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """The decoder with a cache in one tensor: ``past`` (2 n_layers, n_heads, n_read, width of a head)."""
+    """The decoder with a cache in one tensor: ``past`` (2 n_layers, batch, n_heads, n_read, width of a head)."""
 
     def __init__(self, model: WhisperForConditionalGeneration):
         super().__init__()
@@ -178,16 +184,16 @@ class _Decoder(nn.Module):
             parameter.data = parameter / columns
 
     def forward(
-        self, ids: torch.Tensor, first: torch.Tensor, past: torch.Tensor, *cross: torch.Tensor
+        self, ids: torch.Tensor, first: torch.Tensor, past: torch.Tensor, lengths: torch.Tensor, *cross: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        n_read = past.shape[2]
+        n_read = past.shape[3]
         hidden = self.embeddings[ids].float() + self.positions[n_read : n_read + ids.shape[1]]
         present = list[torch.Tensor]()
         for i, layer in enumerate(self.layers):
-            cache = [past[2 * i + part][None] for part in (0, 1)]
-            hidden, keys, values = layer(hidden, cache, cross[2 * i : 2 * i + 2])
+            cache = [past[2 * i + part] for part in (0, 1)]
+            hidden, keys, values = layer(hidden, cache, cross[2 * i : 2 * i + 2], lengths)
             present += [keys, values]
-        return self.projection(self.norm(hidden[:, first:]))[0].log_softmax(dim=-1), torch.cat(present)
+        return self.projection(self.norm(hidden[:, first:])).log_softmax(dim=-1), torch.stack(present)
 
 
 class _DecoderLayer(nn.Module):
@@ -201,12 +207,12 @@ class _DecoderLayer(nn.Module):
         self.out, self.cross_query, self.cross_out, self.fc1, self.fc2 = (joined([linear]) for linear in others)
 
     def forward(
-        self, hidden: torch.Tensor, past: Sequence[torch.Tensor], cross: Sequence[torch.Tensor]
+        self, hidden: torch.Tensor, past: Sequence[torch.Tensor], cross: Sequence[torch.Tensor], lengths: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         window_keys, window_values = cross
         projected = self.projection(self.norm1(hidden)).split(hidden.shape[-1], dim=-1)
         read, *present = causal_attention(projected, past, self.n_heads)
         hidden = hidden + self.out(read)
         queries = self.cross_query(self.norm2(hidden))
-        hidden = hidden + self.cross_out(attention(queries, window_keys, window_values, self.n_heads))
+        hidden = hidden + self.cross_out(attention(queries, window_keys, window_values, self.n_heads, lengths))
         return hidden + self.fc2(functional.gelu(self.fc1(self.norm3(hidden)))), *present

@@ -4,24 +4,23 @@ In a short window, a decoder step is a few products with one row, and starting o
 Runtime in fused operators takes half of CTranslate2's time for a short clip (docs/performance.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import exp, log1p
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from askd_ray.audio.decode import Waveform
-from askd_ray.audio.units import SAMPLE_RATE_HZ
+from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.models.clip_batches import batch_log_mel, check_durations, clip_window_samples
 from askd_ray.models.engine import Engine
+from askd_ray.models.onnx_decoding import ClipText, GreedyDecoder
 from askd_ray.models.onnx_folder import one_line_errors, open_fused
 from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.tokens import MAX_TOKENS, Tokens, max_tokens
 
-Array = NDArray[np.float32]
 _CONTEXT_TOKENS = 2 * MAX_TOKENS  # that Whisper's decoder has positions for
+_MAX_CLIPS, _MAX_BATCH_SAMPLES = 16, samples_of(120.0)  # in a batch, with padding: 75 MB of keys and values at tiny
 
 
 class OnnxEngine:
@@ -36,14 +35,12 @@ class OnnxEngine:
     """
 
     def __init__(self, folder: Path, full: Engine, threads: int = 0, decoding: Decoding = GREEDY):
-        model = open_fused(folder, threads, "Whisper")
+        self._model = open_fused(folder, threads, "Whisper")
         self._full, self._decoding, self._tokens = full, decoding, Tokens(folder)
         self.window = full.window
-        self._encoder, self._decoder, self._no_past = model.encoder, model.decoder, model.no_past
         with one_line_errors(folder):
-            self._n_mels = int(model.config["num_mel_bins"])
-            self._not_first = list[int](model.config["begin_suppress_tokens"])
-        self._cross = [f"cross_{part}_{i}" for i in range(len(self._no_past) // 2) for part in ("key", "value")]
+            self._n_mels = int(self._model.config["num_mel_bins"])
+            self._decoder = GreedyDecoder(self._model, self._tokens.end)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -54,6 +51,11 @@ class OnnxEngine:
     def path_reader(self) -> None:
         """None: a decoder writes a text, not a path."""
         return None
+
+    @property
+    def mixes_windows(self) -> bool:
+        """True: clips of any windows are decoded together."""
+        return True
 
     def fit_prompt(self, prompt: str) -> str:
         """Return the end of a prompt, cut to the length that the model has positions for."""
@@ -66,7 +68,7 @@ class OnnxEngine:
     def transcribe(
         self, waveforms: Sequence[Waveform], language: str | None = "en", decoding: Decoding | None = None
     ) -> list[Transcript]:
-        """Transcribe clips of at most 30 s each, one after the other; the transcripts are in the clips' order.
+        """Transcribe clips of at most 30 s each; the transcripts are in the clips' order.
 
         ``language`` None detects each clip's language. ``decoding`` replaces the engine's options for this call.
 
@@ -80,40 +82,45 @@ class OnnxEngine:
             return self._full.transcribe(waveforms, language, decoding)
         check_durations(waveforms)
         prompt = self._tokens.prompt(language, decoding.prompt, task=decoding.task)
-        transcripts = [self._transcribe(waveform, prompt, language) for waveform in waveforms]
-        return self._full.align(waveforms, transcripts, decoding) if decoding.confidence else transcripts
+        transcripts: dict[int, Transcript] = {}
+        for batch in _batches([self.window_samples(waveform) for waveform in waveforms]):
+            written = self._write([waveforms[i] for i in batch], prompt)
+            transcripts |= {i: self._transcript(clip, language) for i, clip in zip(batch, written, strict=True)}
+        in_order = [transcripts[i] for i in range(len(waveforms))]
+        return self._full.align(waveforms, in_order, decoding) if decoding.confidence else in_order
 
-    def _transcribe(self, waveform: Waveform, prompt: tuple[int, ...], language: str) -> Transcript:
-        window = self.window_samples(waveform)
-        log_mel = batch_log_mel([waveform], window, self.window, self._n_mels)
-        cross = self._encoder.run(self._cross, {"log_mel": log_mel.numpy()})
-        limit = min(max_tokens(window / SAMPLE_RATE_HZ), _CONTEXT_TOKENS - len(prompt))
-        inputs = dict(zip(self._cross, cross, strict=True))
-        unread, written, log_prob = prompt, list[int](), 0.0
-        past, ended = self._no_past, False
-        while not ended and len(written) < limit:
-            read = {"ids": np.array([unread], np.int64), "first": np.array(len(unread) - 1), "past": past}
-            rows, past = map(np.asarray, self._decoder.run(["log_probs", "present"], {**inputs, **read}))
-            token, token_log_prob = self._best(rows[0], not written)
-            log_prob += token_log_prob
-            ended, unread = token == self._tokens.end, (token,)
-            written += () if ended else unread
+    def _write(self, waveforms: Sequence[Waveform], prompt: tuple[int, ...]) -> list[ClipText]:
+        """Return the texts of clips: the encoder reads one after the other, the decoder all at once."""
+        clips = list[ClipText]()
+        for waveform in waveforms:
+            window = self.window_samples(waveform)
+            log_mel = batch_log_mel([waveform], window, self.window, self._n_mels)
+            cross = self._model.encoder.run(list(self._model.cross), {"log_mel": log_mel.numpy()})
+            limit = min(max_tokens(window / SAMPLE_RATE_HZ), _CONTEXT_TOKENS - len(prompt))
+            clips.append(ClipText([np.asarray(x) for x in cross], log_mel.shape[2] // 2, limit))
+        self._decoder.write(clips, prompt)
+        return clips
+
+    def _transcript(self, clip: ClipText, language: str) -> Transcript:
         return Transcript(
-            text=self._tokens.decode(written),
-            token_ids=tuple(written),
-            avg_logprob=log_prob / (len(written) + 1),
-            ended=ended,
+            text=self._tokens.decode(clip.token_ids),
+            token_ids=tuple(clip.token_ids),
+            avg_logprob=clip.log_prob / (len(clip.token_ids) + 1),
+            ended=clip.ended,
             language=language,
         )
 
-    def _best(self, log_probs: Array, is_first: bool) -> tuple[int, float]:
-        """Return the most probable token and its log-probability among the allowed ones."""
-        removed = 0.0
-        if is_first:
-            removed = float(np.exp(log_probs[self._not_first]).sum())
-            log_probs[self._not_first] = -np.inf
-        token = int(log_probs.argmax())
-        return token, float(log_probs[token]) - log1p(-min(removed, 1.0 - exp(-20.0)))
+
+def _batches(windows: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the numbers of the clips of each batch, given the lengths of their windows in samples."""
+    batch = list[int]()
+    for number in sorted(range(len(windows)), key=windows.__getitem__):
+        if batch and (len(batch) == _MAX_CLIPS or (len(batch) + 1) * windows[number] > _MAX_BATCH_SAMPLES):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def _is_greedy(decoding: Decoding) -> bool:

@@ -54,13 +54,18 @@ def one_line_errors(folder: Path) -> Generator[None]:
 class FusedModel:
     """The sessions of a folder of :func:`askd_ray.models.fused_onnx.write_fused_onnx`.
 
-    ``config`` is its config.json; ``no_past`` is the decoder's cache before the first token.
+    ``config`` is its config.json; ``cross`` are the names of the keys and values of cross-attention.
     """
 
     encoder: onnxruntime.InferenceSession
     decoder: onnxruntime.InferenceSession
     config: dict[str, Any]
-    no_past: NDArray[np.float32]
+    cross: tuple[str, ...]
+
+    def no_past(self, n_clips: int) -> NDArray[np.float32]:
+        """Return the decoder's cache before the first token."""
+        n_parts, n_heads, width = self.config["past_shape"]
+        return np.zeros((n_parts, n_clips, n_heads, 0, width), np.float32)
 
 
 def open_fused(folder: Path, threads: int, student: str) -> FusedModel:
@@ -76,7 +81,8 @@ def open_fused(folder: Path, threads: int, student: str) -> FusedModel:
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     with one_line_errors(folder):
         config = read_json(folder / "config.json")
-        n_parts, n_heads, width = config["past_shape"]
-        no_past = np.zeros((n_parts, n_heads, 0, width), np.float32)
         encoder, decoder = (open_session(folder / name, options) for name in (ENCODER_FILE, DECODER_FILE))
-    return FusedModel(encoder, decoder, config, no_past)
+        names = [output.name for output in encoder.get_outputs()]
+        model = FusedModel(encoder, decoder, config, tuple(name for name in names if name.startswith("cross")))
+        model.no_past(1)  # its shape is in the config
+    return model

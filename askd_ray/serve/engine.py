@@ -51,12 +51,12 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Transcription:
-    """What all chunks of a batch share."""
+    """What all chunks of a batch share; ``window_samples`` is None for engines that decode any windows together."""
 
     loaded: LoadedModel
     language: str | None
     decoding: Decoding
-    window_samples: int
+    window_samples: int | None
 
     def run(self, chunks: Sequence[Waveform]) -> list[ChunkResult]:
         begun = time.monotonic()
@@ -107,7 +107,8 @@ class ServedModels:
         loaded = self._find(options.model)
         window = loaded.engine.window_samples(chunk)
         decoding = replace(options.decoding, prompt=loaded.engine.fit_prompt(options.decoding.prompt))
-        return await self._run(chunk, _Transcription(loaded, options.language, decoding, window), owner)
+        shared = None if loaded.engine.mixes_windows else window
+        return await self._run(chunk, _Transcription(loaded, options.language, decoding, shared), window, owner)
 
     async def read_path(self, piece: Waveform, options: TranscribeOptions, owner: str) -> UnitPath:
         """Return the path of units through a piece of audio.
@@ -119,7 +120,7 @@ class ServedModels:
         reader, window = loaded.engine.path_reader, loaded.engine.window_samples(piece)
         if reader is None:
             raise AskdError(f"model {options.model!r} has a decoder: it writes texts, and no paths of units")
-        return await self._run(piece, _PathReading(reader, options.language, window), owner)
+        return await self._run(piece, _PathReading(reader, options.language, window), window, owner)
 
     async def check(self) -> None:
         """Transcribe one second of silence with each model; raises what the model raises."""
@@ -133,8 +134,8 @@ class ServedModels:
             raise UnknownModelError(name, list(self._loaded))
         return loaded
 
-    async def _run(self, waveform: Waveform, key: _Transcription | _PathReading, owner: str) -> Any:
-        result = await self._scheduler.run(waveform, key, key.window_samples / SAMPLE_RATE_HZ, owner)
+    async def _run(self, waveform: Waveform, key: _Transcription | _PathReading, window: int, owner: str) -> Any:
+        result = await self._scheduler.run(waveform, key, window / SAMPLE_RATE_HZ, owner)
         self.last_chunk_at = time.monotonic()
         return result
 
@@ -147,18 +148,14 @@ def allocate_hardware(path: Path, device: Device = "cpu", threads: int = 0) -> H
     """Divide the cores among concurrent calls of ``threads`` threads each. 0 measures how many threads speed up the
     model in the folder (:func:`~askd_ray.models.threads.allocate_threads`).
 
-    A GPU gets the largest batches that the engine takes, and two calls at a time. An engine that transcribes clips one
-    after the other gets them one by one, so that no clip waits for another one's text.
+    A GPU gets the largest batches that the engine takes, and two calls at a time.
     """
     if device == "cuda":
         return Hardware(device, workers=_GPU_WORKERS, batch_s=MAX_BATCH_S[device])
-    batch_s = _CPU_BATCH_S
     with contextlib.suppress(AskdError):  # load() reports what is wrong with the model
-        info = read_bundle(path)
-        threads = threads or allocate_threads(info, n_cores())
-        batch_s = _CPU_BATCH_S if info.onnxruntime is None else 0.0
+        threads = threads or allocate_threads(read_bundle(path), n_cores())
     threads = threads or 1
-    return Hardware(device, threads, max(1, n_cores() // threads), batch_s)
+    return Hardware(device, threads, max(1, n_cores() // threads))
 
 
 def load(path: Path, name: str | None = None, hardware: Hardware = Hardware()) -> LoadedModel:

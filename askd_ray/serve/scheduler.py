@@ -13,6 +13,9 @@ Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 
+_MAX_RATIO = 2.0  # of the lengths of two items in a batch
+
+
 @dataclass(eq=False)  # compared by identity
 class _QueuedItem(Generic[Item, Key, Result]):
     item: Item
@@ -32,7 +35,8 @@ class Scheduler(Generic[Item, Key, Result]):
     long file proceeds between the clips.
 
     No item waits for a batch to fill: items with the same ``key`` that arrived while the engine was busy share a call
-    of up to ``batch_s`` seconds. ``work(key, items)`` is called in worker threads and returns one result per item.
+    of up to ``batch_s`` seconds, and none is more than twice as long as another one, whose result would wait for it.
+    ``work(key, items)`` is called in worker threads and returns one result per item.
     Where it raises, each item is tried alone, so that only the bad item fails.
     """
 
@@ -91,12 +95,15 @@ class Scheduler(Generic[Item, Key, Result]):
         max_items = -(-len(self._queue) // (self._workers - self._running))
         batch: list[_QueuedItem[Item, Key, Result]] = []
         for queued in self._queue:
-            seconds = sum(item.seconds for item in batch) + queued.seconds
-            fits = batch and queued.key == batch[0].key and seconds <= self._batch_s
-            if len(batch) < max_items and (not batch or fits):
+            if not batch or (len(batch) < max_items and self._fits(batch, queued)):
                 batch.append(queued)
         self._queue = [queued for queued in self._queue if queued not in batch]
         return batch
+
+    def _fits(self, batch: Sequence[_QueuedItem[Item, Key, Result]], queued: _QueuedItem[Item, Key, Result]) -> bool:
+        seconds = [queued.seconds, *(item.seconds for item in batch)]
+        alike = max(seconds) <= _MAX_RATIO * min(seconds)
+        return queued.key == batch[0].key and alike and sum(seconds) <= self._batch_s
 
     def _results(self, batch: Sequence[_QueuedItem[Item, Key, Result]]) -> Sequence[Result | Exception]:
         try:

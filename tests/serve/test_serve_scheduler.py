@@ -71,6 +71,12 @@ def test_long_file_is_not_starved():
     assert order.index("long") <= 7
 
 
+def test_short_items_do_not_share_a_batch_with_long_ones():
+    requests = [(seconds, "x", seconds, f"client {seconds}") for seconds in (1.0, 12.0, 2.0, 7.0, 2.5)]
+    work, _ = run(requests, batch_s=60.0)
+    assert [items for _, items in work.batches[1:]] == [[1.0, 2.0], [2.5], [7.0, 12.0]]
+
+
 def test_failing_item_fails_alone():
     work, found = run([("a", "x", 1.0, "A"), ("bad", "x", 1.0, "B"), ("c", "x", 1.0, "C")])
     assert (found[0], found[2]) == ("x:a", "x:c")

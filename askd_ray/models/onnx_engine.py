@@ -13,14 +13,14 @@ import numpy as np
 from askd_ray.audio.decode import Waveform
 from askd_ray.audio.units import SAMPLE_RATE_HZ, samples_of
 from askd_ray.models.clip_batches import batch_log_mel, check_durations, clip_window_samples
-from askd_ray.models.engine import Engine
+from askd_ray.models.engine import MAX_BATCH_S, Engine
 from askd_ray.models.onnx_decoding import ClipText, GreedyDecoder
 from askd_ray.models.onnx_folder import one_line_errors, open_fused
 from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.tokens import MAX_TOKENS, Tokens, max_tokens
 
 _CONTEXT_TOKENS = 2 * MAX_TOKENS  # that Whisper's decoder has positions for
-_MAX_CLIPS, _MAX_BATCH_SAMPLES = 16, samples_of(120.0)  # in a batch, with padding: 75 MB of keys and values at tiny
+_MAX_CLIPS = 16  # in a batch: more make a clip wait and save little
 
 
 class OnnxEngine:
@@ -83,7 +83,8 @@ class OnnxEngine:
         check_durations(waveforms)
         prompt = self._tokens.prompt(language, decoding.prompt, task=decoding.task)
         transcripts: dict[int, Transcript] = {}
-        for batch in _batches([self.window_samples(waveform) for waveform in waveforms]):
+        windows = [self.window_samples(waveform) for waveform in waveforms]
+        for batch in _batches(windows, samples_of(MAX_BATCH_S["cpu"])):
             written = self._write([waveforms[i] for i in batch], prompt)
             transcripts |= {i: self._transcript(clip, language) for i, clip in zip(batch, written, strict=True)}
         in_order = [transcripts[i] for i in range(len(waveforms))]
@@ -111,11 +112,14 @@ class OnnxEngine:
         )
 
 
-def _batches(windows: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the numbers of the clips of each batch, given the lengths of their windows in samples."""
+def _batches(windows: Sequence[int], max_samples: int) -> Iterator[list[int]]:
+    """Yield the numbers of the clips of each batch, given the lengths of their windows in samples.
+
+    A batch, padded to its longest window, has up to ``max_samples``, or one clip.
+    """
     batch = list[int]()
     for number in sorted(range(len(windows)), key=windows.__getitem__):
-        if batch and (len(batch) == _MAX_CLIPS or (len(batch) + 1) * windows[number] > _MAX_BATCH_SAMPLES):
+        if batch and (len(batch) == _MAX_CLIPS or (len(batch) + 1) * windows[number] > max_samples):
             yield batch
             batch = []
         batch.append(number)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from rich.table import Table
 from student_formats import MAX_DIFFERENCE
 
 from askd_ray.data.schema import Utterance
+from askd_ray.errors import AskdError
 from askd_ray.evaluation.isolated import Isolated
 from askd_ray.evaluation.latency import TimedTranscripts, percentile_ms, speedup, time_systems
 from askd_ray.evaluation.significance import compare, draw
@@ -53,13 +54,22 @@ def spread(utterances: Sequence[Utterance], n_clips: int) -> list[Utterance]:
 
 
 def measure(rows: Sequence[Row], clips: Sequence[Utterance]) -> Measured:
-    """Run every row that can run, each in a process, in turns."""
-    runnable = [row for row in rows if row.make is not None]
+    """Run every row that can run, each in a process, in turns. A peer that does not open has a line that says so."""
     with ExitStack() as stack, ThreadPoolExecutor(_STARTS) as starters:
-        opened = [starters.submit(Isolated, row.make, *row.args) for row in runnable if row.make is not None]
-        systems = {row.name: stack.enter_context(system.result()) for row, system in zip(runnable, opened, strict=True)}
+        opened = {row.name: starters.submit(Isolated, row.make, *row.args) for row in rows if row.make is not None}
+        systems, failed = dict[str, Isolated](), dict[str, str]()
+        for row in rows:
+            if row.make is None:
+                continue
+            try:
+                systems[row.name] = stack.enter_context(opened[row.name].result())
+            except AskdError as error:
+                if row.is_needed:
+                    raise
+                failed[row.name] = f"it does not open, or transcribes nothing: {error}"
         timed = time_systems(systems, clips)
         memory = {name: system.peak_mb() for name, system in systems.items()}
+    rows = [replace(row, make=None, problem=failed[row.name]) if row.name in failed else row for row in rows]
     return Measured(clips, rows, timed, memory)
 
 

@@ -45,6 +45,11 @@ class Row:
         """Whether the system runs the student."""
         return self.name.startswith("student,")
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether the results compare other rows with this one."""
+        return self.is_student or self.name == FASTER_WHISPER
+
 
 @dataclass(frozen=True)
 class Compared:

@@ -9,6 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from askd_ray.audio.decode import Waveform, decode
 from askd_ray.audio.units import SAMPLE_RATE_HZ, DecodingWindow
 
@@ -101,6 +103,22 @@ def onnx_asr(folder: Path, threads: int) -> FromAudio:
     return FromAudio(
         lambda waveform, language: str(model.recognize(waveform, sample_rate=SAMPLE_RATE_HZ, language=language))
     )
+
+
+def sherpa_onnx(constructor: str, arguments: dict[str, str], threads: int) -> FromAudio:
+    """Open a model in sherpa-onnx; ``constructor`` is a class method of its ``OfflineRecognizer``."""
+    from sherpa_onnx import OfflineRecognizer
+
+    recognizer = getattr(OfflineRecognizer, constructor)(**arguments, num_threads=threads)
+
+    def text_of(waveform: Waveform, language: str) -> str:
+        stream = recognizer.create_stream()
+        stream.accept_waveform(SAMPLE_RATE_HZ, waveform)
+        recognizer.decode_stream(stream)
+        return str(stream.result.text).strip()
+
+    text_of(np.zeros(SAMPLE_RATE_HZ, np.float32), "en")  # some models that it cannot run fail here only
+    return FromAudio(text_of)
 
 
 class BatchedFasterWhisper:

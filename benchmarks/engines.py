@@ -1,7 +1,7 @@
 """The student against the strongest programs that run its teacher, in one run: latency beside WER.
 
     python benchmarks/engines.py [--student BUNDLE] [--teacher NAME] [--data FOLDER] [--split dev] [--clips 100]
-                                 [--threads N] [--plot FILE.png] [--quick] [--json]
+                                 [--threads N] [--peer FOLDER]... [--plot FILE.png] [--quick] [--json]
 
 --student is a bundle, or a student's transformers folder; formats that it lacks are written into a temporary folder.
 Without it the student is the teacher's weights, in windows of at least 8 s: the benchmark runs without a training, and
@@ -11,7 +11,10 @@ are taken in equal parts from the clips below 2 s, of 2 to 5, 5 to 10 and 10 to 
 Every system has a separate process and decodes greedily, one clip at a time, from the bytes of the file to the text,
 in turns. The student runs in each of its formats. The peers run the teacher: faster-whisper, plain and batched;
 whisper.cpp with windows of 30 s and with audio_ctx (the clip and 0.3 s, at least 8 s); transformers; OpenVINO, in these
-windows too; onnx-asr. A system of which a package is missing has a line that says what to install.
+windows too; onnx-asr. Two kinds of peers run other models: Moonshine tiny, whose weights moonshine-voice before 0.1
+brings; and each --peer, a folder as a model archive of sherpa-onnx unpacks: a transducer, a CTC model, Whisper or
+Moonshine, with its int8 files where it has them. sherpa-onnx runs both. A system of which a package is missing has a
+line that says what to install.
 
 --plot draws the latency of short clips against the WER. --quick takes 4 clips, and leaves out the `onnx` format,
 which takes long to write, and whisper.cpp with unrounded weights; it ends within 50 s on two idle cores. --json
@@ -27,6 +30,7 @@ interval:
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,11 +40,25 @@ POOL = 20  # clips to choose from, for each clip
 
 
 def main() -> None:
-    options = parse_options()
     # Not above: each system's process imports this file, and what it imports would count as memory of the system.
+    from askd_ray.errors import AskdError
+
+    try:
+        run(parse_options())
+    except AskdError as error:
+        print(f"engines.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and print; raises :class:`AskdError` for options that cannot work, before the slow imports if it can."""
+    from sherpa_folders import sherpa_models
+
+    peers = sherpa_models(options.peer)
     from engine_plot import draw
     from engine_results import measure, results_table, spread, summary
     from engine_rows import rows_of
+    from sherpa_rows import sherpa_rows
     from speech_rows import clips
     from student_formats import described
 
@@ -57,6 +75,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         with console.status("Writing the formats"):
             rows = rows_of(options.student, options.teacher, threads, Path(scratch), options.quick)
+        rows += sherpa_rows(peers, threads, Path(scratch))
         measured = measure(rows, chosen)
         student = options.student or f"the weights of {options.teacher}, not trained"
         title = f"{len(chosen)} clips, {threads} threads; student: {student}; teacher: {options.teacher}"
@@ -78,6 +97,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--clips", type=int, default=N_CLIPS)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--peer", type=Path, action="append", default=[])
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")

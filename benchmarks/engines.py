@@ -52,9 +52,9 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure and print; raises :class:`AskdError` for options that cannot work, before the slow imports if it can."""
-    from sherpa_folders import sherpa_models
+    from sherpa_folders import models_of
 
-    peers = sherpa_models(options.peer)
+    peers = models_of(options.peer)
     from engine_plot import draw
     from engine_results import measure, results_table, spread, summary
     from engine_rows import rows_of

@@ -70,7 +70,7 @@ _PRECISIONS = ("int8", "", "fp16")
 """In the order of preference: fp16 is slow on a CPU."""
 
 
-def sherpa_models(folders: Sequence[Path]) -> list[SherpaModel]:
+def models_of(folders: Sequence[Path]) -> list[SherpaModel]:
     """Return the model of each folder; raises :class:`AskdError` for a folder without one, and for equal names."""
     models = [sherpa_model(folder) for folder in folders]
     for model, folder in zip(models, folders, strict=True):

@@ -2,16 +2,17 @@
 
 import base64
 import sys
+from collections.abc import Callable
 from inspect import signature
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import engine_systems
 import engines
 import numpy as np
 import onnx
 import pytest
+import sherpa_models
 import sherpa_rows
 import soundfile
 from audio_files import sweep
@@ -19,10 +20,10 @@ from engine_results import measure, results_table
 from engine_rows import Row
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from repeating import Repeats
 from rich.console import Console
-from sherpa_folders import KINDS, LAYOUTS, sherpa_model, sherpa_models
+from sherpa_folders import KINDS, LAYOUTS, models_of, sherpa_model
 
 from askd_ray.audio.units import SAMPLE_RATE_HZ
 from askd_ray.data.schema import Utterance
@@ -143,7 +144,7 @@ def test_rows_have_different_names(tmp_path: Path):
     (tmp_path / "a").mkdir()
     folders = [folder_of(tmp_path / at / "peer", ("model.onnx",), "wenet_ctc") for at in (".", "a")]
     with pytest.raises(AskdError, match="rename one"):
-        sherpa_models(folders)
+        models_of(folders)
 
 
 def test_the_benchmark_refuses_in_one_line(
@@ -198,32 +199,20 @@ def test_without_what_the_other_rows_are_compared_with_nothing_is_measured(wav: 
         measure([Row("faster-whisper", Repeats, ("",))], [clip])
 
 
-def says_yes(file: Path) -> None:
-    """Write a Zipformer CTC model of one layer: its bias chooses ``▁yes`` in every frame."""
-    features = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", "T", 80])
-    n_frames = helper.make_tensor_value_info("x_lens", TensorProto.INT64, ["N"])
-    log_probs = helper.make_tensor_value_info("log_probs", TensorProto.FLOAT, ["N", "T", 3])
-    n_probs = helper.make_tensor_value_info("log_probs_len", TensorProto.INT64, ["N"])
-    nodes = [
-        helper.make_node("MatMul", ["x", "weight"], ["product"]),
-        helper.make_node("Add", ["product", "bias"], ["logits"]),
-        helper.make_node("LogSoftmax", ["logits"], ["log_probs"], axis=-1),
-        helper.make_node("Identity", ["x_lens"], ["log_probs_len"]),
-    ]
-    weights: dict[str, Any] = {"weight": np.zeros((80, 3)), "bias": np.array([0.0, 5.0, 0.0])}
-    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
-    graph = helper.make_graph(nodes, "ctc", [features, n_frames], [log_probs, n_probs], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    helper.set_model_props(model, {"model_type": "zipformer2_ctc"})
-    file.write_bytes(model.SerializeToString())
-
-
-def test_sherpa_onnx_runs_a_row(tmp_path: Path, wav: bytes):
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (sherpa_models.zipformer_ctc, "zipformer ctc"),
+        (sherpa_models.nemo_ctc, "nemo ctc int8"),
+        (sherpa_models.transducer, "transducer"),
+    ],
+)
+def test_sherpa_onnx_runs_a_row(tmp_path: Path, wav: bytes, write: Callable[[Path], None], name: str):
     pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed: pip install sherpa-onnx")
-    folder = folder_of(tmp_path / "peer", ())
-    says_yes(folder / "model.onnx")
-    _, row = sherpa_rows.sherpa_rows([sherpa_model(folder)], 1, tmp_path)
-    assert (row.name, row.make) == ("sherpa-onnx zipformer ctc, peer", engine_systems.sherpa_onnx)
+    (tmp_path / "peer").mkdir()
+    write(tmp_path / "peer")
+    _, row = sherpa_rows.sherpa_rows([sherpa_model(tmp_path / "peer")], 1, tmp_path)
+    assert (row.name, row.make) == (f"sherpa-onnx {name}, peer", engine_systems.sherpa_onnx)
     with Isolated(row.make, *row.args) as system:
         assert system.transcribe(wav, "en") == "yes"
 

@@ -18,6 +18,7 @@ from askd_ray.text.normalize import normalizer
 
 _SILENCES_S, _MINS_S = (0.2, 0.4, 0.6, 1.0), (0.6, 1.0, 2.0)
 _N_CLIPS, _N_SHORTEST = 120, 20
+_MIN_SAVING = 0.1  # of the mean window: less is not worth leaving the window in which the student was chosen
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class _Decoded:
     ended: bool
 
 
-def window_grid(window: DecodingWindow) -> list[DecodingWindow]:
-    """Return the windows that an export compares: a grid, and ``window``, in which dev was decoded in training."""
+def window_grid(trained: DecodingWindow) -> list[DecodingWindow]:
+    """Return the windows that an export compares: first that in which dev was decoded in training, then a grid."""
     grid = itertools.starmap(DecodingWindow, itertools.product(_SILENCES_S, _MINS_S))
-    return list(dict.fromkeys([*grid, window]))
+    return list(dict.fromkeys([trained, *grid]))
 
 
 def sweep_clips(utterances: Sequence[Utterance]) -> list[Utterance]:
@@ -46,11 +47,12 @@ def sweep_clips(utterances: Sequence[Utterance]) -> list[Utterance]:
 def sweep_windows(
     engine: WindowedEngine, utterances: Sequence[Utterance], windows: Sequence[DecodingWindow]
 ) -> WindowSweep:
-    """Decode utterances of at most 30 s in each window, and choose the cheapest window that is as good as the best.
+    """Decode utterances of at most 30 s in each window, and choose one that is as good as the best.
 
     The best has the fewest runaways and then the lowest WER. Windows with as few runaways are as good if their WER is
-    above the best one's by no more than one standard error of the difference, paired by clip; the cheapest has the
-    shortest mean window. Nothing random or timed decides. Changes the engine's window.
+    above the best one's by no more than one standard error of the difference, paired by clip. The first window, that of
+    training, is chosen if it is as good and no other such window is shorter by a tenth in the mean; otherwise the
+    shortest is. Nothing random or timed decides. Changes the engine's window.
     """
     waveforms = [waveform_of(u) for u in utterances]
     references = [normalizer(u.language)(u.text) for u in utterances]
@@ -102,6 +104,8 @@ def _compared(
         if score["runaways"] == runaways[best] and score["above_best"] <= score["standard_error"]
     ]
     chosen = min(as_good, key=lambda i: (window_s[i], errors[i].sum()))
+    if 0 in as_good and window_s[chosen] > (1.0 - _MIN_SAVING) * window_s[0]:
+        chosen = 0
     return {"clips": errors.shape[1], "words": n_words, "scores": scores, "chosen": chosen}
 
 

@@ -146,8 +146,9 @@ def _windows(sweep: WindowSweep, folder: Path) -> list[str]:
     ]
     head = ("window", "at least", "mean window", "mean time", "WER, %", "above the best (standard error)", "runaways")
     text = (
-        f"The decoding window was chosen on {sweep['clips']} dev clips ({sweep['words']} words): the shortest with as "
-        "few runaways as the best window, and a WER above its by at most one standard error of the difference."
+        f"The decoding window was chosen on {sweep['clips']} dev clips ({sweep['words']} words). A window is as good "
+        "as the best if it has as few runaways, and a WER above its by at most one standard error of the difference. "
+        "That of dev is kept if it is as good and no other one is shorter by a tenth; otherwise the shortest is taken."
     )
     try:
         picture = [f"![windows](report/{draw_windows(sweep, folder).name})"]

@@ -4,13 +4,12 @@ The service sends these files itself, so that the page contacts no other server.
 """
 
 import shutil
-import subprocess
 import tarfile
-import tempfile
 from pathlib import Path
 
 from askd_ray.errors import AskdError
 from askd_ray.fetch.cache import find_damage
+from askd_ray.fetch.npm import npm_archive
 from askd_ray.files import atomic_path, cache_root
 from askd_ray.progress import console
 
@@ -35,11 +34,8 @@ def fetch_browser_runtime(force: bool = False) -> Path:
     folder = _folder()
     if folder.exists() and not force:
         return browser_runtime()
-    if shutil.which("npm") is None:
-        raise AskdError(f"the browser's runtime comes from an npm package, and there is no npm here: {_BY_HAND}")
-    console.print("Fetching the browser's runtime: 33 MB from npm's registry, less than a minute")
-    with atomic_path(folder) as temporary, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".npm-") as downloads:
-        _unpack(_npm_pack(Path(downloads)), temporary)
+    with npm_archive(_PACKAGE, 33, folder.parent, _BY_HAND) as archive, atomic_path(folder) as temporary:
+        _unpack(archive, temporary)
         problem = find_damage(temporary, _SHA256)
         if problem:
             raise AskdError(f"npm's registry served another {_PACKAGE} than the known one: {problem}")
@@ -67,17 +63,6 @@ _BY_HAND = f"install Node.js, or copy the folder browser/ of $ASKD_CACHE from a 
 
 def _folder() -> Path:
     return cache_root() / "browser" / _PACKAGE.replace("@", "-")
-
-
-def _npm_pack(downloads: Path) -> Path:
-    """Download the package and return its archive."""
-    command = ["npm", "pack", _PACKAGE, "--ignore-scripts", "--loglevel=error", f"--pack-destination={downloads}"]
-    done = subprocess.run(command, cwd=downloads, capture_output=True, text=True)
-    archives = list(downloads.glob("*.tgz"))
-    if done.returncode != 0 or not archives:
-        lines = [line for line in done.stderr.splitlines() if line.startswith(("npm error", "npm ERR!"))]
-        raise AskdError(f"npm could not fetch {_PACKAGE} ({(lines or ['it printed no error'])[0]}); {_BY_HAND}")
-    return archives[0]
 
 
 def _unpack(archive: Path, folder: Path) -> None:

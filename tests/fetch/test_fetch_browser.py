@@ -2,11 +2,12 @@ import io
 import shutil
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 
 from askd_ray.errors import AskdError
-from askd_ray.fetch import browser as module
+from askd_ray.fetch import npm
 from askd_ray.fetch.browser import RUNTIME_FILES, browser_runtime, fetch_browser_runtime
 
 
@@ -16,15 +17,15 @@ def served(monkeypatch):
 
     def serve(members):
         def pack(command, cwd, **_):
-            with tarfile.open(cwd / "package.tgz", "w:gz") as package:
+            with tarfile.open(Path(cwd, "package.tgz"), "w:gz") as package:
                 for name, data in members.items():
                     info = tarfile.TarInfo(name)
                     info.size = len(data)
                     package.addfile(info, io.BytesIO(data))
             return subprocess.CompletedProcess(command, 0, "", "")
 
-        monkeypatch.setattr(module.shutil, "which", lambda tool: tool)
-        monkeypatch.setattr(module.subprocess, "run", pack)
+        monkeypatch.setattr(npm.shutil, "which", lambda tool: tool)
+        monkeypatch.setattr(npm.subprocess, "run", pack)
 
     return serve
 

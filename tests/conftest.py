@@ -57,6 +57,21 @@ def runtime() -> Path:
 
 
 @pytest.fixture(scope="session")
+def transformers_js() -> Path:
+    """A node_modules with transformers.js, fetched once into the cache; without npm and a copy, the test is skipped."""
+    from transformers_js import fetch_transformers_js
+
+    from askd_ray.errors import AskdError
+
+    try:
+        return fetch_transformers_js()
+    except AskdError as error:
+        if shutil.which("npm") is not None:
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def tiny_en(weights: Path) -> "Model":
     """Whisper tiny.en in transformers, and its tokens."""
     from askd_ray.models.load import load_whisper

@@ -1,8 +1,6 @@
 """The ONNX folder of model hubs: torch's logits, our engine's texts, and other libraries that load it."""
 
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,6 @@ from askd_ray.text.tokens import Tokens
 
 NOISE = np.random.default_rng(3).normal(0, 0.1, SAMPLE_RATE_HZ // 2).astype(np.float32)
 PADDED = DecodingWindow(30.0)  # 30 s, of which the waveform is padded, as other libraries do
-ROOT = Path(__file__).parents[2]
 FORMATS_PAGE = PAGE.with_name("formats.md")
 
 
@@ -139,37 +136,3 @@ def test_openvino_of_the_page(folder: Path):
     (logits,) = decoder.run(["logits"], {**inputs, **cache, "use_cache_branch": np.array([False])})
     expected = logits[0, len(tokens.prompt()) - 1 : -1].argmax(-1).tolist()
     assert len(set(ids)) > 5 and ids[:8] == expected[:8]  # later, two tokens of random weights may be close
-
-
-@pytest.mark.full
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "quantization"), [("fp32", "float32"), ("q8", "int8")])
-@pytest.mark.parametrize("window", [DecodingWindow(0.3, 1.0), PADDED])
-def test_transformers_js_of_the_page(
-    folder: Path, tmp_path: Path, dtype: str, quantization: Quantization, window: DecodingWindow
-):
-    modules = ROOT / "node_modules"
-    if shutil.which("node") is None or not (modules / "@huggingface" / "transformers").is_dir():
-        pytest.skip("node with @huggingface/transformers is missing: npm install --no-save @huggingface/transformers")
-    (block,) = re.findall(r"^```js\n(.*?)^```", FORMATS_PAGE.read_text(encoding="utf-8"), re.M | re.S)
-    (tmp_path / "page.mjs").write_text(block, encoding="utf-8")
-    (tmp_path / "node_modules").symlink_to(modules)
-    NOISE.tofile(tmp_path / "noise.f32")
-    (tmp_path / "run.mjs").write_text(
-        f"""
-import {{ readFileSync }} from "node:fs";
-import {{ env }} from "@huggingface/transformers";
-import {{ transcribe }} from "./page.mjs";
-env.allowRemoteModels = false;
-const bytes = readFileSync("noise.f32");
-const waveform = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
-const window = {{ silence_s: {window.silence_s}, min_s: {window.min_s} }};
-console.log("text: " + JSON.stringify(await transcribe("{folder.parent}", window, waveform, {{ dtype: "{dtype}" }})));
-""",
-        encoding="utf-8",
-    )
-    done = subprocess.run(["node", "run.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    expected = OnnxWhisper(folder, quantization, threads=1, window=window).transcribe(NOISE)
-    (text,) = re.findall(r'^text: "(.*)"$', done.stdout, re.M)
-    assert len(text) > 50 and text[:50] == expected[:50]

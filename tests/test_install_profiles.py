@@ -1,6 +1,7 @@
 """Each install profile of docs/install.md runs its commands, in an environment that holds what it installs."""
 
 import ast
+import inspect
 import json
 import re
 import subprocess
@@ -120,7 +121,10 @@ def imports_of(command: str) -> list[str]:
         for c in found.registered_commands
         if (c.name or getattr(c.callback, "__name__", "").replace("_", "-")) == words[-1]
     )
-    tree = ast.parse((ROOT / "askd_ray" / "cli.py").read_text(encoding="utf-8"))
+    assert function is not None
+    tree = ast.parse(
+        Path(inspect.getfile(function)).read_text(encoding="utf-8")
+    )  # of cli.py, or of a group of commands
     name = getattr(function, "__name__", "")
     (node,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
     return [ast.unparse(n) for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom)]

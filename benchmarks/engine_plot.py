@@ -38,7 +38,7 @@ def draw(systems: Mapping[str, Mapping[str, Any]], file: Path) -> Path:
     axes.set_ylim(0, 100 * _MAX_WER + 1.5)
     axes.set_xlabel("median time of a clip below 2 s, ms")
     axes.set_ylabel(f"WER with its 95 % interval, %; above {_MAX_WER:.0%} at the edge")
-    axes.set_title("Circles: the student in its formats; squares: programs with its teacher", fontsize=9, loc="left")
+    axes.set_title("Circles: the student in its formats; squares: other programs and models", fontsize=9, loc="left")
     axes.grid(alpha=0.25)
     axes.text(1.02, 0.5, "\n".join(lines), transform=axes.transAxes, fontsize=7.5, va="center")
     figure.savefig(file, dpi=130)

@@ -145,7 +145,7 @@ clean() {
 case "${1:-}" in
 demo) demo ;;
 test) run_tests 'test: pytest (about 8 minutes on two cores)' ;;
-test-all) run_tests 'test-all: pytest, all tests (about half an hour on two cores)' -m 'not gpu' ;;
+test-all) run_tests 'test-all: pytest, all tests (about 50 minutes on two cores)' -m 'not gpu' ;;
 lint) lint ;;
 docs) docs ;;
 setup) install dev ;;

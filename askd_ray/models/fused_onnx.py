@@ -42,7 +42,7 @@ from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.reference import resolve
 from askd_ray.models.row_quantization import column_scale
 
-MULTIPLE_OF_POSITIONS = 16
+_MULTIPLE_OF_POSITIONS = 16
 """Windows are padded to a multiple of it: what is read there is rounded alike with any more padding."""
 _MIN_MARGINS: dict[Quantization, float] = {"float32": 0.001, "int8": 0.15}
 """Differences of two logits that rounding can turn round: it changes them by at most 0.11 in int8 (tiny.en)."""
@@ -130,7 +130,7 @@ class _Encoder(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden)
         states = self.norm(hidden)
-        whole = functional.pad(states, (0, 0, 0, -states.shape[1] % MULTIPLE_OF_POSITIONS))
+        whole = functional.pad(states, (0, 0, 0, -states.shape[1] % _MULTIPLE_OF_POSITIONS))
         by_head = split_heads(self.cross(whole), self.n_parts * self.n_heads)
         found = list(by_head.split(self.n_heads, dim=1))
         if self.head is not None:

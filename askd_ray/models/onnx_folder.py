@@ -71,7 +71,7 @@ class FusedModel:
 def open_fused(folder: Path, threads: int, student: str) -> FusedModel:
     """Open the folder of a kind of student; ``threads`` = 0 uses all cores.
 
-    Raises :class:`AskdError` when it is incomplete or damaged.
+    Raises :class:`AskdError` when it is incomplete, damaged, or of another version of this package.
     """
     check_files(folder, (ENCODER_FILE, DECODER_FILE, "config.json", "tokenizer.json"), student)
     options = session_options(threads)
@@ -84,5 +84,9 @@ def open_fused(folder: Path, threads: int, student: str) -> FusedModel:
         encoder, decoder = (open_session(folder / name, options) for name in (ENCODER_FILE, DECODER_FILE))
         names = [output.name for output in encoder.get_outputs()]
         model = FusedModel(encoder, decoder, config, tuple(name for name in names if name.startswith("cross")))
-        model.no_past(1)  # its shape is in the config
+        known = {"ids", "first", "past", "lengths", *model.cross}
+        ranks = {part.name: len(part.shape) for part in decoder.get_inputs()}
+        as_written_now = ranks.keys() == known and ranks["past"] == model.no_past(1).ndim
+    if not as_written_now:
+        raise AskdError(f"{folder} is of another version of askd-ray: write it again with askd export --force")
     return model

@@ -1,5 +1,6 @@
 """Short clips in ONNX Runtime: CTranslate2's texts, and what only CTranslate2 does."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from askd_ray.models.engine import Engine
 from askd_ray.models.fused_onnx import write_fused_onnx
 from askd_ray.models.load import load_whisper, save_whisper
 from askd_ray.models.onnx_engine import OnnxEngine
-from askd_ray.models.onnx_folder import DECODER_FILE
+from askd_ray.models.onnx_folder import DECODER_FILE, ENCODER_FILE
 from askd_ray.models.transcript import GREEDY, Decoding, Transcript
 from askd_ray.text.error_rate import count_word_errors
 from askd_ray.text.normalize import normalizer
@@ -155,6 +156,9 @@ def test_bad_input_and_bad_folders(engine: OnnxEngine, folder: Path, full: Full,
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(b"damaged" if file.name == DECODER_FILE else file.read_bytes())
     with pytest.raises(AskdError, match="cannot be loaded by ONNX Runtime"):
+        OnnxEngine(tmp_path, full.engine)
+    shutil.copyfile(folder / ENCODER_FILE, tmp_path / DECODER_FILE)  # a model with other inputs
+    with pytest.raises(AskdError, match="another version of askd-ray: write it again"):
         OnnxEngine(tmp_path, full.engine)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import one_line_errors
 import torch
 from rich.table import Table
 from speech_rows import clips
@@ -191,4 +192,4 @@ def as_table(scores: dict[str, dict[str, Any]], counts: dict[str, int], minutes:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

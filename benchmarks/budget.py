@@ -24,6 +24,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import one_line_errors
 import onnx
 from onnx import TensorProto, helper
 from rich.table import Table
@@ -240,4 +241,4 @@ def parse_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

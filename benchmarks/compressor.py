@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import one_line_errors
 import torch
 from labelled_run import write_run
 from rich.table import Table
@@ -254,4 +255,4 @@ def summary(trained: Sequence[Trained], compared: dict[str, Comparison]) -> dict
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

@@ -13,8 +13,9 @@ peak memory of the losses (a) to (c) alone, each in its own process.
 tokens (target_padding="max_length"). --padded-texts also times this, as (s). It takes much memory: a tensor of
 logits has 93 MB a clip.
 
---data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --json prints one line of
-JSON at the end.
+--data takes a folder of Parquet files (Hugging Face convention); without it, the IVR prompts. --clips (192: seven
+minutes on two cores) should be many times --batch: a batch of ours is as long as its longest clip, and batches of
+similar lengths, as in a training, need many clips to choose from. --json prints one line of JSON at the end.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import one_line_errors
 import psutil
 import torch
 from labelled_run import write_run
@@ -72,7 +74,7 @@ IGNORED = -100  # the target of a position without loss (PyTorch's ignore_index)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--clips", type=int, default=192)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--keep", type=int, default=SmallVocabulary().keep)
     parser.add_argument("--padded-texts", action="store_true")
@@ -266,4 +268,4 @@ def _loss_peak(name: str, *arrays: np.ndarray) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

@@ -30,9 +30,10 @@ interval:
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import one_line_errors
 
 N_CLIPS, QUICK_CLIPS = 100, 4
 WIDTH = 150  # characters of the table
@@ -40,20 +41,11 @@ POOL = 20  # clips to choose from, for each clip
 
 
 def main() -> None:
-    # Not above: each system's process imports this file, and what it imports would count as memory of the system.
-    from askd_ray.errors import AskdError
-
-    try:
-        run(parse_options())
-    except AskdError as error:
-        print(f"engines.py: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def run(options: argparse.Namespace) -> None:
     """Measure and print; raises :class:`AskdError` for options that cannot work, before the slow imports if it can."""
+    # Not above: each system's process imports this file, and what it imports would count as memory of the system.
     from sherpa_folders import models_of
 
+    options = parse_options()
     peers = models_of(options.peer)
     from engine_plot import draw
     from engine_results import measure, results_table, spread, summary
@@ -105,4 +97,4 @@ def parse_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

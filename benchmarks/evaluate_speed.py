@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+import one_line_errors
 from rich.table import Table
 from speech_rows import clips
 
@@ -118,4 +119,4 @@ def _normalised(rows: Sequence[Utterance], texts: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

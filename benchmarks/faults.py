@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import one_line_errors
 import psutil
 import torch
 import torch.distributed as dist
@@ -267,4 +268,4 @@ def _bits(folder: Path, expected: Path) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import one_line_errors
 from rich.table import Table
 from speech_rows import clips as read_clips
 from student_formats import MAX_DIFFERENCE, described, written
@@ -142,4 +143,4 @@ def table(results: dict[str, dict[str, Any]], n_clips: int) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

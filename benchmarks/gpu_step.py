@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import one_line_errors
 import torch
 from labelled_run import write_run
 from rich.table import Table
@@ -249,4 +250,4 @@ class _Given(torch.nn.Module):
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import one_line_errors
 import soundfile
 import torch
 import torchaudio.functional as F
@@ -260,4 +261,4 @@ def _ray_wait(recipe: Recipe) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

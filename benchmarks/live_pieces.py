@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import one_line_errors
 from rich.table import Table
 from speech_rows import clips
 
@@ -162,4 +163,4 @@ def summary(compared: Comparison, encoded: dict[str, float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import one_line_errors
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
@@ -153,4 +154,4 @@ def _show(rates: dict[str, list[float]], n_rows: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

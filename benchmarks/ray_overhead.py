@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import one_line_errors
 import torch
 from labelled_run import write_run
 from rich.table import Table
@@ -184,4 +185,4 @@ def ray_worker(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

@@ -34,6 +34,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import one_line_errors
 import torch
 from compressor import gain_of_trained
 from rich.table import Table
@@ -326,4 +327,4 @@ def normalised(rows: Sequence[Utterance], texts: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

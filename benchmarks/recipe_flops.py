@@ -18,6 +18,7 @@ import argparse
 import json
 from typing import NamedTuple
 
+import one_line_errors
 from rich.table import Table
 from transformers import WhisperConfig
 
@@ -117,4 +118,4 @@ def estimate(recipe: Recipe, shape: Shape, clip_s: float, peak: float, launches:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

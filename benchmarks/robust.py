@@ -21,6 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import one_line_errors
+
 from askd_ray.config.schema import Recipe
 from askd_ray.data.schema import Utterance
 from askd_ray.errors import AskdError
@@ -168,4 +170,4 @@ def percent(share: float) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

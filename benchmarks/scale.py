@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import one_line_errors
 from rich.table import Table
 from speech_rows import clips
 
@@ -212,4 +213,4 @@ def _loader_cpus(n_ranks: int, pipelines: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

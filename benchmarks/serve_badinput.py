@@ -23,6 +23,7 @@ from pathlib import Path
 import av
 import httpx
 import numpy as np
+import one_line_errors
 import soundfile
 from broken_forms import RawRequest, broken_request
 from rich.table import Table
@@ -279,4 +280,4 @@ def pids(service: Service) -> set[int]:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import one_line_errors
 from rich.table import Table
 from served import Answer, Service, askd, cycle_clips, send_concurrently
 from speech_rows import clips
@@ -185,4 +186,4 @@ def table(answer_counts: dict[str, dict[str, int]], seen: int, n_kills: int, flo
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

@@ -23,6 +23,7 @@ from statistics import median
 
 import httpx
 import numpy as np
+import one_line_errors
 import websockets
 from rich.table import Table
 from served import Answer, Service, askd, cycle_clips, send_concurrently, stock
@@ -260,4 +261,4 @@ def table(answers: dict[int, list[Turns]], clients: Sequence[int], teacher: str,
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

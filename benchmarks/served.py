@@ -18,6 +18,7 @@ import httpx
 import psutil
 
 from askd_ray.data.schema import Utterance
+from askd_ray.errors import AskdError
 
 _START_S = 180.0
 
@@ -74,7 +75,7 @@ def _running(command: list[str], model: str) -> Iterator[Service]:
             while (url := _printed_url(Path(output.name))) is None or not _answers(url):
                 if process.poll() is not None or time.monotonic() > ends_at:
                     text = Path(output.name).read_text(encoding="utf-8", errors="replace")
-                    raise SystemExit(f"the service did not start: {text[-2000:]}")
+                    raise AskdError(f"the service did not start: {text[-2000:]}")
                 time.sleep(0.2)
             yield Service(url, model, psutil.Process(process.pid))
         finally:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import one_line_errors
 from rich.table import Table
 from speech_rows import clips
 
@@ -114,4 +115,4 @@ def fastest(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

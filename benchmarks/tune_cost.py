@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import one_line_errors
 import torch
 from labelled_run import write_run
 from rich.table import Table
@@ -141,4 +142,4 @@ def _alone(recipe: Recipe, root: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

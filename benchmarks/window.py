@@ -15,6 +15,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import one_line_errors
+
 from askd_ray.config.load import load_recipe
 from askd_ray.config.student import SmallVocabulary, Student
 from askd_ray.data.shards import read_utterances
@@ -68,4 +70,4 @@ def _with_fewer_tokens(run: Run, keep: int, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    one_line_errors.run(main)

@@ -45,6 +45,14 @@ def test_what_a_benchmark_imports_is_there(path: str):
     assert sorted(f"{module}.{name}" for module, name in names if not is_there(module, name)) == []
 
 
+@pytest.mark.parametrize("path", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
+def test_a_benchmark_ends_with_one_line_after_a_mistake(path: str):
+    """stock_server.py is not called by people: serve_latency.py starts it."""
+    text = (ROOT / "benchmarks" / path).read_text(encoding="utf-8")
+    guarded = text.endswith('if __name__ == "__main__":\n    one_line_errors.run(main)\n')
+    assert guarded or "__main__" not in text or path == "stock_server.py"
+
+
 def is_there(module: str, name: str) -> bool:
     """Whether a module of the package defines or imports a name, or is a folder with a module of that name."""
     place = ROOT / module.replace(".", "/")

@@ -10,6 +10,7 @@ from pathlib import Path
 import engine_systems
 import engines
 import numpy as np
+import one_line_errors
 import onnx
 import pytest
 import sherpa_models
@@ -152,7 +153,7 @@ def test_the_benchmark_refuses_in_one_line(
 ):
     monkeypatch.setattr(sys, "argv", ["engines.py", "--peer", str(tmp_path / "nothing"), "--quick"])
     with pytest.raises(SystemExit) as exited:
-        engines.main()
+        one_line_errors.run(engines.main)
     assert exited.value.code == 2
     assert capsys.readouterr().err == f"engines.py: --peer {tmp_path / 'nothing'}: no such folder\n"
 

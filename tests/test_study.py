@@ -25,7 +25,7 @@ def recipe_of(folder: Path, speech: Path, **settings: Any) -> Recipe:
         "name": "small",
         "runs_root": str(folder),
         "data": {"sources": [{"path": str(clips)}], "dev_share": 0.3, "test_share": 0.3},
-        "window": {"padded_share": 0.0},
+        "window": {"padded_share": 0.0, "choose_on_dev": False},
         "train": {"epochs": 1, "batching": {"utterances": 4}, "optimizer": {"lr": 1e-5}},
         "evaluate": {"stock": False, "speed_clips": 2, "threads": 1},
         "study": {"arms": ARMS, "against": "distil", "seeds": [0, 7], "concurrent": 2, "cpus_per_run": 0.5},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a benchmark; a wrong option, or a file or package that is missing, is one line on standard error."""
+    """Run a benchmark; an option that cannot work, or a file that cannot be read, is one line on standard error."""
     # Not above: processes that measure memory import the benchmark, and so this file.
     from askd_ray.errors import AskdError, one_line
 

@@ -75,7 +75,9 @@ def _running(command: list[str], model: str) -> Iterator[Service]:
             while (url := _printed_url(Path(output.name))) is None or not _answers(url):
                 if process.poll() is not None or time.monotonic() > ends_at:
                     text = Path(output.name).read_text(encoding="utf-8", errors="replace")
-                    raise AskdError(f"the service did not start: {text[-2000:]}")
+                    if process.poll() == 2:  # a user's mistake: the last line says which
+                        raise AskdError(f"the service did not start: {text.rstrip().splitlines()[-1]}")
+                    raise SystemExit(f"the service did not start: {text[-2000:]}")
                 time.sleep(0.2)
             yield Service(url, model, psutil.Process(process.pid))
         finally:
